@@ -1,0 +1,44 @@
+#pragma once
+// A model: its configuration, the tensors it has, and the presets.
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "compute/types.hpp"
+
+namespace atoll {
+
+/// What a model file's `config` says. Keys are Hugging Face's (see README, "File formats").
+struct ModelConfig {
+  ModelShape shape;
+  DType dtype = DType::bfloat16;     ///< of the tensors on file (`torch_dtype`)
+  bool tie_word_embeddings = false;  ///< lm_head is the embedding; no /lm_head/weight on file
+  std::vector<std::int32_t> stop_token_ids;  ///< `eos_token_id`, a number or a list; may be empty
+
+  /// Reads and checks a configuration. Throws Error naming the key, its value and what would work.
+  static ModelConfig from_json(std::string_view json);
+  /// The configuration as JSON, with the keys that from_json reads; equal configs, equal text.
+  std::string to_json() const;
+};
+
+/// One dataset of a model file.
+struct TensorInfo {
+  std::string path;                  ///< e.g. "/model/layers/3/mlp/experts/up_proj/weight"
+  std::vector<std::int64_t> shape;   ///< stacked expert tensors are [experts, out, in]
+  bool per_expert = false;           ///< checksums and reads go by expert slab
+};
+
+/// Every dataset a model of this configuration has, in a fixed order.
+std::vector<TensorInfo> tensors_of(const ModelConfig& config);
+
+/// Names of the presets, and a preset's configuration (throws UsageError listing the names).
+std::vector<std::string> preset_names();
+ModelConfig preset(std::string_view name);
+
+/// Multiply-adds times two that one token needs in the GEMMs of a forward pass, without attention
+/// over the context (that is 4 * heads * head_dim * context per layer).
+double gemm_flops_per_token(const ModelShape& shape);
+
+}  // namespace atoll

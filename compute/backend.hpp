@@ -1,0 +1,152 @@
+#pragma once
+// The seam between the driver and one rank's arithmetic.
+//
+// A Backend owns the weights, the KV cache and one in-order queue. Its operations are coarse (one
+// per schedule step) and asynchronous: each enqueues and returns an Event at once. Operations run
+// in the order in which they were enqueued. The thread that owns MPI calls these functions and does
+// no arithmetic itself.
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "compute/types.hpp"
+
+namespace atoll::compute {
+
+/// The tensors of a model, as a backend receives them. Matrices are [out, in], as on file.
+enum class Weight : std::uint8_t {
+  embedding,       ///< [vocab, H]
+  attention_norm,  ///< [H]
+  qkv,             ///< [(heads + 2 kv_heads) * head_dim, H]: rows of q, then k, then v
+  q_norm,          ///< [head_dim] or [heads * head_dim], by QkNorm
+  k_norm,          ///< [head_dim] or [kv_heads * head_dim]
+  o,               ///< [H, heads * head_dim]
+  ffn_norm,        ///< [H]
+  router,          ///< [num_experts, H]
+  up,              ///< [I, H]; dense MLP when local_expert < 0
+  gate,            ///< [I, H]; swiglu only
+  down,            ///< [H, I]
+  final_norm,      ///< [H]
+  lm_head,         ///< [vocab, H]
+};
+
+/// Ticket of an enqueued operation; tickets of one backend complete in increasing order.
+using Event = std::uint64_t;
+
+/// When an operation ran, in seconds of the steady clock.
+struct Interval {
+  double begin = 0;
+  double end = 0;
+};
+
+/// Rows [first_row, first_row + num_rows) of a chunk are consecutive positions of one sequence,
+/// the first at first_position. `pages` lists the KV pages of that sequence in order of position.
+struct Segment {
+  std::int32_t first_row = 0;
+  std::int32_t num_rows = 0;
+  std::int32_t first_position = 0;
+  const std::int32_t* pages = nullptr;
+};
+
+/// Consecutive rows of one local expert: read from `in`, results written to `out` (both [rows, H]).
+struct RowBlock {
+  std::int32_t local_expert = 0;
+  std::int32_t num_rows = 0;
+  const void* in = nullptr;
+  void* out = nullptr;
+};
+
+/// One micro-batch on its way through the layers: its input and the buffers that MPI reads and
+/// writes. Activations in between belong to the backend. Rows of `dispatch_send` are grouped by
+/// `send_order` of their expert; inside a group they keep token order.
+class Chunk {
+ public:
+  virtual ~Chunk() = default;
+
+  std::span<const std::int32_t> tokens;    ///< [T], T <= max_tokens; may be empty
+  std::span<const Segment> segments;       ///< cover rows 0..T-1 in order
+
+  std::span<const std::int32_t> expert_counts;  ///< [num_experts], rows per expert; after route
+  void* dispatch_send = nullptr;           ///< [T * top_k, H], packed by route
+  void* combine_recv = nullptr;            ///< [T * top_k, H], read by merge, order of dispatch_send
+  void* dispatch_recv = nullptr;           ///< [receive_capacity, H], rows from other ranks
+  void* combine_send = nullptr;            ///< [receive_capacity, H], their results
+  std::int64_t receive_capacity = 0;       ///< rows
+
+  /// Grows dispatch_recv and combine_send to at least `rows` rows (by doubling); contents are lost.
+  virtual void reserve_receive(std::int64_t rows) = 0;
+};
+
+/// How a backend is set up, fixed before the first weight is loaded.
+struct BackendOptions {
+  ModelShape shape;
+  DType dtype = DType::bfloat16;             ///< of activations, KV cache and GEMM operands
+  int num_local_experts = 0;                 ///< experts of every MoE layer held by this rank
+  std::vector<std::int32_t> send_order;      ///< [num_experts]: position of an expert's rows in
+                                             ///< dispatch_send (experts of rank 0 first, ...)
+  int num_threads = 1;
+  int page_tokens = 64;                      ///< tokens per KV page
+  std::int64_t num_pages = 0;                ///< KV pages this rank holds, all layers each
+  int max_chunk_tokens = 0;
+};
+
+class Backend {
+ public:
+  virtual ~Backend() = default;
+
+  /// For the report, e.g. "cpu: oneDNN 2.6, bfloat16 GEMMs (avx512_core_bf16), 2 threads".
+  virtual std::string description() const = 0;
+
+  /// Copies (and packs) one weight; `tensor` may be freed afterwards. `layer` is -1 for the
+  /// embedding, final_norm and lm_head; `local_expert` is -1 outside experts. Throws Error when the
+  /// shape is not the model's.
+  virtual void load_weight(Weight weight, int layer, int local_expert, const HostTensor& tensor) = 0;
+
+  /// Says that all weights are there; prepares what the first step would otherwise create.
+  virtual void finish_loading() = 0;
+
+  virtual std::unique_ptr<Chunk> make_chunk() = 0;
+
+  // Steps, named as the schedule's. x [T, H] is the residual stream, kept in the chunk.
+  virtual Event embed(Chunk& chunk) = 0;                 ///< x = embedding[tokens]
+  virtual Event attention(Chunk& chunk, int layer) = 0;  ///< x += Attention(RMSNorm(x)); fills KV
+  virtual Event mlp(Chunk& chunk, int layer) = 0;        ///< x += Mlp(RMSNorm(x)), dense layers
+  virtual Event route(Chunk& chunk, int layer) = 0;      ///< router, expert_counts, dispatch_send
+  /// Blocks are sorted by local_expert; the span and what it points to live until completion.
+  virtual Event experts(Chunk& chunk, int layer, std::span<const RowBlock> blocks) = 0;
+  virtual Event merge(Chunk& chunk, int layer) = 0;      ///< x += weighted sum of combine_recv
+
+  /// logits [rows, vocab] (float32) = lm_head · RMSNorm(x[rows]).
+  virtual Event logits(Chunk& chunk, std::span<const std::int32_t> rows, float* logits) = 0;
+
+  /// logprobs[i] = log softmax(lm_head · RMSNorm(x[rows[i]]))[targets[i]], in float32.
+  virtual Event logprobs(Chunk& chunk, std::span<const std::int32_t> rows,
+                         std::span<const std::int32_t> targets, float* logprobs) = 0;
+
+  /// Runs a host function in the queue's order (sampling, for example). `task` must outlive it.
+  virtual Event host_task(const std::function<void()>& task) = 0;
+
+  /// True once the operation has completed. Rethrows what an operation threw.
+  virtual bool done(Event event) = 0;
+  /// Sleeps until the operation has completed or `timeout_us` has passed; returns done(event).
+  virtual bool wait(Event event, int timeout_us) = 0;
+  /// When a completed operation ran; kept for the most recent 4096 operations.
+  virtual Interval interval(Event event) const = 0;
+
+  /// Bytes held, by kind, for the report.
+  struct Memory {
+    std::int64_t weights = 0;
+    std::int64_t kv_cache = 0;
+    std::int64_t buffers = 0;
+  };
+  virtual Memory memory() const = 0;
+};
+
+/// The CPU backend: oneDNN GEMMs and OpenMP kernels on a worker thread.
+std::unique_ptr<Backend> make_cpu_backend(const BackendOptions& options);
+
+}  // namespace atoll::compute

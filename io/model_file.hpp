@@ -1,0 +1,85 @@
+#pragma once
+// The model file: HDF5, one dataset per tensor, BF16 as a 16-bit custom float, a checksum per slab.
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "compute/types.hpp"
+
+namespace atoll::io {
+
+/// A dataset of the file. A slab is one entry of the first dimension where `per_expert`, else all.
+struct DatasetInfo {
+  std::string path;
+  std::vector<std::int64_t> shape;
+  DType dtype = DType::bfloat16;
+  std::vector<std::uint64_t> checksums;  ///< xxh3-64 of each slab's bytes: [experts] or [1]
+  bool per_expert = false;
+
+  std::int64_t num_slabs() const { return per_expert ? shape[0] : 1; }
+  std::int64_t slab_elements() const;
+  std::int64_t slab_bytes() const { return slab_elements() * static_cast<std::int64_t>(size_of(dtype)); }
+};
+
+/// Reads a model file; any number of processes may read it at once. Not collective.
+class ModelFileReader {
+ public:
+  /// Opens and checks format and version. Throws Error: missing, not HDF5, not a model file,
+  /// truncated, another version.
+  explicit ModelFileReader(const std::string& path);
+  ~ModelFileReader();
+  ModelFileReader(const ModelFileReader&) = delete;
+  ModelFileReader& operator=(const ModelFileReader&) = delete;
+
+  const std::string& path() const;
+  const std::string& config_json() const;
+  std::vector<DatasetInfo> datasets() const;            ///< in file order of creation
+  /// Throws Error when there is no such dataset.
+  DatasetInfo dataset(const std::string& path) const;
+
+  /// Reads slab `slab` into `destination` (exactly slab_bytes()) and verifies its checksum.
+  void read_slab(const DatasetInfo& dataset, std::int64_t slab, std::span<std::byte> destination);
+
+  std::int64_t bytes_read() const;
+  /// xxh3-64 over configuration, dataset names, shapes and checksums: equal files, equal identity.
+  std::uint64_t identity() const;
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+/// Writes a model file with parallel HDF5: every rank of `mpi_comm` constructs it with the same
+/// arguments, writes some of the slabs, and calls close(). The bytes of the file do not depend on
+/// the number of ranks. Written under a temporary name and renamed by close(); an unclosed
+/// file is removed.
+class ModelFileWriter {
+ public:
+  struct Dataset {
+    std::string path;
+    std::vector<std::int64_t> shape;
+    bool per_expert = false;
+  };
+
+  /// `mpi_comm_f` is a communicator's Fortran handle (MPI_Comm_c2f), so that no caller needs mpi.h.
+  ModelFileWriter(const std::string& path, const std::string& config_json, DType dtype,
+                  const std::vector<Dataset>& datasets, int mpi_comm_f);
+  ~ModelFileWriter();
+  ModelFileWriter(const ModelFileWriter&) = delete;
+  ModelFileWriter& operator=(const ModelFileWriter&) = delete;
+
+  /// Writes one slab (independent of the other ranks) and remembers its checksum.
+  void write_slab(std::size_t dataset, std::int64_t slab, std::span<const std::byte> bytes);
+  /// Collective: exchanges checksums, requires that every slab was written once, flushes, renames.
+  void close();
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace atoll::io
