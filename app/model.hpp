@@ -8,7 +8,7 @@
 
 #include "compute/types.hpp"
 
-namespace atoll {
+namespace atl {
 
 /// What a model file's `config` says. Keys are Hugging Face's (see README, "File formats").
 struct ModelConfig {
@@ -41,4 +41,4 @@ ModelConfig preset(std::string_view name);
 /// over the context (that is 4 * heads * head_dim * context per layer).
 double gemm_flops_per_token(const ModelShape& shape);
 
-}  // namespace atoll
+}  // namespace atl

@@ -15,7 +15,7 @@
 
 #include "compute/types.hpp"
 
-namespace atoll::compute {
+namespace atl::compute {
 
 /// The tensors of a model, as a backend receives them. Matrices are [out, in], as on file.
 enum class Weight : std::uint8_t {
@@ -149,4 +149,4 @@ class Backend {
 /// The CPU backend: oneDNN GEMMs and OpenMP kernels on a worker thread.
 std::unique_ptr<Backend> make_cpu_backend(const BackendOptions& options);
 
-}  // namespace atoll::compute
+}  // namespace atl::compute

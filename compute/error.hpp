@@ -7,7 +7,8 @@
 #include <string>
 #include <utility>
 
-namespace atoll {
+// The namespace is atl, because atoll() is a function of the C library.
+namespace atl {
 
 /// A failure the user should read: problem (why) what to do. Exit code 1.
 class Error : public std::runtime_error {
@@ -35,4 +36,4 @@ void require(bool condition, fmt::format_string<Args...> format, Args&&... args)
   if (!condition) throw Error(fmt::format(format, std::forward<Args>(args)...));
 }
 
-}  // namespace atoll
+}  // namespace atl

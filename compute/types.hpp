@@ -7,7 +7,7 @@
 #include <string_view>
 #include <vector>
 
-namespace atoll {
+namespace atl {
 
 /// Element type of weights and activations.
 enum class DType : std::uint8_t { bfloat16, float16, float32 };
@@ -68,4 +68,4 @@ struct ModelShape {
   int kv_width() const { return num_kv_heads * head_dim; }
 };
 
-}  // namespace atoll
+}  // namespace atl

@@ -10,7 +10,7 @@
 
 #include "compute/types.hpp"
 
-namespace atoll::io {
+namespace atl::io {
 
 /// A dataset of the file. A slab is one entry of the first dimension where `per_expert`, else all.
 struct DatasetInfo {
@@ -82,4 +82,4 @@ class ModelFileWriter {
   std::unique_ptr<Impl> impl_;
 };
 
-}  // namespace atoll::io
+}  // namespace atl::io

@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-namespace atoll::io {
+namespace atl::io {
 
 /// One line of the requests file.
 struct Request {
@@ -48,4 +48,4 @@ std::string error_line(const Request& request);
 /// Bytes of a byte-level token sequence as text; bytes that are not UTF-8 become U+FFFD.
 std::string text_of(const std::vector<std::int32_t>& tokens);
 
-}  // namespace atoll::io
+}  // namespace atl::io
