@@ -79,6 +79,16 @@ RankLoad Batcher::load() const {
   return load;
 }
 
+std::int64_t Batcher::waiting_work() const {
+  std::int64_t work = 0;
+  for (std::size_t i = next_request_; i < requests_.size(); ++i) {
+    if (!requests_[i].error.empty()) continue;
+    work += static_cast<std::int64_t>(requests_[i].tokens.size()) +
+            new_tokens_of(requests_[i], options_);
+  }
+  return work;
+}
+
 bool Batcher::next_step(std::span<const RankLoad> loads) {
   loads_.assign(loads.begin(), loads.end());
   admit(loads_);
@@ -215,8 +225,9 @@ bool Batcher::is_stop(const Sequence& sequence, std::int32_t token) const {
              options_.stop_token_ids.end();
 }
 
-Batcher::StepTokens Batcher::finish_step(double now) {
+StepTokens Batcher::finish_step(double now) {
   StepTokens tokens;
+  tokens.processed = step_rows_;
   tokens.prompt = step_prompt_tokens_;
   for (int c = 0; c < num_chunks_; ++c) {
     const ChunkBatch& chunk = chunks_[static_cast<std::size_t>(c)];

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "app/sampler.hpp"
+#include "app/timeline.hpp"
 #include "compute/backend.hpp"
 #include "io/requests.hpp"
 
@@ -79,6 +80,9 @@ class Batcher {
   /// step into chunks. False when no rank has anything left to do.
   bool next_step(std::span<const RankLoad> loads);
 
+  /// Tokens of requests that no rank has taken yet, of prompts and still to generate.
+  std::int64_t waiting_work() const;
+
   int num_chunks() const { return num_chunks_; }           ///< of this step, equal on all ranks
   bool has_prompt_tokens() const { return has_prompt_; }   ///< on any rank in this step
   ChunkBatch& chunk(int index) { return chunks_[static_cast<std::size_t>(index)]; }
@@ -86,10 +90,6 @@ class Batcher {
   std::int64_t generated_of(const HeadRow& head) const;
 
   /// Takes the head steps' outcome; `now` in seconds since the job's first step.
-  struct StepTokens {
-    std::int64_t prompt = 0;
-    std::int64_t generated = 0;
-  };
   StepTokens finish_step(double now);
 
   /// Requests this rank has finished, in order of completion.

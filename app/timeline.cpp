@@ -75,12 +75,11 @@ void Timeline::add_trace(const Step& step, double begin, double end) {
   trace_.push_back(event);
 }
 
-void Timeline::end_step(std::int64_t prompt_tokens, std::int64_t new_tokens) {
+void Timeline::end_step(const StepTokens& tokens) {
   StepRecord& record = steps_.back();
   record.end = now_seconds();
   record.num_intervals = intervals_.size() - record.first_interval;
-  record.prompt_tokens = prompt_tokens;
-  record.new_tokens = new_tokens;
+  record.tokens = tokens;
 }
 
 void Timeline::flush(const comm::Communicator& world) {
@@ -143,8 +142,9 @@ void Timeline::account(const StepRecord& step, std::span<const double> last_post
   pass(step.end);
   sum.wall += step.end - step.begin;
   sum.steps += 1;
-  sum.prompt_tokens += static_cast<double>(step.prompt_tokens);
-  sum.new_tokens += static_cast<double>(step.new_tokens);
+  sum.processed_tokens += static_cast<double>(step.tokens.processed);
+  sum.prompt_tokens += static_cast<double>(step.tokens.prompt);
+  sum.new_tokens += static_cast<double>(step.tokens.generated);
 }
 
 }  // namespace atl

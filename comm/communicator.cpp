@@ -38,6 +38,14 @@ int Environment::announced_local_ranks() {
   return 1;
 }
 
+std::string Environment::library() {
+  char text[MPI_MAX_LIBRARY_VERSION_STRING] = {};
+  int length = 0;
+  check(MPI_Get_library_version(text, &length), "MPI_Get_library_version");
+  const std::string name(text);
+  return name.substr(0, name.find(','));
+}
+
 Environment::Environment(int* argc, char*** argv) {
   // Where ranks share cores, Open MPI's blocking calls must give the core away while they wait.
   if (announced_local_ranks() > static_cast<int>(std::thread::hardware_concurrency())) {

@@ -33,6 +33,8 @@ class Environment {
 
   /// True when a launcher such as mpirun or srun started this process.
   static bool launched();
+  /// The MPI library's own name and version.
+  static std::string library();
   /// Ranks on this node as the launcher announced them, before MPI_Init; 1 where it says nothing.
   static int announced_local_ranks();
 };
