@@ -12,6 +12,12 @@
 
 namespace atl::io {
 
+/// xxh3-64, the checksum of this format.
+std::uint64_t checksum_of(std::span<const std::byte> bytes);
+
+/// In place of a communicator: one process writes alone, and MPI need not be initialised.
+inline constexpr int single_process = -1;
+
 /// A dataset of the file. A slab is one entry of the first dimension where `per_expert`, else all.
 struct DatasetInfo {
   std::string path;
@@ -22,7 +28,9 @@ struct DatasetInfo {
 
   std::int64_t num_slabs() const { return per_expert ? shape[0] : 1; }
   std::int64_t slab_elements() const;
-  std::int64_t slab_bytes() const { return slab_elements() * static_cast<std::int64_t>(size_of(dtype)); }
+  std::int64_t slab_bytes() const {
+    return slab_elements() * static_cast<std::int64_t>(size_of(dtype));
+  }
 };
 
 /// Reads a model file; any number of processes may read it at once. Not collective.
@@ -37,7 +45,7 @@ class ModelFileReader {
 
   const std::string& path() const;
   const std::string& config_json() const;
-  std::vector<DatasetInfo> datasets() const;            ///< in file order of creation
+  std::vector<DatasetInfo> datasets() const;  ///< in file order of creation
   /// Throws Error when there is no such dataset.
   DatasetInfo dataset(const std::string& path) const;
 
@@ -55,8 +63,8 @@ class ModelFileReader {
 
 /// Writes a model file with parallel HDF5: every rank of `mpi_comm` constructs it with the same
 /// arguments, writes some of the slabs, and calls close(). The bytes of the file do not depend on
-/// the number of ranks. Written under a temporary name and renamed by close(); an unclosed
-/// file is removed.
+/// the number of ranks. Written under a temporary name (PATH.partial.XXXXXXXX) and renamed by
+/// close(); an unclosed file is removed. HDF5 is used from one thread at a time.
 class ModelFileWriter {
  public:
   struct Dataset {
@@ -65,16 +73,22 @@ class ModelFileWriter {
     bool per_expert = false;
   };
 
-  /// `mpi_comm_f` is a communicator's Fortran handle (MPI_Comm_c2f), so that no caller needs mpi.h.
+  /// `mpi_comm_f` is a communicator's Fortran handle (MPI_Comm_c2f), so that no caller needs mpi.h,
+  /// or single_process. Collective. Throws Error on all ranks alike: `path` cannot be written, the
+  /// disk has not enough room.
   ModelFileWriter(const std::string& path, const std::string& config_json, DType dtype,
                   const std::vector<Dataset>& datasets, int mpi_comm_f);
   ~ModelFileWriter();
   ModelFileWriter(const ModelFileWriter&) = delete;
   ModelFileWriter& operator=(const ModelFileWriter&) = delete;
 
-  /// Writes one slab (independent of the other ranks) and remembers its checksum.
+  /// Writes one slab (independent of the other ranks) and remembers its checksum. After an Error
+  /// here, pass its text to set_failed() and call close(), so that all ranks end together.
   void write_slab(std::size_t dataset, std::int64_t slab, std::span<const std::byte> bytes);
+  /// Remembers that this rank cannot go on: close() will remove the file and throw on every rank.
+  void set_failed(const std::string& reason);
   /// Collective: exchanges checksums, requires that every slab was written once, flushes, renames.
+  /// Throws Error on all ranks alike.
   void close();
 
  private:

@@ -1,0 +1,270 @@
+// Reading model files. The writer is in model_file_writer.cpp.
+
+#include "io/model_file.hpp"
+
+#include <fmt/format.h>
+#include <sys/stat.h>
+#include <xxhash.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <limits>
+#include <system_error>
+#include <unordered_map>
+
+#include "compute/error.hpp"
+#include "io/hdf5_handle.hpp"
+
+namespace atl::io {
+namespace {
+
+constexpr int max_dims = 3;
+
+std::string working_directory() {
+  std::error_code ignored;
+  return std::filesystem::current_path(ignored).string();
+}
+
+/// Distinguishes what a person can mend (a wrong path) from a damaged file. Returns the size.
+std::int64_t check_is_hdf5(const std::string& path) {
+  struct stat status {};
+  if (stat(path.c_str(), &status) != 0) {
+    const int reason = errno;
+    fail("cannot read {}: {} (working directory {}); check the path", path, std::strerror(reason),
+         working_directory());
+  }
+  require(S_ISREG(status.st_mode), "cannot read {}: not a regular file; give a model file", path);
+  std::ifstream stream(path, std::ios::binary);
+  if (!stream) fail("cannot read {}: {}; check its permissions", path, std::strerror(errno));
+  char start[8] = {};
+  stream.read(start, sizeof start);
+  require(stream.gcount() == 8 && std::memcmp(start, "\x89HDF\r\n\x1a\n", 8) == 0,
+          "cannot read {}: not an HDF5 file; give a model file made by atoll init or atoll import",
+          path);
+  return static_cast<std::int64_t>(status.st_size);
+}
+
+struct LinkNames {
+  std::vector<std::string> names;
+  bool only_hard_links = true;
+};
+
+herr_t collect_link(hid_t /*group*/, const char* name, const H5L_info_t* info, void* data) {
+  auto& links = *static_cast<LinkNames*>(data);
+  links.only_hard_links = links.only_hard_links && info->type == H5L_TYPE_HARD;
+  links.names.emplace_back(name);
+  return 0;
+}
+
+std::string shape_text(const std::vector<std::int64_t>& shape) {
+  return fmt::format("[{}]", fmt::join(shape, ", "));
+}
+
+void append(std::string& bytes, const void* data, std::size_t size) {
+  bytes.append(static_cast<const char*>(data), size);
+}
+
+}  // namespace
+
+std::uint64_t checksum_of(std::span<const std::byte> bytes) {
+  return XXH3_64bits(bytes.data(), bytes.size());
+}
+
+std::int64_t DatasetInfo::slab_elements() const {
+  std::int64_t elements = 1;
+  for (std::size_t dim = per_expert ? 1 : 0; dim < shape.size(); ++dim) elements *= shape[dim];
+  return elements;
+}
+
+struct ModelFileReader::Impl {
+  std::string path;
+  std::int64_t file_bytes = 0;
+  Handle file;
+  std::string config;
+  std::vector<DatasetInfo> datasets;
+  std::unordered_map<std::string, std::size_t> index_of;
+  std::int64_t bytes_read = 0;
+
+  void open();
+  void find_datasets();
+  std::pair<haddr_t, DatasetInfo> describe(hid_t dataset, const std::string& name) const;
+  std::vector<std::int64_t> shape_of(hid_t dataset, const std::string& what) const;
+  const DatasetInfo& find(const std::string& name) const;
+};
+
+void ModelFileReader::Impl::open() {
+  file_bytes = check_is_hdf5(path);
+  const std::string what = fmt::format("cannot read {}: truncated or damaged", path);
+  const Handle access = checked(H5Pcreate(H5P_FILE_ACCESS), what);
+  // A finished model file is never written again, and some cluster file systems refuse locks.
+  check(H5Pset_file_locking(access.get(), false, true), what);
+  file = checked(H5Fopen(path.c_str(), H5F_ACC_RDONLY, access.get()), what);
+  const Handle root = checked(H5Gopen2(file.get(), "/", H5P_DEFAULT), what);
+  const std::string no_model =
+      fmt::format("cannot read {}: not a model file (attribute \"format\" of /)", path);
+  const std::string format = read_text_attribute(root.get(), "format", no_model);
+  require(format == model_format,
+          "cannot read {}: its format is \"{}\", must be \"{}\"; give a model file", path, format,
+          model_format);
+  const auto version =
+      read_u64_attribute(root.get(), "format_version",
+                         fmt::format("cannot read {}: attribute \"format_version\" of /", path));
+  require(version.size() == 1 && version[0] == model_format_version,
+          "cannot read {}: format version {}, this build reads {}; create the file again", path,
+          version.empty() ? 0 : version[0], model_format_version);
+  config = read_text_attribute(root.get(), "config",
+                               fmt::format("cannot read {}: attribute \"config\" of /", path));
+}
+
+void ModelFileReader::Impl::find_datasets() {
+  const std::string what = fmt::format("cannot list the datasets of {}", path);
+  LinkNames links;
+  check(H5Lvisit(file.get(), H5_INDEX_NAME, H5_ITER_NATIVE, collect_link, &links), what);
+  require(links.only_hard_links, "{}: it has soft or external links; not a model file", what);
+  std::vector<std::pair<haddr_t, DatasetInfo>> found;
+  for (const std::string& name : links.names) {
+    const Handle object = checked(H5Oopen(file.get(), name.c_str(), H5P_DEFAULT),
+                                  fmt::format("{}: object /{}", what, name));
+    if (H5Iget_type(object.get()) == H5I_DATASET) {
+      found.push_back(describe(object.get(), "/" + name));
+    }
+  }
+  // The writer allocates in order of creation.
+  std::sort(found.begin(), found.end(),
+            [](const auto& a, const auto& b) { return a.first < b.first; });
+  for (auto& [offset, info] : found) {
+    index_of[info.path] = datasets.size();
+    datasets.push_back(std::move(info));
+  }
+}
+
+std::vector<std::int64_t> ModelFileReader::Impl::shape_of(hid_t dataset,
+                                                          const std::string& what) const {
+  const Handle space = checked(H5Dget_space(dataset), what);
+  const int num_dims = H5Sget_simple_extent_ndims(space.get());
+  require(num_dims >= 1 && num_dims <= max_dims, "{}: {} dimensions, must be 1 to {}", what,
+          num_dims, max_dims);
+  hsize_t extents[max_dims] = {};
+  check(H5Sget_simple_extent_dims(space.get(), extents, nullptr), what);
+  std::vector<std::int64_t> shape;
+  hsize_t elements = 1;
+  for (int dim = 0; dim < num_dims; ++dim) {
+    // A tensor cannot hold more elements than its file has bytes, which also rules out overflow.
+    require(extents[dim] > 0 && extents[dim] <= static_cast<hsize_t>(file_bytes) / elements,
+            "{}: a dimension of {} does not fit a file of {} bytes; the file is damaged", what,
+            extents[dim], file_bytes);
+    elements *= extents[dim];
+    shape.push_back(static_cast<std::int64_t>(extents[dim]));
+  }
+  return shape;
+}
+
+std::pair<haddr_t, DatasetInfo> ModelFileReader::Impl::describe(hid_t dataset,
+                                                                const std::string& name) const {
+  const std::string what = fmt::format("cannot read {}: dataset {}", path, name);
+  const Handle type = checked(H5Dget_type(dataset), what);
+  const Handle creation = checked(H5Dget_create_plist(dataset), what);
+  require(
+      H5Pget_layout(creation.get()) == H5D_CONTIGUOUS && H5Pget_external_count(creation.get()) == 0,
+      "{}: not stored contiguously in this file", what);
+  DatasetInfo info;
+  info.path = name;
+  info.dtype = dtype_of(type.get(), what);
+  info.shape = shape_of(dataset, what);
+  info.per_expert = info.shape.size() == 3;
+  const std::int64_t bytes = info.num_slabs() * info.slab_bytes();
+  const haddr_t offset = H5Dget_offset(dataset);
+  require(offset != HADDR_UNDEF && bytes <= file_bytes &&
+              H5Dget_storage_size(dataset) == static_cast<hsize_t>(bytes) &&
+              offset <= static_cast<haddr_t>(file_bytes - bytes),
+          "{}: {} {} are not all in the file of {} bytes; the file is truncated or damaged", what,
+          shape_text(info.shape), name_of(info.dtype), file_bytes);
+  info.checksums = read_u64_attribute(
+      dataset, checksum_attribute, fmt::format("{}, attribute \"{}\"", what, checksum_attribute));
+  require(static_cast<std::int64_t>(info.checksums.size()) == info.num_slabs(),
+          "{}: {} checksums for {} slabs; the file is damaged", what, info.checksums.size(),
+          info.num_slabs());
+  return {offset, std::move(info)};
+}
+
+const DatasetInfo& ModelFileReader::Impl::find(const std::string& name) const {
+  const auto place = index_of.find(name);
+  require(place != index_of.end(),
+          "cannot read {}: it has no dataset {}; the file does not hold the model that its "
+          "configuration describes",
+          path, name);
+  return datasets[place->second];
+}
+
+ModelFileReader::ModelFileReader(const std::string& path) : impl_(std::make_unique<Impl>()) {
+  prepare_hdf5();
+  impl_->path = path;
+  impl_->open();
+  impl_->find_datasets();
+}
+
+ModelFileReader::~ModelFileReader() = default;
+
+const std::string& ModelFileReader::path() const {
+  return impl_->path;
+}
+const std::string& ModelFileReader::config_json() const {
+  return impl_->config;
+}
+std::vector<DatasetInfo> ModelFileReader::datasets() const {
+  return impl_->datasets;
+}
+DatasetInfo ModelFileReader::dataset(const std::string& path) const {
+  return impl_->find(path);
+}
+std::int64_t ModelFileReader::bytes_read() const {
+  return impl_->bytes_read;
+}
+
+void ModelFileReader::read_slab(const DatasetInfo& dataset, std::int64_t slab,
+                                std::span<std::byte> destination) {
+  const DatasetInfo& info = impl_->find(dataset.path);
+  const std::string what =
+      info.per_expert ? fmt::format("cannot read {}: dataset {}, slab {}", path(), info.path, slab)
+                      : fmt::format("cannot read {}: dataset {}", path(), info.path);
+  require(slab >= 0 && slab < info.num_slabs(), "{}: it has slabs 0 to {}", what,
+          info.num_slabs() - 1);
+  require(destination.size() == static_cast<std::size_t>(info.slab_bytes()),
+          "{}: {} bytes asked for, the slab has {}", what, destination.size(), info.slab_bytes());
+  const Handle data = checked(H5Dopen2(impl_->file.get(), info.path.c_str(), H5P_DEFAULT), what);
+  const Handle space = checked(H5Dget_space(data.get()), what);
+  hsize_t start[max_dims] = {};
+  hsize_t count[max_dims] = {};
+  std::copy(info.shape.begin(), info.shape.end(), count);
+  if (info.per_expert) {
+    start[0] = static_cast<hsize_t>(slab);
+    count[0] = 1;
+  }
+  check(H5Sselect_hyperslab(space.get(), H5S_SELECT_SET, start, nullptr, count, nullptr), what);
+  const auto elements = static_cast<hsize_t>(info.slab_elements());
+  const Handle memory = checked(H5Screate_simple(1, &elements, nullptr), what);
+  check(H5Dread(data.get(), file_type(info.dtype).get(), memory.get(), space.get(), H5P_DEFAULT,
+                destination.data()),
+        what);
+  impl_->bytes_read += info.slab_bytes();
+  const std::uint64_t expected = info.checksums[static_cast<std::size_t>(slab)];
+  const std::uint64_t found = checksum_of(destination);
+  require(found == expected,
+          "{}: checksum {:016x}, must be {:016x}; the file is damaged: copy or create it again",
+          what, found, expected);
+}
+
+std::uint64_t ModelFileReader::identity() const {
+  std::string description = impl_->config;
+  for (const DatasetInfo& info : impl_->datasets) {
+    description +=
+        fmt::format("\n{} {} {} ", info.path, name_of(info.dtype), shape_text(info.shape));
+    append(description, info.checksums.data(), info.checksums.size() * sizeof(std::uint64_t));
+  }
+  return checksum_of(std::as_bytes(std::span(description)));
+}
+
+}  // namespace atl::io

@@ -1,0 +1,380 @@
+// Writing model files: the layout is made collectively, slabs go out independently, and close()
+// agrees on success before the file gets its name.
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <mpi.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+#include <filesystem>
+#include <optional>
+#include <random>
+#include <set>
+
+#include "compute/error.hpp"
+#include "io/hdf5_handle.hpp"
+#include "io/model_file.hpp"
+
+namespace atl::io {
+namespace {
+
+constexpr std::int64_t max_transfer_bytes = 1 << 30;  // MPI-IO counts bytes in an int
+
+/// The ranks that write together; just this process without a communicator.
+class Writers {
+ public:
+  explicit Writers(int mpi_comm_f) {
+    if (mpi_comm_f == single_process) return;
+    comm_ = MPI_Comm_f2c(mpi_comm_f);
+    MPI_Comm_rank(comm_, &rank_);
+    MPI_Comm_size(comm_, &size_);
+  }
+
+  MPI_Comm comm() const { return comm_; }
+  bool first() const { return rank_ == 0; }
+  bool alone() const { return size_ == 1; }
+
+  /// The text that the first rank passed.
+  std::string broadcast(std::string text, int root = 0) const {
+    if (alone()) return text;
+    int size = static_cast<int>(text.size());
+    MPI_Bcast(&size, 1, MPI_INT, root, comm_);
+    text.resize(static_cast<std::size_t>(size));
+    MPI_Bcast(text.data(), size, MPI_CHAR, root, comm_);
+    return text;
+  }
+
+  /// The lowest rank's non-empty text, on every rank; empty when no rank has one.
+  std::string first_error(const std::string& text) const {
+    if (alone()) return text;
+    const int mine = text.empty() ? size_ : rank_;
+    int lowest = size_;
+    MPI_Allreduce(&mine, &lowest, 1, MPI_INT, MPI_MIN, comm_);
+    if (lowest == size_) return {};
+    return fmt::format("rank {}: {}", lowest, broadcast(text, lowest));
+  }
+
+  /// Adds up over the ranks, element by element and in place.
+  void add_up(std::vector<std::uint64_t>& values) const {
+    if (alone()) return;
+    MPI_Allreduce(MPI_IN_PLACE, values.data(), static_cast<int>(values.size()), MPI_UINT64_T,
+                  MPI_SUM, comm_);
+  }
+
+ private:
+  MPI_Comm comm_ = MPI_COMM_NULL;
+  int rank_ = 0;
+  int size_ = 1;
+};
+
+/// Runs `work` and returns the text of the Error it threw, or nothing.
+template <class Work>
+std::string error_of(Work&& work) {
+  try {
+    work();
+  } catch (const std::exception& error) {
+    return error.what();
+  }
+  return {};
+}
+
+std::string random_suffix() {
+  return fmt::format(".partial.{:08x}", std::random_device{}());
+}
+
+/// Creates the temporary file, so that a wrong path gives the system's reason and not HDF5's.
+void create_exclusively(const std::string& path, const std::string& temporary) {
+  struct stat status {};
+  if (stat(path.c_str(), &status) == 0) {
+    require(S_ISREG(status.st_mode),
+            "cannot write {}: it exists and is not a regular file; give another path", path);
+  }
+  const int file = open(temporary.c_str(), O_CREAT | O_EXCL | O_WRONLY | O_CLOEXEC, 0666);
+  if (file < 0) {
+    const int reason = errno;
+    std::error_code ignored;
+    fail("cannot write {}: {} (working directory {}); check that its folder exists and is writable",
+         path, std::strerror(reason), std::filesystem::current_path(ignored).string());
+  }
+  ::close(file);
+}
+
+/// Asks the file system for all room at once: a full disk shows before hours of work. The length
+/// is left alone. File systems that cannot reserve are taken at their word.
+void reserve_room(const std::string& path, const std::string& temporary, hsize_t bytes) {
+  const int file = open(temporary.c_str(), O_WRONLY | O_CLOEXEC);
+  if (file < 0) fail("cannot write {}: {}", path, std::strerror(errno));
+  const int result = fallocate(file, FALLOC_FL_KEEP_SIZE, 0, static_cast<off_t>(bytes));
+  const int reason = result == 0 ? 0 : errno;
+  ::close(file);
+  require(reason != ENOSPC && reason != EFBIG && reason != EDQUOT,
+          "cannot write {}: {} ({} bytes are needed); free some space or give another path", path,
+          std::strerror(reason), bytes);
+}
+
+void sync_to_disk(const std::string& path, int flags) {
+  const int file = open(path.c_str(), flags | O_CLOEXEC);
+  if (file < 0) fail("cannot write {}: {}", path, std::strerror(errno));
+  const int result = fsync(file);
+  const int reason = errno;
+  ::close(file);
+  // Some file systems refuse fsync on folders; the file itself is what matters.
+  require(result == 0 || reason == EINVAL, "cannot write {}: {}", path, std::strerror(reason));
+}
+
+Handle make_file(const std::string& temporary, const Writers& writers, const std::string& what) {
+  const Handle access = checked(H5Pcreate(H5P_FILE_ACCESS), what);
+  // Version 1.10's format has a checksum on every piece of metadata.
+  check(H5Pset_libver_bounds(access.get(), H5F_LIBVER_V110, H5F_LIBVER_V110), what);
+  // Without blocks of small data, offsets rise in the order of creation.
+  check(H5Pset_small_data_block_size(access.get(), 0), what);
+  if (writers.alone()) {
+    check(H5Pset_file_locking(access.get(), false, true), what);
+    check(H5Pset_sieve_buf_size(access.get(), 0), what);
+  } else {
+    check(H5Pset_fapl_mpio(access.get(), writers.comm(), MPI_INFO_NULL), what);
+  }
+  const Handle creation = checked(H5Pcreate(H5P_FILE_CREATE), what);
+  check(H5Pset_obj_track_times(creation.get(), false), what);
+  return checked(H5Fcreate(temporary.c_str(), H5F_ACC_TRUNC, creation.get(), access.get()), what);
+}
+
+}  // namespace
+
+struct ModelFileWriter::Impl {
+  struct Output {
+    Handle data;
+    DatasetInfo info;
+    std::size_t first_slab = 0;  ///< among the slabs of all datasets
+  };
+
+  Impl(std::string output_path, int mpi_comm_f)
+      : path(std::move(output_path)), writers(mpi_comm_f) {}
+  ~Impl();
+
+  std::string path;
+  Writers writers;
+  std::string temporary;  ///< empty: there is no temporary file
+  std::string what;       ///< start of this file's messages
+  std::string failure;    ///< this rank's
+  Handle file;
+  std::vector<Output> outputs;
+  std::vector<std::uint64_t> checksums;      ///< [slabs of all datasets]; 0 where not written
+  std::vector<std::uint64_t> times_written;  ///< the same
+
+  void create(const std::string& config_json, DType dtype, const std::vector<Dataset>& datasets);
+  void make_groups(const std::vector<Dataset>& datasets);
+  void make_dataset(const Dataset& dataset, DType dtype);
+  void write(Output& output, std::int64_t slab, std::span<const std::byte> bytes);
+  void write_rows(const Output& output, std::int64_t slab, std::int64_t first, std::int64_t count,
+                  const std::byte* bytes);
+  void require_all_written() const;
+  bool close_handles();
+  void publish();
+  /// Throws on all ranks when one has an error, after removing the file.
+  void agree(const std::string& error);
+};
+
+ModelFileWriter::Impl::~Impl() {
+  if (temporary.empty()) return;
+  // An unclosed writer. Closing a parallel file is collective, and the other ranks may be
+  // elsewhere: leave it to the end of the process.
+  if (!writers.alone()) {
+    for (Output& output : outputs) output.data.release();
+    file.release();
+  }
+  unlink(temporary.c_str());
+}
+
+void ModelFileWriter::Impl::agree(const std::string& error) {
+  const std::string first = writers.first_error(error);
+  if (first.empty()) return;
+  close_handles();
+  if (writers.first()) unlink(temporary.c_str());
+  temporary.clear();
+  throw Error(first);
+}
+
+bool ModelFileWriter::Impl::close_handles() {
+  bool closed = true;
+  for (Output& output : outputs) closed = output.data.close() && closed;
+  return file.close() && closed;
+}
+
+void ModelFileWriter::Impl::create(const std::string& config_json, DType dtype,
+                                   const std::vector<Dataset>& datasets) {
+  temporary = path + writers.broadcast(random_suffix());
+  what = fmt::format("cannot write {}", path);
+  agree(error_of([&] {
+    if (writers.first()) create_exclusively(path, temporary);
+  }));
+  agree(error_of([&] {
+    file = make_file(temporary, writers, what);
+    const Handle root = checked(H5Gopen2(file.get(), "/", H5P_DEFAULT), what);
+    write_text_attribute(root.get(), "format", model_format);
+    make_u64_attribute(root.get(), "format_version", 1);
+    set_u64_attribute(root.get(), "format_version", &model_format_version);
+    write_text_attribute(root.get(), "config", config_json);
+    make_groups(datasets);
+    for (const Dataset& dataset : datasets) make_dataset(dataset, dtype);
+  }));
+  agree(error_of([&] {
+    hsize_t bytes = 0;
+    check(H5Fget_filesize(file.get(), &bytes), what);
+    if (writers.first()) reserve_room(path, temporary, bytes);
+  }));
+}
+
+void ModelFileWriter::Impl::make_groups(const std::vector<Dataset>& datasets) {
+  const Handle creation = checked(H5Pcreate(H5P_GROUP_CREATE), what);
+  check(H5Pset_obj_track_times(creation.get(), false), what);
+  // Links stay in the group's header, however many layers: the indexed storage of large groups is
+  // laid out differently by the parallel and the plain driver.
+  check(H5Pset_link_phase_change(creation.get(), 65535, 65535), what);
+  std::set<std::string> made;
+  for (const Dataset& dataset : datasets) {
+    for (std::size_t slash = dataset.path.find('/', 1); slash != std::string::npos;
+         slash = dataset.path.find('/', slash + 1)) {
+      const std::string group = dataset.path.substr(0, slash);
+      if (!made.insert(group).second) continue;
+      checked(H5Gcreate2(file.get(), group.c_str(), H5P_DEFAULT, creation.get(), H5P_DEFAULT),
+              what);
+    }
+  }
+}
+
+void ModelFileWriter::Impl::make_dataset(const Dataset& dataset, DType dtype) {
+  require(!dataset.shape.empty() && dataset.per_expert == (dataset.shape.size() == 3),
+          "{}: dataset {}: stacked experts have three dimensions, other tensors one or two", what,
+          dataset.path);
+  const std::string problem = fmt::format("{}: dataset {}", what, dataset.path);
+  const Handle creation = checked(H5Pcreate(H5P_DATASET_CREATE), problem);
+  check(H5Pset_obj_track_times(creation.get(), false), problem);
+  check(H5Pset_layout(creation.get(), H5D_CONTIGUOUS), problem);
+  check(H5Pset_alloc_time(creation.get(), H5D_ALLOC_TIME_EARLY), problem);
+  check(H5Pset_fill_time(creation.get(), H5D_FILL_TIME_NEVER), problem);
+  const std::vector<hsize_t> extents(dataset.shape.begin(), dataset.shape.end());
+  const Handle space =
+      checked(H5Screate_simple(static_cast<int>(extents.size()), extents.data(), nullptr), problem);
+  Output output;
+  output.data = checked(H5Dcreate2(file.get(), dataset.path.c_str(), file_type(dtype).get(),
+                                   space.get(), H5P_DEFAULT, creation.get(), H5P_DEFAULT),
+                        problem);
+  output.info = {dataset.path, dataset.shape, dtype, {}, dataset.per_expert};
+  output.first_slab = checksums.size();
+  const auto num_slabs = static_cast<std::size_t>(output.info.num_slabs());
+  make_u64_attribute(output.data.get(), checksum_attribute, num_slabs);
+  checksums.resize(checksums.size() + num_slabs, 0);
+  times_written.resize(checksums.size(), 0);
+  outputs.push_back(std::move(output));
+}
+
+/// Writes `count` entries, starting at `first`, of the first dimension that a slab spans.
+void ModelFileWriter::Impl::write_rows(const Output& output, std::int64_t slab, std::int64_t first,
+                                       std::int64_t count, const std::byte* bytes) {
+  const DatasetInfo& info = output.info;
+  const std::string problem = fmt::format("{}: dataset {}", what, info.path);
+  std::vector<hsize_t> start(info.shape.size(), 0);
+  std::vector<hsize_t> extent(info.shape.begin(), info.shape.end());
+  const std::size_t rows_dim = info.per_expert ? 1 : 0;
+  if (info.per_expert) {
+    start[0] = static_cast<hsize_t>(slab);
+    extent[0] = 1;
+  }
+  start[rows_dim] = static_cast<hsize_t>(first);
+  extent[rows_dim] = static_cast<hsize_t>(count);
+  const Handle space = checked(H5Dget_space(output.data.get()), problem);
+  check(H5Sselect_hyperslab(space.get(), H5S_SELECT_SET, start.data(), nullptr, extent.data(),
+                            nullptr),
+        problem);
+  hsize_t elements = 1;
+  for (hsize_t e : extent) elements *= e;
+  const Handle memory = checked(H5Screate_simple(1, &elements, nullptr), problem);
+  check(H5Dwrite(output.data.get(), file_type(info.dtype).get(), memory.get(), space.get(),
+                 H5P_DEFAULT, bytes),
+        problem + ": is the disk full?");
+}
+
+void ModelFileWriter::Impl::write(Output& output, std::int64_t slab,
+                                  std::span<const std::byte> bytes) {
+  const std::int64_t num_rows = output.info.shape[output.info.per_expert ? 1 : 0];
+  const std::int64_t row_bytes = output.info.slab_bytes() / num_rows;
+  const std::int64_t rows_at_once = std::max<std::int64_t>(1, max_transfer_bytes / row_bytes);
+  for (std::int64_t row = 0; row < num_rows; row += rows_at_once) {
+    write_rows(output, slab, row, std::min(rows_at_once, num_rows - row),
+               bytes.data() + row * row_bytes);
+  }
+}
+
+void ModelFileWriter::Impl::require_all_written() const {
+  for (const Output& output : outputs) {
+    for (std::int64_t slab = 0; slab < output.info.num_slabs(); ++slab) {
+      const std::uint64_t times = times_written[output.first_slab + static_cast<std::size_t>(slab)];
+      require(times == 1, "{}: dataset {}, slab {} was written {} times, must be once", what,
+              output.info.path, slab, times);
+    }
+  }
+}
+
+void ModelFileWriter::Impl::publish() {
+  sync_to_disk(temporary, O_WRONLY);
+  if (std::rename(temporary.c_str(), path.c_str()) != 0) fail("{}: {}", what, std::strerror(errno));
+  const std::string folder = std::filesystem::path(path).parent_path().string();
+  sync_to_disk(folder.empty() ? "." : folder, O_RDONLY | O_DIRECTORY);
+}
+
+ModelFileWriter::ModelFileWriter(const std::string& path, const std::string& config_json,
+                                 DType dtype, const std::vector<Dataset>& datasets, int mpi_comm_f)
+    : impl_(std::make_unique<Impl>(path, mpi_comm_f)) {
+  prepare_hdf5();
+  impl_->create(config_json, dtype, datasets);
+}
+
+ModelFileWriter::~ModelFileWriter() = default;
+
+void ModelFileWriter::write_slab(std::size_t dataset, std::int64_t slab,
+                                 std::span<const std::byte> bytes) {
+  require(dataset < impl_->outputs.size(), "{}: there is no dataset {}", impl_->what, dataset);
+  Impl::Output& output = impl_->outputs[dataset];
+  require(slab >= 0 && slab < output.info.num_slabs(), "{}: dataset {} has slabs 0 to {}, not {}",
+          impl_->what, output.info.path, output.info.num_slabs() - 1, slab);
+  require(bytes.size() == static_cast<std::size_t>(output.info.slab_bytes()),
+          "{}: dataset {}: a slab has {} bytes, not {}", impl_->what, output.info.path,
+          output.info.slab_bytes(), bytes.size());
+  impl_->write(output, slab, bytes);
+  const std::size_t place = output.first_slab + static_cast<std::size_t>(slab);
+  impl_->checksums[place] = checksum_of(bytes);
+  ++impl_->times_written[place];
+}
+
+void ModelFileWriter::set_failed(const std::string& reason) {
+  if (impl_->failure.empty()) impl_->failure = reason;
+}
+
+void ModelFileWriter::close() {
+  Impl& impl = *impl_;
+  require(!impl.temporary.empty(), "{}: the writer is closed already", impl.what);
+  impl.agree(impl.failure);
+  // Each slab has one writer and is 0 elsewhere, so that the sum is its checksum.
+  impl.writers.add_up(impl.checksums);
+  impl.writers.add_up(impl.times_written);
+  impl.agree(error_of([&] { impl.require_all_written(); }));
+  impl.agree(error_of([&] {
+    for (const Impl::Output& output : impl.outputs) {
+      set_u64_attribute(output.data.get(), checksum_attribute, &impl.checksums[output.first_slab]);
+    }
+    check(H5Fflush(impl.file.get(), H5F_SCOPE_GLOBAL), impl.what + ": is the disk full?");
+    if (!impl.close_handles()) fail("{}: is the disk full? (HDF5: {})", impl.what, hdf5_error());
+  }));
+  impl.agree(error_of([&] {
+    if (impl.writers.first()) impl.publish();
+  }));
+  impl.temporary.clear();
+}
+
+}  // namespace atl::io
