@@ -1,0 +1,137 @@
+#include "app/config.hpp"
+
+#include <CLI/CLI.hpp>
+
+#include "app/model.hpp"
+#include "compute/error.hpp"
+
+namespace atl {
+
+std::vector<std::pair<std::string, std::string>> RunOptions::items() const {
+  return {{"model", model},
+          {"input", input},
+          {"output", output},
+          {"mode", mode},
+          {"max-tokens", std::to_string(max_tokens)},
+          {"backend", backend},
+          {"dtype", dtype},
+          {"chunks", std::to_string(chunks)},
+          {"no-overlap", no_overlap ? "true" : "false"},
+          {"threads", std::to_string(threads)},
+          {"transport", transport},
+          {"report", report},
+          {"trace", trace},
+          {"max-sequences", std::to_string(max_sequences)},
+          {"step-tokens", std::to_string(step_tokens)},
+          {"min-chunk-tokens", std::to_string(min_chunk_tokens)},
+          {"kv-tokens", std::to_string(kv_tokens)},
+          {"deadline", fmt::format("{}", deadline)},
+          {"peak-tflops", fmt::format("{}", peak_tflops)},
+          {"progress", progress}};
+}
+
+namespace {
+
+void add_run(CLI::App& app, RunOptions& o) {
+  app.set_config("--config", "", "Read options from this file (TOML or INI, same names)");
+  app.add_option("--model", o.model, "Model file (HDF5, from init or import)")->required();
+  app.add_option("--input", o.input, "Requests, one JSON object a line")->required();
+  app.add_option("--output", o.output, "Results, one JSON object a line")->required();
+  app.add_option("--mode", o.mode, "generate text, or score the prompts")
+      ->check(CLI::IsMember({"generate", "score"}))
+      ->capture_default_str();
+  app.add_option("--max-tokens", o.max_tokens, "New tokens for requests that name no number")
+      ->check(CLI::Range(1, 1 << 24))
+      ->capture_default_str();
+  app.add_option("--backend", o.backend, "Where the arithmetic runs")
+      ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
+      ->capture_default_str();
+  app.add_option("--dtype", o.dtype, "Activations and GEMM operands; auto: as on file")
+      ->check(CLI::IsMember({"auto", "bfloat16", "float16", "float32"}))
+      ->capture_default_str();
+  app.add_option("--chunks", o.chunks, "Micro-batches that overlap, at most")
+      ->check(CLI::Range(1, 8))
+      ->capture_default_str();
+  app.add_flag("--no-overlap", o.no_overlap, "One step after the other (same results)");
+  app.add_option("--threads", o.threads, "Arithmetic threads per rank; 0: cores / ranks of a node")
+      ->check(CLI::Range(0, 4096))
+      ->capture_default_str();
+  app.add_option("--transport", o.transport, "How tokens travel; auto: the first that passes a test")
+      ->check(CLI::IsMember({"auto", "ialltoallv", "pairwise"}))
+      ->capture_default_str();
+  app.add_option("--report", o.report, "Write a JSON report here");
+  app.add_option("--trace", o.trace, "Write a Perfetto (Chrome JSON) trace here");
+  app.add_option("--max-sequences", o.max_sequences, "Sequences in flight per rank")
+      ->check(CLI::Range(1, 1 << 20))
+      ->capture_default_str();
+  app.add_option("--step-tokens", o.step_tokens, "Tokens per rank in one step; prompts are cut")
+      ->check(CLI::Range(1, 1 << 20))
+      ->capture_default_str();
+  app.add_option("--min-chunk-tokens", o.min_chunk_tokens, "Steps are not cut finer than this")
+      ->check(CLI::Range(1, 1 << 20))
+      ->capture_default_str();
+  app.add_option("--kv-tokens", o.kv_tokens,
+                 "KV cache per rank, in tokens; 0: what the requests need and memory allows")
+      ->check(CLI::Range(std::int64_t{0}, std::int64_t{1} << 40))
+      ->capture_default_str();
+  app.add_option("--deadline", o.deadline, "Give up after this many seconds without progress; 0: never")
+      ->check(CLI::Range(0.0, 1e9))
+      ->capture_default_str();
+  app.add_option("--peak-tflops", o.peak_tflops, "Peak of one rank, for MFU in the report")
+      ->check(CLI::Range(0.0, 1e6))
+      ->capture_default_str();
+  app.add_option("--progress", o.progress, "Progress on stderr")
+      ->check(CLI::IsMember({"auto", "bar", "lines", "none"}))
+      ->capture_default_str();
+}
+
+}  // namespace
+
+CommandLine parse_command_line(int argc, const char* const* argv) {
+  CommandLine line;
+  CLI::App app(
+      "Atoll runs Mixture-of-Experts transformer inference as an MPI job: one rank per GPU or per "
+      "share of a CPU, each owning its share of the experts of every MoE layer.",
+      "atoll");
+  app.set_version_flag("--version", "atoll 0.1.0");
+  app.require_subcommand(1);
+
+  CLI::App& run = *app.add_subcommand("run", "Generate or score (start it under mpirun)");
+  add_run(run, line.run);
+
+  CLI::App& init = *app.add_subcommand("init", "Write a model with random weights");
+  init.add_option("--preset", line.init.preset, "Which model")
+      ->required()
+      ->check(CLI::IsMember(preset_names()));
+  init.add_option("--seed", line.init.seed, "Seed of the weights")->capture_default_str();
+  init.add_option("--output", line.init.output, "Model file to write")->required();
+
+  CLI::App& import = *app.add_subcommand("import", "Convert a Hugging Face model folder");
+  import.add_option("folder", line.import.folder, "Folder with config.json and *.safetensors")
+      ->required();
+  import.add_option("--output", line.import.output, "Model file to write")->required();
+
+  CLI::App& inspect = *app.add_subcommand("inspect", "List a model file and verify its checksums");
+  inspect.add_option("file", line.inspect.file, "Model file")->required();
+  inspect.add_flag("--no-verify", line.inspect.no_verify, "List only, read no weights");
+
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::CallForHelp&) {
+    const auto parsed = app.get_subcommands();
+    line.text = (parsed.empty() ? &app : parsed.front())->help();
+    return line;
+  } catch (const CLI::CallForVersion& version) {
+    line.text = std::string(version.what()) + "\n";
+    return line;
+  } catch (const CLI::ParseError& error) {
+    throw UsageError(fmt::format("{}; see atoll --help", error.what()));
+  }
+  line.command = run.parsed()      ? Command::run
+                 : init.parsed()   ? Command::init
+                 : import.parsed() ? Command::import
+                                   : Command::inspect;
+  return line;
+}
+
+}  // namespace atl

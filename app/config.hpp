@@ -1,0 +1,67 @@
+#pragma once
+// What the command line (or a configuration file) says: one printable struct per command.
+
+#include <cstdint>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace atl {
+
+struct RunOptions {
+  std::string model;
+  std::string input;
+  std::string output;
+  std::string mode = "generate";       ///< generate | score
+  int max_tokens = 64;
+  std::string backend = "auto";        ///< auto | cpu | cuda
+  std::string dtype = "auto";          ///< auto | bfloat16 | float16 | float32
+  int chunks = 2;
+  bool no_overlap = false;
+  int threads = 0;                     ///< per rank; 0: cores of the node / ranks on it
+  std::string transport = "auto";      ///< auto | ialltoallv | pairwise
+  std::string report;
+  std::string trace;
+  int max_sequences = 64;              ///< per rank at once
+  int step_tokens = 2048;              ///< per rank and step
+  int min_chunk_tokens = 32;
+  std::int64_t kv_tokens = 0;          ///< KV cache per rank in tokens; 0: from the requests
+  double deadline = 300;               ///< seconds without progress
+  double peak_tflops = 0;              ///< stated peak of one rank, for MFU
+  std::string progress = "auto";       ///< auto | bar | lines | none
+
+  /// Every option with its value as text, in a fixed order: for the report, and to compare ranks.
+  std::vector<std::pair<std::string, std::string>> items() const;
+};
+
+struct InitOptions {
+  std::string preset;
+  std::uint64_t seed = 0;
+  std::string output;
+};
+
+struct ImportOptions {
+  std::string folder;
+  std::string output;
+};
+
+struct InspectOptions {
+  std::string file;
+  bool no_verify = false;
+};
+
+enum class Command : std::uint8_t { none, run, init, import, inspect };
+
+struct CommandLine {
+  Command command = Command::none;  ///< none: `text` is all there is to do
+  RunOptions run;
+  InitOptions init;
+  ImportOptions import;
+  InspectOptions inspect;
+  std::string text;                 ///< help or version
+};
+
+/// Parses and checks the command line. Throws UsageError with the reason and what would work.
+CommandLine parse_command_line(int argc, const char* const* argv);
+
+}  // namespace atl

@@ -1,0 +1,406 @@
+#include "app/driver.hpp"
+
+#include <sched.h>
+
+#include <algorithm>
+#include <chrono>
+#include <functional>
+#include <numeric>
+#include <thread>
+#include <utility>
+
+#include "compute/error.hpp"
+
+namespace atl {
+
+namespace {
+/// Operations in the queue beyond the one that runs: enough that the queue never runs dry while
+/// this thread sleeps, few enough that a chunk that comes back soon goes first.
+constexpr std::size_t max_queued = 4;
+constexpr int polls_before_sleep = 200;
+constexpr int shortest_sleep_us = 20;
+constexpr int longest_sleep_us = 200;
+constexpr int wait_for_compute_us = 2000;
+}  // namespace
+
+/// One chunk on its way: its buffers, its messages and the rows they carry.
+struct Driver::ChunkState {
+  ChunkState(compute::Backend& backend, const comm::Communicator& world,
+             const DriverOptions& options, int experts_per_peer, int vocab)
+      : chunk(backend.make_chunk()),
+        exchange(world, options.transport, options.row_bytes, experts_per_peer),
+        plan(world.size()),
+        sampler(vocab) {
+    const auto head_rows = static_cast<std::size_t>(
+        options.mode == Mode::score ? options.max_chunk_tokens : options.max_head_rows);
+    rows.reserve(head_rows);
+    targets.reserve(head_rows);
+    if (options.mode == Mode::generate) logits.resize(head_rows * static_cast<std::size_t>(vocab));
+    blocks.reserve(static_cast<std::size_t>(world.size() * experts_per_peer));
+  }
+
+  std::unique_ptr<compute::Chunk> chunk;
+  comm::Exchange exchange;
+  comm::ExchangePlan plan;
+  comm::PendingExchange pending;
+  std::vector<compute::RowBlock> blocks;
+  ChunkBatch* batch = nullptr;
+  Sampler sampler;
+  std::vector<std::int32_t> rows, targets;
+  std::vector<float> logits;          // [head rows, vocab]
+  std::function<void()> sample;       // the host part of the head step
+};
+
+/// A schedule with the steps that wait for each step.
+struct Driver::Compiled {
+  explicit Compiled(Schedule s) : schedule(std::move(s)), successors(schedule.steps.size()) {
+    for (std::size_t i = 0; i < schedule.steps.size(); ++i) {
+      for (const auto dep : schedule.steps[i].deps) {
+        successors[static_cast<std::size_t>(dep)].push_back(static_cast<std::int32_t>(i));
+      }
+    }
+  }
+  const Step& step(std::int32_t i) const { return schedule.steps[static_cast<std::size_t>(i)]; }
+
+  Schedule schedule;
+  std::vector<std::vector<std::int32_t>> successors;
+};
+
+Driver::Driver(compute::Backend& backend, const comm::Communicator& world, const ModelShape& shape,
+               const Placement& placement, const DriverOptions& options, Timeline& timeline)
+    : backend_(backend),
+      world_(world),
+      shape_(shape),
+      placement_(placement),
+      options_(options),
+      timeline_(timeline),
+      experts_per_peer_(std::max(1, placement.most_experts_on_a_rank())) {
+  std::size_t most_steps = 0;
+  std::uint64_t hash = 0;
+  for (int n = 1; n <= options_.num_chunks; ++n) {
+    compiled_.emplace_back(options_.overlap ? overlapped_schedule(shape_, n)
+                                            : serial_schedule(shape_, n));
+    const Schedule& built = compiled_.back().schedule;
+    verify(built, shape_);
+    hash = hash * 31 + built.hash();
+    most_steps = std::max(most_steps, built.steps.size());
+  }
+  const auto hashes = world_.allgather(hash);
+  const auto other = std::find_if(hashes.begin(), hashes.end(),
+                                  [&](std::uint64_t h) { return h != hashes[0]; });
+  require(other == hashes.end(),
+          "rank {} built another schedule than rank 0 (their options or programs differ); start all "
+          "ranks with the same command",
+          other - hashes.begin());
+  for (int c = 0; c < options_.num_chunks; ++c) {
+    chunks_.push_back(std::make_unique<ChunkState>(backend_, world_, options_, experts_per_peer_,
+                                                   shape_.vocab));
+  }
+  traffic_.bytes_to.resize(static_cast<std::size_t>(world_.size()));
+  traffic_.tokens_of_expert.resize(
+      static_cast<std::size_t>(shape_.num_layers * std::max(1, shape_.num_experts)));
+  pending_.reserve(most_steps);
+  ready_compute_.reserve(most_steps);
+  ready_exchange_.reserve(most_steps);
+  running_compute_.reserve(max_queued + 1);
+  running_exchange_.reserve(most_steps);
+}
+
+Driver::~Driver() = default;
+
+const Schedule& Driver::schedule(int num_chunks) const {
+  return compiled_[static_cast<std::size_t>(num_chunks - 1)].schedule;
+}
+
+void Driver::run_step(Batcher& batch) {
+  prepare(batch);
+  while (completed_ < current_->schedule.steps.size()) {
+    launch();
+    if (poll()) {
+      idle_polls_ = 0;
+      last_progress_ = now_seconds();
+    } else {
+      back_off();
+    }
+  }
+}
+
+void Driver::prepare(Batcher& batch) {
+  batch_ = &batch;
+  current_ = &compiled_[static_cast<std::size_t>(batch.num_chunks() - 1)];
+  const auto& steps = current_->schedule.steps;
+  pending_.assign(steps.size(), 0);
+  for (std::size_t i = 0; i < steps.size(); ++i) {
+    pending_[i] = static_cast<std::int32_t>(steps[i].deps.size());
+    if (pending_[i] == 0) ready_compute_.push_back(static_cast<std::int32_t>(i));
+  }
+  std::make_heap(ready_compute_.begin(), ready_compute_.end(), std::greater<>());
+  for (int c = 0; c < batch.num_chunks(); ++c) {
+    ChunkState& state = *chunks_[static_cast<std::size_t>(c)];
+    state.batch = &batch.chunk(c);
+    state.chunk->tokens = state.batch->tokens;
+    state.chunk->segments = state.batch->segments;
+  }
+  completed_ = 0;
+  idle_polls_ = 0;
+  last_progress_ = now_seconds();
+}
+
+void Driver::launch() {
+  for (const auto step : ready_exchange_) {
+    post_exchange(step);
+    running_exchange_.push_back({step, 0, 0, now_seconds()});
+  }
+  ready_exchange_.clear();
+  while (!ready_compute_.empty() && running_compute_.size() < max_queued) {
+    std::pop_heap(ready_compute_.begin(), ready_compute_.end(), std::greater<>());
+    const auto step = ready_compute_.back();
+    ready_compute_.pop_back();
+    running_compute_.push_back(launch_compute(step));
+    release(step, /*launched_only=*/true);
+  }
+}
+
+/// Marks what waited for `step`. The queue keeps its order, so arithmetic may follow arithmetic as
+/// soon as that is enqueued; exchanges wait until it is done.
+void Driver::release(std::int32_t step, bool launched_only) {
+  const bool is_compute = !is_exchange(current_->step(step).kind);
+  for (const auto next : current_->successors[static_cast<std::size_t>(step)]) {
+    const bool next_is_compute = !is_exchange(current_->step(next).kind);
+    if (is_compute && (next_is_compute != launched_only)) continue;
+    if (--pending_[static_cast<std::size_t>(next)] > 0) continue;
+    if (next_is_compute) {
+      ready_compute_.push_back(next);
+      std::push_heap(ready_compute_.begin(), ready_compute_.end(), std::greater<>());
+    } else {
+      ready_exchange_.push_back(next);
+    }
+  }
+}
+
+Driver::Running Driver::launch_compute(std::int32_t index) {
+  const Step& step = current_->step(index);
+  ChunkState& state = *chunks_[static_cast<std::size_t>(step.chunk)];
+  compute::Chunk& chunk = *state.chunk;
+  const auto one = [index](compute::Event event) { return Running{index, event, event, 0}; };
+  switch (step.kind) {
+    case StepKind::embed: return one(backend_.embed(chunk));
+    case StepKind::attention: return one(backend_.attention(chunk, step.layer));
+    case StepKind::mlp: return one(backend_.mlp(chunk, step.layer));
+    case StepKind::route: return one(backend_.route(chunk, step.layer));
+    case StepKind::experts:
+      build_blocks(state);
+      return one(backend_.experts(chunk, step.layer, state.blocks));
+    case StepKind::merge: return one(backend_.merge(chunk, step.layer));
+    case StepKind::head: return launch_head(index, state);
+    case StepKind::counts:
+    case StepKind::dispatch:
+    case StepKind::combine: break;
+  }
+  fail("internal: {} is not arithmetic", step.name());
+}
+
+Driver::Running Driver::launch_head(std::int32_t index, ChunkState& state) {
+  ChunkBatch& batch = *state.batch;
+  state.rows.clear();
+  state.targets.clear();
+  for (const HeadRow& head : batch.head) {
+    state.rows.push_back(head.row);
+    state.targets.push_back(head.target);
+  }
+  if (options_.mode == Mode::score) {
+    batch.logprobs.resize(batch.head.size());
+    const auto event =
+        backend_.logprobs(*state.chunk, state.rows, state.targets, batch.logprobs.data());
+    return {index, event, event, 0};
+  }
+  batch.sampled.resize(batch.head.size());
+  const auto first = backend_.logits(*state.chunk, state.rows, state.logits.data());
+  if (!state.sample) {
+    state.sample = [this, &state] {
+      const auto vocab = static_cast<std::size_t>(shape_.vocab);
+      for (std::size_t i = 0; i < state.batch->head.size(); ++i) {
+        const HeadRow& head = state.batch->head[i];
+        const std::span<const float> logits(state.logits.data() + i * vocab, vocab);
+        state.batch->sampled[i] =
+            state.sampler.sample(logits, batch_->sampling_of(head), batch_->generated_of(head));
+      }
+    };
+  }
+  return {index, first, backend_.host_task(state.sample), 0};
+}
+
+void Driver::post_exchange(std::int32_t index) {
+  const Step& step = current_->step(index);
+  ChunkState& state = *chunks_[static_cast<std::size_t>(step.chunk)];
+  compute::Chunk& chunk = *state.chunk;
+  if (step.kind == StepKind::counts) {
+    const auto per_peer = static_cast<std::size_t>(experts_per_peer_);
+    const auto to = state.exchange.counts_to();
+    for (std::size_t rank = 0; rank < placement_.experts_of.size(); ++rank) {
+      const auto& experts = placement_.experts_of[rank];
+      for (std::size_t i = 0; i < experts.size(); ++i) {
+        const auto expert = static_cast<std::size_t>(experts[i]);
+        to[rank * per_peer + i] = chunk.expert_counts[expert];
+        traffic_.tokens_of_expert[static_cast<std::size_t>(step.layer * shape_.num_experts) +
+                                  expert] += chunk.expert_counts[expert];
+      }
+    }
+    if (world_.size() > 1) state.exchange.start_counts();
+    return;
+  }
+  if (step.kind == StepKind::combine) state.plan.reverse();
+  std::int64_t sent = 0;
+  for (std::size_t peer = 0; peer < traffic_.bytes_to.size(); ++peer) {
+    const auto bytes = static_cast<std::int64_t>(state.plan.send_counts[peer]) *
+                       static_cast<std::int64_t>(options_.row_bytes);
+    traffic_.bytes_to[peer] += bytes;
+    sent += bytes;
+  }
+  traffic_.bytes_sent_at_once = std::max(traffic_.bytes_sent_at_once, sent);
+  if (world_.size() == 1) return;
+  state.pending = step.kind == StepKind::dispatch
+                      ? state.exchange.start(std::move(state.plan), chunk.dispatch_send,
+                                             chunk.dispatch_recv)
+                      : state.exchange.start(std::move(state.plan), chunk.combine_send,
+                                             chunk.combine_recv);
+}
+
+bool Driver::exchange_done(std::int32_t index) {
+  const Step& step = current_->step(index);
+  ChunkState& state = *chunks_[static_cast<std::size_t>(step.chunk)];
+  if (step.kind == StepKind::counts) {
+    if (world_.size() > 1 && !state.exchange.counts_done()) return false;
+    plan_from_counts(state);
+    return true;
+  }
+  if (world_.size() == 1) return true;
+  if (!state.pending.done()) return false;
+  state.plan = state.exchange.finish(std::move(state.pending));
+  return true;
+}
+
+void Driver::plan_from_counts(ChunkState& state) {
+  const auto per_peer = static_cast<std::size_t>(experts_per_peer_);
+  const auto to = state.exchange.counts_to();
+  const auto from = state.exchange.counts_from();
+  const auto own = static_cast<std::size_t>(world_.rank());
+  comm::ExchangePlan& plan = state.plan;
+  std::int64_t sent = 0;
+  std::int64_t received = 0;
+  for (std::size_t peer = 0; peer < placement_.experts_of.size(); ++peer) {
+    const auto first = static_cast<std::ptrdiff_t>(peer * per_peer);
+    const auto last = first + static_cast<std::ptrdiff_t>(per_peer);
+    const auto rows_to = std::accumulate(to.begin() + first, to.begin() + last, std::int64_t{0});
+    const auto rows_from =
+        peer == own ? 0 : std::accumulate(from.begin() + first, from.begin() + last, std::int64_t{0});
+    plan.send_offsets[peer] = comm::to_int(static_cast<std::size_t>(sent), "rows sent");
+    plan.recv_offsets[peer] = comm::to_int(static_cast<std::size_t>(received), "rows received");
+    plan.send_counts[peer] = peer == own ? 0 : static_cast<int>(rows_to);
+    plan.recv_counts[peer] = static_cast<int>(rows_from);
+    sent += rows_to;  // the own rows keep their place in the packed buffer
+    received += rows_from;
+  }
+  state.chunk->reserve_receive(received);
+}
+
+/// Lists the rows of each local expert, rank by rank, where they lie; own rows never moved.
+void Driver::build_blocks(ChunkState& state) {
+  const auto per_peer = static_cast<std::size_t>(experts_per_peer_);
+  const auto own = static_cast<std::size_t>(world_.rank());
+  const auto to = state.exchange.counts_to();
+  const auto from = state.exchange.counts_from();
+  compute::Chunk& chunk = *state.chunk;
+  state.blocks.clear();
+  const auto row = [this](const void* base, std::int64_t index) {
+    return static_cast<const std::byte*>(base) + static_cast<std::size_t>(index) * options_.row_bytes;
+  };
+  const auto row_out = [&row](void* base, std::int64_t index) {
+    return const_cast<std::byte*>(row(base, index));
+  };
+  const std::size_t num_local = placement_.experts_of[own].size();
+  for (std::size_t expert = 0; expert < num_local; ++expert) {
+    for (std::size_t peer = 0; peer < placement_.experts_of.size(); ++peer) {
+      const auto counts = peer == own ? std::span<const std::int32_t>(to) : from;
+      const auto* first = counts.data() + peer * per_peer;
+      if (first[expert] == 0) continue;
+      const std::int64_t before = std::accumulate(first, first + expert, std::int64_t{0});
+      compute::RowBlock block;
+      block.local_expert = static_cast<std::int32_t>(expert);
+      block.num_rows = first[expert];
+      if (peer == own) {
+        const std::int64_t at = state.plan.send_offsets[peer] + before;
+        block.in = row(chunk.dispatch_send, at);
+        block.out = row_out(chunk.combine_recv, at);
+      } else {
+        const std::int64_t at = state.plan.recv_offsets[peer] + before;
+        block.in = row(chunk.dispatch_recv, at);
+        block.out = row_out(chunk.combine_send, at);
+      }
+      traffic_.rows_computed += block.num_rows;
+      state.blocks.push_back(block);
+    }
+  }
+}
+
+bool Driver::poll() {
+  bool progress = false;
+  while (!running_compute_.empty() && backend_.done(running_compute_.front().event)) {
+    const auto [step, first, last, posted] = running_compute_.front();
+    timeline_.computed(static_cast<std::size_t>(step),
+                       {backend_.interval(first).begin, backend_.interval(last).end});
+    running_compute_.erase(running_compute_.begin());
+    release(step, /*launched_only=*/false);
+    ++completed_;
+    progress = true;
+  }
+  for (std::size_t i = 0; i < running_exchange_.size();) {
+    const Running running = running_exchange_[i];
+    if (!exchange_done(running.step)) {
+      ++i;
+      continue;
+    }
+    timeline_.exchanged(static_cast<std::size_t>(running.step), running.posted, now_seconds());
+    running_exchange_.erase(running_exchange_.begin() + static_cast<std::ptrdiff_t>(i));
+    release(running.step, /*launched_only=*/false);
+    ++completed_;
+    progress = true;
+  }
+  return progress;
+}
+
+/// Gives the core away: to the arithmetic of this rank, or to ranks that share it. Sleeps grow
+/// while nothing happens, since every wake-up takes time from whoever computes.
+void Driver::back_off() {
+  ++idle_polls_;
+  const int sleep_us = std::min(longest_sleep_us, shortest_sleep_us + idle_polls_ / 4);
+  if (!running_compute_.empty()) {
+    backend_.wait(running_compute_.front().event,
+                  running_exchange_.empty() ? wait_for_compute_us : sleep_us);
+  } else if (idle_polls_ < polls_before_sleep) {
+    sched_yield();
+  } else {
+    std::this_thread::sleep_for(std::chrono::microseconds(sleep_us));
+  }
+  if (idle_polls_ % 256 == 0) check_deadline();
+}
+
+void Driver::check_deadline() {
+  if (options_.deadline_s <= 0 || now_seconds() - last_progress_ < options_.deadline_s) return;
+  std::string waiting;
+  for (const Running& running : running_exchange_) {
+    const Step& step = current_->step(running.step);
+    waiting += (waiting.empty() ? "" : "; ") + step.name();
+    if (step.kind == StepKind::counts) continue;
+    const auto peers = chunks_[static_cast<std::size_t>(step.chunk)]->pending.awaited_peers();
+    if (!peers.empty()) waiting += fmt::format(" from ranks {}", fmt::join(peers, ", "));
+  }
+  for (const Running& running : running_compute_) {
+    waiting += (waiting.empty() ? "" : "; ") + current_->step(running.step).name();
+  }
+  fail("rank {} made no progress for {:.0f} s while waiting for: {} (a rank may have stopped or the "
+       "network may be stuck); see the other ranks' output, or raise --deadline",
+       world_.rank(), options_.deadline_s, waiting);
+}
+
+}  // namespace atl

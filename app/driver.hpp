@@ -1,0 +1,102 @@
+#pragma once
+// Executes a Schedule on this rank: the only loop that posts, polls and launches.
+//
+// The thread that calls run_step owns MPI. Arithmetic is enqueued on the backend's queue and runs
+// beside it; what becomes ready first, runs first, in the schedule's order of priority.
+
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "app/batch.hpp"
+#include "app/plan/placement.hpp"
+#include "app/plan/schedule.hpp"
+#include "app/sampler.hpp"
+#include "app/timeline.hpp"
+#include "comm/exchange.hpp"
+#include "compute/backend.hpp"
+
+namespace atl {
+
+struct DriverOptions {
+  int num_chunks = 1;
+  bool overlap = true;
+  comm::TransportKind transport = comm::TransportKind::ialltoallv;
+  double deadline_s = 300;        ///< without any progress; 0 waits for ever
+  std::size_t row_bytes = 0;      ///< of one token on the wire
+  Mode mode = Mode::generate;
+  int max_head_rows = 0;          ///< rows of logits per chunk (generate)
+  int max_chunk_tokens = 0;
+};
+
+/// Counted over the whole run on this rank.
+struct Traffic {
+  std::vector<std::int64_t> bytes_to;          ///< [ranks], token rows sent
+  std::vector<std::int64_t> tokens_of_expert;  ///< [layers * experts], rows this rank sent there
+  std::int64_t rows_computed = 0;              ///< expert rows computed on this rank
+  std::int64_t bytes_sent_at_once = 0;         ///< largest single exchange
+};
+
+class Driver {
+ public:
+  /// Collective.
+  Driver(compute::Backend& backend, const comm::Communicator& world, const ModelShape& shape,
+         const Placement& placement, const DriverOptions& options, Timeline& timeline);
+  ~Driver();
+
+  /// The schedule for `num_chunks` chunks; built once, equal on all ranks.
+  const Schedule& schedule(int num_chunks) const;
+
+  /// Takes the batch's chunks through all steps; afterwards each chunk's head rows are filled.
+  void run_step(Batcher& batch);
+
+  const Traffic& traffic() const { return traffic_; }
+
+ private:
+  struct ChunkState;
+  struct Compiled;   // a schedule with its successors
+  struct Running {
+    std::int32_t step;
+    compute::Event first;  // compute: first and last operation of the step
+    compute::Event event;
+    double posted;         // exchange
+  };
+
+  void prepare(Batcher& batch);
+  void launch();
+  void release(std::int32_t step, bool launched_only);
+  Running launch_compute(std::int32_t step);
+  Running launch_head(std::int32_t step, ChunkState& state);
+  void post_exchange(std::int32_t step);
+  bool exchange_done(std::int32_t step);
+  void plan_from_counts(ChunkState& state);
+  void build_blocks(ChunkState& state);
+  bool poll();
+  void back_off();
+  void check_deadline();
+
+  compute::Backend& backend_;
+  const comm::Communicator& world_;
+  ModelShape shape_;
+  Placement placement_;
+  DriverOptions options_;
+  Timeline& timeline_;
+  int experts_per_peer_;
+  std::vector<Compiled> compiled_;                   // [num_chunks - 1]
+  std::vector<std::unique_ptr<ChunkState>> chunks_;
+  Traffic traffic_;
+
+  // Of the step under way.
+  Batcher* batch_ = nullptr;
+  const Compiled* current_ = nullptr;
+  std::vector<std::int32_t> pending_;                // [steps] dependencies not yet met
+  std::vector<std::int32_t> ready_compute_;          // min-heap of steps
+  std::vector<std::int32_t> ready_exchange_;
+  std::vector<Running> running_compute_;             // in order of the queue
+  std::vector<Running> running_exchange_;
+  std::size_t completed_ = 0;
+  int idle_polls_ = 0;
+  double last_progress_ = 0;
+};
+
+}  // namespace atl

@@ -1,0 +1,92 @@
+// The commands. The only try/catch: an exception becomes one message and an exit code.
+
+#include <fmt/format.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <exception>
+#include <string_view>
+
+#include "app/config.hpp"
+#include "app/import.hpp"
+#include "app/init.hpp"
+#include "app/inspect.hpp"
+#include "app/model.hpp"
+#include "app/run.hpp"
+#include "comm/communicator.hpp"
+
+namespace {
+
+using namespace atl;
+
+void print_error(const char* message) {
+  fmt::print(stderr, "atoll: {}\n", message);
+  std::fflush(stderr);
+}
+
+void execute(const CommandLine& line, const comm::Communicator& world) {
+  switch (line.command) {
+    case Command::run: return run_job(world, line.run);
+    case Command::init:
+      return world.agree([&] {
+        init_model(preset(line.init.preset), line.init.seed, line.init.output, world.rank(),
+                   world.size(), world.fortran_handle());
+      });
+    case Command::import:
+      return world.agree([&] {
+        if (world.rank() == 0) import_hf(line.import.folder, line.import.output);
+      });
+    case Command::inspect:
+      return world.agree([&] {
+        if (world.rank() != 0) return;
+        fmt::print("{}", inspect_text(line.inspect.file, !line.inspect.no_verify));
+      });
+    case Command::none: return;
+  }
+}
+
+/// A failure that all ranks know of ends them all in order; any other ends them by MPI_Abort.
+int run_command(const CommandLine& line) {
+  const comm::Communicator world = comm::Communicator::world();
+  try {
+    execute(line, world);
+    return 0;
+  } catch (const comm::AgreedFailure& failure) {
+    if (failure.reporter()) print_error(failure.what());
+    return failure.exit_code();
+  } catch (const std::exception& error) {
+    print_error(error.what());
+    if (world.size() > 1) world.abort(1);
+    return 1;
+  }
+}
+
+/// Every rank parses the same line; only the first one speaks.
+bool speaks() {
+  const char* rank = std::getenv("OMPI_COMM_WORLD_RANK");
+  if (rank == nullptr) rank = std::getenv("PMIX_RANK");
+  return rank == nullptr || std::string_view(rank) == "0";
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CommandLine line;
+  try {
+    line = parse_command_line(argc, argv);
+  } catch (const UsageError& error) {
+    if (speaks()) print_error(error.what());
+    return error.exit_code();
+  }
+  if (line.command == Command::none) {
+    if (speaks()) fmt::print("{}", line.text);
+    return 0;
+  }
+  try {
+    const comm::Environment mpi(&argc, &argv);
+    return run_command(line);
+  } catch (const std::exception& error) {
+    print_error(error.what());
+    return 1;
+  }
+}

@@ -1,0 +1,60 @@
+#pragma once
+// The report of a run: gathered from all ranks, written as JSON, and its short table for the eye.
+
+#include <cstdint>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "app/batch.hpp"
+#include "app/config.hpp"
+#include "app/driver.hpp"
+#include "app/model.hpp"
+#include "app/plan/placement.hpp"
+#include "app/timeline.hpp"
+#include "comm/topology.hpp"
+
+namespace atl {
+
+/// What the report says that does not depend on time.
+struct RunFacts {
+  const RunOptions* options = nullptr;
+  const ModelConfig* config = nullptr;
+  const Placement* placement = nullptr;
+  const comm::Topology* topology = nullptr;
+  std::string backend;
+  std::string transport;
+  std::uint64_t model_identity = 0;
+  std::uint64_t schedule_hash = 0;
+  int threads = 1;
+  DType dtype = DType::bfloat16;
+  Mode mode = Mode::generate;
+};
+
+/// This rank's part of the measurements.
+struct RankMeasurements {
+  const Timeline* timeline = nullptr;
+  const Traffic* traffic = nullptr;
+  compute::Backend::Memory memory;
+  std::int64_t bytes_read = 0;
+  double load_seconds = 0;
+};
+
+/// When the requests of all ranks got their tokens; filled on rank 0.
+struct RequestSummary {
+  std::int64_t requests = 0;
+  std::int64_t refused = 0;
+  std::vector<double> first_token_s;        ///< of each finished request, since the first step
+  std::vector<double> per_token_s;          ///< mean time per token after the first
+  double perplexity = 0;                    ///< scoring; 0 otherwise
+  std::int64_t scored_tokens = 0;
+};
+
+/// Collective. The whole report on rank 0, null elsewhere.
+nlohmann::json gather_report(const comm::Communicator& world, const RunFacts& facts,
+                             const RankMeasurements& mine, const RequestSummary& requests);
+
+/// A few lines for the end of a run, from the report.
+std::string summary_table(const nlohmann::json& report);
+
+}  // namespace atl

@@ -1,0 +1,331 @@
+#include "app/run.hpp"
+
+#include <fmt/format.h>
+#include <sched.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <fstream>
+#include <memory>
+#include <optional>
+#include <thread>
+
+#include "app/batch.hpp"
+#include "app/driver.hpp"
+#include "app/load.hpp"
+#include "app/model.hpp"
+#include "app/progress.hpp"
+#include "app/report.hpp"
+#include "app/results.hpp"
+#include "comm/topology.hpp"
+#include "io/text_file.hpp"
+
+namespace atl {
+
+namespace {
+
+constexpr int page_tokens = 64;
+constexpr std::size_t max_trace_events = 200000;  // per rank, about 100 bytes each on file
+constexpr double kv_share_of_free_memory = 0.4;
+
+/// All ranks must have been started alike: another value anywhere is refused by name.
+void require_equal_options(const comm::Communicator& world, const RunOptions& options) {
+  std::string mine;
+  for (const auto& [name, value] : options.items()) mine += name + "=" + value + "\n";
+  const std::string first = world.broadcast(mine, 0);
+  world.agree([&] {
+    if (mine == first) return;
+    for (const auto& [name, value] : options.items()) {
+      const std::string line = fmt::format("{}={}\n", name, value);
+      require(("\n" + first).find("\n" + line) != std::string::npos,
+              "rank {} was started with --{} {}, which differs from rank 0's; start all ranks with "
+              "the same options",
+              world.rank(), name, value);
+    }
+  });
+}
+
+int threads_per_rank(int wanted, int ranks_on_node) {
+  if (wanted > 0) return wanted;
+  cpu_set_t allowed;
+  CPU_ZERO(&allowed);
+  const int cores = static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
+  const int bound =
+      sched_getaffinity(0, sizeof(allowed), &allowed) == 0 ? CPU_COUNT(&allowed) : cores;
+  return std::max(1, std::min(bound, cores / ranks_on_node));
+}
+
+std::int64_t free_memory_bytes() {
+  std::ifstream meminfo("/proc/meminfo");
+  std::string key;
+  std::string unit;
+  std::int64_t kib = 0;
+  while (meminfo >> key >> kib) {
+    if (key == "MemAvailable:") return kib * 1024;
+    std::getline(meminfo, unit);
+  }
+  return sysconf(_SC_AVPHYS_PAGES) * sysconf(_SC_PAGESIZE);
+}
+
+DType activation_type(const std::string& wanted, DType on_file) {
+  if (wanted == "bfloat16") return DType::bfloat16;
+  if (wanted == "float16") return DType::float16;
+  if (wanted == "float32") return DType::float32;
+  return on_file;
+}
+
+/// Everything a job needs, set up in the order in which it can fail.
+class Job {
+ public:
+  Job(const comm::Communicator& world, const RunOptions& options)
+      : world_(world), options_(options) {}
+
+  void run() {
+    require_equal_options(world_, options_);
+    open_model();
+    read_requests();
+    find_ranks();
+    size_batches();
+    load();
+    steps();
+    finish();
+  }
+
+ private:
+  bool root() const { return world_.rank() == 0; }
+
+  void open_model() {
+    world_.agree([this] {
+      require(options_.backend != "cuda",
+              "this build has no CUDA backend; use --backend cpu or auto");
+      file_ = std::make_unique<io::ModelFileReader>(options_.model);
+      config_ = ModelConfig::from_json(file_->config_json());
+      placement_ = contiguous_placement(config_.shape.num_experts, world_.size());
+    });
+    const std::uint64_t identity = file_->identity();
+    const auto identities = world_.allgather(identity);
+    world_.agree([&] {
+      require(identity == identities[0],
+              "{} on rank {} is not the file that rank 0 reads (its contents differ); give all "
+              "ranks the same model file",
+              options_.model, world_.rank());
+    });
+    mode_ = options_.mode == "score" ? Mode::score : Mode::generate;
+    dtype_ = activation_type(options_.dtype, config_.dtype);
+  }
+
+  void read_requests() {
+    world_.agree([this] {
+      if (!root()) return;
+      io::RequestLimits limits;
+      limits.vocab = config_.shape.vocab;
+      limits.max_positions = config_.shape.max_positions;
+      limits.default_max_tokens = options_.max_tokens;
+      limits.scoring = mode_ == Mode::score;
+      requests_ = io::read_requests(options_.input, limits);
+      // Opened now, so that hours of work are not lost to a mistyped path.
+      results_.emplace(options_.output);
+      if (!options_.report.empty()) report_.emplace(options_.report);
+      if (!options_.trace.empty()) io::TextFile(options_.trace).close();
+    });
+    requests_ = broadcast_requests(world_, std::move(requests_));
+  }
+
+  void find_ranks() {
+    topology_ = comm::discover_topology(world_);
+    const int node = topology_.node_of[static_cast<std::size_t>(world_.rank())];
+    ranks_on_node_ = topology_.ranks_on(node);
+    threads_ = threads_per_rank(options_.threads, ranks_on_node_);
+    world_.agree([this] {
+      transport_ = comm::choose_transport(world_, options_.transport);
+    });
+  }
+
+  void size_batches() {
+    batch_.mode = mode_;
+    batch_.max_tokens = options_.max_tokens;
+    batch_.max_sequences =
+        std::min(options_.max_sequences, static_cast<int>(requests_.size()));
+    batch_.max_step_tokens = std::max(options_.step_tokens, batch_.max_sequences);
+    batch_.min_chunk_tokens = std::min(options_.min_chunk_tokens, batch_.max_step_tokens);
+    batch_.max_chunks = options_.chunks;
+    batch_.page_tokens = page_tokens;
+    batch_.stop_token_ids = config_.stop_token_ids;
+    batch_.num_pages = std::max<std::int64_t>(1, kv_pages());
+    for (io::Request& request : requests_) {
+      const std::int64_t pages = Batcher::pages_needed(request, batch_);
+      if (request.error.empty() && pages > batch_.num_pages) {
+        request.error = fmt::format(
+            "prompt and new tokens need {} tokens of KV cache, but a rank holds {}; raise "
+            "--kv-tokens or shorten the request",
+            pages * page_tokens, batch_.num_pages * page_tokens);
+      }
+    }
+  }
+
+  /// The same on all ranks: asked for, or what the requests can use and the memory allows.
+  std::int64_t kv_pages() const {
+    if (options_.kv_tokens > 0) return (options_.kv_tokens + page_tokens - 1) / page_tokens;
+    std::int64_t largest = 1;
+    std::int64_t all = 0;
+    for (const io::Request& request : requests_) {
+      if (!request.error.empty()) continue;
+      const std::int64_t pages = Batcher::pages_needed(request, batch_);
+      largest = std::max(largest, pages);
+      all += pages;
+    }
+    const ModelShape& shape = config_.shape;
+    const std::int64_t page_bytes = std::int64_t{2} * page_tokens * shape.num_layers *
+                                    shape.kv_width() * static_cast<std::int64_t>(size_of(dtype_));
+    std::int64_t allowed = static_cast<std::int64_t>(
+        static_cast<double>(free_memory_bytes()) * kv_share_of_free_memory / ranks_on_node_ /
+        static_cast<double>(page_bytes));
+    world_.allreduce(std::span(&allowed, 1), comm::Communicator::Reduce::min);
+    // An even share and one large request more: ranks differ in what they were given.
+    const std::int64_t useful = std::min(all, all / world_.size() + 2 * largest);
+    return std::min(std::max(useful, largest), allowed);
+  }
+
+  void load() {
+    const double begin = now_seconds();
+    const auto chunk_rows = (batch_.max_step_tokens + options_.chunks - 1) / options_.chunks;
+    compute::BackendOptions options;
+    options.shape = config_.shape;
+    options.dtype = dtype_;
+    const auto& experts = placement_.experts_of[static_cast<std::size_t>(world_.rank())];
+    options.num_local_experts = static_cast<int>(experts.size());
+    options.send_order = placement_.send_order;
+    options.num_threads = threads_;
+    options.page_tokens = page_tokens;
+    options.num_pages = batch_.num_pages;
+    options.max_chunk_tokens =
+        std::min(batch_.max_step_tokens, std::max(chunk_rows + 1, 2 * batch_.min_chunk_tokens));
+    world_.agree([&] {
+      backend_ = compute::make_cpu_backend(options);
+      load_weights(*file_, config_, experts, *backend_);
+    });
+    DriverOptions driver;
+    driver.num_chunks = options_.chunks;
+    driver.overlap = !options_.no_overlap;
+    driver.transport = transport_;
+    driver.deadline_s = options_.deadline;
+    driver.row_bytes = static_cast<std::size_t>(config_.shape.hidden) * size_of(dtype_);
+    driver.mode = mode_;
+    driver.max_chunk_tokens = options.max_chunk_tokens;
+    driver.max_head_rows = std::min(batch_.max_sequences, options.max_chunk_tokens);
+    timeline_.emplace(world_.size(), comm::clock_offset(world_, topology_),
+                      options_.trace.empty() ? 0 : max_trace_events);
+    batcher_.emplace(requests_, batch_, world_.rank());
+    driver_.emplace(*backend_, world_, config_.shape, placement_, driver, *timeline_);
+    load_seconds_ = now_seconds() - begin;
+  }
+
+  void steps() {
+    std::int64_t total = 0;
+    for (const io::Request& request : requests_) {
+      if (!request.error.empty()) continue;
+      total += static_cast<std::int64_t>(request.tokens.size()) +
+               (mode_ == Mode::score ? 0 : request.max_tokens.value_or(options_.max_tokens));
+    }
+    Progress progress(root() ? options_.progress : "none", total);
+    std::vector<RankLoad> loads(static_cast<std::size_t>(world_.size()));
+    const double start = now_seconds();
+    for (;;) {
+      const double begin = now_seconds();
+      world_.allgather_into(batcher_->load(), std::span(loads));
+      const double agreed = now_seconds();
+      if (!batcher_->next_step(loads)) break;
+      timeline_->begin_step(batcher_->has_prompt_tokens() ? Phase::prefill : Phase::decode,
+                            driver_->schedule(batcher_->num_chunks()), begin, agreed);
+      driver_->run_step(*batcher_);
+      timeline_->end_step(batcher_->finish_step(now_seconds() - start));
+      if (timeline_->full()) timeline_->flush(world_);
+      std::int64_t left = batcher_->waiting_work();
+      for (const RankLoad& load : loads) left += load.remaining_work;
+      progress.update(total - left, now_seconds() - start);
+    }
+    timeline_->flush(world_);
+    progress.finish();
+  }
+
+  void finish() {
+    RequestSummary summary;
+    const std::string lines =
+        gather_results(world_, requests_, batcher_->finished(), mode_, summary);
+    RunFacts facts;
+    facts.options = &options_;
+    facts.config = &config_;
+    facts.placement = &placement_;
+    facts.topology = &topology_;
+    facts.backend = backend_->description();
+    facts.transport = name_of(transport_);
+    facts.model_identity = file_->identity();
+    facts.schedule_hash = driver_->schedule(options_.chunks).hash();
+    facts.threads = threads_;
+    facts.dtype = dtype_;
+    facts.mode = mode_;
+    RankMeasurements mine;
+    mine.timeline = &*timeline_;
+    mine.traffic = &driver_->traffic();
+    mine.memory = backend_->memory();
+    mine.bytes_read = file_->bytes_read();
+    mine.load_seconds = load_seconds_;
+    const auto report = gather_report(world_, facts, mine, summary);
+    const auto events = options_.trace.empty()
+                            ? std::vector<std::vector<io::TraceEvent>>{}
+                            : world_.gather_vectors(std::span(timeline_->trace()), 0);
+    world_.agree([&] {
+      if (!root()) return;
+      results_->write(lines);
+      results_->close();
+      if (report_) {
+        report_->write(report.dump(1) + "\n");
+        report_->close();
+      }
+      if (!options_.trace.empty()) write_trace(events);
+      fmt::print("{}", summary_table(report));
+      std::fflush(stdout);
+    });
+  }
+
+  void write_trace(const std::vector<std::vector<io::TraceEvent>>& events) const {
+    const auto step_of = [](const io::TraceEvent& event) {
+      return Step{static_cast<StepKind>(event.kind), event.layer, event.chunk, {}};
+    };
+    io::write_trace(
+        options_.trace, events, [&](const io::TraceEvent& e) { return step_of(e).name(); },
+        [&](const io::TraceEvent& e) { return is_exchange(step_of(e).kind); });
+    if (timeline_->dropped_trace_events() > 0) {
+      fmt::print(stderr, "the trace keeps the first {} steps of each rank; {} later ones on rank 0 "
+                 "are not in it\n", max_trace_events, timeline_->dropped_trace_events());
+    }
+  }
+
+  const comm::Communicator& world_;
+  const RunOptions& options_;
+  Mode mode_ = Mode::generate;
+  DType dtype_ = DType::bfloat16;
+  std::unique_ptr<io::ModelFileReader> file_;
+  ModelConfig config_;
+  Placement placement_;
+  comm::Topology topology_;
+  int ranks_on_node_ = 1;
+  int threads_ = 1;
+  comm::TransportKind transport_ = comm::TransportKind::ialltoallv;
+  std::vector<io::Request> requests_;
+  std::optional<io::TextFile> results_, report_;
+  BatchOptions batch_;
+  std::unique_ptr<compute::Backend> backend_;
+  std::optional<Timeline> timeline_;
+  std::optional<Batcher> batcher_;
+  std::optional<Driver> driver_;
+  double load_seconds_ = 0;
+};
+
+}  // namespace
+
+void run_job(const comm::Communicator& world, const RunOptions& options) {
+  Job(world, options).run();
+}
+
+}  // namespace atl

@@ -1,0 +1,12 @@
+#pragma once
+// One inference job, from the command line's options to results, report and trace.
+
+#include "app/config.hpp"
+#include "comm/communicator.hpp"
+
+namespace atl {
+
+/// Collective over all ranks. Throws Error (on all ranks alike before the first step).
+void run_job(const comm::Communicator& world, const RunOptions& options);
+
+}  // namespace atl

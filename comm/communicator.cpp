@@ -1,0 +1,229 @@
+#include "comm/communicator.hpp"
+
+#include <algorithm>
+#include <cstdlib>
+#include <limits>
+#include <thread>
+#include <utility>
+
+namespace atl::comm {
+
+void check(int code, std::string_view call, std::source_location where) {
+  if (code == MPI_SUCCESS) return;
+  char text[MPI_MAX_ERROR_STRING] = {};
+  int length = 0;
+  MPI_Error_string(code, text, &length);
+  fail("{} failed ({}; {}:{})", call, std::string_view(text, static_cast<std::size_t>(length)),
+       where.file_name(), where.line());
+}
+
+int to_int(std::size_t value, std::string_view what) {
+  require(value <= static_cast<std::size_t>(std::numeric_limits<int>::max()),
+          "{} is {} (MPI counts at most 2147483647); use more chunks or fewer tokens a step", what,
+          value);
+  return static_cast<int>(value);
+}
+
+bool Environment::launched() {
+  for (const char* name : {"OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK", "PMI_SIZE"}) {
+    if (std::getenv(name) != nullptr) return true;
+  }
+  return false;
+}
+
+int Environment::announced_local_ranks() {
+  for (const char* name : {"OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "SLURM_NTASKS_PER_NODE"}) {
+    if (const char* value = std::getenv(name)) return std::max(1, std::atoi(value));
+  }
+  return 1;
+}
+
+std::string Environment::library() {
+  char text[MPI_MAX_LIBRARY_VERSION_STRING] = {};
+  int length = 0;
+  check(MPI_Get_library_version(text, &length), "MPI_Get_library_version");
+  const std::string name(text);
+  return name.substr(0, name.find(','));
+}
+
+Environment::Environment(int* argc, char*** argv) {
+  // Where ranks share cores, Open MPI's blocking calls must give the core away while they wait.
+  if (announced_local_ranks() > static_cast<int>(std::thread::hardware_concurrency())) {
+    setenv("OMPI_MCA_mpi_yield_when_idle", "1", /*overwrite=*/0);
+  }
+  int provided = MPI_THREAD_SINGLE;
+  check(MPI_Init_thread(argc, argv, MPI_THREAD_FUNNELED, &provided), "MPI_Init_thread");
+  require(provided >= MPI_THREAD_FUNNELED,
+          "this MPI library offers no MPI_THREAD_FUNNELED (it answered {}); use one built with "
+          "thread support",
+          provided);
+  MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN);
+}
+
+Environment::~Environment() { MPI_Finalize(); }
+
+Communicator::Communicator(MPI_Comm comm, bool owned) : comm_(comm), owned_(owned) {
+  check(MPI_Comm_rank(comm_, &rank_), "MPI_Comm_rank");
+  check(MPI_Comm_size(comm_, &size_), "MPI_Comm_size");
+}
+
+Communicator Communicator::world() { return {MPI_COMM_WORLD, false}; }
+
+Communicator::Communicator(Communicator&& other) noexcept
+    : comm_(std::exchange(other.comm_, MPI_COMM_NULL)),
+      owned_(std::exchange(other.owned_, false)),
+      rank_(other.rank_),
+      size_(other.size_) {}
+
+Communicator& Communicator::operator=(Communicator&& other) noexcept {
+  std::swap(comm_, other.comm_);
+  std::swap(owned_, other.owned_);
+  std::swap(rank_, other.rank_);
+  std::swap(size_, other.size_);
+  return *this;
+}
+
+Communicator::~Communicator() {
+  int finalized = 0;
+  MPI_Finalized(&finalized);
+  // MPI_Comm_free is collective: while an exception unwinds one rank the others may never call it.
+  if (owned_ && finalized == 0 && std::uncaught_exceptions() == 0) MPI_Comm_free(&comm_);
+}
+
+Communicator Communicator::duplicate() const {
+  MPI_Comm copy = MPI_COMM_NULL;
+  check(MPI_Comm_dup(comm_, &copy), "MPI_Comm_dup");
+  MPI_Comm_set_errhandler(copy, MPI_ERRORS_RETURN);
+  return {copy, true};
+}
+
+Communicator Communicator::split_shared() const {
+  MPI_Comm node = MPI_COMM_NULL;
+  check(MPI_Comm_split_type(comm_, MPI_COMM_TYPE_SHARED, rank_, MPI_INFO_NULL, &node),
+        "MPI_Comm_split_type");
+  MPI_Comm_set_errhandler(node, MPI_ERRORS_RETURN);
+  return {node, true};
+}
+
+void Communicator::barrier() const { check(MPI_Barrier(comm_), "MPI_Barrier"); }
+
+void Communicator::allgather_bytes(const void* value, void* all, std::size_t bytes) const {
+  const int count = to_int(bytes, "bytes of an allgather");
+  check(MPI_Allgather(value, count, MPI_BYTE, all, count, MPI_BYTE, comm_), "MPI_Allgather");
+}
+
+namespace {
+MPI_Op op_of(Communicator::Reduce op) {
+  switch (op) {
+    case Communicator::Reduce::sum: return MPI_SUM;
+    case Communicator::Reduce::max: return MPI_MAX;
+    case Communicator::Reduce::min: return MPI_MIN;
+  }
+  return MPI_OP_NULL;
+}
+}  // namespace
+
+void Communicator::allreduce(std::span<double> values, Reduce op) const {
+  check(MPI_Allreduce(MPI_IN_PLACE, values.data(), to_int(values.size(), "values of a reduction"),
+                      MPI_DOUBLE, op_of(op), comm_),
+        "MPI_Allreduce");
+}
+
+void Communicator::allreduce(std::span<std::int64_t> values, Reduce op) const {
+  check(MPI_Allreduce(MPI_IN_PLACE, values.data(), to_int(values.size(), "values of a reduction"),
+                      MPI_INT64_T, op_of(op), comm_),
+        "MPI_Allreduce");
+}
+
+void Communicator::allreduce_max_where(std::span<const double> values, std::span<double> largest,
+                                       std::span<int> where) const {
+  struct Entry {
+    double value;
+    int rank;
+  };
+  std::vector<Entry> mine(values.size());
+  for (std::size_t i = 0; i < values.size(); ++i) mine[i] = {values[i], rank_};
+  std::vector<Entry> all(values.size());
+  check(MPI_Allreduce(mine.data(), all.data(), to_int(values.size(), "values of a reduction"),
+                      MPI_DOUBLE_INT, MPI_MAXLOC, comm_),
+        "MPI_Allreduce");
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    largest[i] = all[i].value;
+    where[i] = all[i].rank;
+  }
+}
+
+namespace {
+constexpr std::size_t max_piece = std::size_t{1} << 28;  // bytes of one message
+}
+
+std::string Communicator::broadcast(const std::string& text, int root) const {
+  auto bytes = static_cast<std::uint64_t>(text.size());
+  check(MPI_Bcast(&bytes, 1, MPI_UINT64_T, root, comm_), "MPI_Bcast");
+  std::string result = rank_ == root ? text : std::string(bytes, '\0');
+  for (std::size_t at = 0; at < bytes; at += max_piece) {
+    const std::size_t piece = std::min<std::size_t>(max_piece, bytes - at);
+    check(MPI_Bcast(result.data() + at, to_int(piece, "piece"), MPI_BYTE, root, comm_),
+          "MPI_Bcast");
+  }
+  return result;
+}
+
+std::vector<std::string> Communicator::gather(const std::string& text, int root) const {
+  constexpr int tag = 7;
+  const auto sizes = allgather(static_cast<std::uint64_t>(text.size()));
+  std::vector<std::string> all;
+  if (rank_ != root) {
+    for (std::size_t at = 0; at < text.size(); at += max_piece) {
+      const std::size_t piece = std::min(max_piece, text.size() - at);
+      check(MPI_Send(text.data() + at, to_int(piece, "piece"), MPI_BYTE, root, tag, comm_),
+            "MPI_Send");
+    }
+    return all;
+  }
+  for (int source = 0; source < size_; ++source) {
+    if (source == root) {
+      all.push_back(text);
+      continue;
+    }
+    std::string& received = all.emplace_back(sizes[static_cast<std::size_t>(source)], '\0');
+    for (std::size_t at = 0; at < received.size(); at += max_piece) {
+      const std::size_t piece = std::min(max_piece, received.size() - at);
+      check(MPI_Recv(received.data() + at, to_int(piece, "piece"), MPI_BYTE, source, tag, comm_,
+                     MPI_STATUS_IGNORE),
+            "MPI_Recv");
+    }
+  }
+  return all;
+}
+
+void Communicator::agree(const std::function<void()>& work) const {
+  std::string message;
+  int code = 0;
+  try {
+    work();
+  } catch (const Error& error) {
+    message = error.what();
+    code = error.exit_code();
+  } catch (const std::bad_alloc&) {
+    message = "out of memory (an allocation was refused); use more ranks, nodes or a smaller model";
+    code = 1;
+  } catch (const std::exception& error) {
+    message = error.what();
+    code = 1;
+  }
+  const auto codes = allgather(code);
+  const auto first = std::find_if(codes.begin(), codes.end(), [](int c) { return c != 0; });
+  if (first == codes.end()) return;
+  const int reporter = static_cast<int>(first - codes.begin());
+  message = broadcast(message, reporter);
+  if (size_ > 1 && reporter != 0) message = fmt::format("{} (on rank {})", message, reporter);
+  throw AgreedFailure(message, *first, rank_ == reporter);
+}
+
+void Communicator::abort(int exit_code) const {
+  MPI_Abort(comm_, exit_code);
+  std::abort();
+}
+
+}  // namespace atl::comm

@@ -1,0 +1,130 @@
+#pragma once
+// RAII over MPI: the environment, communicators, checked calls, agreement on errors.
+
+#include <mpi.h>
+
+#include <cstddef>
+#include <functional>
+#include <source_location>
+#include <span>
+#include <string>
+#include <string_view>
+#include <type_traits>
+#include <vector>
+
+#include "compute/error.hpp"
+
+namespace atl::comm {
+
+/// Throws Error with MPI's own text unless `code` is MPI_SUCCESS.
+void check(int code, std::string_view call,
+           std::source_location where = std::source_location::current());
+
+/// Casts a count to the int that MPI takes; throws Error where it does not fit.
+int to_int(std::size_t value, std::string_view what);
+
+/// MPI from construction to destruction. One thread calls MPI (MPI_THREAD_FUNNELED).
+class Environment {
+ public:
+  Environment(int* argc, char*** argv);
+  ~Environment();
+  Environment(const Environment&) = delete;
+  Environment& operator=(const Environment&) = delete;
+
+  /// True when a launcher such as mpirun or srun started this process.
+  static bool launched();
+  /// The MPI library's own name and version.
+  static std::string library();
+  /// Ranks on this node as the launcher announced them, before MPI_Init; 1 where it says nothing.
+  static int announced_local_ranks();
+};
+
+/// Thrown on every rank after one rank has reported a failure that all agreed on.
+class AgreedFailure : public Error {
+ public:
+  AgreedFailure(const std::string& message, int code, bool reporter)
+      : Error(message), code_(code), reporter_(reporter) {}
+  int exit_code() const override { return code_; }
+  bool reporter() const { return reporter_; }  ///< this rank prints the message, the others do not
+
+ private:
+  int code_;
+  bool reporter_;
+};
+
+/// A communicator with checked, typed calls. Owns its handle unless it is the world.
+class Communicator {
+ public:
+  static Communicator world();
+  Communicator(Communicator&& other) noexcept;
+  Communicator& operator=(Communicator&& other) noexcept;
+  ~Communicator();
+
+  int rank() const { return rank_; }
+  int size() const { return size_; }
+  MPI_Comm raw() const { return comm_; }
+  int fortran_handle() const { return MPI_Comm_c2f(comm_); }
+
+  Communicator duplicate() const;      ///< collective
+  Communicator split_shared() const;   ///< collective; the ranks that share this node's memory
+
+  void barrier() const;
+
+  /// Every rank's `value`, in rank order.
+  template <class T>
+  std::vector<T> allgather(const T& value) const {
+    std::vector<T> all(static_cast<std::size_t>(size_));
+    allgather_into(value, std::span<T>(all));
+    return all;
+  }
+  /// The same into existing memory of size() entries; does not allocate.
+  template <class T>
+  void allgather_into(const T& value, std::span<T> all) const {
+    static_assert(std::is_trivially_copyable_v<T>);
+    require(all.size() == static_cast<std::size_t>(size_), "allgather: wrong number of entries");
+    allgather_bytes(&value, all.data(), sizeof(T));
+  }
+
+  enum class Reduce { sum, max, min };
+  void allreduce(std::span<double> values, Reduce op) const;        ///< in place
+  void allreduce(std::span<std::int64_t> values, Reduce op) const;  ///< in place
+  /// For each value the largest over all ranks and the lowest rank that has it.
+  void allreduce_max_where(std::span<const double> values, std::span<double> largest,
+                           std::span<int> where) const;
+
+  /// Root's text on every rank.
+  std::string broadcast(const std::string& text, int root) const;
+  /// Every rank's text on the root, in rank order; empty elsewhere. Any size (sent in pieces).
+  std::vector<std::string> gather(const std::string& text, int root) const;
+  /// Every rank's vector on the root, in rank order; empty elsewhere.
+  template <class T>
+  std::vector<std::vector<T>> gather_vectors(std::span<const T> values, int root) const {
+    static_assert(std::is_trivially_copyable_v<T>);
+    const auto texts = gather(
+        std::string(reinterpret_cast<const char*>(values.data()), values.size_bytes()), root);
+    std::vector<std::vector<T>> all;
+    for (const auto& text : texts) {
+      const auto* first = reinterpret_cast<const T*>(text.data());
+      all.emplace_back(first, first + text.size() / sizeof(T));
+    }
+    return all;
+  }
+
+  /// Runs `work` on every rank; if it throws anywhere, all ranks throw AgreedFailure with the
+  /// message of the lowest failing rank. `work` must not call collectives after a local failure.
+  void agree(const std::function<void()>& work) const;
+
+  /// Ends all ranks of the job at once.
+  [[noreturn]] void abort(int exit_code) const;
+
+ private:
+  Communicator(MPI_Comm comm, bool owned);
+  void allgather_bytes(const void* value, void* all, std::size_t bytes) const;
+
+  MPI_Comm comm_ = MPI_COMM_NULL;
+  bool owned_ = false;
+  int rank_ = 0;
+  int size_ = 1;
+};
+
+}  // namespace atl::comm

@@ -1,0 +1,233 @@
+#include "comm/exchange.hpp"
+
+#include <chrono>
+#include <cstring>
+#include <numeric>
+#include <thread>
+#include <utility>
+
+namespace atl::comm {
+
+std::string_view name_of(TransportKind kind) {
+  return kind == TransportKind::ialltoallv ? "ialltoallv" : "pairwise";
+}
+
+ExchangePlan::ExchangePlan(int num_ranks)
+    : send_counts(static_cast<std::size_t>(num_ranks)),
+      send_offsets(static_cast<std::size_t>(num_ranks)),
+      recv_counts(static_cast<std::size_t>(num_ranks)),
+      recv_offsets(static_cast<std::size_t>(num_ranks)) {}
+
+void ExchangePlan::reverse() {
+  std::swap(send_counts, recv_counts);
+  std::swap(send_offsets, recv_offsets);
+}
+
+std::int64_t ExchangePlan::rows_received() const {
+  return std::accumulate(recv_counts.begin(), recv_counts.end(), std::int64_t{0});
+}
+
+bool PendingExchange::done() {
+  if (done_) return true;
+  int flag = 0;
+  check(MPI_Testall(static_cast<int>(requests_.size()), requests_.data(), &flag,
+                    MPI_STATUSES_IGNORE),
+        "MPI_Testall");
+  done_ = flag != 0;
+  return done_;
+}
+
+ExchangePlan PendingExchange::take_plan() { return std::move(plan_); }
+
+std::vector<int> PendingExchange::awaited_peers() const {
+  std::vector<int> awaited;
+  if (done_) return awaited;
+  for (std::size_t i = 0; i < requests_.size(); ++i) {
+    if (peers_[i] < 0) continue;
+    int arrived = 0;
+    MPI_Request_get_status(requests_[i], &arrived, MPI_STATUS_IGNORE);
+    if (arrived == 0) awaited.push_back(peers_[i]);
+  }
+  return awaited;
+}
+
+Exchange::Exchange(const Communicator& parent, TransportKind kind, std::size_t row_bytes,
+                   int counts_per_peer)
+    : comm_(parent.duplicate()),
+      kind_(kind),
+      row_bytes_(row_bytes),
+      counts_per_peer_(counts_per_peer),
+      counts_to_(static_cast<std::size_t>(parent.size() * counts_per_peer)),
+      counts_from_(counts_to_.size()) {
+  // One MPI element is one row, so that counts and offsets are in tokens and stay far below 2^31.
+  check(MPI_Type_contiguous(to_int(row_bytes, "bytes of a row"), MPI_BYTE, &row_type_),
+        "MPI_Type_contiguous");
+  check(MPI_Type_commit(&row_type_), "MPI_Type_commit");
+  spare_requests_.reserve(static_cast<std::size_t>(2 * parent.size()));
+  spare_peers_.reserve(static_cast<std::size_t>(2 * parent.size()));
+}
+
+Exchange::~Exchange() {
+  int finalized = 0;
+  MPI_Finalized(&finalized);
+  if (finalized == 0) MPI_Type_free(&row_type_);
+}
+
+void Exchange::start_counts() {
+  check(MPI_Ialltoall(counts_to_.data(), counts_per_peer_, MPI_INT32_T, counts_from_.data(),
+                      counts_per_peer_, MPI_INT32_T, comm_.raw(), &counts_request_),
+        "MPI_Ialltoall");
+}
+
+bool Exchange::counts_done() {
+  int flag = 0;
+  check(MPI_Test(&counts_request_, &flag, MPI_STATUS_IGNORE), "MPI_Test");
+  return flag != 0;
+}
+
+PendingExchange Exchange::start(ExchangePlan&& plan, const void* send, void* recv) {
+  PendingExchange pending;
+  pending.requests_ = std::move(spare_requests_);
+  pending.peers_ = std::move(spare_peers_);
+  pending.requests_.clear();
+  pending.peers_.clear();
+  pending.plan_ = std::move(plan);
+  pending.done_ = false;
+  if (kind_ == TransportKind::ialltoallv) {
+    start_ialltoallv(pending, send, recv);
+  } else {
+    start_pairwise(pending, send, recv);
+  }
+  return pending;
+}
+
+ExchangePlan Exchange::finish(PendingExchange&& pending) {
+  spare_requests_ = std::move(pending.requests_);
+  spare_peers_ = std::move(pending.peers_);
+  return pending.take_plan();
+}
+
+void Exchange::start_ialltoallv(PendingExchange& pending, const void* send, void* recv) {
+  const ExchangePlan& plan = pending.plan_;
+  pending.requests_.push_back(MPI_REQUEST_NULL);
+  pending.peers_.push_back(-1);
+  check(MPI_Ialltoallv(send, plan.send_counts.data(), plan.send_offsets.data(), row_type_, recv,
+                       plan.recv_counts.data(), plan.recv_offsets.data(), row_type_, comm_.raw(),
+                       &pending.requests_.back()),
+        "MPI_Ialltoallv");
+}
+
+void Exchange::start_pairwise(PendingExchange& pending, const void* send, void* recv) {
+  constexpr int tag = 1;
+  const ExchangePlan& plan = pending.plan_;
+  const int size = comm_.size();
+  const int rank = comm_.rank();
+  // Peers in a rotated order, so that not all ranks send to the same one first.
+  for (int step = 1; step < size; ++step) {
+    const int peer = (rank + size - step) % size;
+    const auto p = static_cast<std::size_t>(peer);
+    if (plan.recv_counts[p] == 0) continue;
+    pending.requests_.push_back(MPI_REQUEST_NULL);
+    pending.peers_.push_back(peer);
+    auto* to = static_cast<std::byte*>(recv) +
+               static_cast<std::size_t>(plan.recv_offsets[p]) * row_bytes_;
+    check(MPI_Irecv(to, plan.recv_counts[p], row_type_, peer, tag, comm_.raw(),
+                    &pending.requests_.back()),
+          "MPI_Irecv");
+  }
+  for (int step = 1; step < size; ++step) {
+    const int peer = (rank + step) % size;
+    const auto p = static_cast<std::size_t>(peer);
+    if (plan.send_counts[p] == 0) continue;
+    pending.requests_.push_back(MPI_REQUEST_NULL);
+    pending.peers_.push_back(-1);
+    const auto* from = static_cast<const std::byte*>(send) +
+                       static_cast<std::size_t>(plan.send_offsets[p]) * row_bytes_;
+    check(MPI_Isend(from, plan.send_counts[p], row_type_, peer, tag, comm_.raw(),
+                    &pending.requests_.back()),
+          "MPI_Isend");
+  }
+}
+
+namespace {
+
+/// Rows that rank `from` sends to rank `to` in the canary: unequal, some of them none.
+int canary_rows(int from, int to) { return from == to ? 0 : (from * 3 + to * 5) % 7; }
+
+std::uint32_t canary_word(int from, int to, int row, std::size_t at) {
+  return static_cast<std::uint32_t>(from) * 2654435761U + static_cast<std::uint32_t>(to) * 40503U +
+         static_cast<std::uint32_t>(row) * 97U + static_cast<std::uint32_t>(at);
+}
+
+constexpr std::size_t canary_words = 80;  // of a row
+
+bool canary_ok(const Communicator& parent, TransportKind kind) {
+  const int size = parent.size();
+  const int rank = parent.rank();
+  Exchange exchange(parent, kind, canary_words * sizeof(std::uint32_t), 1);
+  ExchangePlan plan(size);
+  int sent = 0;
+  int received = 0;
+  for (int peer = 0; peer < size; ++peer) {
+    const auto p = static_cast<std::size_t>(peer);
+    plan.send_counts[p] = canary_rows(rank, peer);
+    plan.recv_counts[p] = canary_rows(peer, rank);
+    plan.send_offsets[p] = sent;
+    plan.recv_offsets[p] = received;
+    sent += plan.send_counts[p];
+    received += plan.recv_counts[p];
+  }
+  const auto words = [](int rows) { return static_cast<std::size_t>(rows) * canary_words; };
+  std::vector<std::uint32_t> out(words(sent) + 1);
+  std::vector<std::uint32_t> in(words(received) + 1, 0xdeadbeefU);
+  for (int peer = 0; peer < size; ++peer) {
+    const auto p = static_cast<std::size_t>(peer);
+    for (int row = 0; row < plan.send_counts[p]; ++row) {
+      for (std::size_t i = 0; i < canary_words; ++i) {
+        out[words(plan.send_offsets[p] + row) + i] = canary_word(rank, peer, row, i);
+      }
+    }
+  }
+  auto pending = exchange.start(std::move(plan), out.data(), in.data());
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(60);
+  while (!pending.done()) {
+    if (std::chrono::steady_clock::now() > deadline) return false;
+    std::this_thread::sleep_for(std::chrono::microseconds(20));
+  }
+  plan = exchange.finish(std::move(pending));
+  bool right = in.back() == 0xdeadbeefU;
+  for (int peer = 0; peer < size; ++peer) {
+    const auto p = static_cast<std::size_t>(peer);
+    for (int row = 0; row < plan.recv_counts[p]; ++row) {
+      for (std::size_t i = 0; i < canary_words; ++i) {
+        right &= in[words(plan.recv_offsets[p] + row) + i] == canary_word(peer, rank, row, i);
+      }
+    }
+  }
+  return right;
+}
+
+}  // namespace
+
+bool canary(const Communicator& parent, TransportKind kind) {
+  std::int64_t right = 0;
+  try {
+    right = canary_ok(parent, kind) ? 1 : 0;
+  } catch (const Error&) {
+    right = 0;
+  }
+  parent.allreduce(std::span(&right, 1), Communicator::Reduce::min);
+  return right == 1;
+}
+
+TransportKind choose_transport(const Communicator& parent, std::string_view wanted) {
+  for (const auto kind : {TransportKind::ialltoallv, TransportKind::pairwise}) {
+    if (wanted != "auto" && wanted != name_of(kind)) continue;
+    if (canary(parent, kind)) return kind;
+  }
+  fail("transport '{}' does not work here (a test exchange between all ranks lost or altered rows, "
+       "or did not end within 60 s); try another --transport or other MPI settings",
+       wanted);
+}
+
+}  // namespace atl::comm

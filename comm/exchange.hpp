@@ -1,0 +1,107 @@
+#pragma once
+// Tokens between ranks: grouped by destination, one message per peer, counted in rows (tokens).
+
+#include <mpi.h>
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string_view>
+#include <vector>
+
+#include "comm/communicator.hpp"
+
+namespace atl::comm {
+
+enum class TransportKind : std::uint8_t {
+  ialltoallv,  ///< one MPI_Ialltoallv
+  pairwise,    ///< one MPI_Isend and one MPI_Irecv per peer that has rows
+};
+std::string_view name_of(TransportKind kind);
+
+/// Who gets which rows. Offsets and counts are in rows; entries of the own rank have count 0, since
+/// the own shard never goes through MPI.
+struct ExchangePlan {
+  std::vector<int> send_counts, send_offsets;  ///< [ranks]
+  std::vector<int> recv_counts, recv_offsets;  ///< [ranks]
+
+  explicit ExchangePlan(int num_ranks = 0);
+  /// The way back: what was received is sent, what was sent is received, at the same offsets.
+  void reverse();
+  std::int64_t rows_received() const;
+};
+
+/// An exchange under way. Owns its requests and its plan until completion, because MPI forbids
+/// touching or freeing them earlier. Never frees an active request: one that is dropped while
+/// active (only when an error unwinds this rank) is left to the MPI library.
+class [[nodiscard]] PendingExchange {
+ public:
+  PendingExchange() = default;
+  PendingExchange(PendingExchange&& other) noexcept = default;
+  PendingExchange& operator=(PendingExchange&& other) noexcept = default;
+
+  /// Drives MPI's progress; true once all rows have been sent and received.
+  bool done();
+  /// The plan, for the way back. Only after done().
+  ExchangePlan take_plan();
+  /// Ranks from which a message is still awaited; empty where the transport cannot tell.
+  std::vector<int> awaited_peers() const;
+
+ private:
+  friend class Exchange;
+  std::vector<MPI_Request> requests_;
+  std::vector<int> peers_;  // of each request; send requests have -1
+  ExchangePlan plan_;
+  bool done_ = true;
+};
+
+/// The exchanges of one chunk. Each chunk has its own duplicated communicator, because non-blocking
+/// collectives must be started in the same order on all ranks of a communicator and chunks overtake
+/// one another. After construction nothing allocates.
+class Exchange {
+ public:
+  /// Collective. `row_bytes` is the size of one token's row; `counts_per_peer` how many counters
+  /// each pair of ranks exchanges (experts of the peer, at most).
+  Exchange(const Communicator& parent, TransportKind kind, std::size_t row_bytes,
+           int counts_per_peer);
+  ~Exchange();
+  Exchange(const Exchange&) = delete;
+  Exchange& operator=(const Exchange&) = delete;
+
+  /// Counters for each peer, [ranks, counts_per_peer]; written before start_counts.
+  std::span<std::int32_t> counts_to() { return counts_to_; }
+  /// Counters from each peer, [ranks, counts_per_peer]; valid after counts_done().
+  std::span<const std::int32_t> counts_from() const { return counts_from_; }
+  void start_counts();
+  bool counts_done();
+
+  /// Sends rows of `send` and receives into `recv` as `plan` says. Both stay untouched until the
+  /// returned exchange is done. One exchange of rows is under way at a time.
+  PendingExchange start(ExchangePlan&& plan, const void* send, void* recv);
+  /// Gives a finished exchange's request storage back for the next start().
+  ExchangePlan finish(PendingExchange&& pending);
+
+ private:
+  void start_ialltoallv(PendingExchange& pending, const void* send, void* recv);
+  void start_pairwise(PendingExchange& pending, const void* send, void* recv);
+
+  Communicator comm_;
+  TransportKind kind_;
+  std::size_t row_bytes_;
+  int counts_per_peer_;
+  MPI_Datatype row_type_ = MPI_DATATYPE_NULL;
+  MPI_Request counts_request_ = MPI_REQUEST_NULL;
+  std::vector<std::int32_t> counts_to_, counts_from_;
+  std::vector<MPI_Request> spare_requests_;
+  std::vector<int> spare_peers_;
+};
+
+/// Collective: a small exchange with unequal, partly empty shares and checked contents. True on all
+/// ranks if every row arrived everywhere.
+bool canary(const Communicator& parent, TransportKind kind);
+
+/// Collective: `wanted` ("ialltoallv" or "pairwise"), or with "auto" the first of these two, whose
+/// canary passes. Throws Error when none does.
+TransportKind choose_transport(const Communicator& parent, std::string_view wanted);
+
+}  // namespace atl::comm

@@ -1,0 +1,384 @@
+#pragma once
+// RoPE and attention, included by cpu_kernels_impl.hpp once per instruction set.
+//
+// Attention goes through the keys a panel of 64 at a time, in order of position, with an online
+// softmax. Each query's operations and their order depend on its own position only, never on which
+// other queries share its block: a decoded token and the same token in a prefill agree bit by bit.
+
+#include <cmath>
+#include <limits>
+
+#include "compute/cpu_kernels.hpp"
+#include "compute/cpu_simd.hpp"
+
+namespace atl::compute {
+namespace {
+
+template <class T>
+float inverse_rms(const T* x, std::int64_t width, float eps);
+
+/// Start of a kv_head's keys in a page; its values follow keys_per_head() elements later.
+template <class T>
+inline const T* head_of(const KvLayout& layout, const void* kv, std::int32_t page, int kv_head) {
+  return static_cast<const T*>(kv) + page * layout.page_elements() +
+         kv_head * layout.head_elements();
+}
+
+/// Elements between dimension i and token t of a key panel and its start.
+inline std::int64_t key_offset(const Bf16* /*type*/, int i, int t) {
+  return std::int64_t{i / 2} * (2 * panel_tokens) + 2 * t + i % 2;
+}
+template <class T>
+inline std::int64_t key_offset(const T* /*type*/, int i, int t) {
+  return std::int64_t{i} * panel_tokens + t;
+}
+
+/// One head's vector, normalised and rotated in float32. Buffers are padded to whole vectors.
+struct HeadBuffer {
+  alignas(64) float x[max_head_dim + 2 * lanes];
+};
+
+/// cos and sin of one position, [head_dim / 2] each.
+struct Rotation {
+  alignas(64) float cosine[max_head_dim / 2 + lanes];
+  alignas(64) float sine[max_head_dim / 2 + lanes];
+};
+
+inline void rotation_of(const RopeTables& tables, int position, int half, Rotation& rotation) {
+  const double* a = tables.coarse + std::int64_t{position / 64} * 2 * half;
+  const double* b = tables.fine + std::int64_t{position % 64} * 2 * half;
+  for (int i = 0; i < half; ++i) {
+    rotation.cosine[i] = static_cast<float>(a[i] * b[i] - a[half + i] * b[half + i]);
+    rotation.sine[i] = static_cast<float>(a[half + i] * b[i] + a[i] * b[half + i]);
+  }
+}
+
+/// head.x = rotate(in * scale * weight), weight may be null.
+template <class T>
+inline void rotate_head(const T* in, float scale, const float* weight, int head_dim,
+                        const Rotation& rotation, HeadBuffer& head) {
+  const int half = head_dim / 2;
+  for (int i = 0; i < half; i += lanes) {
+    Vec a = load(in + i, half - i);
+    Vec b = load(in + half + i, half - i);
+    if (weight != nullptr) {
+      a = a * broadcast(scale) * load(weight + i, half - i);
+      b = b * broadcast(scale) * load(weight + half + i, half - i);
+    }
+    const Vec c = load(rotation.cosine + i);
+    const Vec s = load(rotation.sine + i);
+    store(head.x + i, fma(a, c, broadcast(0) - b * s), half - i);
+    store(head.x + half + i, fma(b, c, a * s), half - i);
+  }
+}
+
+template <class T>
+inline void store_key(const KvLayout& layout, T* keys, int token, const HeadBuffer& head) {
+  alignas(64) T rounded[max_head_dim + lanes];
+  for (int i = 0; i < layout.head_dim; i += lanes) store(rounded + i, load(head.x + i));
+  T* panel = keys + std::int64_t{token / panel_tokens} * panel_tokens * layout.head_dim;
+  for (int i = 0; i < layout.head_dim; ++i) {
+    panel[key_offset(panel, i, token % panel_tokens)] = rounded[i];
+  }
+}
+
+template <class T>
+void rope(const RopeArgs& args, std::int64_t begin, std::int64_t end) {
+  const KvLayout& layout = args.layout;
+  const int d = layout.head_dim;
+  const int q_width = layout.num_heads * d;
+  const int kv_width = layout.num_kv_heads * d;
+  Rotation rotation;
+  HeadBuffer head;
+  std::memset(&rotation, 0, sizeof(rotation));
+  std::memset(&head, 0, sizeof(head));
+  for (std::int64_t r = begin; r < end; ++r) {
+    T* q = static_cast<T*>(args.qkv) + r * (q_width + 2 * kv_width);
+    T* k = q + q_width;
+    T* v = k + kv_width;
+    const int position = args.positions[r];
+    rotation_of(args.tables, position, d / 2, rotation);
+    const bool whole = args.norm == QkNorm::whole_row;
+    const bool normed = args.norm != QkNorm::none;
+    float q_scale = whole ? inverse_rms(q, q_width, args.eps) : 1.0F;
+    float k_scale = whole ? inverse_rms(k, kv_width, args.eps) : 1.0F;
+    for (int h = 0; h < layout.num_heads; ++h) {
+      if (normed && !whole) q_scale = inverse_rms(q + h * d, d, args.eps);
+      const float* weight = normed ? args.q_norm + (whole ? h * d : 0) : nullptr;
+      rotate_head(q + h * d, q_scale, weight, d, rotation, head);
+      for (int i = 0; i < d; i += lanes) store(q + h * d + i, load(head.x + i), d - i);
+    }
+    const int token = position % layout.page_tokens;
+    for (int h = 0; h < layout.num_kv_heads; ++h) {
+      T* keys = const_cast<T*>(head_of<T>(layout, args.kv, args.pages[r], h));
+      if (normed && !whole) k_scale = inverse_rms(k + h * d, d, args.eps);
+      const float* weight = normed ? args.k_norm + (whole ? h * d : 0) : nullptr;
+      rotate_head(k + h * d, k_scale, weight, d, rotation, head);
+      store_key(layout, keys, token, head);
+      T* values = keys + layout.keys_per_head() + std::int64_t{token} * layout.value_stride;
+      std::memcpy(values, v + h * d, static_cast<std::size_t>(d) * sizeof(T));
+    }
+  }
+}
+
+// Registers of a block: block_queries x block_vectors accumulators.
+constexpr int block_queries = 6;
+constexpr int block_vectors = lanes == 16 ? 4 : 2;
+
+// Queries as the score kernel reads them: float32, or pairs of bfloat16 for the dot product.
+template <class T>
+struct Query {
+  using type = float;
+};
+#if defined(__AVX512BF16__)
+template <>
+struct Query<Bf16> {
+  using type = Bf16;
+};
+#endif
+
+/// scores[q][0..63] = q . keys of one panel; queries are `q_stride` apart, scores 64.
+template <int Rows, class T>
+inline void scores_of(const float* q, std::int64_t q_stride, const T* panel, int head_dim,
+                      float* scores) {
+  constexpr bool pairs = sizeof(T) == 2 && __is_same(T, Bf16);
+  for (int t = 0; t < panel_tokens; t += block_vectors * lanes) {
+    Vec acc[Rows][block_vectors];
+    for (int r = 0; r < Rows; ++r) {
+      for (int v = 0; v < block_vectors; ++v) acc[r][v] = broadcast(0);
+    }
+    for (int i = 0; i < head_dim; i += pairs ? 2 : 1) {
+      for (int v = 0; v < block_vectors; ++v) {
+        const T* key = panel + key_offset(panel, i, t + v * lanes);
+        if constexpr (pairs) {
+          const Vec even = load_even(key);
+          const Vec odd = load_odd(key);
+          for (int r = 0; r < Rows; ++r) {
+            acc[r][v] = fma(broadcast(q[r * q_stride + i]), even, acc[r][v]);
+            acc[r][v] = fma(broadcast(q[r * q_stride + i + 1]), odd, acc[r][v]);
+          }
+        } else {
+          const Vec k = load(key);
+          for (int r = 0; r < Rows; ++r) {
+            acc[r][v] = fma(broadcast(q[r * q_stride + i]), k, acc[r][v]);
+          }
+        }
+      }
+    }
+    for (int r = 0; r < Rows; ++r) {
+      for (int v = 0; v < block_vectors; ++v) {
+        store(scores + r * panel_tokens + t + v * lanes, acc[r][v]);
+      }
+    }
+  }
+}
+
+#if defined(__AVX512BF16__)
+/// The same with exact products of bfloat16 pairs, two multiply-adds per lane and instruction.
+template <int Rows>
+inline void scores_of(const Bf16* q, std::int64_t q_stride, const Bf16* panel, int head_dim,
+                      float* scores) {
+  Vec acc[Rows][4];
+  for (int r = 0; r < Rows; ++r) {
+    for (int v = 0; v < 4; ++v) acc[r][v] = broadcast(0);
+  }
+  for (int i = 0; i < head_dim; i += 2) {
+    __m512bh key[4];
+    for (int v = 0; v < 4; ++v) {
+      key[v] = reinterpret_cast<__m512bh>(_mm512_loadu_si512(panel + i * panel_tokens + v * 32));
+    }
+    for (int r = 0; r < Rows; ++r) {
+      std::int32_t pair = 0;
+      std::memcpy(&pair, q + r * q_stride + i, sizeof(pair));
+      const auto both = reinterpret_cast<__m512bh>(_mm512_set1_epi32(pair));
+      for (int v = 0; v < 4; ++v) acc[r][v] = _mm512_dpbf16_ps(acc[r][v], both, key[v]);
+    }
+  }
+  for (int r = 0; r < Rows; ++r) {
+    for (int v = 0; v < 4; ++v) store(scores + r * panel_tokens + v * 16, acc[r][v]);
+  }
+}
+#endif
+
+/// Softmax state of one query: running maximum, sums per lane, the factor for what came before.
+struct Running {
+  float* top;
+  float* sums;  // [16]
+  float factor;
+};
+
+/// Turns the scores of one panel into weights relative to the new maximum; `valid` >= 1 keys
+/// count, weights of the others up to `used` become 0.
+inline void soften(float* scores, int valid, int used, float scale, Running& state) {
+  const Vec lowest = broadcast(-std::numeric_limits<float>::infinity());
+  Vec top = lowest;
+  for (int t = 0; t < valid; t += lanes) {
+    const int count = valid - t < lanes ? valid - t : lanes;
+    top = max(top, first_lanes(count, load(scores + t), lowest));
+  }
+  const float panel_top = largest(top);
+  const float before = *state.top;
+  const float now = panel_top > before ? panel_top : before;
+  *state.top = now;
+  const Vec shift = broadcast(now);
+  state.factor = now == before ? 1.0F : exp(broadcast((before - now) * scale))[0];
+  Vec total = load(state.sums) * broadcast(state.factor);
+  for (int t = 0; t < used; t += lanes) {
+    const int left = valid - t;
+    const int count = left < 0 ? 0 : (left < lanes ? left : lanes);
+    const Vec e = exp((load(scores + t) - shift) * broadcast(scale));
+    const Vec weight = first_lanes(count, e, broadcast(0));
+    store(scores + t, weight);
+    total = total + weight;
+  }
+  store(state.sums, total);
+}
+
+/// out[q][dims] = out * factor[q] + weights[q][0..used) . values[.][dims], Vectors vectors wide.
+template <int Rows, int Vectors, class T>
+inline void blend(const float* weights, const float* factors, int used, const T* values,
+                  std::int64_t value_stride, float* out, std::int64_t out_stride) {
+  Vec acc[Rows][Vectors];
+  for (int r = 0; r < Rows; ++r) {
+    for (int v = 0; v < Vectors; ++v) {
+      acc[r][v] = load(out + r * out_stride + v * lanes) * broadcast(factors[r]);
+    }
+  }
+  for (int t = 0; t < used; ++t) {
+    Vec value[Vectors];
+    for (int v = 0; v < Vectors; ++v) value[v] = load(values + t * value_stride + v * lanes);
+    for (int r = 0; r < Rows; ++r) {
+      const Vec w = broadcast(weights[r * panel_tokens + t]);
+      for (int v = 0; v < Vectors; ++v) acc[r][v] = fma(w, value[v], acc[r][v]);
+    }
+  }
+  for (int r = 0; r < Rows; ++r) {
+    for (int v = 0; v < Vectors; ++v) store(out + r * out_stride + v * lanes, acc[r][v]);
+  }
+}
+
+/// One tile's state in the scratch memory of attend().
+template <class T>
+struct AttendTile {
+  const AttendArgs& args;
+  int group;
+  std::int64_t q_stride;  // elements of Query<T>::type
+  typename Query<T>::type* q;
+  float* out;
+  float* sums;
+  float* top;
+  float* scores;  // [block_queries][64]
+  float scale;
+};
+
+/// Queries [first, first + Rows) of the tile against one panel of keys that starts at `start`.
+template <int Rows, class T>
+void attend_block(const AttendTile<T>& tile, int first, int start, const T* keys, const T* values) {
+  const AttendArgs& args = tile.args;
+  const KvLayout& layout = args.layout;
+  scores_of<Rows>(tile.q + first * tile.q_stride, tile.q_stride, keys, layout.head_dim,
+                  tile.scores);
+  const int last = args.first_position + (first + Rows - 1) / tile.group + 1 - start;
+  const int used = last < panel_tokens ? last : panel_tokens;
+  float factors[Rows];
+  for (int r = 0; r < Rows; ++r) {
+    const int limit = args.first_position + (first + r) / tile.group + 1 - start;
+    Running state{tile.top + first + r, tile.sums + (first + r) * 16, 1.0F};
+    soften(tile.scores + r * panel_tokens, limit < panel_tokens ? limit : panel_tokens, used,
+           tile.scale, state);
+    factors[r] = state.factor;
+  }
+  const int stride = layout.value_stride;
+  float* out = tile.out + std::int64_t{first} * stride;
+  int i = 0;
+  for (; i + block_vectors * lanes <= stride; i += block_vectors * lanes) {
+    blend<Rows, block_vectors>(tile.scores, factors, used, values + i, stride, out + i, stride);
+  }
+  for (; i < stride; i += lanes) {
+    blend<Rows, 1>(tile.scores, factors, used, values + i, stride, out + i, stride);
+  }
+}
+
+template <class T>
+void attend_blocks(const AttendTile<T>& tile, int first, int count, int start, const T* keys,
+                   const T* values) {
+  for (; count >= block_queries; first += block_queries, count -= block_queries) {
+    attend_block<block_queries>(tile, first, start, keys, values);
+  }
+  switch (count) {
+    case 5:
+      return attend_block<5>(tile, first, start, keys, values);
+    case 4:
+      return attend_block<4>(tile, first, start, keys, values);
+    case 3:
+      return attend_block<3>(tile, first, start, keys, values);
+    case 2:
+      return attend_block<2>(tile, first, start, keys, values);
+    case 1:
+      return attend_block<1>(tile, first, start, keys, values);
+    default:
+      return;
+  }
+}
+
+inline void load_query(const float* q, float* to, int d) {
+  std::memcpy(to, q, static_cast<std::size_t>(d) * sizeof(float));
+}
+template <class T>
+void load_query(const T* q, T* to, int d) {
+  std::memcpy(to, q, static_cast<std::size_t>(d) * sizeof(T));
+}
+template <class T>
+void load_query(const T* q, float* to, int d) {
+  for (int i = 0; i < d; i += lanes) store(to + i, load(q + i, d - i), d - i);
+}
+
+template <class T>
+void attend(const AttendArgs& args) {
+  const KvLayout& layout = args.layout;
+  const int d = layout.head_dim;
+  const int group = layout.num_heads / layout.num_kv_heads;
+  const int n = args.num_rows * group;
+  const int stride = layout.value_stride;
+  AttendTile<T> tile{args,    group,   (d + 15) / 16 * 16,
+                     nullptr, nullptr, nullptr,
+                     nullptr, nullptr, 1.0F / std::sqrt(static_cast<float>(d))};
+  float* scratch = args.scratch;
+  tile.q = reinterpret_cast<typename Query<T>::type*>(scratch);
+  tile.out = scratch + n * tile.q_stride;
+  tile.sums = tile.out + std::int64_t{n} * stride;
+  tile.scores = tile.sums + n * 16;
+  tile.top = tile.scores + 8 * panel_tokens;
+  for (int i = 0; i < n; ++i) {
+    const int head = args.kv_head * group + i % group;
+    const T* q = static_cast<const T*>(args.qkv) + i / group * args.qkv_stride + head * d;
+    load_query(q, tile.q + i * tile.q_stride, d);
+    tile.top[i] = -std::numeric_limits<float>::infinity();
+  }
+  std::memset(tile.out, 0, static_cast<std::size_t>(n) * stride * sizeof(float));
+  std::memset(tile.sums, 0, static_cast<std::size_t>(n) * 16 * sizeof(float));
+
+  const int last = args.first_position + args.num_rows - 1;
+  for (int start = 0; start <= last; start += panel_tokens) {
+    const T* head =
+        head_of<T>(layout, args.kv, args.pages[start / layout.page_tokens], args.kv_head);
+    const int token = start % layout.page_tokens;
+    const int hidden_rows = start > args.first_position ? start - args.first_position : 0;
+    attend_blocks(tile, hidden_rows * group, n - hidden_rows * group, start,
+                  head + std::int64_t{token} * d,
+                  head + layout.keys_per_head() + std::int64_t{token} * stride);
+  }
+  for (int i = 0; i < n; ++i) {
+    const int at = args.kv_head * group + i % group;
+    T* to = static_cast<T*>(args.out) + (std::int64_t{i / group} * layout.num_heads + at) * d;
+    const Vec inverse = broadcast(1.0F / sum(load(tile.sums + i * 16)));
+    for (int j = 0; j < d; j += lanes) {
+      // + 0 turns a negative zero, whose sign depends on the block, into a positive one.
+      const Vec result = load(tile.out + std::int64_t{i} * stride + j) * inverse + broadcast(0);
+      store(to + j, result, d - j);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace atl::compute

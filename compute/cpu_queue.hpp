@@ -1,0 +1,84 @@
+#pragma once
+// The CPU backend's in-order queue: one worker thread, a ring of plain records, tickets.
+
+#include <array>
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <exception>
+#include <functional>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "compute/backend.hpp"
+
+namespace atl::compute {
+
+class CpuChunk;
+
+/// One enqueued operation; a plain record, so that enqueueing allocates nothing.
+struct CpuOp {
+  enum class Kind : std::uint8_t {
+    embed,
+    attention,
+    mlp,
+    route,
+    experts,
+    merge,
+    logits,
+    logprobs,
+    host_task
+  };
+  Kind kind = Kind::host_task;
+  CpuChunk* chunk = nullptr;
+  int layer = 0;
+  std::span<const RowBlock> blocks;
+  std::span<const std::int32_t> rows;
+  std::span<const std::int32_t> targets;
+  float* out = nullptr;
+  const std::function<void()>* task = nullptr;
+};
+
+/// Runs operations in order on its own thread. One thread enqueues; any thread may wait.
+/// After an operation has thrown, later ones complete without running.
+class CpuQueue {
+ public:
+  /// `start` runs first on the worker thread, then `execute` for every operation.
+  CpuQueue(std::function<void()> start, std::function<void(const CpuOp&)> execute);
+  ~CpuQueue();  ///< drops what has not begun, waits for what has
+  CpuQueue(const CpuQueue&) = delete;
+  CpuQueue& operator=(const CpuQueue&) = delete;
+
+  /// Waits for room when 1024 operations are under way.
+  Event enqueue(const CpuOp& op);
+  bool done(Event event);
+  bool wait(Event event, int timeout_us);
+  Interval interval(Event event) const;
+
+ private:
+  static constexpr std::size_t capacity = 1024;
+  static constexpr std::size_t num_intervals = 4096;
+
+  void work();
+  void run(Event event);
+  bool next_ready(Event event);
+
+  std::function<void()> start_;
+  std::function<void(const CpuOp&)> execute_;
+  std::array<CpuOp, capacity> ring_;
+  std::vector<Interval> intervals_ = std::vector<Interval>(num_intervals);
+  std::atomic<Event> enqueued_{0};
+  std::atomic<Event> completed_{0};
+  std::atomic<Event> failed_{0};  // first operation that threw, 0 = none
+  std::exception_ptr failure_;    // written before failed_
+  std::atomic<bool> stopping_{false};
+  std::atomic<bool> sleeping_{false};
+  std::atomic<int> waiting_{0};
+  std::mutex mutex_;
+  std::condition_variable work_available_;
+  std::condition_variable op_completed_;
+  std::thread worker_;
+};
+
+}  // namespace atl::compute

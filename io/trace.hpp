@@ -1,0 +1,27 @@
+#pragma once
+// The trace: Chrome's JSON trace format, which Perfetto opens. One process per rank, one track for
+// the arithmetic and one per chunk for its exchanges.
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+namespace atl::io {
+
+/// One step of the schedule on one rank. Times in seconds of one common clock.
+struct TraceEvent {
+  std::uint8_t kind = 0;
+  std::int16_t layer = 0;
+  std::int16_t chunk = 0;
+  double begin = 0;
+  double end = 0;
+};
+
+/// Writes the events of all ranks ([rank][event]). `name` and `is_exchange` say what an event is.
+/// Throws Error when the file cannot be written.
+void write_trace(const std::string& path, const std::vector<std::vector<TraceEvent>>& ranks,
+                 const std::function<std::string(const TraceEvent&)>& name,
+                 const std::function<bool(const TraceEvent&)>& is_exchange);
+
+}  // namespace atl::io

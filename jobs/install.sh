@@ -1,0 +1,62 @@
+#!/usr/bin/env bash
+# Installs what Atoll needs on Debian 12 and its relatives, as root or with sudo. Silent and quick
+# when everything is there already. Elsewhere (a cluster with modules) it only says what is needed.
+set -euo pipefail
+# shellcheck source-path=SCRIPTDIR source=common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+packages=(
+  cmake ninja-build g++                        # build
+  openmpi-bin libopenmpi-dev                   # ranks and messages
+  libhdf5-openmpi-dev                          # model files, written in parallel
+  libdnnl-dev                                  # GEMMs
+  libcli11-dev libfmt-dev nlohmann-json3-dev libxxhash-dev
+  libgtest-dev libbenchmark-dev hdf5-tools     # tests and benchmarks
+  python3                                      # tables of the job and test scripts
+)
+
+if ! command -v apt-get >/dev/null || ! command -v dpkg-query >/dev/null; then
+  printf '%s\n' "install.sh: no apt on this system; if the build misses something, provide what" \
+    "these Debian packages hold: ${packages[*]}" >&2
+  exit 0
+fi
+
+missing=()
+installed=" $(dpkg-query -W -f '${db:Status-Status}:${Package} ' "${packages[@]}" 2>/dev/null || true)"
+for package in "${packages[@]}"; do
+  [[ "$installed" == *" installed:$package "* ]] || missing+=("$package")
+done
+((${#missing[@]} > 0)) || exit 0
+
+as_root=()
+if ((EUID != 0)); then
+  command -v sudo >/dev/null || die "cannot install ${missing[*]} (neither root nor sudo here);" \
+    "ask an administrator to run: apt-get install ${missing[*]}"
+  as_root=(sudo)
+fi
+
+log="$(mktemp)"
+trap 'rm -f "$log"' EXIT
+apt() {  # dpkg's lock may be held for minutes by a system that has just started
+  "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive \
+    apt-get -q -y -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0 "$@" >>"$log" 2>&1
+}
+update_lists() {  # the lock of the package lists has no timeout option of its own
+  local attempt
+  for attempt in {1..12}; do
+    if apt update; then return 0; fi
+    tail -n 3 "$log" | grep -q 'Could not get lock' || return 1
+    [[ "$attempt" == 12 ]] || sleep 10
+  done
+  return 1
+}
+
+say "installing ${missing[*]}"
+# Package lists may be absent (fresh images) or too old for the archive: then update and try again.
+if ! apt install --no-install-recommends "${missing[@]}"; then
+  if ! update_lists || ! apt install --no-install-recommends "${missing[@]}"; then
+    tail -n 20 "$log" >&2
+    die "apt-get could not install ${missing[*]} (its last lines are above);" \
+      "check the network and /etc/apt/sources.list"
+  fi
+fi

@@ -1,0 +1,123 @@
+# shellcheck shell=bash
+# What the end-to-end tests share. Sourced, never run. CTest sets the environment; by hand, the
+# executable of preset cpu is used.
+#   ATOLL          the executable
+#   ATOLL_SOURCE   the repository
+set -euo pipefail
+
+ATOLL_SOURCE="${ATOLL_SOURCE:-$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)}"
+ATOLL="${ATOLL:-$ATOLL_SOURCE/build/cpu/app/atoll}"
+[[ -x "$ATOLL" ]] || {
+  printf 'no executable at %s: build preset cpu, or set ATOLL\n' "$ATOLL" >&2
+  exit 1
+}
+export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+mpirun_flags=(--oversubscribe --bind-to none --mca mpi_yield_when_idle 1)
+
+# Seconds that one command may take; a hang is a failure like any other.
+command_limit=120
+
+work="$(mktemp -d "${TMPDIR:-/tmp}/atoll-e2e.XXXXXX")"
+trap 'rm -rf "$work"' EXIT
+# shellcheck disable=SC2034  # read by the scripts that source this one
+sample="$ATOLL_SOURCE/tests/data/sample-model"
+
+num_passed=0
+num_failed=0
+passed() { num_passed=$((num_passed + 1)); }
+failed() {
+  num_failed=$((num_failed + 1))
+  printf 'FAILED: %s\n' "$*"
+}
+# Prints the end of what the last command said, for a failure's context.
+show_output() { tail -n 12 "$work/stdout" "$work/stderr" 2>/dev/null | sed 's/^/    /' || true; }
+
+# Last line of every script: the count, and the exit code.
+finish() {
+  printf '%d checks passed, %d failed\n' "$num_passed" "$num_failed"
+  ((num_failed == 0 && num_passed > 0))
+}
+
+# capture COMMAND...: runs it under the limit; sets `code`, fills $work/stdout and $work/stderr.
+capture() {
+  code=0
+  timeout --kill-after=5 "$command_limit" "$@" >"$work/stdout" 2>"$work/stderr" </dev/null || code=$?
+}
+
+# atoll_on RANKS ARGUMENTS...: the same under mpirun.
+atoll_on() {
+  local ranks="$1"
+  shift
+  capture mpirun "${mpirun_flags[@]}" -n "$ranks" "$ATOLL" "$@"
+}
+
+# succeeds WHAT: the last captured command ended with 0.
+succeeds() {
+  if ((code == 0)); then
+    passed
+    return 0
+  fi
+  failed "$1: exit code $code"
+  show_output
+  return 1
+}
+
+# same WHAT FILE FILE: equal bytes.
+same() {
+  if cmp -s "$2" "$3"; then
+    passed
+  else
+    failed "$1: $(cmp "$2" "$3" 2>&1 | sed "s|$work/||g" || true)"
+  fi
+}
+
+# json_check WHAT FILE...: runs the Python on stdin with `lines`, the parsed lines of each file (a
+# .json file is one value). An assertion that fails is a failed check.
+json_check() {
+  local what="$1" program
+  shift
+  program="$(cat)"
+  if python3 - "$program" "$@" >"$work/check" 2>&1 <<'EOF'; then
+import json, math, sys
+
+program, *paths = sys.argv[1:]
+def parsed(path):
+    with open(path, encoding="utf-8") as file:
+        return json.load(file) if path.endswith(".json") else [json.loads(line) for line in file]
+lines = [parsed(path) for path in paths]
+exec(program)
+EOF
+    passed
+  else
+    failed "$what: $(tail -n 3 "$work/check")"
+  fi
+}
+
+import_sample() { # OUTPUT
+  capture "$ATOLL" import "$sample" --output "$1"
+  succeeds "import of the sample model"
+}
+
+# refused WHAT CODE PATTERN: the last captured command ended with CODE (several: "1|2") and a message
+# on stderr that matches the extended regular expression, in any case, and nothing crashed.
+refused() {
+  local what="$1" expected="$2" pattern="$3" problem=""
+  if ((code == 124 || code == 137)); then
+    problem="hung"
+  elif [[ ! "|$expected|" == *"|$code|"* ]]; then
+    problem="exit code $code, expected $expected"
+  elif grep -qE 'terminate called|Segmentation|Signal: |AddressSanitizer|core dumped|HDF5-DIAG' \
+    "$work/stderr" "$work/stdout"; then
+    problem="crashed, or showed a library's stack trace"
+  elif ! grep -qiE -- "$pattern" "$work/stderr"; then
+    problem="no message about '$pattern'"
+  elif (($(grep -c '^atoll: ' "$work/stderr") != 1)); then
+    problem="not exactly one message that starts with 'atoll: '"
+  fi
+  if [[ -z "$problem" ]]; then
+    passed
+  else
+    failed "$what: $problem"
+    show_output
+  fi
+}

@@ -1,0 +1,229 @@
+#!/usr/bin/env bash
+# Wrong use, requests that cannot be served, outputs that cannot be written, ranks started
+# differently: the right exit code, one clear message, no hang.
+set -euo pipefail
+# shellcheck source-path=SCRIPTDIR source=common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+command_limit=60
+
+model="$work/model.h5"
+import_sample "$model"
+requests="$work/requests.jsonl"
+results="$work/results.jsonl"
+printf '{"id": "a", "prompt": "Ge1:1 In the", "max_tokens": 5}\n{"id": "b", "tokens": [68, 105, 101], "max_tokens": 4}\n' \
+  >"$requests"
+run_options=(run --model "$model" --input "$requests" --output "$results")
+
+# --- wrong use
+usage() { # PATTERN ARGUMENTS...
+  local pattern="$1"
+  shift
+  capture "$ATOLL" "$@"
+  refused "atoll $*" 2 "$pattern"
+}
+usage "command|subcommand|required"
+usage "teleport" teleport
+usage "model" run --input "$requests" --output "$results"
+usage "input" run --model "$model" --output "$results"
+usage "output" run --model "$model" --input "$requests"
+usage "wings" "${run_options[@]}" --wings
+for wrong in "chunks 0" "chunks 9" "chunks two" "chunks 99999999999999999999" "mode guess" "threads -1" \
+  "max-tokens 0" "max-tokens -5" "max-tokens 1e9" "transport pigeon" "backend abacus" "dtype int8" "deadline -1"; do
+  read -r option value <<<"$wrong"
+  usage "$option" "${run_options[@]}" "--$option" "$value"
+done
+usage "preset|moe-16l" init --output "$work/x.h5"
+usage "moe-16l" init --preset nonsense --output "$work/x.h5"
+usage "seed" init --preset moe-4l-tiny --seed -1 --output "$work/x.h5"
+usage "folder" import --output "$work/x.h5"
+usage "output" import "$sample"
+usage "file" inspect
+capture "$ATOLL" "${run_options[@]}" --backend cuda
+refused "a backend that is not built" "1|2" "cuda"
+
+for command in "" run init import inspect; do
+  # shellcheck disable=SC2086  # no command is no word
+  capture "$ATOLL" $command --help
+  succeeds "atoll $command --help" && { [[ -s "$work/stdout" ]] || failed "atoll $command --help is empty"; }
+done
+
+# --- options from a file; the command line wins
+printf 'mode = "score"\nmax-tokens = 3\n' >"$work/options.toml"
+capture "$ATOLL" "${run_options[@]}" --config "$work/options.toml"
+succeeds "options from a file"
+if grep -q prompt_logprobs "$results"; then passed; else failed "the mode in the options file is not used"; fi
+capture "$ATOLL" "${run_options[@]}" --config "$work/options.toml" --mode generate
+succeeds "options from a file and the command line"
+if grep -q finish_reason "$results"; then passed; else failed "the command line does not win over the options file"; fi
+printf 'wings = 2\n' >"$work/options.toml"
+usage "wings" "${run_options[@]}" --config "$work/options.toml"
+usage "nowhere.toml" "${run_options[@]}" --config "$work/nowhere.toml"
+
+# --- more ranks than experts
+atoll_on 17 "${run_options[@]}"
+refused "17 ranks for 16 experts" "1|2" "16"
+
+# --- input
+usage_input() { # PATTERN FILE
+  capture "$ATOLL" run --model "$model" --input "$2" --output "$results"
+  refused "input $(basename "$2")" 1 "$1"
+}
+usage_input "nowhere.jsonl" "$work/nowhere.jsonl"
+usage_input "cannot read|folder|directory" "$work"
+: >"$work/empty.jsonl"
+usage_input "no request|empty" "$work/empty.jsonl"
+printf '\n  \n\n' >"$work/blank.jsonl"
+usage_input "no request|empty" "$work/blank.jsonl"
+atoll_on 16 run --model "$model" --input "$work/empty.jsonl" --output "$results"
+refused "empty input on 16 ranks" 1 "no request|empty"
+capture "$ATOLL" run --model "$model" --input "$requests" --output "$requests"
+refused "results over the requests" "1|2" "same|input|requests"
+if grep -q '"Ge1:1' "$requests"; then passed; else failed "the requests were overwritten"; fi
+
+# --- lines that cannot be served, between ones that can
+"$ATOLL" "${run_options[@]}" >/dev/null 2>&1
+mv "$results" "$work/good.jsonl"
+python3 - "$requests" "$work/lines.jsonl" <<'EOF'
+import json, sys
+
+good = open(sys.argv[1], "rb").read().splitlines()
+bad = [
+    b'{"id": "cut", "prompt": "abc',
+    b"[1, 2, 3]",
+    b'"text"',
+    b"null",
+    b"no json at all",
+    b"[" * 100000,
+    b'{"id": "no prompt"}',
+    b'{"prompt": "no id", "id": 7}',
+    b'{"id": "empty", "prompt": ""}',
+    b'{"id": "none", "tokens": []}',
+    b'{"id": "number", "prompt": 5}',
+    b'{"id": "both", "prompt": "a", "tokens": [1]}',
+    b'{"id": "high", "tokens": [256]}',
+    b'{"id": "low", "tokens": [-1]}',
+    b'{"id": "huge", "tokens": [4294967296]}',
+    b'{"id": "beyond", "tokens": [18446744073709551616]}',
+    b'{"id": "fraction", "tokens": [1.5]}',
+    b'{"id": "words", "tokens": ["a"]}',
+    b'{"id": "negative", "prompt": "a", "max_tokens": -5}',
+    b'{"id": "zero", "prompt": "a", "max_tokens": 0}',
+    b'{"id": "half", "prompt": "a", "max_tokens": 2.5}',
+    b'{"id": "cold", "prompt": "a", "temperature": -1}',
+    b'{"id": "hot", "prompt": "a", "temperature": 1e400}',
+    b'{"id": "top", "prompt": "a", "top_p": 1.5}',
+    b'{"id": "top0", "prompt": "a", "top_p": 0}',
+    b'{"id": "seed", "prompt": "a", "seed": -1}',
+    b'{"id": "stop", "prompt": "a", "stop_token_ids": [300]}',
+    b'{"id": "stops", "prompt": "a", "stop_token_ids": "."}',
+    b'{"id": "utf", "prompt": "\xff\xfe"}',
+    json.dumps({"id": "long", "prompt": "x" * 16385, "max_tokens": 1}).encode(),
+]
+with open(sys.argv[2], "wb") as file:
+    file.write(good[0] + b"\n" + b"".join(line + b"\n" for line in bad) + b"\n" + good[1] + b"\r\n")
+EOF
+for ranks in 1 3; do
+  atoll_on "$ranks" run --model "$model" --input "$work/lines.jsonl" --output "$results"
+  succeeds "bad lines on $ranks ranks" || continue
+  json_check "bad lines on $ranks ranks" "$results" "$work/good.jsonl" <<'EOF'
+results, good = lines
+assert len(results) == 32, len(results)
+assert [results[0], results[-1]] == good, "requests beside bad ones have other results"
+for number, result in enumerate(results[1:-1], start=2):
+    assert result.get("line") == number and result.get("error"), (number, result)
+    assert "tokens" not in result, result
+assert results[1 + 8]["id"] == "empty" and results[1 + 12]["id"] == "high"
+EOF
+done
+sed -n '2,6p' "$work/lines.jsonl" >"$work/all_bad.jsonl"
+atoll_on 5 run --model "$model" --input "$work/all_bad.jsonl" --output "$results"
+succeeds "nothing but bad lines"
+if [[ "$(grep -c '"error"' "$results")" == 5 ]]; then passed; else failed "nothing but bad lines: results missing"; fi
+
+# --- a prompt as long as the model allows, and a request that would grow beyond
+python3 -c "
+import json
+print(json.dumps({'id': 'beyond', 'prompt': 'ab ' * 5461, 'max_tokens': 8}))" >"$work/beyond.jsonl"
+capture "$ATOLL" run --model "$model" --input "$work/beyond.jsonl" --output "$results"
+succeeds "a request that would grow beyond max_position_embeddings"
+json_check "a request that would grow beyond max_position_embeddings" "$results" <<'EOF'
+(result,) = lines[0]
+assert "error" in result or len(result["tokens"]) in (1, 2), result
+EOF
+
+# --- outputs
+for option in output report trace; do
+  for path in "$work/nowhere/x" "$work" "$requests/x"; do
+    capture "$ATOLL" "${run_options[@]}" "--$option" "$path"
+    refused "--$option ${path#"$work"}" "1|2" "cannot write|writ"
+  done
+  # A device that is always full; through a link, so that no test can replace the device itself.
+  ln -sf /dev/full "$work/full"
+  atoll_on 2 "${run_options[@]}" "--$option" "$work/full"
+  refused "--$option on a full disk" 1 "full|space"
+done
+
+# --- ranks started differently
+two() { # WHAT PATTERN OPTIONS_OF_RANK_0 OPTIONS_OF_THE_OTHERS, as words
+  local what="$1" pattern="$2" first others
+  read -ra first <<<"$3"
+  read -ra others <<<"$4"
+  capture mpirun "${mpirun_flags[@]}" -n 1 "$ATOLL" "${run_options[@]}" "${first[@]}" \
+    : -n 2 "$ATOLL" "${run_options[@]}" "${others[@]}"
+  refused "$what" "1|2" "$pattern"
+}
+two "different chunks" "chunks" "--chunks 1" "--chunks 2"
+two "different modes" "mode" "--mode score" "--mode generate"
+two "different overlap" "overlap" "--no-overlap" ""
+two "different dtypes" "dtype" "--dtype float32" "--dtype bfloat16"
+two "a wrong option on some ranks" "wings" "" "--wings"
+two "a wrong option on the first rank" "wings" "--wings" ""
+"$ATOLL" init --preset moe-16l-tiny --seed 1 --output "$work/one.h5" >/dev/null
+"$ATOLL" init --preset moe-16l-tiny --seed 2 --output "$work/two.h5" >/dev/null
+two "different models" "model" "--model $work/one.h5" "--model $work/two.h5"
+two "a model missing on some ranks" "model|nowhere" "" "--model $work/nowhere.h5"
+# The same path on every rank, but another file behind it on some (as on a node with a stale copy).
+mkdir "$work/a" "$work/b"
+ln "$work/one.h5" "$work/a/m.h5"
+ln "$work/two.h5" "$work/b/m.h5"
+same_words=(run --model m.h5 --input "$requests" --output "$results")
+capture mpirun "${mpirun_flags[@]}" -n 2 -wdir "$work/a" "$ATOLL" "${same_words[@]}" \
+  : -n 1 -wdir "$work/b" "$ATOLL" "${same_words[@]}"
+refused "another model file behind the same path" 1 "contents|differ"
+mv "$work/b/m.h5" "$work/b/gone.h5"
+capture mpirun "${mpirun_flags[@]}" -n 2 -wdir "$work/a" "$ATOLL" "${same_words[@]}" \
+  : -n 1 -wdir "$work/b" "$ATOLL" "${same_words[@]}"
+refused "the model file missing on one rank" 1 "m.h5"
+
+# --- a rank that dies takes the job with it
+python3 -c "
+import json
+for number in range(40):
+    print(json.dumps({'id': str(number), 'prompt': 'Ge1:1 ' * 50, 'max_tokens': 4000}))" >"$work/much.jsonl"
+mpirun "${mpirun_flags[@]}" -n 3 "$ATOLL" run --model "$model" --input "$work/much.jsonl" \
+  --output "$results" >"$work/stdout" 2>"$work/stderr" </dev/null &
+job=$!
+victim=""
+for _ in {1..100}; do
+  sleep 0.1
+  victim="$(pgrep -P "$job" | tail -n 1 || true)"
+  [[ -z "$victim" ]] || break
+done
+sleep 2
+if [[ -n "$victim" ]] && kill -KILL "$victim"; then
+  for _ in {1..150}; do
+    kill -0 "$job" 2>/dev/null || break
+    sleep 0.1
+  done
+  if kill -0 "$job" 2>/dev/null; then
+    failed "the job outlives a killed rank by 15 s"
+    kill "$job"
+  elif wait "$job"; then
+    failed "a job with a killed rank ends with exit code 0"
+  else
+    passed
+  fi
+else
+  failed "no rank to kill"
+fi
+finish

@@ -1,0 +1,48 @@
+#!/usr/bin/env bash
+# Installs, builds and runs every test: all of preset cpu, then the unit and multi-rank tests of
+# preset cpu-asan (address and undefined-behaviour sanitizers). Fails when any test fails.
+#
+#   tests/run.sh [--quick] [ctest option...]
+#
+#   --quick        preset cpu only, without the end-to-end tests
+#   ctest option   handed on, e.g. -R exchange
+set -euo pipefail
+# shellcheck source-path=SCRIPTDIR source=../jobs/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/../jobs/common.sh"
+
+quick=false
+if (($# > 0)); then
+  case "$1" in
+    --quick)
+      quick=true
+      shift
+      ;;
+    -h | --help)
+      print_head_comment "${BASH_SOURCE[0]}"
+      exit 0
+      ;;
+  esac
+fi
+when_none=error
+(($# == 0)) || when_none=ignore  # a filter may leave one of the two presets without a test
+
+failed=()
+run_tests() { # preset, ctest options
+  local preset="$1"
+  shift
+  say "tests of preset $preset"
+  ctest --test-dir "$repository/build/$preset" --output-on-failure --no-tests="$when_none" \
+    --parallel "$(nproc)" "$@" || failed+=("$preset")
+}
+
+bash "$repository/jobs/install.sh"
+build_preset cpu
+if $quick; then
+  run_tests cpu -LE e2e "$@"
+else
+  run_tests cpu "$@"
+  build_preset cpu-asan
+  run_tests cpu-asan -L 'unit|mpi' "$@"
+fi
+((${#failed[@]} == 0)) || die "tests failed in preset ${failed[*]} (their output is above)"
+say "all tests passed in $((SECONDS / 60)) min $((SECONDS % 60)) s"

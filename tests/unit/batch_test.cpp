@@ -1,0 +1,184 @@
+#include "app/batch.hpp"
+
+#include <fmt/format.h>
+#include <gtest/gtest.h>
+
+#include <map>
+#include <memory>
+#include <random>
+#include <set>
+
+namespace atl {
+namespace {
+
+io::Request request_of(int length, int max_tokens, int base) {
+  io::Request request;
+  request.id = fmt::format("r{}", base);
+  for (int i = 0; i < length; ++i) request.tokens.push_back((base * 31 + i) % 200 + 1);
+  request.max_tokens = max_tokens;
+  return request;
+}
+
+/// A model whose next token is a function of the whole prefix, so that a piece that was skipped,
+/// repeated or mixed up with another sequence changes the result.
+std::int32_t next_token(const std::vector<std::int32_t>& prefix) {
+  std::uint32_t hash = 17;
+  for (const auto token : prefix) hash = hash * 31 + static_cast<std::uint32_t>(token);
+  return static_cast<std::int32_t>(hash % 199) + 1;
+}
+
+/// Ranks in one process: keys and values are the tokens stored by (rank, page, offset).
+class Fleet {
+ public:
+  Fleet(const std::vector<io::Request>& requests, const BatchOptions& options, int ranks)
+      : options_(options), cache_(static_cast<std::size_t>(ranks)) {
+    for (int rank = 0; rank < ranks; ++rank) {
+      ranks_.push_back(std::make_unique<Batcher>(requests, options, rank));
+    }
+  }
+
+  std::map<int, io::Result> run(const std::vector<io::Request>& requests) {
+    for (int step = 0;; ++step) {
+      EXPECT_LT(step, 100000);
+      std::vector<RankLoad> loads;
+      for (const auto& rank : ranks_) loads.push_back(rank->load());
+      bool more = false;
+      std::set<int> chunk_counts;
+      for (std::size_t r = 0; r < ranks_.size(); ++r) {
+        more = ranks_[r]->next_step(loads);
+        chunk_counts.insert(ranks_[r]->num_chunks());
+      }
+      if (!more) break;
+      EXPECT_EQ(chunk_counts.size(), 1U);
+      for (std::size_t r = 0; r < ranks_.size(); ++r) compute(r);
+    }
+    std::map<int, io::Result> results;
+    for (const auto& rank : ranks_) {
+      for (auto& done : rank->finished()) {
+        EXPECT_TRUE(results.emplace(done.request, done.result).second) << "finished twice";
+      }
+    }
+    EXPECT_EQ(results.size(), requests.size());
+    return results;
+  }
+
+ private:
+  void compute(std::size_t r) {
+    Batcher& rank = *ranks_[r];
+    std::int64_t rows = 0;
+    for (int c = 0; c < rank.num_chunks(); ++c) {
+      ChunkBatch& chunk = rank.chunk(c);
+      rows += static_cast<std::int64_t>(chunk.tokens.size());
+      std::int32_t row = 0;
+      std::map<std::int32_t, std::vector<std::int32_t>> prefix_at;  // row -> its prefix
+      for (const compute::Segment& segment : chunk.segments) {
+        EXPECT_EQ(segment.first_row, row);
+        for (std::int32_t i = 0; i < segment.num_rows; ++i, ++row) {
+          const auto position = segment.first_position + i;
+          store(r, segment, position) = chunk.tokens[static_cast<std::size_t>(row)];
+          auto& prefix = prefix_at[row];
+          for (std::int32_t p = 0; p <= position; ++p) prefix.push_back(store(r, segment, p));
+        }
+      }
+      EXPECT_EQ(row, static_cast<std::int32_t>(chunk.tokens.size()));
+      for (const HeadRow& head : chunk.head) {
+        if (options_.mode == Mode::score) {
+          chunk.logprobs.push_back(static_cast<float>(head.target == next_target(prefix_at[head.row])));
+        } else {
+          chunk.sampled.push_back({next_token(prefix_at[head.row]), -1.0F});
+        }
+      }
+    }
+    EXPECT_LE(rows, options_.max_step_tokens);
+    rank.finish_step(0);
+  }
+
+  static std::int32_t next_target(const std::vector<std::int32_t>& prefix) {
+    return (prefix.back() - 1 + 1) % 200 + 1;  // request_of counts upwards
+  }
+
+  std::int32_t& store(std::size_t r, const compute::Segment& segment, std::int32_t position) {
+    const auto page = segment.pages[position / options_.page_tokens];
+    EXPECT_LT(page, options_.num_pages);
+    return cache_[r][{page, position % options_.page_tokens}];
+  }
+
+  BatchOptions options_;
+  std::vector<std::unique_ptr<Batcher>> ranks_;
+  std::vector<std::map<std::pair<std::int32_t, std::int32_t>, std::int32_t>> cache_;
+};
+
+std::vector<std::int32_t> expected_tokens(const io::Request& request) {
+  auto tokens = request.tokens;
+  for (int i = 0; i < *request.max_tokens; ++i) tokens.push_back(next_token(tokens));
+  return {tokens.begin() + static_cast<std::ptrdiff_t>(request.tokens.size()), tokens.end()};
+}
+
+std::vector<io::Request> mixed_requests() {
+  std::mt19937 random(5);
+  std::vector<io::Request> requests;
+  for (int i = 0; i < 23; ++i) {
+    requests.push_back(request_of(1 + static_cast<int>(random() % 90),
+                                  1 + static_cast<int>(random() % 12), i));
+  }
+  requests.push_back(request_of(300, 5, 99));
+  return requests;
+}
+
+TEST(Batcher, EveryRequestIsServedWholeWhateverTheLayout) {
+  const auto requests = mixed_requests();
+  for (const int ranks : {1, 2, 3, 5, 16, 40}) {
+    for (const int chunks : {1, 3, 8}) {
+      BatchOptions options;
+      options.max_sequences = 4;
+      options.max_step_tokens = 50;
+      options.min_chunk_tokens = 4;
+      options.max_chunks = chunks;
+      options.page_tokens = 8;
+      options.num_pages = 45;  // not all requests fit at once
+      const auto results = Fleet(requests, options, ranks).run(requests);
+      for (std::size_t i = 0; i < requests.size(); ++i) {
+        EXPECT_EQ(results.at(static_cast<int>(i)).tokens, expected_tokens(requests[i]));
+        EXPECT_EQ(results.at(static_cast<int>(i)).finish_reason, "length");
+      }
+    }
+  }
+}
+
+TEST(Batcher, ScoringAsksForEveryTokenButTheFirst) {
+  auto requests = mixed_requests();
+  requests.push_back(request_of(1, 1, 7));  // nothing to score
+  for (const int ranks : {1, 3}) {
+    BatchOptions options;
+    options.mode = Mode::score;
+    options.max_sequences = 3;
+    options.max_step_tokens = 40;
+    options.min_chunk_tokens = 8;
+    options.max_chunks = 4;
+    options.page_tokens = 16;
+    options.num_pages = 30;
+    const auto results = Fleet(requests, options, ranks).run(requests);
+    for (std::size_t i = 0; i < requests.size(); ++i) {
+      const auto& logprobs = results.at(static_cast<int>(i)).logprobs;
+      ASSERT_EQ(logprobs.size(), requests[i].tokens.size() - 1);
+      for (const float hit : logprobs) EXPECT_EQ(hit, 1.0F);
+    }
+  }
+}
+
+TEST(Batcher, StopsAtAStopTokenAndLeavesItOut) {
+  std::vector<io::Request> requests = {request_of(5, 20, 1)};
+  const auto all = expected_tokens(requests[0]);
+  requests[0].stop_token_ids = {all[6]};
+  std::size_t first = 0;
+  while (all[first] != all[6]) ++first;
+  BatchOptions options;
+  options.num_pages = 4;
+  const auto results = Fleet(requests, options, 2).run(requests);
+  EXPECT_EQ(results.at(0).finish_reason, "stop");
+  EXPECT_EQ(results.at(0).tokens,
+            std::vector<std::int32_t>(all.begin(), all.begin() + static_cast<std::ptrdiff_t>(first)));
+}
+
+}  // namespace
+}  // namespace atl

@@ -1,0 +1,133 @@
+#include "app/plan/schedule.hpp"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <set>
+
+#include "app/model.hpp"
+#include "app/plan/placement.hpp"
+#include "compute/error.hpp"
+
+namespace atl {
+namespace {
+
+ModelShape shape_with(int layers, int dense) {
+  ModelShape shape;
+  shape.num_layers = layers;
+  shape.layer_is_dense.assign(static_cast<std::size_t>(layers), false);
+  for (int i = 0; i < dense; ++i) shape.layer_is_dense[static_cast<std::size_t>(i)] = true;
+  return shape;
+}
+
+TEST(Schedule, EveryChunkRunsThroughEveryLayerInBothOrders) {
+  const ModelShape shape = shape_with(5, 2);
+  for (int chunks = 1; chunks <= 8; ++chunks) {
+    for (const Schedule& schedule :
+         {overlapped_schedule(shape, chunks), serial_schedule(shape, chunks)}) {
+      EXPECT_NO_THROW(verify(schedule, shape));
+      // embed + head + 2 dense layers of 2 steps + 3 MoE layers of 7 steps
+      EXPECT_EQ(schedule.steps.size(), static_cast<std::size_t>(chunks) * (2 + 2 * 2 + 3 * 7));
+    }
+  }
+}
+
+TEST(Schedule, SerialOrderIsOneChain) {
+  const Schedule schedule = serial_schedule(shape_with(3, 1), 3);
+  for (std::size_t i = 1; i < schedule.steps.size(); ++i) {
+    EXPECT_EQ(schedule.steps[i].deps, std::vector<std::int32_t>{static_cast<std::int32_t>(i) - 1});
+  }
+}
+
+/// Steps that `step` waits for, directly or through others.
+std::set<std::int32_t> waits_for(const Schedule& schedule, std::int32_t step) {
+  std::set<std::int32_t> all;
+  std::vector<std::int32_t> open{step};
+  while (!open.empty()) {
+    const auto at = open.back();
+    open.pop_back();
+    for (const auto dep : schedule.steps[static_cast<std::size_t>(at)].deps) {
+      if (all.insert(dep).second) open.push_back(dep);
+    }
+  }
+  return all;
+}
+
+TEST(Schedule, AnotherChunkMayComputeWhileOneTravels) {
+  const Schedule schedule = overlapped_schedule(shape_with(4, 0), 2);
+  const auto index = [&](StepKind kind, int layer, int chunk) {
+    const auto found = std::find_if(schedule.steps.begin(), schedule.steps.end(), [&](const Step& s) {
+      return s.kind == kind && s.layer == layer && s.chunk == chunk;
+    });
+    return static_cast<std::int32_t>(found - schedule.steps.begin());
+  };
+  const auto dispatch = index(StepKind::dispatch, 1, 0);
+  const auto other = index(StepKind::attention, 1, 1);
+  EXPECT_FALSE(waits_for(schedule, other).contains(dispatch));
+  EXPECT_FALSE(waits_for(schedule, dispatch).contains(other));
+  // and enters the next layer without waiting for the other chunk's experts
+  EXPECT_FALSE(waits_for(schedule, index(StepKind::attention, 2, 0))
+                   .contains(index(StepKind::experts, 1, 1)));
+  // but keys and values of the earlier chunk come first
+  EXPECT_TRUE(waits_for(schedule, index(StepKind::attention, 2, 1))
+                  .contains(index(StepKind::attention, 2, 0)));
+}
+
+TEST(Schedule, VerifyNoticesBrokenSchedules) {
+  const ModelShape shape = shape_with(3, 1);
+  const Schedule good = overlapped_schedule(shape, 2);
+  Schedule missing = good;
+  missing.steps.pop_back();
+  EXPECT_THROW(verify(missing, shape), Error);
+  Schedule forward = good;
+  forward.steps[3].deps = {7};
+  EXPECT_THROW(verify(forward, shape), Error);
+  Schedule swapped = good;
+  const auto at = std::find_if(swapped.steps.begin(), swapped.steps.end(),
+                               [](const Step& s) { return s.kind == StepKind::dispatch; });
+  std::swap(at->kind, (at - 1)->kind);
+  EXPECT_THROW(verify(swapped, shape), Error);
+  for (std::size_t i = 1; i < good.steps.size(); ++i) {
+    if (good.steps[i].deps.empty()) continue;
+    Schedule unordered = good;
+    unordered.steps[i].deps.clear();
+    EXPECT_THROW(verify(unordered, shape), Error) << good.steps[i].name();
+  }
+}
+
+TEST(Schedule, HashTellsSchedulesApart) {
+  const ModelShape shape = shape_with(4, 1);
+  std::set<std::uint64_t> hashes;
+  for (int chunks = 1; chunks <= 8; ++chunks) {
+    hashes.insert(overlapped_schedule(shape, chunks).hash());
+    hashes.insert(serial_schedule(shape, chunks).hash());
+  }
+  hashes.insert(overlapped_schedule(shape_with(4, 0), 1).hash());
+  EXPECT_EQ(hashes.size(), 17U);
+  EXPECT_EQ(overlapped_schedule(shape, 3).hash(), overlapped_schedule(shape, 3).hash());
+}
+
+TEST(Placement, SharesDifferByAtMostOne) {
+  for (int experts = 1; experts <= 20; ++experts) {
+    for (int ranks = 1; ranks <= experts; ++ranks) {
+      const Placement placement = contiguous_placement(experts, ranks);
+      std::size_t fewest = 1000;
+      std::size_t most = 0;
+      std::vector<int> owner(static_cast<std::size_t>(experts), -1);
+      for (int rank = 0; rank < ranks; ++rank) {
+        const auto& own = placement.experts_of[static_cast<std::size_t>(rank)];
+        fewest = std::min(fewest, own.size());
+        most = std::max(most, own.size());
+        for (const int expert : own) owner[static_cast<std::size_t>(expert)] = rank;
+      }
+      EXPECT_LE(most - fewest, 1U);
+      EXPECT_GE(fewest, 1U);
+      EXPECT_EQ(owner, placement.rank_of);
+      EXPECT_TRUE(std::is_sorted(owner.begin(), owner.end()));
+    }
+  }
+  EXPECT_THROW(contiguous_placement(4, 5), Error);
+}
+
+}  // namespace
+}  // namespace atl
