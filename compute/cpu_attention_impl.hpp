@@ -171,28 +171,35 @@ inline void scores_of(const float* q, std::int64_t q_stride, const T* panel, int
   constexpr bool pairs = sizeof(T) == 2 && __is_same(T, Bf16);
   for (int t = 0; t < panel_tokens; t += block_vectors * lanes) {
     Vec acc[Rows][block_vectors];
+#pragma GCC unroll 8
     for (int r = 0; r < Rows; ++r) {
+#pragma GCC unroll 8
       for (int v = 0; v < block_vectors; ++v) acc[r][v] = broadcast(0);
     }
     for (int i = 0; i < head_dim; i += pairs ? 2 : 1) {
+#pragma GCC unroll 8
       for (int v = 0; v < block_vectors; ++v) {
         const T* key = panel + key_offset(panel, i, t + v * lanes);
         if constexpr (pairs) {
           const Vec even = load_even(key);
           const Vec odd = load_odd(key);
+#pragma GCC unroll 8
           for (int r = 0; r < Rows; ++r) {
             acc[r][v] = fma(broadcast(q[r * q_stride + i]), even, acc[r][v]);
             acc[r][v] = fma(broadcast(q[r * q_stride + i + 1]), odd, acc[r][v]);
           }
         } else {
           const Vec k = load(key);
+#pragma GCC unroll 8
           for (int r = 0; r < Rows; ++r) {
             acc[r][v] = fma(broadcast(q[r * q_stride + i]), k, acc[r][v]);
           }
         }
       }
     }
+#pragma GCC unroll 8
     for (int r = 0; r < Rows; ++r) {
+#pragma GCC unroll 8
       for (int v = 0; v < block_vectors; ++v) {
         store(scores + r * panel_tokens + t + v * lanes, acc[r][v]);
       }
@@ -206,22 +213,29 @@ template <int Rows>
 inline void scores_of(const Bf16* q, std::int64_t q_stride, const Bf16* panel, int head_dim,
                       float* scores) {
   Vec acc[Rows][4];
+#pragma GCC unroll 8
   for (int r = 0; r < Rows; ++r) {
+#pragma GCC unroll 8
     for (int v = 0; v < 4; ++v) acc[r][v] = broadcast(0);
   }
   for (int i = 0; i < head_dim; i += 2) {
     __m512bh key[4];
+#pragma GCC unroll 8
     for (int v = 0; v < 4; ++v) {
       key[v] = reinterpret_cast<__m512bh>(_mm512_loadu_si512(panel + i * panel_tokens + v * 32));
     }
+#pragma GCC unroll 8
     for (int r = 0; r < Rows; ++r) {
       std::int32_t pair = 0;
       std::memcpy(&pair, q + r * q_stride + i, sizeof(pair));
       const auto both = reinterpret_cast<__m512bh>(_mm512_set1_epi32(pair));
+#pragma GCC unroll 8
       for (int v = 0; v < 4; ++v) acc[r][v] = _mm512_dpbf16_ps(acc[r][v], both, key[v]);
     }
   }
+#pragma GCC unroll 8
   for (int r = 0; r < Rows; ++r) {
+#pragma GCC unroll 8
     for (int v = 0; v < 4; ++v) store(scores + r * panel_tokens + v * 16, acc[r][v]);
   }
 }
@@ -266,20 +280,27 @@ template <int Rows, int Vectors, class T>
 inline void blend(const float* weights, const float* factors, int used, const T* values,
                   std::int64_t value_stride, float* out, std::int64_t out_stride) {
   Vec acc[Rows][Vectors];
+#pragma GCC unroll 8
   for (int r = 0; r < Rows; ++r) {
+#pragma GCC unroll 8
     for (int v = 0; v < Vectors; ++v) {
       acc[r][v] = load(out + r * out_stride + v * lanes) * broadcast(factors[r]);
     }
   }
   for (int t = 0; t < used; ++t) {
     Vec value[Vectors];
+#pragma GCC unroll 8
     for (int v = 0; v < Vectors; ++v) value[v] = load(values + t * value_stride + v * lanes);
+#pragma GCC unroll 8
     for (int r = 0; r < Rows; ++r) {
       const Vec w = broadcast(weights[r * panel_tokens + t]);
+#pragma GCC unroll 8
       for (int v = 0; v < Vectors; ++v) acc[r][v] = fma(w, value[v], acc[r][v]);
     }
   }
+#pragma GCC unroll 8
   for (int r = 0; r < Rows; ++r) {
+#pragma GCC unroll 8
     for (int v = 0; v < Vectors; ++v) store(out + r * out_stride + v * lanes, acc[r][v]);
   }
 }
@@ -308,6 +329,7 @@ void attend_block(const AttendTile<T>& tile, int first, int start, const T* keys
   const int last = args.first_position + (first + Rows - 1) / tile.group + 1 - start;
   const int used = last < panel_tokens ? last : panel_tokens;
   float factors[Rows];
+#pragma GCC unroll 8
   for (int r = 0; r < Rows; ++r) {
     const int limit = args.first_position + (first + r) / tile.group + 1 - start;
     Running state{tile.top + first + r, tile.sums + (first + r) * 16, 1.0F};

@@ -167,19 +167,25 @@ inline void panel_block(const float* a, std::int64_t a_stride, const float* pane
                         std::int64_t c_stride, int columns, bool first) {
   constexpr int vectors = 16 / lanes;
   Vec acc[Rows][vectors];
+#pragma GCC unroll 8
   for (int r = 0; r < Rows; ++r) {
+#pragma GCC unroll 8
     for (int v = 0; v < vectors; ++v) {
       const int left = columns - v * lanes;
       acc[r][v] = first || left <= 0 ? broadcast(0) : load(c + r * c_stride + v * lanes, left);
     }
   }
   for (int i = 0; i < k; ++i) {
+#pragma GCC unroll 8
     for (int v = 0; v < vectors; ++v) {
       const Vec b = load(panel + i * 16 + v * lanes);
+#pragma GCC unroll 8
       for (int r = 0; r < Rows; ++r) acc[r][v] = fma(broadcast(a[r * a_stride + i]), b, acc[r][v]);
     }
   }
+#pragma GCC unroll 8
   for (int r = 0; r < Rows; ++r) {
+#pragma GCC unroll 8
     for (int v = 0; v < vectors; ++v) {
       const int left = columns - v * lanes;
       if (left > 0) store(c + r * c_stride + v * lanes, acc[r][v], left);

@@ -1,0 +1,344 @@
+// Every kernel of every instruction set this CPU has, against the oracle's functions.
+
+#include "compute/cpu_kernels.hpp"
+
+#include <gtest/gtest.h>
+
+#include <array>
+#include <numeric>
+#include <string>
+#include <tuple>
+
+#include "compute/cpu_memory.hpp"
+#include "tests/unit/tiny_model.hpp"
+
+namespace atl::testing {
+namespace {
+
+using compute::AlignedBuffer;
+using compute::CpuIsa;
+
+class CpuKernels : public ::testing::TestWithParam<std::tuple<CpuIsa, DType>> {
+ protected:
+  void SetUp() override {
+    if (std::get<0>(GetParam()) > compute::cpu_isa()) GTEST_SKIP() << "not on this CPU";
+    kernels_ = &compute::kernels_for(dtype_, std::get<0>(GetParam()));
+  }
+
+  /// `values` as elements of the kernel's type, with `bytes_of` their size.
+  std::vector<std::byte> encoded(const std::vector<double>& values) const {
+    return encode(values, dtype_);
+  }
+  std::vector<double> decoded(const std::vector<std::byte>& bytes) const {
+    return decode(bytes.data(), bytes.size() / size_of(dtype_), dtype_);
+  }
+  std::vector<std::byte> space(std::size_t count) const {
+    return std::vector<std::byte>(count * size_of(dtype_));
+  }
+  /// Half a unit in the last place of the type, and what float32 arithmetic adds.
+  double tolerance(double value) const {
+    const double relative = dtype_ == DType::bfloat16  ? 1.0 / 256
+                            : dtype_ == DType::float16 ? 1.0 / 2048
+                                                       : 0;
+    return std::abs(value) * (relative + 2e-6) + 2e-6;
+  }
+  void expect_close(const std::vector<double>& got, const std::vector<double>& wanted) const {
+    ASSERT_EQ(got.size(), wanted.size());
+    for (std::size_t i = 0; i < got.size(); ++i) {
+      ASSERT_NEAR(got[i], wanted[i], tolerance(wanted[i])) << "element " << i;
+    }
+  }
+  static std::vector<float> floats(const std::vector<double>& values) {
+    return {values.begin(), values.end()};
+  }
+
+  DType dtype_ = std::get<1>(GetParam());
+  const compute::Kernels* kernels_ = nullptr;
+  Random random_{7, dtype_};
+};
+
+constexpr std::array<int, 9> sizes = {1, 2, 7, 8, 15, 16, 33, 64, 129};
+
+TEST_P(CpuKernels, RmsNorm) {
+  for (const int width : sizes) {
+    const auto x = random_.vector(3 * width, 0.2, 2);
+    const auto weight = random_.vector(width, 1, 0.2);
+    auto out = space(x.size());
+    kernels_->rms_norm(encoded(x).data(), floats(weight).data(), 1e-5F, out.data(), 3, width);
+    std::vector<double> wanted;
+    for (int r = 0; r < 3; ++r) {
+      const auto row =
+          reference::rms_norm({x.begin() + r * width, x.begin() + (r + 1) * width}, weight, 1e-5F);
+      wanted.insert(wanted.end(), row.begin(), row.end());
+    }
+    expect_close(decoded(out), wanted);
+  }
+}
+
+TEST_P(CpuKernels, Activations) {
+  for (const int count : sizes) {
+    const auto up = random_.vector(count, 0, 4);
+    const auto gate = random_.vector(count, 0, 4);
+    auto out = space(up.size());
+    kernels_->gelu(floats(up).data(), out.data(), count);
+    std::vector<double> wanted;
+    for (const double u : up) {
+      wanted.push_back(
+          reference::mlp({{{1}}, {}, {{1}}}, {u}, Activation::gelu_tanh, reference::exact)[0]);
+    }
+    expect_close(decoded(out), wanted);
+    kernels_->swiglu(floats(gate).data(), encoded(up).data(), out.data(), count);
+    for (std::size_t i = 0; i < up.size(); ++i) {
+      wanted[i] = gate[i] / (1 + std::exp(-gate[i])) * up[i];
+    }
+    expect_close(decoded(out), wanted);
+  }
+}
+
+TEST_P(CpuKernels, ActivationsOfLargeValuesStayFinite) {
+  const std::vector<float> extremes = {-1e4F, -100, -90, -20, -0.0F, 0, 20, 90, 100, 1e4F};
+  const auto count = static_cast<std::int64_t>(extremes.size());
+  auto out = space(extremes.size());
+  kernels_->gelu(extremes.data(), out.data(), count);
+  std::vector<double> wanted;
+  for (const double x : extremes) wanted.push_back(std::max(x, 0.0));
+  expect_close(decoded(out), wanted);
+  kernels_->swiglu(extremes.data(), encoded(std::vector<double>(10, 1.0)).data(), out.data(),
+                   count);
+  expect_close(decoded(out), wanted);
+}
+
+TEST_P(CpuKernels, AddRoundsOnceAndConversionsRoundToNearestEven) {
+  const auto round = rounding_of(dtype_);
+  for (const int count : sizes) {
+    const auto x = random_.vector(count, 0, 1);
+    const auto y = random_.vector(count, 0, 30);
+    auto sum = encoded(x);
+    kernels_->add(sum.data(), encoded(y).data(), count);
+    auto wanted = x;
+    for (std::size_t i = 0; i < x.size(); ++i) {
+      wanted[i] = round(static_cast<float>(x[i]) + static_cast<float>(y[i]));
+    }
+    EXPECT_EQ(decoded(sum), wanted);
+
+    std::vector<float> exact = floats(x);
+    for (float& value : exact) value *= 1.2345F;
+    auto converted = space(exact.size());
+    kernels_->from_float(exact.data(), converted.data(), count);
+    for (std::size_t i = 0; i < exact.size(); ++i) wanted[i] = round(exact[i]);
+    EXPECT_EQ(decoded(converted), wanted);
+    kernels_->to_float(converted.data(), exact.data(), count);
+    EXPECT_EQ(std::vector<double>(exact.begin(), exact.end()), wanted);
+  }
+}
+
+TEST_P(CpuKernels, TopKOfTheSoftmaxWithTies) {
+  for (const int experts : {1, 5, 16, 37, 64}) {
+    for (const bool renormalise : {false, true}) {
+      ModelShape shape;
+      shape.top_k = std::min(experts, 4);
+      shape.norm_topk_prob = renormalise;
+      reference::Matrix router;
+      for (int e = 0; e < experts; ++e) router.push_back({static_cast<double>(e * 7 % 5)});
+      const auto wanted = reference::route(router, {1.0}, shape);
+      std::vector<float> logits;
+      for (const auto& row : router) logits.push_back(static_cast<float>(row[0]));
+      std::vector<std::int32_t> chosen(4);
+      std::vector<float> weights(4);
+      kernels_->top_k(logits.data(), experts, shape.top_k, renormalise, chosen.data(),
+                      weights.data());
+      for (std::size_t j = 0; j < wanted.size(); ++j) {
+        EXPECT_EQ(chosen[j], wanted[j].expert);
+        EXPECT_NEAR(weights[j], wanted[j].weight, 1e-6);
+      }
+    }
+  }
+}
+
+TEST_P(CpuKernels, MergeAddsInTheGivenOrderAndRoundsTwice) {
+  const auto round = rounding_of(dtype_);
+  const int width = 21;
+  const auto rows = random_.matrix(4, width, 5);
+  const auto x = random_.vector(width, 0, 1);
+  std::vector<double> flat;
+  for (const auto& row : rows) flat.insert(flat.end(), row.begin(), row.end());
+  const std::vector<std::int32_t> slots = {3, 0, 2};
+  const std::vector<float> weights = {0.5F, 0.375F, 0.125F};
+  auto out = encoded(x);
+  kernels_->merge(out.data(), encoded(flat).data(), slots.data(), weights.data(), 3, width);
+  const auto got = decoded(out);
+  for (std::size_t i = 0; i < got.size(); ++i) {
+    double sum = 0;
+    for (std::size_t j = 0; j < 3; ++j) {
+      sum += weights[j] * rows[static_cast<std::size_t>(slots[j])][i];
+    }
+    // Two roundings, each of half a unit.
+    EXPECT_NEAR(got[i], round(x[i] + round(sum)), 2 * tolerance(std::abs(sum) + std::abs(x[i])));
+  }
+}
+
+TEST_P(CpuKernels, LogProb) {
+  for (const int count : {1, 2, 15, 16, 17, 256, 1001}) {
+    const auto logits = random_.vector(count, 50, 10);
+    double sum = 0;
+    for (const double value : logits) sum += std::exp(value);
+    const int target = count / 2;
+    EXPECT_NEAR(kernels_->log_prob(floats(logits).data(), count, target),
+                logits[static_cast<std::size_t>(target)] - std::log(sum), 2e-5);
+  }
+}
+
+TEST_P(CpuKernels, PanelGemm) {
+  for (const auto& [k, n] : {std::pair{3, 5}, {300, 16}, {520, 39}}) {
+    const auto a = random_.matrix(15, k);
+    const auto w = random_.matrix(n, k);
+    const int panels = (n + 15) / 16;
+    std::vector<float> packed(static_cast<std::size_t>(panels * k * 16));
+    std::vector<float> flat;
+    for (const auto& row : a) flat.insert(flat.end(), row.begin(), row.end());
+    for (int c = 0; c < n; ++c) {
+      for (int i = 0; i < k; ++i) {
+        packed[static_cast<std::size_t>((c / 16 * k + i) * 16 + c % 16)] =
+            static_cast<float>(w[static_cast<std::size_t>(c)][static_cast<std::size_t>(i)]);
+      }
+    }
+    std::vector<float> result(static_cast<std::size_t>(15 * n), 99.0F);
+    kernels_->panel_gemm(flat.data(), packed.data(), result.data(), 15, k, n, 0, panels);
+    for (int r = 0; r < 15; ++r) {
+      const auto wanted = reference::multiply(w, a[static_cast<std::size_t>(r)]);
+      for (int c = 0; c < n; ++c) {
+        EXPECT_NEAR(result[static_cast<std::size_t>(r * n + c)],
+                    wanted[static_cast<std::size_t>(c)], 1e-5);
+      }
+    }
+    std::vector<float> alone(static_cast<std::size_t>(n));
+    kernels_->panel_gemm(flat.data() + 7 * k, packed.data(), alone.data(), 1, k, n, 0, panels);
+    EXPECT_TRUE(std::equal(alone.begin(), alone.end(), result.begin() + 7 * n));
+  }
+}
+
+/// q, k and v of one sequence go through rope() and attend(); compared with the oracle's.
+void check_attention(const compute::Kernels& kernels, DType dtype, const ModelShape& shape,
+                     Random& random, double allowed) {
+  const int tokens = 140;
+  const int width = shape.q_width() + 2 * shape.kv_width();
+  const auto rows = random.matrix(tokens, width, std::sqrt(width));
+  const auto q_weight = random.vector(shape.q_width(), 1, 0.2);
+  const auto k_weight = random.vector(shape.kv_width(), 1, 0.2);
+  const bool whole = shape.qk_norm == QkNorm::whole_row;
+  const auto d = static_cast<std::ptrdiff_t>(shape.head_dim);
+  const reference::Vector q_norm(q_weight.begin(), whole ? q_weight.end() : q_weight.begin() + d);
+  const reference::Vector k_norm(k_weight.begin(), whole ? k_weight.end() : k_weight.begin() + d);
+
+  const auto round = rounding_of(dtype);
+  reference::Matrix q, k, v;
+  std::vector<double> flat;
+  for (int t = 0; t < tokens; ++t) {
+    const auto& row = rows[static_cast<std::size_t>(t)];
+    flat.insert(flat.end(), row.begin(), row.end());
+    const auto k_begin = row.begin() + shape.q_width();
+    const auto v_begin = k_begin + shape.kv_width();
+    q.push_back(reference::rounded(
+        reference::prepare_heads({row.begin(), k_begin}, q_norm, t, shape), round));
+    k.push_back(
+        reference::rounded(reference::prepare_heads({k_begin, v_begin}, k_norm, t, shape), round));
+    v.emplace_back(v_begin, row.end());
+  }
+  const auto wanted = reference::attention(q, k, v, shape);
+
+  const int half = shape.head_dim / 2;
+  std::vector<double> coarse, fine;
+  for (const int step : {64, 1}) {
+    auto& table = step == 64 ? coarse : fine;
+    for (int index = 0; index < 64; ++index) {
+      for (const bool sine : {false, true}) {
+        for (int i = 0; i < half; ++i) {
+          const double angle = index * step * std::pow(shape.rope_theta, -2.0 * i / shape.head_dim);
+          table.push_back(sine ? std::sin(angle) : std::cos(angle));
+        }
+      }
+    }
+  }
+  auto qkv = encode(flat, dtype);
+  const compute::KvLayout layout{shape.num_heads, shape.num_kv_heads, shape.head_dim,
+                                 (shape.head_dim + 15) / 16 * 16, 64};
+  AlignedBuffer kv(static_cast<std::size_t>(layout.page_elements()) * 5 * size_of(dtype));
+  const std::vector<std::int32_t> pages = {4, 1, 3};
+  std::vector<std::int32_t> positions(tokens), page_of(tokens);
+  std::iota(positions.begin(), positions.end(), 0);
+  for (int t = 0; t < tokens; ++t) page_of[static_cast<std::size_t>(t)] = pages[t / 64U];
+  const std::vector<float> q_floats(q_norm.begin(), q_norm.end());
+  const std::vector<float> k_floats(k_norm.begin(), k_norm.end());
+  compute::RopeArgs rope;
+  rope.layout = layout;
+  rope.tables = {coarse.data(), fine.data()};
+  rope.norm = shape.qk_norm;
+  rope.q_norm = q_floats.data();
+  rope.k_norm = k_floats.data();
+  rope.eps = shape.rms_eps;
+  rope.qkv = qkv.data();
+  rope.kv = kv.data();
+  rope.positions = positions.data();
+  rope.pages = page_of.data();
+  kernels.rope(rope, 0, 77);
+  kernels.rope(rope, 77, tokens);
+
+  const int group = shape.num_heads / shape.num_kv_heads;
+  AlignedBuffer scratch(
+      static_cast<std::size_t>(compute::attend_scratch_floats(layout, tokens * group)) * 4);
+  std::vector<std::byte> out(static_cast<std::size_t>(tokens * shape.q_width()) * size_of(dtype));
+  for (int head = 0; head < shape.num_kv_heads; ++head) {
+    for (const auto& [first, count] : {std::pair{0, 50}, {50, 1}, {51, 89}}) {
+      compute::AttendArgs args;
+      args.layout = layout;
+      args.qkv = qkv.data() + static_cast<std::size_t>(first * width) * size_of(dtype);
+      args.qkv_stride = width;
+      args.out = out.data() + static_cast<std::size_t>(first * shape.q_width()) * size_of(dtype);
+      args.kv = kv.data();
+      args.pages = pages.data();
+      args.num_rows = count;
+      args.first_position = first;
+      args.kv_head = head;
+      args.scratch = scratch.as<float>();
+      kernels.attend(args);
+    }
+  }
+  const auto got = decode(out.data(), out.size() / size_of(dtype), dtype);
+  for (std::size_t i = 0; i < got.size(); ++i) {
+    const auto row = i / static_cast<std::size_t>(shape.q_width());
+    ASSERT_NEAR(got[i], wanted[row][i % static_cast<std::size_t>(shape.q_width())], allowed)
+        << "row " << row << ", head_dim " << shape.head_dim;
+  }
+}
+
+TEST_P(CpuKernels, RopeAndAttention) {
+  for (const int head_dim : {2, 10, 16, 32, 64, 80, 128, 512}) {
+    for (const QkNorm norm : {QkNorm::none, QkNorm::per_head, QkNorm::whole_row}) {
+      ModelShape shape;
+      shape.num_heads = 6;
+      shape.num_kv_heads = norm == QkNorm::none ? 6 : 2;
+      shape.head_dim = head_dim;
+      shape.qk_norm = norm;
+      // Outputs are averages of values of about 1. In 16 bits, q and k may round the other way.
+      const double allowed = dtype_ == DType::bfloat16  ? 0.03
+                             : dtype_ == DType::float16 ? 0.004
+                                                        : 2e-5;
+      check_attention(*kernels_, dtype_, shape, random_, allowed);
+    }
+  }
+}
+
+std::string table_name(const ::testing::TestParamInfo<CpuKernels::ParamType>& table) {
+  constexpr std::array<const char*, 3> names = {"avx2", "avx512", "avx512_bf16"};
+  return std::string(names[static_cast<std::size_t>(std::get<0>(table.param))]) + "_" +
+         std::string(name_of(std::get<1>(table.param)));
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Tables, CpuKernels,
+    ::testing::Combine(::testing::Values(CpuIsa::avx2, CpuIsa::avx512, CpuIsa::avx512_bf16),
+                       ::testing::Values(DType::bfloat16, DType::float16, DType::float32)),
+    table_name);
+
+}  // namespace
+}  // namespace atl::testing
