@@ -224,8 +224,13 @@ void ModelFileWriter::Impl::create(const std::string& config_json, DType dtype,
     for (const Dataset& dataset : datasets) make_dataset(dataset, dtype);
   }));
   agree(error_of([&] {
+    // Not H5Fget_filesize: the parallel driver no longer knows the size once the metadata cache has
+    // spilled.
     hsize_t bytes = 0;
-    check(H5Fget_filesize(file.get(), &bytes), what);
+    for (const Output& output : outputs) {
+      bytes = std::max<hsize_t>(
+          bytes, H5Dget_offset(output.data.get()) + H5Dget_storage_size(output.data.get()));
+    }
     if (writers.first()) reserve_room(path, temporary, bytes);
   }));
 }

@@ -356,6 +356,12 @@ TEST_F(ModelFile, AnUnfinishedFileIsRemoved) {
   EXPECT_EQ(read_bytes(path("model.h5")), before) << "the old file must stay";
 }
 
+/// Takes a file system off again, whatever a test throws.
+struct Unmount {
+  std::string path;
+  ~Unmount() { umount(path.c_str()); }
+};
+
 TEST_F(ModelFile, AFullDiskIsNamed) {
   const std::string disk = path("disk");
   fs::create_directory(disk);
@@ -363,6 +369,7 @@ TEST_F(ModelFile, AFullDiskIsNamed) {
     GTEST_SKIP() << "cannot mount a small file system (" << std::strerror(errno)
                  << "); run as root to test a full disk";
   }
+  const Unmount unmount{disk};
   const std::string file = disk + "/model.h5";
   const std::string message = error_of([&] {
     ModelFileWriter writer(file, "{}", DType::float32, {{"/x/weight", {1024, 1024}, false}},
@@ -380,7 +387,6 @@ TEST_F(ModelFile, AFullDiskIsNamed) {
   fs::remove(disk + "/filler");
   write_model(disk + "/small.h5");
   read_everything(disk + "/small.h5");
-  umount(disk.c_str());
 }
 
 TEST(Convert, RoundsToNearestEven) {
