@@ -108,9 +108,7 @@ class CpuBackend final : public Backend {
   }
 
   std::unique_ptr<Chunk> make_chunk() override {
-    auto chunk = std::make_unique<CpuChunk>(options_);
-    chunk_bytes_ += chunk->bytes();
-    return chunk;
+    return std::make_unique<CpuChunk>(options_, chunk_bytes_);
   }
 
   Event embed(Chunk& chunk) override { return step(CpuOp::Kind::embed, chunk, 0); }
@@ -157,7 +155,7 @@ class CpuBackend final : public Backend {
 
   Memory memory() const override {
     Memory memory = memory_;
-    memory.buffers += chunk_bytes_;
+    memory.buffers += *chunk_bytes_;
     return memory;
   }
 
@@ -188,7 +186,7 @@ class CpuBackend final : public Backend {
   const BackendOptions options_;
   CpuLayers layers_;
   Memory memory_;
-  std::int64_t chunk_bytes_ = 0;
+  std::shared_ptr<std::int64_t> chunk_bytes_ = std::make_shared<std::int64_t>(0);
   CpuQueue queue_;  // last: its worker must stop before the rest goes
 };
 

@@ -38,7 +38,11 @@ struct CpuLayer {
 /// A chunk's own memory: what must survive from one operation to the next.
 class CpuChunk final : public Chunk {
  public:
-  explicit CpuChunk(const BackendOptions& options);
+  /// `account` is the backend's sum of chunk bytes; the chunk adds and subtracts its own.
+  CpuChunk(const BackendOptions& options, std::shared_ptr<std::int64_t> account);
+  ~CpuChunk() override;
+  CpuChunk(const CpuChunk&) = delete;
+  CpuChunk& operator=(const CpuChunk&) = delete;
   void reserve_receive(std::int64_t rows) override;
 
   std::int64_t num_tokens() const { return static_cast<std::int64_t>(tokens.size()); }
@@ -54,6 +58,7 @@ class CpuChunk final : public Chunk {
 
  private:
   std::int64_t row_bytes_;
+  std::shared_ptr<std::int64_t> account_;
   AlignedBuffer send_;
   AlignedBuffer combined_;
   AlignedBuffer received_;

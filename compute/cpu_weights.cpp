@@ -38,15 +38,15 @@ std::int64_t bytes_of(const std::vector<T>& values) {
 
 }  // namespace
 
-CpuChunk::CpuChunk(const BackendOptions& options)
-    : row_bytes_(options.shape.hidden * static_cast<std::int64_t>(size_of(options.dtype))) {
+CpuChunk::CpuChunk(const BackendOptions& options, std::shared_ptr<std::int64_t> account)
+    : row_bytes_(options.shape.hidden * static_cast<std::int64_t>(size_of(options.dtype))),
+      account_(std::move(account)) {
   const ModelShape& shape = options.shape;
   const std::int64_t tokens_capacity = whole_tiles(options.max_chunk_tokens);
   const auto rows = [this](std::int64_t count) {
     return AlignedBuffer(static_cast<std::size_t>(count * row_bytes_));
   };
   x = rows(tokens_capacity);
-  if (shape.num_experts == 0) return;
   const std::int64_t pairs = tokens_capacity * shape.top_k;
   router_logits.resize(static_cast<std::size_t>(tokens_capacity * shape.num_experts));
   experts.resize(static_cast<std::size_t>(pairs));
@@ -59,18 +59,25 @@ CpuChunk::CpuChunk(const BackendOptions& options)
   dispatch_send = send_.data();
   combine_recv = combined_.data();
   expert_counts = counts;
+  *account_ += bytes();
+}
+
+CpuChunk::~CpuChunk() {
+  *account_ -= bytes();
 }
 
 void CpuChunk::reserve_receive(std::int64_t rows) {
   if (rows <= receive_capacity) return;
+  *account_ -= bytes();
   receive_capacity = std::max({rows, 2 * receive_capacity, std::int64_t{tile_rows}});
-  const auto bytes = static_cast<std::size_t>(receive_capacity * row_bytes_);
+  const auto new_bytes = static_cast<std::size_t>(receive_capacity * row_bytes_);
   received_ = AlignedBuffer();
   results_ = AlignedBuffer();
-  received_ = AlignedBuffer(bytes);
-  results_ = AlignedBuffer(bytes);
+  received_ = AlignedBuffer(new_bytes);
+  results_ = AlignedBuffer(new_bytes);
   dispatch_recv = received_.data();
   combine_send = results_.data();
+  *account_ += bytes();
 }
 
 std::int64_t CpuChunk::bytes() const {

@@ -38,6 +38,7 @@ struct Result {
   std::vector<std::int32_t> tokens;
   std::vector<float> logprobs;         ///< of `tokens`; in scoring of prompt tokens 1..n-1
   std::string finish_reason;           ///< "length" or "stop"
+  bool has_text = true;                ///< false where ids are not bytes: `text` is null
 };
 
 /// One line of results.jsonl, without the newline. `scoring` writes prompt_logprobs (null first).

@@ -1,5 +1,6 @@
 #include "app/batch.hpp"
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include <map>
@@ -12,7 +13,7 @@ namespace {
 
 io::Request request_of(int length, int max_tokens, int base) {
   io::Request request;
-  request.id = "r" + std::to_string(base);
+  request.id = fmt::format("r{}", base);
   for (int i = 0; i < length; ++i) request.tokens.push_back((base * 31 + i) % 200 + 1);
   request.max_tokens = max_tokens;
   return request;

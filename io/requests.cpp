@@ -1,0 +1,325 @@
+#include "io/requests.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <filesystem>
+#include <limits>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <string_view>
+#include <unordered_map>
+
+#include "compute/error.hpp"
+
+namespace atl::io {
+namespace {
+
+using Json = nlohmann::json;
+
+constexpr int byte_vocab = 256;
+
+/// Reads lines of bounded length; the rest of a longer line is skipped.
+class LineReader {
+ public:
+  LineReader(const std::string& path, std::size_t max_bytes)
+      : path_(path), max_bytes_(max_bytes), buffer_(1 << 16) {
+    std::error_code ignored;
+    file_.reset(std::fopen(path.c_str(), "rb"));
+    if (!file_) {
+      const int reason = errno;
+      fail("cannot read {}: {} (working directory {}); check --input", path, std::strerror(reason),
+           std::filesystem::current_path(ignored).string());
+    }
+    require(!std::filesystem::is_directory(path, ignored),
+            "cannot read {}: it is a folder; give a file of requests, one JSON object a line",
+            path);
+  }
+
+  /// The next line without its end, and how long it was; false at the end of the file.
+  bool next(std::string& line, std::size_t& length) {
+    line.clear();
+    length = 0;
+    while (begin_ < end_ || refill()) {
+      const char* start = buffer_.data() + begin_;
+      const auto* newline = static_cast<const char*>(std::memchr(start, '\n', end_ - begin_));
+      const std::size_t part = newline == nullptr ? end_ - begin_ : newline - start;
+      line.append(start, std::min(part, max_bytes_ - line.size()));
+      length += part;
+      begin_ += part + (newline == nullptr ? 0 : 1);
+      if (newline != nullptr) return true;
+    }
+    return length > 0;
+  }
+
+ private:
+  bool refill() {
+    begin_ = 0;
+    end_ = std::fread(buffer_.data(), 1, buffer_.size(), file_.get());
+    if (std::ferror(file_.get()) != 0) fail("cannot read {}: {}", path_, std::strerror(errno));
+    return end_ > 0;
+  }
+
+  struct Close {
+    void operator()(std::FILE* file) const { std::fclose(file); }
+  };
+  std::string path_;
+  std::size_t max_bytes_;
+  std::unique_ptr<std::FILE, Close> file_;
+  std::vector<char> buffer_;
+  std::size_t begin_ = 0;
+  std::size_t end_ = 0;
+};
+
+std::string shown(const Json& value) {
+  std::string text = value.dump(-1, ' ', true, Json::error_handler_t::replace);
+  if (text.size() > 40) text = text.substr(0, 37) + "...";
+  return text;
+}
+
+std::int64_t integer(const Json& value, const char* key, std::int64_t low, std::int64_t high) {
+  const bool wraps = value.is_number_unsigned() &&
+                     value.get<std::uint64_t>() >
+                         static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max());
+  const bool fits = value.is_number_integer() && !wraps && value.get<std::int64_t>() >= low &&
+                    value.get<std::int64_t>() <= high;
+  require(fits, "\"{}\" is {}, must be an integer from {} to {}", key, shown(value), low, high);
+  return value.get<std::int64_t>();
+}
+
+double number(const Json& value, const char* key) {
+  require(value.is_number(), "\"{}\" is {}, must be a number", key, shown(value));
+  return value.get<double>();
+}
+
+std::vector<std::int32_t> token_ids(const Json& value, const char* key, int vocab) {
+  require(value.is_array(), "\"{}\" is {}, must be a list of token ids", key, shown(value));
+  std::vector<std::int32_t> ids;
+  ids.reserve(value.size());
+  for (const Json& id : value) {
+    ids.push_back(static_cast<std::int32_t>(integer(id, key, 0, vocab - 1)));
+  }
+  return ids;
+}
+
+std::vector<std::int32_t> bytes_of_text(const Json& value, int vocab) {
+  require(value.is_string(), "\"prompt\" is {}, must be a string", shown(value));
+  require(vocab == byte_vocab,
+          "\"prompt\" needs a tokenizer and the model has {} token ids (the built-in tokenizer is "
+          "bytes, for {}); give \"tokens\"",
+          vocab, byte_vocab);
+  const auto& text = value.get_ref<const std::string&>();
+  std::vector<std::int32_t> ids;
+  ids.reserve(text.size());
+  for (const char c : text) ids.push_back(static_cast<unsigned char>(c));
+  return ids;
+}
+
+void parse_prompt(const Json& json, const RequestLimits& limits, Request& request) {
+  const bool has_prompt = json.contains("prompt");
+  require(has_prompt != json.contains("tokens"),
+          "it has {} \"prompt\" {} \"tokens\"; give one of them", has_prompt ? "both" : "neither",
+          has_prompt ? "and" : "nor");
+  request.tokens = has_prompt ? bytes_of_text(json["prompt"], limits.vocab)
+                              : token_ids(json["tokens"], "tokens", limits.vocab);
+  require(!request.tokens.empty(), "the prompt is empty; give at least one token");
+}
+
+void parse_sampling(const Json& json, const RequestLimits& limits, Request& request) {
+  if (json.contains("max_tokens")) {
+    request.max_tokens = static_cast<int>(
+        integer(json["max_tokens"], "max_tokens", 1, std::numeric_limits<int>::max()));
+  }
+  if (json.contains("temperature"))
+    request.temperature = number(json["temperature"], "temperature");
+  require(request.temperature >= 0 && std::isfinite(request.temperature),
+          "\"temperature\" is {}, must be 0 (greedy) or more", request.temperature);
+  if (json.contains("top_p")) request.top_p = number(json["top_p"], "top_p");
+  require(request.top_p > 0 && request.top_p <= 1, "\"top_p\" is {}, must be above 0 and at most 1",
+          request.top_p);
+  if (json.contains("seed")) {
+    require(json["seed"].is_number_unsigned(),
+            "\"seed\" is {}, must be an integer from 0 to 2^64-1", shown(json["seed"]));
+    request.seed = json["seed"].get<std::uint64_t>();
+  }
+  if (json.contains("stop_token_ids")) {
+    request.stop_token_ids = token_ids(json["stop_token_ids"], "stop_token_ids", limits.vocab);
+  }
+}
+
+void check_length(const Request& request, const RequestLimits& limits) {
+  const auto prompt = static_cast<std::int64_t>(request.tokens.size());
+  require(prompt <= limits.max_positions,
+          "the prompt has {} tokens, the model has {} positions; shorten it", prompt,
+          limits.max_positions);
+  if (limits.scoring) return;
+  const std::int64_t generated = request.max_tokens.value_or(limits.default_max_tokens);
+  require(prompt + generated <= limits.max_positions,
+          "the prompt's {} tokens and {} to be generated exceed the model's {} positions; lower "
+          "max_tokens or shorten the prompt",
+          prompt, generated, limits.max_positions);
+}
+
+void check_keys(const Json& json) {
+  static constexpr std::string_view known[] = {"id",          "prompt", "tokens", "max_tokens",
+                                               "temperature", "top_p",  "seed",   "stop_token_ids"};
+  for (const auto& [key, value] : json.items()) {
+    require(std::find(std::begin(known), std::end(known), key) != std::end(known),
+            "unknown key {}; known are {}", shown(Json(key)), fmt::join(known, ", "));
+  }
+}
+
+/// Fills `request` from a line. Throws Error with the reason; what was read until then stays.
+void parse_line(const std::string& line, const RequestLimits& limits, Request& request) {
+  const Json json = Json::parse(line, nullptr, /*allow_exceptions=*/false);
+  require(!json.is_discarded(), "not valid JSON: {}", shown(Json(line)));
+  require(json.is_object(), "{} instead of a JSON object", shown(json));
+  require(json.contains("id"), "it has no \"id\"; give a string");
+  require(json["id"].is_string() && !json["id"].get_ref<const std::string&>().empty(),
+          "\"id\" is {}, must be a non-empty string", shown(json["id"]));
+  request.id = json["id"].get<std::string>();
+  check_keys(json);
+  parse_prompt(json, limits, request);
+  parse_sampling(json, limits, request);
+  check_length(request, limits);
+}
+
+bool is_blank(const std::string& line) {
+  return line.find_first_not_of(" \t\r\n\v\f") == std::string::npos;
+}
+
+std::string json_string(const std::string& text) {
+  return Json(text).dump(-1, ' ', false, Json::error_handler_t::replace);
+}
+
+/// The shortest digits that give the same float back.
+std::string shown(float value) {
+  return std::isfinite(value) ? fmt::format("{}", value) : std::string("null");
+}
+
+std::string list_of(const std::vector<float>& values, bool null_first) {
+  std::string text = null_first ? "[null" : "[";
+  for (float value : values) {
+    if (text.size() > 1) text += ',';
+    text += shown(value);
+  }
+  return text + ']';
+}
+
+/// Length of the well-formed UTF-8 sequence at the start of `bytes`, or minus the length of the
+/// longest part of one (at least 1), which stands for one U+FFFD.
+int utf8_sequence(const unsigned char* bytes, std::size_t size) {
+  const unsigned char lead = bytes[0];
+  if (lead < 0x80) return 1;
+  int length = 0;
+  unsigned char low = 0x80;  // bounds of the second byte
+  unsigned char high = 0xbf;
+  if (lead >= 0xc2 && lead <= 0xdf) {
+    length = 2;
+  } else if ((lead & 0xf0) == 0xe0) {
+    length = 3;
+    if (lead == 0xe0) low = 0xa0;   // shorter forms exist
+    if (lead == 0xed) high = 0x9f;  // surrogates
+  } else if (lead >= 0xf0 && lead <= 0xf4) {
+    length = 4;
+    if (lead == 0xf0) low = 0x90;
+    if (lead == 0xf4) high = 0x8f;  // above U+10FFFF
+  } else {
+    return -1;
+  }
+  for (int i = 1; i < length; ++i) {
+    const auto at = static_cast<std::size_t>(i);
+    if (at >= size || bytes[at] < low || bytes[at] > high) return -i;
+    low = 0x80;
+    high = 0xbf;
+  }
+  return length;
+}
+
+}  // namespace
+
+std::vector<Request> read_requests(const std::string& path, const RequestLimits& limits) {
+  // The longest sensible line: 12 bytes for each id of a full prompt, or 6 for each escaped byte.
+  const std::size_t max_line = (1 << 20) + 32 * static_cast<std::size_t>(limits.max_positions);
+  LineReader reader(path, max_line);
+  std::vector<Request> requests;
+  std::unordered_map<std::string, std::int64_t> line_of;
+  std::string line;
+  std::size_t length = 0;
+  for (std::int64_t number = 1; reader.next(line, length); ++number) {
+    if (number == 1 && line.starts_with("\xef\xbb\xbf")) line.erase(0, 3);
+    if (length <= max_line && is_blank(line)) continue;
+    Request request;
+    request.line = number;
+    try {
+      require(length <= max_line, "the line has {} bytes, must have at most {}", length, max_line);
+      parse_line(line, limits, request);
+    } catch (const Error& error) {
+      request.error = error.what();
+    }
+    if (!request.id.empty()) {
+      const auto [first, is_new] = line_of.emplace(request.id, number);
+      if (!is_new) {
+        request.error = fmt::format("\"id\" {} is that of line {} already; make it unique",
+                                    json_string(request.id), first->second);
+      }
+    }
+    requests.push_back(std::move(request));
+  }
+  require(!requests.empty(),
+          "cannot read {}: it holds no request; give one JSON object a line, such as "
+          "{{\"id\": \"a\", \"prompt\": \"Hello\"}}",
+          path);
+  return requests;
+}
+
+std::string result_line(const Request& request, const Result& result, bool scoring) {
+  if (scoring) {
+    return fmt::format(R"({{"id":{},"prompt_logprobs":{}}})", json_string(request.id),
+                       list_of(result.logprobs, true));
+  }
+  return fmt::format(R"({{"id":{},"tokens":[{}],"text":{},"logprobs":{},"finish_reason":{}}})",
+                     json_string(request.id), fmt::join(result.tokens, ","),
+                     result.has_text ? json_string(text_of(result.tokens)) : "null",
+                     list_of(result.logprobs, false), json_string(result.finish_reason));
+}
+
+std::string error_line(const Request& request) {
+  const std::string id =
+      request.id.empty() ? "" : fmt::format(R"("id":{},)", json_string(request.id));
+  return fmt::format(R"({{{}"line":{},"error":{}}})", id, request.line, json_string(request.error));
+}
+
+std::string text_of(const std::vector<std::int32_t>& tokens) {
+  constexpr const char* replacement = "\xef\xbf\xbd";
+  std::string text;
+  std::vector<unsigned char> bytes;
+  const auto flush = [&] {
+    for (std::size_t i = 0; i < bytes.size();) {
+      const int length = utf8_sequence(&bytes[i], bytes.size() - i);
+      if (length > 0) {
+        text.append(reinterpret_cast<const char*>(&bytes[i]), static_cast<std::size_t>(length));
+      } else {
+        text += replacement;
+      }
+      i += static_cast<std::size_t>(std::abs(length));
+    }
+    bytes.clear();
+  };
+  for (const std::int32_t token : tokens) {
+    if (token >= 0 && token < byte_vocab) {
+      bytes.push_back(static_cast<unsigned char>(token));
+    } else {
+      flush();
+      text += replacement;
+    }
+  }
+  flush();
+  return text;
+}
+
+}  // namespace atl::io

@@ -1,0 +1,373 @@
+// The CPU backend as a whole: random tiny models of every supported kind against the oracle, the
+// same bits whatever the pieces and threads, no allocation in the step loop, errors, the queue.
+
+#include <dlfcn.h>
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <chrono>
+#include <cstdlib>
+#include <new>
+#include <string>
+#include <thread>
+
+#include "compute/error.hpp"
+#include "tests/unit/tiny_model.hpp"
+
+namespace {
+
+std::atomic<bool> counting{false};
+std::atomic<long> allocations{0};
+
+/// oneDNN builds a small map of arguments inside every execute; that is not ours to change.
+bool from_one_dnn(void* caller) {
+  Dl_info info;
+  return dladdr(caller, &info) != 0 &&
+         std::string_view(info.dli_fname).find("libdnnl") != std::string_view::npos;
+}
+
+void* counted(std::size_t size, void* caller) {
+  if (counting.load() && !from_one_dnn(caller)) ++allocations;
+  void* block = std::malloc(size == 0 ? 1 : size);
+  if (block == nullptr) throw std::bad_alloc();
+  return block;
+}
+
+}  // namespace
+
+void* operator new(std::size_t size) {
+  return counted(size, __builtin_return_address(0));
+}
+void* operator new[](std::size_t size) {
+  return counted(size, __builtin_return_address(0));
+}
+void operator delete(void* block) noexcept {
+  std::free(block);
+}
+void operator delete[](void* block) noexcept {
+  std::free(block);
+}
+void operator delete(void* block, std::size_t) noexcept {
+  std::free(block);
+}
+void operator delete[](void* block, std::size_t) noexcept {
+  std::free(block);
+}
+
+namespace atl::testing {
+namespace {
+
+struct Kind {
+  std::string name;
+  ModelShape shape;
+};
+
+template <class Change>
+Kind kind(const char* name, Change change) {
+  Kind result{name, tiny_shape()};
+  change(result.shape);
+  return result;
+}
+
+std::vector<Kind> kinds() {
+  return {
+      kind("gqa_swiglu_top2", [](ModelShape&) {}),
+      kind("mha_gelu_per_head",
+           [](ModelShape& s) {
+             s.num_kv_heads = 4;
+             s.activation = Activation::gelu_tanh;
+             s.qk_norm = QkNorm::per_head;
+           }),
+      kind("whole_row_norm_no_renormalisation",
+           [](ModelShape& s) {
+             s.qk_norm = QkNorm::whole_row;
+             s.norm_topk_prob = false;
+           }),
+      kind("top1_gelu",
+           [](ModelShape& s) {
+             s.top_k = 1;
+             s.norm_topk_prob = false;
+             s.activation = Activation::gelu_tanh;
+           }),
+      kind("top3_mqa",
+           [](ModelShape& s) {
+             s.top_k = 3;
+             s.num_kv_heads = 1;
+           }),
+      kind("top4_odd_widths",
+           [](ModelShape& s) {
+             s.top_k = 4;
+             s.hidden = 37;
+             s.moe_intermediate = 21;
+             s.intermediate = 33;
+             s.vocab = 71;
+             s.head_dim = 10;
+           }),
+      kind("head_dim_32_all_moe",
+           [](ModelShape& s) {
+             s.head_dim = 32;
+             s.layer_is_dense = {false, false, false};
+           }),
+      kind("head_dim_64_all_dense",
+           [](ModelShape& s) {
+             s.head_dim = 64;
+             s.layer_is_dense = {true, true, true};
+           }),
+      kind("head_dim_80", [](ModelShape& s) { s.head_dim = 80; }),
+      kind("head_dim_128_per_head",
+           [](ModelShape& s) {
+             s.head_dim = 128;
+             s.qk_norm = QkNorm::per_head;
+           }),
+      kind("head_dim_512",
+           [](ModelShape& s) {
+             s.head_dim = 512;
+             s.num_heads = 2;
+           }),
+  };
+}
+
+class CpuModel : public ::testing::TestWithParam<Kind> {};
+
+TEST_P(CpuModel, Float32AgreesWithTheOracle) {
+  const auto model = random_model(GetParam().shape, DType::float32, 11);
+  const auto tokens = Random(5, DType::float32).tokens(150, model.shape.vocab);
+  SingleRank rank(model, {.reverse_experts = true});
+  EXPECT_LT(largest_difference(rank.log_probs(tokens, 200), reference::log_probs(model, tokens)),
+            1e-4);
+}
+
+void expect_rounding_error_only(const ModelShape& shape, DType dtype) {
+  double own = 0;
+  double rounding = 0;
+  for (unsigned seed = 1; seed <= 3; ++seed) {
+    const auto model = random_model(shape, dtype, seed);
+    const auto tokens = Random(seed, dtype).tokens(100, shape.vocab);
+    const auto truth = reference::log_probs(model, tokens);
+    SingleRank rank(model, {.dtype = dtype});
+    own += mean_difference(rank.log_probs(tokens, 100), truth);
+    rounding += mean_difference(reference::log_probs(model, tokens, rounding_of(dtype)), truth);
+  }
+  EXPECT_LT(own, 1.25 * rounding);
+  EXPECT_GT(own, 0.5 * rounding);  // else it does not round where it should
+}
+
+TEST_P(CpuModel, Bfloat16DiffersByItsRoundingOnly) {
+  expect_rounding_error_only(GetParam().shape, DType::bfloat16);
+}
+
+TEST_P(CpuModel, Float16DiffersByItsRoundingOnly) {
+  expect_rounding_error_only(GetParam().shape, DType::float16);
+}
+
+TEST_P(CpuModel, SameBitsWhateverThePiecesAndThreads) {
+  for (const DType dtype : {DType::bfloat16, DType::float16, DType::float32}) {
+    const auto model = random_model(GetParam().shape, dtype, 3);
+    const auto tokens = Random(9, dtype).tokens(230, model.shape.vocab);
+    SingleRank one(model, {.dtype = dtype, .num_threads = 1});
+    SingleRank two(model, {.dtype = dtype, .num_threads = 2, .reverse_experts = true});
+    const auto whole = one.logits(tokens, 230);
+    for (const int piece : {1, 7, 64, 100}) {
+      EXPECT_EQ(whole, one.logits(tokens, piece)) << name_of(dtype) << ", pieces of " << piece;
+    }
+    for (const int piece : {230, 1, 50}) {
+      EXPECT_EQ(whole, two.logits(tokens, piece)) << name_of(dtype) << ", 2 threads, " << piece;
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Kinds, CpuModel, ::testing::ValuesIn(kinds()),
+                         [](const auto& kind_info) { return kind_info.param.name; });
+
+TEST(CpuBackend, SequencesInOneChunkDoNotTouchEachOther) {
+  const auto model = random_model(tiny_shape(), DType::bfloat16, 3);
+  Random random(4, DType::bfloat16);
+  const std::vector<std::vector<std::int32_t>> texts = {
+      random.tokens(1, 50), random.tokens(90, 50), random.tokens(3, 50), random.tokens(130, 50)};
+  SingleRank rank(model, {.dtype = DType::bfloat16, .num_threads = 2});
+  std::vector<std::vector<float>> alone;
+  for (const auto& text : texts) alone.push_back(rank.logits(text, 256));
+
+  std::vector<SingleRank::Piece> pieces;
+  for (const auto& text : texts) pieces.push_back({rank.add_sequence(), text});
+  rank.set_chunk(pieces);
+  rank.run_layers();
+  std::int32_t row = -1;
+  for (std::size_t i = 0; i < texts.size(); ++i) {
+    row += static_cast<std::int32_t>(texts[i].size());
+    std::vector<float> last(50);
+    rank.finish(rank.backend().logits(rank.chunk(), {&row, 1}, last.data()));
+    EXPECT_TRUE(std::equal(last.begin(), last.end(), alone[i].end() - 50)) << "sequence " << i;
+  }
+}
+
+TEST(CpuBackend, LogprobsAreTheLogSoftmaxOfLogits) {
+  const auto model = random_model(tiny_shape(), DType::float32, 8);
+  const auto tokens = Random(8, DType::float32).tokens(140, 50);
+  SingleRank rank(model, {});
+  const auto truth = reference::log_probs(model, tokens);
+  const int sequence = rank.add_sequence();
+  const SingleRank::Piece piece{sequence, tokens};
+  rank.set_chunk({&piece, 1});
+  rank.run_layers();
+  std::vector<std::int32_t> rows;
+  std::vector<std::int32_t> targets;
+  for (std::int32_t t = 0; t + 1 < 140; ++t) {
+    rows.push_back(t);
+    targets.push_back(tokens[static_cast<std::size_t>(t) + 1]);
+  }
+  std::vector<float> result(rows.size());
+  rank.finish(rank.backend().logprobs(rank.chunk(), rows, targets, result.data()));
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    EXPECT_NEAR(result[i], truth[i][static_cast<std::size_t>(targets[i])], 1e-4);
+  }
+}
+
+TEST(CpuBackend, ExpertsTakeRowsFromScatteredBlocks) {
+  // 300 rows of one expert in blocks of uneven size, one empty; results as from one block.
+  auto shape = tiny_shape();
+  const auto model = random_model(shape, DType::bfloat16, 2);
+  SingleRank rank(model, {.dtype = DType::bfloat16});
+  const auto width = static_cast<std::size_t>(shape.hidden);
+  const auto in =
+      encode(Random(1, DType::bfloat16).vector(300 * shape.hidden, 0, 1), DType::bfloat16);
+  std::vector<std::byte> whole(in.size());
+  std::vector<std::byte> parts(in.size());
+  const compute::RowBlock all{2, 300, in.data(), whole.data()};
+  rank.finish(rank.backend().experts(rank.chunk(), 1, {&all, 1}));
+  std::vector<compute::RowBlock> blocks;
+  int first = 0;
+  for (const int rows : {1, 0, 100, 29, 130, 40}) {
+    const std::size_t offset = static_cast<std::size_t>(first) * width * 2;
+    blocks.push_back({2, rows, in.data() + offset, parts.data() + offset});
+    first += rows;
+  }
+  rank.finish(rank.backend().experts(rank.chunk(), 1, blocks));
+  EXPECT_EQ(whole, parts);
+  const auto truth = reference::mlp(model.layers[1].experts[2],
+                                    decode(in.data() + 299 * width * 2, width, DType::bfloat16),
+                                    shape.activation, reference::to_bfloat16);
+  const auto last = decode(whole.data() + 299 * width * 2, width, DType::bfloat16);
+  for (std::size_t i = 0; i < width; ++i) EXPECT_NEAR(last[i], truth[i], 0.02);
+}
+
+TEST(CpuBackend, AnEmptyChunkGoesThroughEveryStep) {
+  const auto model = random_model(tiny_shape(), DType::bfloat16, 2);
+  SingleRank rank(model, {.dtype = DType::bfloat16});
+  rank.set_chunk({});
+  rank.run_layers();
+  rank.finish(rank.backend().logits(rank.chunk(), {}, nullptr));
+  rank.finish(rank.backend().logprobs(rank.chunk(), {}, {}, nullptr));
+  for (const std::int32_t count : rank.chunk().expert_counts) EXPECT_EQ(count, 0);
+  rank.finish(rank.backend().experts(rank.chunk(), 1, {}));
+}
+
+TEST(CpuBackend, DecodingAllocatesNothing) {
+  const auto model = random_model(tiny_shape(), DType::bfloat16, 2);
+  for (const int threads : {1, 2}) {
+    SingleRank rank(model, {.dtype = DType::bfloat16, .num_threads = threads});
+    const std::vector<SingleRank::Piece> start = {{rank.add_sequence(), {}},
+                                                  {rank.add_sequence(), {}}};
+    const std::vector<std::int32_t> token = {7};
+    const std::vector<std::int32_t> rows = {0, 1};
+    std::vector<SingleRank::Piece> pieces = {{start[0].sequence, token},
+                                             {start[1].sequence, token}};
+    std::vector<float> logits(100);
+    std::vector<float> logprobs(2);
+    const auto step = [&] {
+      rank.set_chunk(pieces);
+      rank.run_layers();
+      rank.backend().logits(rank.chunk(), rows, logits.data());
+      rank.finish(rank.backend().logprobs(rank.chunk(), rows, rows, logprobs.data()));
+    };
+    for (int i = 0; i < 3; ++i) step();
+    allocations = 0;
+    counting = true;
+    for (int i = 0; i < 80; ++i) step();
+    counting = false;
+    EXPECT_EQ(allocations.load(), 0) << threads << " threads";
+  }
+}
+
+TEST(CpuBackend, RefusesWhatDoesNotFitTheModel) {
+  const auto model = random_model(tiny_shape(), DType::float32, 2);
+  SingleRank rank(model, {.max_chunk_tokens = 8});
+  const std::vector<float> data(64 * 64);
+  using compute::Weight;
+  auto& backend = rank.backend();
+  EXPECT_THROW(backend.load_weight(Weight::o, 0, -1, {data.data(), DType::float32, 64, 64}), Error);
+  EXPECT_THROW(backend.load_weight(Weight::o, 3, -1, {data.data(), DType::float32, 48, 64}), Error);
+  EXPECT_THROW(backend.load_weight(Weight::up, 1, 5, {data.data(), DType::float32, 40, 48}), Error);
+  const std::vector<std::int32_t> nine(9, 1);
+  const SingleRank::Piece piece{rank.add_sequence(), nine};
+  rank.set_chunk({&piece, 1});
+  EXPECT_THROW(backend.embed(rank.chunk()), Error);
+
+  compute::BackendOptions options;
+  options.shape = tiny_shape();
+  options.max_chunk_tokens = 8;
+  options.num_local_experts = 5;
+  options.send_order = {0, 1, 2, 3, 4};
+  EXPECT_THROW(compute::make_cpu_backend(options)->finish_loading(), Error);
+  options.shape.head_dim = 33;
+  EXPECT_THROW(compute::make_cpu_backend(options), Error);
+}
+
+TEST(CpuBackend, AnErrorInAnOperationReachesTheCallerAndStopsWhatFollows) {
+  const auto model = random_model(tiny_shape(), DType::float32, 2);
+  SingleRank rank(model, {});
+  const std::vector<std::int32_t> outside = {1, 50};
+  const SingleRank::Piece piece{rank.add_sequence(), outside};
+  rank.set_chunk({&piece, 1});
+  auto& backend = rank.backend();
+  const compute::Event failed = backend.embed(rank.chunk());
+  bool ran = false;
+  const std::function<void()> task = [&] { ran = true; };
+  const compute::Event after = backend.host_task(task);
+  EXPECT_THROW(rank.finish(after), Error);
+  EXPECT_THROW(backend.done(failed), Error);
+  EXPECT_FALSE(ran);
+}
+
+TEST(CpuBackend, TasksRunInOrderAndIntervalsAreKept) {
+  const auto model = random_model(tiny_shape(), DType::float32, 2);
+  SingleRank rank(model, {});
+  auto& backend = rank.backend();
+  std::vector<int> order;
+  std::vector<std::function<void()>> tasks;
+  for (int i = 0; i < 3000; ++i) tasks.emplace_back([&order, i] { order.push_back(i); });
+  const std::function<void()> slow = [] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(30));
+  };
+  const compute::Event first = backend.host_task(slow);
+  EXPECT_FALSE(backend.done(first));
+  EXPECT_FALSE(backend.wait(first, 1000));
+  compute::Event last = first;
+  for (const auto& task : tasks) last = backend.host_task(task);  // more than the queue holds
+  rank.finish(last);
+  EXPECT_TRUE(backend.done(first));
+  std::vector<int> expected(3000);
+  std::iota(expected.begin(), expected.end(), 0);
+  EXPECT_EQ(order, expected);
+  const compute::Interval interval = backend.interval(first);
+  EXPECT_GE(interval.end - interval.begin, 0.03);
+  EXPECT_GE(backend.interval(last).begin, interval.end);
+  EXPECT_THROW(backend.interval(last + 1), Error);
+}
+
+TEST(CpuBackend, MemoryIsAccountedFor) {
+  const auto model = random_model(tiny_shape(), DType::float32, 2);
+  SingleRank rank(model, {.num_pages = 10});
+  const auto before = rank.backend().memory();
+  EXPECT_EQ(before.kv_cache, std::int64_t{3} * 10 * 64 * 2 * 16 * 2 * 4);
+  EXPECT_GT(before.weights, 50 * 48 * 4 * 2);
+  rank.chunk().reserve_receive(1000);
+  EXPECT_GE(rank.chunk().receive_capacity, 1000);
+  EXPECT_GE(rank.backend().memory().buffers, before.buffers + 2 * 1000 * 48 * 4);
+  const std::int64_t capacity = rank.chunk().receive_capacity;
+  rank.chunk().reserve_receive(capacity + 1);
+  EXPECT_EQ(rank.chunk().receive_capacity, 2 * capacity);
+}
+
+}  // namespace
+}  // namespace atl::testing

@@ -1,0 +1,233 @@
+#include "io/requests.hpp"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <limits>
+#include <nlohmann/json.hpp>
+
+#include "compute/error.hpp"
+
+namespace atl::io {
+namespace {
+
+namespace fs = std::filesystem;
+using Json = nlohmann::json;
+
+bool contains(const std::string& text, const std::string& part) {
+  return text.find(part) != std::string::npos;
+}
+
+class Requests : public testing::Test {
+ protected:
+  void SetUp() override {
+    std::string name = (fs::temp_directory_path() / "requests_XXXXXX").string();
+    ASSERT_NE(mkdtemp(name.data()), nullptr);
+    folder_ = name;
+    limits_.vocab = 256;
+    limits_.max_positions = 100;
+    limits_.default_max_tokens = 10;
+  }
+  void TearDown() override { fs::remove_all(folder_); }
+
+  std::vector<Request> read(const std::string& text) const {
+    const std::string path = (folder_ / "requests.jsonl").string();
+    std::ofstream(path, std::ios::binary) << text;
+    return read_requests(path, limits_);
+  }
+
+  /// The reason for which the only line is refused.
+  std::string refusal(const std::string& line) const {
+    const std::vector<Request> requests = read(line + "\n");
+    EXPECT_EQ(requests.size(), 1U);
+    EXPECT_FALSE(requests.at(0).error.empty()) << line;
+    return requests.at(0).error;
+  }
+
+  fs::path folder_;
+  RequestLimits limits_;
+};
+
+TEST_F(Requests, ReadsAllKeys) {
+  const auto requests = read(
+      "\xef\xbb\xbf{\"id\": \"a\", \"prompt\": \"H\\u00e9\"}\r\n"
+      "\n   \t\r\n"
+      R"({"id":"b","tokens":[0,255,7],"max_tokens":5,"temperature":0.5,"top_p":0.25,)"
+      R"("seed":18446744073709551615,"stop_token_ids":[10,0]})");
+  ASSERT_EQ(requests.size(), 2U);
+  EXPECT_EQ(requests[0].error, "");
+  EXPECT_EQ(requests[0].id, "a");
+  EXPECT_EQ(requests[0].line, 1);
+  EXPECT_EQ(requests[0].tokens, (std::vector<std::int32_t>{'H', 0xc3, 0xa9}));
+  EXPECT_FALSE(requests[0].max_tokens.has_value());
+  EXPECT_EQ(requests[0].temperature, 0.0);
+  EXPECT_EQ(requests[0].top_p, 1.0);
+  EXPECT_EQ(requests[1].error, "");
+  EXPECT_EQ(requests[1].line, 4);
+  EXPECT_EQ(requests[1].tokens, (std::vector<std::int32_t>{0, 255, 7}));
+  EXPECT_EQ(requests[1].max_tokens, 5);
+  EXPECT_EQ(requests[1].temperature, 0.5);
+  EXPECT_EQ(requests[1].top_p, 0.25);
+  EXPECT_EQ(requests[1].seed, std::numeric_limits<std::uint64_t>::max());
+  EXPECT_EQ(requests[1].stop_token_ids, (std::vector<std::int32_t>{10, 0}));
+}
+
+TEST_F(Requests, RefusesLinesWithTheirReason) {
+  EXPECT_TRUE(contains(refusal("{"), "not valid JSON"));
+  EXPECT_TRUE(contains(refusal("{\"id\":\"\xff\",\"prompt\":\"x\"}"), "not valid JSON"));
+  EXPECT_TRUE(contains(refusal(std::string("{\"id\":\"a\0\"}", 11)), "not valid JSON"));
+  EXPECT_TRUE(contains(refusal("[1]"), "instead of a JSON object"));
+  EXPECT_TRUE(contains(refusal(std::string(200000, '[')), "not valid JSON"));
+  EXPECT_TRUE(contains(refusal(R"({"prompt":"x"})"), "no \"id\""));
+  EXPECT_TRUE(contains(refusal(R"({"id":7,"prompt":"x"})"), "\"id\" is 7"));
+  EXPECT_TRUE(contains(refusal(R"({"id":"","prompt":"x"})"), "non-empty"));
+  EXPECT_TRUE(contains(refusal(R"({"id":"a"})"), "neither"));
+  EXPECT_TRUE(contains(refusal(R"({"id":"a","prompt":"x","tokens":[1]})"), "both"));
+  EXPECT_TRUE(contains(refusal(R"({"id":"a","prompt":7})"), "must be a string"));
+  EXPECT_TRUE(contains(refusal(R"({"id":"a","prompt":null})"), "must be a string"));
+  EXPECT_TRUE(contains(refusal(R"({"id":"a","prompt":""})"), "empty"));
+  EXPECT_TRUE(contains(refusal(R"({"id":"a","tokens":[]})"), "empty"));
+  EXPECT_TRUE(contains(refusal(R"({"id":"a","tokens":"x"})"), "list of token ids"));
+  EXPECT_TRUE(
+      contains(refusal(R"({"id":"a","tokens":[256]})"), "256, must be an integer from 0 to"));
+  EXPECT_TRUE(contains(refusal(R"({"id":"a","tokens":[-1]})"), "-1"));
+  EXPECT_TRUE(contains(refusal(R"({"id":"a","tokens":[1.5]})"), "1.5"));
+  EXPECT_TRUE(contains(refusal(R"({"id":"a","tokens":[18446744073709551615]})"), "integer"));
+  EXPECT_TRUE(contains(refusal(R"({"id":"a","tokens":[1e99]})"), "integer"));
+  EXPECT_TRUE(contains(refusal(R"({"id":"a","prompt":"x","temperature":-0.1})"), "temperature"));
+  EXPECT_TRUE(contains(refusal(R"({"id":"a","prompt":"x","temperature":"hot"})"), "temperature"));
+  EXPECT_TRUE(
+      contains(refusal(R"({"id":"a","prompt":"x","temperature":1e999})"), "not valid JSON"));
+  EXPECT_TRUE(contains(refusal(R"({"id":"a","prompt":"x","temperature":NaN})"), "not valid JSON"));
+  EXPECT_TRUE(contains(refusal(R"({"id":"a","prompt":"x","top_p":0})"), "top_p"));
+  EXPECT_TRUE(contains(refusal(R"({"id":"a","prompt":"x","top_p":1.01})"), "top_p"));
+  EXPECT_TRUE(contains(refusal(R"({"id":"a","prompt":"x","seed":-1})"), "seed"));
+  EXPECT_TRUE(contains(refusal(R"({"id":"a","prompt":"x","seed":0.5})"), "seed"));
+  EXPECT_TRUE(contains(refusal(R"({"id":"a","prompt":"x","max_tokens":0})"), "max_tokens"));
+  EXPECT_TRUE(
+      contains(refusal(R"({"id":"a","prompt":"x","max_tokens":2147483648})"), "max_tokens"));
+  EXPECT_TRUE(contains(refusal(R"({"id":"a","prompt":"x","stop_token_ids":[256]})"), "stop_token"));
+  EXPECT_TRUE(contains(refusal(R"({"id":"a","prompt":"x","n":2})"), "unknown key \"n\""));
+}
+
+TEST_F(Requests, LimitsLengths) {
+  const auto line = [](int prompt, int max_tokens) {
+    return Json{{"id", "a"}, {"prompt", std::string(prompt, 'x')}, {"max_tokens", max_tokens}}
+        .dump();
+  };
+  EXPECT_EQ(read(line(60, 40)).at(0).error, "");
+  EXPECT_TRUE(
+      contains(refusal(line(60, 41)), "60 tokens and 41 to be generated exceed the model's 100"));
+  EXPECT_TRUE(contains(refusal(line(101, 1)), "has 101 tokens, the model has 100 positions"));
+  EXPECT_TRUE(contains(refusal(line(60, 2147483647)), "2147483647"));
+  const std::string no_max = Json{{"id", "a"}, {"prompt", std::string(91, 'x')}}.dump();
+  EXPECT_TRUE(contains(refusal(no_max), "91 tokens and 10"));
+  limits_.scoring = true;
+  EXPECT_EQ(read(line(100, 41)).at(0).error, "");
+  EXPECT_TRUE(contains(refusal(line(101, 1)), "has 101 tokens"));
+}
+
+TEST_F(Requests, TextNeedsAByteVocabulary) {
+  limits_.vocab = 1000;
+  EXPECT_TRUE(contains(refusal(R"({"id":"a","prompt":"x"})"), "give \"tokens\""));
+  EXPECT_EQ(read(R"({"id":"a","tokens":[999]})").at(0).error, "");
+}
+
+TEST_F(Requests, RefusesRepeatedIds) {
+  const auto requests = read(
+      "{\"id\":\"a\",\"prompt\":\"\"}\n{\"id\":\"b\",\"prompt\":\"x\"}\n"
+      "{\"id\":\"a\",\"prompt\":\"y\"}\n");
+  ASSERT_EQ(requests.size(), 3U);
+  EXPECT_TRUE(contains(requests[0].error, "empty"));
+  EXPECT_EQ(requests[1].error, "");
+  EXPECT_TRUE(contains(requests[2].error, "line 1"));
+}
+
+TEST_F(Requests, SkipsEnormousLines) {
+  const auto requests = read("{\"id\":\"a\",\"prompt\":\"" + std::string(5 << 20, 'x') + "\"}\n" +
+                             std::string(5 << 20, ' ') + "\n{\"id\":\"b\",\"prompt\":\"x\"}");
+  ASSERT_EQ(requests.size(), 3U);
+  EXPECT_TRUE(contains(requests[0].error, "the line has 5242902 bytes"));
+  EXPECT_TRUE(contains(requests[1].error, "the line has 5242880 bytes"));
+  EXPECT_EQ(requests[2].error, "");
+  EXPECT_EQ(requests[2].line, 3);
+}
+
+TEST_F(Requests, RefusesFilesWithoutRequests) {
+  EXPECT_THROW(read(""), Error);
+  EXPECT_THROW(read("\n \r\n"), Error);
+  EXPECT_THROW(read_requests((folder_ / "none").string(), limits_), Error);
+  EXPECT_THROW(read_requests(folder_.string(), limits_), Error);
+}
+
+TEST_F(Requests, WritesResults) {
+  Request request;
+  request.id = "a\"\xc3\xa9";
+  Result result;
+  result.tokens = {72, 105, 0xff};
+  result.logprobs = {-0.1F, -1e-7F, -3.0F};
+  result.finish_reason = "stop";
+  const std::string line = result_line(request, result, false);
+  EXPECT_EQ(line, R"({"id":"a\")"
+                  "\xc3\xa9"
+                  R"(","tokens":[72,105,255],"text":"Hi)"
+                  "\xef\xbf\xbd"
+                  R"(","logprobs":[-0.1,-1e-07,-3],"finish_reason":"stop"})");
+  EXPECT_EQ(Json::parse(line)["logprobs"][0].get<float>(), -0.1F);
+  result.has_text = false;
+  EXPECT_TRUE(Json::parse(result_line(request, result, false))["text"].is_null());
+  EXPECT_EQ(Json::parse(result_line(request, result, true)),
+            (Json{{"id", "a\"\xc3\xa9"}, {"prompt_logprobs", {nullptr, -0.1, -1e-7, -3}}}));
+  result.logprobs = {std::numeric_limits<float>::quiet_NaN()};
+  EXPECT_TRUE(Json::parse(result_line(request, result, false))["logprobs"][0].is_null());
+  result.logprobs.clear();
+  EXPECT_EQ(Json::parse(result_line(request, result, true))["prompt_logprobs"], Json{nullptr});
+}
+
+TEST_F(Requests, FloatsComeBackExactly) {
+  Request request;
+  request.id = "a";
+  Result result;
+  float value = -1.0F;
+  for (int i = 0; i < 2000; ++i) {
+    value = std::nextafter(value * 1.013F, 0.0F);
+    result.logprobs.push_back(value);
+  }
+  const Json json = Json::parse(result_line(request, result, false));
+  for (std::size_t i = 0; i < result.logprobs.size(); ++i) {
+    EXPECT_EQ(json["logprobs"][i].get<float>(), result.logprobs[i]);
+  }
+}
+
+TEST_F(Requests, WritesErrors) {
+  Request request;
+  request.line = 12;
+  request.error = "bad \"thing\" \xff";
+  EXPECT_EQ(error_line(request), "{\"line\":12,\"error\":\"bad \\\"thing\\\" \xef\xbf\xbd\"}");
+  request.id = "x";
+  EXPECT_EQ(Json::parse(error_line(request))["id"], "x");
+}
+
+TEST(TextOf, ReplacesWhatIsNotUtf8) {
+  const auto text = [](std::initializer_list<std::int32_t> tokens) { return text_of(tokens); };
+  const std::string r = "\xef\xbf\xbd";
+  EXPECT_EQ(text({}), "");
+  EXPECT_EQ(text({0xe2, 0x82, 0xac, 'x'}), "\xe2\x82\xacx");
+  EXPECT_EQ(text({0xf0, 0x9f, 0x98, 0x80}), "\xf0\x9f\x98\x80");
+  EXPECT_EQ(text({0x80, 'a'}), r + "a");
+  EXPECT_EQ(text({0xc0, 0x80}), r + r);
+  EXPECT_EQ(text({0xe2, 0x82}), r);
+  EXPECT_EQ(text({0xe2, 0x82, 'a'}), r + "a");
+  EXPECT_EQ(text({0xe0, 0x80, 0x80}), r + r + r);
+  EXPECT_EQ(text({0xed, 0xa0, 0x80}), r + r + r);
+  EXPECT_EQ(text({0xf0, 0x9f, 0x98, 0xe2, 0x82, 0xac}), r + "\xe2\x82\xac");
+  EXPECT_EQ(text({0xf4, 0x90, 0x80, 0x80}), r + r + r + r);
+  EXPECT_EQ(text({0xf5}), r);
+  EXPECT_EQ(text({300, 'a', 0xe2, 300}), r + "a" + r + r);
+}
+
+}  // namespace
+}  // namespace atl::io

@@ -1,0 +1,365 @@
+#pragma once
+// Random tiny models, and one rank that runs them through the CPU backend by a plain loop.
+
+#include <cstring>
+#include <memory>
+#include <numeric>
+#include <random>
+#include <vector>
+
+#include "compute/backend.hpp"
+#include "tests/reference.hpp"
+
+namespace atl::testing {
+
+inline double to_float32(double value) {
+  return static_cast<float>(value);
+}
+
+inline reference::Round rounding_of(DType dtype) {
+  switch (dtype) {
+    case DType::bfloat16:
+      return reference::to_bfloat16;
+    case DType::float16:
+      return reference::to_float16;
+    case DType::float32:
+      break;
+  }
+  return to_float32;
+}
+
+/// The bits of values that `dtype` represents exactly.
+inline std::vector<std::byte> encode(const std::vector<double>& values, DType dtype) {
+  std::vector<std::byte> bytes(values.size() * size_of(dtype));
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    const auto single = static_cast<float>(values[i]);
+    std::uint32_t bits = 0;
+    std::memcpy(&bits, &single, 4);
+    if (dtype == DType::bfloat16) bits >>= 16;
+    if (dtype == DType::float16) {
+      const auto half = static_cast<_Float16>(values[i]);
+      bits = 0;
+      std::memcpy(&bits, &half, 2);
+    }
+    std::memcpy(bytes.data() + i * size_of(dtype), &bits, size_of(dtype));
+  }
+  return bytes;
+}
+
+inline std::vector<double> decode(const void* data, std::size_t count, DType dtype) {
+  std::vector<double> values(count);
+  for (std::size_t i = 0; i < count; ++i) {
+    const auto* at = static_cast<const char*>(data) + i * size_of(dtype);
+    std::uint32_t bits = 0;
+    std::memcpy(&bits, at, size_of(dtype));
+    if (dtype == DType::float16) {
+      _Float16 half = 0;
+      std::memcpy(&half, at, 2);
+      values[i] = static_cast<double>(half);
+      continue;
+    }
+    if (dtype == DType::bfloat16) bits <<= 16;
+    float single = 0;
+    std::memcpy(&single, &bits, 4);
+    values[i] = single;
+  }
+  return values;
+}
+
+/// Normal numbers, rounded to what `dtype` represents.
+class Random {
+ public:
+  Random(unsigned seed, DType dtype) : generator_(seed), round_(rounding_of(dtype)) {}
+
+  reference::Vector vector(int size, double mean, double deviation) {
+    std::normal_distribution<double> normal(mean, deviation);
+    reference::Vector values;
+    for (int i = 0; i < size; ++i) values.push_back(round_(normal(generator_)));
+    return values;
+  }
+  reference::Matrix matrix(int rows, int cols, double gain = 1) {
+    reference::Matrix values;
+    for (int r = 0; r < rows; ++r) values.push_back(vector(cols, 0, gain / std::sqrt(cols)));
+    return values;
+  }
+  std::vector<std::int32_t> tokens(int count, int vocab) {
+    std::uniform_int_distribution<std::int32_t> any(0, vocab - 1);
+    std::vector<std::int32_t> values;
+    for (int i = 0; i < count; ++i) values.push_back(any(generator_));
+    return values;
+  }
+
+ private:
+  std::mt19937 generator_;
+  reference::Round round_;
+};
+
+/// A small shape with one dense layer and one or more MoE layers; tests change what they need.
+inline ModelShape tiny_shape() {
+  ModelShape shape;
+  shape.hidden = 48;
+  shape.num_layers = 3;
+  shape.num_heads = 4;
+  shape.num_kv_heads = 2;
+  shape.head_dim = 16;
+  shape.intermediate = 80;
+  shape.moe_intermediate = 40;
+  shape.num_experts = 5;
+  shape.top_k = 2;
+  shape.vocab = 50;
+  shape.max_positions = 512;
+  shape.layer_is_dense = {true, false, false};
+  return shape;
+}
+
+inline reference::Mlp random_mlp(const ModelShape& shape, int inner, Random& random) {
+  reference::Mlp mlp;
+  mlp.up = random.matrix(inner, shape.hidden);
+  if (shape.activation == Activation::swiglu) mlp.gate = random.matrix(inner, shape.hidden);
+  mlp.down = random.matrix(shape.hidden, inner);
+  return mlp;
+}
+
+inline reference::Model random_model(const ModelShape& shape, DType dtype, unsigned seed) {
+  Random random(seed, dtype);
+  reference::Model model;
+  model.shape = shape;
+  model.embedding = random.matrix(shape.vocab, shape.hidden, std::sqrt(shape.hidden));
+  model.final_norm = random.vector(shape.hidden, 1, 0.1);
+  model.lm_head = random.matrix(shape.vocab, shape.hidden);
+  const bool whole = shape.qk_norm == QkNorm::whole_row;
+  for (int l = 0; l < shape.num_layers; ++l) {
+    reference::Layer layer;
+    layer.attention_norm = random.vector(shape.hidden, 1, 0.1);
+    layer.ffn_norm = random.vector(shape.hidden, 1, 0.1);
+    layer.q_norm = random.vector(whole ? shape.q_width() : shape.head_dim, 1, 0.1);
+    layer.k_norm = random.vector(whole ? shape.kv_width() : shape.head_dim, 1, 0.1);
+    layer.qkv = random.matrix(shape.q_width() + 2 * shape.kv_width(), shape.hidden, 1.5);
+    layer.o = random.matrix(shape.hidden, shape.q_width());
+    if (shape.is_dense(l)) {
+      layer.dense = random_mlp(shape, shape.intermediate, random);
+    } else {
+      layer.router = random.matrix(shape.num_experts, shape.hidden, 2);
+      for (int e = 0; e < shape.num_experts; ++e) {
+        layer.experts.push_back(random_mlp(shape, shape.moe_intermediate, random));
+      }
+    }
+    model.layers.push_back(layer);
+  }
+  return model;
+}
+
+struct RankOptions {
+  DType dtype = DType::float32;
+  int num_threads = 1;
+  int max_chunk_tokens = 256;
+  int num_pages = 32;
+  bool reverse_experts = false;  // send_order from the last expert to the first
+};
+
+/// One rank that owns every expert. Sequences get KV pages round-robin, so that those of one
+/// sequence are not contiguous.
+class SingleRank {
+ public:
+  SingleRank(const reference::Model& model, const RankOptions& rank)
+      : shape_(model.shape), max_pages_((shape_.max_positions + 63) / 64) {
+    compute::BackendOptions options;
+    options.shape = shape_;
+    options.dtype = rank.dtype;
+    options.num_local_experts = shape_.num_experts;
+    options.send_order.resize(static_cast<std::size_t>(shape_.num_experts));
+    std::iota(options.send_order.begin(), options.send_order.end(), 0);
+    if (rank.reverse_experts) {
+      std::reverse(options.send_order.begin(), options.send_order.end());
+    }
+    options.num_threads = rank.num_threads;
+    options.num_pages = rank.num_pages;
+    options.max_chunk_tokens = rank.max_chunk_tokens;
+    order_ = options.send_order;
+    dtype_ = rank.dtype;
+    num_pages_ = rank.num_pages;
+    backend_ = compute::make_cpu_backend(options);
+    load(model);
+    backend_->finish_loading();
+    chunk_ = backend_->make_chunk();
+    blocks_.reserve(static_cast<std::size_t>(shape_.num_experts));
+    tokens_.reserve(static_cast<std::size_t>(rank.max_chunk_tokens));
+  }
+
+  compute::Backend& backend() { return *backend_; }
+  compute::Chunk& chunk() { return *chunk_; }
+
+  /// Adds a sequence and returns its number.
+  int add_sequence() {
+    pages_.emplace_back();
+    pages_.back().reserve(static_cast<std::size_t>(max_pages_));
+    lengths_.push_back(0);
+    return static_cast<int>(pages_.size()) - 1;
+  }
+
+  /// Sets the chunk to the next tokens of some sequences.
+  struct Piece {
+    int sequence;
+    std::span<const std::int32_t> tokens;
+  };
+  void set_chunk(std::span<const Piece> pieces) {
+    tokens_.clear();
+    segments_.clear();
+    for (const Piece& piece : pieces) {
+      const auto at = static_cast<std::size_t>(piece.sequence);
+      const int count = static_cast<int>(piece.tokens.size());
+      while (static_cast<int>(pages_[at].size()) * 64 < lengths_[at] + count) {
+        pages_[at].push_back(next_page_++ % num_pages_);
+      }
+      segments_.push_back(
+          {static_cast<std::int32_t>(tokens_.size()), count, lengths_[at], pages_[at].data()});
+      tokens_.insert(tokens_.end(), piece.tokens.begin(), piece.tokens.end());
+      lengths_[at] += count;
+    }
+    chunk_->tokens = tokens_;
+    chunk_->segments = segments_;
+  }
+
+  /// Runs the chunk through all layers. Allocates nothing.
+  void run_layers() {
+    backend_->embed(*chunk_);
+    for (int l = 0; l < shape_.num_layers; ++l) {
+      backend_->attention(*chunk_, l);
+      if (shape_.is_dense(l)) {
+        backend_->mlp(*chunk_, l);
+        continue;
+      }
+      finish(backend_->route(*chunk_, l));
+      make_blocks();
+      backend_->experts(*chunk_, l, blocks_);
+      finish(backend_->merge(*chunk_, l));
+    }
+  }
+
+  void finish(compute::Event event) {
+    while (!backend_->wait(event, 100000)) {
+    }
+  }
+
+  /// Logits [T, vocab] of one new sequence, run in pieces of the given size.
+  std::vector<float> logits(const std::vector<std::int32_t>& tokens, int piece) {
+    const int sequence = add_sequence();
+    std::vector<float> result(tokens.size() * static_cast<std::size_t>(shape_.vocab));
+    for (std::size_t first = 0; first < tokens.size();) {
+      const std::size_t count = std::min<std::size_t>(piece, tokens.size() - first);
+      const Piece next{sequence, std::span(tokens).subspan(first, count)};
+      set_chunk({&next, 1});
+      run_layers();
+      std::vector<std::int32_t> rows(count);
+      std::iota(rows.begin(), rows.end(), 0);
+      finish(backend_->logits(*chunk_, rows, result.data() + first * shape_.vocab));
+      first += count;
+    }
+    return result;
+  }
+
+  /// Log-probabilities of every token of the vocabulary, from logits in float64.
+  reference::Matrix log_probs(const std::vector<std::int32_t>& tokens, int piece) {
+    const std::vector<float> flat = logits(tokens, piece);
+    reference::Matrix result;
+    for (std::size_t t = 0; t < tokens.size(); ++t) {
+      const auto begin = flat.begin() + static_cast<std::ptrdiff_t>(t) * shape_.vocab;
+      reference::Vector row(begin, begin + shape_.vocab);
+      const double top = *std::max_element(row.begin(), row.end());
+      double sum = 0;
+      for (const double value : row) sum += std::exp(value - top);
+      for (double& value : row) value -= top + std::log(sum);
+      result.push_back(row);
+    }
+    return result;
+  }
+
+ private:
+  void load(compute::Weight weight, int layer, int expert, const reference::Matrix& matrix) {
+    if (matrix.empty()) return;
+    std::vector<double> flat;
+    for (const auto& row : matrix) flat.insert(flat.end(), row.begin(), row.end());
+    const auto bytes = encode(flat, dtype_);
+    backend_->load_weight(weight, layer, expert,
+                          {bytes.data(), dtype_, static_cast<std::int64_t>(matrix.size()),
+                           static_cast<std::int64_t>(matrix[0].size())});
+  }
+  void load(int layer, int expert, const reference::Mlp& mlp) {
+    load(compute::Weight::up, layer, expert, mlp.up);
+    load(compute::Weight::gate, layer, expert, mlp.gate);
+    load(compute::Weight::down, layer, expert, mlp.down);
+  }
+  void load(const reference::Model& model) {
+    using compute::Weight;
+    load(Weight::embedding, -1, -1, model.embedding);
+    load(Weight::final_norm, -1, -1, {model.final_norm});
+    load(Weight::lm_head, -1, -1, model.lm_head);
+    for (int l = 0; l < shape_.num_layers; ++l) {
+      const reference::Layer& layer = model.layers[static_cast<std::size_t>(l)];
+      load(Weight::attention_norm, l, -1, {layer.attention_norm});
+      load(Weight::ffn_norm, l, -1, {layer.ffn_norm});
+      load(Weight::q_norm, l, -1, {layer.q_norm});
+      load(Weight::k_norm, l, -1, {layer.k_norm});
+      load(Weight::qkv, l, -1, layer.qkv);
+      load(Weight::o, l, -1, layer.o);
+      load(Weight::router, l, -1, layer.router);
+      load(l, -1, layer.dense);
+      for (std::size_t e = 0; e < layer.experts.size(); ++e) {
+        load(l, static_cast<int>(e), layer.experts[e]);
+      }
+    }
+  }
+
+  /// Experts read dispatch_send and write combine_recv in place, as if a rank's own rows.
+  void make_blocks() {
+    blocks_.clear();
+    const auto row_bytes = static_cast<std::int64_t>(size_of(dtype_)) * shape_.hidden;
+    for (int e = 0; e < shape_.num_experts; ++e) {
+      std::int64_t offset = 0;
+      for (int other = 0; other < shape_.num_experts; ++other) {
+        if (order_[static_cast<std::size_t>(other)] < order_[static_cast<std::size_t>(e)]) {
+          offset += chunk_->expert_counts[static_cast<std::size_t>(other)];
+        }
+      }
+      blocks_.push_back({e, chunk_->expert_counts[static_cast<std::size_t>(e)],
+                         static_cast<char*>(chunk_->dispatch_send) + offset * row_bytes,
+                         static_cast<char*>(chunk_->combine_recv) + offset * row_bytes});
+    }
+  }
+
+  ModelShape shape_;
+  int max_pages_;
+  DType dtype_ = DType::float32;
+  int num_pages_ = 0;
+  int next_page_ = 0;
+  std::vector<std::int32_t> order_;
+  std::unique_ptr<compute::Backend> backend_;
+  std::unique_ptr<compute::Chunk> chunk_;
+  std::vector<std::vector<std::int32_t>> pages_;
+  std::vector<std::int32_t> lengths_;
+  std::vector<std::int32_t> tokens_;
+  std::vector<compute::Segment> segments_;
+  std::vector<compute::RowBlock> blocks_;
+};
+
+inline double mean_difference(const reference::Matrix& a, const reference::Matrix& b) {
+  double sum = 0;
+  double count = 0;
+  for (std::size_t r = 0; r < a.size(); ++r) {
+    for (std::size_t c = 0; c < a[r].size(); ++c, ++count) sum += std::abs(a[r][c] - b[r][c]);
+  }
+  return sum / count;
+}
+
+inline double largest_difference(const reference::Matrix& a, const reference::Matrix& b) {
+  double largest = 0;
+  for (std::size_t r = 0; r < a.size(); ++r) {
+    for (std::size_t c = 0; c < a[r].size(); ++c) {
+      const double difference = std::abs(a[r][c] - b[r][c]);
+      largest = difference <= largest ? largest : difference;  // NaN counts as larger
+    }
+  }
+  return largest;
+}
+
+}  // namespace atl::testing
