@@ -1,0 +1,131 @@
+// ranks: 1 2 5
+//
+// The step loop itself: nothing is allocated once it has warmed up.
+#include "app/driver.hpp"
+
+#include <gtest/gtest.h>
+
+#include <cstdlib>
+#include <new>
+
+#include "app/init.hpp"
+#include "app/load.hpp"
+#include "app/model.hpp"
+#include "mpi_main.hpp"
+
+namespace {
+// Counted on the thread that drives; the arithmetic thread has a test of its own.
+thread_local bool counting = false;
+thread_local int allocations = 0;
+}  // namespace
+
+void* operator new(std::size_t bytes) {
+  if (counting) ++allocations;
+  if (void* memory = std::malloc(bytes)) return memory;
+  throw std::bad_alloc();
+}
+void operator delete(void* memory) noexcept { std::free(memory); }
+void operator delete(void* memory, std::size_t /*bytes*/) noexcept { std::free(memory); }
+
+namespace atl {
+namespace {
+
+/// Random weights straight into the backend, as load_weights would bring them from a file.
+void load_random(const ModelConfig& config, const std::vector<int>& experts,
+                 compute::Backend& backend) {
+  using compute::Weight;
+  const ModelShape& s = config.shape;
+  const auto load = [&](Weight weight, int layer, int expert, std::int64_t rows,
+                        std::int64_t cols) {
+    std::vector<std::byte> bytes(static_cast<std::size_t>(rows * cols) * size_of(config.dtype));
+    fill_random(1, fmt::format("{} {} {}", static_cast<int>(weight), layer, expert), 0, 0.1,
+                config.dtype, bytes);
+    backend.load_weight(weight, layer, expert, {bytes.data(), config.dtype, rows, cols});
+  };
+  load(Weight::embedding, -1, -1, s.vocab, s.hidden);
+  for (int layer = 0; layer < s.num_layers; ++layer) {
+    load(Weight::attention_norm, layer, -1, 1, s.hidden);
+    load(Weight::qkv, layer, -1, s.q_width() + 2 * s.kv_width(), s.hidden);
+    load(Weight::o, layer, -1, s.hidden, s.q_width());
+    load(Weight::ffn_norm, layer, -1, 1, s.hidden);
+    if (s.is_dense(layer)) {
+      load(Weight::up, layer, -1, s.intermediate, s.hidden);
+      load(Weight::down, layer, -1, s.hidden, s.intermediate);
+      continue;
+    }
+    load(Weight::router, layer, -1, s.num_experts, s.hidden);
+    for (std::size_t e = 0; e < experts.size(); ++e) {
+      load(Weight::up, layer, static_cast<int>(e), s.moe_intermediate, s.hidden);
+      load(Weight::down, layer, static_cast<int>(e), s.hidden, s.moe_intermediate);
+    }
+  }
+  load(Weight::final_norm, -1, -1, 1, s.hidden);
+  load(Weight::lm_head, -1, -1, s.vocab, s.hidden);
+  backend.finish_loading();
+}
+
+int allocations_in_decode(bool overlap, comm::TransportKind transport) {
+  const comm::Communicator world = comm::Communicator::world();
+  ModelConfig config = preset("moe-16l-tiny");
+  config.shape.num_layers = 3;
+  config.shape.layer_is_dense = {true, false, false};
+  config.shape.intermediate = config.shape.moe_intermediate;
+  const Placement placement = contiguous_placement(config.shape.num_experts, world.size());
+  const auto& experts = placement.experts_of[static_cast<std::size_t>(world.rank())];
+  std::vector<io::Request> requests(static_cast<std::size_t>(8 * world.size()));
+  for (std::size_t i = 0; i < requests.size(); ++i) {
+    requests[i].tokens.assign(20 + i % 7, static_cast<std::int32_t>(i % 250));
+    requests[i].max_tokens = 64;
+    requests[i].temperature = i % 2 == 0 ? 0.0 : 0.8;
+    requests[i].top_p = 0.9;
+  }
+  BatchOptions batch;
+  batch.max_sequences = 8;
+  batch.max_step_tokens = 256;
+  batch.min_chunk_tokens = 2;
+  batch.max_chunks = 3;
+  batch.num_pages = 32;
+  compute::BackendOptions options;
+  options.shape = config.shape;
+  options.dtype = config.dtype;
+  options.num_local_experts = static_cast<int>(experts.size());
+  options.send_order = placement.send_order;
+  options.num_pages = batch.num_pages;
+  options.max_chunk_tokens = 128;
+  const auto backend = compute::make_cpu_backend(options);
+  load_random(config, experts, *backend);
+  Timeline timeline(world.size(), 0, 100000);
+  DriverOptions driver_options;
+  driver_options.num_chunks = 3;
+  driver_options.overlap = overlap;
+  driver_options.transport = transport;
+  driver_options.row_bytes = static_cast<std::size_t>(config.shape.hidden) * 2;
+  driver_options.max_head_rows = 8;
+  driver_options.max_chunk_tokens = 128;
+  Driver driver(*backend, world, config.shape, placement, driver_options, timeline);
+  Batcher batcher(requests, batch, world.rank());
+  std::vector<RankLoad> loads(static_cast<std::size_t>(world.size()));
+  allocations = 0;
+  for (int step = 0; step < 50; ++step) {
+    counting = step >= 10;  // prompts and the first tokens warm up
+    world.allgather_into(batcher.load(), std::span(loads));
+    if (!batcher.next_step(loads)) break;
+    timeline.begin_step(Phase::decode, driver.schedule(batcher.num_chunks()), 0, 0);
+    driver.run_step(batcher);
+    timeline.end_step(batcher.finish_step(0));
+    counting = false;
+  }
+  return allocations;
+}
+
+TEST(Driver, StepsDoNotAllocate) {
+  for (const bool overlap : {true, false}) {
+    for (const auto transport : {comm::TransportKind::ialltoallv, comm::TransportKind::pairwise}) {
+      EXPECT_EQ(allocations_in_decode(overlap, transport), 0)
+          << name_of(transport) << (overlap ? " overlapped" : " serial");
+    }
+  }
+}
+
+}  // namespace
+}  // namespace atl

@@ -1,0 +1,190 @@
+// ranks: 3 16
+// timeout: 120
+//
+// The sample model, imported and scored by the whole program, against the float64 oracle.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "app/import.hpp"
+#include "app/model.hpp"
+#include "app/run.hpp"
+#include "io/model_file.hpp"
+#include "mpi_main.hpp"
+#include "tests/reference.hpp"
+
+namespace atl {
+namespace {
+
+const std::string data = std::string(ATOLL_SOURCE_DIR) + "/tests/data/";
+
+/// A folder of rank 0 that all ranks use, removed at the end.
+class Workspace {
+ public:
+  explicit Workspace(const comm::Communicator& world) : world_(world) {
+    std::string made;
+    if (world.rank() == 0) {
+      std::string pattern = (std::filesystem::temp_directory_path() / "atoll-XXXXXX").string();
+      made = mkdtemp(pattern.data()) != nullptr ? pattern : std::string();
+    }
+    path_ = world.broadcast(made, 0);
+  }
+  ~Workspace() {
+    if (world_.rank() == 0) std::filesystem::remove_all(path_);
+  }
+  std::string operator/(const std::string& name) const { return path_ + "/" + name; }
+
+ private:
+  const comm::Communicator& world_;
+  std::string path_;
+};
+
+reference::Matrix read_matrix(io::ModelFileReader& file, const std::string& path,
+                              std::int64_t slab = 0) {
+  const auto info = file.dataset(path);
+  std::vector<std::uint16_t> bits(static_cast<std::size_t>(info.slab_elements()));
+  file.read_slab(info, slab, std::as_writable_bytes(std::span(bits)));
+  const auto cols = static_cast<std::size_t>(info.shape.back());
+  reference::Matrix matrix(bits.size() / cols, reference::Vector(cols));
+  for (std::size_t i = 0; i < bits.size(); ++i) {
+    const std::uint32_t word = static_cast<std::uint32_t>(bits[i]) << 16U;
+    float value = 0;
+    std::memcpy(&value, &word, sizeof(value));
+    matrix[i / cols][i % cols] = value;
+  }
+  return matrix;
+}
+
+reference::Mlp read_mlp(io::ModelFileReader& file, const std::string& prefix, std::int64_t slab) {
+  return {read_matrix(file, prefix + "up_proj/weight", slab),
+          read_matrix(file, prefix + "gate_proj/weight", slab),
+          read_matrix(file, prefix + "down_proj/weight", slab)};
+}
+
+reference::Model read_model(const std::string& path) {
+  io::ModelFileReader file(path);
+  reference::Model model;
+  model.shape = ModelConfig::from_json(file.config_json()).shape;
+  model.embedding = read_matrix(file, "/model/embed_tokens/weight");
+  model.final_norm = read_matrix(file, "/model/norm/weight")[0];
+  model.lm_head = read_matrix(file, "/lm_head/weight");
+  for (int l = 0; l < model.shape.num_layers; ++l) {
+    const std::string prefix = "/model/layers/" + std::to_string(l) + "/";
+    reference::Layer layer;
+    layer.attention_norm = read_matrix(file, prefix + "input_layernorm/weight")[0];
+    layer.ffn_norm = read_matrix(file, prefix + "post_attention_layernorm/weight")[0];
+    layer.q_norm = read_matrix(file, prefix + "self_attn/q_norm/weight")[0];
+    layer.k_norm = read_matrix(file, prefix + "self_attn/k_norm/weight")[0];
+    for (const char* name : {"q", "k", "v"}) {
+      for (auto& row : read_matrix(file, prefix + "self_attn/" + name + "_proj/weight")) {
+        layer.qkv.push_back(std::move(row));
+      }
+    }
+    layer.o = read_matrix(file, prefix + "self_attn/o_proj/weight");
+    if (model.shape.is_dense(l)) {
+      layer.dense = read_mlp(file, prefix + "mlp/", 0);
+    } else {
+      layer.router = read_matrix(file, prefix + "mlp/gate/weight");
+      for (int e = 0; e < model.shape.num_experts; ++e) {
+        layer.experts.push_back(read_mlp(file, prefix + "mlp/experts/", e));
+      }
+    }
+    model.layers.push_back(std::move(layer));
+  }
+  return model;
+}
+
+/// The results' log-probabilities of prompt tokens 1.. by request id.
+std::map<std::string, std::vector<double>> read_results(const std::string& path) {
+  std::map<std::string, std::vector<double>> results;
+  std::ifstream file(path);
+  for (std::string line; std::getline(file, line);) {
+    const auto result = nlohmann::json::parse(line);
+    const auto& logprobs = result.at("prompt_logprobs");
+    EXPECT_TRUE(logprobs.at(0).is_null());
+    auto& values = results[result.at("id").get<std::string>()];
+    for (std::size_t i = 1; i < logprobs.size(); ++i) values.push_back(logprobs[i].get<double>());
+  }
+  return results;
+}
+
+struct Comparison {
+  double mean_difference = 0;
+  double largest_difference = 0;
+  double perplexity_ratio = 0;
+};
+
+Comparison compare(const std::map<std::string, std::vector<double>>& got,
+                   const std::map<std::string, std::vector<double>>& expected) {
+  Comparison c;
+  double sum = 0;
+  double count = 0;
+  for (const auto& [id, values] : expected) {
+    EXPECT_EQ(got.at(id).size(), values.size()) << id;
+    for (std::size_t i = 0; i < values.size(); ++i, ++count) {
+      const double difference = got.at(id)[i] - values[i];
+      sum += difference;
+      c.mean_difference += std::abs(difference);
+      c.largest_difference = std::max(c.largest_difference, std::abs(difference));
+    }
+  }
+  c.mean_difference /= count;
+  c.perplexity_ratio = std::exp(-sum / count);
+  return c;
+}
+
+TEST(SampleModel, ScoresAgreeWithTheOracle) {
+  const comm::Communicator world = comm::Communicator::world();
+  const Workspace work(world);
+  if (world.rank() == 0) import_hf(data + "sample-model", work / "model.h5");
+  world.barrier();
+
+  std::map<std::string, std::vector<double>> expected;
+  if (world.rank() == 0) {
+    const reference::Model model = read_model(work / "model.h5");
+    std::ifstream file(data + "heldout.jsonl");
+    for (std::string line; std::getline(file, line);) {
+      const auto request = nlohmann::json::parse(line);
+      std::vector<std::int32_t> tokens;
+      for (const char byte : request.at("prompt").get<std::string>()) {
+        tokens.push_back(static_cast<unsigned char>(byte));
+      }
+      const auto log_probs = reference::log_probs(model, tokens);
+      auto& values = expected[request.at("id").get<std::string>()];
+      for (std::size_t t = 0; t + 1 < tokens.size(); ++t) {
+        values.push_back(log_probs[t][static_cast<std::size_t>(tokens[t + 1])]);
+      }
+    }
+    EXPECT_GT(expected.size(), 3U);
+  }
+  for (const char* dtype : {"bfloat16", "float32"}) {
+    RunOptions options;
+    options.model = work / "model.h5";
+    options.input = data + "heldout.jsonl";
+    options.output = work / "results.jsonl";
+    options.mode = "score";
+    options.dtype = dtype;
+    options.chunks = 3;
+    options.threads = 1;
+    options.progress = "none";
+    run_job(world, options);
+    if (world.rank() != 0) continue;
+    const Comparison c = compare(read_results(options.output), expected);
+    std::printf("%s: mean |difference| %.2g, largest %.2g, perplexity ratio %.5f\n", dtype,
+                c.mean_difference, c.largest_difference, c.perplexity_ratio);
+    if (std::string(dtype) == "bfloat16") {
+      EXPECT_LT(c.mean_difference, 0.02);
+      EXPECT_NEAR(c.perplexity_ratio, 1.0, 0.005);
+    } else {
+      EXPECT_LT(c.largest_difference, 1e-4);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace atl

@@ -1,0 +1,72 @@
+// ranks: 1 2 3
+#include "app/timeline.hpp"
+
+#include <gtest/gtest.h>
+
+#include "comm/communicator.hpp"
+#include "mpi_main.hpp"
+
+namespace atl {
+namespace {
+
+/// One MoE layer, one chunk; steps by kind.
+Schedule one_layer() {
+  ModelShape shape;
+  shape.num_layers = 1;
+  shape.layer_is_dense = {false};
+  return overlapped_schedule(shape, 1);
+}
+
+std::size_t index_of(const Schedule& schedule, StepKind kind) {
+  std::size_t i = 0;
+  while (schedule.steps[i].kind != kind) ++i;
+  return i;
+}
+
+TEST(Timeline, SplitsAStepIntoItsShares) {
+  const comm::Communicator world = comm::Communicator::world();
+  const Schedule schedule = one_layer();
+  Timeline timeline(world.size(), 0, 100);
+  const int last = world.size() - 1;
+  // All times around the real now, since end_step reads the clock.
+  const double t = now_seconds() - 10;
+  timeline.begin_step(Phase::prefill, schedule, t, t + 0.5);           // 0.5 s agreeing: waiting
+  timeline.computed(index_of(schedule, StepKind::route), {t + 1, t + 3});
+  // The last rank enters the exchange at 4, the others at 2; it ends at 6 everywhere.
+  const double posted = world.rank() == last ? t + 4 : t + 2;
+  timeline.exchanged(index_of(schedule, StepKind::counts), posted, t + 6);
+  timeline.computed(index_of(schedule, StepKind::experts), {t + 5, t + 9});
+  timeline.exchanged(index_of(schedule, StepKind::dispatch), t + 9, t + 9);
+  timeline.exchanged(index_of(schedule, StepKind::combine), t + 9, t + 9);
+  timeline.end_step({7, 5, 2});
+  timeline.flush(world);
+
+  const PhaseTimes& times = timeline.times(Phase::prefill);
+  EXPECT_EQ(timeline.times(Phase::decode).wall, 0);
+  EXPECT_NEAR(times.compute, 6, 1e-6);
+  EXPECT_NEAR(times.exchange, 2, 1e-6);       // 4 to 6
+  EXPECT_NEAR(times.overlapped, 1, 1e-6);     // 5 to 6
+  EXPECT_NEAR(times.communication, 1, 1e-6);  // 4 to 5
+  const bool waited = world.rank() != last;
+  EXPECT_NEAR(times.synchronisation, waited ? 1.5 : 0.5, 1e-6);  // 3 to 4, and agreeing
+  EXPECT_NEAR(times.wall, times.compute + times.communication + times.synchronisation + times.overhead,
+              1e-9);
+  EXPECT_NEAR(times.overlap_efficiency(), 0.5, 1e-6);
+  EXPECT_EQ(times.processed_tokens, 7);
+  EXPECT_EQ(times.prompt_tokens, 5);
+  EXPECT_EQ(times.new_tokens, 2);
+  EXPECT_NEAR(timeline.waited_for()[static_cast<std::size_t>(last)], waited ? 2.0 : 0.0, 1e-6);
+  EXPECT_EQ(timeline.trace().size(), 5U);
+}
+
+TEST(Timeline, KeepsNoMoreTraceThanAsked) {
+  const Schedule schedule = one_layer();
+  Timeline timeline(1, 0, 2);
+  timeline.begin_step(Phase::decode, schedule, 0, 0);
+  for (int i = 0; i < 5; ++i) timeline.computed(0, {1, 2});
+  EXPECT_EQ(timeline.trace().size(), 2U);
+  EXPECT_EQ(timeline.dropped_trace_events(), 3);
+}
+
+}  // namespace
+}  // namespace atl
