@@ -29,7 +29,8 @@ TEST(Timeline, SplitsAStepIntoItsShares) {
   Timeline timeline(world.size(), 0, 100);
   const int last = world.size() - 1;
   // All times around the real now, since end_step reads the clock.
-  const double t = now_seconds() - 10;
+  double t = now_seconds() - 10;
+  world.allreduce(std::span(&t, 1), comm::Communicator::Reduce::min);
   timeline.begin_step(Phase::prefill, schedule, t, t + 0.5);           // 0.5 s agreeing: waiting
   timeline.computed(index_of(schedule, StepKind::route), {t + 1, t + 3});
   // The last rank enters the exchange at 4, the others at 2; it ends at 6 everywhere.
