@@ -164,11 +164,23 @@ struct Query<Bf16> {
 };
 #endif
 
+/// One dimension of block_vectors vectors of keys; of bfloat16, number `i` of the pair at `key`.
+template <class T>
+inline void load_keys(const T* key, int i, Vec (&keys)[block_vectors]) {
+#pragma GCC unroll 8
+  for (int v = 0; v < block_vectors; ++v) {
+    if constexpr (__is_same(T, Bf16)) {
+      keys[v] = i % 2 == 0 ? load_even(key + v * 2 * lanes) : load_odd(key + v * 2 * lanes);
+    } else {
+      keys[v] = load(key + v * lanes);
+    }
+  }
+}
+
 /// scores[q][0..63] = q . keys of one panel; queries are `q_stride` apart, scores 64.
 template <int Rows, class T>
 inline void scores_of(const float* q, std::int64_t q_stride, const T* panel, int head_dim,
                       float* scores) {
-  constexpr bool pairs = sizeof(T) == 2 && __is_same(T, Bf16);
   for (int t = 0; t < panel_tokens; t += block_vectors * lanes) {
     Vec acc[Rows][block_vectors];
 #pragma GCC unroll 8
@@ -176,24 +188,16 @@ inline void scores_of(const float* q, std::int64_t q_stride, const T* panel, int
 #pragma GCC unroll 8
       for (int v = 0; v < block_vectors; ++v) acc[r][v] = broadcast(0);
     }
-    for (int i = 0; i < head_dim; i += pairs ? 2 : 1) {
+    for (int pair = 0; pair < head_dim; pair += 2) {  // head_dim is even
+#pragma GCC unroll 2
+      for (int i = pair; i < pair + 2; ++i) {
+        Vec keys[block_vectors];
+        load_keys(panel + key_offset(panel, __is_same(T, Bf16) ? pair : i, t), i - pair, keys);
 #pragma GCC unroll 8
-      for (int v = 0; v < block_vectors; ++v) {
-        const T* key = panel + key_offset(panel, i, t + v * lanes);
-        if constexpr (pairs) {
-          const Vec even = load_even(key);
-          const Vec odd = load_odd(key);
+        for (int r = 0; r < Rows; ++r) {
+          const Vec x = broadcast(q[r * q_stride + i]);
 #pragma GCC unroll 8
-          for (int r = 0; r < Rows; ++r) {
-            acc[r][v] = fma(broadcast(q[r * q_stride + i]), even, acc[r][v]);
-            acc[r][v] = fma(broadcast(q[r * q_stride + i + 1]), odd, acc[r][v]);
-          }
-        } else {
-          const Vec k = load(key);
-#pragma GCC unroll 8
-          for (int r = 0; r < Rows; ++r) {
-            acc[r][v] = fma(broadcast(q[r * q_stride + i]), k, acc[r][v]);
-          }
+          for (int v = 0; v < block_vectors; ++v) acc[r][v] = fma(x, keys[v], acc[r][v]);
         }
       }
     }

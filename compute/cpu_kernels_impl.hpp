@@ -176,11 +176,14 @@ inline void panel_block(const float* a, std::int64_t a_stride, const float* pane
     }
   }
   for (int i = 0; i < k; ++i) {
+    Vec b[vectors];
 #pragma GCC unroll 8
-    for (int v = 0; v < vectors; ++v) {
-      const Vec b = load(panel + i * 16 + v * lanes);
+    for (int v = 0; v < vectors; ++v) b[v] = load(panel + i * 16 + v * lanes);
 #pragma GCC unroll 8
-      for (int r = 0; r < Rows; ++r) acc[r][v] = fma(broadcast(a[r * a_stride + i]), b, acc[r][v]);
+    for (int r = 0; r < Rows; ++r) {
+      const Vec x = broadcast(a[r * a_stride + i]);
+#pragma GCC unroll 8
+      for (int v = 0; v < vectors; ++v) acc[r][v] = fma(x, b[v], acc[r][v]);
     }
   }
 #pragma GCC unroll 8

@@ -41,6 +41,12 @@ void* operator new(std::size_t size) {
 void* operator new[](std::size_t size) {
   return counted(size, __builtin_return_address(0));
 }
+void* operator new(std::size_t size, const std::nothrow_t&) noexcept {
+  return std::malloc(size);
+}
+void* operator new[](std::size_t size, const std::nothrow_t&) noexcept {
+  return std::malloc(size);
+}
 void operator delete(void* block) noexcept {
   std::free(block);
 }

@@ -217,99 +217,117 @@ TEST_P(CpuKernels, PanelGemm) {
   }
 }
 
-/// q, k and v of one sequence go through rope() and attend(); compared with the oracle's.
-void check_attention(const compute::Kernels& kernels, DType dtype, const ModelShape& shape,
-                     Random& random, double allowed) {
-  const int tokens = 140;
-  const int width = shape.q_width() + 2 * shape.kv_width();
-  const auto rows = random.matrix(tokens, width, std::sqrt(width));
-  const auto q_weight = random.vector(shape.q_width(), 1, 0.2);
-  const auto k_weight = random.vector(shape.kv_width(), 1, 0.2);
-  const bool whole = shape.qk_norm == QkNorm::whole_row;
-  const auto d = static_cast<std::ptrdiff_t>(shape.head_dim);
-  const reference::Vector q_norm(q_weight.begin(), whole ? q_weight.end() : q_weight.begin() + d);
-  const reference::Vector k_norm(k_weight.begin(), whole ? k_weight.end() : k_weight.begin() + d);
+/// One sequence of 140 tokens whose q, k and v go through rope() and attend().
+struct AttentionCase {
+  static constexpr int tokens = 140;
 
-  const auto round = rounding_of(dtype);
-  reference::Matrix q, k, v;
-  std::vector<double> flat;
-  for (int t = 0; t < tokens; ++t) {
-    const auto& row = rows[static_cast<std::size_t>(t)];
-    flat.insert(flat.end(), row.begin(), row.end());
-    const auto k_begin = row.begin() + shape.q_width();
-    const auto v_begin = k_begin + shape.kv_width();
-    q.push_back(reference::rounded(
-        reference::prepare_heads({row.begin(), k_begin}, q_norm, t, shape), round));
-    k.push_back(
-        reference::rounded(reference::prepare_heads({k_begin, v_begin}, k_norm, t, shape), round));
-    v.emplace_back(v_begin, row.end());
+  AttentionCase(const ModelShape& model_shape, DType type, Random& random)
+      : shape(model_shape),
+        dtype(type),
+        width(shape.q_width() + 2 * shape.kv_width()),
+        layout{shape.num_heads, shape.num_kv_heads, shape.head_dim, (shape.head_dim + 15) / 16 * 16,
+               64},
+        rows(random.matrix(tokens, width, std::sqrt(width))) {
+    const bool whole = shape.qk_norm == QkNorm::whole_row;
+    q_norm = random.vector(whole ? shape.q_width() : shape.head_dim, 1, 0.2);
+    k_norm = random.vector(whole ? shape.kv_width() : shape.head_dim, 1, 0.2);
   }
-  const auto wanted = reference::attention(q, k, v, shape);
 
-  const int half = shape.head_dim / 2;
-  std::vector<double> coarse, fine;
-  for (const int step : {64, 1}) {
-    auto& table = step == 64 ? coarse : fine;
+  reference::Matrix expected() const {
+    const auto round = rounding_of(dtype);
+    reference::Matrix q, k, v;
+    for (int t = 0; t < tokens; ++t) {
+      const auto& row = rows[static_cast<std::size_t>(t)];
+      const auto k_begin = row.begin() + shape.q_width();
+      const auto v_begin = k_begin + shape.kv_width();
+      q.push_back(reference::rounded(
+          reference::prepare_heads({row.begin(), k_begin}, q_norm, t, shape), round));
+      k.push_back(reference::rounded(reference::prepare_heads({k_begin, v_begin}, k_norm, t, shape),
+                                     round));
+      v.emplace_back(v_begin, row.end());
+    }
+    return reference::attention(q, k, v, shape);
+  }
+
+  /// Angles of index * step: [64][cos: head_dim / 2][sin: head_dim / 2].
+  std::vector<double> rope_table(int step) const {
+    std::vector<double> table;
     for (int index = 0; index < 64; ++index) {
       for (const bool sine : {false, true}) {
-        for (int i = 0; i < half; ++i) {
+        for (int i = 0; i < shape.head_dim / 2; ++i) {
           const double angle = index * step * std::pow(shape.rope_theta, -2.0 * i / shape.head_dim);
           table.push_back(sine ? std::sin(angle) : std::cos(angle));
         }
       }
     }
+    return table;
   }
-  auto qkv = encode(flat, dtype);
-  const compute::KvLayout layout{shape.num_heads, shape.num_kv_heads, shape.head_dim,
-                                 (shape.head_dim + 15) / 16 * 16, 64};
-  AlignedBuffer kv(static_cast<std::size_t>(layout.page_elements()) * 5 * size_of(dtype));
-  const std::vector<std::int32_t> pages = {4, 1, 3};
-  std::vector<std::int32_t> positions(tokens), page_of(tokens);
-  std::iota(positions.begin(), positions.end(), 0);
-  for (int t = 0; t < tokens; ++t) page_of[static_cast<std::size_t>(t)] = pages[t / 64U];
-  const std::vector<float> q_floats(q_norm.begin(), q_norm.end());
-  const std::vector<float> k_floats(k_norm.begin(), k_norm.end());
-  compute::RopeArgs rope;
-  rope.layout = layout;
-  rope.tables = {coarse.data(), fine.data()};
-  rope.norm = shape.qk_norm;
-  rope.q_norm = q_floats.data();
-  rope.k_norm = k_floats.data();
-  rope.eps = shape.rms_eps;
-  rope.qkv = qkv.data();
-  rope.kv = kv.data();
-  rope.positions = positions.data();
-  rope.pages = page_of.data();
-  kernels.rope(rope, 0, 77);
-  kernels.rope(rope, 77, tokens);
 
-  const int group = shape.num_heads / shape.num_kv_heads;
-  AlignedBuffer scratch(
-      static_cast<std::size_t>(compute::attend_scratch_floats(layout, tokens * group)) * 4);
-  std::vector<std::byte> out(static_cast<std::size_t>(tokens * shape.q_width()) * size_of(dtype));
-  for (int head = 0; head < shape.num_kv_heads; ++head) {
-    for (const auto& [first, count] : {std::pair{0, 50}, {50, 1}, {51, 89}}) {
-      compute::AttendArgs args;
-      args.layout = layout;
-      args.qkv = qkv.data() + static_cast<std::size_t>(first * width) * size_of(dtype);
-      args.qkv_stride = width;
-      args.out = out.data() + static_cast<std::size_t>(first * shape.q_width()) * size_of(dtype);
-      args.kv = kv.data();
-      args.pages = pages.data();
-      args.num_rows = count;
-      args.first_position = first;
-      args.kv_head = head;
-      args.scratch = scratch.as<float>();
-      kernels.attend(args);
+  /// Rotates all rows, in two calls, and fills the cache.
+  void rotate(const compute::Kernels& kernels) {
+    std::vector<double> flat;
+    for (const auto& row : rows) flat.insert(flat.end(), row.begin(), row.end());
+    qkv = encode(flat, dtype);
+    kv = AlignedBuffer(static_cast<std::size_t>(layout.page_elements()) * 5 * size_of(dtype));
+    std::vector<std::int32_t> positions(tokens), page_of;
+    std::iota(positions.begin(), positions.end(), 0);
+    for (int t = 0; t < tokens; ++t) page_of.push_back(pages[t / 64U]);
+    const auto coarse = rope_table(64);
+    const auto fine = rope_table(1);
+    const std::vector<float> q_floats(q_norm.begin(), q_norm.end());
+    const std::vector<float> k_floats(k_norm.begin(), k_norm.end());
+    compute::RopeArgs rope;
+    rope.layout = layout;
+    rope.tables = {coarse.data(), fine.data()};
+    rope.norm = shape.qk_norm;
+    rope.q_norm = q_floats.data();
+    rope.k_norm = k_floats.data();
+    rope.eps = shape.rms_eps;
+    rope.qkv = qkv.data();
+    rope.kv = kv.data();
+    rope.positions = positions.data();
+    rope.pages = page_of.data();
+    kernels.rope(rope, 0, 77);
+    kernels.rope(rope, 77, tokens);
+  }
+
+  /// Attention of all rows in three pieces: [tokens * heads * head_dim].
+  std::vector<double> attend(const compute::Kernels& kernels) const {
+    const int queries = tokens * shape.num_heads / shape.num_kv_heads;
+    AlignedBuffer scratch(
+        static_cast<std::size_t>(compute::attend_scratch_floats(layout, queries)) * 4);
+    const auto count = static_cast<std::size_t>(tokens * shape.q_width());
+    std::vector<std::byte> out(count * size_of(dtype));
+    for (int head = 0; head < shape.num_kv_heads; ++head) {
+      for (const auto& [first, num_rows] : {std::pair{0, 50}, {50, 1}, {51, 89}}) {
+        compute::AttendArgs args;
+        args.layout = layout;
+        args.qkv = qkv.data() + static_cast<std::size_t>(first * width) * size_of(dtype);
+        args.qkv_stride = width;
+        args.out = out.data() + static_cast<std::size_t>(first * shape.q_width()) * size_of(dtype);
+        args.kv = kv.data();
+        args.pages = pages.data();
+        args.num_rows = num_rows;
+        args.first_position = first;
+        args.kv_head = head;
+        args.scratch = scratch.as<float>();
+        kernels.attend(args);
+      }
     }
+    return decode(out.data(), count, dtype);
   }
-  const auto got = decode(out.data(), out.size() / size_of(dtype), dtype);
-  for (std::size_t i = 0; i < got.size(); ++i) {
-    const auto row = i / static_cast<std::size_t>(shape.q_width());
-    ASSERT_NEAR(got[i], wanted[row][i % static_cast<std::size_t>(shape.q_width())], allowed)
-        << "row " << row << ", head_dim " << shape.head_dim;
-  }
-}
+
+  ModelShape shape;
+  DType dtype;
+  int width;
+  compute::KvLayout layout;
+  reference::Matrix rows;
+  reference::Vector q_norm;
+  reference::Vector k_norm;
+  std::vector<std::int32_t> pages = {4, 1, 3};
+  std::vector<std::byte> qkv;
+  AlignedBuffer kv;
+};
 
 TEST_P(CpuKernels, RopeAndAttention) {
   for (const int head_dim : {2, 10, 16, 32, 64, 80, 128, 512}) {
@@ -323,7 +341,15 @@ TEST_P(CpuKernels, RopeAndAttention) {
       const double allowed = dtype_ == DType::bfloat16  ? 0.03
                              : dtype_ == DType::float16 ? 0.004
                                                         : 2e-5;
-      check_attention(*kernels_, dtype_, shape, random_, allowed);
+      AttentionCase attention(shape, dtype_, random_);
+      attention.rotate(*kernels_);
+      const auto got = attention.attend(*kernels_);
+      const auto wanted = attention.expected();
+      const auto q_width = static_cast<std::size_t>(shape.q_width());
+      for (std::size_t i = 0; i < got.size(); ++i) {
+        ASSERT_NEAR(got[i], wanted[i / q_width][i % q_width], allowed)
+            << "row " << i / q_width << ", head_dim " << head_dim;
+      }
     }
   }
 }
