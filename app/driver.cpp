@@ -17,7 +17,7 @@ namespace {
 /// Operations in the queue beyond the one that runs: enough that the queue never runs dry while
 /// this thread sleeps, few enough that a chunk that comes back soon goes first.
 constexpr std::size_t max_queued = 4;
-constexpr int polls_before_sleep = 200;
+constexpr int polls_before_sleep = 1000;
 constexpr int shortest_sleep_us = 20;
 constexpr int longest_sleep_us = 200;
 constexpr int wait_for_compute_us = 2000;

@@ -2,11 +2,13 @@
 
 #include <fmt/format.h>
 #include <unistd.h>
+#include <unistd.h>
 
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
 #include <string_view>
+#include <thread>
 
 #include "app/config.hpp"
 #include "app/import.hpp"
@@ -72,6 +74,19 @@ void wait_without_spinning(char** argv) {
   execv("/proc/self/exe", argv);  // comes back only when it failed: then go on as it is
 }
 
+/// OpenMP's threads spin while they wait for one another. Where ranks and threads outnumber the cores
+/// they would spin on cores that others need. The OpenMP library reads its policy when it is loaded,
+/// so the program starts itself anew with another one.
+void let_waiting_threads_sleep(const RunOptions& options, char** argv) {
+  const int ranks = comm::Environment::announced_local_ranks();
+  const int threads = threads_per_rank(options.threads, ranks);
+  const auto cores = static_cast<int>(std::thread::hardware_concurrency());
+  if (threads == 1 || ranks * threads < cores) return;
+  if (std::getenv("OMP_WAIT_POLICY") != nullptr) return;
+  setenv("OMP_WAIT_POLICY", "passive", 1);
+  execv("/proc/self/exe", argv);  // returns only when it fails: then the threads just spin
+}
+
 /// Every rank parses the same line; only the first one speaks.
 bool speaks() {
   const char* rank = std::getenv("OMPI_COMM_WORLD_RANK");
@@ -94,6 +109,7 @@ int main(int argc, char** argv) {
     if (speaks()) fmt::print("{}", line.text);
     return 0;
   }
+  if (line.command == Command::run) let_waiting_threads_sleep(line.run, argv);
   try {
     const comm::Environment mpi(&argc, &argv);
     return run_command(line);

@@ -45,16 +45,6 @@ void require_equal_options(const comm::Communicator& world, const RunOptions& op
   });
 }
 
-int threads_per_rank(int wanted, int ranks_on_node) {
-  if (wanted > 0) return wanted;
-  cpu_set_t allowed;
-  CPU_ZERO(&allowed);
-  const int cores = static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
-  const int bound =
-      sched_getaffinity(0, sizeof(allowed), &allowed) == 0 ? CPU_COUNT(&allowed) : cores;
-  return std::max(1, std::min(bound, cores / ranks_on_node));
-}
-
 std::int64_t free_memory_bytes() {
   std::ifstream meminfo("/proc/meminfo");
   std::string key;
@@ -323,6 +313,16 @@ class Job {
 };
 
 }  // namespace
+
+int threads_per_rank(int wanted, int ranks_on_node) {
+  if (wanted > 0) return wanted;
+  cpu_set_t allowed;
+  CPU_ZERO(&allowed);
+  const int cores = static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
+  const int bound =
+      sched_getaffinity(0, sizeof(allowed), &allowed) == 0 ? CPU_COUNT(&allowed) : cores;
+  return std::max(1, std::min(bound, cores / ranks_on_node));
+}
 
 void run_job(const comm::Communicator& world, const RunOptions& options) {
   Job(world, options).run();
