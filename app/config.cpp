@@ -1,6 +1,7 @@
 #include "app/config.hpp"
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 
 #include "app/model.hpp"
 #include "compute/error.hpp"
@@ -33,7 +34,8 @@ std::vector<std::pair<std::string, std::string>> RunOptions::items() const {
 namespace {
 
 void add_run(CLI::App& app, RunOptions& o) {
-  app.set_config("--config", "", "Read options from this file (TOML or INI, same names)");
+  // Expanded by with_config_files before parsing; here for the help text.
+  app.add_option("--config", o.config, "Read options from this file (TOML, same names)");
   app.add_option("--model", o.model, "Model file (HDF5, from init or import)")->required();
   app.add_option("--input", o.input, "Requests, one JSON object a line")->required();
   app.add_option("--output", o.output, "Results, one JSON object a line")->required();
@@ -85,6 +87,31 @@ void add_run(CLI::App& app, RunOptions& o) {
       ->capture_default_str();
 }
 
+/// The arguments with every `--config FILE` preceded by the options that the file sets, so that the
+/// command line has the last word.
+std::vector<std::string> with_config_files(int argc, const char* const* argv) {
+  std::vector<std::string> given(argv + std::min(argc, 1), argv + argc);
+  std::vector<std::string> from_files;
+  for (std::size_t i = 0; i < given.size(); ++i) {
+    std::string path;
+    if (given[i] == "--config" && i + 1 < given.size()) path = given[i + 1];
+    if (given[i].starts_with("--config=")) path = given[i].substr(9);
+    if (path.empty()) continue;
+    try {
+      for (const CLI::ConfigItem& item : CLI::ConfigTOML().from_file(path)) {
+        for (const std::string& value : item.inputs) {
+          from_files.push_back(fmt::format("--{}={}", item.fullname(), value));
+        }
+      }
+    } catch (const CLI::Error& error) {
+      throw UsageError(fmt::format("{}: {}; check --config", path, error.what()));
+    }
+  }
+  // Options belong to the subcommand, which comes first.
+  if (!given.empty()) given.insert(given.begin() + 1, from_files.begin(), from_files.end());
+  return given;
+}
+
 }  // namespace
 
 CommandLine parse_command_line(int argc, const char* const* argv) {
@@ -95,6 +122,7 @@ CommandLine parse_command_line(int argc, const char* const* argv) {
       "atoll");
   app.set_version_flag("--version", "atoll 0.1.0");
   app.require_subcommand(1);
+  app.option_defaults()->take_last();
 
   CLI::App& run = *app.add_subcommand("run", "Generate or score (start it under mpirun)");
   add_run(run, line.run);
@@ -116,10 +144,12 @@ CommandLine parse_command_line(int argc, const char* const* argv) {
   inspect.add_flag("--no-verify", line.inspect.no_verify, "List only, read no weights");
 
   try {
-    app.parse(argc, argv);
+    std::vector<std::string> arguments = with_config_files(argc, argv);
+    std::reverse(arguments.begin(), arguments.end());  // CLI11 takes them from the back
+    app.parse(std::move(arguments));
   } catch (const CLI::CallForHelp&) {
     const auto parsed = app.get_subcommands();
-    line.text = (parsed.empty() ? &app : parsed.front())->help();
+    line.text = parsed.empty() ? app.help() : parsed.front()->help(app.get_name());
     return line;
   } catch (const CLI::CallForVersion& version) {
     line.text = std::string(version.what()) + "\n";

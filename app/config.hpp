@@ -9,6 +9,7 @@
 namespace atl {
 
 struct RunOptions {
+  std::string config;                  ///< file whose options were read before the command line's
   std::string model;
   std::string input;
   std::string output;

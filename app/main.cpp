@@ -81,7 +81,7 @@ void let_waiting_threads_sleep(const RunOptions& options, char** argv) {
   const int ranks = comm::Environment::announced_local_ranks();
   const int threads = threads_per_rank(options.threads, ranks);
   const auto cores = static_cast<int>(std::thread::hardware_concurrency());
-  if (threads == 1 || ranks * threads < cores) return;
+  if (threads == 1 || ranks * threads <= cores) return;
   if (std::getenv("OMP_WAIT_POLICY") != nullptr) return;
   setenv("OMP_WAIT_POLICY", "passive", 1);
   execv("/proc/self/exe", argv);  // returns only when it fails: then the threads just spin

@@ -1,0 +1,94 @@
+#include "app/config.hpp"
+
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+
+#include "compute/error.hpp"
+
+namespace atl {
+namespace {
+
+CommandLine parse(std::vector<const char*> arguments) {
+  arguments.insert(arguments.begin(), "atoll");
+  return parse_command_line(static_cast<int>(arguments.size()), arguments.data());
+}
+
+/// A file that is gone when the test ends.
+class TemporaryFile {
+ public:
+  explicit TemporaryFile(const std::string& text)
+      : path_(std::filesystem::temp_directory_path() /
+              ("atoll-config-test-" + std::to_string(getpid()) + ".toml")) {
+    std::ofstream(path_) << text;
+  }
+  ~TemporaryFile() { std::filesystem::remove(path_); }
+  std::string path() const { return path_.string(); }
+
+ private:
+  std::filesystem::path path_;
+};
+
+std::string refusal(const std::vector<const char*>& arguments) {
+  try {
+    parse(arguments);
+  } catch (const UsageError& error) {
+    EXPECT_EQ(error.exit_code(), 2);
+    return error.what();
+  }
+  return "accepted";
+}
+
+TEST(Config, ReadsTheRunCommand) {
+  const CommandLine line = parse({"run", "--model", "m", "--input=i", "--output", "o", "--chunks", "3",
+                                  "--no-overlap", "--mode", "score", "--threads", "2"});
+  EXPECT_EQ(line.command, Command::run);
+  EXPECT_EQ(line.run.model, "m");
+  EXPECT_EQ(line.run.input, "i");
+  EXPECT_EQ(line.run.chunks, 3);
+  EXPECT_TRUE(line.run.no_overlap);
+  EXPECT_EQ(line.run.mode, "score");
+  EXPECT_EQ(line.run.max_tokens, 64);
+}
+
+TEST(Config, TheCommandLineHasTheLastWordOverAFile) {
+  const TemporaryFile file("model = \"m\"\ninput = \"a b\"\noutput = \"o\"\nchunks = 3\nno-overlap = true\n");
+  const std::string path = file.path();
+  const CommandLine line = parse({"run", "--config", path.c_str(), "--chunks", "5"});
+  EXPECT_EQ(line.run.input, "a b");
+  EXPECT_EQ(line.run.chunks, 5);
+  EXPECT_TRUE(line.run.no_overlap);
+}
+
+TEST(Config, RefusesWithTheReason) {
+  const auto needed = [](std::vector<const char*> more) {
+    more.insert(more.begin(), {"run", "--model", "m", "--input", "i", "--output", "o"});
+    return refusal(more);
+  };
+  EXPECT_EQ(needed({}), "accepted");
+  EXPECT_NE(needed({"--chunks", "9"}).find("not in range 1 to 8"), std::string::npos);
+  EXPECT_NE(needed({"--chunks", "two"}).find("two"), std::string::npos);
+  EXPECT_NE(needed({"--mode", "dream"}).find("generate,score"), std::string::npos);
+  EXPECT_NE(needed({"--bogus", "1"}).find("--bogus"), std::string::npos);
+  EXPECT_NE(needed({"--deadline", "-1"}).find("--deadline"), std::string::npos);
+  EXPECT_NE(needed({"--config", "/nowhere/at/all"}).find("/nowhere/at/all"), std::string::npos);
+  EXPECT_NE(refusal({"run"}).find("--model is required"), std::string::npos);
+  EXPECT_NE(refusal({}).find("subcommand"), std::string::npos);
+  EXPECT_NE(refusal({"init", "--preset", "none", "--output", "o"}).find("bench-cpu"),
+            std::string::npos);
+  const TemporaryFile file("bogus = 1\n");
+  const std::string path = file.path();
+  EXPECT_NE(needed({"--config", path.c_str()}).find("bogus"), std::string::npos);
+}
+
+TEST(Config, HelpIsTextAndNoCommand) {
+  EXPECT_EQ(parse({"--help"}).command, Command::none);
+  EXPECT_NE(parse({"run", "--help"}).text.find("atoll run"), std::string::npos);
+  EXPECT_NE(parse({"--version"}).text.find("atoll"), std::string::npos);
+}
+
+}  // namespace
+}  // namespace atl
