@@ -68,21 +68,12 @@ int run_command(const CommandLine& line) {
 /// threads outnumber the cores, each spins away the time that another needs: 2 ranks x 2 threads on
 /// 2 busy cores took more than 30 times as long. The policy is read before main(), hence the
 /// restart. A user's own choice stands.
-void wait_without_spinning(char** argv) {
-  if (std::getenv("OMP_WAIT_POLICY") != nullptr || std::getenv("GOMP_SPINCOUNT") != nullptr) return;
-  if (setenv("OMP_WAIT_POLICY", "passive", 1) != 0) return;
-  execv("/proc/self/exe", argv);  // comes back only when it failed: then go on as it is
-}
-
-/// OpenMP's threads spin while they wait for one another. Where ranks and threads outnumber the cores
-/// they would spin on cores that others need. The OpenMP library reads its policy when it is loaded,
-/// so the program starts itself anew with another one.
 void let_waiting_threads_sleep(const RunOptions& options, char** argv) {
   const int ranks = comm::Environment::announced_local_ranks();
   const int threads = threads_per_rank(options.threads, ranks);
   const auto cores = static_cast<int>(std::thread::hardware_concurrency());
   if (threads == 1 || ranks * threads <= cores) return;
-  if (std::getenv("OMP_WAIT_POLICY") != nullptr) return;
+  if (std::getenv("OMP_WAIT_POLICY") != nullptr || std::getenv("GOMP_SPINCOUNT") != nullptr) return;
   setenv("OMP_WAIT_POLICY", "passive", 1);
   execv("/proc/self/exe", argv);  // returns only when it fails: then the threads just spin
 }
@@ -97,7 +88,6 @@ bool speaks() {
 }  // namespace
 
 int main(int argc, char** argv) {
-  wait_without_spinning(argv);
   CommandLine line;
   try {
     line = parse_command_line(argc, argv);
