@@ -2,11 +2,11 @@
 
 #include <fmt/format.h>
 #include <unistd.h>
-#include <unistd.h>
 
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
+#include <optional>
 #include <string_view>
 #include <thread>
 
@@ -49,9 +49,13 @@ void execute(const CommandLine& line, const comm::Communicator& world) {
 }
 
 /// A failure that all ranks know of ends them all in order; any other ends them by MPI_Abort.
-int run_command(const CommandLine& line) {
+/// `wrong_use` is what this rank found wrong with its command line; ranks may have different ones.
+int run_command(const CommandLine& line, const std::optional<UsageError>& wrong_use) {
   const comm::Communicator world = comm::Communicator::world();
   try {
+    world.agree([&] {
+      if (wrong_use) throw UsageError(*wrong_use);
+    });
     execute(line, world);
     return 0;
   } catch (const comm::AgreedFailure& failure) {
@@ -62,16 +66,6 @@ int run_command(const CommandLine& line) {
     if (world.size() > 1) world.abort(1);
     return 1;
   }
-}
-
-/// The threads of an OpenMP team spin for milliseconds at every barrier, by default. Where ranks and
-/// threads outnumber the cores, each spins away the time that another needs: 2 ranks x 2 threads on
-/// 2 busy cores took more than 30 times as long. The policy is read before main(), hence the
-/// restart. A user's own choice stands.
-void wait_without_spinning(char** argv) {
-  if (std::getenv("OMP_WAIT_POLICY") != nullptr || std::getenv("GOMP_SPINCOUNT") != nullptr) return;
-  if (setenv("OMP_WAIT_POLICY", "passive", 1) != 0) return;
-  execv("/proc/self/exe", argv);  // comes back only when it failed: then go on as it is
 }
 
 /// OpenMP's threads spin while they wait for one another. Where ranks and threads outnumber the cores
@@ -87,32 +81,40 @@ void let_waiting_threads_sleep(const RunOptions& options, char** argv) {
   execv("/proc/self/exe", argv);  // returns only when it fails: then the threads just spin
 }
 
-/// Every rank parses the same line; only the first one speaks.
+/// Whether this rank is the one that speaks; known before MPI starts.
 bool speaks() {
   const char* rank = std::getenv("OMPI_COMM_WORLD_RANK");
   if (rank == nullptr) rank = std::getenv("PMIX_RANK");
   return rank == nullptr || std::string_view(rank) == "0";
 }
 
+/// Whether a launcher started this process, so that other ranks may wait for it.
+bool launched() {
+  return std::getenv("OMPI_COMM_WORLD_RANK") != nullptr || std::getenv("PMIX_RANK") != nullptr;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
-  wait_without_spinning(argv);
   CommandLine line;
+  std::optional<UsageError> wrong_use;
   try {
     line = parse_command_line(argc, argv);
   } catch (const UsageError& error) {
-    if (speaks()) print_error(error.what());
-    return error.exit_code();
+    wrong_use = error;
   }
-  if (line.command == Command::none) {
+  if (wrong_use && !launched()) {
+    print_error(wrong_use->what());
+    return wrong_use->exit_code();
+  }
+  if (line.command == Command::none && !wrong_use) {
     if (speaks()) fmt::print("{}", line.text);
     return 0;
   }
   if (line.command == Command::run) let_waiting_threads_sleep(line.run, argv);
   try {
     const comm::Environment mpi(&argc, &argv);
-    return run_command(line);
+    return run_command(line, wrong_use);
   } catch (const std::exception& error) {
     print_error(error.what());
     return 1;
