@@ -1,12 +1,8 @@
 #include "app/load.hpp"
 
 #include <fmt/format.h>
-#include <fmt/ranges.h>
 
-#include <algorithm>
 #include <string>
-
-#include "compute/error.hpp"
 
 namespace atl {
 
@@ -16,10 +12,7 @@ using compute::Weight;
 
 class Loader {
  public:
-  Loader(io::ModelFileReader& file, const ModelConfig& config, compute::Backend& backend)
-      : file_(file), backend_(backend) {
-    for (const TensorInfo& tensor : tensors_of(config)) expected_.push_back(tensor);
-  }
+  Loader(io::ModelFileReader& file, compute::Backend& backend) : file_(file), backend_(backend) {}
 
   /// One whole tensor.
   void load(Weight weight, int layer, const std::string& path) { load(weight, layer, -1, {path}); }
@@ -36,7 +29,6 @@ class Loader {
     std::size_t bytes = 0;
     for (const std::string& path : paths) {
       parts.push_back(file_.dataset(path));
-      check(parts.back());
       bytes += static_cast<std::size_t>(parts.back().slab_bytes());
     }
     if (buffer_.size() < bytes) buffer_.resize(bytes);
@@ -56,20 +48,8 @@ class Loader {
   }
 
  private:
-  void check(const io::DatasetInfo& dataset) const {
-    const auto tensor =
-        std::find_if(expected_.begin(), expected_.end(),
-                     [&](const TensorInfo& t) { return t.path == dataset.path; });
-    require(tensor != expected_.end(), "{}: {} is no tensor of this configuration", file_.path(),
-            dataset.path);
-    require(tensor->shape == dataset.shape && tensor->per_expert == dataset.per_expert,
-            "{}: {} is [{}] (the configuration asks for [{}]); import the model again", file_.path(),
-            dataset.path, fmt::join(dataset.shape, ", "), fmt::join(tensor->shape, ", "));
-  }
-
   io::ModelFileReader& file_;
   compute::Backend& backend_;
-  std::vector<TensorInfo> expected_;
   std::vector<std::byte> buffer_;
 };
 
@@ -100,7 +80,7 @@ void load_ffn(Loader& loader, const ModelShape& shape, int layer, const std::str
 void load_weights(io::ModelFileReader& file, const ModelConfig& config,
                   const std::vector<int>& local_experts, compute::Backend& backend) {
   const ModelShape& shape = config.shape;
-  Loader loader(file, config, backend);
+  Loader loader(file, backend);
   const std::string embedding = "/model/embed_tokens/weight";
   loader.load(Weight::embedding, -1, embedding);
   for (int layer = 0; layer < shape.num_layers; ++layer) {

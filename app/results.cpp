@@ -57,7 +57,7 @@ std::vector<io::Request> broadcast_requests(const comm::Communicator& world,
 std::string gather_results(const comm::Communicator& world,
                            const std::vector<io::Request>& requests,
                            const std::vector<FinishedRequest>& mine, Mode mode,
-                           RequestSummary& summary) {
+                           bool has_text, RequestSummary& summary) {
   json own = json::array();
   for (const FinishedRequest& f : mine) {
     own.push_back({f.request, f.result.tokens, f.result.logprobs, f.result.finish_reason,
@@ -86,6 +86,7 @@ std::string gather_results(const comm::Communicator& world,
             request.id, request.line);
     const json& entry = found->second;
     io::Result result;
+    result.has_text = has_text;
     result.tokens = entry[1].get<std::vector<std::int32_t>>();
     result.logprobs = entry[2].get<std::vector<float>>();
     result.finish_reason = entry[3].get<std::string>();

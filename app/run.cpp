@@ -13,6 +13,7 @@
 
 #include "app/batch.hpp"
 #include "app/driver.hpp"
+#include "app/inspect.hpp"
 #include "app/load.hpp"
 #include "app/model.hpp"
 #include "app/progress.hpp"
@@ -26,6 +27,7 @@ namespace atl {
 namespace {
 
 constexpr int page_tokens = 64;
+constexpr int byte_vocab = 256;  // ids are bytes
 constexpr std::size_t max_trace_events = 200000;  // per rank, about 100 bytes each on file
 constexpr double kv_share_of_free_memory = 0.4;
 
@@ -115,7 +117,7 @@ class Job {
       require(options_.backend != "cuda",
               "this build has no CUDA backend; use --backend cpu or auto");
       file_ = std::make_unique<io::ModelFileReader>(options_.model);
-      config_ = ModelConfig::from_json(file_->config_json());
+      config_ = checked_config(*file_);
       placement_ = contiguous_placement(config_.shape.num_experts, world_.size());
     });
     const std::uint64_t identity = file_->identity();
@@ -268,7 +270,8 @@ class Job {
   void finish() {
     RequestSummary summary;
     const std::string lines =
-        gather_results(world_, requests_, batcher_->finished(), mode_, summary);
+        gather_results(world_, requests_, batcher_->finished(), mode_,
+                       config_.shape.vocab == byte_vocab, summary);
     RunFacts facts;
     facts.options = &options_;
     facts.config = &config_;

@@ -10,14 +10,16 @@
 namespace atl::io {
 
 TextFile::TextFile(const std::string& path) : path_(path), file_(std::fopen(path.c_str(), "w")) {
-  require(file_ != nullptr, "cannot write {} ({}); check the path and its permissions", path_,
-          std::strerror(errno));
+  if (file_ == nullptr) {
+    fail("cannot write {} ({}); check the path and its permissions", path_, std::strerror(errno));
+  }
 }
 
 void TextFile::write(std::string_view text) {
-  require(std::fwrite(text.data(), 1, text.size(), file_.get()) == text.size(),
-          "writing {} failed ({}); free some space or choose another path", path_,
-          std::strerror(errno));
+  if (std::fwrite(text.data(), 1, text.size(), file_.get()) != text.size()) {
+    fail("writing {} failed ({}); free some space or choose another path", path_,
+         std::strerror(errno));
+  }
 }
 
 void TextFile::close() {
