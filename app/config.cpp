@@ -112,6 +112,16 @@ std::vector<std::string> with_config_files(int argc, const char* const* argv) {
   return given;
 }
 
+/// CLI11 only says that a command is missing where one is misspelt.
+void require_known_command(const CLI::App& app, const std::vector<std::string>& arguments) {
+  if (arguments.empty() || arguments[0].starts_with('-')) return;
+  std::vector<std::string> names;
+  for (const CLI::App* command : app.get_subcommands(nullptr)) names.push_back(command->get_name());
+  if (std::find(names.begin(), names.end(), arguments[0]) != names.end()) return;
+  throw UsageError(fmt::format("unknown command \"{}\"; choose one of {}; see atoll --help",
+                               arguments[0], fmt::join(names, ", ")));
+}
+
 }  // namespace
 
 CommandLine parse_command_line(int argc, const char* const* argv) {
@@ -131,7 +141,9 @@ CommandLine parse_command_line(int argc, const char* const* argv) {
   init.add_option("--preset", line.init.preset, "Which model")
       ->required()
       ->check(CLI::IsMember(preset_names()));
-  init.add_option("--seed", line.init.seed, "Seed of the weights")->capture_default_str();
+  init.add_option("--seed", line.init.seed, "Seed of the weights")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
   init.add_option("--output", line.init.output, "Model file to write")->required();
 
   CLI::App& import = *app.add_subcommand("import", "Convert a Hugging Face model folder");
@@ -145,6 +157,7 @@ CommandLine parse_command_line(int argc, const char* const* argv) {
 
   try {
     std::vector<std::string> arguments = with_config_files(argc, argv);
+    require_known_command(app, arguments);
     std::reverse(arguments.begin(), arguments.end());  // CLI11 takes them from the back
     app.parse(std::move(arguments));
   } catch (const CLI::CallForHelp&) {

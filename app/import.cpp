@@ -16,6 +16,7 @@
 #include "app/model.hpp"
 #include "compute/error.hpp"
 #include "io/convert.hpp"
+#include "io/json_depth.hpp"
 #include "io/model_file.hpp"
 #include "io/safetensors.hpp"
 
@@ -344,19 +345,10 @@ std::string read_text(const fs::path& path) {
 }
 
 Json parse_object(const std::string& text) {
+  io::require_shallow_json(text, "not usable");
   Json json = Json::parse(text, nullptr, /*allow_exceptions=*/false);
   require(json.is_object(), "not a JSON object");
   return json;
-}
-
-/// `transformers` generates until an id of generation_config.json, where there is one.
-void take_generation_stop_ids(const fs::path& folder, Json& hf) {
-  const fs::path path = folder / "generation_config.json";
-  std::error_code ignored;
-  if (!fs::exists(path, ignored)) return;
-  const Json generation = Json::parse(read_text(path), nullptr, /*allow_exceptions=*/false);
-  require(generation.is_object(), "cannot read {}: not a JSON object", path.string());
-  if (has(generation, "eos_token_id")) hf["eos_token_id"] = generation["eos_token_id"];
 }
 
 /// Runs `work`, putting the file at fault before what it says is wrong.
@@ -367,6 +359,15 @@ auto naming(const fs::path& path, Work&& work) {
   } catch (const Error& error) {
     fail("cannot import {}: {}", path.string(), error.what());
   }
+}
+
+/// `transformers` generates until an id of generation_config.json, where there is one.
+void take_generation_stop_ids(const fs::path& folder, Json& hf) {
+  const fs::path path = folder / "generation_config.json";
+  std::error_code ignored;
+  if (!fs::exists(path, ignored)) return;
+  const Json generation = naming(path, [&] { return parse_object(read_text(path)); });
+  if (has(generation, "eos_token_id")) hf["eos_token_id"] = generation["eos_token_id"];
 }
 
 }  // namespace

@@ -2,11 +2,11 @@
 
 #include <fmt/format.h>
 #include <unistd.h>
-#include <unistd.h>
 
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
+#include <optional>
 #include <string_view>
 #include <thread>
 
@@ -49,9 +49,13 @@ void execute(const CommandLine& line, const comm::Communicator& world) {
 }
 
 /// A failure that all ranks know of ends them all in order; any other ends them by MPI_Abort.
-int run_command(const CommandLine& line) {
+/// `wrong_use` is what this rank found wrong with its command line; ranks may have different ones.
+int run_command(const CommandLine& line, const std::optional<UsageError>& wrong_use) {
   const comm::Communicator world = comm::Communicator::world();
   try {
+    world.agree([&] {
+      if (wrong_use) throw UsageError(*wrong_use);
+    });
     execute(line, world);
     return 0;
   } catch (const comm::AgreedFailure& failure) {
@@ -78,7 +82,7 @@ void let_waiting_threads_sleep(const RunOptions& options, char** argv) {
   execv("/proc/self/exe", argv);  // returns only when it fails: then the threads just spin
 }
 
-/// Every rank parses the same line; only the first one speaks.
+/// Whether this rank is the one that speaks; known before MPI starts.
 bool speaks() {
   const char* rank = std::getenv("OMPI_COMM_WORLD_RANK");
   if (rank == nullptr) rank = std::getenv("PMIX_RANK");
@@ -89,20 +93,24 @@ bool speaks() {
 
 int main(int argc, char** argv) {
   CommandLine line;
+  std::optional<UsageError> wrong_use;
   try {
     line = parse_command_line(argc, argv);
   } catch (const UsageError& error) {
-    if (speaks()) print_error(error.what());
-    return error.exit_code();
+    wrong_use = error;
   }
-  if (line.command == Command::none) {
+  if (wrong_use && !comm::Environment::launched()) {
+    print_error(wrong_use->what());
+    return wrong_use->exit_code();
+  }
+  if (line.command == Command::none && !wrong_use) {
     if (speaks()) fmt::print("{}", line.text);
     return 0;
   }
   if (line.command == Command::run) let_waiting_threads_sleep(line.run, argv);
   try {
     const comm::Environment mpi(&argc, &argv);
-    return run_command(line);
+    return run_command(line, wrong_use);
   } catch (const std::exception& error) {
     print_error(error.what());
     return 1;

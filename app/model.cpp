@@ -10,6 +10,7 @@
 #include <set>
 
 #include "compute/error.hpp"
+#include "io/json_depth.hpp"
 
 namespace atl {
 namespace {
@@ -292,6 +293,7 @@ double as_shortest(float value) {
 }  // namespace
 
 ModelConfig ModelConfig::from_json(std::string_view text) {
+  io::require_shallow_json(text, "the configuration");
   const Json json = Json::parse(text, nullptr, /*allow_exceptions=*/false);
   require(!json.is_discarded(), "the configuration is not valid JSON; check its syntax");
   require(json.is_object(), "the configuration is {}, must be a JSON object", shown(json));

@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <filesystem>
 #include <fstream>
 #include <memory>
 #include <optional>
@@ -45,6 +46,31 @@ void require_equal_options(const comm::Communicator& world, const RunOptions& op
               world.rank(), name, value);
     }
   });
+}
+
+/// Results over the requests, or over the model, would destroy them.
+void require_separate_files(const RunOptions& options) {
+  namespace fs = std::filesystem;
+  const std::pair<const char*, const std::string*> files[] = {{"model", &options.model},
+                                                              {"input", &options.input},
+                                                              {"output", &options.output},
+                                                              {"report", &options.report},
+                                                              {"trace", &options.trace}};
+  const auto same = [](const std::string& a, const std::string& b) {
+    std::error_code ignored;
+    if (a.empty() || b.empty()) return false;
+    if (fs::exists(a, ignored) && !fs::is_regular_file(a, ignored)) return false;  // /dev/null
+    return fs::weakly_canonical(a, ignored) == fs::weakly_canonical(b, ignored) ||
+           fs::equivalent(a, b, ignored);
+  };
+  for (std::size_t written = 2; written < std::size(files); ++written) {
+    for (std::size_t other = 0; other < written; ++other) {
+      if (!same(*files[written].second, *files[other].second)) continue;
+      throw UsageError(fmt::format("--{} {} is the same file as --{}; give each its own",
+                                   files[written].first, *files[written].second,
+                                   files[other].first));
+    }
+  }
 }
 
 std::int64_t free_memory_bytes() {
@@ -114,6 +140,7 @@ class Job {
       limits.max_positions = config_.shape.max_positions;
       limits.default_max_tokens = options_.max_tokens;
       limits.scoring = mode_ == Mode::score;
+      require_separate_files(options_);
       requests_ = io::read_requests(options_.input, limits);
       // Opened now, so that hours of work are not lost to a mistyped path.
       results_.emplace(options_.output);

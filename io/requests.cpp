@@ -15,6 +15,7 @@
 #include <unordered_map>
 
 #include "compute/error.hpp"
+#include "io/json_depth.hpp"
 
 namespace atl::io {
 namespace {
@@ -175,6 +176,7 @@ void check_keys(const Json& json) {
 
 /// Fills `request` from a line. Throws Error with the reason; what was read until then stays.
 void parse_line(const std::string& line, const RequestLimits& limits, Request& request) {
+  require_shallow_json(line, "not usable");
   const Json json = Json::parse(line, nullptr, /*allow_exceptions=*/false);
   require(!json.is_discarded(), "not valid JSON: {}", shown(Json(line)));
   require(json.is_object(), "{} instead of a JSON object", shown(json));

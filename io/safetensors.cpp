@@ -14,6 +14,7 @@
 #include <set>
 
 #include "compute/error.hpp"
+#include "io/json_depth.hpp"
 
 namespace atl::io {
 namespace {
@@ -70,6 +71,7 @@ std::string shown(const Json& value) {
 
 /// Parses an object and refuses a key that comes twice at the top (the parser would keep the last).
 Json parse_object(const std::string& text, const std::string& what) {
+  require_shallow_json(text, what);
   std::set<std::string> names;
   std::string repeated;
   const auto watch = [&](int depth, Json::parse_event_t event, Json& parsed) {

@@ -345,6 +345,12 @@ def fault_config_not_json(folder):
         file.write('{"architectures": [')
 
 
+def fault_config_deep(folder):
+    folder.write()
+    with open(folder.path("config.json"), "w", encoding="utf-8") as file:
+        file.write('{"hidden_size": ' + "[" * 200000 + "]" * 200000 + "}")
+
+
 def fault_no_weights(folder):
     folder.write_config()
 

@@ -48,6 +48,7 @@ faults=(
   "fault-eps|rms_norm_eps"
   "fault-no-config|config.json"
   "fault-config-not-json|config.json|configuration"
+  "fault-config-deep|nested"
   "fault-no-weights|safetensors"
 )
 for fault in "${faults[@]}"; do

@@ -76,9 +76,21 @@ printf '\n  \n\n' >"$work/blank.jsonl"
 usage_input "no request|empty" "$work/blank.jsonl"
 atoll_on 16 run --model "$model" --input "$work/empty.jsonl" --output "$results"
 refused "empty input on 16 ranks" 1 "no request|empty"
-capture "$ATOLL" run --model "$model" --input "$requests" --output "$requests"
-refused "results over the requests" "1|2" "same|input|requests"
-if grep -q '"Ge1:1' "$requests"; then passed; else failed "the requests were overwritten"; fi
+
+# --- outputs over inputs, also under another name
+cp "$requests" "$work/kept.jsonl"
+ln "$work/kept.jsonl" "$work/link.jsonl"
+for paths in "output ./kept.jsonl" "report link.jsonl" "trace $model"; do
+  read -r option path <<<"$paths"
+  (cd "$work" && cp "$model" kept.h5 && capture "$ATOLL" run --model "$model" --input kept.jsonl \
+    --output "$results" "--$option" "$path" && echo "$code" >code)
+  code="$(cat "$work/code")"
+  refused "--$option over an input" 2 "same file"
+  same "--$option over an input" "$requests" "$work/kept.jsonl"
+  same "--$option over an input" "$model" "$work/kept.h5"
+done
+capture "$ATOLL" "${run_options[@]}" --report "$results"
+refused "one file for results and report" 2 "same file"
 
 # --- lines that cannot be served, between ones that can
 "$ATOLL" "${run_options[@]}" >/dev/null 2>&1
@@ -94,6 +106,7 @@ bad = [
     b"null",
     b"no json at all",
     b"[" * 100000,
+    b'{"id": ' + b"[" * 100000 + b"]" * 100000 + b"}",
     b'{"id": "no prompt"}',
     b'{"prompt": "no id", "id": 7}',
     b'{"id": "empty", "prompt": ""}',
@@ -127,12 +140,12 @@ for ranks in 1 3; do
   succeeds "bad lines on $ranks ranks" || continue
   json_check "bad lines on $ranks ranks" "$results" "$work/good.jsonl" <<'EOF'
 results, good = lines
-assert len(results) == 32, len(results)
+assert len(results) == 33, len(results)
 assert [results[0], results[-1]] == good, "requests beside bad ones have other results"
 for number, result in enumerate(results[1:-1], start=2):
     assert result.get("line") == number and result.get("error"), (number, result)
     assert "tokens" not in result, result
-assert results[1 + 8]["id"] == "empty" and results[1 + 12]["id"] == "high"
+assert results[1 + 9]["id"] == "empty" and results[1 + 13]["id"] == "high"
 EOF
 done
 sed -n '2,6p' "$work/lines.jsonl" >"$work/all_bad.jsonl"
