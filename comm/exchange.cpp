@@ -1,7 +1,8 @@
 #include "comm/exchange.hpp"
 
+#include <algorithm>
 #include <chrono>
-#include <cstring>
+#include <exception>
 #include <numeric>
 #include <thread>
 #include <utility>
@@ -63,6 +64,7 @@ Exchange::Exchange(const Communicator& parent, TransportKind kind, std::size_t r
   check(MPI_Type_contiguous(to_int(row_bytes, "bytes of a row"), MPI_BYTE, &row_type_),
         "MPI_Type_contiguous");
   check(MPI_Type_commit(&row_type_), "MPI_Type_commit");
+  make_counts_requests();
   spare_requests_.reserve(static_cast<std::size_t>(2 * parent.size()));
   spare_peers_.reserve(static_cast<std::size_t>(2 * parent.size()));
 }
@@ -70,18 +72,48 @@ Exchange::Exchange(const Communicator& parent, TransportKind kind, std::size_t r
 Exchange::~Exchange() {
   int finalized = 0;
   MPI_Finalized(&finalized);
-  if (finalized == 0) MPI_Type_free(&row_type_);
+  if (finalized != 0 || std::uncaught_exceptions() > 0) return;
+  for (MPI_Request& request : counts_requests_) MPI_Request_free(&request);
+  MPI_Type_free(&row_type_);
+}
+
+/// Counters are tiny and every pair of ranks has some: one message each, all at once. A library's
+/// MPI_Ialltoall takes several rounds for small messages, and in each round every rank must get to
+/// run, which is slow where ranks share cores.
+void Exchange::make_counts_requests() {
+  constexpr int tag = 2;
+  const int size = comm_.size();
+  for (const bool receive : {true, false}) {
+    for (int step = 1; step < size; ++step) {
+      const int peer = receive ? (comm_.rank() + size - step) % size : (comm_.rank() + step) % size;
+      const auto at = static_cast<std::size_t>(peer * counts_per_peer_);
+      MPI_Request& request = counts_requests_.emplace_back(MPI_REQUEST_NULL);
+      if (receive) {
+        check(MPI_Recv_init(&counts_from_[at], counts_per_peer_, MPI_INT32_T, peer, tag,
+                            comm_.raw(), &request),
+              "MPI_Recv_init");
+      } else {
+        check(MPI_Send_init(&counts_to_[at], counts_per_peer_, MPI_INT32_T, peer, tag, comm_.raw(),
+                            &request),
+              "MPI_Send_init");
+      }
+    }
+  }
 }
 
 void Exchange::start_counts() {
-  check(MPI_Ialltoall(counts_to_.data(), counts_per_peer_, MPI_INT32_T, counts_from_.data(),
-                      counts_per_peer_, MPI_INT32_T, comm_.raw(), &counts_request_),
-        "MPI_Ialltoall");
+  const auto own = static_cast<std::ptrdiff_t>(comm_.rank() * counts_per_peer_);
+  std::copy_n(counts_to_.begin() + own, counts_per_peer_, counts_from_.begin() + own);
+  if (counts_requests_.empty()) return;
+  check(MPI_Startall(static_cast<int>(counts_requests_.size()), counts_requests_.data()),
+        "MPI_Startall");
 }
 
 bool Exchange::counts_done() {
   int flag = 0;
-  check(MPI_Test(&counts_request_, &flag, MPI_STATUS_IGNORE), "MPI_Test");
+  check(MPI_Testall(static_cast<int>(counts_requests_.size()), counts_requests_.data(), &flag,
+                    MPI_STATUSES_IGNORE),
+        "MPI_Testall");
   return flag != 0;
 }
 

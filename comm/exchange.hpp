@@ -82,6 +82,7 @@ class Exchange {
   ExchangePlan finish(PendingExchange&& pending);
 
  private:
+  void make_counts_requests();
   void start_ialltoallv(PendingExchange& pending, const void* send, void* recv);
   void start_pairwise(PendingExchange& pending, const void* send, void* recv);
 
@@ -90,7 +91,7 @@ class Exchange {
   std::size_t row_bytes_;
   int counts_per_peer_;
   MPI_Datatype row_type_ = MPI_DATATYPE_NULL;
-  MPI_Request counts_request_ = MPI_REQUEST_NULL;
+  std::vector<MPI_Request> counts_requests_;  // persistent, one receive and one send per peer
   std::vector<std::int32_t> counts_to_, counts_from_;
   std::vector<MPI_Request> spare_requests_;
   std::vector<int> spare_peers_;
