@@ -68,15 +68,16 @@ int run_command(const CommandLine& line, const std::optional<UsageError>& wrong_
   }
 }
 
-/// OpenMP's threads spin while they wait for one another. Where ranks and threads outnumber the cores
-/// they would spin on cores that others need. The OpenMP library reads its policy when it is loaded,
-/// so the program starts itself anew with another one.
+/// The threads of an OpenMP team spin for milliseconds at every barrier, by default. Where ranks and
+/// threads outnumber the cores, each spins away the time that another needs: 2 ranks x 2 threads on
+/// 2 busy cores took more than 30 times as long. The policy is read before main(), hence the
+/// restart. A user's own choice stands.
 void let_waiting_threads_sleep(const RunOptions& options, char** argv) {
   const int ranks = comm::Environment::announced_local_ranks();
   const int threads = threads_per_rank(options.threads, ranks);
   const auto cores = static_cast<int>(std::thread::hardware_concurrency());
   if (threads == 1 || ranks * threads <= cores) return;
-  if (std::getenv("OMP_WAIT_POLICY") != nullptr) return;
+  if (std::getenv("OMP_WAIT_POLICY") != nullptr || std::getenv("GOMP_SPINCOUNT") != nullptr) return;
   setenv("OMP_WAIT_POLICY", "passive", 1);
   execv("/proc/self/exe", argv);  // returns only when it fails: then the threads just spin
 }
@@ -86,11 +87,6 @@ bool speaks() {
   const char* rank = std::getenv("OMPI_COMM_WORLD_RANK");
   if (rank == nullptr) rank = std::getenv("PMIX_RANK");
   return rank == nullptr || std::string_view(rank) == "0";
-}
-
-/// Whether a launcher started this process, so that other ranks may wait for it.
-bool launched() {
-  return std::getenv("OMPI_COMM_WORLD_RANK") != nullptr || std::getenv("PMIX_RANK") != nullptr;
 }
 
 }  // namespace
@@ -103,7 +99,7 @@ int main(int argc, char** argv) {
   } catch (const UsageError& error) {
     wrong_use = error;
   }
-  if (wrong_use && !launched()) {
+  if (wrong_use && !comm::Environment::launched()) {
     print_error(wrong_use->what());
     return wrong_use->exit_code();
   }
