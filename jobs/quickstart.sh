@@ -48,7 +48,7 @@ fi
 
 say "$ranks ranks complete the sample prompts"
 mpirun_here -n "$ranks" "$atoll" run --model "$model" --input "$prompts" \
-  --output "$work/results.jsonl" --report "$work/report.json" ||
+  --output "$work/results.jsonl" --report "$work/report.json" >"$work/speeds.txt" ||
   die "the run failed (see the message above)"
 
 say "prompts and what the model wrote (>>)"
@@ -60,4 +60,6 @@ for request, result in zip(requests, results, strict=True):
     text = result.get("text", "refused: " + result.get("error", ""))
     print(f'{request["id"]}: {request["prompt"]} >>{text}'.replace("\n", "\n    "))
 EOF
+say "speeds"
+cat "$work/speeds.txt"
 say "results: $work/results.jsonl, report: $work/report.json"

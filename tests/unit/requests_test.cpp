@@ -80,7 +80,7 @@ TEST_F(Requests, RefusesLinesWithTheirReason) {
   EXPECT_TRUE(contains(refusal("{\"id\":\"\xff\",\"prompt\":\"x\"}"), "not valid JSON"));
   EXPECT_TRUE(contains(refusal(std::string("{\"id\":\"a\0\"}", 11)), "not valid JSON"));
   EXPECT_TRUE(contains(refusal("[1]"), "instead of a JSON object"));
-  EXPECT_TRUE(contains(refusal(std::string(200000, '[')), "not valid JSON"));
+  EXPECT_TRUE(contains(refusal(std::string(200000, '[')), "nested more than 64 deep"));
   EXPECT_TRUE(contains(refusal(R"({"prompt":"x"})"), "no \"id\""));
   EXPECT_TRUE(contains(refusal(R"({"id":7,"prompt":"x"})"), "\"id\" is 7"));
   EXPECT_TRUE(contains(refusal(R"({"id":"","prompt":"x"})"), "non-empty"));
