@@ -20,7 +20,6 @@ constexpr std::size_t max_queued = 4;
 constexpr int polls_before_sleep = 1000;
 constexpr int shortest_sleep_us = 20;
 constexpr int longest_sleep_us = 200;
-constexpr int wait_for_compute_us = 2000;
 }  // namespace
 
 /// One chunk on its way: its buffers, its messages and the rows they carry.
@@ -116,6 +115,7 @@ void Driver::run_step(Batcher& batch) {
   prepare(batch);
   while (completed_ < current_->schedule.steps.size()) {
     launch();
+    if (!running_exchange_.empty()) backend_.start();
     if (poll()) {
       idle_polls_ = 0;
       last_progress_ = now_seconds();
@@ -374,9 +374,10 @@ bool Driver::poll() {
 void Driver::back_off() {
   ++idle_polls_;
   const int sleep_us = std::min(longest_sleep_us, shortest_sleep_us + idle_polls_ / 4);
-  if (!running_compute_.empty()) {
-    backend_.wait(running_compute_.front().event,
-                  running_exchange_.empty() ? wait_for_compute_us : sleep_us);
+  if (!running_compute_.empty() && running_exchange_.empty()) {
+    backend_.finish(running_compute_.front().event);  // no message can arrive meanwhile
+  } else if (!running_compute_.empty()) {
+    backend_.wait(running_compute_.front().event, sleep_us);
   } else if (idle_polls_ < polls_before_sleep) {
     sched_yield();
   } else {

@@ -130,10 +130,16 @@ class Backend {
   /// Runs a host function in the queue's order (sampling, for example). `task` must outlive it.
   virtual Event host_task(const std::function<void()>& task) = 0;
 
+  /// Lets everything enqueued so far run beside the calling thread.
+  virtual void start() = 0;
   /// True once the operation has completed. Rethrows what an operation threw.
   virtual bool done(Event event) = 0;
-  /// Sleeps until the operation has completed or `timeout_us` has passed; returns done(event).
+  /// Starts, then sleeps until the operation has completed or `timeout_us` has passed; returns
+  /// done(event).
   virtual bool wait(Event event, int timeout_us) = 0;
+  /// Returns when the operation has completed. For a caller with nothing else to do meanwhile: what
+  /// has not been started may run on the calling thread, which saves handing it over and back.
+  virtual void finish(Event event) = 0;
   /// When a completed operation ran; kept for the most recent 4096 operations.
   virtual Interval interval(Event event) const = 0;
 

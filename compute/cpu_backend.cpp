@@ -96,7 +96,9 @@ class CpuBackend final : public Backend {
       : options_(options),
         layers_((check(options), options)),
         queue_([this] { omp_set_num_threads(options_.num_threads); },
-               [this](const CpuOp& op) { layers_.execute(op); }) {}
+               [this](const CpuOp& op) { layers_.execute(op); }) {
+    omp_set_num_threads(options_.num_threads);  // finish() may compute on this thread
+  }
 
   std::string description() const override { return layers_.description(); }
 
@@ -150,7 +152,12 @@ class CpuBackend final : public Backend {
   }
 
   bool done(Event event) override { return queue_.done(event); }
+  void start() override { queue_.start(); }
   bool wait(Event event, int timeout_us) override { return queue_.wait(event, timeout_us); }
+  void finish(Event event) override {
+    // Several threads are a team that belongs to the worker.
+    queue_.finish(event, options_.num_threads == 1);
+  }
   Interval interval(Event event) const override { return queue_.interval(event); }
 
   Memory memory() const override {
@@ -179,8 +186,7 @@ class CpuBackend final : public Backend {
   /// Everything that touches oneDNN runs on the worker, whose OpenMP team size is set.
   void run_on_worker(const std::function<void()>& task) {
     const Event event = host_task(task);
-    while (!queue_.wait(event, 1000000)) {
-    }
+    queue_.finish(event, /*may_run_here=*/false);
   }
 
   const BackendOptions options_;

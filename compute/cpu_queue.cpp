@@ -2,6 +2,7 @@
 
 #include <sched.h>
 
+#include <algorithm>
 #include <chrono>
 
 #include "compute/error.hpp"
@@ -20,8 +21,8 @@ constexpr double spin_seconds = 30e-6;
 
 }  // namespace
 
-CpuQueue::CpuQueue(std::function<void()> start, std::function<void(const CpuOp&)> execute)
-    : start_(std::move(start)), execute_(std::move(execute)), worker_([this] { work(); }) {}
+CpuQueue::CpuQueue(std::function<void()> prepare, std::function<void(const CpuOp&)> execute)
+    : prepare_(std::move(prepare)), execute_(std::move(execute)), worker_([this] { work(); }) {}
 
 CpuQueue::~CpuQueue() {
   {
@@ -33,38 +34,43 @@ CpuQueue::~CpuQueue() {
 }
 
 Event CpuQueue::enqueue(const CpuOp& op) {
-  const Event event = enqueued_.load(std::memory_order_relaxed) + 1;
-  while (event > capacity && completed_.load() < event - capacity) sched_yield();
+  const Event event = enqueued_ + 1;
+  if (event > capacity && completed_.load() < event - capacity) {
+    start();
+    while (completed_.load() < event - capacity) sched_yield();
+  }
   ring_[event % capacity] = op;
-  // Sequentially consistent, as is sleeping_: either the worker sees the operation before it
+  enqueued_ = event;
+  return event;
+}
+
+void CpuQueue::start() {
+  if (started_.load() == enqueued_) return;
+  // Sequentially consistent, as is sleeping_: either the worker sees the operations before it
   // sleeps, or this thread sees that it sleeps.
-  enqueued_.store(event);
+  started_.store(enqueued_);
   if (sleeping_.load()) {
     { const std::lock_guard lock(mutex_); }
     work_available_.notify_one();
   }
-  return event;
-}
-
-bool CpuQueue::next_ready(Event event) {
-  return enqueued_.load() >= event || stopping_.load();
 }
 
 void CpuQueue::work() {
-  start_();
-  for (Event event = 1;; ++event) {
-    if (!next_ready(event)) {
+  prepare_();
+  for (;;) {
+    const auto ready = [this] { return worker_has_work() || stopping_.load(); };
+    if (!ready()) {
       const double until = seconds() + spin_seconds;
-      while (!next_ready(event) && seconds() < until) sched_yield();
+      while (!ready() && seconds() < until) sched_yield();
     }
-    if (!next_ready(event)) {
+    if (!ready()) {
       std::unique_lock lock(mutex_);
       sleeping_ = true;
-      work_available_.wait(lock, [&] { return next_ready(event); });
+      work_available_.wait(lock, ready);
       sleeping_ = false;
     }
     if (stopping_) return;
-    run(event);
+    run(completed_.load() + 1);
   }
 }
 
@@ -94,7 +100,18 @@ bool CpuQueue::done(Event event) {
   return true;
 }
 
+void CpuQueue::finish(Event event, bool may_run_here) {
+  while (may_run_here && !worker_has_work() && completed_.load() < event) {
+    const Event next = completed_.load() + 1;
+    run(next);
+    started_.store(std::max(started_.load(), next));
+  }
+  constexpr int long_us = 100000;
+  while (!done(event)) wait(event, long_us);
+}
+
 bool CpuQueue::wait(Event event, int timeout_us) {
+  start();
   if (!done(event)) {
     std::unique_lock lock(mutex_);
     ++waiting_;

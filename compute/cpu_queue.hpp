@@ -40,20 +40,25 @@ struct CpuOp {
   const std::function<void()>* task = nullptr;
 };
 
-/// Runs operations in order on its own thread. One thread enqueues; any thread may wait.
+/// Runs operations in order, on its own thread or on the one that enqueues while that waits for them.
+/// One thread enqueues, starts, waits and finishes.
 /// After an operation has thrown, later ones complete without running.
 class CpuQueue {
  public:
-  /// `start` runs first on the worker thread, then `execute` for every operation.
-  CpuQueue(std::function<void()> start, std::function<void(const CpuOp&)> execute);
+  /// `prepare` runs first on the worker thread, then `execute` for every operation.
+  CpuQueue(std::function<void()> prepare, std::function<void(const CpuOp&)> execute);
   ~CpuQueue();  ///< drops what has not begun, waits for what has
   CpuQueue(const CpuQueue&) = delete;
   CpuQueue& operator=(const CpuQueue&) = delete;
 
   /// Waits for room when 1024 operations are under way.
   Event enqueue(const CpuOp& op);
+  /// Hands what is enqueued to the worker.
+  void start();
   bool done(Event event);
   bool wait(Event event, int timeout_us);
+  /// Returns when the operation has completed; runs it on this thread if the worker has nothing.
+  void finish(Event event, bool may_run_here);
   Interval interval(Event event) const;
 
  private:
@@ -62,13 +67,16 @@ class CpuQueue {
 
   void work();
   void run(Event event);
-  bool next_ready(Event event);
+  bool worker_has_work() const { return started_.load() > completed_.load(); }
 
-  std::function<void()> start_;
+  std::function<void()> prepare_;
   std::function<void(const CpuOp&)> execute_;
   std::array<CpuOp, capacity> ring_;
   std::vector<Interval> intervals_ = std::vector<Interval>(num_intervals);
-  std::atomic<Event> enqueued_{0};
+  Event enqueued_ = 0;              // of the enqueueing thread
+  // Operations up to here are the worker's. While it has none left, the enqueueing thread may run
+  // the next ones itself; only that thread raises this number, so the two never run at once.
+  std::atomic<Event> started_{0};
   std::atomic<Event> completed_{0};
   std::atomic<Event> failed_{0};  // first operation that threw, 0 = none
   std::exception_ptr failure_;    // written before failed_
