@@ -121,6 +121,12 @@ void normalise_rope(Json& config) {
   for (const char* key : {"rope_parameters", "rope_scaling"}) {
     if (!has(config, key) || !config[key].is_object()) continue;
     const Json rope = config[key];
+    // The kind of scaling says most, so it is named rather than one of its parameters.
+    for (const char* type : {"rope_type", "type"}) {
+      require(!has(rope, type) || rope[type] == "default",
+              "key \"{}\" has \"{}\": {}, which is not supported; only default is", key, type,
+              rope.value(type, Json()).dump());
+    }
     for (const auto& [name, value] : rope.items()) {
       if (name == "rope_theta") {
         require(!has(config, "rope_theta") || config["rope_theta"] == value,
@@ -128,11 +134,10 @@ void normalise_rope(Json& config) {
         config["rope_theta"] = value;
         continue;
       }
-      const bool harmless = ((name == "rope_type" || name == "type") && value == "default") ||
-                            (name == "partial_rotary_factor" && value == 1) || value.is_null();
-      require(harmless,
-              "key \"{}\" has \"{}\": {}, which is not supported; only rope_type default is", key,
-              name, value.dump());
+      const bool harmless = name == "rope_type" || name == "type" || value.is_null() ||
+                            (name == "partial_rotary_factor" && value == 1);
+      require(harmless, "key \"{}\" has \"{}\": {}, which is not supported; only rope_theta is",
+              key, name, value.dump());
     }
     config.erase(key);
   }
@@ -264,6 +269,7 @@ class Importer {
     const std::vector<std::int64_t> shape(target.shape.begin() + (target.per_expert ? 1 : 0),
                                           target.shape.end());
     const auto found = stored_.tensors().find(name);
+    if (found == stored_.tensors().end()) refuse_fused_experts();
     require(found != stored_.tensors().end(), "tensor {} [{}] is missing; the folder is incomplete",
             name, fmt::join(shape, ", "));
     require(
@@ -273,6 +279,17 @@ class Importer {
         fmt::join(shape, ", "));
     used_.insert(name);
     return {name, &found->second};
+  }
+
+  /// `transformers` 5 can save the experts of a layer as one tensor, for all architectures alike.
+  void refuse_fused_experts() const {
+    for (const auto& [name, tensor] : stored_.tensors()) {
+      require(
+          !name.ends_with(".mlp.experts.gate_up_proj"),
+          "tensor {} in {} holds all experts of a layer, which is not supported; save the model "
+          "with one tensor per expert (in transformers: save_original_format=True)",
+          name, stored_.file_of(tensor));
+    }
   }
 
   void check_rest() const {

@@ -329,6 +329,23 @@ TEST_F(Import, NamesTensorsThatDoNotFit) {
   EXPECT_NO_THROW(import(folder));
 }
 
+TEST_F(Import, NamesFusedExperts) {
+  for (Folder folder : {qwen(), mixtral(), olmoe()}) {
+    const int layer = folder.config["num_hidden_layers"].get<int>() - 1;
+    const std::string prefix = "model.layers." + std::to_string(layer) + ".mlp.";
+    std::erase_if(folder.tensors, [](const auto& tensor) {
+      return contains(tensor.first, ".experts.") || contains(tensor.first, "block_sparse_moe");
+    });
+    folder.tensors[prefix + "gate.weight"] = {3, 8};
+    folder.tensors[prefix + "experts.gate_up_proj"] = {3, 12, 8};
+    folder.tensors[prefix + "experts.down_proj"] = {3, 8, 6};
+    const std::string message = refusal(folder);
+    EXPECT_TRUE(contains(message, prefix + "experts.gate_up_proj") &&
+                contains(message, "one tensor per expert"))
+        << message;
+  }
+}
+
 TEST_F(Import, NamesWhatIsNotSupported) {
   EXPECT_TRUE(contains(refusal_with(qwen(), "architectures", {"LlamaForCausalLM"}),
                        "LlamaForCausalLM is not supported; supported are Qwen3MoeForCausalLM"));
@@ -337,6 +354,13 @@ TEST_F(Import, NamesWhatIsNotSupported) {
   EXPECT_TRUE(contains(refusal_with(qwen(), "quantization_config", {{"bits", 4}}), "quantization"));
   EXPECT_TRUE(contains(refusal_with(qwen(), "attention_bias", true), "attention_bias"));
   EXPECT_TRUE(contains(refusal_with(qwen(), "rope_scaling", {{"type", "linear"}}), "linear"));
+  EXPECT_TRUE(contains(refusal_with(qwen(), "rope_parameters",
+                                    {{"factor", 4.0}, {"rope_theta", 1e4}, {"rope_type", "yarn"}}),
+                       R"("rope_type": "yarn")"))
+      << "the kind of scaling, not the first of its parameters";
+  EXPECT_TRUE(contains(refusal_with(qwen(), "rope_parameters",
+                                    {{"partial_rotary_factor", 0.5}, {"rope_type", "default"}}),
+                       "partial_rotary_factor"));
   EXPECT_TRUE(contains(refusal_with(qwen(), "hidden_act", "gelu"), "gelu"));
   EXPECT_TRUE(contains(refusal_with(qwen(), "use_sliding_window", true), "sliding_window"));
   EXPECT_TRUE(contains(refusal_with(qwen(), "num_experts_per_tok", 4), "num_experts_per_tok"));
