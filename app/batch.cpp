@@ -71,8 +71,8 @@ RankLoad Batcher::load() const {
     } else {
       ++load.decoding;
     }
-    load.remaining_work += std::max(0, sequence.prompt_length - sequence.cached) +
-                           sequence.max_new - generated;
+    load.remaining_work +=
+        std::max(0, sequence.prompt_length - sequence.cached) + sequence.max_new - generated;
   }
   load.free_pages = static_cast<std::int64_t>(free_pages_.size());
   load.free_sequences = static_cast<std::int32_t>(slots_.size() - order_.size());
@@ -96,12 +96,12 @@ bool Batcher::next_step(std::span<const RankLoad> loads) {
   has_prompt_ = false;
   for (const RankLoad& load : loads_) {
     has_prompt_ |= load.prompt_tokens > 0;
-    most = std::max(most, std::min<std::int64_t>(options_.max_step_tokens,
-                                                 load.prompt_tokens + load.decoding));
+    most = std::max(
+        most, std::min<std::int64_t>(options_.max_step_tokens, load.prompt_tokens + load.decoding));
   }
   if (most == 0) return false;
-  num_chunks_ = static_cast<int>(std::clamp<std::int64_t>(most / options_.min_chunk_tokens, 1,
-                                                          options_.max_chunks));
+  num_chunks_ = static_cast<int>(
+      std::clamp<std::int64_t>(most / options_.min_chunk_tokens, 1, options_.max_chunks));
   fill_step();
   return true;
 }
@@ -238,7 +238,8 @@ StepTokens Batcher::finish_step(double now) {
         continue;
       }
       const SampledToken& sampled = chunk.sampled[i];
-      const bool first = static_cast<std::int32_t>(sequence.tokens.size()) == sequence.prompt_length;
+      const bool first =
+          static_cast<std::int32_t>(sequence.tokens.size()) == sequence.prompt_length;
       if (first) sequence.times.first_token = now;
       sequence.times.last_token = now;
       ++tokens.generated;

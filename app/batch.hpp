@@ -19,14 +19,14 @@ enum class Mode : std::uint8_t { generate, score };
 
 struct BatchOptions {
   Mode mode = Mode::generate;
-  int max_tokens = 64;                        ///< for requests that name none
-  int max_sequences = 64;                     ///< at once on one rank
-  int max_step_tokens = 2048;                 ///< of one rank in one step
-  int min_chunk_tokens = 32;                  ///< fewer tokens than this are not cut further
+  int max_tokens = 64;         ///< for requests that name none
+  int max_sequences = 64;      ///< at once on one rank
+  int max_step_tokens = 2048;  ///< of one rank in one step
+  int min_chunk_tokens = 32;   ///< fewer tokens than this are not cut further
   int max_chunks = 1;
   int page_tokens = 64;
-  std::int64_t num_pages = 0;                 ///< KV pages of this rank
-  std::vector<std::int32_t> stop_token_ids;   ///< of the model
+  std::int64_t num_pages = 0;                ///< KV pages of this rank
+  std::vector<std::int32_t> stop_token_ids;  ///< of the model
 };
 
 /// What a rank tells the others before each step.
@@ -34,24 +34,24 @@ struct RankLoad {
   std::int64_t prompt_tokens = 0;   ///< of its sequences, not yet processed
   std::int64_t remaining_work = 0;  ///< prompt tokens plus tokens it may still generate
   std::int64_t free_pages = 0;
-  std::int32_t decoding = 0;        ///< sequences that generate
+  std::int32_t decoding = 0;  ///< sequences that generate
   std::int32_t free_sequences = 0;
 };
 
 /// A row of a chunk whose logits are wanted, and for whom.
 struct HeadRow {
   std::int32_t row = 0;
-  std::int32_t slot = 0;             ///< sequence
-  std::int32_t target = -1;          ///< score: the id whose log-probability is wanted
+  std::int32_t slot = 0;     ///< sequence
+  std::int32_t target = -1;  ///< score: the id whose log-probability is wanted
 };
 
 /// This rank's tokens of one chunk of one step.
 struct ChunkBatch {
-  std::vector<std::int32_t> tokens;           ///< [T]
-  std::vector<compute::Segment> segments;     ///< cover the rows in order
+  std::vector<std::int32_t> tokens;        ///< [T]
+  std::vector<compute::Segment> segments;  ///< cover the rows in order
   std::vector<HeadRow> head;
-  std::vector<SampledToken> sampled;          ///< generate: [head], filled by the head step
-  std::vector<float> logprobs;                ///< score: [head], filled by the head step
+  std::vector<SampledToken> sampled;  ///< generate: [head], filled by the head step
+  std::vector<float> logprobs;        ///< score: [head], filled by the head step
   void clear();
 };
 
@@ -62,7 +62,7 @@ struct RequestTimes {
 };
 
 struct FinishedRequest {
-  std::int32_t request = 0;   ///< index into the requests
+  std::int32_t request = 0;  ///< index into the requests
   io::Result result;
   RequestTimes times;
 };
@@ -83,8 +83,8 @@ class Batcher {
   /// Tokens of requests that no rank has taken yet, of prompts and still to generate.
   std::int64_t waiting_work() const;
 
-  int num_chunks() const { return num_chunks_; }           ///< of this step, equal on all ranks
-  bool has_prompt_tokens() const { return has_prompt_; }   ///< on any rank in this step
+  int num_chunks() const { return num_chunks_; }          ///< of this step, equal on all ranks
+  bool has_prompt_tokens() const { return has_prompt_; }  ///< on any rank in this step
   ChunkBatch& chunk(int index) { return chunks_[static_cast<std::size_t>(index)]; }
   SamplingOptions sampling_of(const HeadRow& head) const;
   std::int64_t generated_of(const HeadRow& head) const;
@@ -97,11 +97,11 @@ class Batcher {
 
  private:
   struct Sequence {
-    std::int32_t request = -1;            // -1: slot is free
-    std::vector<std::int32_t> tokens;     // prompt, then generated
+    std::int32_t request = -1;         // -1: slot is free
+    std::vector<std::int32_t> tokens;  // prompt, then generated
     std::vector<std::int32_t> pages;
     std::int32_t prompt_length = 0;
-    std::int32_t cached = 0;              // tokens whose keys and values are in the cache
+    std::int32_t cached = 0;  // tokens whose keys and values are in the cache
     std::int32_t max_new = 0;
     std::vector<float> logprobs;
     RequestTimes times;
@@ -121,13 +121,13 @@ class Batcher {
   std::size_t next_request_ = 0;
   std::vector<RankLoad> loads_;
   std::vector<Sequence> slots_;
-  std::vector<std::int32_t> order_;       // occupied slots in order of admission
+  std::vector<std::int32_t> order_;  // occupied slots in order of admission
   std::vector<std::int32_t> free_pages_;
   std::vector<ChunkBatch> chunks_;
   std::vector<FinishedRequest> finished_;
   int num_chunks_ = 0;
   bool has_prompt_ = false;
-  std::int64_t step_rows_ = 0;            // rows placed so far in this step
+  std::int64_t step_rows_ = 0;  // rows placed so far in this step
   std::int64_t step_prompt_tokens_ = 0;
 };
 

@@ -58,7 +58,8 @@ void add_run(CLI::App& app, RunOptions& o) {
   app.add_option("--threads", o.threads, "Arithmetic threads per rank; 0: cores / ranks of a node")
       ->check(CLI::Range(0, 4096))
       ->capture_default_str();
-  app.add_option("--transport", o.transport, "How tokens travel; auto: the first that passes a test")
+  app.add_option("--transport", o.transport,
+                 "How tokens travel; auto: the first that passes a test")
       ->check(CLI::IsMember({"auto", "ialltoallv", "pairwise"}))
       ->capture_default_str();
   app.add_option("--report", o.report, "Write a JSON report here");
@@ -76,7 +77,8 @@ void add_run(CLI::App& app, RunOptions& o) {
                  "KV cache per rank, in tokens; 0: what the requests need and memory allows")
       ->check(CLI::Range(std::int64_t{0}, std::int64_t{1} << 40))
       ->capture_default_str();
-  app.add_option("--deadline", o.deadline, "Give up after this many seconds without progress; 0: never")
+  app.add_option("--deadline", o.deadline,
+                 "Give up after this many seconds without progress; 0: never")
       ->check(CLI::Range(0.0, 1e9))
       ->capture_default_str();
   app.add_option("--peak-tflops", o.peak_tflops, "Peak of one rank, for MFU in the report")

@@ -9,27 +9,27 @@
 namespace atl {
 
 struct RunOptions {
-  std::string config;                  ///< file whose options were read before the command line's
+  std::string config;  ///< file whose options were read before the command line's
   std::string model;
   std::string input;
   std::string output;
-  std::string mode = "generate";       ///< generate | score
+  std::string mode = "generate";  ///< generate | score
   int max_tokens = 64;
-  std::string backend = "auto";        ///< auto | cpu | cuda
-  std::string dtype = "auto";          ///< auto | bfloat16 | float16 | float32
+  std::string backend = "auto";  ///< auto | cpu | cuda
+  std::string dtype = "auto";    ///< auto | bfloat16 | float16 | float32
   int chunks = 2;
   bool no_overlap = false;
-  int threads = 0;                     ///< per rank; 0: cores of the node / ranks on it
-  std::string transport = "auto";      ///< auto | ialltoallv | pairwise
+  int threads = 0;                 ///< per rank; 0: cores of the node / ranks on it
+  std::string transport = "auto";  ///< auto | ialltoallv | pairwise
   std::string report;
   std::string trace;
-  int max_sequences = 64;              ///< per rank at once
-  int step_tokens = 2048;              ///< per rank and step
+  int max_sequences = 64;  ///< per rank at once
+  int step_tokens = 2048;  ///< per rank and step
   int min_chunk_tokens = 32;
-  std::int64_t kv_tokens = 0;          ///< KV cache per rank in tokens; 0: from the requests
-  double deadline = 300;               ///< seconds without progress
-  double peak_tflops = 0;              ///< stated peak of one rank, for MFU
-  std::string progress = "auto";       ///< auto | bar | lines | none
+  std::int64_t kv_tokens = 0;     ///< KV cache per rank in tokens; 0: from the requests
+  double deadline = 300;          ///< seconds without progress
+  double peak_tflops = 0;         ///< stated peak of one rank, for MFU
+  std::string progress = "auto";  ///< auto | bar | lines | none
 
   /// Every option with its value as text, in a fixed order: for the report, and to compare ranks.
   std::vector<std::pair<std::string, std::string>> items() const;
@@ -59,7 +59,7 @@ struct CommandLine {
   InitOptions init;
   ImportOptions import;
   InspectOptions inspect;
-  std::string text;                 ///< help or version
+  std::string text;  ///< help or version
 };
 
 /// Parses and checks the command line. Throws UsageError with the reason and what would work.

@@ -46,8 +46,8 @@ struct Driver::ChunkState {
   ChunkBatch* batch = nullptr;
   Sampler sampler;
   std::vector<std::int32_t> rows, targets;
-  std::vector<float> logits;          // [head rows, vocab]
-  std::function<void()> sample;       // the host part of the head step
+  std::vector<float> logits;     // [head rows, vocab]
+  std::function<void()> sample;  // the host part of the head step
 };
 
 /// A schedule with the steps that wait for each step.
@@ -85,15 +85,16 @@ Driver::Driver(compute::Backend& backend, const comm::Communicator& world, const
     most_steps = std::max(most_steps, built.steps.size());
   }
   const auto hashes = world_.allgather(hash);
-  const auto other = std::find_if(hashes.begin(), hashes.end(),
-                                  [&](std::uint64_t h) { return h != hashes[0]; });
-  require(other == hashes.end(),
-          "rank {} built another schedule than rank 0 (their options or programs differ); start all "
-          "ranks with the same command",
-          other - hashes.begin());
+  const auto other =
+      std::find_if(hashes.begin(), hashes.end(), [&](std::uint64_t h) { return h != hashes[0]; });
+  require(
+      other == hashes.end(),
+      "rank {} built another schedule than rank 0 (their options or programs differ); start all "
+      "ranks with the same command",
+      other - hashes.begin());
   for (int c = 0; c < options_.num_chunks; ++c) {
-    chunks_.push_back(std::make_unique<ChunkState>(backend_, world_, options_, experts_per_peer_,
-                                                   shape_.vocab));
+    chunks_.push_back(
+        std::make_unique<ChunkState>(backend_, world_, options_, experts_per_peer_, shape_.vocab));
   }
   traffic_.bytes_to.resize(static_cast<std::size_t>(world_.size()));
   traffic_.tokens_of_expert.resize(
@@ -184,18 +185,25 @@ Driver::Running Driver::launch_compute(std::int32_t index) {
   compute::Chunk& chunk = *state.chunk;
   const auto one = [index](compute::Event event) { return Running{index, event, event, 0}; };
   switch (step.kind) {
-    case StepKind::embed: return one(backend_.embed(chunk));
-    case StepKind::attention: return one(backend_.attention(chunk, step.layer));
-    case StepKind::mlp: return one(backend_.mlp(chunk, step.layer));
-    case StepKind::route: return one(backend_.route(chunk, step.layer));
+    case StepKind::embed:
+      return one(backend_.embed(chunk));
+    case StepKind::attention:
+      return one(backend_.attention(chunk, step.layer));
+    case StepKind::mlp:
+      return one(backend_.mlp(chunk, step.layer));
+    case StepKind::route:
+      return one(backend_.route(chunk, step.layer));
     case StepKind::experts:
       build_blocks(state);
       return one(backend_.experts(chunk, step.layer, state.blocks));
-    case StepKind::merge: return one(backend_.merge(chunk, step.layer));
-    case StepKind::head: return launch_head(index, state);
+    case StepKind::merge:
+      return one(backend_.merge(chunk, step.layer));
+    case StepKind::head:
+      return launch_head(index, state);
     case StepKind::counts:
     case StepKind::dispatch:
-    case StepKind::combine: break;
+    case StepKind::combine:
+      break;
   }
   fail("internal: {} is not arithmetic", step.name());
 }
@@ -242,8 +250,9 @@ void Driver::post_exchange(std::int32_t index) {
       for (std::size_t i = 0; i < experts.size(); ++i) {
         const auto expert = static_cast<std::size_t>(experts[i]);
         to[rank * per_peer + i] = chunk.expert_counts[expert];
-        traffic_.tokens_of_expert[static_cast<std::size_t>(step.layer * shape_.num_experts) +
-                                  expert] += chunk.expert_counts[expert];
+        traffic_
+            .tokens_of_expert[static_cast<std::size_t>(step.layer * shape_.num_experts) + expert] +=
+            chunk.expert_counts[expert];
       }
     }
     if (world_.size() > 1) state.exchange.start_counts();
@@ -259,11 +268,10 @@ void Driver::post_exchange(std::int32_t index) {
   }
   traffic_.bytes_sent_at_once = std::max(traffic_.bytes_sent_at_once, sent);
   if (world_.size() == 1) return;
-  state.pending = step.kind == StepKind::dispatch
-                      ? state.exchange.start(std::move(state.plan), chunk.dispatch_send,
-                                             chunk.dispatch_recv)
-                      : state.exchange.start(std::move(state.plan), chunk.combine_send,
-                                             chunk.combine_recv);
+  state.pending =
+      step.kind == StepKind::dispatch
+          ? state.exchange.start(std::move(state.plan), chunk.dispatch_send, chunk.dispatch_recv)
+          : state.exchange.start(std::move(state.plan), chunk.combine_send, chunk.combine_recv);
 }
 
 bool Driver::exchange_done(std::int32_t index) {
@@ -293,7 +301,8 @@ void Driver::plan_from_counts(ChunkState& state) {
     const auto last = first + static_cast<std::ptrdiff_t>(per_peer);
     const auto rows_to = std::accumulate(to.begin() + first, to.begin() + last, std::int64_t{0});
     const auto rows_from =
-        peer == own ? 0 : std::accumulate(from.begin() + first, from.begin() + last, std::int64_t{0});
+        peer == own ? 0
+                    : std::accumulate(from.begin() + first, from.begin() + last, std::int64_t{0});
     plan.send_offsets[peer] = comm::to_int(static_cast<std::size_t>(sent), "rows sent");
     plan.recv_offsets[peer] = comm::to_int(static_cast<std::size_t>(received), "rows received");
     plan.send_counts[peer] = peer == own ? 0 : static_cast<int>(rows_to);
@@ -313,7 +322,8 @@ void Driver::build_blocks(ChunkState& state) {
   compute::Chunk& chunk = *state.chunk;
   state.blocks.clear();
   const auto row = [this](const void* base, std::int64_t index) {
-    return static_cast<const std::byte*>(base) + static_cast<std::size_t>(index) * options_.row_bytes;
+    return static_cast<const std::byte*>(base) +
+           static_cast<std::size_t>(index) * options_.row_bytes;
   };
   const auto row_out = [&row](void* base, std::int64_t index) {
     return const_cast<std::byte*>(row(base, index));
@@ -399,9 +409,10 @@ void Driver::check_deadline() {
   for (const Running& running : running_compute_) {
     waiting += (waiting.empty() ? "" : "; ") + current_->step(running.step).name();
   }
-  fail("rank {} made no progress for {:.0f} s while waiting for: {} (a rank may have stopped or the "
-       "network may be stuck); see the other ranks' output, or raise --deadline",
-       world_.rank(), options_.deadline_s, waiting);
+  fail(
+      "rank {} made no progress for {:.0f} s while waiting for: {} (a rank may have stopped or the "
+      "network may be stuck); see the other ranks' output, or raise --deadline",
+      world_.rank(), options_.deadline_s, waiting);
 }
 
 }  // namespace atl

@@ -22,10 +22,10 @@ struct DriverOptions {
   int num_chunks = 1;
   bool overlap = true;
   comm::TransportKind transport = comm::TransportKind::ialltoallv;
-  double deadline_s = 300;        ///< without any progress; 0 waits for ever
-  std::size_t row_bytes = 0;      ///< of one token on the wire
+  double deadline_s = 300;    ///< without any progress; 0 waits for ever
+  std::size_t row_bytes = 0;  ///< of one token on the wire
   Mode mode = Mode::generate;
-  int max_head_rows = 0;          ///< rows of logits per chunk (generate)
+  int max_head_rows = 0;  ///< rows of logits per chunk (generate)
   int max_chunk_tokens = 0;
 };
 
@@ -54,12 +54,12 @@ class Driver {
 
  private:
   struct ChunkState;
-  struct Compiled;   // a schedule with its successors
+  struct Compiled;  // a schedule with its successors
   struct Running {
     std::int32_t step;
     compute::Event first;  // compute: first and last operation of the step
     compute::Event event;
-    double posted;         // exchange
+    double posted;  // exchange
   };
 
   void prepare(Batcher& batch);
@@ -82,17 +82,17 @@ class Driver {
   DriverOptions options_;
   Timeline& timeline_;
   int experts_per_peer_;
-  std::vector<Compiled> compiled_;                   // [num_chunks - 1]
+  std::vector<Compiled> compiled_;  // [num_chunks - 1]
   std::vector<std::unique_ptr<ChunkState>> chunks_;
   Traffic traffic_;
 
   // Of the step under way.
   Batcher* batch_ = nullptr;
   const Compiled* current_ = nullptr;
-  std::vector<std::int32_t> pending_;                // [steps] dependencies not yet met
-  std::vector<std::int32_t> ready_compute_;          // min-heap of steps
+  std::vector<std::int32_t> pending_;        // [steps] dependencies not yet met
+  std::vector<std::int32_t> ready_compute_;  // min-heap of steps
   std::vector<std::int32_t> ready_exchange_;
-  std::vector<Running> running_compute_;             // in order of the queue
+  std::vector<Running> running_compute_;  // in order of the queue
   std::vector<Running> running_exchange_;
   std::size_t completed_ = 0;
   int idle_polls_ = 0;

@@ -18,7 +18,8 @@ class Loader {
   void load(Weight weight, int layer, const std::string& path) { load(weight, layer, -1, {path}); }
 
   /// One slab of a stacked expert tensor.
-  void load_expert(Weight weight, int layer, int local_expert, const std::string& path, int expert) {
+  void load_expert(Weight weight, int layer, int local_expert, const std::string& path,
+                   int expert) {
     load(weight, layer, local_expert, {path}, expert);
   }
 
@@ -87,9 +88,9 @@ void load_weights(io::ModelFileReader& file, const ModelConfig& config,
     const std::string prefix = fmt::format("/model/layers/{}/", layer);
     const std::string attention = prefix + "self_attn/";
     loader.load(Weight::attention_norm, layer, prefix + "input_layernorm/weight");
-    loader.load(Weight::qkv, layer, -1,
-                {attention + "q_proj/weight", attention + "k_proj/weight",
-                 attention + "v_proj/weight"});
+    loader.load(
+        Weight::qkv, layer, -1,
+        {attention + "q_proj/weight", attention + "k_proj/weight", attention + "v_proj/weight"});
     if (shape.qk_norm != QkNorm::none) {
       loader.load(Weight::q_norm, layer, attention + "q_norm/weight");
       loader.load(Weight::k_norm, layer, attention + "k_norm/weight");

@@ -29,7 +29,8 @@ void print_error(const char* message) {
 
 void execute(const CommandLine& line, const comm::Communicator& world) {
   switch (line.command) {
-    case Command::run: return run_job(world, line.run);
+    case Command::run:
+      return run_job(world, line.run);
     case Command::init:
       return world.agree([&] {
         init_model(preset(line.init.preset), line.init.seed, line.init.output, world.rank(),
@@ -44,7 +45,8 @@ void execute(const CommandLine& line, const comm::Communicator& world) {
         if (world.rank() != 0) return;
         fmt::print("{}", inspect_text(line.inspect.file, !line.inspect.no_verify));
       });
-    case Command::none: return;
+    case Command::none:
+      return;
   }
 }
 
@@ -68,10 +70,10 @@ int run_command(const CommandLine& line, const std::optional<UsageError>& wrong_
   }
 }
 
-/// The threads of an OpenMP team spin for milliseconds at every barrier, by default. Where ranks and
-/// threads outnumber the cores, each spins away the time that another needs: 2 ranks x 2 threads on
-/// 2 busy cores took more than 30 times as long. The policy is read before main(), hence the
-/// restart. A user's own choice stands.
+/// The threads of an OpenMP team spin for milliseconds at every barrier, by default. Where ranks
+/// and threads outnumber the cores, each spins away the time that another needs: 2 ranks x 2
+/// threads on 2 busy cores took more than 30 times as long. The policy is read before main(), hence
+/// the restart. A user's own choice stands.
 void let_waiting_threads_sleep(const RunOptions& options, char** argv) {
   const int ranks = comm::Environment::announced_local_ranks();
   const int threads = threads_per_rank(options.threads, ranks);

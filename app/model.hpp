@@ -25,9 +25,9 @@ struct ModelConfig {
 
 /// One dataset of a model file.
 struct TensorInfo {
-  std::string path;                  ///< e.g. "/model/layers/3/mlp/experts/up_proj/weight"
-  std::vector<std::int64_t> shape;   ///< stacked expert tensors are [experts, out, in]
-  bool per_expert = false;           ///< checksums and reads go by expert slab
+  std::string path;                 ///< e.g. "/model/layers/3/mlp/experts/up_proj/weight"
+  std::vector<std::int64_t> shape;  ///< stacked expert tensors are [experts, out, in]
+  bool per_expert = false;          ///< checksums and reads go by expert slab
 };
 
 /// Every dataset a model of this configuration has, in a fixed order.

@@ -21,8 +21,8 @@ bool watched_by_a_person() {
   std::error_code error;
   const auto target = std::filesystem::read_symlink(
       fmt::format("/proc/{}/fd/2", static_cast<long>(getppid())), error);
-  return !error && (target.string().starts_with("/dev/pts/") ||
-                    target.string().starts_with("/dev/tty"));
+  return !error &&
+         (target.string().starts_with("/dev/pts/") || target.string().starts_with("/dev/tty"));
 }
 
 std::string duration(double seconds) {

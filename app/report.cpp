@@ -170,8 +170,7 @@ json gather_report(const comm::Communicator& world, const RunFacts& facts,
   numbers.expert_rows = mine.traffic->rows_computed;
   numbers.largest_exchange = mine.traffic->bytes_sent_at_once;
   const auto ranks = world.allgather(numbers);
-  const auto bytes =
-      world.gather_vectors(std::span<const std::int64_t>(mine.traffic->bytes_to), 0);
+  const auto bytes = world.gather_vectors(std::span<const std::int64_t>(mine.traffic->bytes_to), 0);
   const auto waits = world.gather_vectors(mine.timeline->waited_for(), 0);
   std::vector<std::int64_t> tokens = mine.traffic->tokens_of_expert;
   world.allreduce(std::span(tokens), comm::Communicator::Reduce::sum);
@@ -204,8 +203,9 @@ json gather_report(const comm::Communicator& world, const RunFacts& facts,
 }
 
 std::string summary_table(const json& report) {
-  std::string text = fmt::format("{:<10}{:>10}{:>12}{:>9}{:>7}{:>7}{:>10}{:>9}\n", "phase", "tokens",
-                                 "tokens/s", "compute", "comm", "sync", "overhead", "overlap");
+  std::string text =
+      fmt::format("{:<10}{:>10}{:>12}{:>9}{:>7}{:>7}{:>10}{:>9}\n", "phase", "tokens", "tokens/s",
+                  "compute", "comm", "sync", "overhead", "overlap");
   for (const char* name : {"prefill", "decode"}) {
     const json& phase = report.at("phases").at(name);
     if (phase.is_null()) continue;
@@ -213,8 +213,7 @@ std::string summary_table(const json& report) {
     const auto percent = [&share](const char* key) {
       return fmt::format("{:.0f} %", share.at(key).get<double>() * 100);
     };
-    const double tokens =
-        phase.at("tokens_per_s").get<double>() * phase.at("wall_s").get<double>();
+    const double tokens = phase.at("tokens_per_s").get<double>() * phase.at("wall_s").get<double>();
     const json& overlap = phase.at("overlap_efficiency");
     text += fmt::format("{:<10}{:>10.0f}{:>12.0f}{:>9}{:>7}{:>7}{:>10}{:>9}\n", name, tokens,
                         phase.at("tokens_per_s").get<double>(), percent("compute"),

@@ -18,8 +18,9 @@ std::string to_text(const json& value) {
 }
 
 json request_json(const io::Request& r) {
-  return {r.line,  r.id,   r.tokens,         r.max_tokens ? json(*r.max_tokens) : json(nullptr),
-          r.temperature, r.top_p, r.seed, r.stop_token_ids, r.error};
+  return {r.line,        r.id,    r.tokens, r.max_tokens ? json(*r.max_tokens) : json(nullptr),
+          r.temperature, r.top_p, r.seed,   r.stop_token_ids,
+          r.error};
 }
 
 io::Request request_from(const json& j) {
@@ -56,8 +57,8 @@ std::vector<io::Request> broadcast_requests(const comm::Communicator& world,
 
 std::string gather_results(const comm::Communicator& world,
                            const std::vector<io::Request>& requests,
-                           const std::vector<FinishedRequest>& mine, Mode mode,
-                           bool has_text, RequestSummary& summary) {
+                           const std::vector<FinishedRequest>& mine, Mode mode, bool has_text,
+                           RequestSummary& summary) {
   json own = json::array();
   for (const FinishedRequest& f : mine) {
     own.push_back({f.request, f.result.tokens, f.result.logprobs, f.result.finish_reason,

@@ -19,7 +19,7 @@ std::vector<io::Request> broadcast_requests(const comm::Communicator& world,
 /// and when the requests got their tokens. `has_text`: token ids are bytes and shown as text too.
 std::string gather_results(const comm::Communicator& world,
                            const std::vector<io::Request>& requests,
-                           const std::vector<FinishedRequest>& mine, Mode mode,
-                           bool has_text, RequestSummary& summary);
+                           const std::vector<FinishedRequest>& mine, Mode mode, bool has_text,
+                           RequestSummary& summary);
 
 }  // namespace atl

@@ -27,7 +27,7 @@ namespace atl {
 namespace {
 
 constexpr int page_tokens = 64;
-constexpr int byte_vocab = 256;  // ids are bytes
+constexpr int byte_vocab = 256;                   // ids are bytes
 constexpr std::size_t max_trace_events = 200000;  // per rank, about 100 bytes each on file
 constexpr double kv_share_of_free_memory = 0.4;
 
@@ -155,16 +155,13 @@ class Job {
     const int node = topology_.node_of[static_cast<std::size_t>(world_.rank())];
     ranks_on_node_ = topology_.ranks_on(node);
     threads_ = threads_per_rank(options_.threads, ranks_on_node_);
-    world_.agree([this] {
-      transport_ = comm::choose_transport(world_, options_.transport);
-    });
+    world_.agree([this] { transport_ = comm::choose_transport(world_, options_.transport); });
   }
 
   void size_batches() {
     batch_.mode = mode_;
     batch_.max_tokens = options_.max_tokens;
-    batch_.max_sequences =
-        std::min(options_.max_sequences, static_cast<int>(requests_.size()));
+    batch_.max_sequences = std::min(options_.max_sequences, static_cast<int>(requests_.size()));
     batch_.max_step_tokens = std::max(options_.step_tokens, batch_.max_sequences);
     batch_.min_chunk_tokens = std::min(options_.min_chunk_tokens, batch_.max_step_tokens);
     batch_.max_chunks = options_.chunks;
@@ -196,9 +193,9 @@ class Job {
     const ModelShape& shape = config_.shape;
     const std::int64_t page_bytes = std::int64_t{2} * page_tokens * shape.num_layers *
                                     shape.kv_width() * static_cast<std::int64_t>(size_of(dtype_));
-    std::int64_t allowed = static_cast<std::int64_t>(
-        static_cast<double>(free_memory_bytes()) * kv_share_of_free_memory / ranks_on_node_ /
-        static_cast<double>(page_bytes));
+    std::int64_t allowed = static_cast<std::int64_t>(static_cast<double>(free_memory_bytes()) *
+                                                     kv_share_of_free_memory / ranks_on_node_ /
+                                                     static_cast<double>(page_bytes));
     world_.allreduce(std::span(&allowed, 1), comm::Communicator::Reduce::min);
     // An even share and one large request more: ranks differ in what they were given.
     const std::int64_t useful = std::min(all, all / world_.size() + 2 * largest);
@@ -269,9 +266,8 @@ class Job {
 
   void finish() {
     RequestSummary summary;
-    const std::string lines =
-        gather_results(world_, requests_, batcher_->finished(), mode_,
-                       config_.shape.vocab == byte_vocab, summary);
+    const std::string lines = gather_results(world_, requests_, batcher_->finished(), mode_,
+                                             config_.shape.vocab == byte_vocab, summary);
     RunFacts facts;
     facts.options = &options_;
     facts.config = &config_;
@@ -316,8 +312,10 @@ class Job {
         options_.trace, events, [&](const io::TraceEvent& e) { return step_of(e).name(); },
         [&](const io::TraceEvent& e) { return is_exchange(step_of(e).kind); });
     if (timeline_->dropped_trace_events() > 0) {
-      fmt::print(stderr, "the trace keeps the first {} steps of each rank; {} later ones on rank 0 "
-                 "are not in it\n", max_trace_events, timeline_->dropped_trace_events());
+      fmt::print(stderr,
+                 "the trace keeps the first {} steps of each rank; {} later ones on rank 0 "
+                 "are not in it\n",
+                 max_trace_events, timeline_->dropped_trace_events());
     }
   }
 

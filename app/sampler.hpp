@@ -32,8 +32,8 @@ class Sampler {
   std::int32_t draw(std::span<const float> logits, const SamplingOptions& options,
                     std::int64_t index);
 
-  std::vector<double> weights_;       // [vocab] unnormalised probabilities
-  std::vector<std::int32_t> order_;   // [vocab] ids by falling probability
+  std::vector<double> weights_;      // [vocab] unnormalised probabilities
+  std::vector<std::int32_t> order_;  // [vocab] ids by falling probability
 };
 
 /// Uniform in [0, 1) with 53 bits, from a counter: the same (seed, index), the same number.

@@ -89,8 +89,8 @@ void Timeline::flush(const comm::Communicator& world) {
   last_ranks_.resize(posts_.size());
   world.allreduce_max_where(posts_, last_posts_, last_ranks_);
   for (std::size_t i = 0; i < exchanges_.size(); ++i) {
-    last_posts_[i] = std::clamp(last_posts_[i] - clock_offset_, exchanges_[i].posted,
-                                exchanges_[i].done);
+    last_posts_[i] =
+        std::clamp(last_posts_[i] - clock_offset_, exchanges_[i].posted, exchanges_[i].done);
     waited_for_[static_cast<std::size_t>(last_ranks_[i])] += last_posts_[i] - exchanges_[i].posted;
   }
   for (const StepRecord& step : steps_) {
@@ -130,8 +130,9 @@ void Timeline::account(const StepRecord& step, std::span<const double> last_post
     if (active[1] > 0) sum.exchange += span;
     if (active[0] > 0 && active[1] > 0) sum.overlapped += span;
     if (active[0] == 0) {
-      (active[1] > 0 ? sum.communication : active[2] > 0 ? sum.synchronisation : sum.overhead) +=
-          span;
+      (active[1] > 0   ? sum.communication
+       : active[2] > 0 ? sum.synchronisation
+                       : sum.overhead) += span;
     }
     at = std::max(at, until);
   };

@@ -32,7 +32,8 @@ bool Environment::launched() {
 }
 
 int Environment::announced_local_ranks() {
-  for (const char* name : {"OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "SLURM_NTASKS_PER_NODE"}) {
+  for (const char* name :
+       {"OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "SLURM_NTASKS_PER_NODE"}) {
     if (const char* value = std::getenv(name)) return std::max(1, std::atoi(value));
   }
   return 1;
@@ -60,14 +61,18 @@ Environment::Environment(int* argc, char*** argv) {
   MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN);
 }
 
-Environment::~Environment() { MPI_Finalize(); }
+Environment::~Environment() {
+  MPI_Finalize();
+}
 
 Communicator::Communicator(MPI_Comm comm, bool owned) : comm_(comm), owned_(owned) {
   check(MPI_Comm_rank(comm_, &rank_), "MPI_Comm_rank");
   check(MPI_Comm_size(comm_, &size_), "MPI_Comm_size");
 }
 
-Communicator Communicator::world() { return {MPI_COMM_WORLD, false}; }
+Communicator Communicator::world() {
+  return {MPI_COMM_WORLD, false};
+}
 
 Communicator::Communicator(Communicator&& other) noexcept
     : comm_(std::exchange(other.comm_, MPI_COMM_NULL)),
@@ -105,7 +110,9 @@ Communicator Communicator::split_shared() const {
   return {node, true};
 }
 
-void Communicator::barrier() const { check(MPI_Barrier(comm_), "MPI_Barrier"); }
+void Communicator::barrier() const {
+  check(MPI_Barrier(comm_), "MPI_Barrier");
+}
 
 void Communicator::allgather_bytes(const void* value, void* all, std::size_t bytes) const {
   const int count = to_int(bytes, "bytes of an allgather");
@@ -115,9 +122,12 @@ void Communicator::allgather_bytes(const void* value, void* all, std::size_t byt
 namespace {
 MPI_Op op_of(Communicator::Reduce op) {
   switch (op) {
-    case Communicator::Reduce::sum: return MPI_SUM;
-    case Communicator::Reduce::max: return MPI_MAX;
-    case Communicator::Reduce::min: return MPI_MIN;
+    case Communicator::Reduce::sum:
+      return MPI_SUM;
+    case Communicator::Reduce::max:
+      return MPI_MAX;
+    case Communicator::Reduce::min:
+      return MPI_MIN;
   }
   return MPI_OP_NULL;
 }

@@ -65,8 +65,8 @@ class Communicator {
   MPI_Comm raw() const { return comm_; }
   int fortran_handle() const { return MPI_Comm_c2f(comm_); }
 
-  Communicator duplicate() const;      ///< collective
-  Communicator split_shared() const;   ///< collective; the ranks that share this node's memory
+  Communicator duplicate() const;     ///< collective
+  Communicator split_shared() const;  ///< collective; the ranks that share this node's memory
 
   void barrier() const;
 

@@ -31,14 +31,16 @@ std::int64_t ExchangePlan::rows_received() const {
 bool PendingExchange::done() {
   if (done_) return true;
   int flag = 0;
-  check(MPI_Testall(static_cast<int>(requests_.size()), requests_.data(), &flag,
-                    MPI_STATUSES_IGNORE),
-        "MPI_Testall");
+  check(
+      MPI_Testall(static_cast<int>(requests_.size()), requests_.data(), &flag, MPI_STATUSES_IGNORE),
+      "MPI_Testall");
   done_ = flag != 0;
   return done_;
 }
 
-ExchangePlan PendingExchange::take_plan() { return std::move(plan_); }
+ExchangePlan PendingExchange::take_plan() {
+  return std::move(plan_);
+}
 
 std::vector<int> PendingExchange::awaited_peers() const {
   std::vector<int> awaited;
@@ -161,8 +163,8 @@ void Exchange::start_pairwise(PendingExchange& pending, const void* send, void* 
     if (plan.recv_counts[p] == 0) continue;
     pending.requests_.push_back(MPI_REQUEST_NULL);
     pending.peers_.push_back(peer);
-    auto* to = static_cast<std::byte*>(recv) +
-               static_cast<std::size_t>(plan.recv_offsets[p]) * row_bytes_;
+    auto* to =
+        static_cast<std::byte*>(recv) + static_cast<std::size_t>(plan.recv_offsets[p]) * row_bytes_;
     check(MPI_Irecv(to, plan.recv_counts[p], row_type_, peer, tag, comm_.raw(),
                     &pending.requests_.back()),
           "MPI_Irecv");
@@ -184,7 +186,9 @@ void Exchange::start_pairwise(PendingExchange& pending, const void* send, void* 
 namespace {
 
 /// Rows that rank `from` sends to rank `to` in the canary: unequal, some of them none.
-int canary_rows(int from, int to) { return from == to ? 0 : (from * 3 + to * 5) % 7; }
+int canary_rows(int from, int to) {
+  return from == to ? 0 : (from * 3 + to * 5) % 7;
+}
 
 std::uint32_t canary_word(int from, int to, int row, std::size_t at) {
   return static_cast<std::uint32_t>(from) * 2654435761U + static_cast<std::uint32_t>(to) * 40503U +
@@ -257,9 +261,10 @@ TransportKind choose_transport(const Communicator& parent, std::string_view want
     if (wanted != "auto" && wanted != name_of(kind)) continue;
     if (canary(parent, kind)) return kind;
   }
-  fail("transport '{}' does not work here (a test exchange between all ranks lost or altered rows, "
-       "or did not end within 60 s); try another --transport or other MPI settings",
-       wanted);
+  fail(
+      "transport '{}' does not work here (a test exchange between all ranks lost or altered rows, "
+      "or did not end within 60 s); try another --transport or other MPI settings",
+      wanted);
 }
 
 }  // namespace atl::comm

@@ -69,8 +69,7 @@ double clock_offset(const Communicator& world, const Topology& topology) {
         const double begin = now();
         double theirs = 0;
         check(MPI_Send(&begin, 1, MPI_DOUBLE, 0, tag, world.raw()), "MPI_Send");
-        check(MPI_Recv(&theirs, 1, MPI_DOUBLE, 0, tag, world.raw(), MPI_STATUS_IGNORE),
-              "MPI_Recv");
+        check(MPI_Recv(&theirs, 1, MPI_DOUBLE, 0, tag, world.raw(), MPI_STATUS_IGNORE), "MPI_Recv");
         const double end = now();
         if (end - begin < best_round_trip) {
           best_round_trip = end - begin;

@@ -67,15 +67,15 @@ class Chunk {
  public:
   virtual ~Chunk() = default;
 
-  std::span<const std::int32_t> tokens;    ///< [T], T <= max_tokens; may be empty
-  std::span<const Segment> segments;       ///< cover rows 0..T-1 in order
+  std::span<const std::int32_t> tokens;  ///< [T], T <= max_tokens; may be empty
+  std::span<const Segment> segments;     ///< cover rows 0..T-1 in order
 
   std::span<const std::int32_t> expert_counts;  ///< [num_experts], rows per expert; after route
-  void* dispatch_send = nullptr;           ///< [T * top_k, H], packed by route
-  void* combine_recv = nullptr;            ///< [T * top_k, H], read by merge, order of dispatch_send
-  void* dispatch_recv = nullptr;           ///< [receive_capacity, H], rows from other ranks
-  void* combine_send = nullptr;            ///< [receive_capacity, H], their results
-  std::int64_t receive_capacity = 0;       ///< rows
+  void* dispatch_send = nullptr;                ///< [T * top_k, H], packed by route
+  void* combine_recv = nullptr;       ///< [T * top_k, H], read by merge, order of dispatch_send
+  void* dispatch_recv = nullptr;      ///< [receive_capacity, H], rows from other ranks
+  void* combine_send = nullptr;       ///< [receive_capacity, H], their results
+  std::int64_t receive_capacity = 0;  ///< rows
 
   /// Grows dispatch_recv and combine_send to at least `rows` rows (by doubling); contents are lost.
   virtual void reserve_receive(std::int64_t rows) = 0;
@@ -84,13 +84,13 @@ class Chunk {
 /// How a backend is set up, fixed before the first weight is loaded.
 struct BackendOptions {
   ModelShape shape;
-  DType dtype = DType::bfloat16;             ///< of activations, KV cache and GEMM operands
-  int num_local_experts = 0;                 ///< experts of every MoE layer held by this rank
-  std::vector<std::int32_t> send_order;      ///< [num_experts]: position of an expert's rows in
-                                             ///< dispatch_send (experts of rank 0 first, ...)
+  DType dtype = DType::bfloat16;         ///< of activations, KV cache and GEMM operands
+  int num_local_experts = 0;             ///< experts of every MoE layer held by this rank
+  std::vector<std::int32_t> send_order;  ///< [num_experts]: position of an expert's rows in
+                                         ///< dispatch_send (experts of rank 0 first, ...)
   int num_threads = 1;
-  int page_tokens = 64;                      ///< tokens per KV page
-  std::int64_t num_pages = 0;                ///< KV pages this rank holds, all layers each
+  int page_tokens = 64;        ///< tokens per KV page
+  std::int64_t num_pages = 0;  ///< KV pages this rank holds, all layers each
   int max_chunk_tokens = 0;
 };
 
@@ -104,7 +104,8 @@ class Backend {
   /// Copies (and packs) one weight; `tensor` may be freed afterwards. `layer` is -1 for the
   /// embedding, final_norm and lm_head; `local_expert` is -1 outside experts. Throws Error when the
   /// shape is not the model's.
-  virtual void load_weight(Weight weight, int layer, int local_expert, const HostTensor& tensor) = 0;
+  virtual void load_weight(Weight weight, int layer, int local_expert,
+                           const HostTensor& tensor) = 0;
 
   /// Says that all weights are there; prepares what the first step would otherwise create.
   virtual void finish_loading() = 0;
@@ -118,7 +119,7 @@ class Backend {
   virtual Event route(Chunk& chunk, int layer) = 0;      ///< router, expert_counts, dispatch_send
   /// Blocks are sorted by local_expert; the span and what it points to live until completion.
   virtual Event experts(Chunk& chunk, int layer, std::span<const RowBlock> blocks) = 0;
-  virtual Event merge(Chunk& chunk, int layer) = 0;      ///< x += weighted sum of combine_recv
+  virtual Event merge(Chunk& chunk, int layer) = 0;  ///< x += weighted sum of combine_recv
 
   /// logits [rows, vocab] (float32) = lm_head · RMSNorm(x[rows]).
   virtual Event logits(Chunk& chunk, std::span<const std::int32_t> rows, float* logits) = 0;

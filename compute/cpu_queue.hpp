@@ -40,9 +40,9 @@ struct CpuOp {
   const std::function<void()>* task = nullptr;
 };
 
-/// Runs operations in order, on its own thread or on the one that enqueues while that waits for them.
-/// One thread enqueues, starts, waits and finishes.
-/// After an operation has thrown, later ones complete without running.
+/// Runs operations in order, on its own thread or on the one that enqueues while that waits for
+/// them. One thread enqueues, starts, waits and finishes. After an operation has thrown, later ones
+/// complete without running.
 class CpuQueue {
  public:
   /// `prepare` runs first on the worker thread, then `execute` for every operation.
@@ -73,7 +73,7 @@ class CpuQueue {
   std::function<void(const CpuOp&)> execute_;
   std::array<CpuOp, capacity> ring_;
   std::vector<Interval> intervals_ = std::vector<Interval>(num_intervals);
-  Event enqueued_ = 0;              // of the enqueueing thread
+  Event enqueued_ = 0;  // of the enqueueing thread
   // Operations up to here are the worker's. While it has none left, the enqueueing thread may run
   // the next ones itself; only that thread raises this number, so the two never run at once.
   std::atomic<Event> started_{0};

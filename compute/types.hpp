@@ -12,13 +12,18 @@ namespace atl {
 /// Element type of weights and activations.
 enum class DType : std::uint8_t { bfloat16, float16, float32 };
 
-constexpr std::size_t size_of(DType type) { return type == DType::float32 ? 4 : 2; }
+constexpr std::size_t size_of(DType type) {
+  return type == DType::float32 ? 4 : 2;
+}
 
 constexpr std::string_view name_of(DType type) {
   switch (type) {
-    case DType::bfloat16: return "bfloat16";
-    case DType::float16: return "float16";
-    case DType::float32: return "float32";
+    case DType::bfloat16:
+      return "bfloat16";
+    case DType::float16:
+      return "float16";
+    case DType::float32:
+      return "float32";
   }
   return "?";
 }
@@ -39,8 +44,8 @@ enum class Activation : std::uint8_t {
 /// Where q and k are RMS-normalised before RoPE.
 enum class QkNorm : std::uint8_t {
   none,
-  per_head,    ///< over head_dim, weight [head_dim] (Qwen3)
-  whole_row,   ///< over heads * head_dim, weight [heads * head_dim] (OLMoE)
+  per_head,   ///< over head_dim, weight [head_dim] (Qwen3)
+  whole_row,  ///< over heads * head_dim, weight [heads * head_dim] (OLMoE)
 };
 
 /// All numbers the arithmetic of one model needs. `T` is a count of tokens, `H` is `hidden`.

@@ -10,23 +10,23 @@ namespace atl::io {
 
 /// One line of the requests file.
 struct Request {
-  std::int64_t line = 0;             ///< 1-based line number in the input file
+  std::int64_t line = 0;  ///< 1-based line number in the input file
   std::string id;
   std::vector<std::int32_t> tokens;  ///< the prompt
   std::optional<int> max_tokens;
-  double temperature = 0.0;          ///< 0 is greedy
+  double temperature = 0.0;  ///< 0 is greedy
   double top_p = 1.0;
   std::uint64_t seed = 0;
   std::vector<std::int32_t> stop_token_ids;
-  std::string error;                 ///< set: this line is refused with this reason
+  std::string error;  ///< set: this line is refused with this reason
 };
 
 /// What a prompt may be, for the checks of a single line.
 struct RequestLimits {
   int vocab = 0;
   int max_positions = 0;
-  int default_max_tokens = 0;   ///< for requests that name none
-  bool scoring = false;         ///< no tokens are generated
+  int default_max_tokens = 0;  ///< for requests that name none
+  bool scoring = false;        ///< no tokens are generated
 };
 
 /// Reads all requests; a bad line becomes a Request with `error`. Blank lines are skipped.
@@ -36,9 +36,9 @@ std::vector<Request> read_requests(const std::string& path, const RequestLimits&
 /// The outcome of one request.
 struct Result {
   std::vector<std::int32_t> tokens;
-  std::vector<float> logprobs;         ///< of `tokens`; in scoring of prompt tokens 1..n-1
-  std::string finish_reason;           ///< "length" or "stop"
-  bool has_text = true;                ///< false where ids are not bytes: `text` is null
+  std::vector<float> logprobs;  ///< of `tokens`; in scoring of prompt tokens 1..n-1
+  std::string finish_reason;    ///< "length" or "stop"
+  bool has_text = true;         ///< false where ids are not bytes: `text` is null
 };
 
 /// One line of results.jsonl, without the newline. `scoring` writes prompt_logprobs (null first).

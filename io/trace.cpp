@@ -36,15 +36,18 @@ void write_trace(const std::string& path, const std::vector<std::vector<TraceEve
       separator = ",\n";
       file.write(text);
     }
-    file.write(fmt::format("{}{{\"name\":\"process_name\",\"ph\":\"M\",\"pid\":{},\"args\":"
-                           "{{\"name\":\"rank {}\"}}}}",
-                           separator, rank, rank));
+    file.write(
+        fmt::format("{}{{\"name\":\"process_name\",\"ph\":\"M\",\"pid\":{},\"args\":"
+                    "{{\"name\":\"rank {}\"}}}}",
+                    separator, rank, rank));
     separator = ",\n";
     for (const int track : tracks) {
-      const auto label = track == 0 ? std::string("compute") : fmt::format("exchange c{}", track - 1);
-      file.write(fmt::format("{}{{\"name\":\"thread_name\",\"ph\":\"M\",\"pid\":{},\"tid\":{},"
-                             "\"args\":{{\"name\":\"{}\"}}}}",
-                             separator, rank, track, label));
+      const auto label =
+          track == 0 ? std::string("compute") : fmt::format("exchange c{}", track - 1);
+      file.write(
+          fmt::format("{}{{\"name\":\"thread_name\",\"ph\":\"M\",\"pid\":{},\"tid\":{},"
+                      "\"args\":{{\"name\":\"{}\"}}}}",
+                      separator, rank, track, label));
     }
   }
   file.write("\n]}\n");

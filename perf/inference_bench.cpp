@@ -1,8 +1,10 @@
 // How close inference comes to what its arithmetic and its memory allow, on the `bench-cpu` preset:
 //
-//   prefill  time of the whole forward pass against the time its GEMMs alone take (same shapes, same
+//   prefill  time of the whole forward pass against the time its GEMMs alone take (same shapes,
+//   same
 //            rows, same weights' sizes, measured right after it in the same process);
-//   decode   time of a step against the time to read the bytes it must read, at the memory bandwidth
+//   decode   time of a step against the time to read the bytes it must read, at the memory
+//   bandwidth
 //            measured right after it by all ranks at once.
 //
 //   mpirun -n 2 --bind-to none build/cpu/perf/inference_bench            about a minute
@@ -37,9 +39,9 @@ constexpr int page_tokens = 64;
 
 struct Sizes {
   std::string preset = "bench-cpu";
-  int prompts = 4;            // per rank, prefill
+  int prompts = 4;  // per rank, prefill
   int prompt_tokens = 512;
-  int sequences = 16;         // per rank, decode
+  int sequences = 16;  // per rank, decode
   int decode_steps = 16;
   int chunks = 2;
   int repetitions = 7;
@@ -90,8 +92,8 @@ class Bench {
     driver.row_bytes = static_cast<std::size_t>(config_.shape.hidden) * size_of(config_.dtype);
     driver.max_head_rows = batch_.max_sequences;
     driver.max_chunk_tokens = options.max_chunk_tokens;
-    driver_ = std::make_unique<Driver>(*backend_, world_, config_.shape, placement_, driver,
-                                       timeline_);
+    driver_ =
+        std::make_unique<Driver>(*backend_, world_, config_.shape, placement_, driver, timeline_);
   }
 
   const comm::Communicator& world() const { return world_; }
@@ -236,9 +238,8 @@ class Bench {
     const ModelShape& s = config_.shape;
     require(s.activation == Activation::gelu_tanh && s.qk_norm == QkNorm::none,
             "preset {} has another structure than this benchmark's GEMMs", sizes_.preset);
-    with_weight("embedding", s.vocab, s.hidden, config_.dtype, [&](const HostTensor& t) {
-      backend_->load_weight(Weight::embedding, -1, -1, t);
-    });
+    with_weight("embedding", s.vocab, s.hidden, config_.dtype,
+                [&](const HostTensor& t) { backend_->load_weight(Weight::embedding, -1, -1, t); });
     const auto layers = static_cast<std::size_t>(s.num_layers);
     dense_up_.resize(layers);
     dense_down_.resize(layers);
@@ -270,8 +271,8 @@ class Bench {
     both(Weight::final_norm, -1, -1, "norm", 1, s.hidden);
     head_ = both(Weight::lm_head, -1, -1, "head", s.vocab, s.hidden);
     backend_->finish_loading();
-    const int widest = std::max({s.q_width() + 2 * s.kv_width(), s.intermediate, s.moe_intermediate,
-                                 s.hidden, s.vocab});
+    const int widest = std::max(
+        {s.q_width() + 2 * s.kv_width(), s.intermediate, s.moe_intermediate, s.hidden, s.vocab});
     a_.assign(static_cast<std::size_t>(compute::tile_rows) * static_cast<std::size_t>(widest),
               0x3c00);
     c_ = a_;
@@ -361,10 +362,9 @@ void decode(benchmark::State& state, Bench& bench) {
   }
   state.counters["memory_time_over_decode"] = ideal_s / decode_s;
   state.counters["memory_GB_per_s_per_rank"] = bandwidth / 1e9;
-  state.counters["tokens_per_s"] =
-      static_cast<double>(sizes.sequences * sizes.decode_steps * bench.world().size() *
-                          state.iterations()) /
-      decode_s;
+  state.counters["tokens_per_s"] = static_cast<double>(sizes.sequences * sizes.decode_steps *
+                                                       bench.world().size() * state.iterations()) /
+                                   decode_s;
 }
 
 /// Ranks other than the first run the same benchmarks in silence.
@@ -381,8 +381,13 @@ int run(int argc, char** argv) {
   for (int i = 0; i < argc; ++i) {
     const std::string_view argument = argv[i];
     if (argument == "--tiny") {
-      sizes = {.preset = "moe-4l-tiny", .prompts = 2, .prompt_tokens = 40, .sequences = 3,
-               .decode_steps = 4, .chunks = 2, .repetitions = 1};
+      sizes = {.preset = "moe-4l-tiny",
+               .prompts = 2,
+               .prompt_tokens = 40,
+               .sequences = 3,
+               .decode_steps = 4,
+               .chunks = 2,
+               .repetitions = 1};
     } else if (argument.starts_with("--chunks=")) {
       sizes.chunks = std::stoi(std::string(argument.substr(9)));
     } else {

@@ -9,8 +9,8 @@ namespace atl {
 /// (expert) -> rank, the same for every MoE layer. Experts of one rank are numbered locally in
 /// increasing order of their global number.
 struct Placement {
-  std::vector<int> rank_of;                       ///< [experts]
-  std::vector<std::vector<int>> experts_of;       ///< [ranks][local experts]
+  std::vector<int> rank_of;                  ///< [experts]
+  std::vector<std::vector<int>> experts_of;  ///< [ranks][local experts]
   /// [experts]: position of an expert's rows when a rank's rows are grouped by destination
   /// (experts of rank 0 first, then of rank 1, ...).
   std::vector<std::int32_t> send_order;

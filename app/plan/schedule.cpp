@@ -147,8 +147,7 @@ void verify(const Schedule& schedule, const ModelShape& shape) {
             seen[c].size(), wanted.size());
     for (std::size_t i = 0; i < wanted.size(); ++i) {
       require(seen[c][i].kind == wanted[i].kind && seen[c][i].layer == wanted[i].layer,
-              "schedule: chunk {} has {} where {} belongs", c, seen[c][i].name(),
-              wanted[i].name());
+              "schedule: chunk {} has {} where {} belongs", c, seen[c][i].name(), wanted[i].name());
     }
   }
 }

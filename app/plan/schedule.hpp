@@ -32,11 +32,11 @@ std::string_view name_of(StepKind kind);
 
 struct Step {
   StepKind kind = StepKind::embed;
-  std::int16_t layer = -1;          ///< -1 outside the layers
+  std::int16_t layer = -1;  ///< -1 outside the layers
   std::int16_t chunk = 0;
-  std::vector<std::int32_t> deps;   ///< indices of earlier steps
+  std::vector<std::int32_t> deps;  ///< indices of earlier steps
 
-  std::string name() const;         ///< e.g. "L3 c1 dispatch"
+  std::string name() const;  ///< e.g. "L3 c1 dispatch"
 };
 
 /// Steps in order of priority: of the steps that could run, the first in the list runs.
@@ -45,7 +45,7 @@ struct Schedule {
   int num_chunks = 0;
   bool overlapped = false;
 
-  std::uint64_t hash() const;       ///< equal schedules, equal hashes
+  std::uint64_t hash() const;  ///< equal schedules, equal hashes
 };
 
 /// Chunks run through the layers independently; of one chunk every step waits for the one before.
@@ -57,7 +57,8 @@ Schedule overlapped_schedule(const ModelShape& shape, int num_chunks);
 Schedule serial_schedule(const ModelShape& shape, int num_chunks);
 
 /// Throws Error unless the schedule is sound: dependencies point backwards, every chunk has exactly
-/// the steps of every layer in their order, and exchanges of one chunk are ordered among themselves.
+/// the steps of every layer in their order, and exchanges of one chunk are ordered among
+/// themselves.
 void verify(const Schedule& schedule, const ModelShape& shape);
 
 }  // namespace atl

@@ -13,7 +13,8 @@ namespace {
 
 TEST(Communicator, GathersTextsOfUnequalSize) {
   const Communicator world = Communicator::world();
-  const std::string mine(static_cast<std::size_t>(world.rank()) * 1000, static_cast<char>('a' + world.rank()));
+  const std::string mine(static_cast<std::size_t>(world.rank()) * 1000,
+                         static_cast<char>('a' + world.rank()));
   const auto all = world.gather(mine, 0);
   if (world.rank() != 0) {
     EXPECT_TRUE(all.empty());

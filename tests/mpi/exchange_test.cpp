@@ -1,9 +1,10 @@
 // ranks: 1 2 3 5 8 16
+#include "comm/exchange.hpp"
+
 #include <gtest/gtest.h>
 
 #include <vector>
 
-#include "comm/exchange.hpp"
 #include "mpi_main.hpp"
 
 namespace atl::comm {
@@ -83,12 +84,18 @@ void exchange_there_and_back(TransportKind kind, Pattern pattern) {
   }
 }
 
-int uneven(int round, int from, int to, int /*size*/) { return (from * 7 + to * 3 + round) % 5; }
-int to_one(int round, int /*from*/, int to, int size) { return to == round % size ? 40 : 0; }
+int uneven(int round, int from, int to, int /*size*/) {
+  return (from * 7 + to * 3 + round) % 5;
+}
+int to_one(int round, int /*from*/, int to, int size) {
+  return to == round % size ? 40 : 0;
+}
 int from_one(int round, int from, int to, int size) {
   return from == (round + 1) % size ? 3 + to : 0;
 }
-int nothing(int, int, int, int) { return 0; }
+int nothing(int, int, int, int) {
+  return 0;
+}
 
 TEST(Exchange, RowsArriveAndReturn) {
   for (const auto kind : {TransportKind::ialltoallv, TransportKind::pairwise}) {

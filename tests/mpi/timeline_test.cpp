@@ -31,7 +31,7 @@ TEST(Timeline, SplitsAStepIntoItsShares) {
   // All times around the real now, since end_step reads the clock.
   double t = now_seconds() - 10;
   world.allreduce(std::span(&t, 1), comm::Communicator::Reduce::min);
-  timeline.begin_step(Phase::prefill, schedule, t, t + 0.5);           // 0.5 s agreeing: waiting
+  timeline.begin_step(Phase::prefill, schedule, t, t + 0.5);  // 0.5 s agreeing: waiting
   timeline.computed(index_of(schedule, StepKind::route), {t + 1, t + 3});
   // The last rank enters the exchange at 4, the others at 2; it ends at 6 everywhere.
   const double posted = world.rank() == last ? t + 4 : t + 2;
@@ -50,8 +50,8 @@ TEST(Timeline, SplitsAStepIntoItsShares) {
   EXPECT_NEAR(times.communication, 1, 1e-6);  // 4 to 5
   const bool waited = world.rank() != last;
   EXPECT_NEAR(times.synchronisation, waited ? 1.5 : 0.5, 1e-6);  // 3 to 4, and agreeing
-  EXPECT_NEAR(times.wall, times.compute + times.communication + times.synchronisation + times.overhead,
-              1e-9);
+  EXPECT_NEAR(times.wall,
+              times.compute + times.communication + times.synchronisation + times.overhead, 1e-9);
   EXPECT_NEAR(times.overlap_efficiency(), 0.5, 1e-6);
   EXPECT_EQ(times.processed_tokens, 7);
   EXPECT_EQ(times.prompt_tokens, 5);

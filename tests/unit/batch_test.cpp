@@ -83,7 +83,8 @@ class Fleet {
       EXPECT_EQ(row, static_cast<std::int32_t>(chunk.tokens.size()));
       for (const HeadRow& head : chunk.head) {
         if (options_.mode == Mode::score) {
-          chunk.logprobs.push_back(static_cast<float>(head.target == next_target(prefix_at[head.row])));
+          chunk.logprobs.push_back(
+              static_cast<float>(head.target == next_target(prefix_at[head.row])));
         } else {
           chunk.sampled.push_back({next_token(prefix_at[head.row]), -1.0F});
         }
@@ -118,8 +119,8 @@ std::vector<io::Request> mixed_requests() {
   std::mt19937 random(5);
   std::vector<io::Request> requests;
   for (int i = 0; i < 23; ++i) {
-    requests.push_back(request_of(1 + static_cast<int>(random() % 90),
-                                  1 + static_cast<int>(random() % 12), i));
+    requests.push_back(
+        request_of(1 + static_cast<int>(random() % 90), 1 + static_cast<int>(random() % 12), i));
   }
   requests.push_back(request_of(300, 5, 99));
   return requests;
@@ -176,8 +177,9 @@ TEST(Batcher, StopsAtAStopTokenAndLeavesItOut) {
   options.num_pages = 4;
   const auto results = Fleet(requests, options, 2).run(requests);
   EXPECT_EQ(results.at(0).finish_reason, "stop");
-  EXPECT_EQ(results.at(0).tokens,
-            std::vector<std::int32_t>(all.begin(), all.begin() + static_cast<std::ptrdiff_t>(first)));
+  EXPECT_EQ(
+      results.at(0).tokens,
+      std::vector<std::int32_t>(all.begin(), all.begin() + static_cast<std::ptrdiff_t>(first)));
 }
 
 }  // namespace

@@ -43,8 +43,8 @@ std::string refusal(const std::vector<const char*>& arguments) {
 }
 
 TEST(Config, ReadsTheRunCommand) {
-  const CommandLine line = parse({"run", "--model", "m", "--input=i", "--output", "o", "--chunks", "3",
-                                  "--no-overlap", "--mode", "score", "--threads", "2"});
+  const CommandLine line = parse({"run", "--model", "m", "--input=i", "--output", "o", "--chunks",
+                                  "3", "--no-overlap", "--mode", "score", "--threads", "2"});
   EXPECT_EQ(line.command, Command::run);
   EXPECT_EQ(line.run.model, "m");
   EXPECT_EQ(line.run.input, "i");
@@ -55,7 +55,8 @@ TEST(Config, ReadsTheRunCommand) {
 }
 
 TEST(Config, TheCommandLineHasTheLastWordOverAFile) {
-  const TemporaryFile file("model = \"m\"\ninput = \"a b\"\noutput = \"o\"\nchunks = 3\nno-overlap = true\n");
+  const TemporaryFile file(
+      "model = \"m\"\ninput = \"a b\"\noutput = \"o\"\nchunks = 3\nno-overlap = true\n");
   const std::string path = file.path();
   const CommandLine line = parse({"run", "--config", path.c_str(), "--chunks", "5"});
   EXPECT_EQ(line.run.input, "a b");

@@ -56,9 +56,9 @@ std::set<std::int32_t> waits_for(const Schedule& schedule, std::int32_t step) {
 TEST(Schedule, AnotherChunkMayComputeWhileOneTravels) {
   const Schedule schedule = overlapped_schedule(shape_with(4, 0), 2);
   const auto index = [&](StepKind kind, int layer, int chunk) {
-    const auto found = std::find_if(schedule.steps.begin(), schedule.steps.end(), [&](const Step& s) {
-      return s.kind == kind && s.layer == layer && s.chunk == chunk;
-    });
+    const auto found = std::find_if(
+        schedule.steps.begin(), schedule.steps.end(),
+        [&](const Step& s) { return s.kind == kind && s.layer == layer && s.chunk == chunk; });
     return static_cast<std::int32_t>(found - schedule.steps.begin());
   };
   const auto dispatch = index(StepKind::dispatch, 1, 0);
