@@ -5,31 +5,11 @@
 
 #include <gtest/gtest.h>
 
-#include <cstdlib>
-#include <new>
-
 #include "app/init.hpp"
 #include "app/load.hpp"
 #include "app/model.hpp"
 #include "mpi_main.hpp"
-
-namespace {
-// Counted on the thread that drives; the arithmetic thread has a test of its own.
-thread_local bool counting = false;
-thread_local int allocations = 0;
-}  // namespace
-
-void* operator new(std::size_t bytes) {
-  if (counting) ++allocations;
-  if (void* memory = std::malloc(bytes)) return memory;
-  throw std::bad_alloc();
-}
-void operator delete(void* memory) noexcept {
-  std::free(memory);
-}
-void operator delete(void* memory, std::size_t /*bytes*/) noexcept {
-  std::free(memory);
-}
+#include "tests/count_allocations.hpp"
 
 namespace atl {
 namespace {
@@ -68,7 +48,7 @@ void load_random(const ModelConfig& config, const std::vector<int>& experts,
   backend.finish_loading();
 }
 
-int allocations_in_decode(bool overlap, comm::TransportKind transport) {
+long allocations_in_decode(bool overlap, comm::TransportKind transport) {
   const comm::Communicator world = comm::Communicator::world();
   ModelConfig config = preset("moe-16l-tiny");
   config.shape.num_layers = 3;
@@ -109,17 +89,17 @@ int allocations_in_decode(bool overlap, comm::TransportKind transport) {
   Driver driver(*backend, world, config.shape, placement, driver_options, timeline);
   Batcher batcher(requests, batch, world.rank());
   std::vector<RankLoad> loads(static_cast<std::size_t>(world.size()));
-  allocations = 0;
+  counted::allocations = 0;
   for (int step = 0; step < 50; ++step) {
-    counting = step >= 10;  // prompts and the first tokens warm up
+    counted::counting = step >= 10;  // prompts and the first tokens warm up
     world.allgather_into(batcher.load(), std::span(loads));
     if (!batcher.next_step(loads)) break;
     timeline.begin_step(Phase::decode, driver.schedule(batcher.num_chunks()), 0, 0);
     driver.run_step(batcher);
     timeline.end_step(batcher.finish_step(0));
-    counting = false;
+    counted::counting = false;
   }
-  return allocations;
+  return counted::allocations;
 }
 
 TEST(Driver, StepsDoNotAllocate) {

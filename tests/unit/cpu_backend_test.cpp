@@ -1,64 +1,16 @@
 // The CPU backend as a whole: random tiny models of every supported kind against the oracle, the
 // same bits whatever the pieces and threads, no allocation in the step loop, errors, the queue.
 
-#include <dlfcn.h>
 #include <gtest/gtest.h>
 
 #include <atomic>
 #include <chrono>
-#include <cstdlib>
-#include <new>
 #include <string>
 #include <thread>
 
 #include "compute/error.hpp"
+#include "tests/count_allocations.hpp"
 #include "tests/unit/tiny_model.hpp"
-
-namespace {
-
-std::atomic<bool> counting{false};
-std::atomic<long> allocations{0};
-
-/// oneDNN builds a small map of arguments inside every execute; that is not ours to change.
-bool from_one_dnn(void* caller) {
-  Dl_info info;
-  return dladdr(caller, &info) != 0 &&
-         std::string_view(info.dli_fname).find("libdnnl") != std::string_view::npos;
-}
-
-void* counted(std::size_t size, void* caller) {
-  if (counting.load() && !from_one_dnn(caller)) ++allocations;
-  void* block = std::malloc(size == 0 ? 1 : size);
-  if (block == nullptr) throw std::bad_alloc();
-  return block;
-}
-
-}  // namespace
-
-void* operator new(std::size_t size) {
-  return counted(size, __builtin_return_address(0));
-}
-void* operator new[](std::size_t size) {
-  return counted(size, __builtin_return_address(0));
-}
-void* operator new(std::size_t size, const std::nothrow_t&) noexcept {
-  return std::malloc(size);
-}
-void* operator new[](std::size_t size, const std::nothrow_t&) noexcept {
-  return std::malloc(size);
-}
-void operator delete(void* block) noexcept {
-  std::free(block);
-}
-void operator delete[](void* block) noexcept {
-  std::free(block);
-}
-void operator delete(void* block, std::size_t) noexcept {
-  std::free(block);
-}
-void operator delete[](void* block, std::size_t) noexcept {
-  std::free(block);
-}
 
 namespace atl::testing {
 namespace {
@@ -287,11 +239,11 @@ TEST(CpuBackend, DecodingAllocatesNothing) {
       rank.finish(rank.backend().logprobs(rank.chunk(), rows, rows, logprobs.data()));
     };
     for (int i = 0; i < 3; ++i) step();
-    allocations = 0;
-    counting = true;
+    counted::allocations = 0;
+    counted::counting = true;
     for (int i = 0; i < 80; ++i) step();
-    counting = false;
-    EXPECT_EQ(allocations.load(), 0) << threads << " threads";
+    counted::counting = false;
+    EXPECT_EQ(counted::allocations.load(), 0) << threads << " threads";
   }
 }
 
