@@ -17,6 +17,9 @@ namespace {
 /// Operations in the queue beyond the one that runs: enough that the queue never runs dry while
 /// this thread sleeps, few enough that a chunk that comes back soon goes first.
 constexpr std::size_t max_queued = 4;
+/// Rows go with their counters up to this size: MPI libraries send so much at once, without asking
+/// the receiver first, and a token of a decode step arrives one message earlier.
+constexpr std::size_t first_message_bytes = 4000;
 constexpr int polls_before_sleep = 1000;
 constexpr int shortest_sleep_us = 20;
 constexpr int longest_sleep_us = 200;
@@ -27,7 +30,8 @@ struct Driver::ChunkState {
   ChunkState(compute::Backend& backend, const comm::Communicator& world,
              const DriverOptions& options, int experts_per_peer, int vocab)
       : chunk(backend.make_chunk()),
-        exchange(world, options.transport, options.row_bytes, experts_per_peer),
+        exchange(world, options.transport, options.row_bytes, experts_per_peer,
+                 first_message_bytes),
         plan(world.size()),
         sampler(vocab) {
     const auto head_rows = static_cast<std::size_t>(
@@ -255,7 +259,7 @@ void Driver::post_exchange(std::int32_t index) {
             chunk.expert_counts[expert];
       }
     }
-    if (world_.size() > 1) state.exchange.start_counts();
+    state.exchange.start_counts(chunk.dispatch_send);
     return;
   }
   if (step.kind == StepKind::combine) state.plan.reverse();
@@ -268,49 +272,28 @@ void Driver::post_exchange(std::int32_t index) {
   }
   traffic_.bytes_sent_at_once = std::max(traffic_.bytes_sent_at_once, sent);
   if (world_.size() == 1) return;
-  state.pending =
-      step.kind == StepKind::dispatch
-          ? state.exchange.start(std::move(state.plan), chunk.dispatch_send, chunk.dispatch_recv)
-          : state.exchange.start(std::move(state.plan), chunk.combine_send, chunk.combine_recv);
+  if (step.kind == StepKind::dispatch) {
+    state.pending =
+        state.exchange.dispatch(std::move(state.plan), chunk.dispatch_send, chunk.dispatch_recv);
+  } else {
+    state.pending =
+        state.exchange.start(std::move(state.plan), chunk.combine_send, chunk.combine_recv);
+  }
 }
 
 bool Driver::exchange_done(std::int32_t index) {
   const Step& step = current_->step(index);
   ChunkState& state = *chunks_[static_cast<std::size_t>(step.chunk)];
   if (step.kind == StepKind::counts) {
-    if (world_.size() > 1 && !state.exchange.counts_done()) return false;
-    plan_from_counts(state);
+    if (!state.exchange.counts_done()) return false;
+    state.exchange.plan_rows(state.plan);
+    state.chunk->reserve_receive(state.plan.rows_received());
     return true;
   }
   if (world_.size() == 1) return true;
   if (!state.pending.done()) return false;
   state.plan = state.exchange.finish(std::move(state.pending));
   return true;
-}
-
-void Driver::plan_from_counts(ChunkState& state) {
-  const auto per_peer = static_cast<std::size_t>(experts_per_peer_);
-  const auto to = state.exchange.counts_to();
-  const auto from = state.exchange.counts_from();
-  const auto own = static_cast<std::size_t>(world_.rank());
-  comm::ExchangePlan& plan = state.plan;
-  std::int64_t sent = 0;
-  std::int64_t received = 0;
-  for (std::size_t peer = 0; peer < placement_.experts_of.size(); ++peer) {
-    const auto first = static_cast<std::ptrdiff_t>(peer * per_peer);
-    const auto last = first + static_cast<std::ptrdiff_t>(per_peer);
-    const auto rows_to = std::accumulate(to.begin() + first, to.begin() + last, std::int64_t{0});
-    const auto rows_from =
-        peer == own ? 0
-                    : std::accumulate(from.begin() + first, from.begin() + last, std::int64_t{0});
-    plan.send_offsets[peer] = comm::to_int(static_cast<std::size_t>(sent), "rows sent");
-    plan.recv_offsets[peer] = comm::to_int(static_cast<std::size_t>(received), "rows received");
-    plan.send_counts[peer] = peer == own ? 0 : static_cast<int>(rows_to);
-    plan.recv_counts[peer] = static_cast<int>(rows_from);
-    sent += rows_to;  // the own rows keep their place in the packed buffer
-    received += rows_from;
-  }
-  state.chunk->reserve_receive(received);
 }
 
 /// Lists the rows of each local expert, rank by rank, where they lie; own rows never moved.

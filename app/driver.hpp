@@ -69,7 +69,6 @@ class Driver {
   Running launch_head(std::int32_t step, ChunkState& state);
   void post_exchange(std::int32_t step);
   bool exchange_done(std::int32_t step);
-  void plan_from_counts(ChunkState& state);
   void build_blocks(ChunkState& state);
   bool poll();
   void back_off();

@@ -49,6 +49,7 @@ class [[nodiscard]] PendingExchange {
 
  private:
   friend class Exchange;
+  ExchangePlan posted_;  // what MPI moves: the plan less the rows that went with the counters
   std::vector<MPI_Request> requests_;
   std::vector<int> peers_;  // of each request; send requests have -1
   ExchangePlan plan_;
@@ -61,9 +62,11 @@ class [[nodiscard]] PendingExchange {
 class Exchange {
  public:
   /// Collective. `row_bytes` is the size of one token's row; `counts_per_peer` how many counters
-  /// each pair of ranks exchanges (experts of the peer, at most).
+  /// each pair of ranks exchanges (experts of the peer, at most). A pair's rows go with its
+  /// counters in one message where both fit into `first_message_bytes` (0: never; rows must be in
+  /// host memory otherwise).
   Exchange(const Communicator& parent, TransportKind kind, std::size_t row_bytes,
-           int counts_per_peer);
+           int counts_per_peer, std::size_t first_message_bytes = 0);
   ~Exchange();
   Exchange(const Exchange&) = delete;
   Exchange& operator=(const Exchange&) = delete;
@@ -72,17 +75,31 @@ class Exchange {
   std::span<std::int32_t> counts_to() { return counts_to_; }
   /// Counters from each peer, [ranks, counts_per_peer]; valid after counts_done().
   std::span<const std::int32_t> counts_from() const { return counts_from_; }
-  void start_counts();
+  /// `rows` are grouped by destination, own rank included; a rank gets as many as its counters add
+  /// up to. They may be sent before this returns.
+  void start_counts(const void* rows);
   bool counts_done();
+  /// After counts_done(): who gets which rows, and where they lie in what start_counts was given.
+  void plan_rows(ExchangePlan& plan) const;
 
-  /// Sends rows of `send` and receives into `recv` as `plan` says. Both stay untouched until the
-  /// returned exchange is done. One exchange of rows is under way at a time.
+  /// Moves rows of `send` into `recv` as plan_rows has planned, those that came with the counters
+  /// included. Both stay untouched until the returned exchange is done. One exchange of rows is
+  /// under way at a time.
+  PendingExchange dispatch(ExchangePlan&& plan, const void* send, void* recv);
+  /// The same for any plan, such as the way back.
   PendingExchange start(ExchangePlan&& plan, const void* send, void* recv);
   /// Gives a finished exchange's request storage back for the next start().
   ExchangePlan finish(PendingExchange&& pending);
 
  private:
   void make_counts_requests();
+  std::size_t counts_bytes() const {
+    return static_cast<std::size_t>(counts_per_peer_) * sizeof(std::int32_t);
+  }
+  std::int64_t rows_in(std::span<const std::int32_t> counts, int peer) const;
+  bool with_counts(std::int64_t rows) const { return rows > 0 && rows <= rows_with_counts_; }
+  PendingExchange make_pending(ExchangePlan&& plan);
+  PendingExchange post(PendingExchange&& pending, const void* send, void* recv);
   void start_ialltoallv(PendingExchange& pending, const void* send, void* recv);
   void start_pairwise(PendingExchange& pending, const void* send, void* recv);
 
@@ -91,8 +108,12 @@ class Exchange {
   std::size_t row_bytes_;
   int counts_per_peer_;
   MPI_Datatype row_type_ = MPI_DATATYPE_NULL;
-  std::vector<MPI_Request> counts_requests_;  // persistent, one receive and one send per peer
+  std::int64_t rows_with_counts_ = 0;         // most rows of a first message
+  std::size_t message_bytes_;                 // of the largest first message
+  std::vector<MPI_Request> counts_requests_;  // receives (persistent), then sends
   std::vector<std::int32_t> counts_to_, counts_from_;
+  std::vector<std::byte> messages_to_, messages_from_;  // [ranks, message_bytes_]
+  ExchangePlan spare_plan_;
   std::vector<MPI_Request> spare_requests_;
   std::vector<int> spare_peers_;
 };
