@@ -1,6 +1,7 @@
 #include "app/driver.hpp"
 
 #include <sched.h>
+#include <sys/prctl.h>
 
 #include <algorithm>
 #include <chrono>
@@ -20,9 +21,15 @@ constexpr std::size_t max_queued = 4;
 /// Rows go with their counters up to this size: MPI libraries send so much at once, without asking
 /// the receiver first, and a token of a decode step arrives one message earlier.
 constexpr std::size_t first_message_bytes = 4000;
-constexpr int polls_before_sleep = 1000;
+/// An idle rank yields its core so many times before it sleeps: few enough that ranks which share
+/// cores stop taking turns to find nothing, enough that a free core answers within microseconds.
+constexpr int polls_on_shared_cores = 50;
+constexpr int polls_on_own_cores = 1000;
 constexpr int shortest_sleep_us = 20;
 constexpr int longest_sleep_us = 200;
+/// While arithmetic runs, polling only keeps messages moving; every wake-up takes time from it.
+constexpr int shortest_busy_sleep_us = 50;
+constexpr int longest_busy_sleep_us = 500;
 }  // namespace
 
 /// One chunk on its way: its buffers, its messages and the rows they carry.
@@ -78,6 +85,9 @@ Driver::Driver(compute::Backend& backend, const comm::Communicator& world, const
       options_(options),
       timeline_(timeline),
       experts_per_peer_(std::max(1, placement.most_experts_on_a_rank())) {
+  // Linux adds 50 us to every sleep unless told otherwise, more than the sleeps of back_off().
+  constexpr unsigned long timer_slack_ns = 1000;
+  prctl(PR_SET_TIMERSLACK, timer_slack_ns, 0, 0, 0);
   std::size_t most_steps = 0;
   std::uint64_t hash = 0;
   for (int n = 1; n <= options_.num_chunks; ++n) {
@@ -363,18 +373,19 @@ bool Driver::poll() {
 }
 
 /// Gives the core away: to the arithmetic of this rank, or to ranks that share it. Sleeps grow
-/// while nothing happens, since every wake-up takes time from whoever computes.
+/// while nothing happens.
 void Driver::back_off() {
   ++idle_polls_;
-  const int sleep_us = std::min(longest_sleep_us, shortest_sleep_us + idle_polls_ / 4);
   if (!running_compute_.empty() && running_exchange_.empty()) {
     backend_.finish(running_compute_.front().event);  // no message can arrive meanwhile
   } else if (!running_compute_.empty()) {
-    backend_.wait(running_compute_.front().event, sleep_us);
-  } else if (idle_polls_ < polls_before_sleep) {
+    backend_.wait(running_compute_.front().event,
+                  std::clamp(idle_polls_ * 10, shortest_busy_sleep_us, longest_busy_sleep_us));
+  } else if (idle_polls_ < (options_.shares_cores ? polls_on_shared_cores : polls_on_own_cores)) {
     sched_yield();
   } else {
-    std::this_thread::sleep_for(std::chrono::microseconds(sleep_us));
+    std::this_thread::sleep_for(std::chrono::microseconds(
+        std::clamp(idle_polls_ / 8, shortest_sleep_us, longest_sleep_us)));
   }
   if (idle_polls_ % 256 == 0) check_deadline();
 }

@@ -22,6 +22,7 @@ struct DriverOptions {
   int num_chunks = 1;
   bool overlap = true;
   comm::TransportKind transport = comm::TransportKind::ialltoallv;
+  bool shares_cores = false;  ///< more ranks on this node than cores
   double deadline_s = 300;    ///< without any progress; 0 waits for ever
   std::size_t row_bytes = 0;  ///< of one token on the wire
   Mode mode = Mode::generate;

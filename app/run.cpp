@@ -224,6 +224,7 @@ class Job {
     driver.num_chunks = options_.chunks;
     driver.overlap = !options_.no_overlap;
     driver.transport = transport_;
+    driver.shares_cores = ranks_on_node_ > static_cast<int>(std::thread::hardware_concurrency());
     driver.deadline_s = options_.deadline;
     driver.row_bytes = static_cast<std::size_t>(config_.shape.hidden) * size_of(dtype_);
     driver.mode = mode_;
