@@ -2,10 +2,10 @@
 //
 //   prefill  time of the whole forward pass against the time its GEMMs alone take (same shapes,
 //   same
-//            rows, same weights' sizes, measured right after it in the same process);
+//            rows, same weights' sizes, measured right before and after it in the same process);
 //   decode   time of a step against the time to read the bytes it must read, at the memory
 //   bandwidth
-//            measured right after it by all ranks at once.
+//            measured before and after it by all ranks at once.
 //
 //   mpirun -n 2 --bind-to none build/cpu/perf/inference_bench            about a minute
 //   mpirun -n 2 --bind-to none build/cpu/perf/inference_bench --tiny     seconds, for the tests
@@ -316,19 +316,28 @@ void prefill(benchmark::State& state, Bench& bench) {
   const auto requests = bench.requests(sizes.prompts, 1);
   double prefill_s = 0;
   double gemm_s = 0;
-  for (auto _ : state) {
+  const auto run = [&] {
     Batcher batcher(requests, bench.batch_options(), bench.world().rank());
-    bench.take_expert_rows();
     bench.world().barrier();
     double seconds = 0;
     for (double s = bench.step(batcher); s >= 0; s = bench.step(batcher)) seconds += s;
-    const auto rows = bench.take_expert_rows();
+    return bench.slowest(seconds);
+  };
+  bench.take_expert_rows();
+  run();  // warms up, and says how many rows each expert gets: the same ones every time
+  const auto rows = bench.take_expert_rows();
+  const auto gemms = [&] {
     bench.world().barrier();
-    const double alone = bench.slowest(bench.time_gemms(tokens, rows, sizes.prompts));
-    seconds = bench.slowest(seconds);
+    return bench.slowest(bench.time_gemms(tokens, rows, sizes.prompts));
+  };
+  for (auto _ : state) {
+    // Before and after, since the speed of a shared machine drifts.
+    const double before = gemms();
+    const double seconds = run();
+    const double after = gemms();
     state.SetIterationTime(seconds);
     prefill_s += seconds;
-    gemm_s += alone;
+    gemm_s += (before + after) / 2;
   }
   state.counters["gemms_alone_over_prefill"] = gemm_s / prefill_s;
   state.counters["tokens_per_s"] =
@@ -347,15 +356,17 @@ void decode(benchmark::State& state, Bench& bench) {
     while (batcher.load().decoding < sizes.sequences) bench.step(batcher);
     bandwidth = bench.memory_bandwidth();
     bench.take_expert_rows();
+    double bytes = 0;
     double seconds = 0;
-    double ideal = 0;
     for (int i = 0; i < sizes.decode_steps; ++i) {
       bench.world().barrier();
       seconds += bench.slowest(bench.step(batcher));
       const std::int64_t context = std::int64_t{sizes.sequences} * (sizes.prompt_tokens + i + 1);
-      ideal += bench.slowest(
-          static_cast<double>(bench.step_bytes(bench.take_expert_rows(), context)) / bandwidth);
+      bytes +=
+          bench.slowest(static_cast<double>(bench.step_bytes(bench.take_expert_rows(), context)));
     }
+    bandwidth = (bandwidth + bench.memory_bandwidth()) / 2;
+    const double ideal = bytes / bandwidth;
     state.SetIterationTime(seconds);
     decode_s += seconds;
     ideal_s += ideal;
