@@ -8,7 +8,6 @@
 #include <exception>
 #include <optional>
 #include <string_view>
-#include <thread>
 
 #include "app/config.hpp"
 #include "app/import.hpp"
@@ -77,7 +76,7 @@ int run_command(const CommandLine& line, const std::optional<UsageError>& wrong_
 void let_waiting_threads_sleep(const RunOptions& options, char** argv) {
   const int ranks = comm::Environment::announced_local_ranks();
   const int threads = threads_per_rank(options.threads, ranks);
-  const auto cores = static_cast<int>(std::thread::hardware_concurrency());
+  const auto cores = comm::Environment::cores_of_node();
   if (threads == 1 || ranks * threads <= cores) return;
   if (std::getenv("OMP_WAIT_POLICY") != nullptr || std::getenv("GOMP_SPINCOUNT") != nullptr) return;
   setenv("OMP_WAIT_POLICY", "passive", 1);

@@ -9,7 +9,6 @@
 #include <fstream>
 #include <memory>
 #include <optional>
-#include <thread>
 
 #include "app/batch.hpp"
 #include "app/driver.hpp"
@@ -224,7 +223,7 @@ class Job {
     driver.num_chunks = options_.chunks;
     driver.overlap = !options_.no_overlap;
     driver.transport = transport_;
-    driver.shares_cores = ranks_on_node_ > static_cast<int>(std::thread::hardware_concurrency());
+    driver.shares_cores = ranks_on_node_ > comm::Environment::cores_of_node();
     driver.deadline_s = options_.deadline;
     driver.row_bytes = static_cast<std::size_t>(config_.shape.hidden) * size_of(dtype_);
     driver.mode = mode_;
@@ -347,7 +346,7 @@ int threads_per_rank(int wanted, int ranks_on_node) {
   if (wanted > 0) return wanted;
   cpu_set_t allowed;
   CPU_ZERO(&allowed);
-  const int cores = static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
+  const int cores = comm::Environment::cores_of_node();
   const int bound =
       sched_getaffinity(0, sizeof(allowed), &allowed) == 0 ? CPU_COUNT(&allowed) : cores;
   return std::max(1, std::min(bound, cores / ranks_on_node));

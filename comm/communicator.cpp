@@ -1,9 +1,10 @@
 #include "comm/communicator.hpp"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <cstdlib>
 #include <limits>
-#include <thread>
 #include <utility>
 
 namespace atl::comm {
@@ -39,6 +40,10 @@ int Environment::announced_local_ranks() {
   return 1;
 }
 
+int Environment::cores_of_node() {
+  return std::max(1, static_cast<int>(sysconf(_SC_NPROCESSORS_ONLN)));
+}
+
 std::string Environment::library() {
   char text[MPI_MAX_LIBRARY_VERSION_STRING] = {};
   int length = 0;
@@ -49,7 +54,7 @@ std::string Environment::library() {
 
 Environment::Environment(int* argc, char*** argv) {
   // Where ranks share cores, Open MPI's blocking calls must give the core away while they wait.
-  if (announced_local_ranks() > static_cast<int>(std::thread::hardware_concurrency())) {
+  if (announced_local_ranks() > cores_of_node()) {
     setenv("OMPI_MCA_mpi_yield_when_idle", "1", /*overwrite=*/0);
   }
   int provided = MPI_THREAD_SINGLE;

@@ -37,6 +37,8 @@ class Environment {
   static std::string library();
   /// Ranks on this node as the launcher announced them, before MPI_Init; 1 where it says nothing.
   static int announced_local_ranks();
+  /// Cores of this node, also where this process is bound to some of them.
+  static int cores_of_node();
 };
 
 /// Thrown on every rank after one rank has reported a failure that all agreed on.
