@@ -241,12 +241,12 @@ StepTokens Batcher::finish_step(double now) {
       const bool first =
           static_cast<std::int32_t>(sequence.tokens.size()) == sequence.prompt_length;
       if (first) sequence.times.first_token = now;
-      sequence.times.last_token = now;
       ++tokens.generated;
       if (is_stop(sequence, sampled.token)) {
         finish(sequence, "stop");
         continue;
       }
+      sequence.times.last_token = now;
       sequence.tokens.push_back(sampled.token);
       sequence.logprobs.push_back(sampled.logprob);
       if (static_cast<int>(sequence.tokens.size()) == sequence.prompt_length + sequence.max_new) {

@@ -31,6 +31,28 @@ std::vector<std::pair<std::string, std::string>> RunOptions::items() const {
           {"progress", progress}};
 }
 
+std::vector<std::pair<std::string, std::string>> CommandLine::items() const {
+  switch (command) {
+    case Command::run: {
+      auto all = run.items();
+      all.insert(all.begin(), {"command", "run"});
+      return all;
+    }
+    case Command::init:
+      return {{"command", "init"},
+              {"preset", init.preset},
+              {"seed", std::to_string(init.seed)},
+              {"output", init.output}};
+    case Command::import:
+      return {{"command", "import"}, {"folder", import.folder}, {"output", import.output}};
+    case Command::inspect:
+      return {{"command", "inspect"}, {"file", inspect.file}};
+    case Command::none:
+      break;
+  }
+  return {{"command", "help"}};
+}
+
 namespace {
 
 void add_run(CLI::App& app, RunOptions& o) {
@@ -172,6 +194,7 @@ CommandLine parse_command_line(int argc, const char* const* argv) {
   } catch (const CLI::ParseError& error) {
     throw UsageError(fmt::format("{}; see atoll --help", error.what()));
   }
+  if (!(line.run.deadline >= 0)) throw UsageError("--deadline: not a number of seconds");
   line.command = run.parsed()      ? Command::run
                  : init.parsed()   ? Command::init
                  : import.parsed() ? Command::import

@@ -60,6 +60,9 @@ struct CommandLine {
   ImportOptions import;
   InspectOptions inspect;
   std::string text;  ///< help or version
+
+  /// The command and all its options as text, in a fixed order.
+  std::vector<std::pair<std::string, std::string>> items() const;
 };
 
 /// Parses and checks the command line. Throws UsageError with the reason and what would work.

@@ -21,10 +21,12 @@ constexpr std::size_t max_queued = 4;
 /// Rows go with their counters up to this size: MPI libraries send so much at once, without asking
 /// the receiver first, and a token of a decode step arrives one message earlier.
 constexpr std::size_t first_message_bytes = 4000;
-/// An idle rank yields its core so many times before it sleeps: few enough that ranks which share
-/// cores stop taking turns to find nothing, enough that a free core answers within microseconds.
-constexpr int polls_on_shared_cores = 50;
-constexpr int polls_on_own_cores = 1000;
+/// An idle rank polls so many times before it sleeps. On a core of its own it just polls; on a
+/// shared one it yields, a few times only: ranks that take turns to find nothing keep the one that
+/// computes waiting, and Linux makes who yields wait a whole time slice of whoever else wants the
+/// core.
+constexpr int polls_on_shared_cores = 10;
+constexpr int polls_on_own_cores = 50;
 constexpr int shortest_sleep_us = 20;
 constexpr int longest_sleep_us = 200;
 /// While arithmetic runs, polling only keeps messages moving; every wake-up takes time from it.
@@ -382,7 +384,7 @@ void Driver::back_off() {
     backend_.wait(running_compute_.front().event,
                   std::clamp(idle_polls_ * 10, shortest_busy_sleep_us, longest_busy_sleep_us));
   } else if (idle_polls_ < (options_.shares_cores ? polls_on_shared_cores : polls_on_own_cores)) {
-    sched_yield();
+    if (options_.shares_cores) std::this_thread::sleep_for(std::chrono::microseconds(1));
   } else {
     std::this_thread::sleep_for(std::chrono::microseconds(
         std::clamp(idle_polls_ / 8, shortest_sleep_us, longest_sleep_us)));
@@ -396,8 +398,9 @@ void Driver::check_deadline() {
   for (const Running& running : running_exchange_) {
     const Step& step = current_->step(running.step);
     waiting += (waiting.empty() ? "" : "; ") + step.name();
-    if (step.kind == StepKind::counts) continue;
-    const auto peers = chunks_[static_cast<std::size_t>(step.chunk)]->pending.awaited_peers();
+    const ChunkState& state = *chunks_[static_cast<std::size_t>(step.chunk)];
+    const auto peers = step.kind == StepKind::counts ? state.exchange.awaited_counts()
+                                                     : state.pending.awaited_peers();
     if (!peers.empty()) waiting += fmt::format(" from ranks {}", fmt::join(peers, ", "));
   }
   for (const Running& running : running_compute_) {

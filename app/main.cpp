@@ -7,7 +7,6 @@
 #include <cstdlib>
 #include <exception>
 #include <optional>
-#include <string_view>
 
 #include "app/config.hpp"
 #include "app/import.hpp"
@@ -24,6 +23,27 @@ using namespace atl;
 void print_error(const char* message) {
   fmt::print(stderr, "atoll: {}\n", message);
   std::fflush(stderr);
+}
+
+/// All ranks must have been started alike: another command or value anywhere is refused by name.
+void require_equal_lines(const comm::Communicator& world, const CommandLine& line) {
+  std::string mine = "\n";
+  for (const auto& [name, value] : line.items()) mine += name + "=" + value + "\n";
+  const std::string first = world.broadcast(mine, 0);
+  world.agree([&] {
+    if (mine == first) return;
+    for (const auto& [name, value] : line.items()) {
+      if (first.find(fmt::format("\n{}={}\n", name, value)) != std::string::npos) continue;
+      const bool command = name == "command";
+      fail(
+          "rank {} was started with {}{} {}, which differs from rank 0's; start all ranks with the "
+          "same command",
+          world.rank(), command ? "" : "--", name, value);
+    }
+    fail(
+        "rank {} was started with other options than rank 0; start all ranks with the same command",
+        world.rank());
+  });
 }
 
 void execute(const CommandLine& line, const comm::Communicator& world) {
@@ -45,6 +65,7 @@ void execute(const CommandLine& line, const comm::Communicator& world) {
         fmt::print("{}", inspect_text(line.inspect.file, !line.inspect.no_verify));
       });
     case Command::none:
+      if (world.rank() == 0) fmt::print("{}", line.text);
       return;
   }
 }
@@ -57,6 +78,7 @@ int run_command(const CommandLine& line, const std::optional<UsageError>& wrong_
     world.agree([&] {
       if (wrong_use) throw UsageError(*wrong_use);
     });
+    require_equal_lines(world, line);
     execute(line, world);
     return 0;
   } catch (const comm::AgreedFailure& failure) {
@@ -71,23 +93,17 @@ int run_command(const CommandLine& line, const std::optional<UsageError>& wrong_
 
 /// The threads of an OpenMP team spin for milliseconds at every barrier, by default. Where ranks
 /// and threads outnumber the cores, each spins away the time that another needs: 2 ranks x 2
-/// threads on 2 busy cores took more than 30 times as long. The policy is read before main(), hence
-/// the restart. A user's own choice stands.
+/// threads on 2 busy cores took more than 30 times as long, 1 rank x 2 threads up to 10 times. The
+/// policy is read before main(), hence the restart. A user's own choice stands.
 void let_waiting_threads_sleep(const RunOptions& options, char** argv) {
   const int ranks = comm::Environment::announced_local_ranks();
   const int threads = threads_per_rank(options.threads, ranks);
   const auto cores = comm::Environment::cores_of_node();
-  if (threads == 1 || ranks * threads <= cores) return;
+  if (threads == 1 || ranks * (threads + 1) <= cores)
+    return;  // each rank drives on one more thread
   if (std::getenv("OMP_WAIT_POLICY") != nullptr || std::getenv("GOMP_SPINCOUNT") != nullptr) return;
   setenv("OMP_WAIT_POLICY", "passive", 1);
   execv("/proc/self/exe", argv);  // returns only when it fails: then the threads just spin
-}
-
-/// Whether this rank is the one that speaks; known before MPI starts.
-bool speaks() {
-  const char* rank = std::getenv("OMPI_COMM_WORLD_RANK");
-  if (rank == nullptr) rank = std::getenv("PMIX_RANK");
-  return rank == nullptr || std::string_view(rank) == "0";
 }
 
 }  // namespace
@@ -104,8 +120,8 @@ int main(int argc, char** argv) {
     print_error(wrong_use->what());
     return wrong_use->exit_code();
   }
-  if (line.command == Command::none && !wrong_use) {
-    if (speaks()) fmt::print("{}", line.text);
+  if (line.command == Command::none && !wrong_use && !comm::Environment::launched()) {
+    fmt::print("{}", line.text);
     return 0;
   }
   if (line.command == Command::run) let_waiting_threads_sleep(line.run, argv);

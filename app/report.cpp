@@ -184,7 +184,8 @@ json gather_report(const comm::Communicator& world, const RunFacts& facts,
                         {"ttft_s", quantiles(requests.first_token_s)},
                         {"tpot_s", quantiles(requests.per_token_s)}};
   if (facts.mode == Mode::score) {
-    report["score"] = {{"tokens", requests.scored_tokens}, {"perplexity", requests.perplexity}};
+    report["score"] = {{"tokens", requests.scored_tokens}, {"perplexity", nullptr}};
+    if (requests.scored_tokens > 0) report["score"]["perplexity"] = requests.perplexity;
   }
   add_experts(report, tokens, facts.config->shape);
   add_matrices(report, bytes, waits, *facts.topology);
@@ -235,7 +236,7 @@ std::string summary_table(const json& report) {
                         requests["tpot_s"]["median"].get<double>() * 1e3,
                         requests["tpot_s"]["p99"].get<double>() * 1e3);
   }
-  if (report.contains("score")) {
+  if (report.contains("score") && !report["score"]["perplexity"].is_null()) {
     text += fmt::format("\nperplexity {:.4f} over {} tokens",
                         report["score"]["perplexity"].get<double>(),
                         report["score"]["tokens"].get<std::int64_t>());

@@ -25,27 +25,11 @@ namespace atl {
 
 namespace {
 
+constexpr double setup_deadlines = 10;  // reading a model takes ranks longer than any step
 constexpr int page_tokens = 64;
 constexpr int byte_vocab = 256;                   // ids are bytes
 constexpr std::size_t max_trace_events = 200000;  // per rank, about 100 bytes each on file
 constexpr double kv_share_of_free_memory = 0.4;
-
-/// All ranks must have been started alike: another value anywhere is refused by name.
-void require_equal_options(const comm::Communicator& world, const RunOptions& options) {
-  std::string mine;
-  for (const auto& [name, value] : options.items()) mine += name + "=" + value + "\n";
-  const std::string first = world.broadcast(mine, 0);
-  world.agree([&] {
-    if (mine == first) return;
-    for (const auto& [name, value] : options.items()) {
-      const std::string line = fmt::format("{}={}\n", name, value);
-      require(("\n" + first).find("\n" + line) != std::string::npos,
-              "rank {} was started with --{} {}, which differs from rank 0's; start all ranks with "
-              "the same options",
-              world.rank(), name, value);
-    }
-  });
-}
 
 /// Results over the requests, or over the model, would destroy them.
 void require_separate_files(const RunOptions& options) {
@@ -59,8 +43,11 @@ void require_separate_files(const RunOptions& options) {
     std::error_code ignored;
     if (a.empty() || b.empty()) return false;
     if (fs::exists(a, ignored) && !fs::is_regular_file(a, ignored)) return false;  // /dev/null
-    return fs::weakly_canonical(a, ignored) == fs::weakly_canonical(b, ignored) ||
-           fs::equivalent(a, b, ignored);
+    const auto whole =
+        [&](const std::string& path) {  // a file that is not there stays relative else
+          return fs::weakly_canonical(fs::absolute(path, ignored), ignored);
+        };
+    return whole(a) == whole(b) || fs::equivalent(a, b, ignored);
   };
   for (std::size_t written = 2; written < std::size(files); ++written) {
     for (std::size_t other = 0; other < written; ++other) {
@@ -98,7 +85,7 @@ class Job {
       : world_(world), options_(options) {}
 
   void run() {
-    require_equal_options(world_, options_);
+    comm::Communicator::set_deadline(setup_deadlines * options_.deadline);
     open_model();
     read_requests();
     find_ranks();
@@ -144,7 +131,7 @@ class Job {
       // Opened now, so that hours of work are not lost to a mistyped path.
       results_.emplace(options_.output);
       if (!options_.report.empty()) report_.emplace(options_.report);
-      if (!options_.trace.empty()) io::TextFile(options_.trace).close();
+      if (!options_.trace.empty()) io::TextFile(options_.trace);  // can be written
     });
     requests_ = broadcast_requests(world_, std::move(requests_));
   }
@@ -243,6 +230,7 @@ class Job {
       total += static_cast<std::int64_t>(request.tokens.size()) +
                (mode_ == Mode::score ? 0 : request.max_tokens.value_or(options_.max_tokens));
     }
+    comm::Communicator::set_deadline(options_.deadline);
     Progress progress(root() ? options_.progress : "none", total);
     std::vector<RankLoad> loads(static_cast<std::size_t>(world_.size()));
     const double start = now_seconds();
@@ -300,7 +288,7 @@ class Job {
       }
       if (!options_.trace.empty()) write_trace(events);
       fmt::print("{}", summary_table(report));
-      std::fflush(stdout);
+      require(std::fflush(stdout) == 0, "cannot write the table of speeds to standard output");
     });
   }
 

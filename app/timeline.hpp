@@ -23,7 +23,7 @@ double now_seconds();
 
 /// Sums over the steps of one phase on one rank, in seconds.
 struct PhaseTimes {
-  double wall = 0;             ///< from one step's start to the next
+  double wall = 0;             ///< of the steps, from agreeing on a batch to its results
   double compute = 0;          ///< the arithmetic queue was busy
   double exchange = 0;         ///< at least one exchange was under way with all ranks present
   double overlapped = 0;       ///< both at once

@@ -1,10 +1,13 @@
 #include "comm/communicator.hpp"
 
+#include <sched.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstdlib>
 #include <limits>
+#include <thread>
 #include <utility>
 
 namespace atl::comm {
@@ -115,13 +118,41 @@ Communicator Communicator::split_shared() const {
   return {node, true};
 }
 
+void Communicator::wait(MPI_Request& request, std::string_view call) const {
+  constexpr int polls_before_sleep = 10;
+  constexpr std::chrono::microseconds sleep(20);
+  using Clock = std::chrono::steady_clock;
+  const auto begin = Clock::now();
+  int done = 0;
+  for (int polls = 0;; ++polls) {
+    check(MPI_Test(&request, &done, MPI_STATUS_IGNORE), call);
+    if (done != 0) return;
+    if (polls < polls_before_sleep) {
+      sched_yield();
+      continue;
+    }
+    std::this_thread::sleep_for(sleep);
+    const double waited = std::chrono::duration<double>(Clock::now() - begin).count();
+    require(
+        deadline_s_ <= 0 || waited < deadline_s_,
+        "rank {} waited {:.0f} s for the other ranks in {} (one may have stopped or the network "
+        "may be stuck); see their output, or raise --deadline",
+        rank_, waited, call);
+  }
+}
+
 void Communicator::barrier() const {
-  check(MPI_Barrier(comm_), "MPI_Barrier");
+  MPI_Request request = MPI_REQUEST_NULL;
+  check(MPI_Ibarrier(comm_, &request), "MPI_Ibarrier");
+  wait(request, "MPI_Ibarrier");
 }
 
 void Communicator::allgather_bytes(const void* value, void* all, std::size_t bytes) const {
   const int count = to_int(bytes, "bytes of an allgather");
-  check(MPI_Allgather(value, count, MPI_BYTE, all, count, MPI_BYTE, comm_), "MPI_Allgather");
+  MPI_Request request = MPI_REQUEST_NULL;
+  check(MPI_Iallgather(value, count, MPI_BYTE, all, count, MPI_BYTE, comm_, &request),
+        "MPI_Iallgather");
+  wait(request, "MPI_Iallgather");
 }
 
 namespace {
@@ -139,15 +170,19 @@ MPI_Op op_of(Communicator::Reduce op) {
 }  // namespace
 
 void Communicator::allreduce(std::span<double> values, Reduce op) const {
-  check(MPI_Allreduce(MPI_IN_PLACE, values.data(), to_int(values.size(), "values of a reduction"),
-                      MPI_DOUBLE, op_of(op), comm_),
-        "MPI_Allreduce");
+  MPI_Request request = MPI_REQUEST_NULL;
+  check(MPI_Iallreduce(MPI_IN_PLACE, values.data(), to_int(values.size(), "values of a reduction"),
+                       MPI_DOUBLE, op_of(op), comm_, &request),
+        "MPI_Iallreduce");
+  wait(request, "MPI_Iallreduce");
 }
 
 void Communicator::allreduce(std::span<std::int64_t> values, Reduce op) const {
-  check(MPI_Allreduce(MPI_IN_PLACE, values.data(), to_int(values.size(), "values of a reduction"),
-                      MPI_INT64_T, op_of(op), comm_),
-        "MPI_Allreduce");
+  MPI_Request request = MPI_REQUEST_NULL;
+  check(MPI_Iallreduce(MPI_IN_PLACE, values.data(), to_int(values.size(), "values of a reduction"),
+                       MPI_INT64_T, op_of(op), comm_, &request),
+        "MPI_Iallreduce");
+  wait(request, "MPI_Iallreduce");
 }
 
 void Communicator::allreduce_max_where(std::span<const double> values, std::span<double> largest,
@@ -159,9 +194,11 @@ void Communicator::allreduce_max_where(std::span<const double> values, std::span
   std::vector<Entry> mine(values.size());
   for (std::size_t i = 0; i < values.size(); ++i) mine[i] = {values[i], rank_};
   std::vector<Entry> all(values.size());
-  check(MPI_Allreduce(mine.data(), all.data(), to_int(values.size(), "values of a reduction"),
-                      MPI_DOUBLE_INT, MPI_MAXLOC, comm_),
-        "MPI_Allreduce");
+  MPI_Request request = MPI_REQUEST_NULL;
+  check(MPI_Iallreduce(mine.data(), all.data(), to_int(values.size(), "values of a reduction"),
+                       MPI_DOUBLE_INT, MPI_MAXLOC, comm_, &request),
+        "MPI_Iallreduce");
+  wait(request, "MPI_Iallreduce");
   for (std::size_t i = 0; i < values.size(); ++i) {
     largest[i] = all[i].value;
     where[i] = all[i].rank;
@@ -173,13 +210,16 @@ constexpr std::size_t max_piece = std::size_t{1} << 28;  // bytes of one message
 }
 
 std::string Communicator::broadcast(const std::string& text, int root) const {
+  const auto share = [&](void* data, std::size_t bytes) {
+    MPI_Request request = MPI_REQUEST_NULL;
+    check(MPI_Ibcast(data, to_int(bytes, "piece"), MPI_BYTE, root, comm_, &request), "MPI_Ibcast");
+    wait(request, "MPI_Ibcast");
+  };
   auto bytes = static_cast<std::uint64_t>(text.size());
-  check(MPI_Bcast(&bytes, 1, MPI_UINT64_T, root, comm_), "MPI_Bcast");
+  share(&bytes, sizeof(bytes));
   std::string result = rank_ == root ? text : std::string(bytes, '\0');
   for (std::size_t at = 0; at < bytes; at += max_piece) {
-    const std::size_t piece = std::min<std::size_t>(max_piece, bytes - at);
-    check(MPI_Bcast(result.data() + at, to_int(piece, "piece"), MPI_BYTE, root, comm_),
-          "MPI_Bcast");
+    share(result.data() + at, std::min<std::size_t>(max_piece, bytes - at));
   }
   return result;
 }
@@ -191,8 +231,11 @@ std::vector<std::string> Communicator::gather(const std::string& text, int root)
   if (rank_ != root) {
     for (std::size_t at = 0; at < text.size(); at += max_piece) {
       const std::size_t piece = std::min(max_piece, text.size() - at);
-      check(MPI_Send(text.data() + at, to_int(piece, "piece"), MPI_BYTE, root, tag, comm_),
-            "MPI_Send");
+      MPI_Request request = MPI_REQUEST_NULL;
+      check(
+          MPI_Isend(text.data() + at, to_int(piece, "piece"), MPI_BYTE, root, tag, comm_, &request),
+          "MPI_Isend");
+      wait(request, "MPI_Isend");
     }
     return all;
   }
@@ -204,9 +247,11 @@ std::vector<std::string> Communicator::gather(const std::string& text, int root)
     std::string& received = all.emplace_back(sizes[static_cast<std::size_t>(source)], '\0');
     for (std::size_t at = 0; at < received.size(); at += max_piece) {
       const std::size_t piece = std::min(max_piece, received.size() - at);
-      check(MPI_Recv(received.data() + at, to_int(piece, "piece"), MPI_BYTE, source, tag, comm_,
-                     MPI_STATUS_IGNORE),
-            "MPI_Recv");
+      MPI_Request request = MPI_REQUEST_NULL;
+      check(MPI_Irecv(received.data() + at, to_int(piece, "piece"), MPI_BYTE, source, tag, comm_,
+                      &request),
+            "MPI_Irecv");
+      wait(request, "MPI_Irecv");
     }
   }
   return all;

@@ -157,6 +157,17 @@ bool Exchange::counts_done() {
   return true;
 }
 
+std::vector<int> Exchange::awaited_counts() const {
+  std::vector<int> awaited;
+  for (int step = 1; step < comm_.size(); ++step) {
+    int arrived = 0;
+    MPI_Request_get_status(counts_requests_[static_cast<std::size_t>(step - 1)], &arrived,
+                           MPI_STATUS_IGNORE);
+    if (arrived == 0) awaited.push_back((comm_.rank() + comm_.size() - step) % comm_.size());
+  }
+  return awaited;
+}
+
 void Exchange::plan_rows(ExchangePlan& plan) const {
   std::int64_t sent = 0;
   std::int64_t received = 0;

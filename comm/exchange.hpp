@@ -79,6 +79,8 @@ class Exchange {
   /// up to. They may be sent before this returns.
   void start_counts(const void* rows);
   bool counts_done();
+  /// Ranks whose counters are still awaited.
+  std::vector<int> awaited_counts() const;
   /// After counts_done(): who gets which rows, and where they lie in what start_counts was given.
   void plan_rows(ExchangePlan& plan) const;
 

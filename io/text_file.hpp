@@ -9,13 +9,18 @@
 namespace atl::io {
 
 /// Opened for writing at once, so that an unwritable path is refused before any work; every write
-/// and the close are checked, so that a full disk is an Error and not a short file.
+/// and the close are checked, so that a full disk is an Error and not a short file. What is written
+/// goes to `path`.partial and takes the name at close(): a run that fails leaves an earlier file as
+/// it was. Pipes and devices are written to directly.
 class TextFile {
  public:
-  /// Throws Error when `path` cannot be opened for writing. An existing file is replaced.
+  /// Throws Error when `path` cannot be opened for writing.
   explicit TextFile(const std::string& path);
+  TextFile(TextFile&& other) noexcept = default;
+  TextFile& operator=(TextFile&& other) = delete;
+  ~TextFile();  ///< without close(): removes what was written
   void write(std::string_view text);
-  /// Flushes to disk and closes. Throws Error when anything could not be written.
+  /// Flushes to disk, closes and renames. Throws Error when anything could not be written.
   void close();
 
  private:
@@ -23,6 +28,7 @@ class TextFile {
     void operator()(std::FILE* file) const { std::fclose(file); }
   };
   std::string path_;
+  std::string partial_;  // equal to path_ for pipes and devices
   std::unique_ptr<std::FILE, Closer> file_;
 };
 
