@@ -25,8 +25,8 @@ constexpr std::size_t first_message_bytes = 4000;
 /// shared one it yields, a few times only: ranks that take turns to find nothing keep the one that
 /// computes waiting, and Linux makes who yields wait a whole time slice of whoever else wants the
 /// core.
-constexpr int polls_on_shared_cores = 10;
-constexpr int polls_on_own_cores = 50;
+constexpr int polls_on_shared_cores = 50;
+constexpr int polls_on_own_cores = 1000;
 constexpr int shortest_sleep_us = 20;
 constexpr int longest_sleep_us = 200;
 /// While arithmetic runs, polling only keeps messages moving; every wake-up takes time from it.
@@ -384,7 +384,7 @@ void Driver::back_off() {
     backend_.wait(running_compute_.front().event,
                   std::clamp(idle_polls_ * 10, shortest_busy_sleep_us, longest_busy_sleep_us));
   } else if (idle_polls_ < (options_.shares_cores ? polls_on_shared_cores : polls_on_own_cores)) {
-    if (options_.shares_cores) std::this_thread::sleep_for(std::chrono::microseconds(1));
+    if (options_.shares_cores) sched_yield();
   } else {
     std::this_thread::sleep_for(std::chrono::microseconds(
         std::clamp(idle_polls_ / 8, shortest_sleep_us, longest_sleep_us)));
