@@ -3,7 +3,9 @@
 
 #include <gtest/gtest.h>
 
+#include <chrono>
 #include <numeric>
+#include <thread>
 
 #include "comm/topology.hpp"
 #include "mpi_main.hpp"
@@ -62,6 +64,21 @@ TEST(Communicator, AFailureAnywhereIsAFailureEverywhere) {
     EXPECT_EQ(failure.reporter(), world.rank() == culprit);
   }
   EXPECT_NO_THROW(world.agree([] {}));
+}
+
+TEST(Communicator, AWaitEndsAtTheDeadline) {
+  const Communicator world = Communicator::world();
+  const Communicator own = world.duplicate();
+  const bool late = world.rank() == world.size() - 1;
+  if (late) std::this_thread::sleep_for(std::chrono::milliseconds(600));
+  Communicator::set_deadline(0.1);
+  if (late) {
+    EXPECT_NO_THROW(own.barrier());  // the others have been there
+  } else {
+    EXPECT_THROW(own.barrier(), Error);
+  }
+  Communicator::set_deadline(0);
+  world.barrier();
 }
 
 TEST(Topology, RanksOfOneMachineShareANode) {

@@ -1,0 +1,70 @@
+#include "io/text_file.hpp"
+
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+
+#include "compute/error.hpp"
+
+namespace atl::io {
+namespace {
+
+class TextFileTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    std::string pattern = (std::filesystem::temp_directory_path() / "atoll-XXXXXX").string();
+    ASSERT_NE(mkdtemp(pattern.data()), nullptr);
+    folder_ = pattern;
+  }
+  void TearDown() override { std::filesystem::remove_all(folder_); }
+
+  static std::string read(const std::string& path) {
+    std::ifstream file(path);
+    return {std::istreambuf_iterator<char>(file), {}};
+  }
+  std::size_t num_files() const {
+    return static_cast<std::size_t>(
+        std::distance(std::filesystem::directory_iterator(folder_), {}));
+  }
+
+  std::filesystem::path folder_;
+};
+
+TEST_F(TextFileTest, TakesItsNameWhenWhole) {
+  const std::string path = folder_ / "results";
+  std::ofstream(path) << "earlier";
+  TextFile file(path);
+  file.write("one ");
+  file.write("two");
+  EXPECT_EQ(read(path), "earlier");
+  file.close();
+  EXPECT_EQ(read(path), "one two");
+  EXPECT_EQ(num_files(), 1U);
+}
+
+TEST_F(TextFileTest, LeavesAnEarlierFileWhenItIsGivenUp) {
+  const std::string path = folder_ / "results";
+  std::ofstream(path) << "earlier";
+  { TextFile(path).write("half"); }
+  EXPECT_EQ(read(path), "earlier");
+  EXPECT_EQ(num_files(), 1U);
+}
+
+TEST_F(TextFileTest, RefusesWhatCannotBeWritten) {
+  EXPECT_THROW(TextFile(folder_ / "missing" / "results"), Error);
+  EXPECT_THROW(TextFile(folder_.string()), Error);
+  TextFile full("/dev/full");
+  EXPECT_THROW(
+      {
+        full.write("no room");
+        full.close();
+      },
+      Error);
+}
+
+}  // namespace
+}  // namespace atl::io
