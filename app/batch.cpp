@@ -20,12 +20,15 @@ int new_tokens_of(const io::Request& request, const BatchOptions& options) {
   if (options.mode == Mode::score) return 0;
   return request.max_tokens.value_or(options.max_tokens);
 }
+
+/// Tokens of the prompt and at most still to generate.
+std::int64_t work_of(const io::Request& request, const BatchOptions& options) {
+  return static_cast<std::int64_t>(request.tokens.size()) + new_tokens_of(request, options);
+}
 }  // namespace
 
 std::int64_t Batcher::pages_needed(const io::Request& request, const BatchOptions& options) {
-  const auto tokens =
-      static_cast<std::int64_t>(request.tokens.size()) + new_tokens_of(request, options);
-  return (tokens + options.page_tokens - 1) / options.page_tokens;
+  return (work_of(request, options) + options.page_tokens - 1) / options.page_tokens;
 }
 
 Batcher::Batcher(const std::vector<io::Request>& requests, const BatchOptions& options, int rank)
@@ -37,6 +40,7 @@ Batcher::Batcher(const std::vector<io::Request>& requests, const BatchOptions& o
     longest = std::max(longest, request.tokens.size() +
                                     static_cast<std::size_t>(new_tokens_of(request, options_)));
     most_pages = std::max(most_pages, pages_needed(request, options_));
+    waiting_work_ += work_of(request, options_);
   }
   // Everything a step touches is sized here, so that steps do not allocate.
   slots_.resize(static_cast<std::size_t>(options_.max_sequences));
@@ -79,16 +83,6 @@ RankLoad Batcher::load() const {
   return load;
 }
 
-std::int64_t Batcher::waiting_work() const {
-  std::int64_t work = 0;
-  for (std::size_t i = next_request_; i < requests_.size(); ++i) {
-    if (!requests_[i].error.empty()) continue;
-    work += static_cast<std::int64_t>(requests_[i].tokens.size()) +
-            new_tokens_of(requests_[i], options_);
-  }
-  return work;
-}
-
 bool Batcher::next_step(std::span<const RankLoad> loads) {
   loads_.assign(loads.begin(), loads.end());
   admit(loads_);
@@ -119,9 +113,10 @@ void Batcher::admit(std::span<RankLoad> loads) {
       }
     }
     if (best == loads.size()) return;  // in order: a later, smaller request does not overtake
-    const auto length = static_cast<std::int64_t>(request.tokens.size());
-    loads[best].prompt_tokens += length;
-    loads[best].remaining_work += length + new_tokens_of(request, options_);
+    const std::int64_t work = work_of(request, options_);
+    loads[best].prompt_tokens += static_cast<std::int64_t>(request.tokens.size());
+    loads[best].remaining_work += work;
+    waiting_work_ -= work;
     loads[best].free_pages -= pages;
     loads[best].free_sequences -= 1;
     if (static_cast<int>(best) == rank_) start(static_cast<std::int32_t>(next_request_));

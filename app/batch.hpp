@@ -81,7 +81,7 @@ class Batcher {
   bool next_step(std::span<const RankLoad> loads);
 
   /// Tokens of requests that no rank has taken yet, of prompts and still to generate.
-  std::int64_t waiting_work() const;
+  std::int64_t waiting_work() const { return waiting_work_; }
 
   int num_chunks() const { return num_chunks_; }          ///< of this step, equal on all ranks
   bool has_prompt_tokens() const { return has_prompt_; }  ///< on any rank in this step
@@ -119,6 +119,7 @@ class Batcher {
   BatchOptions options_;
   int rank_;
   std::size_t next_request_ = 0;
+  std::int64_t waiting_work_ = 0;
   std::vector<RankLoad> loads_;
   std::vector<Sequence> slots_;
   std::vector<std::int32_t> order_;  // occupied slots in order of admission

@@ -224,12 +224,7 @@ class Job {
   }
 
   void steps() {
-    std::int64_t total = 0;
-    for (const io::Request& request : requests_) {
-      if (!request.error.empty()) continue;
-      total += static_cast<std::int64_t>(request.tokens.size()) +
-               (mode_ == Mode::score ? 0 : request.max_tokens.value_or(options_.max_tokens));
-    }
+    const std::int64_t total = batcher_->waiting_work();
     comm::Communicator::set_deadline(options_.deadline);
     Progress progress(root() ? options_.progress : "none", total);
     std::vector<RankLoad> loads(static_cast<std::size_t>(world_.size()));
