@@ -1,15 +1,10 @@
 #include "app/timeline.hpp"
 
 #include <algorithm>
-#include <chrono>
 
 #include "comm/communicator.hpp"
 
 namespace atl {
-
-double now_seconds() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
 
 double PhaseTimes::overlap_efficiency() const {
   const double shorter = std::min(compute, exchange);

@@ -10,6 +10,7 @@
 
 #include "app/plan/schedule.hpp"
 #include "compute/backend.hpp"
+#include "compute/clock.hpp"
 #include "io/trace.hpp"
 
 namespace atl::comm {
@@ -17,9 +18,6 @@ class Communicator;
 }
 
 namespace atl {
-
-/// Seconds of the steady clock.
-double now_seconds();
 
 /// Sums over the steps of one phase on one rank, in seconds.
 struct PhaseTimes {

@@ -3,10 +3,10 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <chrono>
 #include <limits>
 
 #include "comm/communicator.hpp"
+#include "compute/clock.hpp"
 
 namespace atl::comm {
 
@@ -43,12 +43,6 @@ Topology discover_topology(const Communicator& world) {
   return topology;
 }
 
-namespace {
-double now() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
-}  // namespace
-
 double clock_offset(const Communicator& world, const Topology& topology) {
   constexpr int tries = 16;
   constexpr int tag = 11;
@@ -60,17 +54,17 @@ double clock_offset(const Communicator& world, const Topology& topology) {
         double theirs = 0;
         check(MPI_Recv(&theirs, 1, MPI_DOUBLE, peer, tag, world.raw(), MPI_STATUS_IGNORE),
               "MPI_Recv");
-        const double mine = now();
+        const double mine = now_seconds();
         check(MPI_Send(&mine, 1, MPI_DOUBLE, peer, tag, world.raw()), "MPI_Send");
       }
     } else if (world.rank() == peer) {
       double best_round_trip = std::numeric_limits<double>::infinity();
       for (int i = 0; i < tries; ++i) {
-        const double begin = now();
+        const double begin = now_seconds();
         double theirs = 0;
         check(MPI_Send(&begin, 1, MPI_DOUBLE, 0, tag, world.raw()), "MPI_Send");
         check(MPI_Recv(&theirs, 1, MPI_DOUBLE, 0, tag, world.raw(), MPI_STATUS_IGNORE), "MPI_Recv");
-        const double end = now();
+        const double end = now_seconds();
         if (end - begin < best_round_trip) {
           best_round_trip = end - begin;
           offset = theirs - (begin + end) / 2;

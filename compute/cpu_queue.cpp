@@ -5,15 +5,12 @@
 #include <algorithm>
 #include <chrono>
 
+#include "compute/clock.hpp"
 #include "compute/error.hpp"
 
 namespace atl::compute {
 
 namespace {
-
-double seconds() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
 
 /// How long the worker looks for the next operation before it sleeps. Yields meanwhile: ranks may
 /// share cores, and the others' work is worth more than this thread's reaction time.
@@ -60,8 +57,8 @@ void CpuQueue::work() {
   for (;;) {
     const auto ready = [this] { return worker_has_work() || stopping_.load(); };
     if (!ready()) {
-      const double until = seconds() + spin_seconds;
-      while (!ready() && seconds() < until) sched_yield();
+      const double until = now_seconds() + spin_seconds;
+      while (!ready() && now_seconds() < until) sched_yield();
     }
     if (!ready()) {
       std::unique_lock lock(mutex_);
@@ -76,7 +73,7 @@ void CpuQueue::work() {
 
 void CpuQueue::run(Event event) {
   Interval& interval = intervals_[event % num_intervals];
-  interval.begin = seconds();
+  interval.begin = now_seconds();
   if (failed_.load() == 0) {
     try {
       execute_(ring_[event % capacity]);
@@ -85,7 +82,7 @@ void CpuQueue::run(Event event) {
       failed_ = event;
     }
   }
-  interval.end = seconds();
+  interval.end = now_seconds();
   completed_.store(event);
   if (waiting_.load() > 0) {
     { const std::lock_guard lock(mutex_); }
