@@ -15,6 +15,7 @@ packages=(
   libcli11-dev libfmt-dev nlohmann-json3-dev libxxhash-dev
   libgtest-dev libbenchmark-dev hdf5-tools     # tests and benchmarks
   python3                                      # tables of the job and test scripts
+  python3-matplotlib                           # plots of perf/harness
 )
 
 case "${1:-}" in

@@ -229,6 +229,7 @@ class LayersBench {
                 expert, expected);
       }
     }
+    compute_alone();  // touches its memory
     communication_->run();
     communication_->check();
   }

@@ -2,6 +2,7 @@
 
 import json
 from collections import namedtuple
+from statistics import median
 
 from .results import AIMS
 
@@ -183,9 +184,13 @@ def roofline(layers, output):
     fig, axes = figure(10, 4.2, 1, 2)
     sides = (("memory", "FLOP per byte of weights read", "memory_bytes_per_s_per_rank"),
              ("link", "FLOP per byte on the busiest link", "link_bytes_per_s"))
+    # Places differ in their links: the place with most cases is drawn.
+    places = [(entry["nodes"], entry["ranks"], entry["rate"]) for entry in layers]
+    place = max(places, key=places.count)
+    layers = [entry for entry, other in zip(layers, places) if other == place]
     for ax, (name, label, key) in zip(axes[0], sides):
         points = []
-        machine = None
+        machines = []
         for entry in layers:
             detail = entry["detail"]
             ranks_on_link = entry["ranks"] // entry["nodes"] if name == "link" else 1
@@ -196,11 +201,11 @@ def roofline(layers, output):
                 continue
             flops = detail["flops_per_rank"]
             points.append((flops / moved, flops / entry["metrics"]["overlapped_s"]["median"]))
-            machine = (speed, detail["machine"]["gemm_flops_per_s_per_rank"])
+            machines.append((speed, detail["machine"]["gemm_flops_per_s_per_rank"]))
         if not points:
             ax.axis("off")
             continue
-        speed, peak = machine
+        speed, peak = (median(values) for values in zip(*machines))
         ridge = peak / speed
         low = min(min(x for x, _ in points), ridge) / 4
         high = max(max(x for x, _ in points), ridge) * 4
@@ -214,12 +219,15 @@ def roofline(layers, output):
         ax.set_xscale("log")
         ax.set_yscale("log")
         ax.set_ylim(top=peak / 1e9 * 2)
+        for axis in (ax.xaxis, ax.yaxis):
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_formatter("")
         ax.set_title(f"one rank and its {name}", fontsize=9)
         ax.set_xlabel(label)
         ax.set_ylabel("GFLOP/s per rank")
     return save(fig, output, "roofline",
                 "Roofline: measured GEMM rate, memory and link bandwidth while all ranks do the "
-                "same (of the last run); points are whole overlapped steps.")
+                "same; points are whole overlapped steps.")
 
 
 def message_sizes(entries, output):

@@ -68,12 +68,24 @@ def metrics_of(report, program):
     return metrics
 
 
-def collect(sweep, cases, running):
+def add_earlier(entry, earlier):
+    """Puts the rounds of an earlier result of the same case before this one's."""
+    entry["runs"] = earlier["runs"] + entry["runs"]
+    for metric, rounds in earlier["rounds"].items():
+        entry["rounds"][metric] = rounds + entry["rounds"].get(metric, [])
+    for key in ("detail", "trace"):
+        if key in earlier:
+            entry.setdefault(key, earlier[key])
+
+
+def collect(sweep, cases, running, earlier=None):
+    """The outcome of the sweep; `earlier`, an outcome of the same sweep, is added to."""
+    before = {entry["id"]: entry for entry in (earlier or {}).get("cases", [])}
     outcome = {
         "format": "atoll-perf", "version": 1, "name": sweep.name,
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "commit": one_line(["git", "describe", "--always", "--dirty", "--abbrev=12"]),
-        "machine": machine(), "rounds": sweep.rounds, "declared": sweep.declared,
+        "machine": machine(), "rounds": sweep.rounds + (earlier or {}).get("rounds", 0), "declared": sweep.declared,
         "notes": list(running.notes), "cases": []}
     for case in cases:
         entry = {"id": case.id, "program": case.program, "nodes": case.nodes, "ranks": case.ranks,
@@ -84,7 +96,7 @@ def collect(sweep, cases, running):
         if case.id in running.impossible:
             entry["status"], entry["reason"] = "not measured", running.impossible[case.id]
             continue
-        for run in running.runs[case.id]:
+        for run in running.runs.get(case.id, []):
             entry["runs"].append({"round": run.round, "code": run.code, "error": run.error,
                                   "seconds": round(run.seconds, 3)})
             if run.error or run.round < 0:
@@ -96,6 +108,8 @@ def collect(sweep, cases, running):
                 "trace-" + "".join(c if c.isalnum() else "-" for c in case.id) + ".json")
             if trace.exists():
                 entry["trace"] = trace.name
+        if case.id in before:
+            add_earlier(entry, before[case.id])
         failed = [run for run in entry["runs"] if run["error"]]
         if failed:
             entry["reason"] = f"{len(failed)} of {len(entry['runs'])} runs: {failed[-1]['error']}"

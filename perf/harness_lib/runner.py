@@ -60,7 +60,7 @@ class Runner:
     def _stop(number, _frame):
         raise SystemExit(128 + number)
 
-    def run(self, cases):
+    def run(self, cases, first_round=0):
         possible = []
         for case in cases:
             reason = self.why_not(case)
@@ -73,11 +73,11 @@ class Runner:
             self.runs[case.id] = []
         for number in range(-self.sweep.warm_up_rounds, self.sweep.rounds):
             order = list(possible)
-            random.Random(number).shuffle(order)
+            random.Random(first_round + number).shuffle(order)
             for place, case in enumerate(order):
                 word = "warm-up" if number < 0 else f"round {number + 1} of {self.sweep.rounds}"
                 print(f"{word}, {place + 1} of {len(order)}: {case.id}", flush=True)
-                outcome = self.run_once(case, number)
+                outcome = self.run_once(case, number + first_round if number >= 0 else number)
                 self.runs[case.id].append(outcome)
                 if outcome.error:
                     print(f"  failed (exit code {outcome.code}): {outcome.error}", flush=True)
