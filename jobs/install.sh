@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs what Atoll needs on Debian 12 and its relatives, as root or with sudo. Silent and quick
 # when everything is there already. Elsewhere (a cluster with modules) it only says what is needed.
+# Arguments: further packages to install (tests/run.sh asks for the fuzzers' compiler).
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -14,6 +15,7 @@ packages=(
   libgtest-dev libbenchmark-dev hdf5-tools     # tests and benchmarks
   python3                                      # tables of the job and test scripts
 )
+packages+=("$@")
 
 if ! command -v apt-get >/dev/null || ! command -v dpkg-query >/dev/null; then
   printf '%s\n' "install.sh: no apt on this system; if the build misses something, provide what" \
