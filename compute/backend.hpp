@@ -128,6 +128,9 @@ class Backend {
   virtual Event logprobs(Chunk& chunk, std::span<const std::int32_t> rows,
                          std::span<const std::int32_t> targets, float* logprobs) = 0;
 
+  /// Copies x [T, H], as it is then, to host memory in options.dtype.
+  virtual Event save_x(const Chunk& chunk, void* x) = 0;
+
   /// Runs a host function in the queue's order (sampling, for example). `task` must outlive it.
   virtual Event host_task(const std::function<void()>& task) = 0;
 
