@@ -94,8 +94,8 @@ one_message "stopped inside HDF5" 60 "rank 0 has waited" "creating the model fil
 # --- a rank that fails alone
 faulty "1 MPI_Isend 900 fail" "${run_options[@]}"
 one_message "a rank that fails alone" 20 "MPI_Isend failed"
-faulty "3 MPI_Comm_dup 1 fail" "${run_options[@]}"
-one_message "a rank that fails alone in set-up" 20 "MPI_Comm_dup failed"
+faulty "3 MPI_Comm_split_type 1 fail" "${run_options[@]}"
+one_message "a rank that fails alone in set-up" 20 "MPI_Comm_split_type failed"
 
 # --- who is only suspended goes on
 capture mpirun "${mpirun_flags[@]}" -n 4 "$ATOLL" "${run_options[@]}" --chunks 1
@@ -111,9 +111,7 @@ suspended() {
     "$ATOLL" "${run_options[@]}" --chunks 1 "$@" >"$work/stdout" 2>"$work/stderr" </dev/null &
   job=$!
   for _ in {1..300}; do # until the fault has stopped rank 3
-    victims="$(pgrep -P "$job" | while read -r rank; do
-      [[ "$(cut -d ' ' -f 3 "/proc/$rank/stat")" != T ]] || printf '%s ' "$rank"
-    done)"
+    victims="$(pgrep -P "$job" --runstates T || true)"
     [[ -z "$victims" ]] || break
     sleep 0.1
   done
