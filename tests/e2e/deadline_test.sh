@@ -104,13 +104,13 @@ cp "$results" "$work/undisturbed.jsonl"
 
 # suspended WHAT SECONDS NUMBER OPTION...: stops NUMBER ranks in the middle, for SECONDS.
 suspended() {
-  local what="$1" pause="$2" number="$3" job attempt victims
+  local what="$1" pause="$2" number="$3" job victims
   shift 3
   rm -f "$results"
   mpirun "${mpirun_flags[@]}" -n 4 -x LD_PRELOAD="$fault_library" -x ATOLL_FAULT="3 MPI_Isend 900 stop" \
     "$ATOLL" "${run_options[@]}" --chunks 1 "$@" >"$work/stdout" 2>"$work/stderr" </dev/null &
   job=$!
-  for attempt in {1..300}; do # until the fault has stopped rank 3
+  for _ in {1..300}; do # until the fault has stopped rank 3
     victims="$(pgrep -P "$job" | while read -r rank; do
       [[ "$(cut -d ' ' -f 3 "/proc/$rank/stat")" != T ]] || printf '%s ' "$rank"
     done)"
