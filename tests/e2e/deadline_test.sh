@@ -19,8 +19,7 @@ run_options=(run --model "$model" --input "$requests" --output "$results" --prog
 
 # no_process WHAT: nothing that was started with this test's files is left after some seconds.
 no_process() {
-  local attempt
-  for attempt in {1..50}; do
+  for _ in {1..50}; do
     pgrep -f "$work/" >/dev/null || break
     sleep 0.1
   done
