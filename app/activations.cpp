@@ -6,6 +6,19 @@
 
 namespace atl {
 
+io::ActivationLayout activation_layout(const std::vector<io::Request>& requests, Mode mode,
+                                       int max_tokens) {
+  io::ActivationLayout layout;
+  layout.first_row.push_back(0);
+  for (const io::Request& request : requests) {
+    const int new_tokens = mode == Mode::score ? 1 : request.max_tokens.value_or(max_tokens);
+    const auto rows = static_cast<std::int64_t>(request.tokens.size()) + new_tokens - 1;
+    layout.requests.push_back(request.id);
+    layout.first_row.push_back(layout.first_row.back() + (request.error.empty() ? rows : 0));
+  }
+  return layout;
+}
+
 ActivationDump::ActivationDump(const std::string& path, const io::ActivationLayout& layout,
                                const comm::Communicator& world, int max_chunks)
     : layout_(layout),

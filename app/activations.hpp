@@ -12,6 +12,11 @@
 
 namespace atl {
 
+/// The rows of each request: one for every token that may go through the layers, which the last one
+/// generated does not. Requests that name no number of new tokens get `max_tokens`.
+io::ActivationLayout activation_layout(const std::vector<io::Request>& requests, Mode mode,
+                                       int max_tokens);
+
 /// Holds x of one step's chunks for each layer, at most step_tokens * layers rows of this rank, and
 /// writes them to the activations file after the step.
 class ActivationDump {

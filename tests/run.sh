@@ -36,7 +36,11 @@ run_tests() { # preset, ctest options
     --parallel "$(nproc)" "$@" || failed+=("$preset")
 }
 
-bash "$repository/jobs/install.sh"
+if $quick; then
+  bash "$repository/jobs/install.sh"
+else
+  bash "$repository/jobs/install.sh" --cluster
+fi
 build_preset cpu
 if $quick; then
   run_tests cpu -LE e2e "$@"
@@ -44,7 +48,7 @@ else
   run_tests cpu "$@"
   build_preset cpu-asan
   run_tests cpu-asan -L 'unit|mpi' "$@"
-  if bash "$repository/jobs/install.sh" clang libclang-rt-dev && command -v clang++ >/dev/null; then
+  if bash "$repository/jobs/install.sh" --fuzz && command -v clang++ >/dev/null; then
     build_preset fuzz
     run_tests fuzz "$@"
   else
