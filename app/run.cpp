@@ -285,15 +285,15 @@ class Job {
     const auto asked = std::find_if(loads.begin(), loads.end(),
                                     [](const RankLoad& load) { return load.stop_signal != 0; });
     if (asked == loads.end()) return;
+    const std::string checkpoint = checkpoints_.write_now(checkpoint_source());
     std::string message;
     if (root()) {
       results_.sync();
       message = fmt::format(
-          "stopped by {} (sent to rank {}); {} of {} requests are finished and kept; run again "
-          "with "
-          "--resume to go on",
+          "stopped by {} (sent to rank {}); {} of {} requests are finished and kept{}{}; run again "
+          "with --resume to go on",
           name_of_signal(asked->stop_signal), asked - loads.begin(), results_.num_finished(),
-          requests_.size());
+          requests_.size(), checkpoint.empty() ? "" : ", ", checkpoint);
     }
     throw comm::AgreedFailure(message, stopped_exit_code, root());
   }
