@@ -8,6 +8,8 @@
 #include <thread>
 #include <utility>
 
+#include "comm/deadline.hpp"
+
 namespace atl::comm {
 
 namespace {
@@ -316,6 +318,7 @@ bool canary_ok(const Communicator& parent, TransportKind kind) {
     }
   }
   auto pending = exchange.start(std::move(plan), out.data(), in.data());
+  const Waiting waiting("the transport's test");
   const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(60);
   while (!pending.done()) {
     if (std::chrono::steady_clock::now() > deadline) return false;
