@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "comm/communicator.hpp"
+#include "comm/deadline.hpp"
 #include "compute/clock.hpp"
 
 namespace atl::comm {
@@ -170,6 +171,7 @@ class Measurement {
 }  // namespace
 
 Links measure_links(const Communicator& world, const Topology& topology) {
+  const Waiting waiting("measuring links");
   return Measurement(world, topology).all();
 }
 
