@@ -13,6 +13,7 @@
 #include "app/activations.hpp"
 #include "app/batch.hpp"
 #include "app/checkpoints.hpp"
+#include "app/cluster.hpp"
 #include "app/driver.hpp"
 #include "app/identity.hpp"
 #include "app/inspect.hpp"
@@ -39,9 +40,13 @@ constexpr double kv_share_of_free_memory = 0.4;
 void require_separate_files(const RunOptions& options) {
   namespace fs = std::filesystem;
   const std::pair<const char*, const std::string*> files[] = {
-      {"model", &options.model},   {"input", &options.input},
-      {"output", &options.output}, {"report", &options.report},
-      {"trace", &options.trace},   {"activations", &options.activations}};
+      {"model", &options.model},
+      {"input", &options.input},
+      {"output", &options.output},
+      {"cluster", &options.cluster},
+      {"report", &options.report},
+      {"trace", &options.trace},
+      {"activations", &options.activations}};
   const auto same = [](const std::string& a, const std::string& b) {
     std::error_code ignored;
     if (a.empty() || b.empty()) return false;
@@ -157,6 +162,9 @@ class Job {
     const int node = topology_.node_of[static_cast<std::size_t>(world_.rank())];
     ranks_on_node_ = topology_.ranks_on(node);
     threads_ = threads_per_rank(options_.threads, ranks_on_node_);
+    if (options_.measure_links || !options_.cluster.empty()) {
+      cluster_ = find_cluster(world_, topology_, options_.cluster, options_.measure_links);
+    }
     world_.agree([this] { transport_ = comm::choose_transport(world_, options_.transport); });
   }
 
@@ -325,6 +333,7 @@ class Job {
     facts.config = &config_;
     facts.placement = &placement_;
     facts.topology = &topology_;
+    facts.cluster = cluster_ ? &*cluster_ : nullptr;
     facts.backend = backend_->description();
     facts.transport = name_of(transport_);
     facts.model_identity = file_->identity();
@@ -379,6 +388,7 @@ class Job {
   ModelConfig config_;
   Placement placement_;
   comm::Topology topology_;
+  std::optional<Cluster> cluster_;
   int ranks_on_node_ = 1;
   int threads_ = 1;
   comm::TransportKind transport_ = comm::TransportKind::ialltoallv;
