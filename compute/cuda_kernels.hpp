@@ -11,6 +11,7 @@
 
 #include <cstdint>
 
+#include "compute/cuda_attention_plan.hpp"
 #include "compute/types.hpp"
 
 namespace atl::compute::cuda {
@@ -79,18 +80,8 @@ struct RopeArgs {
 void rope_and_store(cudaStream_t stream, DType dtype, const RopeArgs& args);
 
 /// Causal attention over the pages: out [T, heads * head_dim] for q in qkv (rows `qkv_stride`
-/// elements apart), softmax in float32, scaled by 1/sqrt(head_dim). head_dim up to 512.
-/// `tiles` lists the work: prefill rows in tiles of consecutive rows of one segment, decode rows
-/// (segments of one row) split along their keys. Built on the host by plan_attention.
-struct AttentionTile {
-  std::int32_t first_row = 0;
-  std::int32_t num_rows = 0;
-  std::int32_t first_key = 0;  ///< first position of the keys this tile reads
-  std::int32_t num_keys = 0;   ///< keys it reads, its own rows' included; the mask is causal
-  std::int32_t split = 0;      ///< which part of a row's keys; parts are merged in this order
-  std::int32_t num_splits = 1;
-  std::int32_t workspace_row = 0;  ///< first row of its partial results where num_splits > 1
-};
+/// elements apart), softmax in float32, scaled by 1/sqrt(head_dim). The work is listed by
+/// plan_attention (cuda_attention_plan.hpp), whose lists the caller copies to the device.
 struct AttentionArgs {
   KvPages kv;
   RowMap map;
@@ -99,10 +90,12 @@ struct AttentionArgs {
   const void* qkv = nullptr;
   std::int64_t qkv_stride = 0;
   void* out = nullptr;
-  const AttentionTile* tiles = nullptr;  ///< device memory
-  int num_tiles = 0;
-  int num_split_rows = 0;      ///< rows whose keys were split, to be merged afterwards
-  float* workspace = nullptr;  ///< attention_workspace_floats()
+  const AttentionTile* tiles = nullptr;  ///< device memory: [num_wide], then [num_narrow]
+  int num_wide = 0;
+  int num_narrow = 0;
+  const AttentionMerge* merges = nullptr;  ///< device memory
+  int num_merges = 0;
+  float* workspace = nullptr;  ///< attention_workspace_floats(), aligned to 16 bytes
 };
 void attention(cudaStream_t stream, DType dtype, const AttentionArgs& args);
 
