@@ -11,9 +11,20 @@
 
 #include <cstdint>
 
+#include "compute/cuda_attention_plan.hpp"
 #include "compute/types.hpp"
 
 namespace atl::compute::cuda {
+
+/// What the kernels take. Wider models need the CPU backend.
+inline constexpr int max_experts = 512;
+inline constexpr int max_top_k = 32;
+inline constexpr int max_head_dim = 512;  ///< any even number up to it
+inline constexpr int key_block = 64;      ///< page_tokens is a multiple of it
+
+/// Throws Error where the kernels cannot run this model with pages of page_tokens; to be called
+/// once, before anything is launched. The kernels do not check again.
+void check_shape(const ModelShape& shape, int page_tokens);
 
 /// One layer's KV cache: keys and values lie apart, each [num_pages, kv_heads, page_tokens,
 /// head_dim], the layout that cuDNN's paged attention takes too.
@@ -69,18 +80,8 @@ struct RopeArgs {
 void rope_and_store(cudaStream_t stream, DType dtype, const RopeArgs& args);
 
 /// Causal attention over the pages: out [T, heads * head_dim] for q in qkv (rows `qkv_stride`
-/// elements apart), softmax in float32, scaled by 1/sqrt(head_dim). head_dim up to 512.
-/// `tiles` lists the work: prefill rows in tiles of consecutive rows of one segment, decode rows
-/// (segments of one row) split along their keys. Built on the host by plan_attention.
-struct AttentionTile {
-  std::int32_t first_row = 0;
-  std::int32_t num_rows = 0;
-  std::int32_t first_key = 0;  ///< first position of the keys this tile reads
-  std::int32_t num_keys = 0;   ///< keys it reads, its own rows' included; the mask is causal
-  std::int32_t split = 0;      ///< which part of a row's keys; parts are merged in this order
-  std::int32_t num_splits = 1;
-  std::int32_t workspace_row = 0;  ///< first row of its partial results where num_splits > 1
-};
+/// elements apart), softmax in float32, scaled by 1/sqrt(head_dim). The work is listed by
+/// plan_attention (cuda_attention_plan.hpp), whose lists the caller copies to the device.
 struct AttentionArgs {
   KvPages kv;
   RowMap map;
@@ -89,10 +90,12 @@ struct AttentionArgs {
   const void* qkv = nullptr;
   std::int64_t qkv_stride = 0;
   void* out = nullptr;
-  const AttentionTile* tiles = nullptr;  ///< device memory
-  int num_tiles = 0;
-  int num_split_rows = 0;      ///< rows whose keys were split, to be merged afterwards
-  float* workspace = nullptr;  ///< attention_workspace_floats()
+  const AttentionTile* tiles = nullptr;  ///< device memory: [num_wide], then [num_narrow]
+  int num_wide = 0;
+  int num_narrow = 0;
+  const AttentionMerge* merges = nullptr;  ///< device memory
+  int num_merges = 0;
+  float* workspace = nullptr;  ///< attention_workspace_floats(), aligned to 16 bytes
 };
 void attention(cudaStream_t stream, DType dtype, const AttentionArgs& args);
 
