@@ -67,8 +67,9 @@ ChunkMemory::ChunkMemory(const BackendOptions& options, Arena& arena) {
   const ModelShape& shape = options.shape;
   const std::int64_t tokens = options.max_chunk_tokens;
   const std::int64_t pairs = tokens * shape.top_k;
-  const auto rows_of = [&](std::int64_t rows) {
-    return arena.take_bytes(static_cast<std::size_t>(rows * shape.hidden) * size_of(options.dtype));
+  const auto rows_of = [&](std::int64_t count) {
+    return arena.take_bytes(static_cast<std::size_t>(count * shape.hidden) *
+                            size_of(options.dtype));
   };
   x = rows_of(tokens);
   normed = rows_of(tokens);
