@@ -81,6 +81,7 @@ ChunkMemory::ChunkMemory(const BackendOptions& options, Arena& arena) {
   counts = arena.take<std::int32_t>(shape.num_experts);
   inputs = arena.take<std::byte>(static_cast<std::int64_t>(input_bytes(options)));
   rows = arena.take<std::int32_t>(2 * tokens);
+  logprobs = arena.take<float>(tokens);
 }
 
 UploadRing::UploadRing(std::size_t bytes)

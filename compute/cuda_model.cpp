@@ -212,7 +212,6 @@ Workspace::Workspace(const BackendOptions& options, Arena& arena) {
   results = rows_of(gather_rows, shape.hidden);
   head = rows_of(vocab_rows, shape.hidden);
   for (float*& half : vocab) half = arena.take<float>(std::int64_t{vocab_rows} * shape.vocab);
-  logprobs = arena.take<float>(tokens);
   router = arena.take<float>(tokens * shape.num_experts);
   route_scratch =
       arena.take<std::int32_t>(route_scratch_ints(options.max_chunk_tokens, shape.num_experts));

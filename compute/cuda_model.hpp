@@ -91,7 +91,6 @@ struct Workspace {
   void* results = nullptr;       // [gather_rows, H]
   void* head = nullptr;          // [vocab_rows, H]
   float* vocab[2] = {};          // [vocab_rows, vocab]
-  float* logprobs = nullptr;     // [T]
   float* router = nullptr;       // [T, num_experts]
   std::int32_t* route_scratch = nullptr;
   float* attention = nullptr;
@@ -113,6 +112,7 @@ struct ChunkMemory {
   std::int32_t* counts = nullptr;   // [num_experts]
   std::byte* inputs = nullptr;      // what an upload brings
   std::int32_t* rows = nullptr;     // [2, T], of the head: rows, targets
+  float* logprobs = nullptr;        // [T]
 };
 
 /// Most bytes of one upload of a chunk's inputs.
@@ -165,6 +165,7 @@ class CudaChunk final : public Chunk {
   PinnedBuffer counts;                 ///< [num_experts]
   PinnedBuffer logprobs;               ///< [T]
   UploadRing head_uploads;             ///< rows and targets
+  CudaEvent computed{CudaEvent::Timing::off};  ///< the head's results, for their way to the host
 
   /// Where the host function of a log-probability operation puts them.
   struct Delivery {
