@@ -60,7 +60,7 @@ struct AttentionPlan {
 
 /// Floats of one workspace row: for each head its unnormalised result, padded to 16 bytes, then the
 /// softmax's maximum and sum.
-constexpr std::int64_t partial_floats_per_head(int head_dim) {
+constexpr int partial_floats_per_head(int head_dim) {
   return (head_dim + 3) / 4 * 4 + 4;
 }
 /// Rows and floats of the workspace that plan_attention() counts on (about 64 MiB, or fewer where a

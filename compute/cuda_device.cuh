@@ -31,11 +31,11 @@ inline constexpr int warp_lanes = 32;
 inline constexpr unsigned all_lanes = 0xffffffffU;
 inline constexpr int access_bytes = 16;
 
-/// The block's dynamic shared memory; aligned to 16 bytes.
+/// The block's dynamic shared memory; aligned to 128 bytes where its size is a multiple of that.
 template <class T>
 __device__ inline T* dynamic_shared() {
 #ifdef __CUDACC__
-  extern __shared__ uint4 atoll_dynamic_shared[];
+  extern __shared__ __align__(128) unsigned char atoll_dynamic_shared[];
   return reinterpret_cast<T*>(atoll_dynamic_shared);
 #else
   return static_cast<T*>(emulated::dynamic_shared_memory());
@@ -68,6 +68,18 @@ template <int Pending>
 __device__ inline void wait_copies() {
 #ifdef __CUDACC__
   asm volatile("cp.async.wait_group %0;" ::"n"(Pending) : "memory");
+#endif
+}
+
+/// 2^x to about 2 units in the last place; results below 2^-126 become 0. exp2_fast(0) is 1.
+__device__ inline float exp2_fast(float x) {
+#ifdef __CUDACC__
+  float result = 0;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+#else
+  const float result = exp2f(x);
+  return result < 1.17549435e-38F ? 0.0F : result;
 #endif
 }
 
