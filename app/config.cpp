@@ -28,7 +28,8 @@ std::vector<std::pair<std::string, std::string>> RunOptions::items() const {
           {"kv-tokens", std::to_string(kv_tokens)},
           {"deadline", fmt::format("{}", deadline)},
           {"peak-tflops", fmt::format("{}", peak_tflops)},
-          {"progress", progress}};
+          {"progress", progress},
+          {"resume", resume ? "true" : "false"}};
 }
 
 std::vector<std::pair<std::string, std::string>> CommandLine::items() const {
@@ -106,6 +107,7 @@ void add_run(CLI::App& app, RunOptions& o) {
   app.add_option("--peak-tflops", o.peak_tflops, "Peak of one rank, for MFU in the report")
       ->check(CLI::Range(0.0, 1e6))
       ->capture_default_str();
+  app.add_flag("--resume", o.resume, "Go on where an interrupted run of the same job stopped");
   app.add_option("--progress", o.progress, "Progress on stderr")
       ->check(CLI::IsMember({"auto", "bar", "lines", "none"}))
       ->capture_default_str();

@@ -30,6 +30,7 @@ struct RunOptions {
   double deadline = 300;          ///< seconds without progress
   double peak_tflops = 0;         ///< stated peak of one rank, for MFU
   std::string progress = "auto";  ///< auto | bar | lines | none
+  bool resume = false;            ///< go on where an interrupted run stopped
 
   /// Every option with its value as text, in a fixed order: for the report, and to compare ranks.
   std::vector<std::pair<std::string, std::string>> items() const;

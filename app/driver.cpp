@@ -18,9 +18,6 @@ namespace {
 /// Operations in the queue beyond the one that runs: enough that the queue never runs dry while
 /// this thread sleeps, few enough that a chunk that comes back soon goes first.
 constexpr std::size_t max_queued = 4;
-/// Rows go with their counters up to this size: MPI libraries send so much at once, without asking
-/// the receiver first, and a token of a decode step arrives one message earlier.
-constexpr std::size_t first_message_bytes = 4000;
 /// An idle rank polls so many times before it sleeps. On a core of its own it just polls; on a
 /// shared one it yields, a few times only: ranks that take turns to find nothing keep the one that
 /// computes waiting, and Linux makes who yields wait a whole time slice of whoever else wants the

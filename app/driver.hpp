@@ -18,6 +18,10 @@
 
 namespace atl {
 
+/// Rows go with their counters up to this size: MPI libraries send so much at once, without asking
+/// the receiver first, and a token of a decode step arrives one message earlier.
+inline constexpr std::size_t first_message_bytes = 4000;
+
 struct DriverOptions {
   int num_chunks = 1;
   bool overlap = true;

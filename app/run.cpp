@@ -12,12 +12,14 @@
 
 #include "app/batch.hpp"
 #include "app/driver.hpp"
+#include "app/identity.hpp"
 #include "app/inspect.hpp"
 #include "app/load.hpp"
 #include "app/model.hpp"
 #include "app/progress.hpp"
 #include "app/report.hpp"
 #include "app/results.hpp"
+#include "app/stop.hpp"
 #include "comm/topology.hpp"
 #include "io/text_file.hpp"
 
@@ -82,7 +84,7 @@ DType activation_type(const std::string& wanted, DType on_file) {
 class Job {
  public:
   Job(const comm::Communicator& world, const RunOptions& options)
-      : world_(world), options_(options) {}
+      : world_(world), options_(options), results_(world) {}
 
   void run() {
     comm::Communicator::set_deadline(setup_deadlines * options_.deadline);
@@ -129,11 +131,20 @@ class Job {
       require_separate_files(options_);
       requests_ = io::read_requests(options_.input, limits);
       // Opened now, so that hours of work are not lost to a mistyped path.
-      results_.emplace(options_.output);
+      results_.open(options_.output);
       if (!options_.report.empty()) report_.emplace(options_.report);
       if (!options_.trace.empty()) io::TextFile(options_.trace);  // can be written
     });
     requests_ = broadcast_requests(world_, std::move(requests_));
+    identity_ = identity_of(options_, file_->identity(), dtype_, "cpu", requests_);
+    const auto finished = results_.begin(requests_, identity_, options_.resume, mode_,
+                                         config_.shape.vocab == byte_vocab);
+    kept_.resize(requests_.size());
+    for (std::size_t i = 0; i < finished.size(); ++i) kept_[i].finished = finished[i];
+    if (root() && options_.resume) {
+      fmt::print(stderr, "resuming: {} of {} requests are finished\n", results_.num_finished(),
+                 requests_.size());
+    }
   }
 
   void find_ranks() {
@@ -154,9 +165,10 @@ class Job {
     batch_.page_tokens = page_tokens;
     batch_.stop_token_ids = config_.stop_token_ids;
     batch_.num_pages = std::max<std::int64_t>(1, kv_pages());
-    for (io::Request& request : requests_) {
+    for (std::size_t i = 0; i < requests_.size(); ++i) {
+      io::Request& request = requests_[i];
       const std::int64_t pages = Batcher::pages_needed(request, batch_);
-      if (request.error.empty() && pages > batch_.num_pages) {
+      if (request.error.empty() && !kept_[i].finished && pages > batch_.num_pages) {
         request.error = fmt::format(
             "prompt and new tokens need {} tokens of KV cache, but a rank holds {}; raise "
             "--kv-tokens or shorten the request",
@@ -218,7 +230,7 @@ class Job {
     driver.max_head_rows = std::min(batch_.max_sequences, options.max_chunk_tokens);
     timeline_.emplace(world_.size(), comm::clock_offset(world_, topology_),
                       options_.trace.empty() ? 0 : max_trace_events);
-    batcher_.emplace(requests_, batch_, world_.rank());
+    batcher_.emplace(requests_, batch_, world_.rank(), kept_);
     driver_.emplace(*backend_, world_, config_.shape, placement_, driver, *timeline_);
     load_seconds_ = now_seconds() - begin;
   }
@@ -231,13 +243,16 @@ class Job {
     const double start = now_seconds();
     for (;;) {
       const double begin = now_seconds();
-      world_.allgather_into(batcher_->load(), std::span(loads));
+      world_.allgather_into(load_of_rank(), std::span(loads));
       const double agreed = now_seconds();
+      results_.collect(loads);
+      stop_if_asked(loads);
       if (!batcher_->next_step(loads)) break;
       timeline_->begin_step(batcher_->has_prompt_tokens() ? Phase::prefill : Phase::decode,
                             driver_->schedule(batcher_->num_chunks()), begin, agreed);
       driver_->run_step(*batcher_);
       timeline_->end_step(batcher_->finish_step(now_seconds() - start));
+      results_.take(batcher_->finished());
       if (timeline_->full()) timeline_->flush(world_);
       std::int64_t left = batcher_->waiting_work();
       for (const RankLoad& load : loads) left += load.remaining_work;
@@ -247,10 +262,33 @@ class Job {
     progress.finish();
   }
 
+  RankLoad load_of_rank() const {
+    RankLoad load = batcher_->load();
+    load.stop_signal = stop_signal();
+    load.result_bytes = results_.waiting_bytes();
+    return load;
+  }
+
+  /// Between two steps, where all ranks see the same signals.
+  void stop_if_asked(const std::vector<RankLoad>& loads) {
+    const auto asked = std::find_if(loads.begin(), loads.end(),
+                                    [](const RankLoad& load) { return load.stop_signal != 0; });
+    if (asked == loads.end()) return;
+    std::string message;
+    if (root()) {
+      results_.sync();
+      message = fmt::format(
+          "stopped by {} (sent to rank {}); {} of {} requests are finished and kept; run again "
+          "with "
+          "--resume to go on",
+          name_of_signal(asked->stop_signal), asked - loads.begin(), results_.num_finished(),
+          requests_.size());
+    }
+    throw comm::AgreedFailure(message, stopped_exit_code, root());
+  }
+
   void finish() {
-    RequestSummary summary;
-    const std::string lines = gather_results(world_, requests_, batcher_->finished(), mode_,
-                                             config_.shape.vocab == byte_vocab, summary);
+    const RequestSummary summary = results_.summary();
     RunFacts facts;
     facts.options = &options_;
     facts.config = &config_;
@@ -275,8 +313,7 @@ class Job {
                             : world_.gather_vectors(std::span(timeline_->trace()), 0);
     world_.agree([&] {
       if (!root()) return;
-      results_->write(lines);
-      results_->close();
+      results_.write();
       if (report_) {
         report_->write(report.dump(1) + "\n");
         report_->close();
@@ -314,7 +351,10 @@ class Job {
   int threads_ = 1;
   comm::TransportKind transport_ = comm::TransportKind::ialltoallv;
   std::vector<io::Request> requests_;
-  std::optional<io::TextFile> results_, report_;
+  std::vector<KeptProgress> kept_;  // [requests]
+  nlohmann::ordered_json identity_;
+  ResultStore results_;
+  std::optional<io::TextFile> report_;
   BatchOptions batch_;
   std::unique_ptr<compute::Backend> backend_;
   std::optional<Timeline> timeline_;
@@ -336,6 +376,7 @@ int threads_per_rank(int wanted, int ranks_on_node) {
 }
 
 void run_job(const comm::Communicator& world, const RunOptions& options) {
+  watch_stop_signals();
   Job(world, options).run();
 }
 

@@ -225,8 +225,13 @@ std::string Communicator::broadcast(const std::string& text, int root) const {
 }
 
 std::vector<std::string> Communicator::gather(const std::string& text, int root) const {
+  return gather_sized(text, allgather(static_cast<std::uint64_t>(text.size())), root);
+}
+
+std::vector<std::string> Communicator::gather_sized(const std::string& text,
+                                                    std::span<const std::uint64_t> sizes,
+                                                    int root) const {
   constexpr int tag = 7;
-  const auto sizes = allgather(static_cast<std::uint64_t>(text.size()));
   std::vector<std::string> all;
   if (rank_ != root) {
     for (std::size_t at = 0; at < text.size(); at += max_piece) {

@@ -4,6 +4,7 @@
 #include <mpi.h>
 
 #include <cstddef>
+#include <cstdint>
 #include <functional>
 #include <source_location>
 #include <span>
@@ -101,6 +102,10 @@ class Communicator {
   std::string broadcast(const std::string& text, int root) const;
   /// Every rank's text on the root, in rank order; empty elsewhere. Any size (sent in pieces).
   std::vector<std::string> gather(const std::string& text, int root) const;
+  /// The same where every rank knows already how many bytes each has; ranks other than the root
+  /// return without waiting for one another.
+  std::vector<std::string> gather_sized(const std::string& text,
+                                        std::span<const std::uint64_t> sizes, int root) const;
   /// Every rank's vector on the root, in rank order; empty elsewhere.
   template <class T>
   std::vector<std::vector<T>> gather_vectors(std::span<const T> values, int root) const {

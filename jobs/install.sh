@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # Installs what Atoll needs on Debian 12 and its relatives, as root or with sudo. Silent and quick
 # when everything is there already. Elsewhere (a cluster with modules) it only says what is needed.
+#
+#   jobs/install.sh [--cluster]      --cluster: also what jobs/cluster/cluster needs
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -15,6 +17,19 @@ packages=(
   libboost-context-dev                         # fibers of the emulated CUDA device in the tests
   python3                                      # tables of the job and test scripts
 )
+
+case "${1:-}" in
+  "") ;;
+  --cluster) packages+=(iproute2 slurmctld slurmd slurm-client munge) ;;  # links; a Slurm of one's own
+  -h | --help)
+    print_head_comment "${BASH_SOURCE[0]}"
+    exit 0
+    ;;
+  *)
+    printf 'install.sh: unknown option %s; see --help\n' "$1" >&2
+    exit 2
+    ;;
+esac
 
 if ! command -v apt-get >/dev/null || ! command -v dpkg-query >/dev/null; then
   printf '%s\n' "install.sh: no apt on this system; if the build misses something, provide what" \

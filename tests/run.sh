@@ -35,7 +35,11 @@ run_tests() { # preset, ctest options
     --parallel "$(nproc)" "$@" || failed+=("$preset")
 }
 
-bash "$repository/jobs/install.sh"
+if $quick; then
+  bash "$repository/jobs/install.sh"
+else
+  bash "$repository/jobs/install.sh" --cluster
+fi
 build_preset cpu
 if $quick; then
   run_tests cpu -LE e2e "$@"
