@@ -169,13 +169,15 @@ cublasStatus_t CUBLASWINAPI cublasLtMatmulAlgoGetHeuristic(
     if (const cublasStatus_t s = describe(p, description, a, b, c, d); s != CUBLAS_STATUS_SUCCESS)
       return s;
     const auto wanted = preference == nullptr ? Preference{} : read<Preference>(preference);
-    // Few columns: split sums first, as they fill a device better.
-    static constexpr std::int32_t splits[] = {1, 1, 2, 4};
-    static constexpr std::uint64_t workspaces[] = {0, 1U << 20U, 4U << 20U, 16U << 20U};
-    static constexpr std::int32_t wide[] = {1, 0, 2, 3};
-    static constexpr std::int32_t narrow[] = {2, 3, 0, 1};
+    // Few columns: sums in several parts first, as they fill a device better. Number 4 stands for
+    // those that add in another order although they need no reduction.
+    static constexpr std::int32_t splits[] = {1, 1, 2, 4, 3};
+    static constexpr std::uint64_t workspaces[] = {0, 1U << 20U, 4U << 20U, 16U << 20U, 0};
+    static constexpr std::int32_t wide[] = {1, 0, 4, 2, 3};
+    static constexpr std::int32_t narrow[] = {2, 4, 3, 0, 1};
     for (const std::int32_t id : p.n < 64 ? narrow : wide) {
       if (*returned == requested || workspaces[id] > wanted.max_workspace) continue;
+      if ((id == 2 || id == 3) && wanted.reductions == CUBLASLT_REDUCTION_SCHEME_NONE) continue;
       Algorithm algorithm{id, splits[id], workspaces[id], {}, p.signature()};
       for (int i = 0; i < 4; ++i)
         algorithm.alignment[i] = std::min<std::uint32_t>(wanted.min_alignment[i], 16);

@@ -34,7 +34,8 @@ struct Layout {
 
 struct Preference {
   std::uint64_t max_workspace = 0;
-  std::uint32_t min_alignment[4] = {256, 256, 256, 256};  // of A, B, C and D
+  std::uint32_t reductions = CUBLASLT_REDUCTION_SCHEME_MASK;  // allowed, beside none
+  std::uint32_t min_alignment[4] = {256, 256, 256, 256};      // of A, B, C and D
 };
 
 struct Algorithm {

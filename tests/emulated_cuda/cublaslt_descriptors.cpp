@@ -197,6 +197,9 @@ cublasStatus_t CUBLASWINAPI cublasLtMatmulPreferenceSetAttribute(
     case CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES:
       status = set(p.max_workspace, from, bytes);
       break;
+    case CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK:
+      status = set(p.reductions, from, bytes);
+      break;
     case CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES:
       status = set(p.min_alignment[0], from, bytes);
       break;
