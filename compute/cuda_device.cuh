@@ -17,8 +17,10 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
+#include <cmath>
 #include <cstdint>
 #include <string_view>
+#include <type_traits>
 
 #include "compute/types.hpp"
 

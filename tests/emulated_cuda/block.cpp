@@ -171,13 +171,13 @@ void Block::resume(int thread) {
 }
 
 void Block::suspend() {
-  Thread& t = *threads_[current_];
 #if defined(__SANITIZE_ADDRESS__)
-  __sanitizer_start_switch_fiber(&t.fake_stack, scheduler_stack_, scheduler_stack_bytes_);
+  void** fake_stack = &threads_[current_]->fake_stack;
+  __sanitizer_start_switch_fiber(fake_stack, scheduler_stack_, scheduler_stack_bytes_);
 #endif
   scheduler_ = std::move(scheduler_).resume();
 #if defined(__SANITIZE_ADDRESS__)
-  __sanitizer_finish_switch_fiber(t.fake_stack, &scheduler_stack_, &scheduler_stack_bytes_);
+  __sanitizer_finish_switch_fiber(*fake_stack, &scheduler_stack_, &scheduler_stack_bytes_);
 #endif
 }
 

@@ -39,7 +39,7 @@ const ErrorText error_texts[] = {
     ATOLL_ERROR(cudaErrorInvalidDevice, "invalid device ordinal"),
     ATOLL_ERROR(cudaErrorNoKernelImageForDevice,
                 "no kernel image is available for execution on the device"),
-    ATOLL_ERROR(cudaErrorEccUncorrectable, "uncorrectable ECC error encountered"),
+    ATOLL_ERROR(cudaErrorECCUncorrectable, "uncorrectable ECC error encountered"),
     ATOLL_ERROR(cudaErrorIllegalState, "the operation cannot be performed in the present state"),
     ATOLL_ERROR(cudaErrorInvalidResourceHandle, "invalid resource handle"),
     ATOLL_ERROR(cudaErrorNotReady, "device not ready"),

@@ -50,7 +50,6 @@ struct Product {
   const A* a;
   const B* b;
   const C* c;
-  const Where* where;
 };
 
 template <class UseA, class UseB, class D, class A, class B, class C>
@@ -76,12 +75,6 @@ void multiply(void* const* lanes) {
   }
 }
 
-/// Lane of the caller, after checking that its whole warp lives: the operations are the warp's.
-inline int wmma_lane(const char* name, const Where& where) {
-  if (living_lanes() != 0xffffffffU) device_error(name, where, "needs all 32 lanes of the warp");
-  return lane_of_thread();
-}
-
 }  // namespace emulated
 
 namespace nvcuda::wmma {
@@ -95,7 +88,7 @@ void fill_fragment(fragment<Use, 16, 16, 16, T, Layout>& f,
 template <class Use, class T, class Layout>
 void load_matrix_sync(fragment<Use, 16, 16, 16, T, Layout>& f, const T* pointer, unsigned leading,
                       const emulated::Where& where = emulated::Where::current()) {
-  const int lane = emulated::wmma_lane("wmma::load_matrix_sync", where);
+  const int lane = emulated::lane_of_thread();
   emulated::check_wmma_pointer(pointer, leading, sizeof(T), "wmma::load_matrix_sync", where);
   for (int i = 0; i < f.num_elements; ++i) {
     const auto [row, column] = emulated::place<Use>(lane, i);
@@ -108,7 +101,7 @@ template <class T>
 void load_matrix_sync(fragment<accumulator, 16, 16, 16, T>& f, const T* pointer, unsigned leading,
                       layout_t layout,
                       const emulated::Where& where = emulated::Where::current()) {
-  const int lane = emulated::wmma_lane("wmma::load_matrix_sync", where);
+  const int lane = emulated::lane_of_thread();
   emulated::check_wmma_pointer(pointer, leading, sizeof(T), "wmma::load_matrix_sync", where);
   for (int i = 0; i < f.num_elements; ++i) {
     const auto [row, column] = emulated::place<accumulator>(lane, i);
@@ -121,7 +114,7 @@ template <class T>
 void store_matrix_sync(T* pointer, const fragment<accumulator, 16, 16, 16, T>& f, unsigned leading,
                        layout_t layout,
                        const emulated::Where& where = emulated::Where::current()) {
-  const int lane = emulated::wmma_lane("wmma::store_matrix_sync", where);
+  const int lane = emulated::lane_of_thread();
   emulated::check_wmma_pointer(pointer, leading, sizeof(T), "wmma::store_matrix_sync", where);
   for (int i = 0; i < f.num_elements; ++i) {
     const auto [row, column] = emulated::place<accumulator>(lane, i);
@@ -139,8 +132,9 @@ void mma_sync(fragment<accumulator, 16, 16, 16, float>& d,
   using A = fragment<matrix_a, 16, 16, 16, T, LayoutA>;
   using B = fragment<matrix_b, 16, 16, 16, T, LayoutB>;
   using Sum = fragment<accumulator, 16, 16, 16, float>;
-  emulated::wmma_lane("wmma::mma_sync", where);
-  emulated::Product<Sum, A, B, Sum> mine{&d, &a, &b, &c, &where};
+  if (emulated::living_lanes() != 0xffffffffU)
+    emulated::device_error("wmma::mma_sync", where, "needs all 32 lanes of the warp");
+  emulated::Product<Sum, A, B, Sum> mine{&d, &a, &b, &c};
   emulated::warp_collective(0xffffffffU, &mine,
                             &emulated::multiply<matrix_a, matrix_b, Sum, A, B, Sum>,
                             "wmma::mma_sync", where);
