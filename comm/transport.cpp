@@ -69,7 +69,10 @@ class CanaryBuffer {
     std::memcpy(pinned_.get(), words_.data(), bytes());
     wait(device_->to_device(on_device_.get(), pinned_.get(), bytes()));
   }
-  void* data() const { return device_ == nullptr ? words_.data() : on_device_.get(); }
+  void* data() const {
+    if (device_ != nullptr) return on_device_.get();
+    return words_.data();
+  }
   void fetch() {
     if (device_ == nullptr) return;
     wait(device_->to_host(pinned_.get(), on_device_.get(), bytes()));
