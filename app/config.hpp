@@ -40,6 +40,7 @@ struct InitOptions {
   std::string preset;
   std::uint64_t seed = 0;
   std::string output;
+  double deadline = 300;  ///< seconds for a rank that does not answer
 };
 
 struct ImportOptions {

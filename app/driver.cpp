@@ -11,6 +11,7 @@
 #include <thread>
 #include <utility>
 
+#include "comm/deadline.hpp"
 #include "compute/error.hpp"
 
 namespace atl {
@@ -147,7 +148,7 @@ void Driver::run_step(Batcher& batch) {
     if (!running_exchange_.empty()) backend_.start();
     if (poll()) {
       idle_polls_ = 0;
-      last_progress_ = now_seconds();
+      comm::watched::progress();
     } else {
       back_off();
     }
@@ -172,7 +173,6 @@ void Driver::prepare(Batcher& batch) {
   }
   completed_ = 0;
   idle_polls_ = 0;
-  last_progress_ = now_seconds();
 }
 
 void Driver::launch() {
@@ -409,6 +409,7 @@ bool Driver::poll() {
 /// while nothing happens.
 void Driver::back_off() {
   ++idle_polls_;
+  say_where();
   if (!backend_.in_order() && !running_compute_.empty()) {
     // Whichever of several streams is first, it is seen soon; a rank with a core to itself spins.
     if (options_.shares_cores) {
@@ -427,27 +428,29 @@ void Driver::back_off() {
     std::this_thread::sleep_for(std::chrono::microseconds(
         std::clamp(idle_polls_ / 8, shortest_sleep_us, longest_sleep_us)));
   }
-  if (idle_polls_ % 256 == 0) check_deadline();
 }
 
-void Driver::check_deadline() {
-  if (options_.deadline_s <= 0 || now_seconds() - last_progress_ < options_.deadline_s) return;
-  std::string waiting;
-  for (const Running& running : running_exchange_) {
-    const Step& step = current_->step(running.step);
-    waiting += (waiting.empty() ? "" : "; ") + step.name();
+/// For the watchdog: what keeps this rank, and once that takes long, whom MPI still awaits.
+void Driver::say_where() {
+  using comm::Activity;
+  const bool computing = !running_compute_.empty();
+  if (!computing && running_exchange_.empty()) return;
+  const auto& running = computing ? running_compute_ : running_exchange_;
+  const Step& first = current_->step(running.front().step);
+  comm::watched::at(name_of(first.kind).data(), first.layer, first.chunk,
+                    computing ? Activity::stepping : Activity::waiting);
+  if (computing || !comm::watched::details_wanted() || idle_polls_ % 256 != 0) return;
+  std::string awaited;
+  for (const Running& exchange : running_exchange_) {
+    const Step& step = current_->step(exchange.step);
     const ChunkState& state = *chunks_[static_cast<std::size_t>(step.chunk)];
     const auto peers = step.kind == StepKind::counts ? state.exchange.awaited_counts()
                                                      : state.pending.awaited_peers();
-    if (!peers.empty()) waiting += fmt::format(" from ranks {}", fmt::join(peers, ", "));
+    if (peers.empty()) continue;
+    awaited += fmt::format("{}{} from ranks {}", awaited.empty() ? "" : ", ", step.name(),
+                           fmt::join(peers, " "));
   }
-  for (const Running& running : running_compute_) {
-    waiting += (waiting.empty() ? "" : "; ") + current_->step(running.step).name();
-  }
-  fail(
-      "rank {} made no progress for {:.0f} s while waiting for: {} (a rank may have stopped or the "
-      "network may be stuck); see the other ranks' output, or raise --deadline",
-      world_.rank(), options_.deadline_s, waiting);
+  comm::watched::tell_details(awaited);
 }
 
 }  // namespace atl

@@ -21,6 +21,7 @@
 #include "app/report.hpp"
 #include "app/results.hpp"
 #include "app/stop.hpp"
+#include "comm/deadline.hpp"
 #include "comm/topology.hpp"
 #include "comm/transport.hpp"
 #include "io/text_file.hpp"
@@ -29,7 +30,6 @@ namespace atl {
 
 namespace {
 
-constexpr double setup_deadlines = 10;  // reading a model takes ranks longer than any step
 constexpr int page_tokens = 64;
 constexpr int byte_vocab = 256;                   // ids are bytes
 constexpr std::size_t max_trace_events = 200000;  // per rank, about 100 bytes each on file
@@ -89,7 +89,7 @@ class Job {
       : world_(world), options_(options), results_(world) {}
 
   void run() {
-    comm::Communicator::set_deadline(setup_deadlines * options_.deadline);
+    comm::watched::stage("set-up", setup_deadlines * options_.deadline);
     open_model();
     find_ranks();
     read_requests();
@@ -236,7 +236,6 @@ class Job {
     driver.overlap = !options_.no_overlap;
     driver.transport = transport_;
     driver.shares_cores = ranks_on_node_ > comm::Environment::cores_of_node();
-    driver.deadline_s = options_.deadline;
     driver.row_bytes = static_cast<std::size_t>(config_.shape.hidden) * size_of(dtype_);
     driver.mode = mode_;
     driver.max_chunk_tokens = options.max_chunk_tokens;
@@ -250,12 +249,13 @@ class Job {
 
   void steps() {
     const std::int64_t total = batcher_->waiting_work();
-    comm::Communicator::set_deadline(options_.deadline);
+    comm::watched::stage("the steps", options_.deadline);
     Progress progress(root() ? options_.progress : "none", total);
     std::vector<RankLoad> loads(static_cast<std::size_t>(world_.size()));
     const double start = now_seconds();
-    for (;;) {
+    for (std::int64_t step = 0;; ++step) {
       const double begin = now_seconds();
+      comm::watched::begin_step(step);
       world_.allgather_into(load_of_rank(), std::span(loads));
       const double agreed = now_seconds();
       results_.collect(loads);
@@ -271,6 +271,8 @@ class Job {
       for (const RankLoad& load : loads) left += load.remaining_work;
       progress.update(total - left, now_seconds() - start);
     }
+    comm::watched::end_step();
+    comm::watched::stage("the end", options_.deadline);
     timeline_->flush(world_);
     progress.finish();
   }

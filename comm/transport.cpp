@@ -11,6 +11,8 @@
 #include <thread>
 #include <vector>
 
+#include "comm/deadline.hpp"
+
 namespace atl::comm {
 
 namespace {
@@ -130,6 +132,7 @@ bool canary_ok(const Communicator& parent, TransportKind kind, compute::DeviceMe
   CanaryBuffer send(device, out);
   CanaryBuffer receive(device, in);
   auto pending = exchange.start(std::move(plan), send.data(), receive.data());
+  const Waiting waiting("the transport's test");
   const auto deadline = std::chrono::steady_clock::now() + canary_patience;
   while (!pending.done()) {
     if (std::chrono::steady_clock::now() > deadline) return false;
