@@ -14,6 +14,9 @@
 
 namespace atl::compute::cuda {
 
+inline constexpr int max_head_dim = 512;  ///< any even number up to it
+inline constexpr int key_block = 64;      ///< page_tokens is a multiple of it
+
 /// Positions of one split; a multiple of key_block.
 inline constexpr int split_keys = 512;
 

@@ -16,11 +16,9 @@
 
 namespace atl::compute::cuda {
 
-/// What the kernels take. Wider models need the CPU backend.
+/// What the kernels take, beside max_head_dim and key_block. Wider models need the CPU backend.
 inline constexpr int max_experts = 512;
 inline constexpr int max_top_k = 32;
-inline constexpr int max_head_dim = 512;  ///< any even number up to it
-inline constexpr int key_block = 64;      ///< page_tokens is a multiple of it
 
 /// Throws Error where the kernels cannot run this model with pages of page_tokens; to be called
 /// once, before anything is launched. The kernels do not check again.

@@ -258,11 +258,13 @@ TEST_P(CudaAttention, AllGroups) {
 TEST_P(CudaAttention, RowsDoNotDependOnTheirCompany) {
   // Three splits of keys; rows 1000..1045 lie on both sides of a split (1024).
   for (const int heads : {1, 6}) {
+    // The plain kernel of float32 takes every row and head by itself, and slowly.
+    if (dtype_ == DType::float32 && heads > 1) continue;
     const Sequences data(shape_of(heads, heads == 1 ? 1 : 2, 16), dtype_, {1046, 30}, 0, random_);
     const Cache cache(data, 64, false);
     const std::vector<Rows> whole = {{0, 1000, 46}};
     const auto wanted = cache.attend(whole, split_none);
-    if (heads == 6) expect_rows(data, {{0, 1000, 46}}, wanted);
+    expect_rows(data, {{0, 1000, 46}}, wanted);
     EXPECT_EQ(cache.attend(whole, split_all), wanted);
     EXPECT_EQ(Cache(data, 128, true).attend(whole, split_all), wanted);
 
