@@ -20,7 +20,7 @@ struct RunOptions {
   int chunks = 2;
   bool no_overlap = false;
   int threads = 0;                 ///< per rank; 0: cores of the node / ranks on it
-  std::string transport = "auto";  ///< auto | ialltoallv | pairwise
+  std::string transport = "auto";  ///< auto | ialltoallv | pairwise | ...-staged
   std::string report;
   std::string trace;
   int max_sequences = 64;  ///< per rank at once
@@ -40,6 +40,7 @@ struct InitOptions {
   std::string preset;
   std::uint64_t seed = 0;
   std::string output;
+  double deadline = 300;  ///< seconds for a rank that does not answer
 };
 
 struct ImportOptions {

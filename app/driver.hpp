@@ -27,7 +27,6 @@ struct DriverOptions {
   bool overlap = true;
   comm::TransportKind transport = comm::TransportKind::ialltoallv;
   bool shares_cores = false;  ///< more ranks on this node than cores
-  double deadline_s = 300;    ///< without any progress; 0 waits for ever
   std::size_t row_bytes = 0;  ///< of one token on the wire
   Mode mode = Mode::generate;
   int max_head_rows = 0;  ///< rows of logits per chunk (generate)
@@ -76,8 +75,9 @@ class Driver {
   bool exchange_done(std::int32_t step);
   void build_blocks(ChunkState& state);
   bool poll();
+  void record_intervals(const Running& running);
   void back_off();
-  void check_deadline();
+  void say_where();
 
   compute::Backend& backend_;
   const comm::Communicator& world_;
@@ -96,11 +96,10 @@ class Driver {
   std::vector<std::int32_t> pending_;        // [steps] dependencies not yet met
   std::vector<std::int32_t> ready_compute_;  // min-heap of steps
   std::vector<std::int32_t> ready_exchange_;
-  std::vector<Running> running_compute_;  // in order of the queue
+  std::vector<Running> running_compute_;  // in order of their launch
   std::vector<Running> running_exchange_;
   std::size_t completed_ = 0;
   int idle_polls_ = 0;
-  double last_progress_ = 0;
 };
 
 }  // namespace atl
