@@ -71,7 +71,8 @@ class Layer {
 
   compute::Backend& backend() { return *backend_; }
   const ModelConfig& config() const { return config_; }
-  double seconds(compute::Event event) const {
+  double seconds(compute::Event event) {
+    backend_->finish(event);
     const compute::Interval i = backend_->interval(event);
     return i.end - i.begin;
   }
