@@ -97,7 +97,7 @@ class PairwiseStaging final : public Staging {
 
  private:
   static constexpr std::size_t piece_bytes = std::size_t{1} << 20;
-  static constexpr std::size_t most_pieces = 128;  // under way in each direction
+  static constexpr std::size_t most_pieces = 64;  // under way in each direction
 
   /// A place in the order of pieces: peers at a rising distance, each with its rows. All ranks go
   /// through the distances alike, so the nearest open piece of all finds its partner posted, and

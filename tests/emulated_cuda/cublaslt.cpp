@@ -158,6 +158,21 @@ void check_workspace(const Algorithm& algorithm, const void* workspace, std::uin
 
 }  // namespace
 
+cublasStatus_t CUBLASWINAPI cublasLtMatmulAlgoConfigGetAttribute(
+    const cublasLtMatmulAlgo_t* algo, cublasLtMatmulAlgoConfigAttributes_t attribute, void* value,
+    std::size_t bytes, std::size_t* written) {
+  return lt_call("cublasLtMatmulAlgoConfigGetAttribute", [&] {
+    if (algo == nullptr || value == nullptr || attribute != CUBLASLT_ALGO_CONFIG_SPLITK_NUM ||
+        bytes != sizeof(std::int32_t)) {
+      return CUBLAS_STATUS_INVALID_VALUE;
+    }
+    const auto splits = read<Algorithm>(algo).splits;
+    std::memcpy(value, &splits, sizeof splits);
+    if (written != nullptr) *written = sizeof splits;
+    return CUBLAS_STATUS_SUCCESS;
+  });
+}
+
 cublasStatus_t CUBLASWINAPI cublasLtMatmulAlgoGetHeuristic(
     cublasLtHandle_t, cublasLtMatmulDesc_t description, cublasLtMatrixLayout_t a,
     cublasLtMatrixLayout_t b, cublasLtMatrixLayout_t c, cublasLtMatrixLayout_t d,
