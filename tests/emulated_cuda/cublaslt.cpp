@@ -207,31 +207,6 @@ cublasStatus_t CUBLASWINAPI cublasLtMatmulAlgoGetHeuristic(
   });
 }
 
-cublasStatus_t CUBLASWINAPI cublasLtMatmulAlgoConfigGetAttribute(
-    const cublasLtMatmulAlgo_t* algo, cublasLtMatmulAlgoConfigAttributes_t attribute, void* to,
-    size_t bytes, size_t* written) {
-  const auto algorithm = read<Algorithm>(algo);
-  const bool reduces = algorithm.id == 2 || algorithm.id == 3;
-  std::uint32_t value = 0;
-  switch (attribute) {
-    case CUBLASLT_ALGO_CONFIG_ID:
-      value = static_cast<std::uint32_t>(algorithm.id);
-      break;
-    case CUBLASLT_ALGO_CONFIG_SPLITK_NUM:
-      value = reduces ? static_cast<std::uint32_t>(algorithm.splits) : 1;
-      break;
-    case CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME:
-      value = reduces ? CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE : CUBLASLT_REDUCTION_SCHEME_NONE;
-      break;
-    default:
-      break;
-  }
-  if (written != nullptr) *written = sizeof value;
-  if (bytes != sizeof value) return CUBLAS_STATUS_INVALID_VALUE;
-  std::memcpy(to, &value, sizeof value);
-  return CUBLAS_STATUS_SUCCESS;
-}
-
 cublasStatus_t CUBLASWINAPI cublasLtMatmul(
     cublasLtHandle_t handle, cublasLtMatmulDesc_t description, const void* alpha, const void* a,
     cublasLtMatrixLayout_t a_layout, const void* b, cublasLtMatrixLayout_t b_layout,
