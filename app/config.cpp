@@ -114,7 +114,8 @@ void add_run(CLI::App& app, RunOptions& o) {
       ->capture_default_str();
   app.add_option("--transport", o.transport,
                  "How tokens travel; auto: the first that passes a test")
-      ->check(CLI::IsMember({"auto", "ialltoallv", "pairwise"}))
+      ->check(
+          CLI::IsMember({"auto", "ialltoallv", "pairwise", "ialltoallv-staged", "pairwise-staged"}))
       ->capture_default_str();
   app.add_option(
       "--cluster", o.cluster,
