@@ -10,6 +10,7 @@ namespace atl {
 void ChunkBatch::clear() {
   tokens.clear();
   segments.clear();
+  requests.clear();
   head.clear();
   sampled.clear();
   logprobs.clear();
@@ -31,17 +32,28 @@ std::int64_t Batcher::pages_needed(const io::Request& request, const BatchOption
   return (work_of(request, options) + options.page_tokens - 1) / options.page_tokens;
 }
 
-Batcher::Batcher(const std::vector<io::Request>& requests, const BatchOptions& options, int rank)
-    : requests_(requests), options_(options), rank_(rank) {
+Batcher::Batcher(const std::vector<io::Request>& requests, const BatchOptions& options, int rank,
+                 std::vector<KeptProgress> progress, Restore restore)
+    : requests_(requests),
+      options_(options),
+      rank_(rank),
+      progress_(std::move(progress)),
+      restore_(std::move(restore)) {
+  progress_.resize(requests_.size());
   std::size_t longest = 1;
   std::int64_t most_pages = 1;
-  for (const auto& request : requests_) {
-    if (!request.error.empty()) continue;
+  for (std::size_t i = 0; i < requests_.size(); ++i) {
+    const io::Request& request = requests_[i];
+    if (!request.error.empty() || progress_[i].finished) continue;
+    queue_.push_back(static_cast<std::int32_t>(i));
     longest = std::max(longest, request.tokens.size() +
                                     static_cast<std::size_t>(new_tokens_of(request, options_)));
     most_pages = std::max(most_pages, pages_needed(request, options_));
-    waiting_work_ += work_of(request, options_);
+    waiting_work_ += work_left(i);
   }
+  std::stable_partition(queue_.begin(), queue_.end(), [this](std::int32_t i) {
+    return progress_[static_cast<std::size_t>(i)].cached > 0;
+  });
   // Everything a step touches is sized here, so that steps do not allocate.
   slots_.resize(static_cast<std::size_t>(options_.max_sequences));
   for (Sequence& sequence : slots_) {
@@ -59,10 +71,21 @@ Batcher::Batcher(const std::vector<io::Request>& requests, const BatchOptions& o
     const auto rows = static_cast<std::size_t>(options_.max_step_tokens);
     chunk.tokens.reserve(rows);
     chunk.segments.reserve(slots_.size() + 1);
+    chunk.requests.reserve(slots_.size() + 1);
     chunk.head.reserve(rows);
     chunk.sampled.reserve(slots_.size());
     chunk.logprobs.reserve(rows);
   }
+}
+
+std::int64_t Batcher::prompt_left(std::size_t request) const {
+  const auto length = static_cast<std::int64_t>(requests_[request].tokens.size());
+  return std::max<std::int64_t>(0, length - progress_[request].cached);
+}
+
+std::int64_t Batcher::work_left(std::size_t request) const {
+  return prompt_left(request) + new_tokens_of(requests_[request], options_) -
+         progress_[request].generated;
 }
 
 RankLoad Batcher::load() const {
@@ -83,6 +106,29 @@ RankLoad Batcher::load() const {
   return load;
 }
 
+std::vector<Batcher::View> Batcher::sequences() const {
+  std::vector<View> views;
+  for (const std::int32_t slot : order_) {
+    const Sequence& s = slots_[static_cast<std::size_t>(slot)];
+    const auto prompt = static_cast<std::size_t>(s.prompt_length);
+    views.push_back(
+        {s.request, s.cached, std::span(s.tokens).subspan(prompt), s.logprobs, s.pages});
+  }
+  return views;
+}
+
+std::span<const std::int32_t> Batcher::pages_of(std::int32_t request) const {
+  for (const std::int32_t slot : order_) {
+    const Sequence& sequence = slots_[static_cast<std::size_t>(slot)];
+    if (sequence.request == request) return sequence.pages;
+  }
+  return {};
+}
+
+bool Batcher::restoring() const {
+  return next_ < queue_.size() && progress_[static_cast<std::size_t>(queue_[next_])].cached > 0;
+}
+
 bool Batcher::next_step(std::span<const RankLoad> loads) {
   loads_.assign(loads.begin(), loads.end());
   admit(loads_);
@@ -101,10 +147,9 @@ bool Batcher::next_step(std::span<const RankLoad> loads) {
 }
 
 void Batcher::admit(std::span<RankLoad> loads) {
-  for (; next_request_ < requests_.size(); ++next_request_) {
-    const io::Request& request = requests_[next_request_];
-    if (!request.error.empty()) continue;
-    const std::int64_t pages = pages_needed(request, options_);
+  for (; next_ < queue_.size(); ++next_) {
+    const auto request = static_cast<std::size_t>(queue_[next_]);
+    const std::int64_t pages = pages_needed(requests_[request], options_);
     std::size_t best = loads.size();
     for (std::size_t rank = 0; rank < loads.size(); ++rank) {
       if (loads[rank].free_sequences == 0 || loads[rank].free_pages < pages) continue;
@@ -113,13 +158,15 @@ void Batcher::admit(std::span<RankLoad> loads) {
       }
     }
     if (best == loads.size()) return;  // in order: a later, smaller request does not overtake
-    const std::int64_t work = work_of(request, options_);
-    loads[best].prompt_tokens += static_cast<std::int64_t>(request.tokens.size());
+    const std::int64_t work = work_left(request);
+    const std::int64_t prompt = prompt_left(request);
+    loads[best].prompt_tokens += prompt;
+    if (prompt == 0) loads[best].decoding += 1;
     loads[best].remaining_work += work;
     waiting_work_ -= work;
     loads[best].free_pages -= pages;
     loads[best].free_sequences -= 1;
-    if (static_cast<int>(best) == rank_) start(static_cast<std::int32_t>(next_request_));
+    if (static_cast<int>(best) == rank_) start(queue_[next_]);
   }
 }
 
@@ -142,6 +189,15 @@ void Batcher::start(std::int32_t index) {
     free_pages_.pop_back();
   }
   order_.push_back(static_cast<std::int32_t>(free - slots_.begin()));
+  if (progress_[static_cast<std::size_t>(index)].cached > 0) restore(sequence);
+}
+
+void Batcher::restore(Sequence& sequence) {
+  const SavedSequence saved = restore_(sequence.request, sequence.pages);
+  sequence.tokens.insert(sequence.tokens.end(), saved.generated.begin(), saved.generated.end());
+  sequence.logprobs = saved.logprobs;
+  sequence.cached = progress_[static_cast<std::size_t>(sequence.request)].cached;
+  sequence.times.first_token = -1;  // in another run
 }
 
 void Batcher::fill_step() {
@@ -184,6 +240,7 @@ void Batcher::add_piece(std::int32_t slot, std::int32_t count, std::int64_t step
     const auto rows = static_cast<std::int32_t>(std::min<std::int64_t>(count, end - step_rows_));
     const auto first_row = static_cast<std::int32_t>(chunk.tokens.size());
     chunk.segments.push_back({first_row, rows, sequence.cached, sequence.pages.data()});
+    chunk.requests.push_back(sequence.request);
     for (std::int32_t i = 0; i < rows; ++i) {
       const std::int32_t position = sequence.cached + i;
       const auto p = static_cast<std::size_t>(position);
