@@ -9,8 +9,11 @@
 #include <vector>
 
 #include "comm/communicator.hpp"
+#include "comm/deadline.hpp"
 
 namespace atl::perf {
+
+inline constexpr double wait_limit_s = 300;  ///< for other ranks
 
 /// Ranks other than the first run the same benchmarks in silence.
 class Silent : public benchmark::BenchmarkReporter {
@@ -23,10 +26,12 @@ class Silent : public benchmark::BenchmarkReporter {
 /// benchmarks, and all of them run. Returns main's exit code.
 template <class Add>
 int bench_main(const char* name, int argc, char** argv, Add add) {
+  comm::Watchdog watchdog;
   const comm::Environment mpi(&argc, &argv);
   const auto world = comm::Communicator::world();
   try {
-    comm::Communicator::set_deadline(300);
+    watchdog.connect(world);
+    comm::watched::stage("the measurement", wait_limit_s, /*work_may_last=*/true);
     bool tiny = false;
     std::vector<char*> rest;
     for (int i = 0; i < argc; ++i) {
@@ -50,8 +55,7 @@ int bench_main(const char* name, int argc, char** argv, Add add) {
     benchmark::Shutdown();
     return 0;
   } catch (const std::exception& error) {
-    fmt::print(stderr, "{}: {}\n", name, error.what());
-    world.abort(1);
+    watchdog.abort(world, fmt::format("{}: {}", name, error.what()));
   }
 }
 
