@@ -231,35 +231,39 @@ def roofline(layers, output):
 
 
 def message_sizes(entries, output):
-    """Google Benchmark entries named what/BYTES: time and bandwidth against message size."""
-    series = {}
+    """exchange_bench: time and OSU's overlap against message size."""
+    times, overlaps = {}, {}
     for entry in entries:
+        place = entry["id"].split(": ")[1]
         for metric, m in entry["metrics"].items():
-            if not metric.endswith(" time_s"):
-                continue
-            parts = metric.removesuffix(" time_s").split("/")
-            size = next((int(p.removeprefix("bytes:")) for p in parts[1:]
-                         if p.removeprefix("bytes:").isdigit()), None)
-            if size is None:
-                continue
-            label = f"{parts[0]}, {entry['id'].split(': ')[1]}"
-            series.setdefault(label, []).append((size, m["median"]))
-    if not series:
+            name, _, what = metric.partition(" ")
+            method, _, size = name.partition("/bytes:")
+            if size.isdigit() and what in ("time_s", "overlap"):
+                series = times if what == "time_s" else overlaps
+                scale = 1e6 if what == "time_s" else 1
+                series.setdefault((place, method), []).append((int(size), m["median"] * scale))
+    if not times:
         return None
-    fig, axes = figure(8, 4.4)
-    ax = axes[0][0]
-    for label, points in series.items():
-        points.sort()
-        ax.plot([p[0] for p in points], [p[1] * 1e6 for p in points], marker=".", label=label)
-    ax.set_xscale("log", base=2)
-    ax.set_yscale("log")
-    sizes = sorted({p[0] for points in series.values() for p in points})[::2]
-    ax.set_xticks(sizes, [f"{s >> 20} MiB" if s >= 1 << 20 else f"{s >> 10} KiB" for s in sizes],
-                  fontsize=7)
-    ax.set_xlabel("bytes from each rank to each other rank")
-    ax.set_ylabel("µs, the slowest rank")
-    ax.legend(fontsize=7)
-    return save(fig, output, "exchange", "One exchange between all ranks against message size.")
+    fig, axes = figure(11, 4.6, 1, 2)
+    places = sorted({place for place, _ in times})
+    methods = sorted({method for _, method in times})
+    for ax, series in zip(axes[0], (times, overlaps)):
+        for (place, method), points in series.items():
+            points.sort()
+            ax.plot(*zip(*points), marker=".", label=f"{method}, {place}",
+                    color=f"C{methods.index(method)}",
+                    linestyle=("-", "--", ":", "-.")[places.index(place) % 4])
+        ax.set_xscale("log", base=2)
+        sizes = sorted({size for points in series.values() for size, _ in points})
+        ax.set_xticks(sizes, [f"{s >> 20}M" if s >= 1 << 20 else f"{s >> 10}K" for s in sizes])
+        ax.set_xlabel("bytes from each rank to each other rank")
+    axes[0][0].set_yscale("log")
+    axes[0][0].set_ylabel("µs, the slowest rank")
+    axes[0][1].set_ylabel("overlap by OSU's definition, %")
+    axes[0][1].set_ylim(-3, 105)
+    axes[0][0].legend(fontsize=7)
+    return save(fig, output, "exchange", "One exchange between all ranks against message size, and "
+                "how much of it hides behind arithmetic of the same length.")
 
 
 def timeline(layers, output):
