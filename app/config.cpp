@@ -203,8 +203,9 @@ CommandLine parse_command_line(int argc, const char* const* argv) {
       ->required();
   import.add_option("--output", line.import.output, "Model file to write")->required();
 
-  CLI::App& inspect = *app.add_subcommand("inspect", "List a model file and verify its checksums");
-  inspect.add_option("file", line.inspect.file, "Model file")->required();
+  CLI::App& inspect =
+      *app.add_subcommand("inspect", "List a model file or a checkpoint and verify its checksums");
+  inspect.add_option("file", line.inspect.file, "Model file or checkpoint")->required();
   inspect.add_flag("--no-verify", line.inspect.no_verify, "List only, read no weights");
 
   try {

@@ -91,6 +91,9 @@ class CheckpointWriter {
   std::unique_ptr<Impl> impl_;
 };
 
+/// Whether `path` says of itself that it is a checkpoint. Throws Error when it is no HDF5 file.
+bool is_checkpoint(const std::string& path);
+
 /// Reads a checkpoint. Not collective; everything it returns has been compared with its checksum.
 class CheckpointReader {
  public:
