@@ -59,9 +59,6 @@ class AgreedFailure : public Error {
 class Communicator {
  public:
   static Communicator world();
-  /// From now on every call of this process that waits for other ranks throws Error after so many
-  /// seconds; 0 (as at the start) waits for ever.
-  static void set_deadline(double seconds) { deadline_s_ = seconds; }
   Communicator(Communicator&& other) noexcept;
   Communicator& operator=(Communicator&& other) noexcept;
   ~Communicator();
@@ -133,9 +130,8 @@ class Communicator {
   Communicator(MPI_Comm comm, bool owned);
   void allgather_bytes(const void* value, void* all, std::size_t bytes) const;
   /// Waits politely: the core is left to ranks that share it.
-  void wait(MPI_Request& request, std::string_view call) const;
+  void wait(MPI_Request& request, const char* call) const;
 
-  inline static double deadline_s_ = 0;
   MPI_Comm comm_ = MPI_COMM_NULL;
   bool owned_ = false;
   int rank_ = 0;

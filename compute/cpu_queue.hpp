@@ -28,6 +28,7 @@ struct CpuOp {
     merge,
     logits,
     logprobs,
+    save_x,
     save_kv,
     load_kv,
     host_task
@@ -39,6 +40,7 @@ struct CpuOp {
   std::span<const std::int32_t> rows;
   std::span<const std::int32_t> targets;
   float* out = nullptr;
+  void* x = nullptr;                    // save_x
   std::span<const std::int32_t> pages;  // save_kv and load_kv, with what follows
   int first_position = 0;
   int num_positions = 0;

@@ -13,6 +13,9 @@
 
 namespace atl::io {
 
+/// What file_format() says of a checkpoint.
+inline constexpr const char* checkpoint_format = "atoll-checkpoint";
+
 /// Keys and values are written, checked and read back in pieces of so many positions.
 inline constexpr std::int64_t piece_positions = 1024;
 
@@ -90,9 +93,6 @@ class CheckpointWriter {
   struct Impl;
   std::unique_ptr<Impl> impl_;
 };
-
-/// Whether `path` says of itself that it is a checkpoint. Throws Error when it is no HDF5 file.
-bool is_checkpoint(const std::string& path);
 
 /// Reads a checkpoint. Not collective; everything it returns has been compared with its checksum.
 class CheckpointReader {

@@ -56,10 +56,6 @@ struct CheckpointReader::Impl {
                std::uint64_t expected, std::span<std::byte> destination) const;
 };
 
-bool is_checkpoint(const std::string& path) {
-  return format_of(path, "a model file, or a checkpoint") == checkpoint_format;
-}
-
 void CheckpointReader::Impl::open() {
   file_bytes = check_is_hdf5(path, wanted_file);
   file = open_for_reading(path);

@@ -121,17 +121,6 @@ Handle open_for_reading(const std::string& path) {
   return checked(H5Fopen(path.c_str(), H5F_ACC_RDONLY, access.get()), what);
 }
 
-std::string format_of(const std::string& path, const std::string& wanted) {
-  prepare_hdf5();
-  check_is_hdf5(path, wanted);
-  const Handle file = open_for_reading(path);
-  const Handle root = checked(H5Gopen2(file.get(), "/", H5P_DEFAULT),
-                              fmt::format("cannot read {}: truncated or damaged", path));
-  if (H5Aexists(root.get(), "format") <= 0) return {};
-  return read_text_attribute(root.get(), "format",
-                             fmt::format("cannot read {}: attribute \"format\" of /", path));
-}
-
 Handle file_type(DType type) {
   switch (type) {
     case DType::bfloat16:

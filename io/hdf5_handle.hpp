@@ -56,9 +56,6 @@ void check(herr_t status, const std::string& what);
 /// Tells what a person can mend (a wrong path) from a damaged file; `wanted` says what to give
 /// instead. Returns the size in bytes. Throws Error.
 std::int64_t check_is_hdf5(const std::string& path, const std::string& wanted);
-/// The attribute "format" of the file's root; empty when it has none. Throws Error as the two
-/// others.
-std::string format_of(const std::string& path, const std::string& wanted);
 /// Opens a finished file. Throws Error when it is truncated or damaged.
 Handle open_for_reading(const std::string& path);
 

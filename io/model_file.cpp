@@ -40,6 +40,17 @@ void append(std::string& bytes, const void* data, std::size_t size) {
 
 }  // namespace
 
+std::string file_format(const std::string& path) {
+  prepare_hdf5();
+  check_is_hdf5(path, "a file that Atoll wrote");
+  const Handle file = open_for_reading(path);
+  const Handle root = checked(H5Gopen2(file.get(), "/", H5P_DEFAULT),
+                              fmt::format("cannot read {}: truncated or damaged", path));
+  return read_text_attribute(
+      root.get(), "format",
+      fmt::format("cannot read {}: not a file of Atoll's (attribute \"format\" of /)", path));
+}
+
 std::uint64_t checksum_of(std::span<const std::byte> bytes) {
   return XXH3_64bits(bytes.data(), bytes.size());
 }

@@ -134,7 +134,7 @@ TEST_F(Checkpoint, IsReadBackAsItWasWritten) {
   const Example example;
   example.write(path("a.h5"));
   EXPECT_TRUE(example.reads_back(path("a.h5")));
-  EXPECT_TRUE(is_checkpoint(path("a.h5")));
+  EXPECT_EQ(file_format(path("a.h5")), checkpoint_format);
   EXPECT_EQ(std::distance(fs::directory_iterator(fs::path(path("a.h5")).parent_path()), {}), 1)
       << "a temporary file is left";
 }
