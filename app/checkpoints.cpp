@@ -285,8 +285,8 @@ void Checkpoints::begin(const CheckpointSource& source) {
   contents.head_dim = shape.head_dim;
   contents.num_experts = shape.num_experts;
   contents.dtype = source.dtype;
-  const auto waiting = source.batcher->waiting();
-  contents.pending.assign(waiting.begin(), waiting.end());
+  const auto pending = source.batcher->waiting();
+  contents.pending.assign(pending.begin(), pending.end());
   contents.expert_loads = source.traffic->tokens_of_expert;
   contents.expert_loads.resize(static_cast<std::size_t>(shape.num_layers * shape.num_experts));
   world_.allreduce(std::span(contents.expert_loads), comm::Communicator::Reduce::sum);

@@ -124,7 +124,7 @@ for ((i = 1; i <= kills; ++i)); do
     until_true has_checkpoints 1
     until_true is_writing
   else
-    sleep "$(awk -v ms=$((300 + RANDOM % length_ms)) 'BEGIN {print ms / 1000}')"
+    sleep "$(awk -v ms=$((250 + RANDOM % (length_ms - 400))) 'BEGIN {print ms / 1000}')"
   fi
   moment="$(num_kept) finished, $(find "$checkpoints" -name '*.h5' 2>/dev/null | wc -l) checkpoints"
   if is_writing >/dev/null; then
@@ -171,7 +171,7 @@ for signal in USR1 TERM INT; do
     refused "other options" 1 "max-tokens was 64 and is 5"
     atoll_on 2 "${run_options[@]}" --resume --dtype float32
     refused "another element type" 1 "dtype was bfloat16 and is float32"
-    sed '3s/Die/Der/' "$requests" >"$work/other.jsonl"
+    sed '2s/Die/Der/' "$requests" >"$work/other.jsonl"
     atoll_on 2 "${run_options[@]}" --resume --input "$work/other.jsonl"
     refused "other requests" 1 "input was"
     mv "$journal" "$work/kept"
