@@ -31,17 +31,28 @@ std::int64_t Batcher::pages_needed(const io::Request& request, const BatchOption
   return (work_of(request, options) + options.page_tokens - 1) / options.page_tokens;
 }
 
-Batcher::Batcher(const std::vector<io::Request>& requests, const BatchOptions& options, int rank)
-    : requests_(requests), options_(options), rank_(rank) {
+Batcher::Batcher(const std::vector<io::Request>& requests, const BatchOptions& options, int rank,
+                 std::vector<KeptProgress> progress, Restore restore)
+    : requests_(requests),
+      options_(options),
+      rank_(rank),
+      progress_(std::move(progress)),
+      restore_(std::move(restore)) {
+  progress_.resize(requests_.size());
   std::size_t longest = 1;
   std::int64_t most_pages = 1;
-  for (const auto& request : requests_) {
-    if (!request.error.empty()) continue;
+  for (std::size_t i = 0; i < requests_.size(); ++i) {
+    const io::Request& request = requests_[i];
+    if (!request.error.empty() || progress_[i].finished) continue;
+    queue_.push_back(static_cast<std::int32_t>(i));
     longest = std::max(longest, request.tokens.size() +
                                     static_cast<std::size_t>(new_tokens_of(request, options_)));
     most_pages = std::max(most_pages, pages_needed(request, options_));
-    waiting_work_ += work_of(request, options_);
+    waiting_work_ += work_left(i);
   }
+  std::stable_partition(queue_.begin(), queue_.end(), [this](std::int32_t i) {
+    return progress_[static_cast<std::size_t>(i)].cached > 0;
+  });
   // Everything a step touches is sized here, so that steps do not allocate.
   slots_.resize(static_cast<std::size_t>(options_.max_sequences));
   for (Sequence& sequence : slots_) {
@@ -63,6 +74,16 @@ Batcher::Batcher(const std::vector<io::Request>& requests, const BatchOptions& o
     chunk.sampled.reserve(slots_.size());
     chunk.logprobs.reserve(rows);
   }
+}
+
+std::int64_t Batcher::prompt_left(std::size_t request) const {
+  const auto length = static_cast<std::int64_t>(requests_[request].tokens.size());
+  return std::max<std::int64_t>(0, length - progress_[request].cached);
+}
+
+std::int64_t Batcher::work_left(std::size_t request) const {
+  return prompt_left(request) + new_tokens_of(requests_[request], options_) -
+         progress_[request].generated;
 }
 
 RankLoad Batcher::load() const {
@@ -101,10 +122,9 @@ bool Batcher::next_step(std::span<const RankLoad> loads) {
 }
 
 void Batcher::admit(std::span<RankLoad> loads) {
-  for (; next_request_ < requests_.size(); ++next_request_) {
-    const io::Request& request = requests_[next_request_];
-    if (!request.error.empty()) continue;
-    const std::int64_t pages = pages_needed(request, options_);
+  for (; next_ < queue_.size(); ++next_) {
+    const auto request = static_cast<std::size_t>(queue_[next_]);
+    const std::int64_t pages = pages_needed(requests_[request], options_);
     std::size_t best = loads.size();
     for (std::size_t rank = 0; rank < loads.size(); ++rank) {
       if (loads[rank].free_sequences == 0 || loads[rank].free_pages < pages) continue;
@@ -113,13 +133,15 @@ void Batcher::admit(std::span<RankLoad> loads) {
       }
     }
     if (best == loads.size()) return;  // in order: a later, smaller request does not overtake
-    const std::int64_t work = work_of(request, options_);
-    loads[best].prompt_tokens += static_cast<std::int64_t>(request.tokens.size());
+    const std::int64_t work = work_left(request);
+    const std::int64_t prompt = prompt_left(request);
+    loads[best].prompt_tokens += prompt;
+    if (prompt == 0) loads[best].decoding += 1;
     loads[best].remaining_work += work;
     waiting_work_ -= work;
     loads[best].free_pages -= pages;
     loads[best].free_sequences -= 1;
-    if (static_cast<int>(best) == rank_) start(static_cast<std::int32_t>(next_request_));
+    if (static_cast<int>(best) == rank_) start(queue_[next_]);
   }
 }
 
@@ -142,6 +164,15 @@ void Batcher::start(std::int32_t index) {
     free_pages_.pop_back();
   }
   order_.push_back(static_cast<std::int32_t>(free - slots_.begin()));
+  if (progress_[static_cast<std::size_t>(index)].cached > 0) restore(sequence);
+}
+
+void Batcher::restore(Sequence& sequence) {
+  const SavedSequence saved = restore_(sequence.request, sequence.pages);
+  sequence.tokens.insert(sequence.tokens.end(), saved.generated.begin(), saved.generated.end());
+  sequence.logprobs = saved.logprobs;
+  sequence.cached = progress_[static_cast<std::size_t>(sequence.request)].cached;
+  sequence.times.first_token = -1;  // in another run
 }
 
 void Batcher::fill_step() {

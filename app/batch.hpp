@@ -5,6 +5,7 @@
 // step, so all ranks come to the same decisions without a coordinator.
 
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <vector>
 
@@ -36,7 +37,25 @@ struct RankLoad {
   std::int64_t free_pages = 0;
   std::int32_t decoding = 0;  ///< sequences that generate
   std::int32_t free_sequences = 0;
+  std::int32_t stop_signal = 0;   ///< that this rank was sent; 0: none
+  std::int64_t result_bytes = 0;  ///< of requests finished since the last step, for rank 0
 };
+
+/// How far a request had come when this run began.
+struct KeptProgress {
+  bool finished = false;       ///< nothing is left to do
+  std::int32_t cached = 0;     ///< tokens whose keys and values are kept
+  std::int32_t generated = 0;  ///< tokens
+};
+
+/// The rest of what is kept of a request that was under way.
+struct SavedSequence {
+  std::vector<std::int32_t> generated;
+  std::vector<float> logprobs;
+};
+/// Fetches what is kept of a request; its keys and values go into these pages of this rank.
+using Restore =
+    std::function<SavedSequence(std::int32_t request, std::span<const std::int32_t> pages)>;
 
 /// A row of a chunk whose logits are wanted, and for whom.
 struct HeadRow {
@@ -69,7 +88,10 @@ struct FinishedRequest {
 
 class Batcher {
  public:
-  Batcher(const std::vector<io::Request>& requests, const BatchOptions& options, int rank);
+  /// `progress` is empty, or has an entry for each request; requests that were under way go first
+  /// and are fetched by `restore` when this rank takes them up.
+  Batcher(const std::vector<io::Request>& requests, const BatchOptions& options, int rank,
+          std::vector<KeptProgress> progress = {}, Restore restore = {});
 
   /// KV pages that a request needs for its whole life.
   static std::int64_t pages_needed(const io::Request& request, const BatchOptions& options);
@@ -92,7 +114,7 @@ class Batcher {
   /// Takes the head steps' outcome; `now` in seconds since the job's first step.
   StepTokens finish_step(double now);
 
-  /// Requests this rank has finished, in order of completion.
+  /// Requests this rank has finished, in order of completion; the caller may take them away.
   std::vector<FinishedRequest>& finished() { return finished_; }
 
  private:
@@ -110,6 +132,9 @@ class Batcher {
 
   void admit(std::span<RankLoad> loads);
   void start(std::int32_t request);
+  void restore(Sequence& sequence);
+  std::int64_t prompt_left(std::size_t request) const;  // tokens of a waiting request's prompt
+  std::int64_t work_left(std::size_t request) const;    // and at most still to generate
   void fill_step();
   void add_piece(std::int32_t slot, std::int32_t count, std::int64_t step_tokens);
   void finish(Sequence& sequence, const char* reason);
@@ -118,7 +143,10 @@ class Batcher {
   const std::vector<io::Request>& requests_;
   BatchOptions options_;
   int rank_;
-  std::size_t next_request_ = 0;
+  std::vector<KeptProgress> progress_;  // [requests]
+  Restore restore_;
+  std::vector<std::int32_t> queue_;  // requests to run, in order of admission
+  std::size_t next_ = 0;             // of the queue
   std::int64_t waiting_work_ = 0;
   std::vector<RankLoad> loads_;
   std::vector<Sequence> slots_;

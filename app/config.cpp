@@ -28,7 +28,8 @@ std::vector<std::pair<std::string, std::string>> RunOptions::items() const {
           {"kv-tokens", std::to_string(kv_tokens)},
           {"deadline", fmt::format("{}", deadline)},
           {"peak-tflops", fmt::format("{}", peak_tflops)},
-          {"progress", progress}};
+          {"progress", progress},
+          {"resume", resume ? "true" : "false"}};
 }
 
 std::vector<std::pair<std::string, std::string>> CommandLine::items() const {
@@ -42,7 +43,8 @@ std::vector<std::pair<std::string, std::string>> CommandLine::items() const {
       return {{"command", "init"},
               {"preset", init.preset},
               {"seed", std::to_string(init.seed)},
-              {"output", init.output}};
+              {"output", init.output},
+              {"deadline", fmt::format("{}", init.deadline)}};
     case Command::import:
       return {{"command", "import"}, {"folder", import.folder}, {"output", import.output}};
     case Command::inspect:
@@ -82,7 +84,8 @@ void add_run(CLI::App& app, RunOptions& o) {
       ->capture_default_str();
   app.add_option("--transport", o.transport,
                  "How tokens travel; auto: the first that passes a test")
-      ->check(CLI::IsMember({"auto", "ialltoallv", "pairwise"}))
+      ->check(
+          CLI::IsMember({"auto", "ialltoallv", "pairwise", "ialltoallv-staged", "pairwise-staged"}))
       ->capture_default_str();
   app.add_option("--report", o.report, "Write a JSON report here");
   app.add_option("--trace", o.trace, "Write a Perfetto (Chrome JSON) trace here");
@@ -106,6 +109,7 @@ void add_run(CLI::App& app, RunOptions& o) {
   app.add_option("--peak-tflops", o.peak_tflops, "Peak of one rank, for MFU in the report")
       ->check(CLI::Range(0.0, 1e6))
       ->capture_default_str();
+  app.add_flag("--resume", o.resume, "Go on where an interrupted run of the same job stopped");
   app.add_option("--progress", o.progress, "Progress on stderr")
       ->check(CLI::IsMember({"auto", "bar", "lines", "none"}))
       ->capture_default_str();
@@ -169,6 +173,10 @@ CommandLine parse_command_line(int argc, const char* const* argv) {
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
   init.add_option("--output", line.init.output, "Model file to write")->required();
+  init.add_option("--deadline", line.init.deadline,
+                  "Give up when a rank does not answer for so many seconds; 0: never")
+      ->check(CLI::Range(0.0, 1e9))
+      ->capture_default_str();
 
   CLI::App& import = *app.add_subcommand("import", "Convert a Hugging Face model folder");
   import.add_option("folder", line.import.folder, "Folder with config.json and *.safetensors")
@@ -194,7 +202,8 @@ CommandLine parse_command_line(int argc, const char* const* argv) {
   } catch (const CLI::ParseError& error) {
     throw UsageError(fmt::format("{}; see atoll --help", error.what()));
   }
-  if (!(line.run.deadline >= 0)) throw UsageError("--deadline: not a number of seconds");
+  if (!(line.run.deadline >= 0) || !(line.init.deadline >= 0))
+    throw UsageError("--deadline: not a number of seconds");
   line.command = run.parsed()      ? Command::run
                  : init.parsed()   ? Command::init
                  : import.parsed() ? Command::import

@@ -20,7 +20,7 @@ struct RunOptions {
   int chunks = 2;
   bool no_overlap = false;
   int threads = 0;                 ///< per rank; 0: cores of the node / ranks on it
-  std::string transport = "auto";  ///< auto | ialltoallv | pairwise
+  std::string transport = "auto";  ///< auto | ialltoallv | pairwise | ...-staged
   std::string report;
   std::string trace;
   int max_sequences = 64;  ///< per rank at once
@@ -30,6 +30,7 @@ struct RunOptions {
   double deadline = 300;          ///< seconds without progress
   double peak_tflops = 0;         ///< stated peak of one rank, for MFU
   std::string progress = "auto";  ///< auto | bar | lines | none
+  bool resume = false;            ///< go on where an interrupted run stopped
 
   /// Every option with its value as text, in a fixed order: for the report, and to compare ranks.
   std::vector<std::pair<std::string, std::string>> items() const;
@@ -39,6 +40,7 @@ struct InitOptions {
   std::string preset;
   std::uint64_t seed = 0;
   std::string output;
+  double deadline = 300;  ///< seconds for a rank that does not answer
 };
 
 struct ImportOptions {

@@ -18,12 +18,15 @@
 
 namespace atl {
 
+/// Rows go with their counters up to this size: MPI libraries send so much at once, without asking
+/// the receiver first, and a token of a decode step arrives one message earlier.
+inline constexpr std::size_t first_message_bytes = 4000;
+
 struct DriverOptions {
   int num_chunks = 1;
   bool overlap = true;
   comm::TransportKind transport = comm::TransportKind::ialltoallv;
   bool shares_cores = false;  ///< more ranks on this node than cores
-  double deadline_s = 300;    ///< without any progress; 0 waits for ever
   std::size_t row_bytes = 0;  ///< of one token on the wire
   Mode mode = Mode::generate;
   int max_head_rows = 0;  ///< rows of logits per chunk (generate)
@@ -72,8 +75,9 @@ class Driver {
   bool exchange_done(std::int32_t step);
   void build_blocks(ChunkState& state);
   bool poll();
+  void record_intervals(const Running& running);
   void back_off();
-  void check_deadline();
+  void say_where();
 
   compute::Backend& backend_;
   const comm::Communicator& world_;
@@ -92,11 +96,10 @@ class Driver {
   std::vector<std::int32_t> pending_;        // [steps] dependencies not yet met
   std::vector<std::int32_t> ready_compute_;  // min-heap of steps
   std::vector<std::int32_t> ready_exchange_;
-  std::vector<Running> running_compute_;  // in order of the queue
+  std::vector<Running> running_compute_;  // in order of their launch
   std::vector<Running> running_exchange_;
   std::size_t completed_ = 0;
   int idle_polls_ = 0;
-  double last_progress_ = 0;
 };
 
 }  // namespace atl

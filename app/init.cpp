@@ -2,15 +2,20 @@
 
 #include <cmath>
 #include <cstring>
+#include <optional>
 #include <string>
 #include <vector>
 
+#include "comm/deadline.hpp"
 #include "compute/error.hpp"
 #include "io/convert.hpp"
 #include "io/model_file.hpp"
 
 namespace atl {
 namespace {
+
+/// The first rank flushes the whole file to disk at the end, while the others wait.
+constexpr double closing_s = 3600;
 
 /// The finaliser of SplitMix64: every input bit reaches every output bit.
 std::uint64_t mix(std::uint64_t z) {
@@ -83,7 +88,11 @@ void init_model(const ModelConfig& config, std::uint64_t seed, const std::string
   const std::vector<TensorInfo> tensors = tensors_of(config);
   std::vector<io::ModelFileWriter::Dataset> datasets;
   for (const TensorInfo& t : tensors) datasets.push_back({t.path, t.shape, t.per_expert});
-  io::ModelFileWriter writer(output, config.to_json(), config.dtype, datasets, mpi_comm_f);
+  std::optional<io::ModelFileWriter> writer;
+  {
+    const comm::Waiting waiting("creating the model file");
+    writer.emplace(output, config.to_json(), config.dtype, datasets, mpi_comm_f);
+  }
   try {
     std::vector<std::byte> slab_bytes;
     std::int64_t counter = 0;  // slabs of all tensors are dealt out in turn
@@ -99,13 +108,15 @@ void init_model(const ModelConfig& config, std::uint64_t seed, const std::string
           fill_random(seed, tensors[i].path, slab * slab_info.slab_elements(),
                       deviation_of(tensors[i]), config.dtype, slab_bytes);
         }
-        writer.write_slab(i, slab, slab_bytes);
+        writer->write_slab(i, slab, slab_bytes);
       }
     }
   } catch (const std::exception& error) {
-    writer.set_failed(error.what());
+    writer->set_failed(error.what());
   }
-  writer.close();
+  comm::watched::stage("closing the model file", closing_s);
+  const comm::Waiting waiting("closing the model file");
+  writer->close();
 }
 
 }  // namespace atl

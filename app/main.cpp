@@ -15,6 +15,7 @@
 #include "app/model.hpp"
 #include "app/run.hpp"
 #include "comm/communicator.hpp"
+#include "comm/deadline.hpp"
 
 namespace {
 
@@ -72,9 +73,11 @@ void execute(const CommandLine& line, const comm::Communicator& world) {
 
 /// A failure that all ranks know of ends them all in order; any other ends them by MPI_Abort.
 /// `wrong_use` is what this rank found wrong with its command line; ranks may have different ones.
-int run_command(const CommandLine& line, const std::optional<UsageError>& wrong_use) {
+int run_command(const CommandLine& line, const std::optional<UsageError>& wrong_use,
+                comm::Watchdog& watchdog) {
   const comm::Communicator world = comm::Communicator::world();
   try {
+    watchdog.connect(world);
     world.agree([&] {
       if (wrong_use) throw UsageError(*wrong_use);
     });
@@ -85,8 +88,8 @@ int run_command(const CommandLine& line, const std::optional<UsageError>& wrong_
     if (failure.reporter()) print_error(failure.what());
     return failure.exit_code();
   } catch (const std::exception& error) {
+    if (world.size() > 1) watchdog.abort(world, error.what());
     print_error(error.what());
-    if (world.size() > 1) world.abort(1);
     return 1;
   }
 }
@@ -125,9 +128,15 @@ int main(int argc, char** argv) {
     return 0;
   }
   if (line.command == Command::run) let_waiting_threads_sleep(line.run, argv);
+  comm::Watchdog watchdog;
+  if (line.command == Command::run) {
+    comm::watched::stage("start", setup_deadlines * line.run.deadline);
+  } else {
+    comm::watched::stage("start", line.init.deadline, /*work_may_last=*/true);
+  }
   try {
     const comm::Environment mpi(&argc, &argv);
-    return run_command(line, wrong_use);
+    return run_command(line, wrong_use, watchdog);
   } catch (const std::exception& error) {
     print_error(error.what());
     return 1;

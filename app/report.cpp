@@ -181,6 +181,7 @@ json gather_report(const comm::Communicator& world, const RunFacts& facts,
                       {"decode", phase_json(ranks, 1, facts)}};
   report["requests"] = {{"count", requests.requests},
                         {"refused", requests.refused},
+                        {"resumed", requests.resumed},
                         {"ttft_s", quantiles(requests.first_token_s)},
                         {"tpot_s", quantiles(requests.per_token_s)}};
   if (facts.mode == Mode::score) {

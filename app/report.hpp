@@ -44,6 +44,7 @@ struct RankMeasurements {
 struct RequestSummary {
   std::int64_t requests = 0;
   std::int64_t refused = 0;
+  std::int64_t resumed = 0;           ///< finished by an earlier run
   std::vector<double> first_token_s;  ///< of each finished request, since the first step
   std::vector<double> per_token_s;    ///< mean time per token after the first
   double perplexity = 0;              ///< scoring; 0 otherwise

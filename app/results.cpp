@@ -1,16 +1,23 @@
 #include "app/results.hpp"
 
+#include <fmt/format.h>
+
 #include <cmath>
 #include <map>
 #include <nlohmann/json.hpp>
 
+#include "app/identity.hpp"
 #include "compute/error.hpp"
 
 namespace atl {
 
 using nlohmann::json;
+using nlohmann::ordered_json;
 
 namespace {
+
+constexpr const char* journal_format = "atoll-journal";
+constexpr int journal_version = 1;
 
 std::string to_text(const json& value) {
   const auto bytes = json::to_cbor(value);
@@ -55,58 +62,167 @@ std::vector<io::Request> broadcast_requests(const comm::Communicator& world,
   return requests;
 }
 
-std::string gather_results(const comm::Communicator& world,
-                           const std::vector<io::Request>& requests,
-                           const std::vector<FinishedRequest>& mine, Mode mode, bool has_text,
-                           RequestSummary& summary) {
-  json own = json::array();
-  for (const FinishedRequest& f : mine) {
-    own.push_back({f.request, f.result.tokens, f.result.logprobs, f.result.finish_reason,
-                   f.times.first_token, f.times.last_token});
-  }
-  std::map<std::int32_t, json> by_request;
-  for (const std::string& text : world.gather(to_text(own), 0)) {
-    for (json& entry : json::from_cbor(text)) {
-      const auto index = entry[0].get<std::int32_t>();
-      by_request.emplace(index, std::move(entry));
+void ResultStore::open(const std::string& output) {
+  output_ = output;
+  io::TextFile file(output);
+  const bool direct = file.is_direct();
+  if (direct) pipe_.emplace(std::move(file));
+  journal_ = std::make_unique<io::ResultJournal>(output, direct);
+}
+
+void ResultStore::check_journal(const ordered_json& identity, bool resume) const {
+  const std::string& path = journal_->path();
+  if (journal_->num_results() == 0) return;
+  require(
+      resume,
+      "{} holds {} finished results of an interrupted run; add --resume to keep them, or remove "
+      "that file to start anew",
+      path, journal_->num_results());
+  const auto header = ordered_json::parse(journal_->header(), nullptr, false);
+  require(header.is_object() && header.value("format", "") == journal_format &&
+              header.value("format_version", 0) == journal_version && header.contains("run"),
+          "cannot resume from {}: its header is damaged, or that of another version; remove the "
+          "file to start anew",
+          path);
+  const std::string differs = difference(header.at("run"), identity);
+  require(differs.empty(),
+          "cannot resume: {} is of another run: {}; run with what it was started with, or remove "
+          "the file to start anew",
+          path, differs);
+}
+
+std::vector<bool> ResultStore::begin(const std::vector<io::Request>& requests,
+                                     const ordered_json& identity, bool resume, Mode mode,
+                                     bool has_text) {
+  requests_ = &requests;
+  mode_ = mode;
+  has_text_ = has_text;
+  std::string flags(requests.size(), '0');
+  world_.agree([&] {
+    if (!root()) return;
+    check_journal(identity, resume);
+    if (resume && journal_->num_results() > 0) {
+      for (std::size_t i = 0; i < requests.size(); ++i) {
+        if (!journal_->has(requests[i].line)) continue;
+        flags[i] = '1';
+        resumed_.push_back(i);
+      }
+      if (journal_->num_damaged() > 0) {
+        fmt::print(stderr, "{}: {} damaged lines are not used; their requests run again\n",
+                   journal_->path(), journal_->num_damaged());
+      }
+      journal_->resume();
+    } else {
+      journal_->start(
+          ordered_json(
+              {{"format", journal_format}, {"format_version", journal_version}, {"run", identity}})
+              .dump());
     }
+  });
+  flags = world_.broadcast(flags, 0);
+  std::vector<bool> finished;
+  for (const char flag : flags) finished.push_back(flag == '1');
+  return finished;
+}
+
+void ResultStore::take(std::vector<FinishedRequest>& finished) {
+  for (FinishedRequest& f : finished) {
+    const io::Request& request = (*requests_)[static_cast<std::size_t>(f.request)];
+    f.result.has_text = has_text_;
+    waiting_ +=
+        io::journal_line(request.line, io::result_line(request, f.result, mode_ == Mode::score));
+    Outcome outcome;
+    outcome.request = f.request;
+    outcome.tokens = static_cast<std::int32_t>(f.result.tokens.size());
+    outcome.times = f.times;
+    if (mode_ == Mode::score) {
+      for (const float logprob : f.result.logprobs) outcome.logprob_sum += logprob;
+      outcome.scored = static_cast<std::int64_t>(f.result.logprobs.size());
+    }
+    outcomes_.push_back(outcome);
   }
-  if (world.rank() != 0) return {};
+  finished.clear();
+}
+
+void ResultStore::collect(std::span<const RankLoad> loads) {
+  std::vector<std::uint64_t> sizes;
+  std::uint64_t all = 0;
+  for (const RankLoad& load : loads) all += static_cast<std::uint64_t>(load.result_bytes);
+  if (all == 0) return;
+  sizes.reserve(loads.size());
+  for (const RankLoad& load : loads) {
+    sizes.push_back(static_cast<std::uint64_t>(load.result_bytes));
+  }
+  const auto texts = world_.gather_sized(waiting_, sizes, 0);
+  waiting_.clear();
   std::string lines;
+  lines.reserve(all);
+  for (const std::string& text : texts) lines += text;
+  if (root()) journal_->append(lines);
+}
+
+void ResultStore::sync() {
+  journal_->sync();
+}
+
+/// Scores of a result from an earlier run, read back from its line. Its times are unknown.
+ResultStore::Outcome ResultStore::kept_outcome(std::size_t request) const {
+  Outcome outcome;
+  outcome.request = static_cast<std::int32_t>(request);
+  outcome.times.first_token = -1;
+  if (mode_ != Mode::score) return outcome;
+  const json result = json::parse(journal_->result((*requests_)[request].line));
+  for (const json& logprob : result.at("prompt_logprobs")) {
+    if (logprob.is_null()) continue;
+    outcome.logprob_sum += logprob.get<float>();
+    ++outcome.scored;
+  }
+  return outcome;
+}
+
+RequestSummary ResultStore::summary() const {
+  RequestSummary summary;
+  std::map<std::int32_t, Outcome> by_request;  // in a fixed order, since sums depend on it
+  for (const auto& of_rank : world_.gather_vectors(std::span(outcomes_), 0)) {
+    for (const Outcome& outcome : of_rank) by_request[outcome.request] = outcome;
+  }
+  if (!root()) return summary;
+  for (const std::size_t request : resumed_) {
+    by_request[static_cast<std::int32_t>(request)] = kept_outcome(request);
+  }
+  summary.requests = static_cast<std::int64_t>(requests_->size());
+  summary.refused = summary.requests - static_cast<std::int64_t>(by_request.size());
+  summary.resumed = static_cast<std::int64_t>(resumed_.size());
   double logprob_sum = 0;
-  for (std::size_t i = 0; i < requests.size(); ++i) {
-    const io::Request& request = requests[i];
-    ++summary.requests;
-    if (!request.error.empty()) {
-      ++summary.refused;
-      lines += io::error_line(request) + "\n";
-      continue;
+  for (const auto& [request, outcome] : by_request) {
+    logprob_sum += outcome.logprob_sum;
+    summary.scored_tokens += outcome.scored;
+    if (outcome.times.first_token < 0) continue;  // its first token came in an earlier run
+    summary.first_token_s.push_back(outcome.times.first_token);
+    if (mode_ == Mode::generate && outcome.tokens > 1) {
+      summary.per_token_s.push_back((outcome.times.last_token - outcome.times.first_token) /
+                                    (outcome.tokens - 1));
     }
-    const auto found = by_request.find(static_cast<std::int32_t>(i));
-    require(found != by_request.end(), "internal: request {} (line {}) was never finished",
-            request.id, request.line);
-    const json& entry = found->second;
-    io::Result result;
-    result.has_text = has_text;
-    result.tokens = entry[1].get<std::vector<std::int32_t>>();
-    result.logprobs = entry[2].get<std::vector<float>>();
-    result.finish_reason = entry[3].get<std::string>();
-    const double first = entry[4].get<double>();
-    const double last = entry[5].get<double>();
-    summary.first_token_s.push_back(first);
-    if (mode == Mode::generate && result.tokens.size() > 1) {
-      summary.per_token_s.push_back((last - first) / static_cast<double>(result.tokens.size() - 1));
-    }
-    if (mode == Mode::score) {
-      for (const float logprob : result.logprobs) logprob_sum += static_cast<double>(logprob);
-      summary.scored_tokens += static_cast<std::int64_t>(result.logprobs.size());
-    }
-    lines += io::result_line(request, result, mode == Mode::score) + "\n";
   }
   if (summary.scored_tokens > 0) {
     summary.perplexity = std::exp(-logprob_sum / static_cast<double>(summary.scored_tokens));
   }
-  return lines;
+  return summary;
+}
+
+void ResultStore::write() {
+  journal_->sync();
+  std::optional<io::TextFile> file;
+  if (!pipe_) file.emplace(output_);
+  io::TextFile& output = pipe_ ? *pipe_ : *file;
+  for (const io::Request& request : *requests_) {
+    const bool finished = journal_->has(request.line);
+    require(finished || !request.error.empty(), "internal: request {} (line {}) was never finished",
+            request.id, request.line);
+    output.write((finished ? journal_->result(request.line) : io::error_line(request)) + "\n");
+  }
+  output.close();
+  journal_->remove();
 }
 
 }  // namespace atl

@@ -11,21 +11,25 @@
 #include <optional>
 
 #include "app/batch.hpp"
+#include "app/devices.hpp"
 #include "app/driver.hpp"
+#include "app/identity.hpp"
 #include "app/inspect.hpp"
 #include "app/load.hpp"
 #include "app/model.hpp"
 #include "app/progress.hpp"
 #include "app/report.hpp"
 #include "app/results.hpp"
+#include "app/stop.hpp"
+#include "comm/deadline.hpp"
 #include "comm/topology.hpp"
+#include "comm/transport.hpp"
 #include "io/text_file.hpp"
 
 namespace atl {
 
 namespace {
 
-constexpr double setup_deadlines = 10;  // reading a model takes ranks longer than any step
 constexpr int page_tokens = 64;
 constexpr int byte_vocab = 256;                   // ids are bytes
 constexpr std::size_t max_trace_events = 200000;  // per rank, about 100 bytes each on file
@@ -82,13 +86,13 @@ DType activation_type(const std::string& wanted, DType on_file) {
 class Job {
  public:
   Job(const comm::Communicator& world, const RunOptions& options)
-      : world_(world), options_(options) {}
+      : world_(world), options_(options), results_(world) {}
 
   void run() {
-    comm::Communicator::set_deadline(setup_deadlines * options_.deadline);
+    comm::watched::stage("set-up", setup_deadlines * options_.deadline);
     open_model();
-    read_requests();
     find_ranks();
+    read_requests();
     size_batches();
     load();
     steps();
@@ -100,8 +104,6 @@ class Job {
 
   void open_model() {
     world_.agree([this] {
-      require(options_.backend != "cuda",
-              "this build has no CUDA backend; use --backend cpu or auto");
       file_ = std::make_unique<io::ModelFileReader>(options_.model);
       config_ = checked_config(*file_);
       placement_ = contiguous_placement(config_.shape.num_experts, world_.size());
@@ -129,11 +131,20 @@ class Job {
       require_separate_files(options_);
       requests_ = io::read_requests(options_.input, limits);
       // Opened now, so that hours of work are not lost to a mistyped path.
-      results_.emplace(options_.output);
+      results_.open(options_.output);
       if (!options_.report.empty()) report_.emplace(options_.report);
       if (!options_.trace.empty()) io::TextFile(options_.trace);  // can be written
     });
     requests_ = broadcast_requests(world_, std::move(requests_));
+    identity_ = identity_of(options_, file_->identity(), dtype_, choice_.name(), requests_);
+    const auto finished = results_.begin(requests_, identity_, options_.resume, mode_,
+                                         config_.shape.vocab == byte_vocab);
+    kept_.resize(requests_.size());
+    for (std::size_t i = 0; i < finished.size(); ++i) kept_[i].finished = finished[i];
+    if (root() && options_.resume) {
+      fmt::print(stderr, "resuming: {} of {} requests are finished\n", results_.num_finished(),
+                 requests_.size());
+    }
   }
 
   void find_ranks() {
@@ -141,7 +152,7 @@ class Job {
     const int node = topology_.node_of[static_cast<std::size_t>(world_.rank())];
     ranks_on_node_ = topology_.ranks_on(node);
     threads_ = threads_per_rank(options_.threads, ranks_on_node_);
-    world_.agree([this] { transport_ = comm::choose_transport(world_, options_.transport); });
+    choice_ = choose_backend(world_, topology_, options_.backend);
   }
 
   void size_batches() {
@@ -153,10 +164,13 @@ class Job {
     batch_.max_chunks = options_.chunks;
     batch_.page_tokens = page_tokens;
     batch_.stop_token_ids = config_.stop_token_ids;
-    batch_.num_pages = std::max<std::int64_t>(1, kv_pages());
-    for (io::Request& request : requests_) {
+    set_backend_options();
+    world_.agree([this] { batch_.num_pages = std::max<std::int64_t>(1, kv_pages()); });
+    backend_options_.num_pages = batch_.num_pages;
+    for (std::size_t i = 0; i < requests_.size(); ++i) {
+      io::Request& request = requests_[i];
       const std::int64_t pages = Batcher::pages_needed(request, batch_);
-      if (request.error.empty() && pages > batch_.num_pages) {
+      if (request.error.empty() && !kept_[i].finished && pages > batch_.num_pages) {
         request.error = fmt::format(
             "prompt and new tokens need {} tokens of KV cache, but a rank holds {}; raise "
             "--kv-tokens or shorten the request",
@@ -179,78 +193,117 @@ class Job {
     const ModelShape& shape = config_.shape;
     const std::int64_t page_bytes = std::int64_t{2} * page_tokens * shape.num_layers *
                                     shape.kv_width() * static_cast<std::int64_t>(size_of(dtype_));
-    std::int64_t allowed = static_cast<std::int64_t>(static_cast<double>(free_memory_bytes()) *
-                                                     kv_share_of_free_memory / ranks_on_node_ /
-                                                     static_cast<double>(page_bytes));
+    const std::int64_t kv_bytes =
+        choice_.cuda ? kv_bytes_left(choice_, backend_options_)
+                     : static_cast<std::int64_t>(static_cast<double>(free_memory_bytes()) *
+                                                 kv_share_of_free_memory / ranks_on_node_);
+    std::int64_t allowed = std::max<std::int64_t>(0, kv_bytes) / page_bytes;
     world_.allreduce(std::span(&allowed, 1), comm::Communicator::Reduce::min);
     // An even share and one large request more: ranks differ in what they were given.
     const std::int64_t useful = std::min(all, all / world_.size() + 2 * largest);
     return std::min(std::max(useful, largest), allowed);
   }
 
-  void load() {
-    const double begin = now_seconds();
+  const std::vector<int>& local_experts() const {
+    return placement_.experts_of[static_cast<std::size_t>(world_.rank())];
+  }
+
+  void set_backend_options() {
     const auto chunk_rows = (batch_.max_step_tokens + options_.chunks - 1) / options_.chunks;
-    compute::BackendOptions options;
+    compute::BackendOptions& options = backend_options_;
     options.shape = config_.shape;
     options.dtype = dtype_;
-    const auto& experts = placement_.experts_of[static_cast<std::size_t>(world_.rank())];
-    options.num_local_experts = static_cast<int>(experts.size());
+    options.num_local_experts = static_cast<int>(local_experts().size());
     options.send_order = placement_.send_order;
     options.num_threads = threads_;
     options.page_tokens = page_tokens;
-    options.num_pages = batch_.num_pages;
     options.max_chunk_tokens =
         std::min(batch_.max_step_tokens, std::max(chunk_rows + 1, 2 * batch_.min_chunk_tokens));
-    world_.agree([&] {
-      backend_ = compute::make_cpu_backend(options);
-      load_weights(*file_, config_, experts, *backend_);
+    options.num_chunks = options_.chunks;
+  }
+
+  void load() {
+    const double begin = now_seconds();
+    const compute::BackendOptions& options = backend_options_;
+    world_.agree([&] { backend_ = make_backend(choice_, options); });
+    // Tried before the weights are read, which may take minutes.
+    world_.agree([this] {
+      transport_ = comm::choose_transport(world_, options_.transport, backend_->device_memory());
     });
+    world_.agree([this] { load_weights(*file_, config_, local_experts(), *backend_); });
     DriverOptions driver;
     driver.num_chunks = options_.chunks;
     driver.overlap = !options_.no_overlap;
     driver.transport = transport_;
     driver.shares_cores = ranks_on_node_ > comm::Environment::cores_of_node();
-    driver.deadline_s = options_.deadline;
     driver.row_bytes = static_cast<std::size_t>(config_.shape.hidden) * size_of(dtype_);
     driver.mode = mode_;
     driver.max_chunk_tokens = options.max_chunk_tokens;
     driver.max_head_rows = std::min(batch_.max_sequences, options.max_chunk_tokens);
     timeline_.emplace(world_.size(), comm::clock_offset(world_, topology_),
                       options_.trace.empty() ? 0 : max_trace_events);
-    batcher_.emplace(requests_, batch_, world_.rank());
+    batcher_.emplace(requests_, batch_, world_.rank(), kept_);
     driver_.emplace(*backend_, world_, config_.shape, placement_, driver, *timeline_);
     load_seconds_ = now_seconds() - begin;
   }
 
   void steps() {
     const std::int64_t total = batcher_->waiting_work();
-    comm::Communicator::set_deadline(options_.deadline);
+    comm::watched::stage("the steps", options_.deadline);
     Progress progress(root() ? options_.progress : "none", total);
     std::vector<RankLoad> loads(static_cast<std::size_t>(world_.size()));
     const double start = now_seconds();
-    for (;;) {
+    for (std::int64_t step = 0;; ++step) {
       const double begin = now_seconds();
-      world_.allgather_into(batcher_->load(), std::span(loads));
+      comm::watched::begin_step(step);
+      world_.allgather_into(load_of_rank(), std::span(loads));
       const double agreed = now_seconds();
+      results_.collect(loads);
+      stop_if_asked(loads);
       if (!batcher_->next_step(loads)) break;
       timeline_->begin_step(batcher_->has_prompt_tokens() ? Phase::prefill : Phase::decode,
                             driver_->schedule(batcher_->num_chunks()), begin, agreed);
       driver_->run_step(*batcher_);
       timeline_->end_step(batcher_->finish_step(now_seconds() - start));
+      results_.take(batcher_->finished());
       if (timeline_->full()) timeline_->flush(world_);
       std::int64_t left = batcher_->waiting_work();
       for (const RankLoad& load : loads) left += load.remaining_work;
       progress.update(total - left, now_seconds() - start);
     }
+    comm::watched::end_step();
+    comm::watched::stage("the end", options_.deadline);
     timeline_->flush(world_);
     progress.finish();
   }
 
+  RankLoad load_of_rank() const {
+    RankLoad load = batcher_->load();
+    load.stop_signal = stop_signal();
+    load.result_bytes = results_.waiting_bytes();
+    return load;
+  }
+
+  /// Between two steps, where all ranks see the same signals.
+  void stop_if_asked(const std::vector<RankLoad>& loads) {
+    const auto asked = std::find_if(loads.begin(), loads.end(),
+                                    [](const RankLoad& load) { return load.stop_signal != 0; });
+    if (asked == loads.end()) return;
+    std::string message;
+    if (root()) {
+      results_.sync();
+      message = fmt::format(
+          "stopped by {} (sent to rank {}); {} of {} requests are finished and kept; run again "
+          "with "
+          "--resume to go on",
+          name_of_signal(asked->stop_signal), asked - loads.begin(), results_.num_finished(),
+          requests_.size());
+    }
+    throw comm::AgreedFailure(message, stopped_exit_code, root());
+  }
+
   void finish() {
-    RequestSummary summary;
-    const std::string lines = gather_results(world_, requests_, batcher_->finished(), mode_,
-                                             config_.shape.vocab == byte_vocab, summary);
+    const RequestSummary summary = results_.summary();
     RunFacts facts;
     facts.options = &options_;
     facts.config = &config_;
@@ -275,8 +328,7 @@ class Job {
                             : world_.gather_vectors(std::span(timeline_->trace()), 0);
     world_.agree([&] {
       if (!root()) return;
-      results_->write(lines);
-      results_->close();
+      results_.write();
       if (report_) {
         report_->write(report.dump(1) + "\n");
         report_->close();
@@ -293,7 +345,8 @@ class Job {
     };
     io::write_trace(
         options_.trace, events, [&](const io::TraceEvent& e) { return step_of(e).name(); },
-        [&](const io::TraceEvent& e) { return is_exchange(step_of(e).kind); });
+        [&](const io::TraceEvent& e) { return is_exchange(step_of(e).kind); },
+        backend_->stream_names());
     if (timeline_->dropped_trace_events() > 0) {
       fmt::print(stderr,
                  "the trace keeps the first {} steps of each rank; {} later ones on rank 0 "
@@ -314,8 +367,13 @@ class Job {
   int threads_ = 1;
   comm::TransportKind transport_ = comm::TransportKind::ialltoallv;
   std::vector<io::Request> requests_;
-  std::optional<io::TextFile> results_, report_;
+  std::vector<KeptProgress> kept_;  // [requests]
+  nlohmann::ordered_json identity_;
+  ResultStore results_;
+  std::optional<io::TextFile> report_;
+  BackendChoice choice_;
   BatchOptions batch_;
+  compute::BackendOptions backend_options_;
   std::unique_ptr<compute::Backend> backend_;
   std::optional<Timeline> timeline_;
   std::optional<Batcher> batcher_;
@@ -336,6 +394,7 @@ int threads_per_rank(int wanted, int ranks_on_node) {
 }
 
 void run_job(const comm::Communicator& world, const RunOptions& options) {
+  watch_stop_signals();
   Job(world, options).run();
 }
 

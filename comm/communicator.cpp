@@ -10,6 +10,8 @@
 #include <thread>
 #include <utility>
 
+#include "comm/deadline.hpp"
+
 namespace atl::comm {
 
 void check(int code, std::string_view call, std::source_location where) {
@@ -60,6 +62,7 @@ Environment::Environment(int* argc, char*** argv) {
   if (announced_local_ranks() > cores_of_node()) {
     setenv("OMPI_MCA_mpi_yield_when_idle", "1", /*overwrite=*/0);
   }
+  const Waiting waiting("MPI_Init");
   int provided = MPI_THREAD_SINGLE;
   check(MPI_Init_thread(argc, argv, MPI_THREAD_FUNNELED, &provided), "MPI_Init_thread");
   require(provided >= MPI_THREAD_FUNNELED,
@@ -70,6 +73,7 @@ Environment::Environment(int* argc, char*** argv) {
 }
 
 Environment::~Environment() {
+  const Waiting waiting("MPI_Finalize");
   MPI_Finalize();
 }
 
@@ -100,10 +104,13 @@ Communicator::~Communicator() {
   int finalized = 0;
   MPI_Finalized(&finalized);
   // MPI_Comm_free is collective: while an exception unwinds one rank the others may never call it.
-  if (owned_ && finalized == 0 && std::uncaught_exceptions() == 0) MPI_Comm_free(&comm_);
+  if (!owned_ || finalized != 0 || std::uncaught_exceptions() != 0) return;
+  const Waiting waiting("MPI_Comm_free");
+  MPI_Comm_free(&comm_);
 }
 
 Communicator Communicator::duplicate() const {
+  const Waiting waiting("MPI_Comm_dup");
   MPI_Comm copy = MPI_COMM_NULL;
   check(MPI_Comm_dup(comm_, &copy), "MPI_Comm_dup");
   MPI_Comm_set_errhandler(copy, MPI_ERRORS_RETURN);
@@ -111,6 +118,7 @@ Communicator Communicator::duplicate() const {
 }
 
 Communicator Communicator::split_shared() const {
+  const Waiting waiting("MPI_Comm_split_type");
   MPI_Comm node = MPI_COMM_NULL;
   check(MPI_Comm_split_type(comm_, MPI_COMM_TYPE_SHARED, rank_, MPI_INFO_NULL, &node),
         "MPI_Comm_split_type");
@@ -118,26 +126,19 @@ Communicator Communicator::split_shared() const {
   return {node, true};
 }
 
-void Communicator::wait(MPI_Request& request, std::string_view call) const {
+void Communicator::wait(MPI_Request& request, const char* call) const {
   constexpr int polls_before_sleep = 10;
   constexpr std::chrono::microseconds sleep(20);
-  using Clock = std::chrono::steady_clock;
-  const auto begin = Clock::now();
+  const Waiting waiting(call);
   int done = 0;
   for (int polls = 0;; ++polls) {
     check(MPI_Test(&request, &done, MPI_STATUS_IGNORE), call);
     if (done != 0) return;
     if (polls < polls_before_sleep) {
       sched_yield();
-      continue;
+    } else {
+      std::this_thread::sleep_for(sleep);
     }
-    std::this_thread::sleep_for(sleep);
-    const double waited = std::chrono::duration<double>(Clock::now() - begin).count();
-    require(
-        deadline_s_ <= 0 || waited < deadline_s_,
-        "rank {} waited {:.0f} s for the other ranks in {} (one may have stopped or the network "
-        "may be stuck); see their output, or raise --deadline",
-        rank_, waited, call);
   }
 }
 
@@ -225,8 +226,13 @@ std::string Communicator::broadcast(const std::string& text, int root) const {
 }
 
 std::vector<std::string> Communicator::gather(const std::string& text, int root) const {
+  return gather_sized(text, allgather(static_cast<std::uint64_t>(text.size())), root);
+}
+
+std::vector<std::string> Communicator::gather_sized(const std::string& text,
+                                                    std::span<const std::uint64_t> sizes,
+                                                    int root) const {
   constexpr int tag = 7;
-  const auto sizes = allgather(static_cast<std::uint64_t>(text.size()));
   std::vector<std::string> all;
   if (rank_ != root) {
     for (std::size_t at = 0; at < text.size(); at += max_piece) {

@@ -4,6 +4,7 @@
 #include <mpi.h>
 
 #include <cstddef>
+#include <cstdint>
 #include <functional>
 #include <source_location>
 #include <span>
@@ -58,9 +59,6 @@ class AgreedFailure : public Error {
 class Communicator {
  public:
   static Communicator world();
-  /// From now on every call of this process that waits for other ranks throws Error after so many
-  /// seconds; 0 (as at the start) waits for ever.
-  static void set_deadline(double seconds) { deadline_s_ = seconds; }
   Communicator(Communicator&& other) noexcept;
   Communicator& operator=(Communicator&& other) noexcept;
   ~Communicator();
@@ -101,6 +99,10 @@ class Communicator {
   std::string broadcast(const std::string& text, int root) const;
   /// Every rank's text on the root, in rank order; empty elsewhere. Any size (sent in pieces).
   std::vector<std::string> gather(const std::string& text, int root) const;
+  /// The same where every rank knows already how many bytes each has; ranks other than the root
+  /// return without waiting for one another.
+  std::vector<std::string> gather_sized(const std::string& text,
+                                        std::span<const std::uint64_t> sizes, int root) const;
   /// Every rank's vector on the root, in rank order; empty elsewhere.
   template <class T>
   std::vector<std::vector<T>> gather_vectors(std::span<const T> values, int root) const {
@@ -126,9 +128,8 @@ class Communicator {
   Communicator(MPI_Comm comm, bool owned);
   void allgather_bytes(const void* value, void* all, std::size_t bytes) const;
   /// Waits politely: the core is left to ranks that share it.
-  void wait(MPI_Request& request, std::string_view call) const;
+  void wait(MPI_Request& request, const char* call) const;
 
-  inline static double deadline_s_ = 0;
   MPI_Comm comm_ = MPI_COMM_NULL;
   bool owned_ = false;
   int rank_ = 0;

@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "comm/communicator.hpp"
+#include "comm/deadline.hpp"
 #include "compute/clock.hpp"
 
 namespace atl::comm {
@@ -46,6 +47,7 @@ Topology discover_topology(const Communicator& world) {
 double clock_offset(const Communicator& world, const Topology& topology) {
   constexpr int tries = 16;
   constexpr int tag = 11;
+  const Waiting waiting("comparing clocks");
   double offset = 0;
   for (int peer = 1; peer < world.size(); ++peer) {
     if (topology.node_of[static_cast<std::size_t>(peer)] == topology.node_of[0]) continue;

@@ -43,7 +43,8 @@ using Event = std::uint64_t;
 struct Interval {
   double begin = 0;
   double end = 0;
-  int stream = 0;  ///< index into stream_names()
+  int stream = 0;            ///< index into stream_names()
+  bool only_copies = false;  ///< moves data, computes nothing
 };
 
 /// Rows [first_row, first_row + num_rows) of a chunk are consecutive positions of one sequence,

@@ -22,13 +22,14 @@ struct CudaDevice {
   int index = 0;
   std::string name;              ///< e.g. "NVIDIA H100 80GB HBM3"
   std::string id;                ///< equal for all processes of this host that use the same GPU
-  std::int64_t free_bytes = 0;   ///< once this process had its own context
-  std::int64_t total_bytes = 0;  ///< of the card
+  std::int64_t free_bytes = 0;  ///< once this process had its own context
 };
 
 /// Makes the device this process's own one and creates its context. Throws Error when the device
 /// cannot be used (none, older than compute capability 8.0).
 CudaDevice open_cuda_device(int index);
+/// Free memory of the device that this process has opened, now.
+std::int64_t free_cuda_bytes();
 
 /// A rank's part of a GPU.
 struct CudaShare {

@@ -53,11 +53,14 @@ CudaDevice open_cuda_device(int index) {
       index, properties.name, properties.major, properties.minor);
   cuda::name_device(fmt::format("device {} ({})", index, properties.name));
   cuda::check(cudaSetDevice(index), "cudaSetDevice");
+  return {index, properties.name, hex(properties.uuid), free_cuda_bytes()};
+}
+
+std::int64_t free_cuda_bytes() {
   std::size_t free = 0;
   std::size_t total = 0;
   cuda::check(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");
-  return {index, properties.name, hex(properties.uuid), static_cast<std::int64_t>(free),
-          static_cast<std::int64_t>(total)};
+  return static_cast<std::int64_t>(free);
 }
 
 }  // namespace atl::compute

@@ -93,6 +93,7 @@ class CudaMemory final : public DeviceMemory {
   bool copied(Copy copy) override;
 
  private:
+  static constexpr Copy max_copies = 2048;
   Copy copy(const Stream& stream, void* to, const void* from, std::size_t bytes,
             cudaMemcpyKind kind);
 

@@ -81,7 +81,8 @@ void CudaQueue::complete(Ticket& asked) {
     const Part& part = asked.parts[i];
     const double begin = clock_.seconds_of(part.begin);
     kept.parts[i] = {begin, std::max(begin, clock_.seconds_of(part.end)),
-                     static_cast<int>(part.stream)};
+                     static_cast<int>(part.stream),
+                     part.stream == StreamId::copy || part.stream == StreamId::host};
   }
   asked.completed = true;
 }

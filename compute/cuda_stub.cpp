@@ -20,6 +20,10 @@ CudaDevice open_cuda_device(int /*index*/) {
   fail("no CUDA backend: {}", why);
 }
 
+std::int64_t free_cuda_bytes() {
+  fail("no CUDA backend: {}", why);
+}
+
 Backend::Memory cuda_memory_need(const BackendOptions& /*options*/) {
   fail("no CUDA backend: {}", why);
 }

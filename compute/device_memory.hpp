@@ -19,9 +19,8 @@ class DeviceMemory {
   virtual Bytes allocate_host(
       std::size_t bytes) = 0;  ///< on the host, pinned: copies run beside it
 
-  /// Ticket of a copy. At most max_copies are under way at once.
+  /// Ticket of a copy.
   using Copy = std::uint64_t;
-  static constexpr int max_copies = 256;
   /// Copies to pinned host memory once everything is done that the caller has seen completed.
   virtual Copy to_host(void* host, const void* device, std::size_t bytes) = 0;
   virtual Copy to_device(void* device, const void* host, std::size_t bytes) = 0;

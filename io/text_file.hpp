@@ -19,6 +19,8 @@ class TextFile {
   TextFile(TextFile&& other) noexcept = default;
   TextFile& operator=(TextFile&& other) = delete;
   ~TextFile();  ///< without close(): removes what was written
+  /// Whether writes go straight to a pipe or device, which keeps what it got.
+  bool is_direct() const { return partial_ == path_; }
   void write(std::string_view text);
   /// Flushes to disk, closes and renames. Throws Error when anything could not be written.
   void close();

@@ -1,6 +1,11 @@
 #!/usr/bin/env bash
 # Installs what Atoll needs on Debian 12 and its relatives, as root or with sudo. Silent and quick
 # when everything is there already. Elsewhere (a cluster with modules) it only says what is needed.
+#
+#   jobs/install.sh [--cluster] [--fuzz]
+#
+#   --cluster   also what jobs/cluster/cluster needs
+#   --fuzz      also the compiler of preset fuzz
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -15,6 +20,21 @@ packages=(
   libboost-context-dev                         # fibers of the emulated CUDA device in the tests
   python3                                      # tables of the job and test scripts
 )
+
+for option in "$@"; do
+  case "$option" in
+    --cluster) packages+=(iproute2 slurmctld slurmd slurm-client munge) ;;  # links; a Slurm of one's own
+    --fuzz) packages+=(clang libclang-rt-dev) ;;
+    -h | --help)
+      print_head_comment "${BASH_SOURCE[0]}"
+      exit 0
+      ;;
+    *)
+      printf 'install.sh: unknown option %s; see --help\n' "$option" >&2
+      exit 2
+      ;;
+  esac
+done
 
 if ! command -v apt-get >/dev/null || ! command -v dpkg-query >/dev/null; then
   printf '%s\n' "install.sh: no apt on this system; if the build misses something, provide what" \

@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # Installs, builds and runs every test: all of preset cpu, then the unit and multi-rank tests of
-# preset cpu-asan (address and undefined-behaviour sanitizers). Fails when any test fails.
+# preset cpu-asan (address and undefined-behaviour sanitizers), those of the CUDA backend where nvcc is
+# found (label gpu needs a GPU, label emulated none), then the fuzz targets for some
+# seconds each, where clang can be had. Fails when any test fails.
 #
 #   tests/run.sh [--quick] [ctest option...]
 #
@@ -35,7 +37,11 @@ run_tests() { # preset, ctest options
     --parallel "$(nproc)" "$@" || failed+=("$preset")
 }
 
-bash "$repository/jobs/install.sh"
+if $quick; then
+  bash "$repository/jobs/install.sh"
+else
+  bash "$repository/jobs/install.sh" --cluster
+fi
 build_preset cpu
 if $quick; then
   run_tests cpu -LE e2e "$@"
@@ -43,6 +49,18 @@ else
   run_tests cpu "$@"
   build_preset cpu-asan
   run_tests cpu-asan -L 'unit|mpi' "$@"
+  if command -v nvcc >/dev/null; then
+    build_preset cuda cuda_tests
+    run_tests cuda -L 'gpu|emulated' "$@"
+  else
+    say "skipped: the CUDA backend, since there is no nvcc on PATH"
+  fi
+  if bash "$repository/jobs/install.sh" --fuzz && command -v clang++ >/dev/null; then
+    build_preset fuzz
+    run_tests fuzz "$@"
+  else
+    say "skipped: the fuzz targets, since there is no clang++ with libFuzzer here"
+  fi
 fi
 ((${#failed[@]} == 0)) || die "tests failed in preset ${failed[*]} (their output is above)"
 say "all tests passed in $((SECONDS / 60)) min $((SECONDS % 60)) s"

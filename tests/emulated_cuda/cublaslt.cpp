@@ -2,103 +2,26 @@
 // float32 matrices with float32 sums. Its algorithms differ in the workspace they need and in the
 // order in which they sum, as the real ones do.
 
-#include <cublasLt.h>
+#include "tests/emulated_cuda/cublaslt.hpp"
 
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
-#include <map>
 
 #include "tests/emulated_cuda/gemm.hpp"
 #include "tests/emulated_cuda/memory.hpp"
-#include "tests/emulated_cuda/queue.hpp"
-#include "tests/emulated_cuda/settings.hpp"
-
-struct cublasLtContext {};
 
 namespace {
 
+using emulated::Algorithm;
+using emulated::Description;
 using emulated::Gemm;
+using emulated::Layout;
+using emulated::lt_call;
 using emulated::Place;
-
-struct Description {
-  cublasComputeType_t compute = CUBLAS_COMPUTE_32F;
-  cudaDataType_t scale = CUDA_R_32F;
-  std::int32_t pointer_mode = CUBLASLT_POINTER_MODE_HOST;
-  std::int32_t transpose_a = CUBLAS_OP_N;
-  std::int32_t transpose_b = CUBLAS_OP_N;
-  std::uint32_t epilogue = CUBLASLT_EPILOGUE_DEFAULT;
-  const void* bias = nullptr;
-  std::int32_t bias_type = -1;
-};
-
-struct Layout {
-  std::uint32_t type = CUDA_R_32F;
-  std::int32_t order = CUBLASLT_ORDER_COL;
-  std::uint64_t rows = 0;
-  std::uint64_t columns = 0;
-  std::int64_t leading = 0;
-  std::int32_t batch = 1;
-  std::int64_t batch_stride = 0;
-};
-
-struct Preference {
-  std::uint64_t max_workspace = 0;
-  std::uint32_t min_alignment[4] = {256, 256, 256, 256};  // of A, B, C and D
-};
-
-struct Algorithm {
-  std::int32_t id = 0;
-  std::int32_t splits = 1;
-  std::uint64_t workspace = 0;
-  std::uint32_t alignment[4] = {16, 16, 16, 16};  // what it assumes of A, B, C and D
-  std::uint64_t made_for = 0;  // types, transpositions and epilogue of the problem it came from
-};
-
-static_assert(sizeof(Description) <= sizeof(cublasLtMatmulDescOpaque_t));
-static_assert(sizeof(Layout) <= sizeof(cublasLtMatrixLayoutOpaque_t));
-static_assert(sizeof(Preference) <= sizeof(cublasLtMatmulPreferenceOpaque_t));
-static_assert(sizeof(Algorithm) <= sizeof(cublasLtMatmulAlgo_t));
-
-template <class Mine, class Opaque>
-Mine read(const Opaque* opaque) {
-  Mine mine;
-  std::memcpy(static_cast<void*>(&mine), opaque, sizeof mine);
-  return mine;
-}
-template <class Opaque, class Mine>
-void write(Opaque* opaque, const Mine& mine) {
-  std::memset(opaque, 0, sizeof *opaque);
-  std::memcpy(opaque, &mine, sizeof mine);
-}
-
-/// Runs the body of a function of cuBLASLt under the rules of every call.
-template <class Body>
-cublasStatus_t lt_call(const char* name, Body&& body) {
-  if (const int code = emulated::injected_failure(name); code != 0)
-    return static_cast<cublasStatus_t>(code);
-  emulated::Call guard("cublasLt");
-  if (guard.status() == cudaErrorNoDevice) return CUBLAS_STATUS_NOT_INITIALIZED;
-  if (guard.status() != cudaSuccess) return CUBLAS_STATUS_EXECUTION_FAILED;
-  return body();
-}
-
-template <class T>
-cublasStatus_t set(T& field, const void* from, std::size_t bytes) {
-  if (bytes != sizeof(T)) return CUBLAS_STATUS_INVALID_VALUE;
-  std::memcpy(&field, from, sizeof(T));
-  return CUBLAS_STATUS_SUCCESS;
-}
-
-template <class T>
-cublasStatus_t get(const T& field, void* to, std::size_t bytes, std::size_t* written) {
-  if (written != nullptr) *written = sizeof(T);
-  if (bytes == 0) return CUBLAS_STATUS_SUCCESS;
-  if (bytes != sizeof(T)) return CUBLAS_STATUS_INVALID_VALUE;
-  std::memcpy(to, &field, sizeof(T));
-  return CUBLAS_STATUS_SUCCESS;
-}
+using emulated::Preference;
+using emulated::read;
+using emulated::write;
 
 /// One problem as cublasLtMatmul and the heuristic see it.
 struct Problem {
@@ -235,196 +158,19 @@ void check_workspace(const Algorithm& algorithm, const void* workspace, std::uin
 
 }  // namespace
 
-cublasStatus_t CUBLASWINAPI cublasLtCreate(cublasLtHandle_t* handle) {
-  return lt_call("cublasLtCreate", [&] {
-    *handle = new cublasLtContext;
+cublasStatus_t CUBLASWINAPI cublasLtMatmulAlgoConfigGetAttribute(
+    const cublasLtMatmulAlgo_t* algo, cublasLtMatmulAlgoConfigAttributes_t attribute, void* value,
+    std::size_t bytes, std::size_t* written) {
+  return lt_call("cublasLtMatmulAlgoConfigGetAttribute", [&] {
+    if (algo == nullptr || value == nullptr || attribute != CUBLASLT_ALGO_CONFIG_SPLITK_NUM ||
+        bytes != sizeof(std::int32_t)) {
+      return CUBLAS_STATUS_INVALID_VALUE;
+    }
+    const auto splits = read<Algorithm>(algo).splits;
+    std::memcpy(value, &splits, sizeof splits);
+    if (written != nullptr) *written = sizeof splits;
     return CUBLAS_STATUS_SUCCESS;
   });
-}
-
-cublasStatus_t CUBLASWINAPI cublasLtDestroy(cublasLtHandle_t handle) {
-  delete handle;
-  return CUBLAS_STATUS_SUCCESS;
-}
-
-size_t CUBLASWINAPI cublasLtGetVersion() {
-  return 130100;
-}
-
-const char* CUBLASWINAPI cublasLtGetStatusName(cublasStatus_t status) {
-  static const std::map<cublasStatus_t, const char*> names = {
-      {CUBLAS_STATUS_SUCCESS, "CUBLAS_STATUS_SUCCESS"},
-      {CUBLAS_STATUS_NOT_INITIALIZED, "CUBLAS_STATUS_NOT_INITIALIZED"},
-      {CUBLAS_STATUS_ALLOC_FAILED, "CUBLAS_STATUS_ALLOC_FAILED"},
-      {CUBLAS_STATUS_INVALID_VALUE, "CUBLAS_STATUS_INVALID_VALUE"},
-      {CUBLAS_STATUS_ARCH_MISMATCH, "CUBLAS_STATUS_ARCH_MISMATCH"},
-      {CUBLAS_STATUS_EXECUTION_FAILED, "CUBLAS_STATUS_EXECUTION_FAILED"},
-      {CUBLAS_STATUS_INTERNAL_ERROR, "CUBLAS_STATUS_INTERNAL_ERROR"},
-      {CUBLAS_STATUS_NOT_SUPPORTED, "CUBLAS_STATUS_NOT_SUPPORTED"}};
-  const auto found = names.find(status);
-  return found == names.end() ? "unknown status" : found->second;
-}
-
-const char* CUBLASWINAPI cublasLtGetStatusString(cublasStatus_t status) {
-  return cublasLtGetStatusName(status);
-}
-
-cublasStatus_t CUBLASWINAPI cublasLtMatmulDescInit_internal(cublasLtMatmulDesc_t description,
-                                                            size_t, cublasComputeType_t compute,
-                                                            cudaDataType_t scale) {
-  Description d;
-  d.compute = compute;
-  d.scale = scale;
-  write(description, d);
-  return CUBLAS_STATUS_SUCCESS;
-}
-
-cublasStatus_t CUBLASWINAPI cublasLtMatmulDescCreate(cublasLtMatmulDesc_t* description,
-                                                     cublasComputeType_t compute,
-                                                     cudaDataType_t scale) {
-  *description = new cublasLtMatmulDescOpaque_t;
-  return cublasLtMatmulDescInit_internal(*description, sizeof **description, compute, scale);
-}
-
-cublasStatus_t CUBLASWINAPI cublasLtMatmulDescDestroy(cublasLtMatmulDesc_t description) {
-  delete description;
-  return CUBLAS_STATUS_SUCCESS;
-}
-
-cublasStatus_t CUBLASWINAPI cublasLtMatmulDescSetAttribute(cublasLtMatmulDesc_t description,
-                                                           cublasLtMatmulDescAttributes_t attribute,
-                                                           const void* from, size_t bytes) {
-  auto d = read<Description>(description);
-  cublasStatus_t status = CUBLAS_STATUS_NOT_SUPPORTED;
-  switch (attribute) {
-    case CUBLASLT_MATMUL_DESC_TRANSA:
-      status = set(d.transpose_a, from, bytes);
-      break;
-    case CUBLASLT_MATMUL_DESC_TRANSB:
-      status = set(d.transpose_b, from, bytes);
-      break;
-    case CUBLASLT_MATMUL_DESC_EPILOGUE:
-      status = set(d.epilogue, from, bytes);
-      break;
-    case CUBLASLT_MATMUL_DESC_POINTER_MODE:
-      status = set(d.pointer_mode, from, bytes);
-      break;
-    case CUBLASLT_MATMUL_DESC_BIAS_POINTER:
-      status = set(d.bias, from, bytes);
-      break;
-    case CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE:
-      status = set(d.bias_type, from, bytes);
-      break;
-    case CUBLASLT_MATMUL_DESC_SM_COUNT_TARGET:
-      status = CUBLAS_STATUS_SUCCESS;
-      break;
-    default:
-      break;
-  }
-  write(description, d);
-  return status;
-}
-
-cublasStatus_t CUBLASWINAPI cublasLtMatrixLayoutInit_internal(cublasLtMatrixLayout_t layout, size_t,
-                                                              cudaDataType type, uint64_t rows,
-                                                              uint64_t columns, int64_t leading) {
-  Layout l;
-  l.type = static_cast<std::uint32_t>(type);
-  l.rows = rows;
-  l.columns = columns;
-  l.leading = leading;
-  write(layout, l);
-  return CUBLAS_STATUS_SUCCESS;
-}
-
-cublasStatus_t CUBLASWINAPI cublasLtMatrixLayoutCreate(cublasLtMatrixLayout_t* layout,
-                                                       cudaDataType type, uint64_t rows,
-                                                       uint64_t columns, int64_t leading) {
-  *layout = new cublasLtMatrixLayoutOpaque_t;
-  return cublasLtMatrixLayoutInit_internal(*layout, sizeof **layout, type, rows, columns, leading);
-}
-
-cublasStatus_t CUBLASWINAPI cublasLtMatrixLayoutDestroy(cublasLtMatrixLayout_t layout) {
-  delete layout;
-  return CUBLAS_STATUS_SUCCESS;
-}
-
-cublasStatus_t CUBLASWINAPI cublasLtMatrixLayoutSetAttribute(
-    cublasLtMatrixLayout_t layout, cublasLtMatrixLayoutAttribute_t attribute, const void* from,
-    size_t bytes) {
-  auto l = read<Layout>(layout);
-  cublasStatus_t status = CUBLAS_STATUS_NOT_SUPPORTED;
-  switch (attribute) {
-    case CUBLASLT_MATRIX_LAYOUT_TYPE:
-      status = set(l.type, from, bytes);
-      break;
-    case CUBLASLT_MATRIX_LAYOUT_ORDER:
-      status = set(l.order, from, bytes);
-      break;
-    case CUBLASLT_MATRIX_LAYOUT_ROWS:
-      status = set(l.rows, from, bytes);
-      break;
-    case CUBLASLT_MATRIX_LAYOUT_COLS:
-      status = set(l.columns, from, bytes);
-      break;
-    case CUBLASLT_MATRIX_LAYOUT_LD:
-      status = set(l.leading, from, bytes);
-      break;
-    case CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT:
-      status = set(l.batch, from, bytes);
-      break;
-    case CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET:
-      status = set(l.batch_stride, from, bytes);
-      break;
-    default:
-      break;
-  }
-  write(layout, l);
-  return status;
-}
-
-cublasStatus_t CUBLASWINAPI cublasLtMatmulPreferenceInit_internal(cublasLtMatmulPreference_t p,
-                                                                  size_t) {
-  write(p, Preference{});
-  return CUBLAS_STATUS_SUCCESS;
-}
-
-cublasStatus_t CUBLASWINAPI cublasLtMatmulPreferenceCreate(cublasLtMatmulPreference_t* p) {
-  *p = new cublasLtMatmulPreferenceOpaque_t;
-  return cublasLtMatmulPreferenceInit_internal(*p, sizeof **p);
-}
-
-cublasStatus_t CUBLASWINAPI cublasLtMatmulPreferenceDestroy(cublasLtMatmulPreference_t p) {
-  delete p;
-  return CUBLAS_STATUS_SUCCESS;
-}
-
-cublasStatus_t CUBLASWINAPI cublasLtMatmulPreferenceSetAttribute(
-    cublasLtMatmulPreference_t preference, cublasLtMatmulPreferenceAttributes_t attribute,
-    const void* from, size_t bytes) {
-  auto p = read<Preference>(preference);
-  cublasStatus_t status = CUBLAS_STATUS_SUCCESS;  // what else there is only narrows the choice
-  switch (attribute) {
-    case CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES:
-      status = set(p.max_workspace, from, bytes);
-      break;
-    case CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES:
-      status = set(p.min_alignment[0], from, bytes);
-      break;
-    case CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES:
-      status = set(p.min_alignment[1], from, bytes);
-      break;
-    case CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES:
-      status = set(p.min_alignment[2], from, bytes);
-      break;
-    case CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES:
-      status = set(p.min_alignment[3], from, bytes);
-      break;
-    default:
-      break;
-  }
-  write(preference, p);
-  return status;
 }
 
 cublasStatus_t CUBLASWINAPI cublasLtMatmulAlgoGetHeuristic(
@@ -438,13 +184,15 @@ cublasStatus_t CUBLASWINAPI cublasLtMatmulAlgoGetHeuristic(
     if (const cublasStatus_t s = describe(p, description, a, b, c, d); s != CUBLAS_STATUS_SUCCESS)
       return s;
     const auto wanted = preference == nullptr ? Preference{} : read<Preference>(preference);
-    // Few columns: split sums first, as they fill a device better.
-    static constexpr std::int32_t splits[] = {1, 1, 2, 4};
-    static constexpr std::uint64_t workspaces[] = {0, 1U << 20U, 4U << 20U, 16U << 20U};
-    static constexpr std::int32_t wide[] = {1, 0, 2, 3};
-    static constexpr std::int32_t narrow[] = {2, 3, 0, 1};
+    // Few columns: sums in several parts first, as they fill a device better. Number 4 stands for
+    // those that add in another order although they need no reduction.
+    static constexpr std::int32_t splits[] = {1, 1, 2, 4, 3};
+    static constexpr std::uint64_t workspaces[] = {0, 1U << 20U, 4U << 20U, 16U << 20U, 0};
+    static constexpr std::int32_t wide[] = {1, 0, 4, 2, 3};
+    static constexpr std::int32_t narrow[] = {2, 4, 3, 0, 1};
     for (const std::int32_t id : p.n < 64 ? narrow : wide) {
       if (*returned == requested || workspaces[id] > wanted.max_workspace) continue;
+      if ((id == 2 || id == 3) && wanted.reductions == CUBLASLT_REDUCTION_SCHEME_NONE) continue;
       Algorithm algorithm{id, splits[id], workspaces[id], {}, p.signature()};
       for (int i = 0; i < 4; ++i)
         algorithm.alignment[i] = std::min<std::uint32_t>(wanted.min_alignment[i], 16);

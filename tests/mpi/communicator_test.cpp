@@ -66,21 +66,6 @@ TEST(Communicator, AFailureAnywhereIsAFailureEverywhere) {
   EXPECT_NO_THROW(world.agree([] {}));
 }
 
-TEST(Communicator, AWaitEndsAtTheDeadline) {
-  const Communicator world = Communicator::world();
-  const Communicator own = world.duplicate();
-  const bool late = world.rank() == world.size() - 1;
-  if (late) std::this_thread::sleep_for(std::chrono::milliseconds(600));
-  Communicator::set_deadline(0.1);
-  if (late) {
-    EXPECT_NO_THROW(own.barrier());  // the others have been there
-  } else {
-    EXPECT_THROW(own.barrier(), Error);
-  }
-  Communicator::set_deadline(0);
-  world.barrier();
-}
-
 TEST(Topology, RanksOfOneMachineShareANode) {
   const Communicator world = Communicator::world();
   const Topology topology = discover_topology(world);

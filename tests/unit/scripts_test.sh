@@ -4,7 +4,8 @@
 set -euo pipefail
 cd "${1:-$(dirname "${BASH_SOURCE[0]}")/../..}"
 
-mapfile -t scripts < <(find jobs tests perf .ci -type f \( -name '*.sh' -o -path '.ci/run' \) | sort)
+mapfile -t scripts < <(find jobs tests perf .ci -type f \( -name '*.sh' -o -path '.ci/run' \
+  -o -path jobs/cluster/cluster \) | sort)
 ((${#scripts[@]} > 0))
 for script in "${scripts[@]}"; do
   bash -n "$script"

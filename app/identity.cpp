@@ -1,0 +1,60 @@
+#include "app/identity.hpp"
+
+#include <fmt/format.h>
+
+#include <span>
+
+#include "io/model_file.hpp"
+
+namespace atl {
+
+using nlohmann::ordered_json;
+
+namespace {
+
+/// Of what was understood, not of the file's bytes: those cannot be read twice from a pipe.
+std::uint64_t checksum_of(const std::vector<io::Request>& requests) {
+  std::string text;
+  for (const io::Request& r : requests) {
+    text += fmt::format("{} {} {} {} {} {:a} {:a} {} {} {} {}\n", r.line, r.id.size(), r.id,
+                        fmt::join(r.tokens, ","), r.max_tokens.value_or(-1), r.temperature, r.top_p,
+                        r.seed, fmt::join(r.stop_token_ids, ","), r.error.size(), r.error);
+  }
+  return io::checksum_of(std::as_bytes(std::span(text)));
+}
+
+}  // namespace
+
+ordered_json identity_of(const RunOptions& options, std::uint64_t model, DType dtype,
+                         const std::string& backend, const std::vector<io::Request>& requests) {
+  return {{"model", fmt::format("{:016x}", model)},
+          {"input", fmt::format("{:016x}", checksum_of(requests))},
+          {"mode", options.mode},
+          {"max-tokens", std::to_string(options.max_tokens)},
+          {"dtype", std::string(name_of(dtype))},
+          {"backend", backend}};
+}
+
+std::string difference(const ordered_json& was, const ordered_json& is) {
+  if (!was.is_object()) return "it does not say what was run";
+  std::string text;
+  const auto value = [](const ordered_json& object, const std::string& name) {
+    const auto found = object.find(name);
+    return found == object.end() ? std::string("unknown")
+           : found->is_string()  ? found->get<std::string>()
+                                 : found->dump();
+  };
+  const auto compare = [&](const std::string& name) {
+    const std::string before = value(was, name);
+    const std::string now = value(is, name);
+    if (before == now) return;
+    text += fmt::format("{}{} was {} and is {}", text.empty() ? "" : "; ", name, before, now);
+  };
+  for (const auto& [name, ignored] : is.items()) compare(name);
+  for (const auto& [name, ignored] : was.items()) {
+    if (!is.contains(name)) compare(name);
+  }
+  return text;
+}
+
+}  // namespace atl

@@ -1,0 +1,25 @@
+#pragma once
+// What decides the bytes of a run's results: two runs with equal identities write equal results, on
+// any number of ranks. Results and checkpoints carry it, so that no run resumes another's.
+
+#include <cstdint>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "app/config.hpp"
+#include "compute/types.hpp"
+#include "io/requests.hpp"
+
+namespace atl {
+
+/// Name and value of everything that changes results: model, input, mode, max-tokens, dtype,
+/// backend. An object of strings.
+nlohmann::ordered_json identity_of(const RunOptions& options, std::uint64_t model, DType dtype,
+                                   const std::string& backend,
+                                   const std::vector<io::Request>& requests);
+
+/// What differs, for a message: "max-tokens was 64 and is 32"; empty when nothing does.
+std::string difference(const nlohmann::ordered_json& was, const nlohmann::ordered_json& is);
+
+}  // namespace atl

@@ -1,0 +1,54 @@
+"""The report as one HTML file that needs no network."""
+
+import base64
+import html
+import json
+
+from .results import tables
+
+STYLE = """
+body { font: 15px/1.45 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem;
+       color: #1a1a1a; background: #fff; }
+table { border-collapse: collapse; margin: 0.6rem 0 1rem; font-size: 13px; }
+th, td { border: 1px solid #ccc; padding: 0.2rem 0.5rem; text-align: left; vertical-align: top; }
+th { background: #f0f2f5; } td:not(:first-child) { font-variant-numeric: tabular-nums; }
+img { max-width: 100%; } figure { margin: 1rem 0; } figcaption { color: #555; }
+pre { background: #f6f6f6; padding: 0.6rem; overflow-x: auto; font-size: 12px; }
+"""
+
+
+def table(head, rows):
+    cells = "".join(f"<th>{html.escape(h)}</th>" for h in head)
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(str(c))}</td>" for c in row) + "</tr>\n"
+                   for row in rows)
+    return f"<table><tr>{cells}</tr>\n{body}</table>"
+
+
+def figure(picture):
+    data = base64.b64encode(picture.path.read_bytes()).decode()
+    caption = html.escape(picture.caption)
+    return (f'<figure><img alt="{caption}" src="data:image/png;base64,{data}">'
+            f"<figcaption>{caption}</figcaption></figure>")
+
+
+def write(outcome, pictures, path):
+    m = outcome["machine"]
+    title = f"Atoll: {outcome['name']}"
+    parts = [f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title>"
+             f"<style>{STYLE}</style><h1>{html.escape(title)}</h1>",
+             f"<p>{outcome['date']}, commit {html.escape(outcome['commit'] or 'unknown')}, "
+             f"{m['cores']} cores of {html.escape(m['cpu'] or 'an unknown CPU')}, Linux "
+             f"{html.escape(m['kernel'])}, {outcome['rounds']} rounds.</p>"]
+    if outcome["notes"]:
+        parts.append("<ul>" + "".join(f"<li>{html.escape(n)}</li>" for n in outcome["notes"])
+                     + "</ul>")
+    parts += [figure(picture) for picture in pictures]
+    for name, head, rows, remark in tables(outcome):
+        parts.append(f"<h2>{html.escape(name)}</h2>{table(head, rows)}<p>{html.escape(remark)}</p>")
+    parts.append("<h2>Configuration</h2><pre>"
+                 + html.escape(json.dumps(outcome["declared"], indent=1)) + "</pre>")
+    details = [entry["detail"] for entry in outcome["cases"] if "detail" in entry]
+    if details and "mpi" in details[0]:
+        parts.append(f"<p>{html.escape(details[0]['mpi'])}; {html.escape(details[0]['backend'])}; "
+                     f"hosts {html.escape(', '.join(details[0]['hosts']))}</p>")
+    path.write_text("\n".join(parts) + "\n", encoding="utf-8")

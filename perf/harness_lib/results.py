@@ -1,0 +1,220 @@
+"""From runs to one JSON of medians and spread, and its Markdown summary."""
+
+import datetime
+import json
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+from .stats import summary
+
+ROOT = Path(__file__).resolve().parents[2]
+TO_SECONDS = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0}
+AIMS = {"uniform": 0.9, "log-normal": 0.8}  # of the overlap efficiency
+LINK_AIM = 0.8
+# Below this ratio of the shorter half to the longer one, overlap efficiency is mostly noise.
+COMPARABLE = 0.3
+
+
+def one_line(command):
+    try:
+        done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=ROOT)
+    except OSError:
+        return ""
+    return done.stdout.strip()
+
+
+def machine():
+    model = ""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                model = line.split(":", 1)[1].strip()
+                break
+    except OSError:
+        pass
+    return {"cpu": model, "cores": len(os.sched_getaffinity(0)), "kernel": platform.release(),
+            "host": platform.node()}
+
+
+def metrics_of(report, program):
+    """{metric: [values]} of one run. Names ending in `_s` are times: less is better."""
+    if program == "torch":
+        return {f"{key}_s": values for key, values in report["seconds"].items()}
+    if program != "layers":
+        metrics = {}
+        for entry in report["benchmarks"]:
+            if entry.get("run_type") == "aggregate" or entry.get("error_occurred"):
+                continue
+            name = entry["name"].split("/repeats:")[0].split("/iterations:")[0]
+            name = name.split("/manual_time")[0]
+            seconds = entry["real_time"] * TO_SECONDS[entry["time_unit"]]
+            metrics.setdefault(f"{name} time_s", []).append(seconds)
+            for key, value in entry.items():
+                if key.startswith("value_"):
+                    metrics.setdefault(f"{name} {key[6:]}", []).append(value)
+        return metrics
+    seconds = report["seconds"]
+    metrics = {f"{key}_s": values for key, values in seconds.items()}
+    tokens = report["config"]["tokens"] * report["ranks"]
+    metrics["tokens_per_s"] = [tokens / value for value in seconds["overlapped"]]
+    if report["ranks"] > 1:
+        metrics["overlap_efficiency"] = report["overlap_efficiency"]["each"]
+        stream = report["machine"]["link_bytes_per_s"]
+        for kind in ("communication", "overlapped"):
+            metrics[f"link_use_{kind}"] = [
+                report["busiest_link_bytes"] / value / stream for value in seconds[kind]]
+    return metrics
+
+
+def collect(sweep, cases, running):
+    outcome = {
+        "format": "atoll-perf", "version": 1, "name": sweep.name,
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "commit": one_line(["git", "describe", "--always", "--dirty", "--abbrev=12"]),
+        "machine": machine(), "rounds": sweep.rounds, "declared": sweep.declared,
+        "notes": list(running.notes), "cases": []}
+    for case in cases:
+        entry = {"id": case.id, "program": case.program, "nodes": case.nodes, "ranks": case.ranks,
+                 "rate": case.rate if case.nodes > 1 else None, "mpi": case.mpi,
+                 "options": case.options, "status": "ok", "reason": "", "rounds": {},
+                 "metrics": {}, "runs": []}
+        outcome["cases"].append(entry)
+        if case.id in running.impossible:
+            entry["status"], entry["reason"] = "not measured", running.impossible[case.id]
+            continue
+        for run in running.runs[case.id]:
+            entry["runs"].append({"round": run.round, "code": run.code, "error": run.error,
+                                  "seconds": round(run.seconds, 3)})
+            if run.error or run.round < 0:
+                continue
+            for metric, values in metrics_of(run.report, case.program).items():
+                entry["rounds"].setdefault(metric, []).append(values)
+            entry["detail"] = run.report
+            trace = running.output / (
+                "trace-" + "".join(c if c.isalnum() else "-" for c in case.id) + ".json")
+            if trace.exists():
+                entry["trace"] = trace.name
+        failed = [run for run in entry["runs"] if run["error"]]
+        if failed:
+            entry["reason"] = f"{len(failed)} of {len(entry['runs'])} runs: {failed[-1]['error']}"
+        if not entry["rounds"]:
+            entry["status"] = "failed"
+        elif failed:
+            entry["status"] = "partly failed"
+        for metric, rounds in entry["rounds"].items():
+            entry["metrics"][metric] = summary([v for values in rounds for v in values])
+    # By the definition the medians are put together, not the quotients of single steps.
+    for entry in outcome["cases"]:
+        metrics = entry["metrics"]
+        if entry["program"] != "layers" or "overlap_efficiency" not in metrics:
+            continue
+        compute, communication, overlapped = (
+            metrics[key]["median"] for key in ("compute_s", "communication_s", "overlapped_s"))
+        shorter = min(compute, communication)
+        metrics["overlap_efficiency"]["of_medians"] = (
+            compute + communication - overlapped) / shorter
+        entry["comparable"] = shorter / max(compute, communication) >= COMPARABLE
+    return outcome
+
+
+def write_json(outcome, path):
+    path.write_text(json.dumps(outcome, indent=1) + "\n", encoding="utf-8")
+
+
+def ms(metric):
+    return f"{metric['median'] * 1e3:.2f} ± {metric['mad'] * 1e3:.2f}"
+
+
+def layers_row(entry):
+    m = entry["metrics"]
+    row = [entry["id"].removeprefix("layers: ")]
+    row += [ms(m[key]) for key in ("compute_s", "communication_s", "overlapped_s", "serial_s")]
+    if "overlap_efficiency" not in m:
+        return row + ["-", "-", f"{m['tokens_per_s']['median']:.0f}"]
+    efficiency = m["overlap_efficiency"]
+    text = f"{efficiency['of_medians']:.2f} ({efficiency['low']:.2f} to {efficiency['high']:.2f})"
+    if not entry["comparable"]:
+        text += " *"
+    return row + [text, f"{m['link_use_communication']['median']:.2f} / "
+                        f"{m['link_use_overlapped']['median']:.2f}",
+                  f"{m['tokens_per_s']['median']:.0f}"]
+
+
+LAYERS_HEAD = ["case", "compute, ms", "communication, ms", "overlapped, ms", "serial, ms",
+               "overlap efficiency (quartiles)", "link use alone / overlapped", "tokens/s"]
+
+
+def tables(outcome):
+    """[(title, head, rows, remark)] for the summary and the report."""
+    found = []
+    measured = [entry for entry in outcome["cases"] if entry["metrics"]]
+    layers = [entry for entry in measured if entry["program"] == "layers"]
+    if layers:
+        remark = ("Median ± median absolute deviation of the slowest rank's time of one step. "
+                  "Overlap efficiency is (compute + communication - overlapped) / min(compute, "
+                  "communication), of the medians; link use is the bytes on the busiest link over "
+                  "time, against what a plain stream between all nodes carried in the same run.")
+        if not all(entry.get("comparable", True) for entry in layers):
+            remark += (f" *: one half is less than {COMPARABLE:g} of the other, so that the "
+                       "efficiency is mostly noise.")
+        found.append(("Layers", LAYERS_HEAD, [layers_row(entry) for entry in layers], remark))
+    for entry in measured:
+        if entry["program"] == "layers":
+            continue
+        rows = [[name.removesuffix("_s"), f"{m['median']:.4g}", f"{m['mad']:.2g}", str(m["n"])]
+                for name, m in entry["metrics"].items()]
+        found.append((entry["id"], ["what (times in s)", "median", "deviation", "n"], rows, ""))
+    peers = peer_rows(outcome)
+    if peers:
+        found.append(("Against PyTorch + mpi4py", ["same place and shapes", "Atoll, ms",
+                                                   "PyTorch, ms", "PyTorch / Atoll"], peers, ""))
+    wrong = [[entry["id"], entry["status"], entry["reason"]]
+             for entry in outcome["cases"] if entry["status"] != "ok"]
+    if wrong:
+        found.append(("Not measured, or failed", ["case", "state", "why"], wrong, ""))
+    return found
+
+
+SAME_SHAPES = ("layers", "hidden", "intermediate", "experts", "top_k", "tokens", "sequence", "skew")
+
+
+def peer_rows(outcome):
+    """Cases of the peer beside Atoll's fastest case of the same place and shapes."""
+    def key(entry):
+        options = {name: entry["options"].get(name) for name in SAME_SHAPES}
+        return json.dumps([entry["nodes"], entry["ranks"], entry["rate"], entry["mpi"], options])
+
+    ours = {}
+    for entry in outcome["cases"]:
+        if entry["program"] == "layers" and "overlapped_s" in entry["metrics"]:
+            best = ours.get(key(entry))
+            if best is None or (entry["metrics"]["overlapped_s"]["median"] <
+                                best["metrics"]["overlapped_s"]["median"]):
+                ours[key(entry)] = entry
+    rows = []
+    for entry in outcome["cases"]:
+        if entry["program"] != "torch" or "step_s" not in entry["metrics"]:
+            continue
+        own = ours.get(key(entry))
+        if own is None:
+            continue
+        mine, theirs = own["metrics"]["overlapped_s"], entry["metrics"]["step_s"]
+        rows.append([own["id"], ms(mine), ms(theirs), f"{theirs['median'] / mine['median']:.2f}"])
+    return rows
+
+
+def write_markdown(outcome, path):
+    m = outcome["machine"]
+    lines = [f"# {outcome['name']}", "",
+             f"{outcome['date']}, commit {outcome['commit'] or 'unknown'}, {m['cores']} cores of "
+             f"{m['cpu'] or 'an unknown CPU'}, {outcome['rounds']} rounds.", ""]
+    lines += [f"- {note}" for note in outcome["notes"]] + [""]
+    for title, head, rows, remark in tables(outcome):
+        lines += [f"## {title}", "", "| " + " | ".join(head) + " |",
+                  "|" + "---|" * len(head)]
+        lines += ["| " + " | ".join(str(c).replace("\n", " ").replace("|", "/") for c in row) + " |"
+                  for row in rows]
+        lines += ["", remark, ""] if remark else [""]
+    path.write_text("\n".join(lines), encoding="utf-8")

@@ -1,0 +1,218 @@
+"""Starts the programs of a sweep, round by round, on this machine or on virtual clusters."""
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+CLUSTER = ROOT / "jobs/cluster/cluster"
+
+
+@dataclass
+class Run:
+    round: int  # -1 warms up
+    code: int
+    seconds: float
+    error: str = ""
+    report: dict = field(default_factory=dict)
+
+
+def last_words(text, count=6):
+    """What a program said of its failure, without what mpirun adds."""
+    lines = [line for line in text.strip().splitlines() if line.strip()]
+    own = list(dict.fromkeys(line for line in lines if re.match(r"\w+(_bench|_moe)?(\.py)?: ", line)
+                             and not line.startswith("NOTE")))
+    return "\n".join((own or lines)[-count:])
+
+
+class Runner:
+    """Runs cases; what it started is gone when the `with` block ends, however it ends."""
+
+    def __init__(self, sweep, build, output):
+        self.sweep = sweep
+        self.build = build
+        self.output = output
+        self.runs = {}  # case id -> [Run]
+        self.impossible = {}  # case id -> reason
+        self.notes = []
+        self.clusters = {}  # (nodes, rate, cores) -> name, or "" where it cannot be
+        self.reasons = {}
+
+    def __enter__(self):
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, self._stop)
+        return self
+
+    def __exit__(self, *_):
+        for name in filter(None, self.clusters.values()):
+            subprocess.run([CLUSTER, "--name", name, "down"], check=False,
+                           stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    @staticmethod
+    def _stop(number, _frame):
+        raise SystemExit(128 + number)
+
+    def run(self, cases):
+        possible = []
+        for case in cases:
+            reason = self.why_not(case)
+            if reason:
+                self.impossible[case.id] = reason
+                print(f"cannot measure {case.id}: {reason}", flush=True)
+            else:
+                possible.append(case)
+        for case in possible:
+            self.runs[case.id] = []
+        for number in range(-1, self.sweep.rounds):
+            order = list(possible)
+            random.Random(number).shuffle(order)
+            for place, case in enumerate(order):
+                word = "warm-up" if number < 0 else f"round {number + 1} of {self.sweep.rounds}"
+                print(f"{word}, {place + 1} of {len(order)}: {case.id}", flush=True)
+                outcome = self.run_once(case, number)
+                self.runs[case.id].append(outcome)
+                if outcome.error:
+                    print(f"  failed (exit code {outcome.code}): {outcome.error}", flush=True)
+
+    def why_not(self, case):
+        """A reason for which this machine cannot run the case, or an empty text."""
+        cores = len(os.sched_getaffinity(0))
+        if not self.sweep.launcher:
+            if case.ranks > cores * self.sweep.ranks_per_core:
+                return (f"{case.ranks} ranks on {cores} cores would measure the waiting for cores; "
+                        f"up to {self.sweep.ranks_per_core:g} per core are run (ranks_per_core)")
+            if case.ranks > cores and case.nodes == 1:
+                self.note(f"{case.ranks} ranks share {cores} cores: their times contain waiting "
+                          "for a core")
+            if case.nodes > 1:
+                self.cluster_of(case)
+                if not self.clusters[self.cluster_key(case)]:
+                    return self.reasons[self.cluster_key(case)]
+                if case.cores == 0 and case.ranks > cores:
+                    self.note(f"the {case.nodes} hosts of a virtual cluster share {cores} cores: "
+                              "arithmetic, MPI and the kernel's packets of all hosts compete")
+        if case.options.get("skew") == "hot-node" and case.nodes == 1 and not self.sweep.launcher:
+            return "a hot node needs at least two nodes"
+        program = self.program(case)
+        if not program.exists():
+            return f"{program} is not there; build it (cmake --build)"
+        if case.program == "torch":
+            tried = subprocess.run([self.peer_python(), "-c", "import torch, mpi4py"], check=False,
+                                   capture_output=True, text=True)
+            if tried.returncode != 0:
+                return "PyTorch or mpi4py is not installed (perf/peers/install.sh)"
+        return ""
+
+    def note(self, text):
+        if text not in self.notes:
+            self.notes.append(text)
+            print(text, flush=True)
+
+    @staticmethod
+    def cluster_key(case):
+        return (case.nodes, case.rate, case.cores)
+
+    def cluster_of(self, case):
+        key = self.cluster_key(case)
+        if key in self.clusters:
+            return self.clusters[key]
+        name = f"perf-{os.getpid()}-{len(self.clusters)}"
+        self.clusters[key] = name  # before it is up: taken down also if this is interrupted
+        command = [CLUSTER, "--name", name, "up", str(case.nodes), "--rate", case.rate,
+                   "--no-slurm"]
+        if case.cores:
+            command += ["--cores", str(case.cores)]
+        try:
+            done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            done = subprocess.CompletedProcess(command, 1, "", str(error))
+        if done.returncode != 0:
+            self.clusters[key] = ""
+            self.reasons[key] = f"no virtual cluster here: {last_words(done.stderr, 2)}"
+        return self.clusters[key]
+
+    def program(self, case):
+        if case.program == "torch":
+            return ROOT / "perf/peers/torch_moe.py"
+        return self.build / "perf" / f"{case.program}_bench"
+
+    @staticmethod
+    def peer_python():
+        return os.environ.get("ATOLL_PEER_PYTHON", "/usr/bin/python3")
+
+    def command(self, case, report, trace):
+        words = [str(self.program(case))]
+        if case.program == "torch":
+            words = [self.peer_python(), *words]
+        if case.program in ("layers", "torch"):
+            words += ["--json", str(report)]
+            if trace:
+                words += ["--trace", str(trace)]
+        else:
+            words += [f"--benchmark_out={report}", "--benchmark_out_format=json"]
+        for key, value in case.options.items():
+            option = "--" + key.replace("_", "-")
+            if value is True:
+                words.append(option)
+            elif case.program in ("layers", "torch"):
+                words += [option, str(value)]
+            else:
+                words.append(f"{option}={value}")
+        return self.launcher(case) + words
+
+    def launcher(self, case):
+        mpi = [word for key, value in case.mpi.items() for word in ("--mca", key, str(value))]
+        if self.sweep.launcher:
+            numbers = {"ranks": case.ranks, "nodes": case.nodes,
+                       "ranks_per_node": case.ranks // case.nodes}
+            return [word.format(**numbers) for word in self.sweep.launcher]
+        if case.nodes > 1:
+            return [str(CLUSTER), "--name", self.cluster_of(case), "run", "-n", str(case.ranks),
+                    "--ranks-per-node", str(case.ranks // case.nodes), *mpi, "--"]
+        return ["mpirun", "-n", str(case.ranks), "--oversubscribe", "--bind-to", "none", "--mca",
+                "mpi_yield_when_idle", "1", *mpi]
+
+    def run_once(self, case, number):
+        safe = "".join(c if c.isalnum() else "-" for c in case.id)
+        report = self.output / f"run-{safe}.json"
+        report.unlink(missing_ok=True)
+        trace = None
+        if case.program == "layers":
+            trace = self.output / f"trace-{safe}.json"
+        environment = dict(os.environ, OMPI_ALLOW_RUN_AS_ROOT="1",
+                           OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1", OMP_NUM_THREADS="1")
+        begin = time.monotonic()
+        try:
+            process = subprocess.Popen(self.command(case, report, trace), text=True,
+                                       stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                       stdin=subprocess.DEVNULL, env=environment)
+            try:
+                _, said = process.communicate(timeout=self.sweep.timeout_s)
+            except BaseException:  # also when this program is stopped
+                process.terminate()  # mpirun ends its ranks on this, not on being killed
+                try:
+                    process.communicate(timeout=10)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.communicate()
+                raise
+        except subprocess.TimeoutExpired:
+            return Run(number, 124, time.monotonic() - begin,
+                       f"did not end within {self.sweep.timeout_s:g} s")
+        except OSError as error:
+            return Run(number, 127, time.monotonic() - begin, str(error))
+        seconds = time.monotonic() - begin
+        if process.returncode != 0:
+            return Run(number, process.returncode, seconds, last_words(said) or "it said nothing")
+        try:
+            content = json.loads(report.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            return Run(number, 0, seconds, f"no usable report ({error})")
+        report.unlink()
+        return Run(number, 0, seconds, "", content)

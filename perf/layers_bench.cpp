@@ -1,0 +1,435 @@
+// What overlap is worth: MoE layers with a given routing, run by the program's own driver,
+// schedule, exchange and CPU backend. Measured in turn, in one process per rank:
+//
+//   compute        the arithmetic of one step without messages
+//   communication  its messages, with the same counts, without arithmetic
+//   overlapped     the step as the program runs it
+//   serial         the step with --no-overlap
+//
+// and from these (compute + communication - overlapped) / min(compute, communication). Times are
+// the slowest rank's. Prints a line, and writes everything as JSON with --json.
+//
+//   mpirun -n 4 --oversubscribe build/cpu/perf/layers_bench --skew log-normal --chunks 4
+//   mpirun -n 2 build/cpu/perf/layers_bench --tiny        seconds, for the tests
+
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
+#include <list>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <sstream>
+
+#include "app/build_info.hpp"
+#include "app/driver.hpp"
+#include "app/model.hpp"
+#include "io/text_file.hpp"
+#include "perf/layers_alone.hpp"
+#include "perf/layers_model.hpp"
+#include "perf/machine.hpp"
+
+namespace atl::perf {
+namespace {
+
+using nlohmann::json;
+using Reduce = comm::Communicator::Reduce;
+
+constexpr int page_tokens = 64;
+
+struct Outcome {
+  double seconds = 0;
+  std::vector<SampledToken> sampled;
+};
+
+class LayersBench {
+ public:
+  LayersBench(const comm::Communicator& world, const LayersOptions& options)
+      : world_(world),
+        options_(options),
+        topology_(comm::discover_topology(world)),
+        transport_(comm::choose_transport(world, options.transport)),
+        placement_(contiguous_placement(options.experts, world.size())),
+        model_(options, topology_, placement_.rank_of),
+        requests_(model_.requests(world.size())),
+        clock_offset_(comm::clock_offset(world, topology_)) {
+    compute::BackendOptions backend;
+    backend.shape = model_.shape();
+    backend.num_local_experts = static_cast<int>(own_experts().size());
+    backend.send_order = placement_.send_order;
+    backend.page_tokens = page_tokens;
+    batch_.max_sequences = static_cast<int>(requests_.size()) / world.size();
+    backend.num_pages =
+        std::int64_t{batch_.max_sequences} * ((options.sequence + 1) / page_tokens + 1);
+    batch_.max_step_tokens = options.tokens;
+    batch_.min_chunk_tokens = 1;
+    batch_.max_chunks = options.chunks;
+    batch_.page_tokens = page_tokens;
+    batch_.num_pages = backend.num_pages;
+    backend.max_chunk_tokens = options.tokens;
+    backend_ = compute::make_cpu_backend(backend);
+    model_.load(*backend_, own_experts());
+    overlapped_.emplace(*this, true, 0);
+    serial_.emplace(*this, false, 0);
+    Batcher batch = next_batch();
+    rows_.emplace(world_, model_, batch);
+    compute_.emplace(*backend_, world_, model_, placement_, *rows_);
+    communication_.emplace(world_, transport_, model_, placement_, *rows_, first_message_bytes);
+  }
+
+  void measure() {
+    check();
+    for (int i = -options_.warm_up; i < options_.repetitions; ++i) {
+      const std::array<double, 4> seconds = {
+          slowest(compute_alone()), slowest(communication_->run()),
+          slowest(step(*overlapped_).seconds), slowest(step(*serial_).seconds)};
+      if (i < 0) {
+        overlapped_.emplace(*this, true, 0);  // forgets what warming up counted
+        serial_.emplace(*this, false, 0);
+        continue;
+      }
+      for (std::size_t kind = 0; kind < 4; ++kind) times_[kind].push_back(seconds[kind]);
+    }
+    overlapped_->timeline.flush(world_);
+    serial_->timeline.flush(world_);
+  }
+
+  /// One more step, with every event; on rank 0 written to `path`.
+  void write_trace(const std::string& path) {
+    Runner traced(*this, true, 100000);
+    step(traced);
+    const auto events = world_.gather_vectors(std::span(traced.timeline.trace()), 0);
+    if (world_.rank() != 0) return;
+    const auto step_of = [](const io::TraceEvent& event) {
+      return Step{static_cast<StepKind>(event.kind), event.layer, event.chunk, {}};
+    };
+    io::write_trace(
+        path, events, [&](const io::TraceEvent& e) { return step_of(e).name(); },
+        [&](const io::TraceEvent& e) { return is_exchange(step_of(e).kind); });
+  }
+
+  /// Collective.
+  json report() {
+    json result = {{"format", "atoll-layers"},
+                   {"commit", build_commit},
+                   {"ranks", world_.size()},
+                   {"hosts", topology_.node_names},
+                   {"host_of_rank", topology_.node_of},
+                   {"mpi", comm::Environment::library()},
+                   {"backend", backend_->description()},
+                   {"transport", comm::name_of(transport_)}};
+    result["config"] = {{"layers", options_.layers},
+                        {"hidden", options_.hidden},
+                        {"intermediate", options_.intermediate},
+                        {"experts", options_.experts},
+                        {"top_k", options_.top_k},
+                        {"tokens", options_.tokens},
+                        {"sequence", options_.sequence},
+                        {"chunks", rows_->num_chunks()},
+                        {"skew", options_.skew},
+                        {"repetitions", options_.repetitions}};
+    constexpr std::array<const char*, 4> names = {"compute", "communication", "overlapped",
+                                                  "serial"};
+    for (std::size_t kind = 0; kind < 4; ++kind) result["seconds"][names[kind]] = times_[kind];
+    result["overlap_efficiency"] = efficiencies();
+    result["share"] = {{"overlapped", shares(*overlapped_)}, {"serial", shares(*serial_)}};
+    add_traffic(result);
+    add_machine(result);
+    return result;
+  }
+
+  double median(std::size_t kind) const {
+    auto sorted = times_[kind];
+    std::sort(sorted.begin(), sorted.end());
+    return sorted[sorted.size() / 2];
+  }
+
+ private:
+  /// A driver with its own schedule and timeline.
+  struct Runner {
+    Runner(LayersBench& bench, bool overlap, std::size_t trace_events)
+        : timeline(bench.world_.size(), bench.clock_offset_, trace_events),
+          driver(*bench.backend_, bench.world_, bench.model_.shape(), bench.placement_,
+                 bench.driver_options(overlap), timeline) {}
+    Timeline timeline;
+    Driver driver;
+  };
+
+  DriverOptions driver_options(bool overlap) const {
+    DriverOptions driver;
+    driver.num_chunks = options_.chunks;
+    driver.overlap = overlap;
+    driver.transport = transport_;
+    driver.shares_cores = options_.shares_cores;
+    driver.row_bytes = static_cast<std::size_t>(options_.hidden) * 2;
+    driver.max_head_rows = batch_.max_sequences;
+    driver.max_chunk_tokens = options_.tokens;
+    return driver;
+  }
+
+  const std::vector<int>& own_experts() const {
+    return placement_.experts_of[static_cast<std::size_t>(world_.rank())];
+  }
+  double slowest(double seconds) const { return over_ranks(world_, seconds, Reduce::max); }
+
+  /// Collective. The step that every measurement runs.
+  Batcher next_batch() {
+    Batcher batch(requests_, batch_, world_.rank());
+    loads_.resize(static_cast<std::size_t>(world_.size()));
+    world_.allgather_into(batch.load(), std::span(loads_));
+    require(batch.next_step(loads_), "there is no token to process; raise --tokens");
+    world_.barrier();
+    return batch;
+  }
+
+  double compute_alone() {
+    Batcher batch = next_batch();
+    const double seconds = compute_->run(batch, overlapped_->driver.schedule(batch.num_chunks()));
+    world_.barrier();
+    return seconds;
+  }
+
+  Outcome step(Runner& runner) {
+    Batcher batch = next_batch();
+    const double begin = now_seconds();
+    runner.timeline.begin_step(Phase::prefill, runner.driver.schedule(batch.num_chunks()), begin,
+                               begin);
+    runner.driver.run_step(batch);
+    Outcome outcome;
+    outcome.seconds = now_seconds() - begin;
+    for (int c = 0; c < batch.num_chunks(); ++c) {
+      const auto& sampled = batch.chunk(c).sampled;
+      outcome.sampled.insert(outcome.sampled.end(), sampled.begin(), sampled.end());
+    }
+    runner.timeline.end_step(batch.finish_step(0));
+    world_.barrier();
+    return outcome;
+  }
+
+  /// Both schedules give the same tokens with the same bits, the router sent each row where the
+  /// table says, and messages alone came back unchanged.
+  void check() {
+    const Outcome a = step(*overlapped_);
+    const Outcome b = step(*serial_);
+    const auto same = [](const SampledToken& x, const SampledToken& y) {
+      return x.token == y.token && x.logprob == y.logprob;
+    };
+    require(!a.sampled.empty() && std::equal(a.sampled.begin(), a.sampled.end(), b.sampled.begin(),
+                                             b.sampled.end(), same),
+            "rank {} got other results with overlap than without", world_.rank());
+    const auto& counted = overlapped_->driver.traffic().tokens_of_expert;
+    for (int layer = 0; layer < options_.layers; ++layer) {
+      for (int expert = 0; expert < options_.experts; ++expert) {
+        std::int64_t expected = 0;
+        for (int c = 0; c < rows_->num_chunks(); ++c) {
+          expected += rows_->rows(layer, c, static_cast<std::size_t>(world_.rank()), expert);
+        }
+        const auto got = counted[static_cast<std::size_t>(layer * options_.experts + expert)];
+        require(got == expected, "layer {} sent {} rows to expert {} instead of {}", layer, got,
+                expert, expected);
+      }
+    }
+    communication_->run();
+    communication_->check();
+  }
+
+  /// Null where nothing is sent.
+  json efficiencies() const {
+    if (world_.size() == 1) return {{"of_medians", nullptr}, {"each", json::array()}};
+    const auto one = [](double compute, double communication, double overlapped) {
+      return (compute + communication - overlapped) / std::min(compute, communication);
+    };
+    json each = json::array();
+    for (std::size_t i = 0; i < times_[0].size(); ++i) {
+      each.push_back(one(times_[0][i], times_[1][i], times_[2][i]));
+    }
+    return {{"of_medians", one(median(0), median(1), median(2))}, {"each", each}};
+  }
+
+  json shares(const Runner& runner) const {
+    const PhaseTimes& t = runner.timeline.times(Phase::prefill);
+    std::array<double, 5> sums = {t.wall, t.compute, t.communication, t.synchronisation,
+                                  t.overhead};
+    world_.allreduce(std::span<double>(sums), Reduce::sum);
+    return {{"compute", sums[1] / sums[0]},
+            {"communication", sums[2] / sums[0]},
+            {"synchronisation", sums[3] / sums[0]},
+            {"overhead", sums[4] / sums[0]}};
+  }
+
+  /// Bytes of rows between ranks in one step, the busiest link, and rows per rank and layer.
+  void add_traffic(json& result) const {
+    const auto ranks = static_cast<std::size_t>(world_.size());
+    std::vector<std::vector<std::int64_t>> bytes(ranks, std::vector<std::int64_t>(ranks));
+    std::vector<std::vector<std::int64_t>> rows_of_layer;
+    for (int layer = 0; layer < options_.layers; ++layer) {
+      std::vector<std::int64_t> computed(ranks);
+      for (int expert = 0; expert < options_.experts; ++expert) {
+        const auto to =
+            static_cast<std::size_t>(placement_.rank_of[static_cast<std::size_t>(expert)]);
+        for (std::size_t from = 0; from < ranks; ++from) {
+          for (int c = 0; c < rows_->num_chunks(); ++c) {
+            const std::int64_t n = rows_->rows(layer, c, from, expert);
+            computed[to] += n;
+            if (from == to) continue;
+            bytes[from][to] += n * options_.hidden * 2;
+            bytes[to][from] += n * options_.hidden * 2;
+          }
+        }
+      }
+      rows_of_layer.push_back(computed);
+    }
+    result["bytes_from_to"] = bytes;
+    result["expert_rows_of_layer"] = rows_of_layer;
+    const bool nodes = topology_.num_nodes() > 1;
+    std::vector<std::int64_t> out(ranks);  // by node, or by rank on one node
+    std::vector<std::int64_t> in(ranks);
+    for (std::size_t from = 0; from < ranks; ++from) {
+      for (std::size_t to = 0; to < ranks; ++to) {
+        const auto a = nodes ? static_cast<std::size_t>(topology_.node_of[from]) : from;
+        const auto b = nodes ? static_cast<std::size_t>(topology_.node_of[to]) : to;
+        if (a == b) continue;
+        out[a] += bytes[from][to];
+        in[b] += bytes[from][to];
+      }
+    }
+    result["busiest_link_bytes"] = std::max(*std::max_element(out.begin(), out.end()),
+                                            *std::max_element(in.begin(), in.end()));
+    result["link_is_of"] = nodes ? "node" : "rank";
+  }
+
+  void add_machine(json& result) const {
+    const bool small = options_.tokens < 128;
+    const double expert_gemm = gemm_rate(world_, options_.hidden, options_.intermediate);
+    const double peak = std::max(expert_gemm, gemm_rate(world_, 1024, 1024));
+    const double stream = stream_rate(world_, topology_, small ? 1 : 8, 3);
+    result["machine"] = {
+        {"cores_of_node", comm::Environment::cores_of_node()},
+        {"gemm_flops_per_s_per_rank", peak},
+        {"expert_gemm_flops_per_s_per_rank", expert_gemm},
+        {"memory_bytes_per_s_per_rank", memory_rate(world_, std::size_t{small ? 4U : 64U} << 20)},
+        {"link_bytes_per_s", stream}};
+    const double flops = gemm_flops_per_token(model_.shape()) * options_.tokens;
+    std::int64_t weight_bytes = backend_->memory().weights;
+    world_.allreduce(std::span(&weight_bytes, 1), Reduce::max);
+    result["flops_per_rank"] = flops;
+    result["weight_bytes_per_rank"] = weight_bytes;
+    const double bytes = result["busiest_link_bytes"].get<double>();
+    if (stream <= 0) return;
+    result["link_use"] = {{"communication", bytes / median(1) / stream},
+                          {"overlapped", bytes / median(2) / stream}};
+  }
+
+  const comm::Communicator& world_;
+  LayersOptions options_;
+  comm::Topology topology_;
+  comm::TransportKind transport_;
+  Placement placement_;
+  LayersModel model_;
+  std::vector<io::Request> requests_;
+  double clock_offset_;
+  BatchOptions batch_;
+  std::vector<RankLoad> loads_;
+  std::unique_ptr<compute::Backend> backend_;
+  std::optional<Runner> overlapped_, serial_;
+  std::optional<StepRows> rows_;
+  std::optional<ComputeAlone> compute_;
+  std::optional<CommunicationAlone> communication_;
+  std::array<std::vector<double>, 4> times_;  // compute, communication, overlapped, serial
+};
+
+struct Arguments {
+  LayersOptions options;
+  std::string json_file, trace_file, shares_cores = "auto";
+  bool tiny = false;
+};
+
+/// Returns the exit code of a wrong or --help command line, or -1.
+int parse(int argc, char** argv, int rank, int num_ranks, Arguments& a) {
+  CLI::App app("MoE layers with a given routing: what overlap is worth");
+  LayersOptions& o = a.options;
+  app.add_option("--layers", o.layers)->check(CLI::Range(1, 1000));
+  app.add_option("--hidden", o.hidden)->check(CLI::Range(64, 65536));
+  app.add_option("--intermediate", o.intermediate)->check(CLI::Range(1, 1 << 20));
+  app.add_option("--experts", o.experts, "0: one per rank")->check(CLI::Range(0, 4096));
+  app.add_option("--top-k", o.top_k)->check(CLI::Range(1, 2));
+  app.add_option("--tokens", o.tokens, "per rank")->check(CLI::Range(1, 1 << 20));
+  app.add_option("--sequence", o.sequence, "tokens of a prompt")->check(CLI::Range(1, 1 << 20));
+  app.add_option("--chunks", o.chunks)->check(CLI::Range(1, 64));
+  app.add_option("--transport", o.transport)
+      ->check(CLI::IsMember({"auto", "ialltoallv", "pairwise"}));
+  app.add_option("--skew", o.skew)->check(CLI::IsMember(skew_names));
+  app.add_option("--sigma", o.sigma, "of log-normal loads")->check(CLI::Range(0.0, 5.0));
+  app.add_option("--hot-share", o.hot_share)->check(CLI::Range(0.0, 1.0));
+  app.add_option("--repetitions", o.repetitions)->check(CLI::Range(1, 60));
+  app.add_option("--warm-up", o.warm_up)->check(CLI::Range(0, 50));
+  app.add_option("--seed", o.seed);
+  app.add_option("--shares-cores", a.shares_cores)->check(CLI::IsMember({"auto", "yes", "no"}));
+  app.add_option("--json", a.json_file, "write everything there");
+  app.add_option("--trace", a.trace_file, "write the events of one overlapped step there");
+  app.add_flag("--tiny", a.tiny, "small enough for a test");
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    std::ostringstream silent;  // one rank prints
+    return (rank == 0 ? app.exit(error) : app.exit(error, silent, silent)) == 0 ? 0 : 2;
+  }
+  if (a.tiny) {
+    o.layers = 2;
+    o.hidden = 64;
+    o.intermediate = 64;
+    o.tokens = 32;
+    o.sequence = 8;
+    o.repetitions = 2;
+  }
+  o.sequence = std::min(o.sequence, o.tokens);
+  o.tokens = o.tokens / o.sequence * o.sequence;
+  if (o.experts == 0) o.experts = std::max(2, num_ranks);
+  return -1;
+}
+
+int run(int argc, char** argv, const comm::Communicator& world) {
+  Arguments arguments;
+  const int code = parse(argc, argv, world.rank(), world.size(), arguments);
+  if (code >= 0) return code;
+  comm::Communicator::set_deadline(120);
+  LayersOptions& options = arguments.options;
+  const comm::Communicator node = world.split_shared();
+  options.shares_cores = arguments.shares_cores == "auto"
+                             ? node.size() > comm::Environment::cores_of_node()
+                             : arguments.shares_cores == "yes";
+  LayersBench bench(world, options);
+  bench.measure();
+  const json report = bench.report();
+  if (!arguments.trace_file.empty()) bench.write_trace(arguments.trace_file);
+  if (world.rank() != 0) return 0;
+  fmt::print(
+      "{} ranks, {} chunks, {}, {}: compute {:.2f} ms, communication {:.2f} ms, overlapped {:.2f} "
+      "ms, serial {:.2f} ms, overlap efficiency {}\n",
+      world.size(), report["config"]["chunks"].get<int>(), options.skew,
+      report["transport"].get<std::string>(), bench.median(0) * 1e3, bench.median(1) * 1e3,
+      bench.median(2) * 1e3, bench.median(3) * 1e3,
+      world.size() > 1
+          ? fmt::format("{:.2f}", report["overlap_efficiency"]["of_medians"].get<double>())
+          : "-");
+  if (!arguments.json_file.empty()) {
+    io::TextFile file(arguments.json_file);
+    file.write(report.dump(1) + "\n");
+    file.close();
+  }
+  return 0;
+}
+
+}  // namespace
+}  // namespace atl::perf
+
+int main(int argc, char** argv) {
+  const atl::comm::Environment mpi(&argc, &argv);
+  const auto world = atl::comm::Communicator::world();
+  try {
+    return atl::perf::run(argc, argv, world);
+  } catch (const std::exception& error) {
+    fmt::print(stderr, "layers_bench: {}\n", error.what());
+    world.abort(1);
+  }
+}

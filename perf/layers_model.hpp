@@ -1,0 +1,238 @@
+#pragma once
+// A stack of MoE layers whose routing follows a given table, for measurements.
+//
+// Nothing of the program's path is bypassed: a token's id names the experts it goes to. The first
+// `num_experts` elements of a row of the embedding are a code with one large and one smaller value;
+// attention and experts have zero rows there, so that the residual stream carries the code through
+// all layers unchanged, and the router of a layer reads just these elements, in that layer's order.
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <map>
+#include <numeric>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "app/init.hpp"
+#include "comm/topology.hpp"
+#include "compute/backend.hpp"
+#include "compute/error.hpp"
+#include "io/requests.hpp"
+
+namespace atl::perf {
+
+struct LayersOptions {
+  int layers = 6;
+  int hidden = 512;
+  int intermediate = 512;  ///< hidden width of an expert
+  int experts = 0;         ///< 0: one per rank
+  int top_k = 2;
+  int tokens = 512;    ///< per rank and step
+  int sequence = 128;  ///< tokens of one prompt; 1 is a decode step's shape
+  int chunks = 4;
+  bool shares_cores = false;
+  std::string transport = "auto";
+  std::string skew = "uniform";
+  double sigma = 1;        ///< of the log-normal loads
+  double hot_share = 0.5;  ///< of first choices that go to the hot expert or node
+  int repetitions = 5;
+  int warm_up = 1;
+  int seed = 1;
+};
+
+inline const std::vector<std::string> skew_names = {"uniform", "log-normal", "hot-expert",
+                                                    "hot-node", "rotating"};
+
+class LayersModel {
+ public:
+  LayersModel(const LayersOptions& options, const comm::Topology& topology,
+              const std::vector<int>& rank_of_expert)
+      : options_(options) {
+    const int experts = options.experts;
+    require(options.top_k >= 1 && options.top_k <= 2 && options.top_k <= experts,
+            "cannot choose {} of {} experts here (1 or 2); change --top-k or --experts",
+            options.top_k, experts);
+    require(options.hidden >= 2 * experts && options.hidden % head_dim == 0,
+            "a hidden size of {} cannot carry the codes of {} experts (twice as many elements and "
+            "a multiple of {} are needed)",
+            options.hidden, experts, head_dim);
+    shape_.hidden = options.hidden;
+    shape_.num_layers = options.layers;
+    shape_.num_heads = options.hidden / head_dim;
+    shape_.num_kv_heads = shape_.num_heads;
+    shape_.head_dim = head_dim;
+    shape_.intermediate = options.intermediate;
+    shape_.moe_intermediate = options.intermediate;
+    shape_.num_experts = experts;
+    shape_.top_k = options.top_k;
+    shape_.vocab = experts * experts;
+    shape_.max_positions = options.sequence + 1;
+    shape_.activation = Activation::gelu_tanh;
+    shape_.layer_is_dense.assign(static_cast<std::size_t>(options.layers), false);
+    make_loads(topology, rank_of_expert);
+  }
+
+  const ModelShape& shape() const { return shape_; }
+
+  /// [experts]: share of first choices that go to each expert of a layer.
+  std::vector<double> load_of_layer(int layer) const {
+    std::vector<double> loads(code_loads_.size());
+    for (std::size_t code = 0; code < loads.size(); ++code) {
+      loads[static_cast<std::size_t>(expert_of(layer, static_cast<int>(code)))] = code_loads_[code];
+    }
+    return loads;
+  }
+
+  /// Prompts whose tokens follow the loads, the same on every rank.
+  std::vector<io::Request> requests(int num_ranks) const {
+    std::mt19937 random(static_cast<unsigned>(options_.seed));
+    std::discrete_distribution<int> choose(code_loads_.begin(), code_loads_.end());
+    const int count = std::max(1, options_.tokens / options_.sequence) * num_ranks;
+    std::vector<io::Request> all(static_cast<std::size_t>(count));
+    for (std::size_t i = 0; i < all.size(); ++i) {
+      all[i].id = std::to_string(i);
+      all[i].max_tokens = 1;
+      for (int t = 0; t < options_.sequence; ++t) {
+        const int first = choose(random);
+        int second = first;
+        for (int tries = 0; second == first && tries < 1000; ++tries) second = choose(random);
+        if (second == first) second = (first + 1) % shape_.num_experts;
+        all[i].tokens.push_back(first * shape_.num_experts + second);
+      }
+    }
+    return all;
+  }
+
+  /// Adds to counts[expert] the rows that `tokens` send there in `layer`.
+  void count_rows(std::span<const std::int32_t> tokens, int layer,
+                  std::span<std::int32_t> counts) const {
+    for (const std::int32_t token : tokens) {
+      const int codes[] = {token / shape_.num_experts, token % shape_.num_experts};
+      for (int j = 0; j < shape_.top_k; ++j) {
+        ++counts[static_cast<std::size_t>(expert_of(layer, codes[j]))];
+      }
+    }
+  }
+
+  /// Loads this rank's weights, `experts` being its own.
+  void load(compute::Backend& backend, const std::vector<int>& experts) const {
+    using compute::Weight;
+    const int hidden = shape_.hidden;
+    load_matrix(backend, Weight::embedding, -1, -1, "embedding", shape_.vocab, hidden, 1,
+                [this](std::vector<std::uint16_t>& m) { write_codes(m); });
+    const auto no_codes = [this](std::vector<std::uint16_t>& m) {
+      const auto columns = m.size() / static_cast<std::size_t>(shape_.hidden);
+      std::fill_n(m.begin(), columns * static_cast<std::size_t>(shape_.num_experts),
+                  std::uint16_t{0});
+    };
+    const auto as_drawn = [](std::vector<std::uint16_t>&) {};
+    for (int layer = 0; layer < shape_.num_layers; ++layer) {
+      const std::string name = std::to_string(layer) + "/";
+      load_ones(backend, Weight::attention_norm, layer);
+      load_ones(backend, Weight::ffn_norm, layer);
+      load_matrix(backend, Weight::qkv, layer, -1, name + "qkv", 3 * hidden, hidden, 0, as_drawn);
+      load_matrix(backend, Weight::o, layer, -1, name + "o", hidden, hidden, 0, no_codes);
+      load_matrix(backend, Weight::router, layer, -1, name + "router", shape_.num_experts, hidden,
+                  0, [&](std::vector<std::uint16_t>& m) { write_router(m, layer); });
+      for (std::size_t e = 0; e < experts.size(); ++e) {
+        const std::string expert = name + std::to_string(experts[e]);
+        load_matrix(backend, Weight::up, layer, static_cast<int>(e), expert + "up",
+                    shape_.moe_intermediate, hidden, 0, as_drawn);
+        load_matrix(backend, Weight::down, layer, static_cast<int>(e), expert + "down", hidden,
+                    shape_.moe_intermediate, 0, no_codes);
+      }
+    }
+    load_ones(backend, Weight::final_norm, -1);
+    load_matrix(backend, Weight::lm_head, -1, -1, "head", shape_.vocab, hidden, 0, as_drawn);
+    backend.finish_loading();
+  }
+
+ private:
+  static constexpr int head_dim = 64;
+  static constexpr std::uint16_t one = 0x3f80;    // 1 in BF16
+  static constexpr std::uint16_t eight = 0x4100;  // 8
+  static constexpr std::uint16_t six = 0x40c0;    // 6
+
+  /// Loads of the codes, and which expert each code means in which layer.
+  void make_loads(const comm::Topology& topology, const std::vector<int>& rank_of_expert) {
+    const auto experts = static_cast<std::size_t>(shape_.num_experts);
+    std::mt19937 random(static_cast<unsigned>(options_.seed) + 100U);
+    code_loads_.assign(experts, 1.0);
+    const auto node_of = [&](std::size_t expert) {
+      return topology.node_of[static_cast<std::size_t>(rank_of_expert[expert])];
+    };
+    if (options_.skew == "log-normal") {
+      std::normal_distribution<double> normal(0, options_.sigma);
+      for (double& load : code_loads_) load = std::exp(normal(random));
+    } else if (options_.skew != "uniform") {
+      const bool by_node = options_.skew == "hot-node";
+      require(!by_node || topology.num_nodes() > 1,
+              "a hot node needs at least two nodes (this run has one); use another --skew");
+      const auto hot = [&](std::size_t e) { return by_node ? node_of(e) == 0 : e == 0; };
+      std::size_t num_hot = 0;
+      for (std::size_t e = 0; e < experts; ++e) num_hot += hot(e) ? 1 : 0;
+      for (std::size_t e = 0; e < experts; ++e) {
+        code_loads_[e] = hot(e) ? options_.hot_share / static_cast<double>(num_hot)
+                                : (1 - options_.hot_share) / static_cast<double>(experts - num_hot);
+      }
+    }
+    for (int layer = 0; layer < shape_.num_layers; ++layer) {
+      std::vector<int> order(experts);
+      std::iota(order.begin(), order.end(), 0);
+      if (options_.skew == "log-normal") std::shuffle(order.begin(), order.end(), random);
+      if (options_.skew == "rotating") {
+        std::rotate(order.begin(), order.begin() + layer % shape_.num_experts, order.end());
+      }
+      expert_of_code_.push_back(order);
+    }
+    const double sum = std::accumulate(code_loads_.begin(), code_loads_.end(), 0.0);
+    for (double& load : code_loads_) load /= sum;
+  }
+
+  int expert_of(int layer, int code) const {
+    return expert_of_code_[static_cast<std::size_t>(layer)][static_cast<std::size_t>(code)];
+  }
+
+  void write_codes(std::vector<std::uint16_t>& m) const {
+    const auto experts = static_cast<std::size_t>(shape_.num_experts);
+    for (std::size_t token = 0; token < experts * experts; ++token) {
+      auto* row = m.data() + token * static_cast<std::size_t>(shape_.hidden);
+      std::fill_n(row, experts, std::uint16_t{0});
+      row[token % experts] = six;
+      row[token / experts] = eight;
+    }
+  }
+
+  void write_router(std::vector<std::uint16_t>& m, int layer) const {
+    std::fill(m.begin(), m.end(), std::uint16_t{0});
+    for (int code = 0; code < shape_.num_experts; ++code) {
+      m[static_cast<std::size_t>(expert_of(layer, code) * shape_.hidden + code)] = one;
+    }
+  }
+
+  void load_ones(compute::Backend& backend, compute::Weight weight, int layer) const {
+    const std::vector<std::uint16_t> ones(static_cast<std::size_t>(shape_.hidden), one);
+    backend.load_weight(weight, layer, -1, {ones.data(), DType::bfloat16, 1, shape_.hidden});
+  }
+
+  /// Random numbers with the given deviation (0: 1 / sqrt(columns)), changed by `edit`.
+  static void load_matrix(compute::Backend& backend, compute::Weight weight, int layer, int expert,
+                          const std::string& name, int rows, int columns, double deviation,
+                          const std::function<void(std::vector<std::uint16_t>&)>& edit) {
+    std::vector<std::uint16_t> m(static_cast<std::size_t>(rows) *
+                                 static_cast<std::size_t>(columns));
+    if (deviation == 0) deviation = 1.0 / std::sqrt(static_cast<double>(columns));
+    fill_random(0, name, 0, deviation, DType::bfloat16, std::as_writable_bytes(std::span(m)));
+    edit(m);
+    backend.load_weight(weight, layer, expert, {m.data(), DType::bfloat16, rows, columns});
+  }
+
+  LayersOptions options_;
+  ModelShape shape_;
+  std::vector<double> code_loads_;                // [experts], sums to 1
+  std::vector<std::vector<int>> expert_of_code_;  // [layers][experts]
+};
+
+}  // namespace atl::perf

@@ -1,0 +1,105 @@
+#pragma once
+// What the machine itself can do, measured by all ranks at once: GEMMs, reading memory, and a plain
+// stream of bytes over the links. The ceilings to which a run is held.
+
+#include <sched.h>
+
+#include <algorithm>
+#include <span>
+#include <vector>
+
+#include "comm/communicator.hpp"
+#include "comm/exchange.hpp"
+#include "comm/topology.hpp"
+#include "compute/clock.hpp"
+#include "compute/cpu_gemm.hpp"
+
+namespace atl::perf {
+
+inline double over_ranks(const comm::Communicator& world, double value,
+                         comm::Communicator::Reduce op) {
+  world.allreduce(std::span(&value, 1), op);
+  return value;
+}
+
+/// FLOP/s of one rank's BF16 GEMMs [rows, k] x [k, n] while all ranks do the same; the best of
+/// several tries on the slowest rank. Throws Error if a result is wrong.
+inline double gemm_rate(const comm::Communicator& world, int k, int n) {
+  compute::Gemm gemm(DType::bfloat16, 1);
+  constexpr std::uint16_t one = 0x3f80;
+  const std::vector<std::uint16_t> weight(static_cast<std::size_t>(k) * static_cast<std::size_t>(n),
+                                          one);
+  const auto packed = gemm.pack(weight.data(), n, k);
+  gemm.prepare(packed, compute::Gemm::Output::float32);
+  const std::vector<std::uint16_t> a(
+      static_cast<std::size_t>(compute::tile_rows) * static_cast<std::size_t>(k), one);
+  std::vector<float> c(static_cast<std::size_t>(compute::tile_rows) * static_cast<std::size_t>(n));
+  const double flops = 2.0 * compute::tile_rows * k * n;
+  const int runs = std::max(1, static_cast<int>(2e9 / flops));
+  double best = 0;
+  for (int i = 0; i < 4; ++i) {  // the first warms up
+    world.barrier();
+    const double begin = now_seconds();
+    for (int r = 0; r < runs; ++r) {
+      gemm.run(packed, a.data(), compute::tile_rows, c.data(), compute::Gemm::Output::float32);
+    }
+    if (i > 0) best = std::max(best, runs * flops / (now_seconds() - begin));
+  }
+  require(std::all_of(c.begin(), c.end(), [k](float x) { return x == static_cast<float>(k); }),
+          "a GEMM of ones did not give {} everywhere", k);
+  return over_ranks(world, best, comm::Communicator::Reduce::min);
+}
+
+/// Bytes per second at which each rank reads `bytes` of memory while all others do the same.
+inline double memory_rate(const comm::Communicator& world, std::size_t bytes) {
+  const std::vector<std::uint64_t> words(bytes / sizeof(std::uint64_t), 1);
+  double best = 0;
+  for (int i = 0; i < 3; ++i) {
+    world.barrier();
+    const double begin = now_seconds();
+    std::uint64_t sum = 0;
+    for (const std::uint64_t word : words) sum += word;
+    const double seconds = now_seconds() - begin;
+    require(sum == words.size(), "the memory benchmark read {} instead of {}", sum, words.size());
+    best = std::max(best, static_cast<double>(bytes) / seconds);
+  }
+  return over_ranks(world, best, comm::Communicator::Reduce::min);
+}
+
+/// Bytes per second that leave one node (or, on one node, one rank) when every rank streams
+/// `megabytes` to its place on the next node and receives as much. The median of `tries`.
+inline double stream_rate(const comm::Communicator& world, const comm::Topology& topology,
+                          int megabytes, int tries) {
+  const int size = world.size();
+  if (size == 1) return 0;
+  // The next rank of another node in a ring over all ranks, or just the next rank.
+  const int step = topology.num_nodes() > 1 ? topology.ranks_on(0) : 1;
+  constexpr std::size_t row_bytes = 65536;
+  const int rows = megabytes * 16;
+  const auto bytes = static_cast<std::size_t>(rows) * row_bytes;
+  std::vector<std::byte> out(bytes, static_cast<std::byte>(world.rank() % 251));
+  std::vector<std::byte> in(bytes);
+  comm::Exchange exchange(world, comm::TransportKind::pairwise, row_bytes, 1);
+  std::vector<double> rates;
+  const int from = (world.rank() + size - step) % size;
+  for (int i = 0; i < tries; ++i) {
+    comm::ExchangePlan plan(size);
+    plan.send_counts[static_cast<std::size_t>((world.rank() + step) % size)] = rows;
+    plan.recv_counts[static_cast<std::size_t>(from)] = rows;
+    world.barrier();
+    const double begin = now_seconds();
+    auto pending = exchange.start(std::move(plan), out.data(), in.data());
+    while (!pending.done()) sched_yield();
+    plan = exchange.finish(std::move(pending));
+    const double seconds =
+        over_ranks(world, now_seconds() - begin, comm::Communicator::Reduce::max);
+    rates.push_back(static_cast<double>(bytes) / seconds);
+  }
+  require(in.front() == static_cast<std::byte>(from % 251) && in.front() == in.back(),
+          "the stream from rank {} arrived altered", from);
+  std::sort(rates.begin(), rates.end());
+  const int senders = topology.num_nodes() > 1 ? topology.ranks_on(0) : 1;
+  return rates[rates.size() / 2] * senders;
+}
+
+}  // namespace atl::perf

@@ -1,0 +1,138 @@
+#!/usr/bin/env bash
+# Waits end: a rank that stops, at any moment of a job, is named in one message and taken down with
+# all others; so is a job in which one rank fails alone. Who is only suspended goes on.
+set -euo pipefail
+# shellcheck source-path=SCRIPTDIR source=common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+fault_library="${ATOLL_FAULT_LIBRARY:-$ATOLL_SOURCE/build/cpu/tests/libmpi_fault.so}"
+
+model="$work/model.h5"
+import_sample "$model"
+requests="$work/requests.jsonl"
+results="$work/results.jsonl"
+python3 -c "
+import json
+for number in range(12):
+    print(json.dumps({'id': str(number), 'prompt': 'Ge1:1 In the beginning ' * 8, 'max_tokens': 120}))" \
+  >"$requests"
+run_options=(run --model "$model" --input "$requests" --output "$results" --progress none)
+
+# no_process WHAT: nothing that was started with this test's files is left after some seconds.
+no_process() {
+  local attempt
+  for attempt in {1..50}; do
+    pgrep -f "$work/" >/dev/null || break
+    sleep 0.1
+  done
+  if pgrep -fa "$work/" >"$work/left"; then
+    failed "$1: processes are left: $(cut -c 1-120 "$work/left" | head -n 3)"
+    pkill -KILL -f "$work/" || true
+  else
+    passed
+  fi
+}
+
+# faulty FAULT COMMAND...: under mpirun with 4 ranks; sets `code` and `seconds`.
+faulty() {
+  local fault="$1" begin=$SECONDS
+  shift
+  capture mpirun "${mpirun_flags[@]}" -n 4 -x LD_PRELOAD="$fault_library" -x ATOLL_FAULT="$fault" \
+    "$ATOLL" "$@"
+  seconds=$((SECONDS - begin))
+}
+
+# one_message WHAT LIMIT PATTERN...: the job has failed within LIMIT seconds and its last message,
+# the only one besides warnings, matches all patterns; no process is left.
+one_message() {
+  local what="$1" limit="$2" pattern message
+  shift 2
+  no_process "$what"
+  message="$(grep '^atoll: ' "$work/stderr" | grep -v ' other ranks wait too$' || true)"
+  if ((code == 0 || code == 124 || code == 137)); then
+    failed "$what: exit code $code after $seconds s"
+    show_output
+  elif ((seconds > limit)); then
+    failed "$what: took $seconds s, expected at most $limit"
+  elif [[ "$(wc -l <<<"$message")" != 1 || -z "$message" ]]; then
+    failed "$what: not exactly one message: $message"
+    show_output
+  else
+    passed
+    for pattern in "$@"; do
+      if grep -qE -- "$pattern" <<<"$message"; then
+        passed
+      else
+        failed "$what: no '$pattern' in: $message"
+      fi
+    done
+  fi
+}
+
+# --- a rank that stops
+silent() { printf 'rank %d \\([^)]*process [0-9]+\\) does not answer' "$1"; }
+faulty "1 MPI_Comm_dup 2 stop" "${run_options[@]}" --deadline 1.5
+one_message "stopped in set-up" 60 "rank 0 has waited for other ranks for 1[5-9] s" "set-up" "$(silent 1)"
+faulty "2 MPI_Comm_split_type 1 stop" "${run_options[@]}" --deadline 1.5
+one_message "stopped where nodes are found" 60 "rank 0 has waited" "MPI_Comm_split_type" "$(silent 2)"
+faulty "3 MPI_Init_thread 1 stop" "${run_options[@]}" --deadline 1.5
+one_message "stopped before MPI starts" 60 "rank [012] has waited" "MPI_Init" "not all ranks have come"
+faulty "0 MPI_Isend 2 stop" "${run_options[@]}" --deadline 6
+one_message "stopped in the first step" 60 "rank 1 has waited for other ranks for [6-9] s" \
+  "step 0, layer [0-9], chunk [01], counts" "$(silent 0)" "MPI awaits L[0-9] c[01] counts from ranks 0"
+warnings="$(grep -c '^atoll: .*ranks wait too$' "$work/stderr" || true)"
+if [[ "$warnings" == 1 ]]; then passed; else failed "$warnings straggler warnings, expected one"; fi
+for transport in ialltoallv pairwise; do
+  faulty "2 MPI_Isend 900 stop" "${run_options[@]}" --deadline 4 --transport "$transport"
+  one_message "stopped in decode, $transport" 60 "rank 0 has waited" \
+    "step [1-9][0-9]*, layer [0-9], chunk 0, (counts|dispatch|combine)" "$(silent 2)"
+done
+faulty "1 MPI_Finalize 1 stop" "${run_options[@]}" --deadline 4
+one_message "stopped at the end" 60 "rank 0 has waited" "the end, MPI_Finalize" "$(silent 1)"
+faulty "1 MPI_File_open 1 stop" init --preset moe-16l-tiny --output "$work/new.h5" --deadline 4
+one_message "stopped inside HDF5" 60 "rank 0 has waited" "creating the model file" "$(silent 1)"
+
+# --- a rank that fails alone
+faulty "1 MPI_Isend 900 fail" "${run_options[@]}"
+one_message "a rank that fails alone" 20 "MPI_Isend failed"
+faulty "3 MPI_Comm_dup 1 fail" "${run_options[@]}"
+one_message "a rank that fails alone in set-up" 20 "MPI_Comm_dup failed"
+
+# --- who is only suspended goes on
+capture mpirun "${mpirun_flags[@]}" -n 4 "$ATOLL" "${run_options[@]}" --chunks 1
+succeeds "undisturbed"
+cp "$results" "$work/undisturbed.jsonl"
+
+# suspended WHAT SECONDS NUMBER OPTION...: stops NUMBER ranks in the middle, for SECONDS.
+suspended() {
+  local what="$1" pause="$2" number="$3" job attempt victims
+  shift 3
+  rm -f "$results"
+  mpirun "${mpirun_flags[@]}" -n 4 -x LD_PRELOAD="$fault_library" -x ATOLL_FAULT="3 MPI_Isend 900 stop" \
+    "$ATOLL" "${run_options[@]}" --chunks 1 "$@" >"$work/stdout" 2>"$work/stderr" </dev/null &
+  job=$!
+  for attempt in {1..300}; do # until the fault has stopped rank 3
+    victims="$(pgrep -P "$job" | while read -r rank; do
+      [[ "$(cut -d ' ' -f 3 "/proc/$rank/stat")" != T ]] || printf '%s ' "$rank"
+    done)"
+    [[ -z "$victims" ]] || break
+    sleep 0.1
+  done
+  [[ -n "$victims" ]] || failed "$what: no rank stopped"
+  if ((number > 1)); then
+    victims="$(pgrep -P "$job" | tr '\n' ' ')"
+    # shellcheck disable=SC2086  # several ranks
+    kill -STOP $victims
+  fi
+  sleep "$pause"
+  # shellcheck disable=SC2086
+  kill -CONT $victims
+  code=0
+  wait "$job" || code=$?
+  succeeds "$what" && same "$what" "$work/undisturbed.jsonl" "$results"
+}
+suspended "one rank suspended, not for too long" 9 1 --deadline 60
+warnings="$(grep -c '^atoll: rank 0 has waited .*(step .*rank 3 .* does not answer' "$work/stderr" || true)"
+if [[ "$warnings" == 1 ]]; then passed; else failed "$warnings straggler warnings, expected one"; fi
+suspended "the whole job suspended" 8 4 --deadline 4
+if grep -q '^atoll: ' "$work/stderr"; then failed "a warning after the whole job was suspended"; else passed; fi
+finish

@@ -1,0 +1,71 @@
+// Preloaded under a test's ranks: at an exact call of MPI one rank stops, dies or gets an error.
+//
+//   ATOLL_FAULT="RANK CALL COUNT ACTION"   e.g. "1 MPI_Isend 200 stop": as rank 1 makes its 200th
+//   call of MPI_Isend. ACTION: stop (SIGSTOP), kill (SIGKILL), fail (the call returns
+//   MPI_ERR_OTHER and does nothing).
+#include <mpi.h>
+
+#include <csignal>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+
+namespace {
+
+struct Fault {
+  char call[64] = {};
+  char action[16] = {};
+  long left = -1;  // calls until it happens; negative: never
+
+  Fault() {
+    const char* text = std::getenv("ATOLL_FAULT");
+    const char* rank = std::getenv("OMPI_COMM_WORLD_RANK");
+    int victim = -1;
+    if (text == nullptr || rank == nullptr) return;
+    if (std::sscanf(text, "%d %63s %ld %15s", &victim, call, &left, action) != 4) std::abort();
+    if (victim != std::atoi(rank)) left = -1;
+  }
+};
+
+/// True when this call is to fail.
+bool strikes(const char* call) {
+  static Fault fault;
+  if (fault.left < 0 || std::strcmp(call, fault.call) != 0 || --fault.left > 0) return false;
+  fault.left = -1;
+  if (std::strcmp(fault.action, "stop") == 0) raise(SIGSTOP);
+  if (std::strcmp(fault.action, "kill") == 0) raise(SIGKILL);
+  return std::strcmp(fault.action, "fail") == 0;
+}
+
+}  // namespace
+
+// NOLINTBEGIN(bugprone-macro-parentheses)
+#define INTERPOSE(name, parameters, arguments) \
+  extern "C" int name parameters {             \
+    if (strikes(#name)) return MPI_ERR_OTHER;  \
+    return P##name arguments;                  \
+  }
+// NOLINTEND(bugprone-macro-parentheses)
+
+INTERPOSE(MPI_Init_thread, (int* argc, char*** argv, int required, int* provided),
+          (argc, argv, required, provided))
+INTERPOSE(MPI_Finalize, (void), ())
+INTERPOSE(MPI_Comm_dup, (MPI_Comm comm, MPI_Comm* copy), (comm, copy))
+INTERPOSE(MPI_Comm_split_type, (MPI_Comm comm, int type, int key, MPI_Info info, MPI_Comm* part),
+          (comm, type, key, info, part))
+INTERPOSE(MPI_Iallgather,
+          (const void* from, int from_count, MPI_Datatype from_type, void* to, int to_count,
+           MPI_Datatype to_type, MPI_Comm comm, MPI_Request* request),
+          (from, from_count, from_type, to, to_count, to_type, comm, request))
+INTERPOSE(MPI_Ialltoallv,
+          (const void* from, const int* from_counts, const int* from_offsets,
+           MPI_Datatype from_type, void* to, const int* to_counts, const int* to_offsets,
+           MPI_Datatype to_type, MPI_Comm comm, MPI_Request* request),
+          (from, from_counts, from_offsets, from_type, to, to_counts, to_offsets, to_type, comm,
+           request))
+INTERPOSE(MPI_Isend,
+          (const void* data, int count, MPI_Datatype type, int to, int tag, MPI_Comm comm,
+           MPI_Request* request),
+          (data, count, type, to, tag, comm, request))
+INTERPOSE(MPI_File_open, (MPI_Comm comm, const char* name, int mode, MPI_Info info, MPI_File* file),
+          (comm, name, mode, info, file))

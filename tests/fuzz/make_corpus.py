@@ -1,0 +1,152 @@
+#!/usr/bin/env python3
+"""Writes the fuzz targets' seeds, a folder for each, and their dictionaries.
+
+usage: make_corpus.py FOLDER
+"""
+
+import json
+import pathlib
+import struct
+import sys
+
+
+def safetensors(header, data=b""):
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + data
+
+
+def tensor(dtype, shape, begin, end):
+    return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+
+
+SAFETENSORS = {
+    "empty": safetensors({}),
+    "one": safetensors({"w": tensor("BF16", [2, 3], 0, 12)}, bytes(range(12))),
+    "three": safetensors(
+        {
+            "__metadata__": {"format": "pt"},
+            "a": tensor("F32", [2], 0, 8),
+            "b": tensor("F16", [1, 2], 8, 12),
+            "c": tensor("BF16", [], 12, 14),
+        },
+        bytes(14),
+    ),
+    "hole": safetensors({"w": tensor("F32", [1], 4, 8)}, bytes(8)),
+    "beyond": safetensors({"w": tensor("F32", [1 << 40], 0, 1 << 42)}, bytes(8)),
+    "long_header": struct.pack("<Q", 1 << 60) + b"{}",
+    "cut": safetensors({"w": tensor("F32", [2], 0, 8)}, bytes(3)),
+}
+
+REQUESTS = {
+    "prompt": b'{"id": "a", "prompt": "In the beginning", "max_tokens": 5}\n',
+    "tokens": b'{"id": "b", "tokens": [68, 105, 101], "temperature": 0.7, "top_p": 0.9, "seed": 7}\n',
+    "stop": b'{"id": "c", "prompt": "\\u00e4\\ud83d\\ude00", "stop_token_ids": [10, 46]}\r\n\n',
+    "twice": b'{"id": "a", "prompt": "x"}\n{"id": "a", "prompt": "y"}\n',
+    "bad": b'{"id": 7, "prompt": "x"}\n[1]\nnull\n{"id": "cut", "pro\n{"id": "d", "tokens": [-1]}\n',
+    "numbers": b'{"id": "e", "tokens": [1e3, 18446744073709551616], "max_tokens": 2.5}\n',
+    "utf8": b'{"id": "f", "prompt": "\xff\xfe"}\n',
+    "nested": b'{"id": ' + b"[" * 80 + b"]" * 80 + b"}\n",
+}
+
+OURS = {
+    "hidden_size": 64,
+    "num_hidden_layers": 3,
+    "first_k_dense_replace": 1,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "intermediate_size": 128,
+    "moe_intermediate_size": 32,
+    "num_experts": 8,
+    "num_experts_per_tok": 2,
+    "norm_topk_prob": True,
+    "hidden_act": "gelu_pytorch_tanh",
+    "qk_norm": False,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10000.0,
+    "vocab_size": 256,
+    "max_position_embeddings": 512,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+}
+QWEN = OURS | {
+    "architectures": ["Qwen3MoeForCausalLM"],
+    "model_type": "qwen3_moe",
+    "mlp_only_layers": [0],
+    "decoder_sparse_step": 1,
+    "hidden_act": "silu",
+    "attention_bias": False,
+    "eos_token_id": [0, 1],
+    "use_sliding_window": False,
+}
+MIXTRAL = {
+    "architectures": ["MixtralForCausalLM"],
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 1e6,
+    "vocab_size": 300,
+    "max_position_embeddings": 256,
+    "tie_word_embeddings": True,
+    "torch_dtype": "float16",
+    "sliding_window": None,
+    "rope_scaling": None,
+}
+OLMOE = MIXTRAL | {
+    "architectures": ["OlmoeForCausalLM"],
+    "num_experts": 4,
+    "clip_qkv": None,
+    "norm_topk_prob": False,
+}
+MODEL_CONFIG = {
+    name: json.dumps(config).encode()
+    for name, config in {"ours": OURS, "qwen": QWEN, "mixtral": MIXTRAL, "olmoe": OLMOE}.items()
+}
+
+OPTIONS_FILE = {
+    "some": b'mode = "score"\nmax-tokens = 3\nchunks = 4\n',
+    "flag": b"no-overlap = true\ndeadline = 12.5\n# comment\n",
+    "section": b'[run]\nchunks = 2\n[[x]]\nmodel = "other.h5"\n',
+    "list": b'chunks = [1, 2]\nreport = "a\\"b"\ntransport = \'pairwise\'\n',
+    "wrong": b"wings = 2\nchunks = nine\n=\n",
+    "help": b"help = true\nconfig = \"/dev/null\"\n",
+}
+
+WORDS = {
+    "safetensors": ['"dtype"', '"shape"', '"data_offsets"', '"__metadata__"', '"BF16"', '"F16"',
+                    '"F32"', '"F8_E4M3"', "[", "]", "{", "}", "9223372036854775807", "-1", "1e400"],
+    "requests": ['"id"', '"prompt"', '"tokens"', '"max_tokens"', '"temperature"', '"top_p"',
+                 '"seed"', '"stop_token_ids"', "null", "true", "1e400", "-1", "256", "\\u0000",
+                 "18446744073709551616"],
+    "model_config": sorted({f'"{key}"' for key in OURS | QWEN | MIXTRAL | OLMOE})
+    + ['"silu"', '"float32"', "null", "true", "false", "2147483647", "-1", "1e400", "0.5"],
+    "options_file": ["mode", "chunks", "max-tokens", "no-overlap", "deadline", "transport",
+                     "step-tokens", "max-sequences", "kv-tokens", "threads", "report", "trace",
+                     "config", "help", "version", "true", "false", "[run]", "[[", "nan", "inf"],
+}
+
+
+def escaped(word):
+    return word.replace("\\", "\\\\").replace('"', '\\"')
+
+
+def main():
+    folder = pathlib.Path(sys.argv[1])
+    seeds = {"safetensors": SAFETENSORS, "requests": REQUESTS, "model_config": MODEL_CONFIG,
+             "options_file": OPTIONS_FILE}
+    for target, files in seeds.items():
+        (folder / target).mkdir(parents=True, exist_ok=True)
+        for name, data in files.items():
+            (folder / target / name).write_bytes(data)
+        words = "".join(f'"{escaped(word)}"\n' for word in WORDS[target])
+        (folder / f"{target}.dict").write_text(words, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
