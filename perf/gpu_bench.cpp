@@ -71,7 +71,8 @@ class Layer {
 
   compute::Backend& backend() { return *backend_; }
   const ModelConfig& config() const { return config_; }
-  double seconds(compute::Event event) const {
+  double seconds(compute::Event event) {
+    backend_->finish(event);
     const compute::Interval i = backend_->interval(event);
     return i.end - i.begin;
   }
@@ -254,7 +255,7 @@ void decode(benchmark::State& state, const Bench& bench, const std::string& name
   const double touched = static_cast<double>(std::count_if(
       passage.expert_counts().begin(), passage.expert_counts().end(), [](int n) { return n > 0; }));
   const double attention_bytes =
-      element * (double{s.hidden} * (2.0 * s.q_width() + 2.0 * s.kv_width()) +
+      element * (static_cast<double>(s.hidden) * (2.0 * s.q_width() + 2.0 * s.kv_width()) +
                  2.0 * sizes.sequences * (sizes.context + 1.0) * s.kv_width());
   const double expert_bytes = element * touched * 2.0 * s.hidden * s.moe_intermediate;
   const double router_bytes = element * s.num_experts * s.hidden;
