@@ -54,6 +54,7 @@ CudaQueue::Ticket& CudaQueue::open(std::string_view step, int layer, int chunk) 
   next.chunk = chunk;
   next.num_parts = 0;
   next.task = nullptr;
+  next.failed = false;
   enqueued_ = event;
   return next;
 }
@@ -136,6 +137,10 @@ Op::Op(CudaQueue& queue, std::string_view step, int layer, ChunkOrder* order)
 }
 
 Op::~Op() {
+  if (!closed_) {  // an exception passes; nothing will ask for this operation
+    ticket_.num_parts = 0;
+    ticket_.completed = true;
+  }
   nvtxRangePop();
 }
 
@@ -200,6 +205,7 @@ void Op::run_on_host(const std::function<void()>& task) {
 Event Op::close() {
   for (std::size_t i = 0; i < ticket_.num_parts; ++i) end(ticket_.parts[i]);
   if (order_ != nullptr) order_->last = ticket_.event;
+  closed_ = true;
   return ticket_.event;
 }
 
