@@ -36,9 +36,11 @@ CudaQueue::CudaQueue() : ring_(capacity), kept_(num_kept) {
     streams_.emplace_back(id == StreamId::compute ? Stream::Priority::normal
                                                   : Stream::Priority::high);
   }
+  name_under_way([this] { return oldest_under_way(); });
 }
 
 CudaQueue::~CudaQueue() {
+  name_under_way({});
   for (const Stream& stream : streams_) cudaStreamSynchronize(stream.raw());
 }
 
@@ -67,7 +69,7 @@ bool CudaQueue::done(Event event) {
     for (std::size_t i = 0; i < asked.num_parts; ++i) {
       const cudaError_t code = cudaEventQuery(asked.parts[i].end.raw());
       if (code == cudaErrorNotReady) return false;
-      if (code != cudaSuccess) fail_later(code, "cudaEventQuery", oldest_under_way());
+      check(code, "cudaEventQuery");
     }
     complete(asked);
   }
