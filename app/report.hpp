@@ -7,6 +7,8 @@
 #include <vector>
 
 #include "app/batch.hpp"
+#include "app/checkpoints.hpp"
+#include "app/cluster.hpp"
 #include "app/config.hpp"
 #include "app/driver.hpp"
 #include "app/model.hpp"
@@ -22,6 +24,7 @@ struct RunFacts {
   const ModelConfig* config = nullptr;
   const Placement* placement = nullptr;
   const comm::Topology* topology = nullptr;
+  const Cluster* cluster = nullptr;  ///< null: the links' speed is not known
   std::string backend;
   std::string transport;
   std::uint64_t model_identity = 0;
@@ -38,6 +41,7 @@ struct RankMeasurements {
   compute::Backend::Memory memory;
   std::int64_t bytes_read = 0;
   double load_seconds = 0;
+  CheckpointCost checkpoints;
 };
 
 /// When the requests of all ranks got their tokens; filled on rank 0.

@@ -12,6 +12,8 @@
 
 #include "app/activations.hpp"
 #include "app/batch.hpp"
+#include "app/checkpoints.hpp"
+#include "app/cluster.hpp"
 #include "app/devices.hpp"
 #include "app/driver.hpp"
 #include "app/identity.hpp"
@@ -40,9 +42,13 @@ constexpr double kv_share_of_free_memory = 0.4;
 void require_separate_files(const RunOptions& options) {
   namespace fs = std::filesystem;
   const std::pair<const char*, const std::string*> files[] = {
-      {"model", &options.model},   {"input", &options.input},
-      {"output", &options.output}, {"report", &options.report},
-      {"trace", &options.trace},   {"activations", &options.activations}};
+      {"model", &options.model},
+      {"input", &options.input},
+      {"output", &options.output},
+      {"cluster", &options.cluster},
+      {"report", &options.report},
+      {"trace", &options.trace},
+      {"activations", &options.activations}};
   const auto same = [](const std::string& a, const std::string& b) {
     std::error_code ignored;
     if (a.empty() || b.empty()) return false;
@@ -86,7 +92,7 @@ DType activation_type(const std::string& wanted, DType on_file) {
 class Job {
  public:
   Job(const comm::Communicator& world, const RunOptions& options)
-      : world_(world), options_(options), results_(world) {}
+      : world_(world), options_(options), results_(world), checkpoints_(world, options) {}
 
   void run() {
     comm::watched::stage("set-up", setup_deadlines * options_.deadline);
@@ -148,6 +154,7 @@ class Job {
       fmt::print(stderr, "resuming: {} of {} requests are finished\n", results_.num_finished(),
                  requests_.size());
     }
+    checkpoints_.open(identity_, requests_, config_.shape, dtype_, kept_);
   }
 
   void find_ranks() {
@@ -155,6 +162,9 @@ class Job {
     const int node = topology_.node_of[static_cast<std::size_t>(world_.rank())];
     ranks_on_node_ = topology_.ranks_on(node);
     threads_ = threads_per_rank(options_.threads, ranks_on_node_);
+    if (options_.measure_links || !options_.cluster.empty()) {
+      cluster_ = find_cluster(world_, topology_, options_.cluster, options_.measure_links);
+    }
     choice_ = choose_backend(world_, topology_, options_.backend);
   }
 
@@ -246,7 +256,7 @@ class Job {
     if (!dumped_layers_.empty()) open_dump(driver);
     timeline_.emplace(world_.size(), comm::clock_offset(world_, topology_),
                       options_.trace.empty() ? 0 : max_trace_events);
-    batcher_.emplace(requests_, batch_, world_.rank(), kept_);
+    batcher_.emplace(requests_, batch_, world_.rank(), kept_, checkpoints_.restore_into(*backend_));
     driver_.emplace(*backend_, world_, config_.shape, placement_, driver, *timeline_);
     load_seconds_ = now_seconds() - begin;
   }
@@ -257,13 +267,16 @@ class Job {
     Progress progress(root() ? options_.progress : "none", total);
     std::vector<RankLoad> loads(static_cast<std::size_t>(world_.size()));
     const double start = now_seconds();
+    double begin = start;
     for (std::int64_t step = 0;; ++step) {
-      const double begin = now_seconds();
+      const double last_step_seconds = now_seconds() - begin;
+      begin = now_seconds();
       comm::watched::begin_step(step);
       world_.allgather_into(load_of_rank(), std::span(loads));
       const double agreed = now_seconds();
       results_.collect(loads);
       stop_if_asked(loads);
+      checkpoints_.advance(loads, checkpoint_source(), last_step_seconds);
       if (!batcher_->next_step(loads)) break;
       timeline_->begin_step(batcher_->has_prompt_tokens() ? Phase::prefill : Phase::decode,
                             driver_->schedule(batcher_->num_chunks()), begin, agreed);
@@ -278,13 +291,19 @@ class Job {
     }
     comm::watched::end_step();
     comm::watched::stage("the end", options_.deadline);
+    checkpoints_.close();
     timeline_->flush(world_);
     progress.finish();
   }
 
-  RankLoad load_of_rank() const {
+  CheckpointSource checkpoint_source() const {
+    return {&*batcher_, &*backend_, &driver_->traffic(), &placement_, &config_.shape, dtype_};
+  }
+
+  RankLoad load_of_rank() {
     RankLoad load = batcher_->load();
     load.stop_signal = stop_signal();
+    load.checkpoint = checkpoints_.phase();
     load.result_bytes = results_.waiting_bytes();
     return load;
   }
@@ -294,15 +313,15 @@ class Job {
     const auto asked = std::find_if(loads.begin(), loads.end(),
                                     [](const RankLoad& load) { return load.stop_signal != 0; });
     if (asked == loads.end()) return;
+    const std::string checkpoint = checkpoints_.write_now(checkpoint_source());
     std::string message;
     if (root()) {
       results_.sync();
       message = fmt::format(
-          "stopped by {} (sent to rank {}); {} of {} requests are finished and kept; run again "
-          "with "
-          "--resume to go on",
+          "stopped by {} (sent to rank {}); {} of {} requests are finished and kept{}{}; run again "
+          "with --resume to go on",
           name_of_signal(asked->stop_signal), asked - loads.begin(), results_.num_finished(),
-          requests_.size());
+          requests_.size(), checkpoint.empty() ? "" : ", ", checkpoint);
     }
     throw comm::AgreedFailure(message, stopped_exit_code, root());
   }
@@ -327,6 +346,7 @@ class Job {
     facts.config = &config_;
     facts.placement = &placement_;
     facts.topology = &topology_;
+    facts.cluster = cluster_ ? &*cluster_ : nullptr;
     facts.backend = backend_->description();
     facts.transport = name_of(transport_);
     facts.model_identity = file_->identity();
@@ -340,6 +360,7 @@ class Job {
     mine.memory = backend_->memory();
     mine.bytes_read = file_->bytes_read();
     mine.load_seconds = load_seconds_;
+    mine.checkpoints = checkpoints_.cost();
     const auto report = gather_report(world_, facts, mine, summary);
     const auto events = options_.trace.empty()
                             ? std::vector<std::vector<io::TraceEvent>>{}
@@ -381,6 +402,7 @@ class Job {
   ModelConfig config_;
   Placement placement_;
   comm::Topology topology_;
+  std::optional<Cluster> cluster_;
   int ranks_on_node_ = 1;
   int threads_ = 1;
   comm::TransportKind transport_ = comm::TransportKind::ialltoallv;
@@ -390,6 +412,7 @@ class Job {
   std::vector<KeptProgress> kept_;  // [requests]
   nlohmann::ordered_json identity_;
   ResultStore results_;
+  Checkpoints checkpoints_;
   std::optional<io::TextFile> report_;
   BackendChoice choice_;
   BatchOptions batch_;

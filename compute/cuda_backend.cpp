@@ -118,12 +118,12 @@ class CudaBackend final : public Backend {
     return layers_.save_x(static_cast<const cuda::CudaChunk&>(chunk), x);
   }
   Event save_kv(int layer, std::span<const std::int32_t> pages, int first_position,
-                int num_positions, void* keys, void* values) {
+                int num_positions, void* keys, void* values) override {
     check_positions(layer, pages, first_position, num_positions);
     return layers_.save_kv(layer, pages, first_position, num_positions, keys, values);
   }
   Event load_kv(int layer, std::span<const std::int32_t> pages, int first_position,
-                int num_positions, const void* keys, const void* values) {
+                int num_positions, const void* keys, const void* values) override {
     check_positions(layer, pages, first_position, num_positions);
     return layers_.load_kv(layer, pages, first_position, num_positions, keys, values);
   }
