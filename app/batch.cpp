@@ -10,6 +10,7 @@ namespace atl {
 void ChunkBatch::clear() {
   tokens.clear();
   segments.clear();
+  requests.clear();
   head.clear();
   sampled.clear();
   logprobs.clear();
@@ -70,6 +71,7 @@ Batcher::Batcher(const std::vector<io::Request>& requests, const BatchOptions& o
     const auto rows = static_cast<std::size_t>(options_.max_step_tokens);
     chunk.tokens.reserve(rows);
     chunk.segments.reserve(slots_.size() + 1);
+    chunk.requests.reserve(slots_.size() + 1);
     chunk.head.reserve(rows);
     chunk.sampled.reserve(slots_.size());
     chunk.logprobs.reserve(rows);
@@ -215,6 +217,7 @@ void Batcher::add_piece(std::int32_t slot, std::int32_t count, std::int64_t step
     const auto rows = static_cast<std::int32_t>(std::min<std::int64_t>(count, end - step_rows_));
     const auto first_row = static_cast<std::int32_t>(chunk.tokens.size());
     chunk.segments.push_back({first_row, rows, sequence.cached, sequence.pages.data()});
+    chunk.requests.push_back(sequence.request);
     for (std::int32_t i = 0; i < rows; ++i) {
       const std::int32_t position = sequence.cached + i;
       const auto p = static_cast<std::size_t>(position);

@@ -68,6 +68,7 @@ struct HeadRow {
 struct ChunkBatch {
   std::vector<std::int32_t> tokens;        ///< [T]
   std::vector<compute::Segment> segments;  ///< cover the rows in order
+  std::vector<std::int32_t> requests;      ///< [segments], whose tokens they are
   std::vector<HeadRow> head;
   std::vector<SampledToken> sampled;  ///< generate: [head], filled by the head step
   std::vector<float> logprobs;        ///< score: [head], filled by the head step

@@ -23,8 +23,10 @@ struct RunOptions {
   std::string transport = "auto";  ///< auto | ialltoallv | pairwise | ...-staged
   std::string report;
   std::string trace;
-  int max_sequences = 64;  ///< per rank at once
-  int step_tokens = 2048;  ///< per rank and step
+  std::string dump_activations;  ///< layers: "all", or numbers with commas; empty: none
+  std::string activations;       ///< file for them
+  int max_sequences = 64;        ///< per rank at once
+  int step_tokens = 2048;        ///< per rank and step
   int min_chunk_tokens = 32;
   std::int64_t kv_tokens = 0;     ///< KV cache per rank in tokens; 0: from the requests
   double deadline = 300;          ///< seconds without progress
@@ -53,7 +55,17 @@ struct InspectOptions {
   bool no_verify = false;
 };
 
-enum class Command : std::uint8_t { none, run, init, import, inspect };
+struct DiffOptions {
+  std::string a;
+  std::string b;
+  double tolerance = 0;
+};
+
+enum class Command : std::uint8_t { none, run, init, import, inspect, diff };
+
+/// The layers that `text` names ("all", or numbers with commas) of a model with `num_layers`,
+/// rising. Throws UsageError.
+std::vector<int> layers_of(const std::string& text, int num_layers);
 
 struct CommandLine {
   Command command = Command::none;  ///< none: `text` is all there is to do
@@ -61,6 +73,7 @@ struct CommandLine {
   InitOptions init;
   ImportOptions import;
   InspectOptions inspect;
+  DiffOptions diff;
   std::string text;  ///< help or version
 
   /// The command and all its options as text, in a fixed order.

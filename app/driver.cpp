@@ -212,20 +212,23 @@ Driver::Running Driver::launch_compute(std::int32_t index) {
   ChunkState& state = *chunks_[static_cast<std::size_t>(step.chunk)];
   compute::Chunk& chunk = *state.chunk;
   const auto one = [index](compute::Event event) { return Running{index, event, event, 0}; };
+  const auto saved = [&](compute::Event event) {
+    return Running{index, event, save_x(step, chunk, event), 0};
+  };
   switch (step.kind) {
     case StepKind::embed:
       return one(backend_.embed(chunk));
     case StepKind::attention:
       return one(backend_.attention(chunk, step.layer));
     case StepKind::mlp:
-      return one(backend_.mlp(chunk, step.layer));
+      return saved(backend_.mlp(chunk, step.layer));
     case StepKind::route:
       return one(backend_.route(chunk, step.layer));
     case StepKind::experts:
       build_blocks(state);
       return one(backend_.experts(chunk, step.layer, state.blocks));
     case StepKind::merge:
-      return one(backend_.merge(chunk, step.layer));
+      return saved(backend_.merge(chunk, step.layer));
     case StepKind::head:
       return launch_head(index, state);
     case StepKind::counts:
@@ -234,6 +237,13 @@ Driver::Running Driver::launch_compute(std::int32_t index) {
       break;
   }
   fail("internal: {} is not arithmetic", step.name());
+}
+
+/// After the last operation of a layer: copies x where it is wanted. Returns the last event.
+compute::Event Driver::save_x(const Step& step, const compute::Chunk& chunk, compute::Event last) {
+  if (!options_.save_x || chunk.tokens.empty()) return last;
+  void* x = options_.save_x(step.chunk, step.layer, chunk.tokens.size());
+  return x == nullptr ? last : backend_.save_x(chunk, x);
 }
 
 Driver::Running Driver::launch_head(std::int32_t index, ChunkState& state) {

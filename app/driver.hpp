@@ -31,6 +31,9 @@ struct DriverOptions {
   Mode mode = Mode::generate;
   int max_head_rows = 0;  ///< rows of logits per chunk (generate)
   int max_chunk_tokens = 0;
+  /// Host memory for x [tokens, H] of a chunk after a layer, or null where it is not wanted; it is
+  /// filled when run_step returns. Empty: never.
+  std::function<void*(int chunk, int layer, std::size_t tokens)> save_x;
 };
 
 /// Counted over the whole run on this rank.
@@ -70,6 +73,7 @@ class Driver {
   void launch();
   void release(std::int32_t step, bool launched_only);
   Running launch_compute(std::int32_t step);
+  compute::Event save_x(const Step& step, const compute::Chunk& chunk, compute::Event last);
   Running launch_head(std::int32_t step, ChunkState& state);
   void post_exchange(std::int32_t step);
   bool exchange_done(std::int32_t step);

@@ -10,6 +10,7 @@
 #include <memory>
 #include <optional>
 
+#include "app/activations.hpp"
 #include "app/batch.hpp"
 #include "app/devices.hpp"
 #include "app/driver.hpp"
@@ -38,11 +39,10 @@ constexpr double kv_share_of_free_memory = 0.4;
 /// Results over the requests, or over the model, would destroy them.
 void require_separate_files(const RunOptions& options) {
   namespace fs = std::filesystem;
-  const std::pair<const char*, const std::string*> files[] = {{"model", &options.model},
-                                                              {"input", &options.input},
-                                                              {"output", &options.output},
-                                                              {"report", &options.report},
-                                                              {"trace", &options.trace}};
+  const std::pair<const char*, const std::string*> files[] = {
+      {"model", &options.model},   {"input", &options.input},
+      {"output", &options.output}, {"report", &options.report},
+      {"trace", &options.trace},   {"activations", &options.activations}};
   const auto same = [](const std::string& a, const std::string& b) {
     std::error_code ignored;
     if (a.empty() || b.empty()) return false;
@@ -107,6 +107,9 @@ class Job {
       file_ = std::make_unique<io::ModelFileReader>(options_.model);
       config_ = checked_config(*file_);
       placement_ = contiguous_placement(config_.shape.num_experts, world_.size());
+      if (!options_.dump_activations.empty()) {
+        dumped_layers_ = layers_of(options_.dump_activations, config_.shape.num_layers);
+      }
     });
     const std::uint64_t identity = file_->identity();
     const auto identities = world_.allgather(identity);
@@ -240,6 +243,7 @@ class Job {
     driver.mode = mode_;
     driver.max_chunk_tokens = options.max_chunk_tokens;
     driver.max_head_rows = std::min(batch_.max_sequences, options.max_chunk_tokens);
+    if (!dumped_layers_.empty()) open_dump(driver);
     timeline_.emplace(world_.size(), comm::clock_offset(world_, topology_),
                       options_.trace.empty() ? 0 : max_trace_events);
     batcher_.emplace(requests_, batch_, world_.rank(), kept_);
@@ -264,6 +268,7 @@ class Job {
       timeline_->begin_step(batcher_->has_prompt_tokens() ? Phase::prefill : Phase::decode,
                             driver_->schedule(batcher_->num_chunks()), begin, agreed);
       driver_->run_step(*batcher_);
+      if (dump_) dump_->write(*batcher_);
       timeline_->end_step(batcher_->finish_step(now_seconds() - start));
       results_.take(batcher_->finished());
       if (timeline_->full()) timeline_->flush(world_);
@@ -302,7 +307,20 @@ class Job {
     throw comm::AgreedFailure(message, stopped_exit_code, root());
   }
 
+  void open_dump(DriverOptions& driver) {
+    auto layout = activation_layout(requests_, mode_, options_.max_tokens);
+    layout.dtype = dtype_;
+    layout.hidden = config_.shape.hidden;
+    layout.layers = dumped_layers_;
+    layout.model = fmt::format("{:016x}", file_->identity());
+    dump_.emplace(options_.activations, layout, world_, options_.chunks);
+    driver.save_x = [this](int chunk, int layer, std::size_t tokens) {
+      return dump_->buffer(chunk, layer, tokens);
+    };
+  }
+
   void finish() {
+    if (dump_) dump_->close();
     const RequestSummary summary = results_.summary();
     RunFacts facts;
     facts.options = &options_;
@@ -367,6 +385,8 @@ class Job {
   int threads_ = 1;
   comm::TransportKind transport_ = comm::TransportKind::ialltoallv;
   std::vector<io::Request> requests_;
+  std::vector<int> dumped_layers_;
+  std::optional<ActivationDump> dump_;
   std::vector<KeptProgress> kept_;  // [requests]
   nlohmann::ordered_json identity_;
   ResultStore results_;

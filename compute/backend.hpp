@@ -134,6 +134,9 @@ class Backend {
   virtual Event logprobs(Chunk& chunk, std::span<const std::int32_t> rows,
                          std::span<const std::int32_t> targets, float* logprobs) = 0;
 
+  /// Copies x [T, H], as it is then, to host memory in options.dtype.
+  virtual Event save_x(const Chunk& chunk, void* x) = 0;
+
   /// Runs a host function after the operations before it whose results go to host memory (logits,
   /// for example, to sample from). `task` must outlive it.
   virtual Event host_task(const std::function<void()>& task) = 0;

@@ -74,6 +74,13 @@ class CpuBackend final : public Backend {
     return queue_.enqueue(op);
   }
 
+  Event save_x(const Chunk& chunk, void* x) override {
+    // An operation may change its chunk; this one does not.
+    CpuOp op = op_of(CpuOp::Kind::save_x, const_cast<Chunk&>(chunk), 0);
+    op.x = x;
+    return queue_.enqueue(op);
+  }
+
   Event host_task(const std::function<void()>& task) override {
     CpuOp op;
     op.task = &task;

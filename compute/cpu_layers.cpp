@@ -41,6 +41,11 @@ void CpuLayers::execute(const CpuOp& op) {
       return logits(*op.chunk, op.rows, op.out);
     case CpuOp::Kind::logprobs:
       return logprobs(*op.chunk, op.rows, op.targets, op.out);
+    case CpuOp::Kind::save_x:
+      std::memcpy(op.x, op.chunk->x.data(),
+                  op.chunk->tokens.size() * static_cast<std::size_t>(shape_.hidden) *
+                      size_of(options_.dtype));
+      return;
     case CpuOp::Kind::host_task:
       return (*op.task)();
   }

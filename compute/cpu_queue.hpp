@@ -28,6 +28,7 @@ struct CpuOp {
     merge,
     logits,
     logprobs,
+    save_x,
     host_task
   };
   Kind kind = Kind::host_task;
@@ -37,6 +38,7 @@ struct CpuOp {
   std::span<const std::int32_t> rows;
   std::span<const std::int32_t> targets;
   float* out = nullptr;
+  void* x = nullptr;  // save_x
   const std::function<void()>* task = nullptr;
 };
 

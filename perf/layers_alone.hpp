@@ -15,6 +15,7 @@
 #include "app/plan/placement.hpp"
 #include "app/plan/schedule.hpp"
 #include "comm/communicator.hpp"
+#include "comm/deadline.hpp"
 #include "comm/exchange.hpp"
 #include "perf/layers_model.hpp"
 

@@ -388,11 +388,12 @@ int parse(int argc, char** argv, int rank, int num_ranks, Arguments& a) {
   return -1;
 }
 
-int run(int argc, char** argv, const comm::Communicator& world) {
+int run(int argc, char** argv, const comm::Communicator& world, comm::Watchdog& watchdog) {
+  watchdog.connect(world);
   Arguments arguments;
   const int code = parse(argc, argv, world.rank(), world.size(), arguments);
   if (code >= 0) return code;
-  comm::Communicator::set_deadline(120);
+  comm::watched::stage("the measurement", 120, /*work_may_last=*/true);
   LayersOptions& options = arguments.options;
   const comm::Communicator node = world.split_shared();
   options.shares_cores = arguments.shares_cores == "auto"
@@ -424,12 +425,12 @@ int run(int argc, char** argv, const comm::Communicator& world) {
 }  // namespace atl::perf
 
 int main(int argc, char** argv) {
+  atl::comm::Watchdog watchdog;
   const atl::comm::Environment mpi(&argc, &argv);
   const auto world = atl::comm::Communicator::world();
   try {
-    return atl::perf::run(argc, argv, world);
+    return atl::perf::run(argc, argv, world, watchdog);
   } catch (const std::exception& error) {
-    fmt::print(stderr, "layers_bench: {}\n", error.what());
-    world.abort(1);
+    watchdog.abort(world, error.what());
   }
 }
