@@ -251,6 +251,52 @@ TEST_F(CudaBackend, ActivationsAreSaved) {
   }
 }
 
+/// A sequence goes on elsewhere from its saved keys and values, with the same bits.
+TEST_F(CudaBackend, KeysAndValuesAreSavedAndLoaded) {
+  const auto shape = tiny_shape();
+  const auto model = random_model(shape, DType::bfloat16, 4);
+  const auto tokens = Random(6, DType::bfloat16).tokens(101, shape.vocab);
+  const std::vector<std::int32_t> pages = {0, 1};     // the first that SingleRank gives
+  const std::size_t bytes = std::size_t{2} * 16 * 2;  // of one position: kv heads, head_dim
+  const std::vector<std::int32_t> row = {0};
+  std::vector<float> expected(50);
+  std::vector<float> continued(50);
+  std::vector<std::vector<std::byte>> keys(3, std::vector<std::byte>(100 * bytes));
+  std::vector<std::vector<std::byte>> values = keys;
+  RankOptions options = on_cuda(DType::bfloat16);
+  options.max_chunk_tokens = 100;
+  const auto continue_on = [&](SingleRank& rank, int sequence, std::vector<float>& logits) {
+    const SingleRank::Piece last{sequence, std::span(tokens).subspan(100)};
+    rank.set_chunk({&last, 1});
+    rank.run_layers();
+    rank.finish(rank.backend().logits(rank.chunk(), row, logits.data()));
+  };
+
+  SingleRank from(model, options);
+  const SingleRank::Piece most{from.add_sequence(), std::span(tokens).first(100)};
+  from.set_chunk({&most, 1});
+  from.run_layers();
+  for (int layer = 0; layer < 3; ++layer) {
+    const auto l = static_cast<std::size_t>(layer);
+    from.backend().save_kv(layer, pages, 0, 70, keys[l].data(), values[l].data());
+    from.finish(from.backend().save_kv(layer, pages, 70, 30, keys[l].data() + 70 * bytes,
+                                       values[l].data() + 70 * bytes));
+  }
+  continue_on(from, most.sequence, expected);
+
+  SingleRank to(model, options);
+  const SingleRank::Piece same{to.add_sequence(), std::span(tokens).first(100)};
+  to.set_chunk({&same, 1});  // takes the pages, computes nothing
+  for (int layer = 0; layer < 3; ++layer) {
+    const auto l = static_cast<std::size_t>(layer);
+    to.finish(to.backend().load_kv(layer, pages, 0, 100, keys[l].data(), values[l].data()));
+  }
+  continue_on(to, same.sequence, continued);
+  EXPECT_EQ(expected, continued);
+  EXPECT_THROW(to.backend().save_kv(3, pages, 0, 1, keys[0].data(), values[0].data()), Error);
+  EXPECT_THROW(to.backend().save_kv(0, pages, 100, 29, keys[0].data(), values[0].data()), Error);
+}
+
 TEST_F(CudaBackend, RefusesWhatDoesNotFitTheModel) {
   const auto model = random_model(tiny_shape(), DType::float32, 2);
   RankOptions small = on_cuda(DType::float32);
