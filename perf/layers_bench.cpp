@@ -24,6 +24,7 @@
 #include "app/build_info.hpp"
 #include "app/driver.hpp"
 #include "app/model.hpp"
+#include "comm/transport.hpp"
 #include "io/text_file.hpp"
 #include "perf/layers_alone.hpp"
 #include "perf/layers_model.hpp"
