@@ -10,6 +10,7 @@ namespace atl {
 void ChunkBatch::clear() {
   tokens.clear();
   segments.clear();
+  requests.clear();
   head.clear();
   sampled.clear();
   logprobs.clear();
@@ -70,6 +71,7 @@ Batcher::Batcher(const std::vector<io::Request>& requests, const BatchOptions& o
     const auto rows = static_cast<std::size_t>(options_.max_step_tokens);
     chunk.tokens.reserve(rows);
     chunk.segments.reserve(slots_.size() + 1);
+    chunk.requests.reserve(slots_.size() + 1);
     chunk.head.reserve(rows);
     chunk.sampled.reserve(slots_.size());
     chunk.logprobs.reserve(rows);
@@ -102,6 +104,29 @@ RankLoad Batcher::load() const {
   load.free_pages = static_cast<std::int64_t>(free_pages_.size());
   load.free_sequences = static_cast<std::int32_t>(slots_.size() - order_.size());
   return load;
+}
+
+std::vector<Batcher::View> Batcher::sequences() const {
+  std::vector<View> views;
+  for (const std::int32_t slot : order_) {
+    const Sequence& s = slots_[static_cast<std::size_t>(slot)];
+    const auto prompt = static_cast<std::size_t>(s.prompt_length);
+    views.push_back(
+        {s.request, s.cached, std::span(s.tokens).subspan(prompt), s.logprobs, s.pages});
+  }
+  return views;
+}
+
+std::span<const std::int32_t> Batcher::pages_of(std::int32_t request) const {
+  for (const std::int32_t slot : order_) {
+    const Sequence& sequence = slots_[static_cast<std::size_t>(slot)];
+    if (sequence.request == request) return sequence.pages;
+  }
+  return {};
+}
+
+bool Batcher::restoring() const {
+  return next_ < queue_.size() && progress_[static_cast<std::size_t>(queue_[next_])].cached > 0;
 }
 
 bool Batcher::next_step(std::span<const RankLoad> loads) {
@@ -215,6 +240,7 @@ void Batcher::add_piece(std::int32_t slot, std::int32_t count, std::int64_t step
     const auto rows = static_cast<std::int32_t>(std::min<std::int64_t>(count, end - step_rows_));
     const auto first_row = static_cast<std::int32_t>(chunk.tokens.size());
     chunk.segments.push_back({first_row, rows, sequence.cached, sequence.pages.data()});
+    chunk.requests.push_back(sequence.request);
     for (std::int32_t i = 0; i < rows; ++i) {
       const std::int32_t position = sequence.cached + i;
       const auto p = static_cast<std::size_t>(position);

@@ -2,6 +2,7 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <charconv>
 
 #include "app/model.hpp"
 #include "compute/error.hpp"
@@ -24,6 +25,8 @@ std::vector<std::pair<std::string, std::string>> RunOptions::items() const {
           {"measure-links", measure_links ? "true" : "false"},
           {"report", report},
           {"trace", trace},
+          {"dump-activations", dump_activations},
+          {"activations", activations},
           {"max-sequences", std::to_string(max_sequences)},
           {"step-tokens", std::to_string(step_tokens)},
           {"min-chunk-tokens", std::to_string(min_chunk_tokens)},
@@ -31,6 +34,8 @@ std::vector<std::pair<std::string, std::string>> RunOptions::items() const {
           {"deadline", fmt::format("{}", deadline)},
           {"peak-tflops", fmt::format("{}", peak_tflops)},
           {"progress", progress},
+          {"checkpoint-dir", checkpoint_dir},
+          {"checkpoint-every", checkpoint_every},
           {"resume", resume ? "true" : "false"}};
 }
 
@@ -51,10 +56,33 @@ std::vector<std::pair<std::string, std::string>> CommandLine::items() const {
       return {{"command", "import"}, {"folder", import.folder}, {"output", import.output}};
     case Command::inspect:
       return {{"command", "inspect"}, {"file", inspect.file}};
+    case Command::diff:
+      return {{"command", "diff"},
+              {"a", diff.a},
+              {"b", diff.b},
+              {"tolerance", fmt::format("{}", diff.tolerance)}};
     case Command::none:
       break;
   }
   return {{"command", "help"}};
+}
+
+Interval interval_of(const std::string& text) {
+  const auto digits = text.find_first_not_of("0123456789");
+  const std::string unit = digits == std::string::npos ? "steps" : text.substr(digits);
+  std::int64_t number = 0;
+  std::from_chars(text.data(), text.data() + text.size(), number);
+  if (number > 0 && number <= 1000000000) {
+    const auto value = static_cast<double>(number);
+    if (unit == "steps" || unit == "-steps") return {number, 0};
+    if (unit == "s" || unit == "-seconds") return {0, value};
+    if (unit == "m") return {0, value * 60};
+    if (unit == "h") return {0, value * 3600};
+  }
+  throw UsageError(fmt::format(
+      "--checkpoint-every: \"{}\" is no interval; give steps (200 or 200steps) or time (90s, 10m, "
+      "2h)",
+      text));
 }
 
 namespace {
@@ -86,7 +114,8 @@ void add_run(CLI::App& app, RunOptions& o) {
       ->capture_default_str();
   app.add_option("--transport", o.transport,
                  "How tokens travel; auto: the first that passes a test")
-      ->check(CLI::IsMember({"auto", "ialltoallv", "pairwise"}))
+      ->check(
+          CLI::IsMember({"auto", "ialltoallv", "pairwise", "ialltoallv-staged", "pairwise-staged"}))
       ->capture_default_str();
   app.add_option(
       "--cluster", o.cluster,
@@ -95,6 +124,11 @@ void add_run(CLI::App& app, RunOptions& o) {
                "Measure the links before the run, for the report");
   app.add_option("--report", o.report, "Write a JSON report here");
   app.add_option("--trace", o.trace, "Write a Perfetto (Chrome JSON) trace here");
+  CLI::Option* layers = app.add_option("--dump-activations", o.dump_activations,
+                                       "Write x after these layers: all, or e.g. 0,3,15");
+  CLI::Option* file = app.add_option("--activations", o.activations, "File for them (HDF5)");
+  layers->needs(file);
+  file->needs(layers);
   app.add_option("--max-sequences", o.max_sequences, "Sequences in flight per rank")
       ->check(CLI::Range(1, 1 << 20))
       ->capture_default_str();
@@ -114,6 +148,11 @@ void add_run(CLI::App& app, RunOptions& o) {
       ->capture_default_str();
   app.add_option("--peak-tflops", o.peak_tflops, "Peak of one rank, for MFU in the report")
       ->check(CLI::Range(0.0, 1e6))
+      ->capture_default_str();
+  app.add_option("--checkpoint-dir", o.checkpoint_dir,
+                 "Keep the run's state in this folder, which all ranks see");
+  app.add_option("--checkpoint-every", o.checkpoint_every,
+                 "Steps (200 or 200steps) or time (90s, 10m, 2h) between two checkpoints")
       ->capture_default_str();
   app.add_flag("--resume", o.resume, "Go on where an interrupted run of the same job stopped");
   app.add_option("--progress", o.progress, "Progress on stderr")
@@ -158,6 +197,37 @@ void require_known_command(const CLI::App& app, const std::vector<std::string>& 
 
 }  // namespace
 
+std::vector<int> layers_of(const std::string& text, int num_layers) {
+  std::vector<int> layers;
+  if (text == "all") {
+    for (int layer = 0; layer < num_layers; ++layer) layers.push_back(layer);
+    return layers;
+  }
+  const auto wrong = [&](std::string_view part) {
+    return UsageError(fmt::format(
+        "--dump-activations {}: \"{}\" is no layer of this model (it has 0 to {}); give "
+        "all, or numbers with commas between",
+        text, part, num_layers - 1));
+  };
+  std::string_view rest = text;
+  for (bool more = true; more;) {
+    const std::size_t comma = rest.find(',');
+    const std::string_view part = rest.substr(0, comma);
+    int layer = 0;
+    const auto [end, error] = std::from_chars(part.data(), part.data() + part.size(), layer);
+    if (error != std::errc() || end != part.data() + part.size() || layer < 0 ||
+        layer >= num_layers) {
+      throw wrong(part);
+    }
+    layers.push_back(layer);
+    more = comma != std::string_view::npos;
+    if (more) rest.remove_prefix(comma + 1);
+  }
+  std::sort(layers.begin(), layers.end());
+  layers.erase(std::unique(layers.begin(), layers.end()), layers.end());
+  return layers;
+}
+
 CommandLine parse_command_line(int argc, const char* const* argv) {
   CommandLine line;
   CLI::App app(
@@ -190,8 +260,15 @@ CommandLine parse_command_line(int argc, const char* const* argv) {
   import.add_option("--output", line.import.output, "Model file to write")->required();
 
   CLI::App& inspect = *app.add_subcommand("inspect", "List a model file and verify its checksums");
-  inspect.add_option("file", line.inspect.file, "Model file")->required();
+  inspect.add_option("file", line.inspect.file, "Model or activations file")->required();
   inspect.add_flag("--no-verify", line.inspect.no_verify, "List only, read no weights");
+
+  CLI::App& diff = *app.add_subcommand("diff", "Compare the activations of two runs");
+  diff.add_option("a", line.diff.a, "Activations file")->required();
+  diff.add_option("b", line.diff.b, "Another, of the same requests")->required();
+  diff.add_option("--tolerance", line.diff.tolerance, "Largest difference that is no difference")
+      ->check(CLI::Range(0.0, 1e30))
+      ->capture_default_str();
 
   try {
     std::vector<std::string> arguments = with_config_files(argc, argv);
@@ -210,9 +287,16 @@ CommandLine parse_command_line(int argc, const char* const* argv) {
   }
   if (!(line.run.deadline >= 0) || !(line.init.deadline >= 0))
     throw UsageError("--deadline: not a number of seconds");
+  if (run.parsed()) {
+    interval_of(line.run.checkpoint_every);
+    if (run.count("--checkpoint-every") > 0 && line.run.checkpoint_dir.empty()) {
+      throw UsageError("--checkpoint-every: there is no --checkpoint-dir to write to");
+    }
+  }
   line.command = run.parsed()      ? Command::run
                  : init.parsed()   ? Command::init
                  : import.parsed() ? Command::import
+                 : diff.parsed()   ? Command::diff
                                    : Command::inspect;
   return line;
 }

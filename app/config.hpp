@@ -20,23 +20,35 @@ struct RunOptions {
   int chunks = 2;
   bool no_overlap = false;
   int threads = 0;                 ///< per rank; 0: cores of the node / ranks on it
-  std::string transport = "auto";  ///< auto | ialltoallv | pairwise
+  std::string transport = "auto";  ///< auto | ialltoallv | pairwise | ...-staged
   std::string cluster;             ///< file with what the links carry; read, or written
   bool measure_links = false;      ///< also where the file has them
   std::string report;
   std::string trace;
-  int max_sequences = 64;  ///< per rank at once
-  int step_tokens = 2048;  ///< per rank and step
+  std::string dump_activations;  ///< layers: "all", or numbers with commas; empty: none
+  std::string activations;       ///< file for them
+  int max_sequences = 64;        ///< per rank at once
+  int step_tokens = 2048;        ///< per rank and step
   int min_chunk_tokens = 32;
-  std::int64_t kv_tokens = 0;     ///< KV cache per rank in tokens; 0: from the requests
-  double deadline = 300;          ///< seconds without progress
-  double peak_tflops = 0;         ///< stated peak of one rank, for MFU
-  std::string progress = "auto";  ///< auto | bar | lines | none
-  bool resume = false;            ///< go on where an interrupted run stopped
+  std::int64_t kv_tokens = 0;            ///< KV cache per rank in tokens; 0: from the requests
+  double deadline = 300;                 ///< seconds without progress
+  double peak_tflops = 0;                ///< stated peak of one rank, for MFU
+  std::string progress = "auto";         ///< auto | bar | lines | none
+  std::string checkpoint_dir;            ///< empty: no checkpoints
+  std::string checkpoint_every = "10m";  ///< see interval_of()
+  bool resume = false;                   ///< go on where an interrupted run stopped
 
   /// Every option with its value as text, in a fixed order: for the report, and to compare ranks.
   std::vector<std::pair<std::string, std::string>> items() const;
 };
+
+/// How often something is done: after so many steps, or so many seconds; the other is 0.
+struct Interval {
+  std::int64_t steps = 0;
+  double seconds = 0;
+};
+/// Reads "200" or "200steps", "90s", "10m", "2h". Throws UsageError.
+Interval interval_of(const std::string& text);
 
 struct InitOptions {
   std::string preset;
@@ -55,7 +67,17 @@ struct InspectOptions {
   bool no_verify = false;
 };
 
-enum class Command : std::uint8_t { none, run, init, import, inspect };
+struct DiffOptions {
+  std::string a;
+  std::string b;
+  double tolerance = 0;
+};
+
+enum class Command : std::uint8_t { none, run, init, import, inspect, diff };
+
+/// The layers that `text` names ("all", or numbers with commas) of a model with `num_layers`,
+/// rising. Throws UsageError.
+std::vector<int> layers_of(const std::string& text, int num_layers);
 
 struct CommandLine {
   Command command = Command::none;  ///< none: `text` is all there is to do
@@ -63,6 +85,7 @@ struct CommandLine {
   InitOptions init;
   ImportOptions import;
   InspectOptions inspect;
+  DiffOptions diff;
   std::string text;  ///< help or version
 
   /// The command and all its options as text, in a fixed order.

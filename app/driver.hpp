@@ -31,6 +31,9 @@ struct DriverOptions {
   Mode mode = Mode::generate;
   int max_head_rows = 0;  ///< rows of logits per chunk (generate)
   int max_chunk_tokens = 0;
+  /// Host memory for x [tokens, H] of a chunk after a layer, or null where it is not wanted; it is
+  /// filled when run_step returns. Empty: never.
+  std::function<void*(int chunk, int layer, std::size_t tokens)> save_x;
 };
 
 /// Counted over the whole run on this rank.
@@ -70,11 +73,13 @@ class Driver {
   void launch();
   void release(std::int32_t step, bool launched_only);
   Running launch_compute(std::int32_t step);
+  compute::Event save_x(const Step& step, const compute::Chunk& chunk, compute::Event last);
   Running launch_head(std::int32_t step, ChunkState& state);
   void post_exchange(std::int32_t step);
   bool exchange_done(std::int32_t step);
   void build_blocks(ChunkState& state);
   bool poll();
+  void record_intervals(const Running& running);
   void back_off();
   void say_where();
 
@@ -95,7 +100,7 @@ class Driver {
   std::vector<std::int32_t> pending_;        // [steps] dependencies not yet met
   std::vector<std::int32_t> ready_compute_;  // min-heap of steps
   std::vector<std::int32_t> ready_exchange_;
-  std::vector<Running> running_compute_;  // in order of the queue
+  std::vector<Running> running_compute_;  // in order of their launch
   std::vector<Running> running_exchange_;
   std::size_t completed_ = 0;
   int idle_polls_ = 0;

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "compute/error.hpp"
+#include "io/activation_file.hpp"
 #include "io/model_file.hpp"
 
 namespace atl {
@@ -122,7 +123,24 @@ ModelConfig checked_config(const io::ModelFileReader& reader) {
   return config;
 }
 
+namespace {
+
+std::string activations_text(const std::string& path) {
+  io::ActivationReader reader(path);
+  const io::ActivationLayout& layout = reader.layout();
+  std::int64_t rows = 0;
+  for (std::size_t r = 0; r < layout.requests.size(); ++r) rows += reader.num_rows(r);
+  return fmt::format(
+      "activations file {}\nof model {}\n{} layers: {}\nx [{} tokens, {}] {} each, of {} "
+      "requests\n",
+      path, layout.model, layout.layers.size(), fmt::join(layout.layers, ", "), rows, layout.hidden,
+      name_of(layout.dtype), layout.requests.size());
+}
+
+}  // namespace
+
 std::string inspect_text(const std::string& path, bool verify) {
+  if (io::file_format(path) == io::activations_format) return activations_text(path);
   io::ModelFileReader reader(path);
   const ModelConfig config = checked_config(reader);
   const std::vector<io::DatasetInfo> datasets = reader.datasets();

@@ -9,6 +9,7 @@
 #include <optional>
 
 #include "app/config.hpp"
+#include "app/diff.hpp"
 #include "app/import.hpp"
 #include "app/init.hpp"
 #include "app/inspect.hpp"
@@ -64,6 +65,10 @@ void execute(const CommandLine& line, const comm::Communicator& world) {
       return world.agree([&] {
         if (world.rank() != 0) return;
         fmt::print("{}", inspect_text(line.inspect.file, !line.inspect.no_verify));
+      });
+    case Command::diff:
+      return world.agree([&] {
+        if (world.rank() == 0) diff_activations(line.diff);
       });
     case Command::none:
       if (world.rank() == 0) fmt::print("{}", line.text);

@@ -10,8 +10,11 @@
 #include <memory>
 #include <optional>
 
+#include "app/activations.hpp"
 #include "app/batch.hpp"
+#include "app/checkpoints.hpp"
 #include "app/cluster.hpp"
+#include "app/devices.hpp"
 #include "app/driver.hpp"
 #include "app/identity.hpp"
 #include "app/inspect.hpp"
@@ -23,6 +26,7 @@
 #include "app/stop.hpp"
 #include "comm/deadline.hpp"
 #include "comm/topology.hpp"
+#include "comm/transport.hpp"
 #include "io/text_file.hpp"
 
 namespace atl {
@@ -38,8 +42,13 @@ constexpr double kv_share_of_free_memory = 0.4;
 void require_separate_files(const RunOptions& options) {
   namespace fs = std::filesystem;
   const std::pair<const char*, const std::string*> files[] = {
-      {"model", &options.model},     {"input", &options.input},   {"output", &options.output},
-      {"cluster", &options.cluster}, {"report", &options.report}, {"trace", &options.trace}};
+      {"model", &options.model},
+      {"input", &options.input},
+      {"output", &options.output},
+      {"cluster", &options.cluster},
+      {"report", &options.report},
+      {"trace", &options.trace},
+      {"activations", &options.activations}};
   const auto same = [](const std::string& a, const std::string& b) {
     std::error_code ignored;
     if (a.empty() || b.empty()) return false;
@@ -83,13 +92,13 @@ DType activation_type(const std::string& wanted, DType on_file) {
 class Job {
  public:
   Job(const comm::Communicator& world, const RunOptions& options)
-      : world_(world), options_(options), results_(world) {}
+      : world_(world), options_(options), results_(world), checkpoints_(world, options) {}
 
   void run() {
     comm::watched::stage("set-up", setup_deadlines * options_.deadline);
     open_model();
-    read_requests();
     find_ranks();
+    read_requests();
     size_batches();
     load();
     steps();
@@ -101,11 +110,12 @@ class Job {
 
   void open_model() {
     world_.agree([this] {
-      require(options_.backend != "cuda",
-              "this build has no CUDA backend; use --backend cpu or auto");
       file_ = std::make_unique<io::ModelFileReader>(options_.model);
       config_ = checked_config(*file_);
       placement_ = contiguous_placement(config_.shape.num_experts, world_.size());
+      if (!options_.dump_activations.empty()) {
+        dumped_layers_ = layers_of(options_.dump_activations, config_.shape.num_layers);
+      }
     });
     const std::uint64_t identity = file_->identity();
     const auto identities = world_.allgather(identity);
@@ -135,7 +145,7 @@ class Job {
       if (!options_.trace.empty()) io::TextFile(options_.trace);  // can be written
     });
     requests_ = broadcast_requests(world_, std::move(requests_));
-    identity_ = identity_of(options_, file_->identity(), dtype_, "cpu", requests_);
+    identity_ = identity_of(options_, file_->identity(), dtype_, choice_.name(), requests_);
     const auto finished = results_.begin(requests_, identity_, options_.resume, mode_,
                                          config_.shape.vocab == byte_vocab);
     kept_.resize(requests_.size());
@@ -144,6 +154,7 @@ class Job {
       fmt::print(stderr, "resuming: {} of {} requests are finished\n", results_.num_finished(),
                  requests_.size());
     }
+    checkpoints_.open(identity_, requests_, config_.shape, dtype_, kept_);
   }
 
   void find_ranks() {
@@ -154,7 +165,7 @@ class Job {
     if (options_.measure_links || !options_.cluster.empty()) {
       cluster_ = find_cluster(world_, topology_, options_.cluster, options_.measure_links);
     }
-    world_.agree([this] { transport_ = comm::choose_transport(world_, options_.transport); });
+    choice_ = choose_backend(world_, topology_, options_.backend);
   }
 
   void size_batches() {
@@ -166,7 +177,9 @@ class Job {
     batch_.max_chunks = options_.chunks;
     batch_.page_tokens = page_tokens;
     batch_.stop_token_ids = config_.stop_token_ids;
-    batch_.num_pages = std::max<std::int64_t>(1, kv_pages());
+    set_backend_options();
+    world_.agree([this] { batch_.num_pages = std::max<std::int64_t>(1, kv_pages()); });
+    backend_options_.num_pages = batch_.num_pages;
     for (std::size_t i = 0; i < requests_.size(); ++i) {
       io::Request& request = requests_[i];
       const std::int64_t pages = Batcher::pages_needed(request, batch_);
@@ -193,33 +206,44 @@ class Job {
     const ModelShape& shape = config_.shape;
     const std::int64_t page_bytes = std::int64_t{2} * page_tokens * shape.num_layers *
                                     shape.kv_width() * static_cast<std::int64_t>(size_of(dtype_));
-    std::int64_t allowed = static_cast<std::int64_t>(static_cast<double>(free_memory_bytes()) *
-                                                     kv_share_of_free_memory / ranks_on_node_ /
-                                                     static_cast<double>(page_bytes));
+    const std::int64_t kv_bytes =
+        choice_.cuda ? kv_bytes_left(choice_, backend_options_)
+                     : static_cast<std::int64_t>(static_cast<double>(free_memory_bytes()) *
+                                                 kv_share_of_free_memory / ranks_on_node_);
+    std::int64_t allowed = std::max<std::int64_t>(0, kv_bytes) / page_bytes;
     world_.allreduce(std::span(&allowed, 1), comm::Communicator::Reduce::min);
     // An even share and one large request more: ranks differ in what they were given.
     const std::int64_t useful = std::min(all, all / world_.size() + 2 * largest);
     return std::min(std::max(useful, largest), allowed);
   }
 
-  void load() {
-    const double begin = now_seconds();
+  const std::vector<int>& local_experts() const {
+    return placement_.experts_of[static_cast<std::size_t>(world_.rank())];
+  }
+
+  void set_backend_options() {
     const auto chunk_rows = (batch_.max_step_tokens + options_.chunks - 1) / options_.chunks;
-    compute::BackendOptions options;
+    compute::BackendOptions& options = backend_options_;
     options.shape = config_.shape;
     options.dtype = dtype_;
-    const auto& experts = placement_.experts_of[static_cast<std::size_t>(world_.rank())];
-    options.num_local_experts = static_cast<int>(experts.size());
+    options.num_local_experts = static_cast<int>(local_experts().size());
     options.send_order = placement_.send_order;
     options.num_threads = threads_;
     options.page_tokens = page_tokens;
-    options.num_pages = batch_.num_pages;
     options.max_chunk_tokens =
         std::min(batch_.max_step_tokens, std::max(chunk_rows + 1, 2 * batch_.min_chunk_tokens));
-    world_.agree([&] {
-      backend_ = compute::make_cpu_backend(options);
-      load_weights(*file_, config_, experts, *backend_);
+    options.num_chunks = options_.chunks;
+  }
+
+  void load() {
+    const double begin = now_seconds();
+    const compute::BackendOptions& options = backend_options_;
+    world_.agree([&] { backend_ = make_backend(choice_, options); });
+    // Tried before the weights are read, which may take minutes.
+    world_.agree([this] {
+      transport_ = comm::choose_transport(world_, options_.transport, backend_->device_memory());
     });
+    world_.agree([this] { load_weights(*file_, config_, local_experts(), *backend_); });
     DriverOptions driver;
     driver.num_chunks = options_.chunks;
     driver.overlap = !options_.no_overlap;
@@ -229,9 +253,10 @@ class Job {
     driver.mode = mode_;
     driver.max_chunk_tokens = options.max_chunk_tokens;
     driver.max_head_rows = std::min(batch_.max_sequences, options.max_chunk_tokens);
+    if (!dumped_layers_.empty()) open_dump(driver);
     timeline_.emplace(world_.size(), comm::clock_offset(world_, topology_),
                       options_.trace.empty() ? 0 : max_trace_events);
-    batcher_.emplace(requests_, batch_, world_.rank(), kept_);
+    batcher_.emplace(requests_, batch_, world_.rank(), kept_, checkpoints_.restore_into(*backend_));
     driver_.emplace(*backend_, world_, config_.shape, placement_, driver, *timeline_);
     load_seconds_ = now_seconds() - begin;
   }
@@ -242,17 +267,21 @@ class Job {
     Progress progress(root() ? options_.progress : "none", total);
     std::vector<RankLoad> loads(static_cast<std::size_t>(world_.size()));
     const double start = now_seconds();
+    double begin = start;
     for (std::int64_t step = 0;; ++step) {
-      const double begin = now_seconds();
+      const double last_step_seconds = now_seconds() - begin;
+      begin = now_seconds();
       comm::watched::begin_step(step);
       world_.allgather_into(load_of_rank(), std::span(loads));
       const double agreed = now_seconds();
       results_.collect(loads);
       stop_if_asked(loads);
+      checkpoints_.advance(loads, checkpoint_source(), last_step_seconds);
       if (!batcher_->next_step(loads)) break;
       timeline_->begin_step(batcher_->has_prompt_tokens() ? Phase::prefill : Phase::decode,
                             driver_->schedule(batcher_->num_chunks()), begin, agreed);
       driver_->run_step(*batcher_);
+      if (dump_) dump_->write(*batcher_);
       timeline_->end_step(batcher_->finish_step(now_seconds() - start));
       results_.take(batcher_->finished());
       if (timeline_->full()) timeline_->flush(world_);
@@ -262,13 +291,19 @@ class Job {
     }
     comm::watched::end_step();
     comm::watched::stage("the end", options_.deadline);
+    checkpoints_.close();
     timeline_->flush(world_);
     progress.finish();
   }
 
-  RankLoad load_of_rank() const {
+  CheckpointSource checkpoint_source() const {
+    return {&*batcher_, &*backend_, &driver_->traffic(), &placement_, &config_.shape, dtype_};
+  }
+
+  RankLoad load_of_rank() {
     RankLoad load = batcher_->load();
     load.stop_signal = stop_signal();
+    load.checkpoint = checkpoints_.phase();
     load.result_bytes = results_.waiting_bytes();
     return load;
   }
@@ -278,20 +313,33 @@ class Job {
     const auto asked = std::find_if(loads.begin(), loads.end(),
                                     [](const RankLoad& load) { return load.stop_signal != 0; });
     if (asked == loads.end()) return;
+    const std::string checkpoint = checkpoints_.write_now(checkpoint_source());
     std::string message;
     if (root()) {
       results_.sync();
       message = fmt::format(
-          "stopped by {} (sent to rank {}); {} of {} requests are finished and kept; run again "
-          "with "
-          "--resume to go on",
+          "stopped by {} (sent to rank {}); {} of {} requests are finished and kept{}{}; run again "
+          "with --resume to go on",
           name_of_signal(asked->stop_signal), asked - loads.begin(), results_.num_finished(),
-          requests_.size());
+          requests_.size(), checkpoint.empty() ? "" : ", ", checkpoint);
     }
     throw comm::AgreedFailure(message, stopped_exit_code, root());
   }
 
+  void open_dump(DriverOptions& driver) {
+    auto layout = activation_layout(requests_, mode_, options_.max_tokens);
+    layout.dtype = dtype_;
+    layout.hidden = config_.shape.hidden;
+    layout.layers = dumped_layers_;
+    layout.model = fmt::format("{:016x}", file_->identity());
+    dump_.emplace(options_.activations, layout, world_, options_.chunks);
+    driver.save_x = [this](int chunk, int layer, std::size_t tokens) {
+      return dump_->buffer(chunk, layer, tokens);
+    };
+  }
+
   void finish() {
+    if (dump_) dump_->close();
     const RequestSummary summary = results_.summary();
     RunFacts facts;
     facts.options = &options_;
@@ -312,6 +360,7 @@ class Job {
     mine.memory = backend_->memory();
     mine.bytes_read = file_->bytes_read();
     mine.load_seconds = load_seconds_;
+    mine.checkpoints = checkpoints_.cost();
     const auto report = gather_report(world_, facts, mine, summary);
     const auto events = options_.trace.empty()
                             ? std::vector<std::vector<io::TraceEvent>>{}
@@ -335,7 +384,8 @@ class Job {
     };
     io::write_trace(
         options_.trace, events, [&](const io::TraceEvent& e) { return step_of(e).name(); },
-        [&](const io::TraceEvent& e) { return is_exchange(step_of(e).kind); });
+        [&](const io::TraceEvent& e) { return is_exchange(step_of(e).kind); },
+        backend_->stream_names());
     if (timeline_->dropped_trace_events() > 0) {
       fmt::print(stderr,
                  "the trace keeps the first {} steps of each rank; {} later ones on rank 0 "
@@ -357,11 +407,16 @@ class Job {
   int threads_ = 1;
   comm::TransportKind transport_ = comm::TransportKind::ialltoallv;
   std::vector<io::Request> requests_;
+  std::vector<int> dumped_layers_;
+  std::optional<ActivationDump> dump_;
   std::vector<KeptProgress> kept_;  // [requests]
   nlohmann::ordered_json identity_;
   ResultStore results_;
+  Checkpoints checkpoints_;
   std::optional<io::TextFile> report_;
+  BackendChoice choice_;
   BatchOptions batch_;
+  compute::BackendOptions backend_options_;
   std::unique_ptr<compute::Backend> backend_;
   std::optional<Timeline> timeline_;
   std::optional<Batcher> batcher_;

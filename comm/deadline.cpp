@@ -3,10 +3,13 @@
 #include <fmt/format.h>
 #include <pthread.h>
 #include <signal.h>
+#include <sys/socket.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
+#include <cstddef>
 #include <cstdlib>
 #include <cstring>
 #include <mutex>
@@ -97,6 +100,24 @@ void print_line(const std::string& text) {
     at += written;
     left -= static_cast<std::size_t>(written);
   }
+}
+
+/// Before ranks can ask one another, one of those that a launcher started on this node speaks for
+/// all: who first takes a name that goes with the process.
+bool speaks_for_node() {
+  static const bool first = [] {
+    const char* job = std::getenv("PMIX_NAMESPACE");
+    if (job == nullptr) job = std::getenv("SLURM_JOB_ID");
+    if (job == nullptr) return true;
+    sockaddr_un name{};
+    name.sun_family = AF_UNIX;  // with a first byte of 0: no file
+    const std::string text = fmt::format("atoll.{}", job).substr(0, sizeof name.sun_path - 1);
+    text.copy(name.sun_path + 1, text.size());
+    const auto length = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + 1 + text.size());
+    const int taken = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);  // kept to the end
+    return taken < 0 || bind(taken, reinterpret_cast<const sockaddr*>(&name), length) == 0;
+  }();
+  return first;
 }
 
 void sleep_s(double seconds) {
@@ -370,6 +391,12 @@ void Watchdog::Impl::conclude() {
   const Findings found = findings();
   const std::string text = message_of(found);
   inquiry.reset();
+  if (!channel.connected() && !speaks_for_node()) {
+    warned = true;
+    if (!to_end) return;
+    sleep_s(yield_s);
+    _exit(1);
+  }
   const bool may_last = state.work_may_last.load(std::memory_order_relaxed);
   if (may_last && channel.connected() && found.silent.empty() && !found.late.empty()) {
     still_s = 0;

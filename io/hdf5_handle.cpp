@@ -1,5 +1,13 @@
 #include "io/hdf5_handle.hpp"
 
+#include <sys/stat.h>
+
+#include <cerrno>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <system_error>
+
 namespace atl::io {
 namespace {
 
@@ -30,6 +38,11 @@ hsize_t attribute_elements(hid_t attribute, std::size_t element_bytes, const std
   require(elements >= 0 && static_cast<hsize_t>(elements) <= max_attribute_bytes / element_bytes,
           "{}: {} elements; the file is damaged", what, elements);
   return static_cast<hsize_t>(elements);
+}
+
+std::string working_directory() {
+  std::error_code ignored;
+  return std::filesystem::current_path(ignored).string();
 }
 
 }  // namespace
@@ -81,6 +94,31 @@ Handle checked(hid_t id, const std::string& what) {
 
 void check(herr_t status, const std::string& what) {
   require(status >= 0, "{} (HDF5: {})", what, status >= 0 ? "" : hdf5_error());
+}
+
+std::int64_t check_is_hdf5(const std::string& path, const std::string& wanted) {
+  struct stat status {};
+  if (stat(path.c_str(), &status) != 0) {
+    const int reason = errno;
+    fail("cannot read {}: {} (working directory {}); check the path", path, std::strerror(reason),
+         working_directory());
+  }
+  require(S_ISREG(status.st_mode), "cannot read {}: not a regular file; give {}", path, wanted);
+  std::ifstream stream(path, std::ios::binary);
+  if (!stream) fail("cannot read {}: {}; check its permissions", path, std::strerror(errno));
+  char start[8] = {};
+  stream.read(start, sizeof start);
+  require(stream.gcount() == 8 && std::memcmp(start, "\x89HDF\r\n\x1a\n", 8) == 0,
+          "cannot read {}: not an HDF5 file; give {}", path, wanted);
+  return static_cast<std::int64_t>(status.st_size);
+}
+
+Handle open_for_reading(const std::string& path) {
+  const std::string what = fmt::format("cannot read {}: truncated or damaged", path);
+  const Handle access = checked(H5Pcreate(H5P_FILE_ACCESS), what);
+  // A finished file is never written again, and some cluster file systems refuse locks.
+  check(H5Pset_file_locking(access.get(), false, true), what);
+  return checked(H5Fopen(path.c_str(), H5F_ACC_RDONLY, access.get()), what);
 }
 
 Handle file_type(DType type) {

@@ -53,6 +53,12 @@ Handle checked(hid_t id, const std::string& what);
 /// The same for calls that return a status.
 void check(herr_t status, const std::string& what);
 
+/// Tells what a person can mend (a wrong path) from a damaged file; `wanted` says what to give
+/// instead. Returns the size in bytes. Throws Error.
+std::int64_t check_is_hdf5(const std::string& path, const std::string& wanted);
+/// Opens a finished file. Throws Error when it is truncated or damaged.
+Handle open_for_reading(const std::string& path);
+
 /// The element type on file: IEEE float32, IEEE half, or bfloat16 (the upper half of a float32), a
 /// custom 16-bit float that HDF5's tools and h5py read as numbers. Little endian.
 Handle file_type(DType type);

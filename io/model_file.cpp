@@ -3,16 +3,11 @@
 #include "io/model_file.hpp"
 
 #include <fmt/format.h>
-#include <sys/stat.h>
 #include <xxhash.h>
 
 #include <algorithm>
-#include <cerrno>
 #include <cstring>
-#include <filesystem>
-#include <fstream>
 #include <limits>
-#include <system_error>
 #include <unordered_map>
 
 #include "compute/error.hpp"
@@ -22,30 +17,6 @@ namespace atl::io {
 namespace {
 
 constexpr int max_dims = 3;
-
-std::string working_directory() {
-  std::error_code ignored;
-  return std::filesystem::current_path(ignored).string();
-}
-
-/// Distinguishes what a person can mend (a wrong path) from a damaged file. Returns the size.
-std::int64_t check_is_hdf5(const std::string& path) {
-  struct stat status {};
-  if (stat(path.c_str(), &status) != 0) {
-    const int reason = errno;
-    fail("cannot read {}: {} (working directory {}); check the path", path, std::strerror(reason),
-         working_directory());
-  }
-  require(S_ISREG(status.st_mode), "cannot read {}: not a regular file; give a model file", path);
-  std::ifstream stream(path, std::ios::binary);
-  if (!stream) fail("cannot read {}: {}; check its permissions", path, std::strerror(errno));
-  char start[8] = {};
-  stream.read(start, sizeof start);
-  require(stream.gcount() == 8 && std::memcmp(start, "\x89HDF\r\n\x1a\n", 8) == 0,
-          "cannot read {}: not an HDF5 file; give a model file made by atoll init or atoll import",
-          path);
-  return static_cast<std::int64_t>(status.st_size);
-}
 
 struct LinkNames {
   std::vector<std::string> names;
@@ -68,6 +39,17 @@ void append(std::string& bytes, const void* data, std::size_t size) {
 }
 
 }  // namespace
+
+std::string file_format(const std::string& path) {
+  prepare_hdf5();
+  check_is_hdf5(path, "a file that Atoll wrote");
+  const Handle file = open_for_reading(path);
+  const Handle root = checked(H5Gopen2(file.get(), "/", H5P_DEFAULT),
+                              fmt::format("cannot read {}: truncated or damaged", path));
+  return read_text_attribute(
+      root.get(), "format",
+      fmt::format("cannot read {}: not a file of Atoll's (attribute \"format\" of /)", path));
+}
 
 std::uint64_t checksum_of(std::span<const std::byte> bytes) {
   return XXH3_64bits(bytes.data(), bytes.size());
@@ -96,13 +78,10 @@ struct ModelFileReader::Impl {
 };
 
 void ModelFileReader::Impl::open() {
-  file_bytes = check_is_hdf5(path);
-  const std::string what = fmt::format("cannot read {}: truncated or damaged", path);
-  const Handle access = checked(H5Pcreate(H5P_FILE_ACCESS), what);
-  // A finished model file is never written again, and some cluster file systems refuse locks.
-  check(H5Pset_file_locking(access.get(), false, true), what);
-  file = checked(H5Fopen(path.c_str(), H5F_ACC_RDONLY, access.get()), what);
-  const Handle root = checked(H5Gopen2(file.get(), "/", H5P_DEFAULT), what);
+  file_bytes = check_is_hdf5(path, "a model file made by atoll init or atoll import");
+  file = open_for_reading(path);
+  const Handle root = checked(H5Gopen2(file.get(), "/", H5P_DEFAULT),
+                              fmt::format("cannot read {}: truncated or damaged", path));
   const std::string no_model =
       fmt::format("cannot read {}: not a model file (attribute \"format\" of /)", path);
   const std::string format = read_text_attribute(root.get(), "format", no_model);

@@ -12,6 +12,10 @@
 
 namespace atl::io {
 
+/// The attribute "format" of an HDF5 file, which tells Atoll's files apart. Throws Error: missing,
+/// not HDF5, truncated, no such attribute.
+std::string file_format(const std::string& path);
+
 /// xxh3-64, the checksum of this format.
 std::uint64_t checksum_of(std::span<const std::byte> bytes);
 

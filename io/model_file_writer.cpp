@@ -1,148 +1,21 @@
 // Writing model files: the layout is made collectively, slabs go out independently, and close()
 // agrees on success before the file gets its name.
 
-#include <fcntl.h>
 #include <fmt/format.h>
-#include <mpi.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <cerrno>
-#include <cstdio>
-#include <cstring>
-#include <filesystem>
-#include <optional>
-#include <random>
 #include <set>
 
 #include "compute/error.hpp"
 #include "io/hdf5_handle.hpp"
 #include "io/model_file.hpp"
+#include "io/parallel_file.hpp"
 
 namespace atl::io {
 namespace {
 
 constexpr std::int64_t max_transfer_bytes = 1 << 30;  // MPI-IO counts bytes in an int
-
-/// The ranks that write together; just this process without a communicator.
-class Writers {
- public:
-  explicit Writers(int mpi_comm_f) {
-    if (mpi_comm_f == single_process) return;
-    comm_ = MPI_Comm_f2c(mpi_comm_f);
-    MPI_Comm_rank(comm_, &rank_);
-    MPI_Comm_size(comm_, &size_);
-  }
-
-  MPI_Comm comm() const { return comm_; }
-  bool first() const { return rank_ == 0; }
-  bool alone() const { return size_ == 1; }
-
-  /// The text that the first rank passed.
-  std::string broadcast(std::string text, int root = 0) const {
-    if (alone()) return text;
-    int size = static_cast<int>(text.size());
-    MPI_Bcast(&size, 1, MPI_INT, root, comm_);
-    text.resize(static_cast<std::size_t>(size));
-    MPI_Bcast(text.data(), size, MPI_CHAR, root, comm_);
-    return text;
-  }
-
-  /// The lowest rank's non-empty text, on every rank; empty when no rank has one.
-  std::string first_error(const std::string& text) const {
-    if (alone()) return text;
-    const int mine = text.empty() ? size_ : rank_;
-    int lowest = size_;
-    MPI_Allreduce(&mine, &lowest, 1, MPI_INT, MPI_MIN, comm_);
-    if (lowest == size_) return {};
-    return fmt::format("rank {}: {}", lowest, broadcast(text, lowest));
-  }
-
-  /// Adds up over the ranks, element by element and in place.
-  void add_up(std::vector<std::uint64_t>& values) const {
-    if (alone()) return;
-    MPI_Allreduce(MPI_IN_PLACE, values.data(), static_cast<int>(values.size()), MPI_UINT64_T,
-                  MPI_SUM, comm_);
-  }
-
- private:
-  MPI_Comm comm_ = MPI_COMM_NULL;
-  int rank_ = 0;
-  int size_ = 1;
-};
-
-/// Runs `work` and returns the text of the Error it threw, or nothing.
-template <class Work>
-std::string error_of(Work&& work) {
-  try {
-    work();
-  } catch (const std::exception& error) {
-    return error.what();
-  }
-  return {};
-}
-
-std::string random_suffix() {
-  return fmt::format(".partial.{:08x}", std::random_device{}());
-}
-
-/// Creates the temporary file, so that a wrong path gives the system's reason and not HDF5's.
-void create_exclusively(const std::string& path, const std::string& temporary) {
-  struct stat status {};
-  if (stat(path.c_str(), &status) == 0) {
-    require(S_ISREG(status.st_mode),
-            "cannot write {}: it exists and is not a regular file; give another path", path);
-  }
-  const int file = open(temporary.c_str(), O_CREAT | O_EXCL | O_WRONLY | O_CLOEXEC, 0666);
-  if (file < 0) {
-    const int reason = errno;
-    std::error_code ignored;
-    fail("cannot write {}: {} (working directory {}); check that its folder exists and is writable",
-         path, std::strerror(reason), std::filesystem::current_path(ignored).string());
-  }
-  ::close(file);
-}
-
-/// Asks the file system for all room at once: a full disk shows before hours of work. The length
-/// is left alone. File systems that cannot reserve are taken at their word.
-void reserve_room(const std::string& path, const std::string& temporary, hsize_t bytes) {
-  const int file = open(temporary.c_str(), O_WRONLY | O_CLOEXEC);
-  if (file < 0) fail("cannot write {}: {}", path, std::strerror(errno));
-  const int result = fallocate(file, FALLOC_FL_KEEP_SIZE, 0, static_cast<off_t>(bytes));
-  const int reason = result == 0 ? 0 : errno;
-  ::close(file);
-  require(reason != ENOSPC && reason != EFBIG && reason != EDQUOT,
-          "cannot write {}: {} ({} bytes are needed); free some space or give another path", path,
-          std::strerror(reason), bytes);
-}
-
-void sync_to_disk(const std::string& path, int flags) {
-  const int file = open(path.c_str(), flags | O_CLOEXEC);
-  if (file < 0) fail("cannot write {}: {}", path, std::strerror(errno));
-  const int result = fsync(file);
-  const int reason = errno;
-  ::close(file);
-  // Some file systems refuse fsync on folders; the file itself is what matters.
-  require(result == 0 || reason == EINVAL, "cannot write {}: {}", path, std::strerror(reason));
-}
-
-Handle make_file(const std::string& temporary, const Writers& writers, const std::string& what) {
-  const Handle access = checked(H5Pcreate(H5P_FILE_ACCESS), what);
-  // Version 1.10's format has a checksum on every piece of metadata.
-  check(H5Pset_libver_bounds(access.get(), H5F_LIBVER_V110, H5F_LIBVER_V110), what);
-  // Without blocks of small data, offsets rise in the order of creation.
-  check(H5Pset_small_data_block_size(access.get(), 0), what);
-  if (writers.alone()) {
-    check(H5Pset_file_locking(access.get(), false, true), what);
-    check(H5Pset_sieve_buf_size(access.get(), 0), what);
-  } else {
-    check(H5Pset_fapl_mpio(access.get(), writers.comm(), MPI_INFO_NULL), what);
-  }
-  const Handle creation = checked(H5Pcreate(H5P_FILE_CREATE), what);
-  check(H5Pset_obj_track_times(creation.get(), false), what);
-  return checked(H5Fcreate(temporary.c_str(), H5F_ACC_TRUNC, creation.get(), access.get()), what);
-}
 
 }  // namespace
 
@@ -175,7 +48,6 @@ struct ModelFileWriter::Impl {
                   const std::byte* bytes);
   void require_all_written() const;
   bool close_handles();
-  void publish();
   /// Throws on all ranks when one has an error, after removing the file.
   void agree(const std::string& error);
 };
@@ -326,13 +198,6 @@ void ModelFileWriter::Impl::require_all_written() const {
   }
 }
 
-void ModelFileWriter::Impl::publish() {
-  sync_to_disk(temporary, O_WRONLY);
-  if (std::rename(temporary.c_str(), path.c_str()) != 0) fail("{}: {}", what, std::strerror(errno));
-  const std::string folder = std::filesystem::path(path).parent_path().string();
-  sync_to_disk(folder.empty() ? "." : folder, O_RDONLY | O_DIRECTORY);
-}
-
 ModelFileWriter::ModelFileWriter(const std::string& path, const std::string& config_json,
                                  DType dtype, const std::vector<Dataset>& datasets, int mpi_comm_f)
     : impl_(std::make_unique<Impl>(path, mpi_comm_f)) {
@@ -377,7 +242,7 @@ void ModelFileWriter::close() {
     if (!impl.close_handles()) fail("{}: is the disk full? (HDF5: {})", impl.what, hdf5_error());
   }));
   impl.agree(error_of([&] {
-    if (impl.writers.first()) impl.publish();
+    if (impl.writers.first()) publish(impl.temporary, impl.path);
   }));
   impl.temporary.clear();
 }
