@@ -86,6 +86,14 @@ for delay in 0.05 0.2; do
   gone "a start killed after $delay s"
 done
 
+# A cluster that is killed.
+capture "$cluster" up 3
+succeeds "up" || finish
+kill -KILL "$(cut -d' ' -f1 "$state/keeper")"
+capture "$cluster" down
+succeeds "down after a kill" || true
+gone "a killed cluster"
+
 capture "$cluster" up "$hosts" --rate 500mbit
 succeeds "up" || finish
 capture "$cluster" up 2
