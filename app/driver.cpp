@@ -18,8 +18,9 @@ namespace atl {
 
 namespace {
 /// Operations in the queue, with the one that runs: the next one is there when one ends, and
-/// whatever becomes ready meanwhile still goes by the schedule's priority, not by the queue's order.
-/// With four, a chunk whose rows came back waited behind three others, and its next exchange with it.
+/// whatever becomes ready meanwhile still goes by the schedule's priority, not by the queue's
+/// order. With four, a chunk whose rows came back waited behind three others, and its next exchange
+/// with it.
 constexpr std::size_t max_queued = 2;
 /// An idle rank polls so many times before it sleeps. On a core of its own it just polls; on a
 /// shared one it yields, a few times only: ranks that take turns to find nothing keep the one that
