@@ -106,6 +106,29 @@ RankLoad Batcher::load() const {
   return load;
 }
 
+std::vector<Batcher::View> Batcher::sequences() const {
+  std::vector<View> views;
+  for (const std::int32_t slot : order_) {
+    const Sequence& s = slots_[static_cast<std::size_t>(slot)];
+    const auto prompt = static_cast<std::size_t>(s.prompt_length);
+    views.push_back(
+        {s.request, s.cached, std::span(s.tokens).subspan(prompt), s.logprobs, s.pages});
+  }
+  return views;
+}
+
+std::span<const std::int32_t> Batcher::pages_of(std::int32_t request) const {
+  for (const std::int32_t slot : order_) {
+    const Sequence& sequence = slots_[static_cast<std::size_t>(slot)];
+    if (sequence.request == request) return sequence.pages;
+  }
+  return {};
+}
+
+bool Batcher::restoring() const {
+  return next_ < queue_.size() && progress_[static_cast<std::size_t>(queue_[next_])].cached > 0;
+}
+
 bool Batcher::next_step(std::span<const RankLoad> loads) {
   loads_.assign(loads.begin(), loads.end());
   admit(loads_);

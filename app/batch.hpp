@@ -38,6 +38,7 @@ struct RankLoad {
   std::int32_t decoding = 0;  ///< sequences that generate
   std::int32_t free_sequences = 0;
   std::int32_t stop_signal = 0;   ///< that this rank was sent; 0: none
+  std::int32_t checkpoint = 0;    ///< a CheckpointPhase
   std::int64_t result_bytes = 0;  ///< of requests finished since the last step, for rank 0
 };
 
@@ -111,6 +112,22 @@ class Batcher {
   ChunkBatch& chunk(int index) { return chunks_[static_cast<std::size_t>(index)]; }
   SamplingOptions sampling_of(const HeadRow& head) const;
   std::int64_t generated_of(const HeadRow& head) const;
+
+  /// A sequence under way on this rank, between two steps.
+  struct View {
+    std::int32_t request = 0;
+    std::int32_t cached = 0;                  ///< tokens whose keys and values are in the cache
+    std::span<const std::int32_t> generated;  ///< tokens
+    std::span<const float> logprobs;
+    std::span<const std::int32_t> pages;
+  };
+  std::vector<View> sequences() const;
+  /// KV pages of a sequence under way on this rank; empty when it is not, or no longer.
+  std::span<const std::int32_t> pages_of(std::int32_t request) const;
+  /// Requests that no rank has taken yet.
+  std::span<const std::int32_t> waiting() const { return std::span(queue_).subspan(next_); }
+  /// Whether one of these was under way when this run began.
+  bool restoring() const;
 
   /// Takes the head steps' outcome; `now` in seconds since the job's first step.
   StepTokens finish_step(double now);

@@ -32,6 +32,8 @@ std::vector<std::pair<std::string, std::string>> RunOptions::items() const {
           {"deadline", fmt::format("{}", deadline)},
           {"peak-tflops", fmt::format("{}", peak_tflops)},
           {"progress", progress},
+          {"checkpoint-dir", checkpoint_dir},
+          {"checkpoint-every", checkpoint_every},
           {"resume", resume ? "true" : "false"}};
 }
 
@@ -61,6 +63,24 @@ std::vector<std::pair<std::string, std::string>> CommandLine::items() const {
       break;
   }
   return {{"command", "help"}};
+}
+
+Interval interval_of(const std::string& text) {
+  const auto digits = text.find_first_not_of("0123456789");
+  const std::string unit = digits == std::string::npos ? "steps" : text.substr(digits);
+  std::int64_t number = 0;
+  std::from_chars(text.data(), text.data() + text.size(), number);
+  if (number > 0 && number <= 1000000000) {
+    const auto value = static_cast<double>(number);
+    if (unit == "steps" || unit == "-steps") return {number, 0};
+    if (unit == "s" || unit == "-seconds") return {0, value};
+    if (unit == "m") return {0, value * 60};
+    if (unit == "h") return {0, value * 3600};
+  }
+  throw UsageError(fmt::format(
+      "--checkpoint-every: \"{}\" is no interval; give steps (200 or 200steps) or time (90s, 10m, "
+      "2h)",
+      text));
 }
 
 namespace {
@@ -120,6 +140,11 @@ void add_run(CLI::App& app, RunOptions& o) {
       ->capture_default_str();
   app.add_option("--peak-tflops", o.peak_tflops, "Peak of one rank, for MFU in the report")
       ->check(CLI::Range(0.0, 1e6))
+      ->capture_default_str();
+  app.add_option("--checkpoint-dir", o.checkpoint_dir,
+                 "Keep the run's state in this folder, which all ranks see");
+  app.add_option("--checkpoint-every", o.checkpoint_every,
+                 "Steps (200 or 200steps) or time (90s, 10m, 2h) between two checkpoints")
       ->capture_default_str();
   app.add_flag("--resume", o.resume, "Go on where an interrupted run of the same job stopped");
   app.add_option("--progress", o.progress, "Progress on stderr")
@@ -251,6 +276,16 @@ CommandLine parse_command_line(int argc, const char* const* argv) {
     return line;
   } catch (const CLI::ParseError& error) {
     throw UsageError(fmt::format("{}; see atoll --help", error.what()));
+  }
+  if (run.parsed()) {
+    if (line.run.resume && !line.run.dump_activations.empty()) {
+      throw UsageError(
+          "--dump-activations: a resumed run does not compute what is kept; run without --resume");
+    }
+    interval_of(line.run.checkpoint_every);
+    if (run.count("--checkpoint-every") > 0 && line.run.checkpoint_dir.empty()) {
+      throw UsageError("--checkpoint-every: there is no --checkpoint-dir to write to");
+    }
   }
   if (!(line.run.deadline >= 0) || !(line.init.deadline >= 0))
     throw UsageError("--deadline: not a number of seconds");

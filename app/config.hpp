@@ -28,15 +28,25 @@ struct RunOptions {
   int max_sequences = 64;        ///< per rank at once
   int step_tokens = 2048;        ///< per rank and step
   int min_chunk_tokens = 32;
-  std::int64_t kv_tokens = 0;     ///< KV cache per rank in tokens; 0: from the requests
-  double deadline = 300;          ///< seconds without progress
-  double peak_tflops = 0;         ///< stated peak of one rank, for MFU
-  std::string progress = "auto";  ///< auto | bar | lines | none
-  bool resume = false;            ///< go on where an interrupted run stopped
+  std::int64_t kv_tokens = 0;            ///< KV cache per rank in tokens; 0: from the requests
+  double deadline = 300;                 ///< seconds without progress
+  double peak_tflops = 0;                ///< stated peak of one rank, for MFU
+  std::string progress = "auto";         ///< auto | bar | lines | none
+  std::string checkpoint_dir;            ///< empty: no checkpoints
+  std::string checkpoint_every = "10m";  ///< see interval_of()
+  bool resume = false;                   ///< go on where an interrupted run stopped
 
   /// Every option with its value as text, in a fixed order: for the report, and to compare ranks.
   std::vector<std::pair<std::string, std::string>> items() const;
 };
+
+/// How often something is done: after so many steps, or so many seconds; the other is 0.
+struct Interval {
+  std::int64_t steps = 0;
+  double seconds = 0;
+};
+/// Reads "200" or "200steps", "90s", "10m", "2h". Throws UsageError.
+Interval interval_of(const std::string& text);
 
 struct InitOptions {
   std::string preset;

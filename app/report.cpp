@@ -23,6 +23,7 @@ struct RankNumbers {
   double load_seconds = 0;
   std::int64_t expert_rows = 0;
   std::int64_t largest_exchange = 0;
+  CheckpointCost checkpoints;
 };
 
 json phase_json(const std::vector<RankNumbers>& ranks, std::size_t phase, const RunFacts& facts) {
@@ -127,6 +128,23 @@ json facts_json(const RunFacts& facts) {
   };
 }
 
+/// What checkpoints cost the steps: the share is of all steps' time.
+json checkpoints_json(const std::vector<RankNumbers>& ranks) {
+  std::int64_t bytes = 0;
+  double seconds = 0;
+  double wall = 0;
+  for (const RankNumbers& rank : ranks) {
+    bytes += rank.checkpoints.bytes;
+    seconds = std::max(seconds, rank.checkpoints.seconds);
+    wall = std::max(wall, rank.phases[0].wall + rank.phases[1].wall);
+  }
+  return {{"written", ranks[0].checkpoints.written},
+          {"failed", ranks[0].checkpoints.failed},
+          {"bytes", bytes},
+          {"seconds", seconds},
+          {"share", wall > 0 ? seconds / wall : 0}};
+}
+
 void add_matrices(json& report, const std::vector<std::vector<std::int64_t>>& bytes,
                   const std::vector<std::vector<double>>& waits, const comm::Topology& topology) {
   std::int64_t inside = 0;
@@ -168,6 +186,7 @@ json gather_report(const comm::Communicator& world, const RunFacts& facts,
   numbers.bytes_read = mine.bytes_read;
   numbers.load_seconds = mine.load_seconds;
   numbers.expert_rows = mine.traffic->rows_computed;
+  numbers.checkpoints = mine.checkpoints;
   numbers.largest_exchange = mine.traffic->bytes_sent_at_once;
   const auto ranks = world.allgather(numbers);
   const auto bytes = world.gather_vectors(std::span<const std::int64_t>(mine.traffic->bytes_to), 0);
@@ -188,6 +207,7 @@ json gather_report(const comm::Communicator& world, const RunFacts& facts,
     report["score"] = {{"tokens", requests.scored_tokens}, {"perplexity", nullptr}};
     if (requests.scored_tokens > 0) report["score"]["perplexity"] = requests.perplexity;
   }
+  if (!facts.options->checkpoint_dir.empty()) report["checkpoints"] = checkpoints_json(ranks);
   add_experts(report, tokens, facts.config->shape);
   add_matrices(report, bytes, waits, *facts.topology);
   json per_rank = json::array();

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "app/batch.hpp"
+#include "app/checkpoints.hpp"
 #include "app/config.hpp"
 #include "app/driver.hpp"
 #include "app/model.hpp"
@@ -38,6 +39,7 @@ struct RankMeasurements {
   compute::Backend::Memory memory;
   std::int64_t bytes_read = 0;
   double load_seconds = 0;
+  CheckpointCost checkpoints;
 };
 
 /// When the requests of all ranks got their tokens; filled on rank 0.

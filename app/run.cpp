@@ -12,6 +12,7 @@
 
 #include "app/activations.hpp"
 #include "app/batch.hpp"
+#include "app/checkpoints.hpp"
 #include "app/driver.hpp"
 #include "app/identity.hpp"
 #include "app/inspect.hpp"
@@ -84,7 +85,7 @@ DType activation_type(const std::string& wanted, DType on_file) {
 class Job {
  public:
   Job(const comm::Communicator& world, const RunOptions& options)
-      : world_(world), options_(options), results_(world) {}
+      : world_(world), options_(options), results_(world), checkpoints_(world, options) {}
 
   void run() {
     comm::watched::stage("set-up", setup_deadlines * options_.deadline);
@@ -148,6 +149,7 @@ class Job {
       fmt::print(stderr, "resuming: {} of {} requests are finished\n", results_.num_finished(),
                  requests_.size());
     }
+    checkpoints_.open(identity_, requests_, config_.shape, dtype_, kept_);
   }
 
   void find_ranks() {
@@ -233,7 +235,7 @@ class Job {
     if (!dumped_layers_.empty()) open_dump(driver);
     timeline_.emplace(world_.size(), comm::clock_offset(world_, topology_),
                       options_.trace.empty() ? 0 : max_trace_events);
-    batcher_.emplace(requests_, batch_, world_.rank(), kept_);
+    batcher_.emplace(requests_, batch_, world_.rank(), kept_, checkpoints_.restore_into(*backend_));
     driver_.emplace(*backend_, world_, config_.shape, placement_, driver, *timeline_);
     load_seconds_ = now_seconds() - begin;
   }
@@ -244,13 +246,16 @@ class Job {
     Progress progress(root() ? options_.progress : "none", total);
     std::vector<RankLoad> loads(static_cast<std::size_t>(world_.size()));
     const double start = now_seconds();
+    double begin = start;
     for (std::int64_t step = 0;; ++step) {
-      const double begin = now_seconds();
+      const double last_step_seconds = now_seconds() - begin;
+      begin = now_seconds();
       comm::watched::begin_step(step);
       world_.allgather_into(load_of_rank(), std::span(loads));
       const double agreed = now_seconds();
       results_.collect(loads);
       stop_if_asked(loads);
+      checkpoints_.advance(loads, checkpoint_source(), last_step_seconds);
       if (!batcher_->next_step(loads)) break;
       timeline_->begin_step(batcher_->has_prompt_tokens() ? Phase::prefill : Phase::decode,
                             driver_->schedule(batcher_->num_chunks()), begin, agreed);
@@ -265,13 +270,19 @@ class Job {
     }
     comm::watched::end_step();
     comm::watched::stage("the end", options_.deadline);
+    checkpoints_.close();
     timeline_->flush(world_);
     progress.finish();
   }
 
-  RankLoad load_of_rank() const {
+  CheckpointSource checkpoint_source() const {
+    return {&*batcher_, &*backend_, &driver_->traffic(), &placement_, &config_.shape, dtype_};
+  }
+
+  RankLoad load_of_rank() {
     RankLoad load = batcher_->load();
     load.stop_signal = stop_signal();
+    load.checkpoint = checkpoints_.phase();
     load.result_bytes = results_.waiting_bytes();
     return load;
   }
@@ -327,6 +338,7 @@ class Job {
     mine.memory = backend_->memory();
     mine.bytes_read = file_->bytes_read();
     mine.load_seconds = load_seconds_;
+    mine.checkpoints = checkpoints_.cost();
     const auto report = gather_report(world_, facts, mine, summary);
     const auto events = options_.trace.empty()
                             ? std::vector<std::vector<io::TraceEvent>>{}
@@ -376,6 +388,7 @@ class Job {
   std::vector<KeptProgress> kept_;  // [requests]
   nlohmann::ordered_json identity_;
   ResultStore results_;
+  Checkpoints checkpoints_;
   std::optional<io::TextFile> report_;
   BatchOptions batch_;
   std::unique_ptr<compute::Backend> backend_;

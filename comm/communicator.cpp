@@ -263,6 +263,20 @@ std::vector<std::string> Communicator::gather_sized(const std::string& text,
   return all;
 }
 
+std::vector<std::string> Communicator::allgather_texts(const std::string& text) const {
+  const auto sizes = allgather(static_cast<std::uint64_t>(text.size()));
+  std::string joined;
+  for (const std::string& one : gather_sized(text, sizes, 0)) joined += one;
+  joined = broadcast(joined, 0);
+  std::vector<std::string> all;
+  std::size_t at = 0;
+  for (const std::uint64_t size : sizes) {
+    all.push_back(joined.substr(at, size));
+    at += size;
+  }
+  return all;
+}
+
 void Communicator::agree(const std::function<void()>& work) const {
   std::string message;
   int code = 0;

@@ -103,6 +103,8 @@ class Communicator {
   /// return without waiting for one another.
   std::vector<std::string> gather_sized(const std::string& text,
                                         std::span<const std::uint64_t> sizes, int root) const;
+  /// Every rank's text on every rank, in rank order.
+  std::vector<std::string> allgather_texts(const std::string& text) const;
   /// Every rank's vector on the root, in rank order; empty elsewhere.
   template <class T>
   std::vector<std::vector<T>> gather_vectors(std::span<const T> values, int root) const {

@@ -130,6 +130,15 @@ class Backend {
 
   /// Copies x [T, H], as it is then, to host memory in options.dtype.
   virtual Event save_x(const Chunk& chunk, void* x) = 0;
+  /// Copies the keys and values of positions [first_position, first_position + num_positions) of
+  /// one sequence, which lie in `pages` (of the sequence, in order of position), to host memory,
+  /// each as [num_positions, kv_heads, head_dim] in options.dtype: the same bytes whatever the
+  /// backend's own layout. `pages` and the memory live until completion.
+  virtual Event save_kv(int layer, std::span<const std::int32_t> pages, int first_position,
+                        int num_positions, void* keys, void* values) = 0;
+  /// The way back: what save_kv gave becomes the cache of these positions.
+  virtual Event load_kv(int layer, std::span<const std::int32_t> pages, int first_position,
+                        int num_positions, const void* keys, const void* values) = 0;
 
   /// Runs a host function in the queue's order (sampling, for example). `task` must outlive it.
   virtual Event host_task(const std::function<void()>& task) = 0;

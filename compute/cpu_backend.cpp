@@ -152,6 +152,16 @@ class CpuBackend final : public Backend {
     return queue_.enqueue(op);
   }
 
+  Event save_kv(int layer, std::span<const std::int32_t> pages, int first_position,
+                int num_positions, void* keys, void* values) override {
+    return move_kv(CpuOp::Kind::save_kv, layer, pages, first_position, num_positions, keys, values);
+  }
+  Event load_kv(int layer, std::span<const std::int32_t> pages, int first_position,
+                int num_positions, const void* keys, const void* values) override {
+    return move_kv(CpuOp::Kind::load_kv, layer, pages, first_position, num_positions,
+                   const_cast<void*>(keys), const_cast<void*>(values));
+  }
+
   Event host_task(const std::function<void()>& task) override {
     CpuOp op;
     op.task = &task;
@@ -188,6 +198,24 @@ class CpuBackend final : public Backend {
 
   Event step(CpuOp::Kind kind, Chunk& chunk, int layer) {
     return queue_.enqueue(op_of(kind, chunk, layer));
+  }
+
+  Event move_kv(CpuOp::Kind kind, int layer, std::span<const std::int32_t> pages, int first,
+                int count, void* keys, void* values) {
+    require(layer >= 0 && layer < options_.shape.num_layers, "there is no layer {}", layer);
+    const auto held = static_cast<std::int64_t>(pages.size()) * options_.page_tokens;
+    require(first >= 0 && count >= 0 && std::int64_t{first} + count <= held,
+            "positions {} to {} are not in {} KV pages", first, std::int64_t{first} + count,
+            pages.size());
+    CpuOp op;
+    op.kind = kind;
+    op.layer = layer;
+    op.pages = pages;
+    op.first_position = first;
+    op.num_positions = count;
+    op.keys = keys;
+    op.values = values;
+    return queue_.enqueue(op);
   }
 
   /// Everything that touches oneDNN runs on the worker, whose OpenMP team size is set.

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <numeric>
 
+#include "compute/cpu_kv.hpp"
 #include "compute/error.hpp"
 
 namespace atl::compute {
@@ -46,6 +47,9 @@ void CpuLayers::execute(const CpuOp& op) {
                   op.chunk->tokens.size() * static_cast<std::size_t>(shape_.hidden) *
                       size_of(options_.dtype));
       return;
+    case CpuOp::Kind::save_kv:
+    case CpuOp::Kind::load_kv:
+      return move_kv(op);
     case CpuOp::Kind::host_task:
       return (*op.task)();
   }
@@ -328,6 +332,18 @@ void CpuLayers::logprobs(CpuChunk& chunk, std::span<const std::int32_t> rows,
                       }
                     });
   }
+}
+
+void CpuLayers::move_kv(const CpuOp& op) {
+  const KvMove move{layout_,  options_.dtype, kv_[static_cast<std::size_t>(op.layer)].data(),
+                    op.pages, op.keys,        op.values};
+  const bool save = op.kind == CpuOp::Kind::save_kv;
+  parallel_ranges(options_.num_threads, op.num_positions, grain_rows(shape_.kv_width()),
+                  [&](std::int64_t begin, std::int64_t end, int) {
+                    for (std::int64_t i = begin; i < end; ++i) {
+                      move_kv_position(move, op.first_position + static_cast<int>(i), i, save);
+                    }
+                  });
 }
 
 }  // namespace atl::compute

@@ -100,6 +100,7 @@ class CpuLayers {
   void logprobs(CpuChunk& chunk, std::span<const std::int32_t> rows,
                 std::span<const std::int32_t> targets, float* out);
 
+  void move_kv(const CpuOp& op);
   void rotate_and_store(CpuChunk& chunk, int layer);
   void attend(CpuChunk& chunk, int layer);
   /// out [rows, H] = mlp(in [rows, H]); at most tile_rows rows, `out` a whole tile.

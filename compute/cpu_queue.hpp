@@ -29,6 +29,8 @@ struct CpuOp {
     logits,
     logprobs,
     save_x,
+    save_kv,
+    load_kv,
     host_task
   };
   Kind kind = Kind::host_task;
@@ -38,7 +40,12 @@ struct CpuOp {
   std::span<const std::int32_t> rows;
   std::span<const std::int32_t> targets;
   float* out = nullptr;
-  void* x = nullptr;  // save_x
+  void* x = nullptr;                    // save_x
+  std::span<const std::int32_t> pages;  // save_kv and load_kv, with what follows
+  int first_position = 0;
+  int num_positions = 0;
+  void* keys = nullptr;
+  void* values = nullptr;
   const std::function<void()>* task = nullptr;
 };
 
