@@ -21,6 +21,8 @@ std::vector<std::pair<std::string, std::string>> RunOptions::items() const {
           {"no-overlap", no_overlap ? "true" : "false"},
           {"threads", std::to_string(threads)},
           {"transport", transport},
+          {"cluster", cluster},
+          {"measure-links", measure_links ? "true" : "false"},
           {"report", report},
           {"trace", trace},
           {"dump-activations", dump_activations},
@@ -112,8 +114,14 @@ void add_run(CLI::App& app, RunOptions& o) {
       ->capture_default_str();
   app.add_option("--transport", o.transport,
                  "How tokens travel; auto: the first that passes a test")
-      ->check(CLI::IsMember({"auto", "ialltoallv", "pairwise"}))
+      ->check(
+          CLI::IsMember({"auto", "ialltoallv", "pairwise", "ialltoallv-staged", "pairwise-staged"}))
       ->capture_default_str();
+  app.add_option(
+      "--cluster", o.cluster,
+      "Speed of the links (JSON): read if it is of these nodes, else measured and written");
+  app.add_flag("--measure-links", o.measure_links,
+               "Measure the links before the run, for the report");
   app.add_option("--report", o.report, "Write a JSON report here");
   app.add_option("--trace", o.trace, "Write a Perfetto (Chrome JSON) trace here");
   CLI::Option* layers = app.add_option("--dump-activations", o.dump_activations,

@@ -20,7 +20,9 @@ struct RunOptions {
   int chunks = 2;
   bool no_overlap = false;
   int threads = 0;                 ///< per rank; 0: cores of the node / ranks on it
-  std::string transport = "auto";  ///< auto | ialltoallv | pairwise
+  std::string transport = "auto";  ///< auto | ialltoallv | pairwise | ...-staged
+  std::string cluster;             ///< file with what the links carry; read, or written
+  bool measure_links = false;      ///< also where the file has them
   std::string report;
   std::string trace;
   std::string dump_activations;  ///< layers: "all", or numbers with commas; empty: none

@@ -4,6 +4,7 @@
 #include <sys/prctl.h>
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <functional>
 #include <numeric>
@@ -16,9 +17,10 @@
 namespace atl {
 
 namespace {
-/// Operations in the queue beyond the one that runs: enough that the queue never runs dry while
-/// this thread sleeps, few enough that a chunk that comes back soon goes first.
-constexpr std::size_t max_queued = 4;
+/// Operations in the queue, with the one that runs: the next one is there when one ends, and
+/// whatever becomes ready meanwhile still goes by the schedule's priority, not by the queue's order.
+/// With four, a chunk whose rows came back waited behind three others, and its next exchange with it.
+constexpr std::size_t max_queued = 2;
 /// An idle rank polls so many times before it sleeps. On a core of its own it just polls; on a
 /// shared one it yields, a few times only: ranks that take turns to find nothing keep the one that
 /// computes waiting, and Linux makes who yields wait a whole time slice of whoever else wants the
@@ -30,6 +32,17 @@ constexpr int longest_sleep_us = 200;
 /// While arithmetic runs, polling only keeps messages moving; every wake-up takes time from it.
 constexpr int shortest_busy_sleep_us = 50;
 constexpr int longest_busy_sleep_us = 500;
+/// A device's steps are short, and what follows one waits for this thread.
+constexpr int device_sleep_us = 20;
+
+/// Memory that results are written to without a stop on the way.
+std::shared_ptr<float> host_floats(compute::Backend& backend, std::size_t count) {
+  if (compute::DeviceMemory* device = backend.device_memory()) {
+    const auto bytes = device->allocate_host(count * sizeof(float));
+    return {bytes, reinterpret_cast<float*>(bytes.get())};
+  }
+  return {new float[count], std::default_delete<float[]>()};
+}
 }  // namespace
 
 /// One chunk on its way: its buffers, its messages and the rows they carry.
@@ -38,14 +51,17 @@ struct Driver::ChunkState {
              const DriverOptions& options, int experts_per_peer, int vocab)
       : chunk(backend.make_chunk()),
         exchange(world, options.transport, options.row_bytes, experts_per_peer,
-                 first_message_bytes),
+                 backend.device_memory() == nullptr ? first_message_bytes : 0,
+                 backend.device_memory()),
         plan(world.size()),
         sampler(vocab) {
     const auto head_rows = static_cast<std::size_t>(
         options.mode == Mode::score ? options.max_chunk_tokens : options.max_head_rows);
     rows.reserve(head_rows);
     targets.reserve(head_rows);
-    if (options.mode == Mode::generate) logits.resize(head_rows * static_cast<std::size_t>(vocab));
+    if (options.mode == Mode::generate) {
+      logits = host_floats(backend, head_rows * static_cast<std::size_t>(vocab));
+    }
     blocks.reserve(static_cast<std::size_t>(world.size() * experts_per_peer));
   }
 
@@ -57,8 +73,8 @@ struct Driver::ChunkState {
   ChunkBatch* batch = nullptr;
   Sampler sampler;
   std::vector<std::int32_t> rows, targets;
-  std::vector<float> logits;     // [head rows, vocab]
-  std::function<void()> sample;  // the host part of the head step
+  std::shared_ptr<float> logits;  // [head rows, vocab]
+  std::function<void()> sample;   // the host part of the head step
 };
 
 /// A schedule with the steps that wait for each step.
@@ -246,13 +262,13 @@ Driver::Running Driver::launch_head(std::int32_t index, ChunkState& state) {
     return {index, event, event, 0};
   }
   batch.sampled.resize(batch.head.size());
-  const auto first = backend_.logits(*state.chunk, state.rows, state.logits.data());
+  const auto first = backend_.logits(*state.chunk, state.rows, state.logits.get());
   if (!state.sample) {
     state.sample = [this, &state] {
       const auto vocab = static_cast<std::size_t>(shape_.vocab);
       for (std::size_t i = 0; i < state.batch->head.size(); ++i) {
         const HeadRow& head = state.batch->head[i];
-        const std::span<const float> logits(state.logits.data() + i * vocab, vocab);
+        const std::span<const float> logits(state.logits.get() + i * vocab, vocab);
         state.batch->sampled[i] =
             state.sampler.sample(logits, batch_->sampling_of(head), batch_->generated_of(head));
       }
@@ -355,14 +371,33 @@ void Driver::build_blocks(ChunkState& state) {
   }
 }
 
+void Driver::record_intervals(const Running& running) {
+  const auto step = static_cast<std::size_t>(running.step);
+  if (backend_.in_order()) {
+    timeline_.computed(
+        step, {backend_.interval(running.first).begin, backend_.interval(running.event).end});
+    return;
+  }
+  std::array<compute::Interval, 2 * compute::Backend::max_parts> parts;
+  std::size_t count = backend_.intervals(running.first, parts);
+  if (running.event != running.first) {
+    count += backend_.intervals(running.event, std::span(parts).subspan(count));
+  }
+  timeline_.computed(step, std::span(parts).first(count));
+}
+
 bool Driver::poll() {
   bool progress = false;
-  while (!running_compute_.empty() && backend_.done(running_compute_.front().event)) {
-    const auto [step, first, last, posted] = running_compute_.front();
-    timeline_.computed(static_cast<std::size_t>(step),
-                       {backend_.interval(first).begin, backend_.interval(last).end});
-    running_compute_.erase(running_compute_.begin());
-    release(step, /*launched_only=*/false);
+  for (std::size_t i = 0; i < running_compute_.size();) {
+    const Running running = running_compute_[i];
+    if (!backend_.done(running.event)) {
+      if (backend_.in_order()) break;
+      ++i;
+      continue;
+    }
+    record_intervals(running);
+    running_compute_.erase(running_compute_.begin() + static_cast<std::ptrdiff_t>(i));
+    release(running.step, /*launched_only=*/false);
     ++completed_;
     progress = true;
   }
@@ -386,7 +421,14 @@ bool Driver::poll() {
 void Driver::back_off() {
   ++idle_polls_;
   say_where();
-  if (!running_compute_.empty() && running_exchange_.empty()) {
+  if (!backend_.in_order() && !running_compute_.empty()) {
+    // Whichever of several streams is first, it is seen soon; a rank with a core to itself spins.
+    if (options_.shares_cores) {
+      backend_.wait(running_compute_.front().event, device_sleep_us);
+    } else if (idle_polls_ > polls_on_own_cores) {
+      std::this_thread::sleep_for(std::chrono::microseconds(device_sleep_us));
+    }
+  } else if (!running_compute_.empty() && running_exchange_.empty()) {
     backend_.finish(running_compute_.front().event);  // no message can arrive meanwhile
   } else if (!running_compute_.empty()) {
     backend_.wait(running_compute_.front().event,

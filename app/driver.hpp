@@ -79,6 +79,7 @@ class Driver {
   bool exchange_done(std::int32_t step);
   void build_blocks(ChunkState& state);
   bool poll();
+  void record_intervals(const Running& running);
   void back_off();
   void say_where();
 
@@ -99,7 +100,7 @@ class Driver {
   std::vector<std::int32_t> pending_;        // [steps] dependencies not yet met
   std::vector<std::int32_t> ready_compute_;  // min-heap of steps
   std::vector<std::int32_t> ready_exchange_;
-  std::vector<Running> running_compute_;  // in order of the queue
+  std::vector<Running> running_compute_;  // in order of their launch
   std::vector<Running> running_exchange_;
   std::size_t completed_ = 0;
   int idle_polls_ = 0;

@@ -123,8 +123,10 @@ json facts_json(const RunFacts& facts) {
         {"chunks", facts.options->chunks},
         {"overlap", !facts.options->no_overlap}}},
       {"basis",
-       "every time, rate, share and byte count is measured in this run; gemm_flops_per_s and mfu "
-       "divide the model's GEMM operations by measured time; nothing is modelled"},
+       "every time, rate, share and byte count is measured in this run, the links at the time that "
+       "stands beside them; gemm_flops_per_s and mfu divide the model's GEMM operations by "
+       "measured "
+       "time; nothing is modelled"},
   };
 }
 
@@ -149,15 +151,29 @@ void add_matrices(json& report, const std::vector<std::vector<std::int64_t>>& by
                   const std::vector<std::vector<double>>& waits, const comm::Topology& topology) {
   std::int64_t inside = 0;
   std::int64_t between = 0;
+  const auto num_nodes = static_cast<std::size_t>(topology.num_nodes());
+  std::vector<std::vector<std::int64_t>> by_node(num_nodes, std::vector<std::int64_t>(num_nodes));
   for (std::size_t from = 0; from < bytes.size(); ++from) {
     for (std::size_t to = 0; to < bytes.size(); ++to) {
-      (topology.node_of[from] == topology.node_of[to] ? inside : between) += bytes[from][to];
+      const auto from_node = static_cast<std::size_t>(topology.node_of[from]);
+      const auto to_node = static_cast<std::size_t>(topology.node_of[to]);
+      by_node[from_node][to_node] += bytes[from][to];
+      (from_node == to_node ? inside : between) += bytes[from][to];
     }
   }
+  report["bytes_from_node_to_node"] = by_node;
   report["bytes_from_to"] = bytes;
   report["wait_s_by_for"] = waits;
   report["bytes_inside_nodes"] = inside;
   report["bytes_between_nodes"] = between;
+}
+
+void add_links(json& report, const Cluster* cluster) {
+  report["links"] = nullptr;
+  if (cluster == nullptr) return;
+  report["links"] = links_json(cluster->links);
+  report["links"]["measured"] = cluster->measured;
+  report["links"]["mpi"] = cluster->mpi;
 }
 
 void add_experts(json& report, const std::vector<std::int64_t>& tokens, const ModelShape& shape) {
@@ -210,6 +226,7 @@ json gather_report(const comm::Communicator& world, const RunFacts& facts,
   if (!facts.options->checkpoint_dir.empty()) report["checkpoints"] = checkpoints_json(ranks);
   add_experts(report, tokens, facts.config->shape);
   add_matrices(report, bytes, waits, *facts.topology);
+  add_links(report, facts.cluster);
   json per_rank = json::array();
   for (const RankNumbers& rank : ranks) {
     per_rank.push_back({{"expert_rows", rank.expert_rows},
@@ -223,6 +240,20 @@ json gather_report(const comm::Communicator& world, const RunFacts& facts,
   report["per_rank"] = per_rank;
   return report;
 }
+
+namespace {
+
+/// One line for links of one kind; "" where there are none.
+std::string link_line(const json& links, const char* kind, const char* shown) {
+  if (!links.is_object() || links.at(kind).is_null()) return "";
+  const json& speed = links.at(kind);
+  return fmt::format("links {}: {:.3g} us, {:.3g} MB/s one pair, {:.3g} MB/s a node\n", shown,
+                     speed.at("latency_s").get<double>() * 1e6,
+                     speed.at("pair_bytes_per_s").get<double>() * 1e-6,
+                     speed.at("node_bytes_per_s").get<double>() * 1e-6);
+}
+
+}  // namespace
 
 std::string summary_table(const json& report) {
   std::string text =
@@ -262,7 +293,9 @@ std::string summary_table(const json& report) {
                         report["score"]["perplexity"].get<double>(),
                         report["score"]["tokens"].get<std::int64_t>());
   }
-  return text + "\n";
+  text += "\n";
+  text += link_line(report.at("links"), "inside_node", "inside a node");
+  return text + link_line(report.at("links"), "between_nodes", "between nodes");
 }
 
 }  // namespace atl

@@ -8,6 +8,7 @@
 
 #include "app/batch.hpp"
 #include "app/checkpoints.hpp"
+#include "app/cluster.hpp"
 #include "app/config.hpp"
 #include "app/driver.hpp"
 #include "app/model.hpp"
@@ -23,6 +24,7 @@ struct RunFacts {
   const ModelConfig* config = nullptr;
   const Placement* placement = nullptr;
   const comm::Topology* topology = nullptr;
+  const Cluster* cluster = nullptr;  ///< null: the links' speed is not known
   std::string backend;
   std::string transport;
   std::uint64_t model_identity = 0;

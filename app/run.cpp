@@ -13,6 +13,8 @@
 #include "app/activations.hpp"
 #include "app/batch.hpp"
 #include "app/checkpoints.hpp"
+#include "app/cluster.hpp"
+#include "app/devices.hpp"
 #include "app/driver.hpp"
 #include "app/identity.hpp"
 #include "app/inspect.hpp"
@@ -24,6 +26,7 @@
 #include "app/stop.hpp"
 #include "comm/deadline.hpp"
 #include "comm/topology.hpp"
+#include "comm/transport.hpp"
 #include "io/text_file.hpp"
 
 namespace atl {
@@ -39,9 +42,13 @@ constexpr double kv_share_of_free_memory = 0.4;
 void require_separate_files(const RunOptions& options) {
   namespace fs = std::filesystem;
   const std::pair<const char*, const std::string*> files[] = {
-      {"model", &options.model},   {"input", &options.input},
-      {"output", &options.output}, {"report", &options.report},
-      {"trace", &options.trace},   {"activations", &options.activations}};
+      {"model", &options.model},
+      {"input", &options.input},
+      {"output", &options.output},
+      {"cluster", &options.cluster},
+      {"report", &options.report},
+      {"trace", &options.trace},
+      {"activations", &options.activations}};
   const auto same = [](const std::string& a, const std::string& b) {
     std::error_code ignored;
     if (a.empty() || b.empty()) return false;
@@ -90,8 +97,8 @@ class Job {
   void run() {
     comm::watched::stage("set-up", setup_deadlines * options_.deadline);
     open_model();
-    read_requests();
     find_ranks();
+    read_requests();
     size_batches();
     load();
     steps();
@@ -103,8 +110,6 @@ class Job {
 
   void open_model() {
     world_.agree([this] {
-      require(options_.backend != "cuda",
-              "this build has no CUDA backend; use --backend cpu or auto");
       file_ = std::make_unique<io::ModelFileReader>(options_.model);
       config_ = checked_config(*file_);
       placement_ = contiguous_placement(config_.shape.num_experts, world_.size());
@@ -140,7 +145,7 @@ class Job {
       if (!options_.trace.empty()) io::TextFile(options_.trace);  // can be written
     });
     requests_ = broadcast_requests(world_, std::move(requests_));
-    identity_ = identity_of(options_, file_->identity(), dtype_, "cpu", requests_);
+    identity_ = identity_of(options_, file_->identity(), dtype_, choice_.name(), requests_);
     const auto finished = results_.begin(requests_, identity_, options_.resume, mode_,
                                          config_.shape.vocab == byte_vocab);
     kept_.resize(requests_.size());
@@ -157,7 +162,10 @@ class Job {
     const int node = topology_.node_of[static_cast<std::size_t>(world_.rank())];
     ranks_on_node_ = topology_.ranks_on(node);
     threads_ = threads_per_rank(options_.threads, ranks_on_node_);
-    world_.agree([this] { transport_ = comm::choose_transport(world_, options_.transport); });
+    if (options_.measure_links || !options_.cluster.empty()) {
+      cluster_ = find_cluster(world_, topology_, options_.cluster, options_.measure_links);
+    }
+    choice_ = choose_backend(world_, topology_, options_.backend);
   }
 
   void size_batches() {
@@ -169,7 +177,9 @@ class Job {
     batch_.max_chunks = options_.chunks;
     batch_.page_tokens = page_tokens;
     batch_.stop_token_ids = config_.stop_token_ids;
-    batch_.num_pages = std::max<std::int64_t>(1, kv_pages());
+    set_backend_options();
+    world_.agree([this] { batch_.num_pages = std::max<std::int64_t>(1, kv_pages()); });
+    backend_options_.num_pages = batch_.num_pages;
     for (std::size_t i = 0; i < requests_.size(); ++i) {
       io::Request& request = requests_[i];
       const std::int64_t pages = Batcher::pages_needed(request, batch_);
@@ -196,33 +206,44 @@ class Job {
     const ModelShape& shape = config_.shape;
     const std::int64_t page_bytes = std::int64_t{2} * page_tokens * shape.num_layers *
                                     shape.kv_width() * static_cast<std::int64_t>(size_of(dtype_));
-    std::int64_t allowed = static_cast<std::int64_t>(static_cast<double>(free_memory_bytes()) *
-                                                     kv_share_of_free_memory / ranks_on_node_ /
-                                                     static_cast<double>(page_bytes));
+    const std::int64_t kv_bytes =
+        choice_.cuda ? kv_bytes_left(choice_, backend_options_)
+                     : static_cast<std::int64_t>(static_cast<double>(free_memory_bytes()) *
+                                                 kv_share_of_free_memory / ranks_on_node_);
+    std::int64_t allowed = std::max<std::int64_t>(0, kv_bytes) / page_bytes;
     world_.allreduce(std::span(&allowed, 1), comm::Communicator::Reduce::min);
     // An even share and one large request more: ranks differ in what they were given.
     const std::int64_t useful = std::min(all, all / world_.size() + 2 * largest);
     return std::min(std::max(useful, largest), allowed);
   }
 
-  void load() {
-    const double begin = now_seconds();
+  const std::vector<int>& local_experts() const {
+    return placement_.experts_of[static_cast<std::size_t>(world_.rank())];
+  }
+
+  void set_backend_options() {
     const auto chunk_rows = (batch_.max_step_tokens + options_.chunks - 1) / options_.chunks;
-    compute::BackendOptions options;
+    compute::BackendOptions& options = backend_options_;
     options.shape = config_.shape;
     options.dtype = dtype_;
-    const auto& experts = placement_.experts_of[static_cast<std::size_t>(world_.rank())];
-    options.num_local_experts = static_cast<int>(experts.size());
+    options.num_local_experts = static_cast<int>(local_experts().size());
     options.send_order = placement_.send_order;
     options.num_threads = threads_;
     options.page_tokens = page_tokens;
-    options.num_pages = batch_.num_pages;
     options.max_chunk_tokens =
         std::min(batch_.max_step_tokens, std::max(chunk_rows + 1, 2 * batch_.min_chunk_tokens));
-    world_.agree([&] {
-      backend_ = compute::make_cpu_backend(options);
-      load_weights(*file_, config_, experts, *backend_);
+    options.num_chunks = options_.chunks;
+  }
+
+  void load() {
+    const double begin = now_seconds();
+    const compute::BackendOptions& options = backend_options_;
+    world_.agree([&] { backend_ = make_backend(choice_, options); });
+    // Tried before the weights are read, which may take minutes.
+    world_.agree([this] {
+      transport_ = comm::choose_transport(world_, options_.transport, backend_->device_memory());
     });
+    world_.agree([this] { load_weights(*file_, config_, local_experts(), *backend_); });
     DriverOptions driver;
     driver.num_chunks = options_.chunks;
     driver.overlap = !options_.no_overlap;
@@ -292,15 +313,15 @@ class Job {
     const auto asked = std::find_if(loads.begin(), loads.end(),
                                     [](const RankLoad& load) { return load.stop_signal != 0; });
     if (asked == loads.end()) return;
+    const std::string checkpoint = checkpoints_.write_now(checkpoint_source());
     std::string message;
     if (root()) {
       results_.sync();
       message = fmt::format(
-          "stopped by {} (sent to rank {}); {} of {} requests are finished and kept; run again "
-          "with "
-          "--resume to go on",
+          "stopped by {} (sent to rank {}); {} of {} requests are finished and kept{}{}; run again "
+          "with --resume to go on",
           name_of_signal(asked->stop_signal), asked - loads.begin(), results_.num_finished(),
-          requests_.size());
+          requests_.size(), checkpoint.empty() ? "" : ", ", checkpoint);
     }
     throw comm::AgreedFailure(message, stopped_exit_code, root());
   }
@@ -325,6 +346,7 @@ class Job {
     facts.config = &config_;
     facts.placement = &placement_;
     facts.topology = &topology_;
+    facts.cluster = cluster_ ? &*cluster_ : nullptr;
     facts.backend = backend_->description();
     facts.transport = name_of(transport_);
     facts.model_identity = file_->identity();
@@ -362,7 +384,8 @@ class Job {
     };
     io::write_trace(
         options_.trace, events, [&](const io::TraceEvent& e) { return step_of(e).name(); },
-        [&](const io::TraceEvent& e) { return is_exchange(step_of(e).kind); });
+        [&](const io::TraceEvent& e) { return is_exchange(step_of(e).kind); },
+        backend_->stream_names());
     if (timeline_->dropped_trace_events() > 0) {
       fmt::print(stderr,
                  "the trace keeps the first {} steps of each rank; {} later ones on rank 0 "
@@ -379,6 +402,7 @@ class Job {
   ModelConfig config_;
   Placement placement_;
   comm::Topology topology_;
+  std::optional<Cluster> cluster_;
   int ranks_on_node_ = 1;
   int threads_ = 1;
   comm::TransportKind transport_ = comm::TransportKind::ialltoallv;
@@ -390,7 +414,9 @@ class Job {
   ResultStore results_;
   Checkpoints checkpoints_;
   std::optional<io::TextFile> report_;
+  BackendChoice choice_;
   BatchOptions batch_;
+  compute::BackendOptions backend_options_;
   std::unique_ptr<compute::Backend> backend_;
   std::optional<Timeline> timeline_;
   std::optional<Batcher> batcher_;

@@ -27,7 +27,7 @@ void Timeline::begin_step(Phase phase, const Schedule& schedule, double begin, d
       if (is_exchange(schedule.steps[i].kind)) exchange_slot_[i] = slot++;
     }
     // Room for every step until the next flush, so that recording does not allocate.
-    intervals_.reserve(steps_per_flush * schedule.steps.size());
+    intervals_.reserve(steps_per_flush * schedule.steps.size() * parts_per_step_);
     exchanges_.reserve(steps_per_flush * static_cast<std::size_t>(slot));
   }
   const auto num_exchanges = static_cast<std::size_t>(std::count_if(
@@ -43,9 +43,12 @@ void Timeline::begin_step(Phase phase, const Schedule& schedule, double begin, d
   steps_.push_back(record);
 }
 
-void Timeline::computed(std::size_t step, compute::Interval interval) {
-  intervals_.push_back(interval);
-  add_trace(schedule_->steps[step], interval.begin, interval.end);
+void Timeline::computed(std::size_t step, std::span<const compute::Interval> parts) {
+  parts_per_step_ = std::max(parts_per_step_, parts.size());
+  for (const compute::Interval& part : parts) {
+    if (!part.only_copies) intervals_.push_back(part);
+    add_trace(schedule_->steps[step], part.begin, part.end, part.stream);
+  }
 }
 
 void Timeline::exchanged(std::size_t step, double posted, double done) {
@@ -54,7 +57,7 @@ void Timeline::exchanged(std::size_t step, double posted, double done) {
   add_trace(schedule_->steps[step], posted, done);
 }
 
-void Timeline::add_trace(const Step& step, double begin, double end) {
+void Timeline::add_trace(const Step& step, double begin, double end, int stream) {
   if (max_trace_events_ == 0) return;
   if (trace_.size() >= max_trace_events_) {
     ++dropped_;
@@ -65,6 +68,7 @@ void Timeline::add_trace(const Step& step, double begin, double end) {
   event.kind = static_cast<std::uint8_t>(step.kind);
   event.layer = step.layer;
   event.chunk = step.chunk;
+  event.stream = static_cast<std::uint8_t>(stream);
   event.begin = begin + clock_offset_;
   event.end = end + clock_offset_;
   trace_.push_back(event);

@@ -53,7 +53,9 @@ class Timeline {
 
   /// Starts a step at `begin` (before its batch was agreed on, which ended at `agreed`).
   void begin_step(Phase phase, const Schedule& schedule, double begin, double agreed);
-  void computed(std::size_t step, compute::Interval interval);
+  /// When the parts of a step ran, by stream. Parts that only copy are not counted as arithmetic.
+  void computed(std::size_t step, std::span<const compute::Interval> parts);
+  void computed(std::size_t step, const compute::Interval& whole) { computed(step, {&whole, 1}); }
   void exchanged(std::size_t step, double posted, double done);
   void end_step(const StepTokens& tokens);
 
@@ -87,7 +89,7 @@ class Timeline {
     int change;  // +1 or -1
   };
   void account(const StepRecord& step, std::span<const double> last_posts);
-  void add_trace(const Step& step, double begin, double end);
+  void add_trace(const Step& step, double begin, double end, int stream = 0);
 
   double clock_offset_;
   std::size_t max_trace_events_;
@@ -95,6 +97,7 @@ class Timeline {
   std::vector<std::int32_t> exchange_slot_;  // schedule step -> index among its exchanges, or -1
   std::vector<StepRecord> steps_;
   std::vector<compute::Interval> intervals_;
+  std::size_t parts_per_step_ = 1;  // at most, as far as seen
   std::vector<Exchanged> exchanges_;
   std::vector<Edge> edges_;
   std::vector<double> posts_, last_posts_;

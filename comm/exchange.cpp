@@ -8,8 +8,6 @@
 #include <thread>
 #include <utility>
 
-#include "comm/deadline.hpp"
-
 namespace atl::comm {
 
 namespace {
@@ -18,7 +16,17 @@ constexpr int counts_tag = 2;
 }  // namespace
 
 std::string_view name_of(TransportKind kind) {
-  return kind == TransportKind::ialltoallv ? "ialltoallv" : "pairwise";
+  switch (kind) {
+    case TransportKind::ialltoallv:
+      return "ialltoallv";
+    case TransportKind::pairwise:
+      return "pairwise";
+    case TransportKind::ialltoallv_staged:
+      return "ialltoallv-staged";
+    case TransportKind::pairwise_staged:
+      return "pairwise-staged";
+  }
+  return "?";
 }
 
 ExchangePlan::ExchangePlan(int num_ranks)
@@ -38,6 +46,7 @@ std::int64_t ExchangePlan::rows_received() const {
 
 bool PendingExchange::done() {
   if (done_) return true;
+  if (staging_ != nullptr) return done_ = staging_->advance();
   int flag = 0;
   check(
       MPI_Testall(static_cast<int>(requests_.size()), requests_.data(), &flag, MPI_STATUSES_IGNORE),
@@ -53,6 +62,7 @@ ExchangePlan PendingExchange::take_plan() {
 std::vector<int> PendingExchange::awaited_peers() const {
   std::vector<int> awaited;
   if (done_) return awaited;
+  if (staging_ != nullptr) return staging_->awaited_peers();
   for (std::size_t i = 0; i < requests_.size(); ++i) {
     if (peers_[i] < 0) continue;
     int arrived = 0;
@@ -63,7 +73,8 @@ std::vector<int> PendingExchange::awaited_peers() const {
 }
 
 Exchange::Exchange(const Communicator& parent, TransportKind kind, std::size_t row_bytes,
-                   int counts_per_peer, std::size_t first_message_bytes)
+                   int counts_per_peer, std::size_t first_message_bytes,
+                   compute::DeviceMemory* device)
     : comm_(parent.duplicate()),
       kind_(kind),
       row_bytes_(row_bytes),
@@ -75,7 +86,7 @@ Exchange::Exchange(const Communicator& parent, TransportKind kind, std::size_t r
   check(MPI_Type_contiguous(to_int(row_bytes, "bytes of a row"), MPI_BYTE, &row_type_),
         "MPI_Type_contiguous");
   check(MPI_Type_commit(&row_type_), "MPI_Type_commit");
-  const std::size_t header = counts_bytes();
+  const std::size_t header = header_bytes();
   if (first_message_bytes > header) {
     rows_with_counts_ = static_cast<std::int64_t>((first_message_bytes - header) / row_bytes);
   }
@@ -86,6 +97,15 @@ Exchange::Exchange(const Communicator& parent, TransportKind kind, std::size_t r
   const auto most = static_cast<std::size_t>(2 * parent.size());
   spare_requests_.reserve(most);
   spare_peers_.reserve(most);
+  if (!is_staged(kind)) return;
+  require(device != nullptr, "internal: staging without device memory");
+  StagingSetup setup;
+  setup.comm = &comm_;
+  setup.device = device;
+  setup.row_bytes = row_bytes;
+  setup.row_type = row_type_;
+  staging_ = kind == TransportKind::pairwise_staged ? make_pairwise_staging(setup)
+                                                    : make_ialltoallv_staging(setup);
 }
 
 Exchange::~Exchange() {
@@ -118,6 +138,14 @@ std::int64_t Exchange::rows_in(std::span<const std::int32_t> counts, int peer) c
   return std::accumulate(first, first + counts_per_peer_, std::int64_t{0});
 }
 
+std::int32_t Exchange::most_rows_to_any() const {
+  std::int64_t most = 0;
+  for (int peer = 0; peer < comm_.size(); ++peer) {
+    if (peer != comm_.rank()) most = std::max(most, rows_in(counts_to_, peer));
+  }
+  return to_int(static_cast<std::size_t>(most), "rows sent");
+}
+
 void Exchange::start_counts(const void* rows) {
   const int size = comm_.size();
   const int rank = comm_.rank();
@@ -126,6 +154,7 @@ void Exchange::start_counts(const void* rows) {
   const int receives = size - 1;
   if (receives == 0) return;
   check(MPI_Startall(receives, counts_requests_.data()), "MPI_Startall");
+  const std::int32_t most_rows = most_rows_to_any();
   const auto* next_rows = static_cast<const std::byte*>(rows);
   for (int peer = 0, send = receives; peer < size; ++peer) {
     const std::int64_t count = rows_in(counts_to_, peer);
@@ -133,8 +162,12 @@ void Exchange::start_counts(const void* rows) {
     next_rows += static_cast<std::size_t>(count) * row_bytes_;
     if (peer == rank) continue;
     std::byte* message = &messages_to_[static_cast<std::size_t>(peer) * message_bytes_];
-    std::size_t bytes = counts_bytes();
-    std::memcpy(message, &counts_to_[static_cast<std::size_t>(peer * counts_per_peer_)], bytes);
+    std::size_t bytes = header_bytes();
+    std::memcpy(message, &counts_to_[static_cast<std::size_t>(peer * counts_per_peer_)],
+                counts_bytes());
+    if (tells_most_rows()) {
+      std::memcpy(message + counts_bytes(), &most_rows, sizeof(most_rows));
+    }
     if (with_counts(count)) {
       std::memcpy(message + bytes, peer_rows, static_cast<std::size_t>(count) * row_bytes_);
       bytes += static_cast<std::size_t>(count) * row_bytes_;
@@ -173,8 +206,14 @@ std::vector<int> Exchange::awaited_counts() const {
 void Exchange::plan_rows(ExchangePlan& plan) const {
   std::int64_t sent = 0;
   std::int64_t received = 0;
+  plan.most_rows = tells_most_rows() ? most_rows_to_any() : -1;
   for (int peer = 0; peer < comm_.size(); ++peer) {
     const auto p = static_cast<std::size_t>(peer);
+    if (tells_most_rows() && peer != comm_.rank()) {
+      std::int32_t most = 0;
+      std::memcpy(&most, &messages_from_[p * message_bytes_ + counts_bytes()], sizeof(most));
+      plan.most_rows = std::max(plan.most_rows, most);
+    }
     const bool own = peer == comm_.rank();
     const std::int64_t rows_to = rows_in(counts_to_, peer);
     const std::int64_t rows_from = own ? 0 : rows_in(counts_from_, peer);
@@ -208,7 +247,7 @@ PendingExchange Exchange::dispatch(ExchangePlan&& plan, const void* send, void* 
     if (!with_counts(posted.recv_counts[p])) continue;
     std::memcpy(static_cast<std::byte*>(recv) +
                     static_cast<std::size_t>(posted.recv_offsets[p]) * row_bytes_,
-                &messages_from_[p * message_bytes_ + counts_bytes()],
+                &messages_from_[p * message_bytes_ + header_bytes()],
                 static_cast<std::size_t>(posted.recv_counts[p]) * row_bytes_);
     posted.recv_counts[p] = 0;
   }
@@ -220,7 +259,9 @@ PendingExchange Exchange::start(ExchangePlan&& plan, const void* send, void* rec
 }
 
 PendingExchange Exchange::post(PendingExchange&& pending, const void* send, void* recv) {
-  if (kind_ == TransportKind::ialltoallv) {
+  if (staging_ != nullptr) {
+    start_staged(pending, send, recv);
+  } else if (kind_ == TransportKind::ialltoallv) {
     start_ialltoallv(pending, send, recv);
   } else {
     start_pairwise(pending, send, recv);
@@ -233,6 +274,18 @@ ExchangePlan Exchange::finish(PendingExchange&& pending) {
   spare_peers_ = std::move(pending.peers_);
   spare_plan_ = std::move(pending.posted_);
   return pending.take_plan();
+}
+
+void Exchange::start_staged(PendingExchange& pending, const void* send, void* recv) {
+  ExchangePlan& plan = staged_plan_ = pending.posted_;
+  if (tells_most_rows() && plan.most_rows < 0) {  // a plan that no counters came before
+    std::int64_t most = 0;
+    for (const int rows : plan.send_counts) most = std::max<std::int64_t>(most, rows);
+    comm_.allreduce(std::span(&most, 1), Communicator::Reduce::max);
+    plan.most_rows = static_cast<int>(most);
+  }
+  pending.staging_ = staging_.get();
+  staging_->start(plan, send, recv);
 }
 
 void Exchange::start_ialltoallv(PendingExchange& pending, const void* send, void* recv) {
@@ -274,91 +327,6 @@ void Exchange::start_pairwise(PendingExchange& pending, const void* send, void* 
                     &pending.requests_.back()),
           "MPI_Isend");
   }
-}
-
-namespace {
-
-/// Rows that rank `from` sends to rank `to` in the canary: unequal, some of them none.
-int canary_rows(int from, int to) {
-  return from == to ? 0 : (from * 3 + to * 5) % 7;
-}
-
-std::uint32_t canary_word(int from, int to, int row, std::size_t at) {
-  return static_cast<std::uint32_t>(from) * 2654435761U + static_cast<std::uint32_t>(to) * 40503U +
-         static_cast<std::uint32_t>(row) * 97U + static_cast<std::uint32_t>(at);
-}
-
-constexpr std::size_t canary_words = 80;  // of a row
-
-bool canary_ok(const Communicator& parent, TransportKind kind) {
-  const int size = parent.size();
-  const int rank = parent.rank();
-  Exchange exchange(parent, kind, canary_words * sizeof(std::uint32_t), 1);
-  ExchangePlan plan(size);
-  int sent = 0;
-  int received = 0;
-  for (int peer = 0; peer < size; ++peer) {
-    const auto p = static_cast<std::size_t>(peer);
-    plan.send_counts[p] = canary_rows(rank, peer);
-    plan.recv_counts[p] = canary_rows(peer, rank);
-    plan.send_offsets[p] = sent;
-    plan.recv_offsets[p] = received;
-    sent += plan.send_counts[p];
-    received += plan.recv_counts[p];
-  }
-  const auto words = [](int rows) { return static_cast<std::size_t>(rows) * canary_words; };
-  std::vector<std::uint32_t> out(words(sent) + 1);
-  std::vector<std::uint32_t> in(words(received) + 1, 0xdeadbeefU);
-  for (int peer = 0; peer < size; ++peer) {
-    const auto p = static_cast<std::size_t>(peer);
-    for (int row = 0; row < plan.send_counts[p]; ++row) {
-      for (std::size_t i = 0; i < canary_words; ++i) {
-        out[words(plan.send_offsets[p] + row) + i] = canary_word(rank, peer, row, i);
-      }
-    }
-  }
-  auto pending = exchange.start(std::move(plan), out.data(), in.data());
-  const Waiting waiting("the transport's test");
-  const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(60);
-  while (!pending.done()) {
-    if (std::chrono::steady_clock::now() > deadline) return false;
-    std::this_thread::sleep_for(std::chrono::microseconds(20));
-  }
-  plan = exchange.finish(std::move(pending));
-  bool right = in.back() == 0xdeadbeefU;
-  for (int peer = 0; peer < size; ++peer) {
-    const auto p = static_cast<std::size_t>(peer);
-    for (int row = 0; row < plan.recv_counts[p]; ++row) {
-      for (std::size_t i = 0; i < canary_words; ++i) {
-        right &= in[words(plan.recv_offsets[p] + row) + i] == canary_word(peer, rank, row, i);
-      }
-    }
-  }
-  return right;
-}
-
-}  // namespace
-
-bool canary(const Communicator& parent, TransportKind kind) {
-  std::int64_t right = 0;
-  try {
-    right = canary_ok(parent, kind) ? 1 : 0;
-  } catch (const Error&) {
-    right = 0;
-  }
-  parent.allreduce(std::span(&right, 1), Communicator::Reduce::min);
-  return right == 1;
-}
-
-TransportKind choose_transport(const Communicator& parent, std::string_view wanted) {
-  for (const auto kind : {TransportKind::ialltoallv, TransportKind::pairwise}) {
-    if (wanted != "auto" && wanted != name_of(kind)) continue;
-    if (canary(parent, kind)) return kind;
-  }
-  fail(
-      "transport '{}' does not work here (a test exchange between all ranks lost or altered rows, "
-      "or did not end within 60 s); try another --transport or other MPI settings",
-      wanted);
 }
 
 }  // namespace atl::comm

@@ -10,20 +10,28 @@
 #include <vector>
 
 #include "comm/communicator.hpp"
+#include "comm/staging.hpp"
+#include "compute/device_memory.hpp"
 
 namespace atl::comm {
 
 enum class TransportKind : std::uint8_t {
-  ialltoallv,  ///< one MPI_Ialltoallv
-  pairwise,    ///< one MPI_Isend and one MPI_Irecv per peer that has rows
+  ialltoallv,         ///< one MPI_Ialltoallv
+  pairwise,           ///< one MPI_Isend and one MPI_Irecv per peer that has rows
+  ialltoallv_staged,  ///< device memory, through pinned host memory: rounds of MPI_Ialltoallv
+  pairwise_staged,    ///< device memory, through pinned host memory: pieces to each peer
 };
 std::string_view name_of(TransportKind kind);
+constexpr bool is_staged(TransportKind kind) {
+  return kind == TransportKind::ialltoallv_staged || kind == TransportKind::pairwise_staged;
+}
 
 /// Who gets which rows. Offsets and counts are in rows; entries of the own rank have count 0, since
 /// the own shard never goes through MPI.
 struct ExchangePlan {
   std::vector<int> send_counts, send_offsets;  ///< [ranks]
   std::vector<int> recv_counts, recv_offsets;  ///< [ranks]
+  int most_rows = -1;  ///< largest share between any two ranks, equal on all; -1: not known
 
   explicit ExchangePlan(int num_ranks = 0);
   /// The way back: what was received is sent, what was sent is received, at the same offsets.
@@ -53,6 +61,7 @@ class [[nodiscard]] PendingExchange {
   std::vector<MPI_Request> requests_;
   std::vector<int> peers_;  // of each request; send requests have -1
   ExchangePlan plan_;
+  Staging* staging_ = nullptr;  // of the exchange, where rows are staged
   bool done_ = true;
 };
 
@@ -64,9 +73,11 @@ class Exchange {
   /// Collective. `row_bytes` is the size of one token's row; `counts_per_peer` how many counters
   /// each pair of ranks exchanges (experts of the peer, at most). A pair's rows go with its
   /// counters in one message where both fit into `first_message_bytes` (0: never; rows must be in
-  /// host memory otherwise).
+  /// host memory otherwise). Rows of staged transports lie in the memory of `device`, which
+  /// outlives the exchange.
   Exchange(const Communicator& parent, TransportKind kind, std::size_t row_bytes,
-           int counts_per_peer, std::size_t first_message_bytes = 0);
+           int counts_per_peer, std::size_t first_message_bytes = 0,
+           compute::DeviceMemory* device = nullptr);
   ~Exchange();
   Exchange(const Exchange&) = delete;
   Exchange& operator=(const Exchange&) = delete;
@@ -98,10 +109,18 @@ class Exchange {
   std::size_t counts_bytes() const {
     return static_cast<std::size_t>(counts_per_peer_) * sizeof(std::int32_t);
   }
+  /// Bytes before the rows of a first message: counters and, where rounds must be agreed on, the
+  /// largest number of rows that the sender has for one rank.
+  std::size_t header_bytes() const {
+    return counts_bytes() + (tells_most_rows() ? sizeof(std::int32_t) : 0);
+  }
+  bool tells_most_rows() const { return kind_ == TransportKind::ialltoallv_staged; }
+  std::int32_t most_rows_to_any() const;
   std::int64_t rows_in(std::span<const std::int32_t> counts, int peer) const;
   bool with_counts(std::int64_t rows) const { return rows > 0 && rows <= rows_with_counts_; }
   PendingExchange make_pending(ExchangePlan&& plan);
   PendingExchange post(PendingExchange&& pending, const void* send, void* recv);
+  void start_staged(PendingExchange& pending, const void* send, void* recv);
   void start_ialltoallv(PendingExchange& pending, const void* send, void* recv);
   void start_pairwise(PendingExchange& pending, const void* send, void* recv);
 
@@ -118,14 +137,8 @@ class Exchange {
   ExchangePlan spare_plan_;
   std::vector<MPI_Request> spare_requests_;
   std::vector<int> spare_peers_;
+  ExchangePlan staged_plan_;
+  std::unique_ptr<Staging> staging_;
 };
-
-/// Collective: a small exchange with unequal, partly empty shares and checked contents. True on all
-/// ranks if every row arrived everywhere.
-bool canary(const Communicator& parent, TransportKind kind);
-
-/// Collective: `wanted` ("ialltoallv" or "pairwise"), or with "auto" the first of these two, whose
-/// canary passes. Throws Error when none does.
-TransportKind choose_transport(const Communicator& parent, std::string_view wanted);
 
 }  // namespace atl::comm

@@ -1,10 +1,11 @@
 #pragma once
 // The seam between the driver and one rank's arithmetic.
 //
-// A Backend owns the weights, the KV cache and one in-order queue. Its operations are coarse (one
-// per schedule step) and asynchronous: each enqueues and returns an Event at once. Operations run
-// in the order in which they were enqueued. The thread that owns MPI calls these functions and does
-// no arithmetic itself.
+// A Backend owns the weights, the KV cache and its queues. Its operations are coarse (one per
+// schedule step) and asynchronous: each enqueues and returns an Event at once. Operations of one
+// chunk run in the order in which they were enqueued, and so do attention's of all chunks; the CPU
+// has one queue for everything. The thread that owns MPI calls these functions and does no
+// arithmetic itself.
 
 #include <cstdint>
 #include <functional>
@@ -13,6 +14,7 @@
 #include <string>
 #include <vector>
 
+#include "compute/device_memory.hpp"
 #include "compute/types.hpp"
 
 namespace atl::compute {
@@ -34,13 +36,15 @@ enum class Weight : std::uint8_t {
   lm_head,         ///< [vocab, H]
 };
 
-/// Ticket of an enqueued operation; tickets of one backend complete in increasing order.
+/// Ticket of an enqueued operation; tickets complete in increasing order where in_order() says so.
 using Event = std::uint64_t;
 
-/// When an operation ran, in seconds of the steady clock.
+/// When an operation, or its part on one stream, ran; in seconds of the steady clock.
 struct Interval {
   double begin = 0;
   double end = 0;
+  int stream = 0;            ///< index into stream_names()
+  bool only_copies = false;  ///< moves data, computes nothing
 };
 
 /// Rows [first_row, first_row + num_rows) of a chunk are consecutive positions of one sequence,
@@ -62,7 +66,8 @@ struct RowBlock {
 
 /// One micro-batch on its way through the layers: its input and the buffers that MPI reads and
 /// writes. Activations in between belong to the backend. Rows of `dispatch_send` are grouped by
-/// `send_order` of their expert; inside a group they keep token order.
+/// `send_order` of their expert; inside a group they keep token order. The four buffers of rows lie
+/// in the memory of the backend's device_memory(), where it has one.
 class Chunk {
  public:
   virtual ~Chunk() = default;
@@ -92,6 +97,7 @@ struct BackendOptions {
   int page_tokens = 64;        ///< tokens per KV page
   std::int64_t num_pages = 0;  ///< KV pages this rank holds, all layers each
   int max_chunk_tokens = 0;
+  int num_chunks = 1;  ///< that will be made, for the plan of the memory
 };
 
 class Backend {
@@ -140,7 +146,8 @@ class Backend {
   virtual Event load_kv(int layer, std::span<const std::int32_t> pages, int first_position,
                         int num_positions, const void* keys, const void* values) = 0;
 
-  /// Runs a host function in the queue's order (sampling, for example). `task` must outlive it.
+  /// Runs a host function after the operations before it whose results go to host memory (logits,
+  /// for example, to sample from). `task` must outlive it.
   virtual Event host_task(const std::function<void()>& task) = 0;
 
   /// Lets everything enqueued so far run beside the calling thread.
@@ -155,6 +162,22 @@ class Backend {
   virtual void finish(Event event) = 0;
   /// When a completed operation ran; kept for the most recent 4096 operations.
   virtual Interval interval(Event event) const = 0;
+  /// The same by stream, into `parts`; returns how many there are (at most max_parts).
+  static constexpr std::size_t max_parts = 3;
+  virtual std::size_t intervals(Event event, std::span<Interval> parts) const {
+    parts[0] = interval(event);
+    return 1;
+  }
+  /// Names of the streams that operations run on.
+  virtual std::span<const char* const> stream_names() const {
+    static constexpr const char* names[] = {"compute"};
+    return names;
+  }
+  /// Whether operations complete in the order of their tickets.
+  virtual bool in_order() const { return true; }
+
+  /// Where the rows of chunks lie and how they get to the host; null: they are in host memory.
+  virtual DeviceMemory* device_memory() { return nullptr; }
 
   /// Bytes held, by kind, for the report.
   struct Memory {

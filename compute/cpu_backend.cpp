@@ -2,92 +2,21 @@
 
 #include <omp.h>
 
-#include <array>
-#include <atomic>
 #include <memory>
 
 #include "compute/cpu_layers.hpp"
 #include "compute/error.hpp"
+#include "compute/loading.hpp"
 
 namespace atl::compute {
 
 namespace {
 
-constexpr std::array<const char*, 13> weight_names = {
-    "embedding", "attention_norm", "qkv",  "q_norm",     "k_norm", "o", "ffn_norm", "router",
-    "up",        "gate",           "down", "final_norm", "lm_head"};
-
-struct Extent {
-  std::int64_t rows;
-  std::int64_t cols;
-};
-
-/// Rows and columns the model gives a weight; vectors are one row.
-Extent extent_of(Weight weight, const ModelShape& shape, bool expert) {
-  const std::int64_t hidden = shape.hidden;
-  const std::int64_t inner = expert ? shape.moe_intermediate : shape.intermediate;
-  const bool whole = shape.qk_norm == QkNorm::whole_row;
-  switch (weight) {
-    case Weight::embedding:
-    case Weight::lm_head:
-      return {shape.vocab, hidden};
-    case Weight::attention_norm:
-    case Weight::ffn_norm:
-    case Weight::final_norm:
-      return {1, hidden};
-    case Weight::qkv:
-      return {shape.q_width() + 2 * shape.kv_width(), hidden};
-    case Weight::q_norm:
-      return {1, whole ? shape.q_width() : shape.head_dim};
-    case Weight::k_norm:
-      return {1, whole ? shape.kv_width() : shape.head_dim};
-    case Weight::o:
-      return {hidden, shape.q_width()};
-    case Weight::router:
-      return {shape.num_experts, hidden};
-    case Weight::up:
-    case Weight::gate:
-      return {inner, hidden};
-    case Weight::down:
-      break;
-  }
-  return {hidden, inner};
-}
-
-bool belongs_to_layer(Weight weight) {
-  return weight != Weight::embedding && weight != Weight::final_norm && weight != Weight::lm_head;
-}
-
-bool is_mlp(Weight weight) {
-  return weight == Weight::up || weight == Weight::gate || weight == Weight::down;
-}
-
 void check(const BackendOptions& options) {
-  const ModelShape& shape = options.shape;
-  require(shape.head_dim > 0 && shape.head_dim % 2 == 0 && shape.head_dim <= max_head_dim,
-          "cannot compute attention with head_dim {} (the CPU kernels take even numbers up to {})",
-          shape.head_dim, max_head_dim);
-  require(
-      shape.num_kv_heads > 0 && shape.num_heads > 0 && shape.num_heads % shape.num_kv_heads == 0,
-      "cannot share {} key/value heads among {} query heads (not a divisor)", shape.num_kv_heads,
-      shape.num_heads);
-  require(options.page_tokens > 0 && options.page_tokens % panel_tokens == 0,
+  check_options(options, max_head_dim);
+  require(options.page_tokens % panel_tokens == 0,
           "cannot use KV pages of {} tokens; use a multiple of {}", options.page_tokens,
           panel_tokens);
-  require(shape.hidden > 0 && shape.vocab > 0 && shape.num_layers > 0 && shape.max_positions > 0,
-          "cannot set up a model with hidden {}, vocabulary {}, {} layers and {} positions",
-          shape.hidden, shape.vocab, shape.num_layers, shape.max_positions);
-  require(shape.layer_is_dense.size() == static_cast<std::size_t>(shape.num_layers),
-          "layer_is_dense has {} entries for {} layers", shape.layer_is_dense.size(),
-          shape.num_layers);
-  require(options.num_threads >= 1 && options.max_chunk_tokens >= 1 && options.num_pages >= 0 &&
-              options.num_local_experts >= 0,
-          "cannot run with {} threads, chunks of {} tokens and {} pages", options.num_threads,
-          options.max_chunk_tokens, options.num_pages);
-  require(shape.num_experts == 0 || (shape.top_k >= 1 && shape.top_k <= shape.num_experts),
-          "cannot choose {} of {} experts", shape.top_k, shape.num_experts);
-  require(options.send_order.size() == static_cast<std::size_t>(shape.num_experts),
-          "send_order has {} entries for {} experts", options.send_order.size(), shape.num_experts);
 }
 
 class CpuBackend final : public Backend {
@@ -231,41 +160,11 @@ class CpuBackend final : public Backend {
   CpuQueue queue_;  // last: its worker must stop before the rest goes
 };
 
-/// `tensor` as elements of type `to`; `buffer` holds them if they had to be converted.
-const void* converted(const HostTensor& tensor, DType to, CpuIsa isa, AlignedBuffer& buffer) {
-  if (tensor.dtype == to) return tensor.data;
-  const std::int64_t count = tensor.rows * tensor.cols;
-  AlignedBuffer floats;
-  const void* from = tensor.data;
-  if (tensor.dtype != DType::float32) {
-    floats = AlignedBuffer(static_cast<std::size_t>(count) * sizeof(float));
-    kernels_for(tensor.dtype, isa).to_float(from, floats.as<float>(), count);
-    from = floats.data();
-  }
-  buffer = AlignedBuffer(static_cast<std::size_t>(count) * size_of(to));
-  kernels_for(to, isa).from_float(static_cast<const float*>(from), buffer.data(), count);
-  return buffer.data();
-}
-
 void CpuBackend::load_weight(Weight weight, int layer, int local_expert, const HostTensor& tensor) {
-  const char* name = weight_names[static_cast<std::size_t>(weight)];
-  const ModelShape& shape = options_.shape;
-  require(belongs_to_layer(weight) ? layer >= 0 && layer < shape.num_layers : layer == -1,
-          "weight {} cannot belong to layer {} of {}", name, layer, shape.num_layers);
-  require(local_expert == -1 ||
-              (is_mlp(weight) && local_expert >= 0 && local_expert < options_.num_local_experts),
-          "weight {} cannot belong to local expert {} of {}", name, local_expert,
-          options_.num_local_experts);
-  const auto [rows, cols] = extent_of(weight, shape, local_expert >= 0);
-  // A vector may come as one row or as one column.
-  const bool fits = (tensor.rows == rows && tensor.cols == cols) ||
-                    (rows == 1 && tensor.rows == cols && tensor.cols == 1);
-  require(fits && tensor.data != nullptr,
-          "weight {} of layer {} has shape [{}, {}], the configuration says [{}, {}]", name, layer,
-          tensor.rows, tensor.cols, rows, cols);
+  const auto [rows, cols] = check_weight(options_, weight, layer, local_expert, tensor);
   run_on_worker([&, num_rows = static_cast<int>(rows), num_cols = static_cast<int>(cols)] {
     AlignedBuffer buffer;
-    const void* data = converted(tensor, options_.dtype, cpu_isa(), buffer);
+    const void* data = converted(tensor, options_.dtype, buffer);
     layers_.load(weight, layer, local_expert, data, num_rows, num_cols);
   });
 }

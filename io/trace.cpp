@@ -13,7 +13,9 @@ namespace atl::io {
 
 void write_trace(const std::string& path, const std::vector<std::vector<TraceEvent>>& ranks,
                  const std::function<std::string(const TraceEvent&)>& name,
-                 const std::function<bool(const TraceEvent&)>& is_exchange) {
+                 const std::function<bool(const TraceEvent&)>& is_exchange,
+                 std::span<const char* const> streams) {
+  const int num_streams = static_cast<int>(streams.size());
   double first = std::numeric_limits<double>::infinity();
   for (const auto& events : ranks) {
     for (const TraceEvent& event : events) first = std::min(first, event.begin);
@@ -25,7 +27,7 @@ void write_trace(const std::string& path, const std::vector<std::vector<TraceEve
   for (std::size_t rank = 0; rank < ranks.size(); ++rank) {
     std::set<int> tracks;
     for (const TraceEvent& event : ranks[rank]) {
-      const int track = is_exchange(event) ? 1 + event.chunk : 0;
+      const int track = is_exchange(event) ? num_streams + event.chunk : event.stream;
       tracks.insert(track);
       text.clear();
       fmt::format_to(std::back_inserter(text),
@@ -42,8 +44,8 @@ void write_trace(const std::string& path, const std::vector<std::vector<TraceEve
                     separator, rank, rank));
     separator = ",\n";
     for (const int track : tracks) {
-      const auto label =
-          track == 0 ? std::string("compute") : fmt::format("exchange c{}", track - 1);
+      const auto label = track < num_streams ? std::string(streams[static_cast<std::size_t>(track)])
+                                             : fmt::format("exchange c{}", track - num_streams);
       file.write(
           fmt::format("{}{{\"name\":\"thread_name\",\"ph\":\"M\",\"pid\":{},\"tid\":{},"
                       "\"args\":{{\"name\":\"{}\"}}}}",

@@ -1,9 +1,10 @@
 #pragma once
 // The trace: Chrome's JSON trace format, which Perfetto opens. One process per rank, one track for
-// the arithmetic and one per chunk for its exchanges.
+// each stream of the arithmetic and one per chunk for its exchanges.
 
 #include <cstdint>
 #include <functional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -14,14 +15,19 @@ struct TraceEvent {
   std::uint8_t kind = 0;
   std::int16_t layer = 0;
   std::int16_t chunk = 0;
+  std::uint8_t stream = 0;  ///< of arithmetic
   double begin = 0;
   double end = 0;
 };
 
-/// Writes the events of all ranks ([rank][event]). `name` and `is_exchange` say what an event is.
+inline constexpr const char* one_stream[] = {"compute"};
+
+/// Writes the events of all ranks ([rank][event]). `name` and `is_exchange` say what an event is,
+/// `streams` what a stream is called.
 /// Throws Error when the file cannot be written.
 void write_trace(const std::string& path, const std::vector<std::vector<TraceEvent>>& ranks,
                  const std::function<std::string(const TraceEvent&)>& name,
-                 const std::function<bool(const TraceEvent&)>& is_exchange);
+                 const std::function<bool(const TraceEvent&)>& is_exchange,
+                 std::span<const char* const> streams = one_stream);
 
 }  // namespace atl::io

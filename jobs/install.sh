@@ -17,6 +17,7 @@ packages=(
   libdnnl-dev                                  # GEMMs
   libcli11-dev libfmt-dev nlohmann-json3-dev libxxhash-dev
   libgtest-dev libbenchmark-dev hdf5-tools     # tests and benchmarks
+  libboost-context-dev                         # fibers of the emulated CUDA device in the tests
   python3                                      # tables of the job and test scripts
 )
 

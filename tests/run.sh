@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs, builds and runs every test: all of preset cpu, then the unit and multi-rank tests of
-# preset cpu-asan (address and undefined-behaviour sanitizers), then the fuzz targets for some
+# preset cpu-asan (address and undefined-behaviour sanitizers), those of the CUDA backend where nvcc is
+# found (label gpu needs a GPU, label emulated none), then the fuzz targets for some
 # seconds each, where clang can be had. Fails when any test fails.
 #
 #   tests/run.sh [--quick] [ctest option...]
@@ -48,6 +49,12 @@ else
   run_tests cpu "$@"
   build_preset cpu-asan
   run_tests cpu-asan -L 'unit|mpi' "$@"
+  if command -v nvcc >/dev/null; then
+    build_preset cuda cuda_tests
+    run_tests cuda -L 'gpu|emulated' "$@"
+  else
+    say "skipped: the CUDA backend, since there is no nvcc on PATH"
+  fi
   if bash "$repository/jobs/install.sh" --fuzz && command -v clang++ >/dev/null; then
     build_preset fuzz
     run_tests fuzz "$@"

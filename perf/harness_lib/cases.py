@@ -41,6 +41,7 @@ class Case:
 class Sweep:
     name: str
     rounds: int
+    warm_up_rounds: int
     timeout_s: float
     cases: list
     launcher: list
@@ -78,7 +79,8 @@ def expand(grid, base):
 
 def load(path):
     declared = read_file(path)
-    known = {"name", "rounds", "timeout_s", "base", "grid", "launcher", "ranks_per_core"}
+    known = {"name", "rounds", "warm_up_rounds", "timeout_s", "base", "grid", "launcher",
+             "ranks_per_core"}
     unknown = set(declared) - known
     if unknown:
         raise BadSweep(f"{path} has unknown keys {', '.join(sorted(unknown))}; known are "
@@ -102,7 +104,7 @@ def load(path):
                            if any(o.get(key) != case.options[key] for o in others))
     unique = {case.id: case for case in cases}
     return Sweep(declared.get("name", Path(path).stem), declared.get("rounds", 3),
-                 declared.get("timeout_s", 120), list(unique.values()),
+                 declared.get("warm_up_rounds", 1), declared.get("timeout_s", 120), list(unique.values()),
                  declared.get("launcher", []), declared.get("ranks_per_core", 16), declared)
 
 

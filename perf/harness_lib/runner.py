@@ -34,8 +34,10 @@ def last_words(text, count=6):
 class Runner:
     """Runs cases; what it started is gone when the `with` block ends, however it ends."""
 
-    def __init__(self, sweep, build, output):
+    def __init__(self, sweep, build, output, prefix=(), rank_prefix=()):
         self.sweep = sweep
+        self.prefix = list(prefix)  # of every command, on this machine
+        self.rank_prefix = list(rank_prefix)  # of every rank's program
         self.build = build
         self.output = output
         self.runs = {}  # case id -> [Run]
@@ -69,7 +71,7 @@ class Runner:
                 possible.append(case)
         for case in possible:
             self.runs[case.id] = []
-        for number in range(-1, self.sweep.rounds):
+        for number in range(-self.sweep.warm_up_rounds, self.sweep.rounds):
             order = list(possible)
             random.Random(number).shuffle(order)
             for place, case in enumerate(order):
@@ -164,7 +166,7 @@ class Runner:
                 words += [option, str(value)]
             else:
                 words.append(f"{option}={value}")
-        return self.launcher(case) + words
+        return self.prefix + self.launcher(case) + self.rank_prefix + words
 
     def launcher(self, case):
         mpi = [word for key, value in case.mpi.items() for word in ("--mca", key, str(value))]

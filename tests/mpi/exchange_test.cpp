@@ -5,6 +5,7 @@
 
 #include <vector>
 
+#include "comm/transport.hpp"
 #include "mpi_main.hpp"
 
 namespace atl::comm {

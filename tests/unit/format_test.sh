@@ -8,7 +8,7 @@ cd "${1:-$(dirname "${BASH_SOURCE[0]}")/../..}"
 wanted=14
 for program in "clang-format-$wanted" clang-format; do
   if command -v "$program" >/dev/null && "$program" --version | grep -q "version $wanted\."; then
-    mapfile -t sources < <(find app comm compute io tests perf -name '*.hpp' -o -name '*.cpp' | sort)
+    mapfile -t sources < <(find app comm compute io tests perf -name '*.[hc]pp' -o -name '*.cu' -o -name '*.cuh' | sort)
     ((${#sources[@]} > 0))
     "$program" --dry-run --Werror "${sources[@]}"
     printf '%d files are formatted\n' "${#sources[@]}"

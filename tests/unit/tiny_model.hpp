@@ -1,7 +1,8 @@
 #pragma once
-// Random tiny models, and one rank that runs them through the CPU backend by a plain loop.
+// Random tiny models, and one rank that runs them through a backend by a plain loop.
 
 #include <cstring>
+#include <functional>
 #include <memory>
 #include <numeric>
 #include <random>
@@ -155,6 +156,8 @@ struct RankOptions {
   int max_chunk_tokens = 256;
   int num_pages = 32;
   bool reverse_experts = false;  // send_order from the last expert to the first
+  std::function<std::unique_ptr<compute::Backend>(const compute::BackendOptions&)> make_backend =
+      compute::make_cpu_backend;
 };
 
 /// One rank that owns every expert. Sequences get KV pages round-robin, so that those of one
@@ -178,7 +181,7 @@ class SingleRank {
     order_ = options.send_order;
     dtype_ = rank.dtype;
     num_pages_ = rank.num_pages;
-    backend_ = compute::make_cpu_backend(options);
+    backend_ = rank.make_backend(options);
     load(model);
     backend_->finish_loading();
     chunk_ = backend_->make_chunk();

@@ -1,0 +1,85 @@
+#include "app/devices.hpp"
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+
+#include "compute/error.hpp"
+
+namespace atl {
+
+namespace {
+
+/// Of the free memory, so that what libraries take later still fits.
+constexpr double usable_share = 0.95;
+
+struct DeviceOfRank {
+  std::int32_t node = 0;
+  std::array<char, 60> id{};
+  std::int64_t free_bytes = 0;
+  bool same_device(const DeviceOfRank& other) const { return node == other.node && id == other.id; }
+};
+
+/// Takes the rank's device and learns who shares it.
+compute::CudaShare share_device(const comm::Communicator& world, const comm::Topology& topology,
+                                int num_devices) {
+  const auto rank = static_cast<std::size_t>(world.rank());
+  compute::CudaShare share;
+  world.agree([&] {
+    share.device = compute::open_cuda_device(topology.local_rank_of[rank] % num_devices);
+  });
+  world.barrier();  // every rank's context is there now, and counts as taken memory
+  DeviceOfRank mine;
+  mine.node = topology.node_of[rank];
+  std::copy_n(share.device.id.begin(), std::min(share.device.id.size(), mine.id.size() - 1),
+              mine.id.begin());
+  mine.free_bytes = compute::free_cuda_bytes();
+  share.num_ranks = 0;
+  share.device.free_bytes = mine.free_bytes;
+  for (const DeviceOfRank& other : world.allgather(mine)) {
+    if (!other.same_device(mine)) continue;
+    ++share.num_ranks;
+    share.device.free_bytes = std::min(share.device.free_bytes, other.free_bytes);
+  }
+  share.memory_bytes = static_cast<std::int64_t>(static_cast<double>(share.device.free_bytes) *
+                                                 usable_share / share.num_ranks);
+  return share;
+}
+
+}  // namespace
+
+BackendChoice choose_backend(const comm::Communicator& world, const comm::Topology& topology,
+                             const std::string& wanted) {
+  BackendChoice choice;
+  if (wanted == "cpu") return choice;
+  const compute::CudaDevices devices = compute::find_cuda_devices();
+  const auto counts = world.allgather(devices.count);
+  const auto without = std::find(counts.begin(), counts.end(), 0);
+  const bool none = std::all_of(counts.begin(), counts.end(), [](int count) { return count == 0; });
+  if (wanted == "auto" && none) return choice;
+  world.agree([&] {
+    require(devices.count > 0 || (wanted == "auto" && !none), "{}", devices.why_none);
+    require(
+        without == counts.end(),
+        "rank {} sees no CUDA device, and other ranks do; give every rank one, or use --backend "
+        "cpu",
+        without - counts.begin());
+  });
+  choice.cuda = true;
+  choice.share = share_device(world, topology, devices.count);
+  return choice;
+}
+
+std::int64_t kv_bytes_left(const BackendChoice& choice, compute::BackendOptions options) {
+  options.num_pages = 1;
+  const auto need = compute::cuda_memory_need(options);
+  return choice.share.memory_bytes - need.weights - need.buffers;
+}
+
+std::unique_ptr<compute::Backend> make_backend(const BackendChoice& choice,
+                                               const compute::BackendOptions& options) {
+  return choice.cuda ? compute::make_cuda_backend(options, choice.share)
+                     : compute::make_cpu_backend(options);
+}
+
+}  // namespace atl

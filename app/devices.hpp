@@ -1,0 +1,35 @@
+#pragma once
+// Where each rank computes: which backend, which GPU, and how much of its memory.
+
+#include <memory>
+#include <string>
+
+#include "comm/communicator.hpp"
+#include "comm/topology.hpp"
+#include "compute/backend.hpp"
+#include "compute/cuda_backend.hpp"
+
+namespace atl {
+
+/// What choose_backend decided, alike on all ranks but for the device.
+struct BackendChoice {
+  bool cuda = false;
+  compute::CudaShare share;  ///< where cuda
+
+  const char* name() const { return cuda ? "cuda" : "cpu"; }
+};
+
+/// Collective. `wanted` is auto, cpu or cuda; auto takes CUDA where every rank sees a device. Ranks
+/// of a node take its devices in turn by their local rank; several may share one, each with an
+/// equal part of its memory. Throws Error when what is wanted cannot be had.
+BackendChoice choose_backend(const comm::Communicator& world, const comm::Topology& topology,
+                             const std::string& wanted);
+
+/// Bytes that a KV cache may take beside everything else these options say, on this rank's device.
+std::int64_t kv_bytes_left(const BackendChoice& choice, compute::BackendOptions options);
+
+/// Throws Error where the options do not fit the device.
+std::unique_ptr<compute::Backend> make_backend(const BackendChoice& choice,
+                                               const compute::BackendOptions& options);
+
+}  // namespace atl

@@ -1,0 +1,378 @@
+#include "comm/staging.hpp"
+
+#include <algorithm>
+#include <array>
+
+#include "comm/exchange.hpp"
+
+namespace atl::comm {
+
+namespace {
+
+using compute::DeviceMemory;
+
+constexpr int staged_tag = 3;
+
+std::byte* row_of(void* base, std::int64_t row, std::size_t row_bytes) {
+  return static_cast<std::byte*>(base) + static_cast<std::size_t>(row) * row_bytes;
+}
+
+/// Pinned memory handed out and given back in the same order.
+class PieceRing {
+ public:
+  PieceRing(DeviceMemory& device, std::size_t bytes)
+      : memory_(device.allocate_host(bytes)), bytes_(bytes) {}
+
+  std::size_t bytes() const { return bytes_; }
+  /// Memory for a piece, or null while there is not enough in one place.
+  std::byte* take(std::size_t bytes) {
+    if (used_ == 0) head_ = tail_ = 0;
+    const std::size_t to_end = bytes_ - head_;
+    const bool wraps = head_ >= tail_ && bytes > to_end;
+    const std::size_t skipped = wraps ? to_end : 0;
+    if (used_ + skipped + bytes > bytes_) return nullptr;
+    if (wraps) head_ = 0;
+    std::byte* const at = memory_.get() + head_;
+    head_ += bytes;
+    used_ += skipped + bytes;
+    sizes_.push_back(skipped + bytes);
+    return at;
+  }
+  /// Gives the oldest piece back.
+  void give_back() {
+    used_ -= sizes_.front();
+    tail_ = (tail_ + sizes_.front()) % bytes_;
+    sizes_.pop_front();
+  }
+
+ private:
+  DeviceMemory::Bytes memory_;
+  std::size_t bytes_;
+  std::size_t head_ = 0;  // next byte to hand out
+  std::size_t tail_ = 0;  // first byte in use
+  std::size_t used_ = 0;
+  std::deque<std::size_t> sizes_;
+};
+
+class PairwiseStaging final : public Staging {
+ public:
+  explicit PairwiseStaging(const StagingSetup& setup)
+      : setup_(setup),
+        piece_rows_(static_cast<int>(std::max<std::size_t>(1, piece_bytes / setup.row_bytes))),
+        sending_(*setup.device, ring_bytes()),
+        receiving_(*setup.device, ring_bytes()) {}
+
+  void start(const ExchangePlan& plan, const void* send, void* recv) override {
+    plan_ = &plan;
+    send_ = const_cast<void*>(send);
+    recv_ = recv;
+    next_send_ = next_receive_ = {};
+    skip_empty(next_send_, plan.send_counts, +1);
+    skip_empty(next_receive_, plan.recv_counts, -1);
+    advance();
+  }
+
+  bool advance() override {
+    receive();
+    post_receives();  // before the sends: a message finds its place
+    post_copies();
+    send();
+    return sends_.empty() && receives_.empty() && at_end(next_send_) && at_end(next_receive_);
+  }
+
+  std::vector<int> awaited_peers() const override {
+    std::vector<int> peers;
+    const auto add = [&peers](int peer) {
+      if (std::find(peers.begin(), peers.end(), peer) == peers.end()) peers.push_back(peer);
+    };
+    for (const Piece& piece : receives_) {
+      if (piece.request != MPI_REQUEST_NULL) add(piece.peer);
+    }
+    for (int step = next_receive_.step; step < setup_.comm->size(); ++step) {
+      const int peer = peer_of(step, -1);
+      if (plan_ != nullptr && plan_->recv_counts[static_cast<std::size_t>(peer)] > 0) add(peer);
+    }
+    return peers;
+  }
+
+ private:
+  static constexpr std::size_t piece_bytes = std::size_t{1} << 20;
+  static constexpr std::size_t most_pieces = 64;  // under way in each direction
+
+  /// A place in the order of pieces: peers at a rising distance, each with its rows. All ranks go
+  /// through the distances alike, so the nearest open piece of all finds its partner posted, and
+  /// bounded memory cannot deadlock.
+  struct Cursor {
+    int step = 1;
+    int row = 0;
+  };
+  struct Piece {
+    std::byte* at = nullptr;
+    int peer = -1;
+    int rows = 0;
+    std::int64_t first_row = 0;
+    MPI_Request request = MPI_REQUEST_NULL;
+    DeviceMemory::Copy copy = 0;
+    bool with_device = false;  // the copy is under way
+    bool done = false;
+  };
+
+  std::size_t ring_bytes() const {
+    return std::max(setup_.pinned_bytes, static_cast<std::size_t>(piece_rows_) * setup_.row_bytes);
+  }
+  int peer_of(int step, int direction) const {
+    const int size = setup_.comm->size();
+    return (setup_.comm->rank() + (direction > 0 ? step : size - step)) % size;
+  }
+  bool at_end(const Cursor& cursor) const { return cursor.step >= setup_.comm->size(); }
+
+  void skip_empty(Cursor& cursor, const std::vector<int>& counts, int direction) const {
+    while (!at_end(cursor) &&
+           cursor.row >= counts[static_cast<std::size_t>(peer_of(cursor.step, direction))]) {
+      ++cursor.step;
+      cursor.row = 0;
+    }
+  }
+
+  /// The next piece with its memory; false when all are posted or memory is short.
+  bool next_piece(Cursor& cursor, const std::vector<int>& counts, const std::vector<int>& offsets,
+                  int direction, PieceRing& ring, const std::deque<Piece>& under_way,
+                  Piece& piece) const {
+    if (at_end(cursor) || under_way.size() >= most_pieces) return false;
+    piece = {};
+    piece.peer = peer_of(cursor.step, direction);
+    const auto p = static_cast<std::size_t>(piece.peer);
+    piece.rows = std::min(piece_rows_, counts[p] - cursor.row);
+    piece.first_row = std::int64_t{offsets[p]} + cursor.row;
+    piece.at = ring.take(static_cast<std::size_t>(piece.rows) * setup_.row_bytes);
+    if (piece.at == nullptr) return false;
+    cursor.row += piece.rows;
+    skip_empty(cursor, counts, direction);
+    return true;
+  }
+
+  void post_copies() {
+    Piece piece;
+    while (next_piece(next_send_, plan_->send_counts, plan_->send_offsets, +1, sending_, sends_,
+                      piece)) {
+      piece.copy =
+          setup_.device->to_host(piece.at, row_of(send_, piece.first_row, setup_.row_bytes),
+                                 static_cast<std::size_t>(piece.rows) * setup_.row_bytes);
+      piece.with_device = true;
+      sends_.push_back(piece);
+    }
+  }
+
+  void send() {
+    for (Piece& piece : sends_) {
+      if (piece.with_device) {
+        if (!setup_.device->copied(piece.copy)) break;  // messages to a peer keep their order
+        piece.with_device = false;
+        check(MPI_Isend(piece.at, piece.rows, setup_.row_type, piece.peer, staged_tag,
+                        setup_.comm->raw(), &piece.request),
+              "MPI_Isend");
+      }
+      if (!piece.done) piece.done = test(piece.request);
+    }
+    while (!sends_.empty() && sends_.front().done) {
+      sends_.pop_front();
+      sending_.give_back();
+    }
+  }
+
+  void post_receives() {
+    Piece piece;
+    while (next_piece(next_receive_, plan_->recv_counts, plan_->recv_offsets, -1, receiving_,
+                      receives_, piece)) {
+      receives_.push_back(piece);
+      check(MPI_Irecv(piece.at, piece.rows, setup_.row_type, piece.peer, staged_tag,
+                      setup_.comm->raw(), &receives_.back().request),
+            "MPI_Irecv");
+    }
+  }
+
+  void receive() {
+    for (Piece& piece : receives_) {
+      if (!piece.with_device && !piece.done) {
+        if (!test(piece.request)) continue;
+        piece.copy =
+            setup_.device->to_device(row_of(recv_, piece.first_row, setup_.row_bytes), piece.at,
+                                     static_cast<std::size_t>(piece.rows) * setup_.row_bytes);
+        piece.with_device = true;
+      }
+      if (piece.with_device && setup_.device->copied(piece.copy)) {
+        piece.with_device = false;
+        piece.done = true;
+      }
+    }
+    while (!receives_.empty() && receives_.front().done) {
+      receives_.pop_front();
+      receiving_.give_back();
+    }
+  }
+
+  static bool test(MPI_Request& request) {
+    int flag = 0;
+    check(MPI_Test(&request, &flag, MPI_STATUS_IGNORE), "MPI_Test");
+    return flag != 0;
+  }
+
+  StagingSetup setup_;
+  int piece_rows_;
+  PieceRing sending_, receiving_;
+  const ExchangePlan* plan_ = nullptr;
+  void* send_ = nullptr;
+  void* recv_ = nullptr;
+  Cursor next_send_, next_receive_;
+  std::deque<Piece> sends_, receives_;  // oldest first
+};
+
+class IalltoallvStaging final : public Staging {
+ public:
+  explicit IalltoallvStaging(const StagingSetup& setup)
+      : setup_(setup),
+        peer_rows_(static_cast<int>(std::max<std::size_t>(
+            1, setup.pinned_bytes / num_slots /
+                   (static_cast<std::size_t>(setup.comm->size()) * setup.row_bytes)))) {
+    const std::size_t bytes = static_cast<std::size_t>(setup.comm->size()) *
+                              static_cast<std::size_t>(peer_rows_) * setup.row_bytes;
+    for (Slot& slot : slots_) {
+      slot.out = setup.device->allocate_host(bytes);
+      slot.in = setup.device->allocate_host(bytes);
+      for (auto* list :
+           {&slot.send_counts, &slot.send_offsets, &slot.recv_counts, &slot.recv_offsets}) {
+        list->resize(static_cast<std::size_t>(setup.comm->size()));
+      }
+    }
+  }
+
+  void start(const ExchangePlan& plan, const void* send, void* recv) override {
+    plan_ = &plan;
+    send_ = const_cast<void*>(send);
+    recv_ = recv;
+    num_rounds_ = (plan.most_rows + peer_rows_ - 1) / peer_rows_;
+    next_post_ = finished_ = 0;
+    for (Slot& slot : slots_) slot.round = -1;
+    advance();
+  }
+
+  bool advance() override {
+    for (int round = finished_; round < num_rounds_ && round < finished_ + num_slots; ++round) {
+      if (!advance(slots_[static_cast<std::size_t>(round % num_slots)], round)) continue;
+      if (round == finished_) ++finished_;
+    }
+    return finished_ == num_rounds_;
+  }
+
+  std::vector<int> awaited_peers() const override { return {}; }
+
+ private:
+  static constexpr int num_slots = 2;
+
+  enum class Phase { loading, moving, storing, stored };
+  struct Slot {
+    Phase phase = Phase::loading;
+    int round = -1;
+    DeviceMemory::Bytes out, in;
+    std::vector<int> send_counts, send_offsets, recv_counts, recv_offsets;
+    std::vector<DeviceMemory::Copy> copies;
+    MPI_Request request = MPI_REQUEST_NULL;
+  };
+
+  /// Moves a slot as far as it goes; true when its round's rows are all on the device.
+  bool advance(Slot& slot, int round) {
+    if (slot.round != round) {
+      slot.round = round;
+      slot.phase = Phase::loading;
+      cut(slot.send_counts, slot.send_offsets, plan_->send_counts, round);
+      cut(slot.recv_counts, slot.recv_offsets, plan_->recv_counts, round);
+      copy(slot, /*out=*/true);
+    }
+    if (slot.phase == Phase::loading && round == next_post_ && all_copied(slot)) {
+      check(MPI_Ialltoallv(slot.out.get(), slot.send_counts.data(), slot.send_offsets.data(),
+                           setup_.row_type, slot.in.get(), slot.recv_counts.data(),
+                           slot.recv_offsets.data(), setup_.row_type, setup_.comm->raw(),
+                           &slot.request),
+            "MPI_Ialltoallv");
+      ++next_post_;
+      slot.phase = Phase::moving;
+    }
+    if (slot.phase == Phase::moving) {
+      int flag = 0;
+      check(MPI_Test(&slot.request, &flag, MPI_STATUS_IGNORE), "MPI_Test");
+      if (flag == 0) return false;
+      copy(slot, /*out=*/false);
+      slot.phase = Phase::storing;
+    }
+    if (slot.phase == Phase::storing && all_copied(slot)) slot.phase = Phase::stored;
+    return slot.phase == Phase::stored;
+  }
+
+  /// The rows of one round: so many of each peer, packed one after the other.
+  void cut(std::vector<int>& counts, std::vector<int>& offsets, const std::vector<int>& all,
+           int round) const {
+    int offset = 0;
+    for (std::size_t p = 0; p < all.size(); ++p) {
+      counts[p] = std::clamp(all[p] - round * peer_rows_, 0, peer_rows_);
+      offsets[p] = offset;
+      offset += counts[p];
+    }
+  }
+
+  /// Copies one round's rows; those that are adjacent in both places go together.
+  void copy(Slot& slot, bool out) {
+    slot.copies.clear();
+    const auto& counts = out ? slot.send_counts : slot.recv_counts;
+    const auto& staged = out ? slot.send_offsets : slot.recv_offsets;
+    const auto& offsets = out ? plan_->send_offsets : plan_->recv_offsets;
+    const auto device_row = [&](std::size_t p) {
+      return std::int64_t{offsets[p]} + std::int64_t{slot.round} * peer_rows_;
+    };
+    for (std::size_t p = 0; p < counts.size();) {
+      const std::int64_t first = device_row(p);
+      const int staged_first = staged[p];
+      std::int64_t rows = counts[p];
+      for (++p; p < counts.size() && (counts[p] == 0 || device_row(p) == first + rows); ++p) {
+        rows += counts[p];
+      }
+      if (rows == 0) continue;
+      const std::size_t bytes = static_cast<std::size_t>(rows) * setup_.row_bytes;
+      if (out) {
+        slot.copies.push_back(
+            setup_.device->to_host(row_of(slot.out.get(), staged_first, setup_.row_bytes),
+                                   row_of(send_, first, setup_.row_bytes), bytes));
+      } else {
+        slot.copies.push_back(
+            setup_.device->to_device(row_of(recv_, first, setup_.row_bytes),
+                                     row_of(slot.in.get(), staged_first, setup_.row_bytes), bytes));
+      }
+    }
+  }
+
+  bool all_copied(const Slot& slot) const {
+    return std::all_of(slot.copies.begin(), slot.copies.end(),
+                       [this](DeviceMemory::Copy copy) { return setup_.device->copied(copy); });
+  }
+
+  StagingSetup setup_;
+  int peer_rows_;  // of each peer in one round
+  std::array<Slot, num_slots> slots_;
+  const ExchangePlan* plan_ = nullptr;
+  void* send_ = nullptr;
+  void* recv_ = nullptr;
+  int num_rounds_ = 0;
+  int next_post_ = 0;
+  int finished_ = 0;
+};
+
+}  // namespace
+
+std::unique_ptr<Staging> make_pairwise_staging(const StagingSetup& setup) {
+  return std::make_unique<PairwiseStaging>(setup);
+}
+
+std::unique_ptr<Staging> make_ialltoallv_staging(const StagingSetup& setup) {
+  return std::make_unique<IalltoallvStaging>(setup);
+}
+
+}  // namespace atl::comm

@@ -1,0 +1,27 @@
+#pragma once
+// Which way rows travel: no transport is used before a small exchange with checked contents has
+// passed over it.
+
+#include <string_view>
+
+#include "comm/exchange.hpp"
+#include "compute/device_memory.hpp"
+
+namespace atl::comm {
+
+/// Whether the MPI library says that it moves device memory. That proves nothing (a canary does),
+/// but one that denies it would crash on a device pointer.
+bool mpi_claims_device_memory();
+
+/// Collective: a small exchange with unequal, partly empty shares and checked contents, of rows in
+/// the memory of `device` where one is given. True on all ranks if every row arrived everywhere.
+bool canary(const Communicator& parent, TransportKind kind,
+            compute::DeviceMemory* device = nullptr);
+
+/// Collective: the transport called `wanted`, or with "auto" the first whose canary passes. Rows in
+/// host memory go by ialltoallv or pairwise; rows in the memory of `device` by these where the MPI
+/// library moves device memory, else staged. Throws Error when none works.
+TransportKind choose_transport(const Communicator& parent, std::string_view wanted,
+                               compute::DeviceMemory* device = nullptr);
+
+}  // namespace atl::comm

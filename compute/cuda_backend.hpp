@@ -1,0 +1,48 @@
+#pragma once
+// The CUDA backend as the other rooms see it; no CUDA header is needed to include this. A build
+// without CUDA has the same functions: they find no device and say why.
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "compute/backend.hpp"
+
+namespace atl::compute {
+
+/// GPUs that this process sees.
+struct CudaDevices {
+  int count = 0;
+  std::string why_none;  ///< where count is 0: the reason, and what to do
+};
+CudaDevices find_cuda_devices();
+
+/// One GPU, opened by this process.
+struct CudaDevice {
+  int index = 0;
+  std::string name;              ///< e.g. "NVIDIA H100 80GB HBM3"
+  std::string id;                ///< equal for all processes of this host that use the same GPU
+  std::int64_t free_bytes = 0;  ///< once this process had its own context
+};
+
+/// Makes the device this process's own one and creates its context. Throws Error when the device
+/// cannot be used (none, older than compute capability 8.0).
+CudaDevice open_cuda_device(int index);
+/// Free memory of the device that this process has opened, now.
+std::int64_t free_cuda_bytes();
+
+/// A rank's part of a GPU.
+struct CudaShare {
+  CudaDevice device;
+  int num_ranks = 1;              ///< ranks that use this GPU
+  std::int64_t memory_bytes = 0;  ///< this rank may take so much; 0: what is free
+};
+
+/// What a backend with these options will allocate; nothing is allocated for this.
+Backend::Memory cuda_memory_need(const BackendOptions& options);
+
+/// The CUDA backend: cuBLASLt GEMMs and our own kernels on several streams. Allocates weights and
+/// KV cache at once; throws Error with a table when they do not fit into the share.
+std::unique_ptr<Backend> make_cuda_backend(const BackendOptions& options, const CudaShare& share);
+
+}  // namespace atl::compute

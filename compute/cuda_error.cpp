@@ -1,0 +1,81 @@
+#include "compute/cuda_error.hpp"
+
+#include <utility>
+
+#include "compute/error.hpp"
+
+namespace atl::compute::cuda {
+
+namespace {
+
+thread_local const Doing* innermost = nullptr;
+
+std::string& device_text() {
+  static std::string text = "the CUDA device";
+  return text;
+}
+
+std::string advice(cudaError_t code) {
+  switch (code) {
+    case cudaErrorMemoryAllocation:
+      return "; give the ranks less to hold (--kv-tokens, --step-tokens, more ranks)";
+    case cudaErrorNoDevice:
+    case cudaErrorInsufficientDriver:
+    case cudaErrorInvalidDevice:
+      return "; see nvidia-smi, or use --backend cpu";
+    default:
+      return "; the device's results are lost: see its health with nvidia-smi and start again";
+  }
+}
+
+std::string where() {
+  const std::string text = doing();
+  return text.empty() ? text : " " + text;
+}
+
+}  // namespace
+
+Doing::Doing(std::string_view step, int layer, int chunk)
+    : outer_(innermost), step_(step), layer_(layer), chunk_(chunk) {
+  innermost = this;
+}
+
+Doing::~Doing() {
+  innermost = outer_;
+}
+
+std::string doing() {
+  if (innermost == nullptr) return "";
+  std::string text = "in ";
+  if (innermost->layer_ >= 0) text += fmt::format("L{} ", innermost->layer_);
+  if (innermost->chunk_ >= 0) text += fmt::format("c{} ", innermost->chunk_);
+  return text.append(innermost->step_);
+}
+
+void name_device(std::string name) {
+  device_text() = std::move(name);
+}
+
+const std::string& device_name() {
+  return device_text();
+}
+
+void check(cudaError_t code, std::string_view call) {
+  if (code == cudaSuccess) return;
+  cudaGetLastError();  // what is reported here must not be found again by a later call
+  fail("{} failed{} on {}: {} ({}){}", call, where(), device_name(), cudaGetErrorString(code),
+       cudaGetErrorName(code), advice(code));
+}
+
+void check(cublasStatus_t code, std::string_view call) {
+  if (code == CUBLAS_STATUS_SUCCESS) return;
+  fail("{} failed{} on {}: {} ({}); see the device's health with nvidia-smi", call, where(),
+       device_name(), cublasLtGetStatusString(code), cublasLtGetStatusName(code));
+}
+
+void fail_later(cudaError_t code, std::string_view call, std::string_view what) {
+  fail("{} failed on {} while {} was under way: {} ({}){}", call, device_name(), what,
+       cudaGetErrorString(code), cudaGetErrorName(code), advice(code));
+}
+
+}  // namespace atl::compute::cuda

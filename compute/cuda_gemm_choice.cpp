@@ -1,0 +1,261 @@
+// Which algorithms CudaGemm uses: tried on test data before the first step.
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <random>
+
+#include "compute/cpu_kernels.hpp"
+#include "compute/cuda_error.hpp"
+#include "compute/cuda_gemm.hpp"
+#include "compute/error.hpp"
+
+namespace atl::compute::cuda {
+
+namespace {
+
+/// Rows of test data that differ; beyond them they repeat, so that any row's true bits are known.
+constexpr int base_rows = 64;
+/// Whoever waits here does so before the first step.
+void finish(const Stream& stream) {
+  check(cudaStreamSynchronize(stream.raw()), "cudaStreamSynchronize");
+}
+
+double gelu_tanh(double x) {
+  const double inner = std::sqrt(2 / 3.14159265358979323846) * (x + 0.044715 * x * x * x);
+  return 0.5 * x * (1 + std::tanh(inner));
+}
+
+}  // namespace
+
+/// Test data of one kind and the bits that its reference algorithm makes of it.
+class CudaGemm::Trial {
+ public:
+  Trial(const CudaGemm& gemm, const KindState& kind, const Stream& stream);
+
+  int rows() const { return rows_; }
+  /// Runs `algo` on `rows` test rows from `first` on; false where it cannot.
+  bool run(const cublasLtMatmulAlgo_t& algo, int first, int rows);
+  /// Takes what was run last as the reference's bits.
+  void keep() { reference_ = fetch(0, std::min(base_rows, rows_)); }
+  /// Whether what was run last has the reference's bits.
+  bool agrees(int first, int rows);
+  /// Both; true where a run of these rows has the reference's bits.
+  bool agrees(const cublasLtMatmulAlgo_t& algo, int first, int rows) {
+    return run(algo, first, rows) && agrees(first, rows);
+  }
+  /// Milliseconds of a run, the best of a few.
+  float time(const cublasLtMatmulAlgo_t& algo, int rows);
+  /// Result rows [first, first + rows) of what was run last, as float32.
+  std::vector<float> values(int first, int rows);
+
+ private:
+  std::vector<std::byte> fetch(int first, int rows);
+  void fill();
+
+  const CudaGemm& gemm_;
+  const KindState& kind_;
+  const Stream& stream_;
+  int rows_;
+  std::size_t in_row_bytes_, out_row_bytes_;
+  DeviceBuffer in_, out_;
+  std::vector<std::byte> reference_;  // [min(base_rows, rows_), n]
+};
+
+CudaGemm::Trial::Trial(const CudaGemm& gemm, const KindState& kind, const Stream& stream)
+    : gemm_(gemm),
+      kind_(kind),
+      stream_(stream),
+      rows_(std::min(kind.max_rows, row_buckets.back())),
+      in_row_bytes_(static_cast<std::size_t>(kind.k) * size_of(gemm.dtype_)),
+      out_row_bytes_(static_cast<std::size_t>(kind.n) * kind.out_bytes(gemm.dtype_)) {
+  // The test data is gone before the first step; most of what is free now may be needed then.
+  std::size_t free = 0;
+  std::size_t total = 0;
+  check(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");
+  const std::size_t fitting = free / 2 / (in_row_bytes_ + out_row_bytes_);
+  rows_ = static_cast<int>(std::clamp<std::size_t>(fitting, 1, static_cast<std::size_t>(rows_)));
+  in_ = DeviceBuffer(static_cast<std::size_t>(rows_) * in_row_bytes_, "test data of GEMMs");
+  out_ = DeviceBuffer(static_cast<std::size_t>(rows_) * out_row_bytes_, "test results of GEMMs");
+  fill();
+}
+
+void CudaGemm::Trial::fill() {
+  std::mt19937 generator(20261122);
+  std::normal_distribution<float> normal;
+  const std::size_t count = static_cast<std::size_t>(base_rows) * static_cast<std::size_t>(kind_.k);
+  std::vector<float> floats(count);
+  for (float& value : floats) value = normal(generator);
+  std::vector<std::byte> bytes(count * size_of(gemm_.dtype_));
+  kernels_for(gemm_.dtype_, cpu_isa())
+      .from_float(floats.data(), bytes.data(), static_cast<std::int64_t>(count));
+  for (int first = 0; first < rows_; first += base_rows) {
+    const auto part = static_cast<std::size_t>(std::min(base_rows, rows_ - first)) * in_row_bytes_;
+    check(cudaMemcpyAsync(
+              static_cast<std::byte*>(in_.data()) + static_cast<std::size_t>(first) * in_row_bytes_,
+              bytes.data(), part, cudaMemcpyHostToDevice, stream_.raw()),
+          "cudaMemcpyAsync");
+  }
+  finish(stream_);
+}
+
+bool CudaGemm::Trial::run(const cublasLtMatmulAlgo_t& algo, int first, int rows) {
+  // Results that were not written must not look right.
+  check(cudaMemsetAsync(out_.data(), 0xff, static_cast<std::size_t>(rows) * out_row_bytes_,
+                        stream_.raw()),
+        "cudaMemsetAsync");
+  const auto code = gemm_.launch(
+      stream_, kind_, kind_.weight, algo,
+      static_cast<const std::byte*>(in_.data()) + static_cast<std::size_t>(first) * in_row_bytes_,
+      rows, out_.data());
+  if (code == CUBLAS_STATUS_NOT_SUPPORTED || code == CUBLAS_STATUS_INVALID_VALUE) return false;
+  check(code, "cublasLtMatmul");
+  finish(stream_);
+  return true;
+}
+
+std::vector<std::byte> CudaGemm::Trial::fetch(int first, int rows) {
+  std::vector<std::byte> bytes(static_cast<std::size_t>(rows) * out_row_bytes_);
+  check(cudaMemcpyAsync(bytes.data(),
+                        static_cast<const std::byte*>(out_.data()) +
+                            static_cast<std::size_t>(first) * out_row_bytes_,
+                        bytes.size(), cudaMemcpyDeviceToHost, stream_.raw()),
+        "cudaMemcpyAsync");
+  finish(stream_);
+  return bytes;
+}
+
+bool CudaGemm::Trial::agrees(int first, int rows) {
+  // The first and the last rows speak for those between: tiles are alike.
+  const int checked = std::min(base_rows, rows);
+  for (const int begin : {0, rows - checked}) {
+    const auto bytes = fetch(begin, checked);
+    for (int i = 0; i < checked; ++i) {
+      const auto truth = static_cast<std::size_t>((first + begin + i) % base_rows);
+      if (std::memcmp(bytes.data() + static_cast<std::size_t>(i) * out_row_bytes_,
+                      reference_.data() + truth * out_row_bytes_, out_row_bytes_) != 0) {
+        return false;
+      }
+    }
+  }
+  return true;
+}
+
+float CudaGemm::Trial::time(const cublasLtMatmulAlgo_t& algo, int rows) {
+  const CudaEvent begin(CudaEvent::Timing::on);
+  const CudaEvent end(CudaEvent::Timing::on);
+  float best = std::numeric_limits<float>::infinity();
+  for (int i = 0; i < 3; ++i) {
+    begin.record(stream_);
+    check(gemm_.launch(stream_, kind_, kind_.weight, algo, in_.data(), rows, out_.data()),
+          "cublasLtMatmul");
+    end.record(stream_);
+    finish(stream_);
+    float milliseconds = 0;
+    check(cudaEventElapsedTime(&milliseconds, begin.raw(), end.raw()), "cudaEventElapsedTime");
+    best = std::min(best, milliseconds);
+  }
+  return best;
+}
+
+std::vector<float> CudaGemm::Trial::values(int first, int rows) {
+  const auto bytes = fetch(first, rows);
+  const DType dtype = kind_.output == Output::float32 ? DType::float32 : gemm_.dtype_;
+  std::vector<float> floats(bytes.size() / size_of(dtype));
+  kernels_for(dtype, cpu_isa())
+      .to_float(bytes.data(), floats.data(), static_cast<std::int64_t>(floats.size()));
+  return floats;
+}
+
+void CudaGemm::choose(KindState& kind, Trial& trial) const {
+  // Other row counts and places that a row's bits must not depend on.
+  const int most = trial.rows();
+  const auto keeps_bits = [&](const cublasLtMatmulAlgo_t& algo, int least_rows, int most_rows) {
+    const int offset = std::min(3, most - least_rows);
+    const int between = std::max(least_rows, most_rows - 1);
+    return trial.agrees(algo, 0, most_rows) && trial.agrees(algo, offset, least_rows) &&
+           trial.agrees(algo, 0, between);
+  };
+  const auto of_largest = candidates(kind, most);
+  if (of_largest.empty()) return;
+  const cublasLtMatmulAlgo_t* reference = nullptr;
+  for (const auto& algo : of_largest) {
+    if (!trial.run(algo, 0, most)) continue;
+    trial.keep();
+    if (!keeps_bits(algo, 1, most)) continue;
+    reference = &algo;
+    break;
+  }
+  kind.row_dependent = reference == nullptr;
+  if (kind.row_dependent) {
+    reference = &of_largest.front();
+    require(trial.run(*reference, 0, most),
+            "cuBLASLt cannot compute with the algorithm it proposes "
+            "for {} x {} x {}",
+            most, kind.n, kind.k);
+    trial.keep();
+  }
+  std::vector<cublasLtMatmulAlgo_t> algos(row_buckets.size(), *reference);
+  for (std::size_t bucket = 0; bucket < row_buckets.size(); ++bucket) {
+    const int least_rows = bucket == 0 ? 1 : row_buckets[bucket - 1] + 1;
+    if (least_rows > most || kind.row_dependent) break;
+    const int rows = std::min(row_buckets[bucket], most);
+    float best = trial.time(*reference, rows);
+    for (const auto& algo : candidates(kind, rows)) {
+      if (std::memcmp(&algo, reference, sizeof(algo)) == 0) continue;
+      if (!keeps_bits(algo, least_rows, rows)) continue;
+      const float time = trial.time(algo, rows);
+      if (time >= best) continue;
+      best = time;
+      algos[bucket] = algo;
+    }
+  }
+  kind.algos = std::move(algos);
+}
+
+void CudaGemm::prepare(const Stream& stream) {
+  const Doing doing("choosing GEMM algorithms");
+  for (KindState& kind : kinds_) {
+    Trial trial(*this, kind, stream);
+    choose(kind, trial);
+    require(!kind.algos.empty() || kind.output == Output::gelu,
+            "cuBLASLt has no algorithm for a {} GEMM of {} x {} on {}; use --backend cpu",
+            name_of(dtype_), kind.n, kind.k, device_name());
+  }
+}
+
+bool CudaGemm::gelu_is_accurate(Kind fused, Kind plain, const Stream& stream) const {
+  const Doing doing("checking the fused GELU");
+  const KindState& gelu = kinds_[static_cast<std::size_t>(fused)];
+  const KindState& exact = kinds_[static_cast<std::size_t>(plain)];
+  if (gelu.algos.empty() || gelu.row_dependent) return false;
+  Trial fused_trial(*this, gelu, stream);
+  Trial plain_trial(*this, exact, stream);
+  const int rows = std::min({16, fused_trial.rows(), plain_trial.rows()});
+  if (!fused_trial.run(gelu.algos[bucket_of(rows)], 0, rows)) return false;
+  if (!plain_trial.run(exact.algos[bucket_of(rows)], 0, rows)) return false;
+  const auto results = fused_trial.values(0, rows);
+  const auto inputs = plain_trial.values(0, rows);
+  // What a kernel of our own would store: the exact value, rounded.
+  std::vector<float> truths(inputs.size());
+  for (std::size_t i = 0; i < inputs.size(); ++i) {
+    truths[i] = static_cast<float>(gelu_tanh(static_cast<double>(inputs[i])));
+  }
+  std::vector<std::byte> rounded(truths.size() * size_of(dtype_));
+  std::vector<float> rounded_truths(truths.size());
+  const Kernels& kernels = kernels_for(dtype_, cpu_isa());
+  kernels.from_float(truths.data(), rounded.data(), static_cast<std::int64_t>(truths.size()));
+  kernels.to_float(rounded.data(), rounded_truths.data(), static_cast<std::int64_t>(truths.size()));
+  double fused_error = 0;
+  double rounding_error = 0;
+  for (std::size_t i = 0; i < truths.size(); ++i) {
+    fused_error += std::abs(static_cast<double>(results[i]) - static_cast<double>(truths[i]));
+    rounding_error +=
+        std::abs(static_cast<double>(rounded_truths[i]) - static_cast<double>(truths[i]));
+  }
+  constexpr double tolerated = 1.02;  // a few results may fall to the other side of a tie
+  return fused_error <= tolerated * rounding_error;
+}
+
+}  // namespace atl::compute::cuda

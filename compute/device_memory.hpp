@@ -1,0 +1,30 @@
+#pragma once
+// Memory that the host cannot read, as other rooms handle it: allocate, copy, ask whether a copy is
+// done. Knows no CUDA.
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+
+namespace atl::compute {
+
+/// A device's memory and its copies from and to the host, beside the arithmetic. One thread calls
+/// it. Functions throw Error when the device fails.
+class DeviceMemory {
+ public:
+  virtual ~DeviceMemory() = default;
+
+  using Bytes = std::shared_ptr<std::byte>;
+  virtual Bytes allocate(std::size_t bytes) = 0;  ///< on the device; freed with the last owner
+  virtual Bytes allocate_host(
+      std::size_t bytes) = 0;  ///< on the host, pinned: copies run beside it
+
+  /// Ticket of a copy.
+  using Copy = std::uint64_t;
+  /// Copies to pinned host memory once everything is done that the caller has seen completed.
+  virtual Copy to_host(void* host, const void* device, std::size_t bytes) = 0;
+  virtual Copy to_device(void* device, const void* host, std::size_t bytes) = 0;
+  virtual bool copied(Copy copy) = 0;
+};
+
+}  // namespace atl::compute

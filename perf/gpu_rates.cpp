@@ -1,0 +1,329 @@
+#include "perf/gpu_rates.hpp"
+
+#include <cublasLt.h>
+#include <cuda_runtime_api.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <numeric>
+
+#include "app/init.hpp"
+#include "compute/cuda_error.hpp"
+#include "compute/cuda_kernels.hpp"
+#include "compute/error.hpp"
+
+namespace atl::gpu_bench {
+
+using compute::cuda::check;
+using compute::cuda::CudaEvent;
+using compute::cuda::CudaGemm;
+using compute::cuda::DeviceBuffer;
+using compute::cuda::Stream;
+
+namespace {
+
+/// Seconds of `work` on the stream, once, after one run that does not count.
+template <class Work>
+double time_on(const Stream& stream, int repetitions, Work&& work) {
+  const CudaEvent begin(CudaEvent::Timing::on);
+  const CudaEvent end(CudaEvent::Timing::on);
+  work();
+  begin.record(stream);
+  for (int i = 0; i < repetitions; ++i) work();
+  end.record(stream);
+  check(cudaStreamSynchronize(stream.raw()), "cudaStreamSynchronize");
+  float ms = 0;
+  check(cudaEventElapsedTime(&ms, begin.raw(), end.raw()), "cudaEventElapsedTime");
+  return ms * 1e-3 / repetitions;
+}
+
+double value_at(const void* data, std::size_t i, DType dtype) {
+  const auto* bytes = static_cast<const std::byte*>(data) + i * size_of(dtype);
+  if (dtype == DType::float16) {
+    _Float16 half = 0;
+    std::memcpy(&half, bytes, sizeof half);
+    return static_cast<double>(half);
+  }
+  std::uint32_t bits = 0;
+  std::memcpy(&bits, bytes, size_of(dtype));
+  if (dtype == DType::bfloat16) bits <<= 16U;
+  float value = 0;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+/// Random values of deviation `deviation`.
+std::vector<std::byte> random_values(std::int64_t count, double deviation, DType dtype) {
+  std::vector<std::byte> values(static_cast<std::size_t>(count) * size_of(dtype));
+  constexpr std::int64_t piece = 1 << 20;
+#pragma omp parallel for schedule(dynamic)
+  for (std::int64_t first = 0; first < count; first += piece) {
+    fill_random(0, "rates", first, deviation, dtype,
+                std::span(values).subspan(
+                    static_cast<std::size_t>(first) * size_of(dtype),
+                    static_cast<std::size_t>(std::min(piece, count - first)) * size_of(dtype)));
+  }
+  return values;
+}
+
+DeviceBuffer on_device(const void* data, std::size_t bytes) {
+  DeviceBuffer buffer(bytes, "a benchmark's data");
+  check(cudaMemcpy(buffer.data(), data, bytes, cudaMemcpyHostToDevice), "cudaMemcpy");
+  return buffer;
+}
+
+template <class T>
+std::vector<T> to_host(const DeviceBuffer& buffer, std::size_t count) {
+  std::vector<T> values(count);
+  check(cudaMemcpy(values.data(), buffer.data(), count * sizeof(T), cudaMemcpyDeviceToHost),
+        "cudaMemcpy");
+  return values;
+}
+
+std::int64_t largest_weight(const ModelShape& s) {
+  return std::int64_t{s.hidden} *
+         std::max({s.q_width() + 2 * s.kv_width(), s.q_width(), s.moe_intermediate});
+}
+std::int64_t widest(const ModelShape& s) {
+  return std::max({s.q_width() + 2 * s.kv_width(), s.moe_intermediate, s.hidden});
+}
+
+/// Owns the descriptors of one plain product.
+struct Product {
+  explicit Product(int cube) {
+    check(cublasLtCreate(&handle), "cublasLtCreate");
+    check(cublasLtMatmulDescCreate(&desc, CUBLAS_COMPUTE_32F, CUDA_R_32F),
+          "cublasLtMatmulDescCreate");
+    const cublasOperation_t transposed = CUBLAS_OP_T;
+    check(cublasLtMatmulDescSetAttribute(desc, CUBLASLT_MATMUL_DESC_TRANSA, &transposed,
+                                         sizeof transposed),
+          "cublasLtMatmulDescSetAttribute");
+    const auto size = static_cast<std::uint64_t>(cube);
+    check(cublasLtMatrixLayoutCreate(&layout, CUDA_R_16BF, size, size, cube),
+          "cublasLtMatrixLayoutCreate");
+    check(cublasLtMatmulPreferenceCreate(&preference), "cublasLtMatmulPreferenceCreate");
+    const std::uint64_t most = CudaGemm::workspace_bytes;
+    check(cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
+                                               &most, sizeof most),
+          "cublasLtMatmulPreferenceSetAttribute");
+  }
+  ~Product() {
+    cublasLtMatmulPreferenceDestroy(preference);
+    cublasLtMatrixLayoutDestroy(layout);
+    cublasLtMatmulDescDestroy(desc);
+    cublasLtDestroy(handle);
+  }
+  Product(const Product&) = delete;
+  Product& operator=(const Product&) = delete;
+
+  cublasLtHandle_t handle = nullptr;
+  cublasLtMatmulDesc_t desc = nullptr;
+  cublasLtMatrixLayout_t layout = nullptr;
+  cublasLtMatmulPreference_t preference = nullptr;
+};
+
+}  // namespace
+
+double best_gemm_rate(int cube) {
+  const Product p(cube);
+  std::array<cublasLtMatmulHeuristicResult_t, 8> found;
+  int count = 0;
+  check(cublasLtMatmulAlgoGetHeuristic(p.handle, p.desc, p.layout, p.layout, p.layout, p.layout,
+                                       p.preference, static_cast<int>(found.size()), found.data(),
+                                       &count),
+        "cublasLtMatmulAlgoGetHeuristic");
+  const auto values = random_values(std::int64_t{cube} * cube, 1, DType::bfloat16);
+  const DeviceBuffer a = on_device(values.data(), values.size());
+  const DeviceBuffer b = on_device(values.data(), values.size());
+  const DeviceBuffer d(values.size(), "the reference product");
+  const DeviceBuffer workspace(CudaGemm::workspace_bytes, "cuBLASLt's workspace");
+  const Stream stream;
+  const float one = 1;
+  const float zero = 0;
+  double best = 0;
+  for (int i = 0; i < count; ++i) {
+    const double seconds = time_on(stream, 5, [&] {
+      check(cublasLtMatmul(p.handle, p.desc, &one, a.data(), p.layout, b.data(), p.layout, &zero,
+                           d.data(), p.layout, d.data(), p.layout,
+                           &found[static_cast<std::size_t>(i)].algo, workspace.data(),
+                           workspace.bytes(), stream.raw()),
+            "cublasLtMatmul");
+    });
+    best = std::max(best, 2.0 * cube * cube * cube / seconds);
+  }
+  require(best > 0, "cuBLASLt proposes no algorithm for {}^3 in BF16", cube);
+  return best;
+}
+
+double copy_rate(std::size_t bytes) {
+  const DeviceBuffer from(bytes, "the copy benchmark");
+  const DeviceBuffer to(bytes, "the copy benchmark");
+  const Stream stream;
+  check(cudaMemsetAsync(from.data(), 1, bytes, stream.raw()), "cudaMemsetAsync");
+  const double seconds = time_on(stream, 10, [&] {
+    check(cudaMemcpyAsync(to.data(), from.data(), bytes, cudaMemcpyDeviceToDevice, stream.raw()),
+          "cudaMemcpyAsync");
+  });
+  return 2.0 * static_cast<double>(bytes) / seconds;
+}
+
+PresetGemms::PresetGemms(const ModelShape& s, DType dtype, int max_rows)
+    : dtype_(dtype),
+      values_(random_values(std::max(largest_weight(s), std::int64_t{max_rows} * widest(s)) + 64,
+                            1.0 / std::sqrt(static_cast<double>(s.hidden)), dtype)),
+      weight_(on_device(values_.data(), values_.size())),
+      // One window further on, so that inputs are no rows of the weights.
+      in_(on_device(values_.data() + 64 * size_of(dtype), values_.size() - 64 * size_of(dtype))),
+      out_(static_cast<std::size_t>(max_rows * widest(s)) * size_of(dtype), "results"),
+      workspace_(CudaGemm::workspace_bytes, "cuBLASLt's workspace"),
+      gemm_(dtype, workspace_.data()),
+      matrices_{{{s.q_width() + 2 * s.kv_width(), s.hidden},
+                 {s.hidden, s.q_width()},
+                 {s.moe_intermediate, s.hidden},
+                 {s.hidden, s.moe_intermediate}}} {
+  for (Matrix& m : matrices_)
+    m.kind = gemm_.add(m.n, m.k, CudaGemm::Output::activation, max_rows, weight_.data());
+  gemm_.prepare(stream_);
+}
+
+void PresetGemms::check(std::size_t which, int rows) {
+  const Matrix& m = matrices_[which];
+  gemm_.run(stream_, m.kind, weight_.data(), in_.data(), rows, out_.data());
+  compute::cuda::check(cudaStreamSynchronize(stream_.raw()), "cudaStreamSynchronize");
+  const auto count = static_cast<std::size_t>(rows) * static_cast<std::size_t>(m.n);
+  const auto out = to_host<std::byte>(out_, count * size_of(dtype_));
+  for (std::size_t sample = 0; sample < 64; ++sample) {
+    const std::size_t at = sample * 2654435761U % count;
+    const std::size_t row = at / static_cast<std::size_t>(m.n);
+    const std::size_t column = at % static_cast<std::size_t>(m.n);
+    const auto k = static_cast<std::size_t>(m.k);
+    double sum = 0;
+    double size = 0;
+    for (std::size_t i = 0; i < k; ++i) {
+      const double product = value_at(values_.data(), row * k + i + 64, dtype_) *
+                             value_at(values_.data(), column * k + i, dtype_);
+      sum += product;
+      size += std::abs(product);
+    }
+    // Rounding of the result to 8 bits (11 for float16), of the sum to 24 bits per addition.
+    const double got = value_at(out.data(), at, dtype_);
+    require(std::abs(got - sum) <= std::abs(sum) / 256 + size * 1e-5,
+            "GEMM {} with {} rows gives {} at [{}, {}] instead of {}", names[which], rows, got, row,
+            column, sum);
+  }
+}
+
+double PresetGemms::seconds(std::size_t which, int rows, int repetitions) {
+  return time_on(stream_, repetitions, [&] {
+    gemm_.run(stream_, matrices_[which].kind, weight_.data(), in_.data(), rows, out_.data());
+  });
+}
+
+double PresetGemms::flops(std::size_t which, int rows) const {
+  return 2.0 * rows * matrices_[which].n * matrices_[which].k;
+}
+
+double PresetGemms::bytes(std::size_t which, int rows) const {
+  const Matrix& m = matrices_[which];
+  const double elements = static_cast<double>(m.n) * m.k + static_cast<double>(rows) * (m.n + m.k);
+  return elements * static_cast<double>(size_of(dtype_));
+}
+
+RowKernels::RowKernels(const ModelShape& shape, DType dtype, int tokens)
+    : shape_(shape),
+      dtype_(dtype),
+      tokens_(tokens),
+      rows_host_(random_values(std::int64_t{tokens} * shape.hidden, 1, dtype)) {
+  const auto t = static_cast<std::size_t>(tokens);
+  const auto e = static_cast<std::size_t>(shape.num_experts);
+  const std::size_t chosen = t * static_cast<std::size_t>(shape.top_k);
+  const std::size_t row_bytes = static_cast<std::size_t>(shape.hidden) * size_of(dtype);
+  const auto logits = random_values(static_cast<std::int64_t>(t * e), 1, DType::float32);
+  logits_host_.resize(t * e);
+  std::memcpy(logits_host_.data(), logits.data(), logits.size());
+  std::vector<std::int32_t> order(e);
+  std::iota(order.begin(), order.end(), 0);
+  logits_ = on_device(logits.data(), logits.size());
+  order_ = on_device(order.data(), e * 4);
+  rows_ = on_device(rows_host_.data(), rows_host_.size());
+  x_ = on_device(rows_host_.data(), rows_host_.size());
+  packed_ = DeviceBuffer(chosen * row_bytes, "packed rows");
+  for (DeviceBuffer* buffer : {&experts_, &weights_, &slots_})
+    *buffer = DeviceBuffer(chosen * 4, "routing");
+  counts_ = DeviceBuffer(e * 4, "counts");
+  scratch_ = DeviceBuffer(
+      static_cast<std::size_t>(compute::cuda::route_scratch_ints(tokens, shape.num_experts)) * 4,
+      "the router's scratch");
+}
+
+void RowKernels::launch() {
+  compute::cuda::RouteArgs args;
+  args.logits = static_cast<const float*>(logits_.data());
+  args.send_order = static_cast<const std::int32_t*>(order_.data());
+  args.num_tokens = tokens_;
+  args.num_experts = shape_.num_experts;
+  args.top_k = shape_.top_k;
+  args.renormalise = shape_.norm_topk_prob;
+  args.experts = static_cast<std::int32_t*>(experts_.data());
+  args.weights = static_cast<float*>(weights_.data());
+  args.slots = static_cast<std::int32_t*>(slots_.data());
+  args.counts = static_cast<std::int32_t*>(counts_.data());
+  args.scratch = static_cast<std::int32_t*>(scratch_.data());
+  compute::cuda::route(stream_.raw(), args);
+  compute::cuda::pack(stream_.raw(), dtype_, rows_.data(), args.slots, packed_.data(), tokens_,
+                      shape_.top_k, shape_.hidden);
+  compute::cuda::merge(stream_.raw(), dtype_, x_.data(), packed_.data(), args.slots, args.weights,
+                       tokens_, shape_.top_k, shape_.hidden, nullptr, shape_.rms_eps, nullptr);
+}
+
+void RowKernels::check() {
+  launch();
+  compute::cuda::check(cudaStreamSynchronize(stream_.raw()), "cudaStreamSynchronize");
+  const auto k = static_cast<std::size_t>(shape_.top_k);
+  const auto experts_of = static_cast<std::size_t>(shape_.num_experts);
+  const auto hidden = static_cast<std::size_t>(shape_.hidden);
+  const std::size_t row_bytes = hidden * size_of(dtype_);
+  const std::size_t chosen = static_cast<std::size_t>(tokens_) * k;
+  const auto experts = to_host<std::int32_t>(experts_, chosen);
+  const auto slots = to_host<std::int32_t>(slots_, chosen);
+  const auto packed = to_host<std::byte>(packed_, chosen * row_bytes);
+  const auto x = to_host<std::byte>(x_, rows_host_.size());
+  std::vector<bool> taken(chosen, false);
+  for (std::size_t i = 0; i < chosen; ++i) {
+    const std::size_t token = i / k;
+    const float* logits = logits_host_.data() + token * experts_of;
+    const auto expert = static_cast<std::size_t>(experts[i]);
+    const auto larger = static_cast<std::size_t>(std::count_if(
+        logits, logits + experts_of, [&](float other) { return other > logits[expert]; }));
+    require(larger == i % k, "choice {} of token {} is its {}th best expert", i % k, token,
+            larger + 1);
+    const auto slot = static_cast<std::size_t>(slots[i]);
+    require(slot < chosen && !taken[slot], "slot {} of token {} is taken or none", slot, token);
+    taken[slot] = true;
+    require(std::memcmp(packed.data() + slot * row_bytes, rows_host_.data() + token * row_bytes,
+                        row_bytes) == 0,
+            "slot {} does not hold the row of token {}", slot, token);
+  }
+  // Weights sum to 1 and all rows of a token are the same: merged, it is added once to itself.
+  for (std::size_t i = 0; i < x.size() / size_of(dtype_); i += 97) {
+    const double before = value_at(rows_host_.data(), i, dtype_);
+    const double after = value_at(x.data(), i, dtype_);
+    require(std::abs(after - 2 * before) <= std::abs(before) / 50, "x[{}] became {} from {}", i,
+            after, before);
+  }
+}
+
+double RowKernels::seconds(int repetitions) {
+  return time_on(stream_, repetitions, [&] { launch(); });
+}
+
+double RowKernels::bytes() const {
+  const double row_bytes =
+      static_cast<double>(shape_.hidden) * static_cast<double>(size_of(dtype_)) * tokens_;
+  const double routing = 4.0 * tokens_ * (shape_.num_experts + 6.0 * shape_.top_k);
+  // pack reads each row once and writes top_k; merge reads them and x, and writes x.
+  return row_bytes * (1 + shape_.top_k) + row_bytes * (shape_.top_k + 2) + routing;
+}
+
+}  // namespace atl::gpu_bench

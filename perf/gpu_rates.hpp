@@ -1,0 +1,72 @@
+#pragma once
+// The measurements of the GPU benchmarks below the backend's seam: what the device itself reaches,
+// the backend's GEMMs, and the kernels that move rows.
+
+#include <array>
+#include <cstddef>
+#include <memory>
+#include <vector>
+
+#include "compute/cuda_gemm.hpp"
+#include "compute/cuda_memory.hpp"
+#include "compute/types.hpp"
+
+namespace atl::gpu_bench {
+
+/// FLOP/s of the fastest algorithm that cuBLASLt proposes for a BF16 product [cube, cube, cube].
+double best_gemm_rate(int cube);
+
+/// Bytes per second, read and written, of a copy inside the device's memory.
+double copy_rate(std::size_t bytes);
+
+/// The weight matrices of one preset's layer in the backend's own GEMMs.
+class PresetGemms {
+ public:
+  PresetGemms(const ModelShape& shape, DType dtype, int max_rows);
+
+  static constexpr std::array<const char*, 4> names = {"qkv", "o", "up", "down"};
+  /// Throws Error unless samples of the result equal float64 sums to within rounding.
+  void check(std::size_t which, int rows);
+  double seconds(std::size_t which, int rows, int repetitions);
+  double flops(std::size_t which, int rows) const;
+  double bytes(std::size_t which, int rows) const;  ///< that must be moved at least
+
+ private:
+  struct Matrix {
+    int n, k;
+    compute::cuda::CudaGemm::Kind kind = -1;
+  };
+
+  DType dtype_;
+  compute::cuda::Stream stream_;
+  std::vector<std::byte> values_;  ///< on the host: what weights and inputs are cut from
+  compute::cuda::DeviceBuffer weight_, in_, out_, workspace_;
+  compute::cuda::CudaGemm gemm_;
+  std::array<Matrix, 4> matrices_;
+};
+
+/// Route, pack and merge of one chunk.
+class RowKernels {
+ public:
+  RowKernels(const ModelShape& shape, DType dtype, int tokens);
+
+  /// Throws Error unless rows come out where routing puts them and sums are those of plain loops.
+  void check();
+  double seconds(int repetitions);
+  /// That must be read and written at least.
+  double bytes() const;
+
+ private:
+  void launch();
+
+  ModelShape shape_;
+  DType dtype_;
+  int tokens_;
+  compute::cuda::Stream stream_;
+  std::vector<std::byte> rows_host_;
+  std::vector<float> logits_host_;
+  compute::cuda::DeviceBuffer logits_, order_, experts_, weights_, slots_, counts_, scratch_;
+  compute::cuda::DeviceBuffer rows_, packed_, x_;
+};
+
+}  // namespace atl::gpu_bench

@@ -1,0 +1,312 @@
+// timeout: 240
+// The CUDA backend as a whole: random tiny models of every supported kind against the oracle and
+// the CPU backend, the same bits whatever the pieces, tickets of several streams, refusals.
+
+#include <gtest/gtest.h>
+
+#include <numeric>
+#include <string>
+
+#include "compute/cuda_backend.hpp"
+#include "compute/error.hpp"
+#include "tests/cuda/device_memory.hpp"
+#include "tests/unit/tiny_model.hpp"
+
+namespace atl::testing {
+namespace {
+
+struct Kind {
+  std::string name;
+  ModelShape shape;
+};
+
+template <class Change>
+Kind kind(const char* name, Change change) {
+  Kind result{name, tiny_shape()};
+  change(result.shape);
+  return result;
+}
+
+std::vector<Kind> kinds() {
+  return {
+      kind("gqa_swiglu_top2", [](ModelShape&) {}),
+      kind("mha_gelu_per_head",
+           [](ModelShape& s) {
+             s.num_kv_heads = 4;
+             s.activation = Activation::gelu_tanh;
+             s.qk_norm = QkNorm::per_head;
+           }),
+      kind("whole_row_norm_no_renormalisation",
+           [](ModelShape& s) {
+             s.qk_norm = QkNorm::whole_row;
+             s.norm_topk_prob = false;
+           }),
+      kind("top4_odd_widths",
+           [](ModelShape& s) {
+             s.top_k = 4;
+             s.hidden = 37;
+             s.moe_intermediate = 21;
+             s.intermediate = 33;
+             s.vocab = 71;
+             s.head_dim = 10;
+           }),
+      kind("head_dim_128_all_moe",
+           [](ModelShape& s) {
+             s.head_dim = 128;
+             s.num_heads = 2;
+             s.num_kv_heads = 1;
+             s.layer_is_dense = {false, false, false};
+           }),
+  };
+}
+
+std::unique_ptr<compute::Backend> make_cuda(const compute::BackendOptions& options) {
+  compute::CudaShare share;
+  share.device = compute::open_cuda_device(0);
+  return compute::make_cuda_backend(options, share);
+}
+
+RankOptions on_cuda(DType dtype, bool reverse_experts = false) {
+  RankOptions options;
+  options.dtype = dtype;
+  options.reverse_experts = reverse_experts;
+  options.make_backend = make_cuda;
+  return options;
+}
+
+class CudaModel : public ::testing::TestWithParam<Kind> {
+ protected:
+  void SetUp() override { skip_without_device(); }
+};
+
+class CudaBackend : public ::testing::Test {
+ protected:
+  void SetUp() override { skip_without_device(); }
+};
+
+TEST_P(CudaModel, Float32AgreesWithTheOracle) {
+  const auto model = random_model(GetParam().shape, DType::float32, 11);
+  const auto tokens = Random(5, DType::float32).tokens(150, model.shape.vocab);
+  SingleRank rank(model, on_cuda(DType::float32, true));
+  EXPECT_LT(largest_difference(rank.log_probs(tokens, 200), reference::log_probs(model, tokens)),
+            1e-4);
+}
+
+/// The error against the oracle is what rounding alone makes, as for the CPU backend.
+TEST_P(CudaModel, SixteenBitsDifferByTheirRoundingOnly) {
+  for (const DType dtype : {DType::bfloat16, DType::float16}) {
+    double own = 0;
+    double rounding = 0;
+    for (unsigned seed = 1; seed <= 2; ++seed) {
+      const auto model = random_model(GetParam().shape, dtype, seed);
+      const auto tokens = Random(seed, dtype).tokens(100, model.shape.vocab);
+      const auto truth = reference::log_probs(model, tokens);
+      SingleRank rank(model, on_cuda(dtype));
+      own += mean_difference(rank.log_probs(tokens, 100), truth);
+      rounding += mean_difference(reference::log_probs(model, tokens, rounding_of(dtype)), truth);
+    }
+    EXPECT_LT(own, 1.25 * rounding) << name_of(dtype);
+    EXPECT_GT(own, 0.5 * rounding) << name_of(dtype);  // else it does not round where it should
+  }
+}
+
+TEST_P(CudaModel, SameBitsWhateverThePieces) {
+  for (const DType dtype : {DType::bfloat16, DType::float16}) {
+    const auto model = random_model(GetParam().shape, dtype, 3);
+    const auto tokens = Random(9, dtype).tokens(130, model.shape.vocab);
+    SingleRank one(model, on_cuda(dtype));
+    SingleRank other(model, on_cuda(dtype, true));
+    const auto whole = one.logits(tokens, 130);
+    for (const int piece : {7, 64, 100}) {
+      EXPECT_EQ(whole, one.logits(tokens, piece)) << name_of(dtype) << ", pieces of " << piece;
+    }
+    EXPECT_EQ(whole, other.logits(tokens, 50)) << name_of(dtype) << ", other order";
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Kinds, CudaModel, ::testing::ValuesIn(kinds()),
+                         [](const auto& kind_info) { return kind_info.param.name; });
+
+TEST_F(CudaBackend, LogprobsAreTheLogSoftmaxOfLogits) {
+  const auto model = random_model(tiny_shape(), DType::float32, 8);
+  const auto tokens = Random(8, DType::float32).tokens(140, 50);
+  SingleRank rank(model, on_cuda(DType::float32));
+  const auto truth = reference::log_probs(model, tokens);
+  const SingleRank::Piece piece{rank.add_sequence(), tokens};
+  rank.set_chunk({&piece, 1});
+  rank.run_layers();
+  std::vector<std::int32_t> rows;
+  std::vector<std::int32_t> targets;
+  for (std::int32_t t = 0; t + 1 < 140; ++t) {
+    rows.push_back(t);
+    targets.push_back(tokens[static_cast<std::size_t>(t) + 1]);
+  }
+  std::vector<float> result(rows.size());
+  rank.finish(rank.backend().logprobs(rank.chunk(), rows, targets, result.data()));
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    EXPECT_NEAR(result[i], truth[i][static_cast<std::size_t>(targets[i])], 1e-4);
+  }
+}
+
+TEST_F(CudaBackend, ExpertsTakeRowsFromScatteredBlocks) {
+  // Few rows are gathered, many are computed where they lie: results as from one block.
+  const auto shape = tiny_shape();
+  const auto model = random_model(shape, DType::bfloat16, 2);
+  SingleRank rank(model, on_cuda(DType::bfloat16));
+  const auto width = static_cast<std::size_t>(shape.hidden);
+  for (const int total : {60, 700}) {
+    DeviceBytes in(
+        encode(Random(1, DType::bfloat16).vector(total * shape.hidden, 0, 1), DType::bfloat16));
+    DeviceBytes whole(in.host().size());
+    DeviceBytes parts(in.host().size());
+    const compute::RowBlock all{2, total, in.get(), whole.get()};
+    rank.finish(rank.backend().experts(rank.chunk(), 1, {&all, 1}));
+    // Blocks in another order than in memory, some of them adjacent to one listed before.
+    std::vector<compute::RowBlock> blocks;
+    const int fifth = total / 5;
+    for (const int part : {3, 0, 4, 1, 2}) {
+      const auto offset = static_cast<std::size_t>(part * fifth) * width * 2;
+      blocks.push_back({2, fifth, in.get() + offset, parts.get() + offset});
+    }
+    blocks.push_back({2, 0, nullptr, nullptr});
+    rank.finish(rank.backend().experts(rank.chunk(), 1, blocks));
+    EXPECT_EQ(whole.host(), parts.host()) << total << " rows";
+  }
+}
+
+TEST_F(CudaBackend, AnEmptyChunkGoesThroughEveryStep) {
+  const auto model = random_model(tiny_shape(), DType::bfloat16, 2);
+  SingleRank rank(model, on_cuda(DType::bfloat16));
+  rank.set_chunk({});
+  rank.run_layers();
+  rank.finish(rank.backend().logits(rank.chunk(), {}, nullptr));
+  rank.finish(rank.backend().logprobs(rank.chunk(), {}, {}, nullptr));
+  for (const std::int32_t count : rank.chunk().expert_counts) EXPECT_EQ(count, 0);
+  rank.finish(rank.backend().experts(rank.chunk(), 1, {}));
+}
+
+TEST_F(CudaBackend, PartsOfAnOperationSayOnWhichStreamTheyRan) {
+  const auto model = random_model(tiny_shape(), DType::bfloat16, 2);
+  SingleRank rank(model, on_cuda(DType::bfloat16));
+  const std::vector<std::int32_t> tokens = {1, 2, 3};
+  const SingleRank::Piece piece{rank.add_sequence(), tokens};
+  rank.set_chunk({&piece, 1});
+  auto& backend = rank.backend();
+  EXPECT_FALSE(backend.in_order());
+  backend.embed(rank.chunk());
+  backend.attention(rank.chunk(), 0);
+  backend.mlp(rank.chunk(), 0);
+  backend.attention(rank.chunk(), 1);
+  const compute::Event route = backend.route(rank.chunk(), 1);
+  rank.finish(route);
+  std::array<compute::Interval, compute::Backend::max_parts> parts;
+  ASSERT_EQ(backend.intervals(route, parts), 3U);
+  EXPECT_STREQ(backend.stream_names()[static_cast<std::size_t>(parts[0].stream)], "compute");
+  EXPECT_STREQ(backend.stream_names()[static_cast<std::size_t>(parts[1].stream)], "copy");
+  EXPECT_STREQ(backend.stream_names()[static_cast<std::size_t>(parts[2].stream)], "pack");
+  EXPECT_FALSE(parts[0].only_copies);
+  EXPECT_TRUE(parts[1].only_copies);
+  EXPECT_GE(parts[1].begin, parts[0].begin);
+  EXPECT_GE(backend.interval(route).end, backend.interval(route).begin);
+  EXPECT_THROW(backend.interval(route + 1), Error);
+}
+
+TEST_F(CudaBackend, HostTasksSeeTheResultsBeforeThemAndTellTheirErrors) {
+  const auto model = random_model(tiny_shape(), DType::bfloat16, 2);
+  SingleRank rank(model, on_cuda(DType::bfloat16));
+  const std::vector<std::int32_t> tokens = {1, 2, 3};
+  const SingleRank::Piece piece{rank.add_sequence(), tokens};
+  rank.set_chunk({&piece, 1});
+  rank.run_layers();
+  const auto bytes = rank.backend().device_memory()->allocate_host(50 * sizeof(float));
+  auto* const logits = reinterpret_cast<float*>(bytes.get());
+  std::fill_n(logits, 50, 0.0F);
+  const std::vector<std::int32_t> rows = {2};
+  float sum = 0;
+  const std::function<void()> task = [&] { sum = std::accumulate(logits, logits + 50, 0.0F); };
+  const std::function<void()> failing = [] { fail("a task's own failure"); };
+  rank.backend().logits(rank.chunk(), rows, logits);
+  rank.finish(rank.backend().host_task(task));
+  EXPECT_NE(sum, 0);
+  EXPECT_THROW(rank.finish(rank.backend().host_task(failing)), Error);
+}
+
+TEST_F(CudaBackend, RefusesWhatDoesNotFitTheModel) {
+  const auto model = random_model(tiny_shape(), DType::float32, 2);
+  RankOptions small = on_cuda(DType::float32);
+  small.max_chunk_tokens = 8;
+  SingleRank rank(model, small);
+  const std::vector<float> data(64 * 64);
+  using compute::Weight;
+  auto& backend = rank.backend();
+  EXPECT_THROW(backend.load_weight(Weight::o, 0, -1, {data.data(), DType::float32, 64, 64}), Error);
+  EXPECT_THROW(backend.load_weight(Weight::up, 1, 5, {data.data(), DType::float32, 40, 48}), Error);
+  const std::vector<std::int32_t> nine(9, 1);
+  const SingleRank::Piece piece{rank.add_sequence(), nine};
+  rank.set_chunk({&piece, 1});
+  EXPECT_THROW(backend.embed(rank.chunk()), Error);
+  const std::vector<std::int32_t> outside = {1, 50};
+  const SingleRank::Piece other{rank.add_sequence(), outside};
+  rank.set_chunk({&other, 1});
+  EXPECT_THROW(backend.embed(rank.chunk()), Error);
+}
+
+compute::BackendOptions tiny_options() {
+  compute::BackendOptions options;
+  options.shape = tiny_shape();
+  options.max_chunk_tokens = 8;
+  options.num_pages = 4;
+  options.num_local_experts = 5;
+  options.send_order = {0, 1, 2, 3, 4};
+  return options;
+}
+
+TEST_F(CudaBackend, MissingWeightsAreNamed) {
+  const auto backend = make_cuda(tiny_options());
+  try {
+    backend->finish_loading();
+    FAIL() << "a model without weights";
+  } catch (const Error& error) {
+    EXPECT_NE(std::string(error.what()).find("embedding"), std::string::npos) << error.what();
+  }
+}
+
+TEST_F(CudaBackend, TheMemoryPlanIsWhatIsTaken) {
+  compute::BackendOptions options = tiny_options();
+  options.num_chunks = 2;
+  const auto plan = compute::cuda_memory_need(options);
+  const auto backend = make_cuda(options);
+  const auto first = backend->make_chunk();
+  const auto second = backend->make_chunk();
+  const auto memory = backend->memory();
+  EXPECT_EQ(memory.weights, plan.weights);
+  EXPECT_EQ(memory.kv_cache, plan.kv_cache);
+  EXPECT_NEAR(static_cast<double>(memory.buffers), static_cast<double>(plan.buffers), 4096);
+  first->reserve_receive(1000);
+  EXPECT_GE(first->receive_capacity, 1000);
+  EXPECT_GE(backend->memory().buffers, memory.buffers + 2 * 900 * 48 * 2);
+}
+
+TEST_F(CudaBackend, WhatDoesNotFitIsRefusedWithWhatWould) {
+  compute::BackendOptions options = tiny_options();
+  options.num_pages = 100000;
+  compute::CudaShare share;
+  share.device = compute::open_cuda_device(0);
+  share.num_ranks = 2;
+  const auto without_kv = compute::cuda_memory_need(tiny_options());
+  share.memory_bytes = without_kv.weights + without_kv.buffers + (std::int64_t{64} << 20);
+  try {
+    compute::make_cuda_backend(options, share);
+    FAIL() << "larger than the memory";
+  } catch (const Error& error) {
+    const std::string text = error.what();
+    for (const char* part : {"weights", "KV cache", "buffers", "2 ranks", "--kv-tokens"}) {
+      EXPECT_NE(text.find(part), std::string::npos) << text;
+    }
+  }
+  share.memory_bytes = 1 << 20;
+  EXPECT_THROW(compute::make_cuda_backend(options, share), Error);
+}
+
+}  // namespace
+}  // namespace atl::testing

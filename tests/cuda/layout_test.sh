@@ -1,0 +1,102 @@
+#!/usr/bin/env bash
+# The whole program on the emulated CUDA device: results do not depend on ranks, chunks, overlap,
+# transport, or the order in which streams run, and agree with the CPU backend's within BF16's rounding.
+set -euo pipefail
+# shellcheck source-path=SCRIPTDIR source=../e2e/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/../e2e/common.sh"
+
+model="$work/model.h5"
+import_sample "$model"
+python3 - "$ATOLL_SOURCE/tests/data/heldout.jsonl" "$work" <<'EOF'
+import json, sys
+
+heldout = [json.loads(line) for line in open(sys.argv[1], encoding="utf-8")]
+with open(f"{sys.argv[2]}/score.jsonl", "w", encoding="utf-8") as file:
+    for number, text in enumerate(heldout):
+        text["prompt"] = text["prompt"][:[70, 9, 150, 1][number % 4]]
+        file.write(json.dumps(text) + "\n")
+with open(f"{sys.argv[2]}/generate.jsonl", "w", encoding="utf-8") as file:
+    for number, text in enumerate(heldout[:6]):
+        request = {"id": text["id"], "prompt": text["prompt"][:[1, 20, 66][number % 3]],
+                   "max_tokens": 4, "temperature": 0.8 * (number % 2), "seed": number}
+        file.write(json.dumps(request) + "\n")
+EOF
+
+# run_layout OUTPUT MODE RANKS SEED OPTIONS...
+run_layout() {
+  local output="$1" mode="$2" ranks="$3"
+  export ATL_EMULATED_SEED="$4" ATL_EMULATED_PROTECT=1
+  shift 4
+  atoll_on "$ranks" run --model "$model" --input "$work/$mode.jsonl" --output "$output" \
+    --mode "$mode" --backend cuda --min-chunk-tokens 1 --step-tokens 128 --report "$output.json" "$@"
+}
+
+for mode in score generate; do
+  run_layout "$work/$mode.expected" "$mode" 1 1 --chunks 1 --no-overlap
+  succeeds "$mode on one rank" || true
+done
+json_check "the report names device and transport" "$work/score.expected.json" <<'EOF'
+report = lines[0]
+assert report["backend"].startswith("cuda: "), report["backend"]
+assert "depend on the layout" not in report["backend"], report["backend"]
+assert report["transport"] in ("pairwise-staged", "ialltoallv"), report["transport"]
+EOF
+
+layouts=(
+  # mode ranks seed options
+  "score 1 2 --chunks 3"
+  "score 2 3 --chunks 2 --transport pairwise-staged"
+  "score 3 4 --chunks 4 --transport ialltoallv-staged"
+  "generate 2 5 --chunks 2 --transport ialltoallv-staged"
+  "generate 3 6 --chunks 3 --no-overlap --transport pairwise-staged"
+  "generate 5 7 --chunks 2 --trace $work/trace.json"
+)
+for layout in "${layouts[@]}"; do
+  read -r mode ranks seed options <<<"$layout"
+  # shellcheck disable=SC2086  # `options` is a list of words
+  run_layout "$work/results" "$mode" "$ranks" "$seed" $options
+  succeeds "$layout" || continue
+  same "$layout" "$work/$mode.expected" "$work/results"
+done
+
+json_check "several ranks share the device, and streams have tracks" "$work/results.json" \
+  "$work/trace.json" <<'EOF'
+report, trace = lines
+assert "shared by 5 ranks" in report["backend"], report["backend"]
+tracks = {e["args"]["name"] for e in trace["traceEvents"] if e["name"] == "thread_name"}
+assert {"compute", "pack", "copy", "host", "exchange c0"} <= tracks, tracks
+EOF
+
+# The same prompts on the CPU backend.
+atoll_on 1 run --model "$model" --input "$work/score.jsonl" --output "$work/cpu" --mode score \
+  --backend cpu
+succeeds "score on the CPU"
+json_check "CUDA and CPU backends agree" "$work/score.expected" "$work/cpu" <<'EOF'
+differences = [abs(a - b) for cuda, cpu in zip(*lines)
+               for a, b in zip(cuda["prompt_logprobs"], cpu["prompt_logprobs"]) if a is not None]
+mean = sum(differences) / len(differences)
+assert len(differences) > 300 and mean < 0.02, (len(differences), mean)
+EOF
+
+# What cannot be had is refused by name.
+cuda_run=(run --model "$model" --input "$work/score.jsonl" --output "$work/refused" --mode score
+  --backend)
+atoll_on 2 "${cuda_run[@]}" cuda --transport pairwise
+refused "device pointers without a CUDA-aware MPI" 1 "pairwise-staged"
+ATL_EMULATED_DEVICES=0 atoll_on 2 "${cuda_run[@]}" cuda
+refused "no device" 1 "no CUDA device"
+ATL_EMULATED_CAPABILITY=7.5 atoll_on 2 "${cuda_run[@]}" cuda
+refused "a device too old" 1 "compute capability 7\.5.*8\.0"
+ATL_EMULATED_MEMORY_MIB=8 atoll_on 2 "${cuda_run[@]}" cuda
+refused "a device too small" 1 "does not fit"
+ATL_EMULATED_DEVICES=0 atoll_on 1 "${cuda_run[@]}" auto
+succeeds "auto without a device"
+
+# Failures in the middle of a step: one message that names call, step and device.
+ATL_EMULATED_FAIL=kernel:200:700 ATL_EMULATED_FAIL_RANK=1 atoll_on 2 "${cuda_run[@]}" cuda
+refused "a kernel that fails" 1 "device 0 .*L[0-9]+ c[0-9] [a-z]+ was under way.*illegal"
+ATL_EMULATED_FAIL=cudaMemcpyAsync:60:719 ATL_EMULATED_FAIL_RANK=1 atoll_on 2 "${cuda_run[@]}" cuda
+refused "a call that fails" 1 "cudaMemcpyAsync failed in .*device 0"
+ATL_EMULATED_FAIL=cudaMalloc:2:2 atoll_on 1 "${cuda_run[@]}" cuda
+refused "no memory" 1 "cannot take .*device 0"
+finish

@@ -1,0 +1,152 @@
+// The router's choices, counts and places against a plain loop over tokens.
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <numeric>
+#include <random>
+
+#include "compute/cuda_kernels.hpp"
+#include "tests/cuda/device_memory.hpp"
+#include "tests/reference.hpp"
+
+namespace atl::testing {
+namespace {
+
+namespace cuda = compute::cuda;
+
+struct Routed {
+  std::vector<std::int32_t> experts;
+  std::vector<float> weights;
+  std::vector<std::int32_t> slots;
+  std::vector<std::int32_t> counts;
+};
+
+class CudaRouter : public ::testing::Test {
+ protected:
+  void SetUp() override { skip_without_device(); }
+
+  static Routed route(const std::vector<float>& logits, const std::vector<std::int32_t>& order,
+                      int top_k, bool renormalise) {
+    const int experts = static_cast<int>(order.size());
+    const auto tokens = logits.size() / order.size();
+    const auto pairs = tokens * static_cast<std::size_t>(top_k);
+    const DeviceArray<float> device_logits(logits);
+    const DeviceArray<std::int32_t> send_order(order);
+    const DeviceArray<std::int32_t> chosen(pairs);
+    const DeviceArray<float> weights(pairs);
+    const DeviceArray<std::int32_t> slots(pairs);
+    const DeviceArray<std::int32_t> counts(order.size());
+    const DeviceArray<std::int32_t> scratch(
+        static_cast<std::size_t>(cuda::route_scratch_ints(static_cast<int>(tokens), experts)));
+    cuda::RouteArgs args;
+    args.logits = device_logits.get();
+    args.send_order = send_order.get();
+    args.num_tokens = static_cast<int>(tokens);
+    args.num_experts = experts;
+    args.top_k = top_k;
+    args.renormalise = renormalise;
+    args.experts = chosen.get();
+    args.weights = weights.get();
+    args.slots = slots.get();
+    args.counts = counts.get();
+    args.scratch = scratch.get();
+    cuda::route(nullptr, args);
+    return {chosen.host(), weights.host(), slots.host(), counts.host()};
+  }
+
+  /// Experts in reverse order of sending, in groups of three: no expert is at its own place.
+  static std::vector<std::int32_t> mixed_order(int experts) {
+    std::vector<std::int32_t> order(static_cast<std::size_t>(experts));
+    std::iota(order.begin(), order.end(), 0);
+    std::mt19937 generator(11);
+    std::shuffle(order.begin(), order.end(), generator);
+    return order;
+  }
+
+  std::vector<float> random_logits(int tokens, int experts, bool ties) {
+    std::normal_distribution<float> normal(0, 2);
+    std::vector<float> logits(static_cast<std::size_t>(tokens * experts));
+    // Few distinct values make ties in every row.
+    for (float& x : logits) x = ties ? std::round(normal(generator_)) : normal(generator_);
+    return logits;
+  }
+
+  static void expect_routed(const Routed& got, const std::vector<float>& logits,
+                            const std::vector<std::int32_t>& order, int top_k, bool renormalise) {
+    const std::size_t experts = order.size();
+    const std::size_t tokens = logits.size() / experts;
+    ModelShape shape;
+    shape.top_k = top_k;
+    shape.norm_topk_prob = renormalise;
+    std::vector<std::int32_t> counts(experts, 0);
+    for (std::size_t t = 0; t < tokens; ++t) {
+      reference::Matrix router;
+      for (std::size_t e = 0; e < experts; ++e) router.push_back({logits[t * experts + e]});
+      const auto wanted = reference::route(router, {1.0}, shape);
+      for (std::size_t j = 0; j < wanted.size(); ++j) {
+        const std::size_t at = t * wanted.size() + j;
+        ASSERT_EQ(got.experts[at], wanted[j].expert) << "token " << t << " choice " << j;
+        ASSERT_NEAR(got.weights[at], wanted[j].weight, 1e-6);
+        ++counts[static_cast<std::size_t>(wanted[j].expert)];
+      }
+    }
+    EXPECT_EQ(got.counts, counts);
+    std::vector<std::int32_t> next(experts, 0);
+    for (std::size_t e = 0; e < experts; ++e) {
+      next[static_cast<std::size_t>(order[e])] = counts[e];
+    }
+    std::exclusive_scan(next.begin(), next.end(), next.begin(), 0);
+    for (std::size_t i = 0; i < got.slots.size(); ++i) {
+      const auto expert = static_cast<std::size_t>(got.experts[i]);
+      ASSERT_EQ(got.slots[i], next[static_cast<std::size_t>(order[expert])]++) << "pair " << i;
+    }
+  }
+
+  std::mt19937 generator_{5};
+};
+
+TEST_F(CudaRouter, ChoosesCountsAndPlaces) {
+  for (const int experts : {1, 5, 16, 33, 64, 100, 512}) {
+    for (const int tokens : {1, 17, 100}) {
+      for (const bool ties : {false, true}) {
+        const int top_k = std::min(experts, ties ? 16 : 2);
+        const auto logits = random_logits(tokens, experts, ties);
+        const auto order = mixed_order(experts);
+        const Routed got = route(logits, order, top_k, ties);
+        SCOPED_TRACE(::testing::Message() << experts << " experts, " << tokens << " tokens");
+        expect_routed(got, logits, order, top_k, ties);
+      }
+    }
+  }
+}
+
+TEST_F(CudaRouter, ManyTokensPerTile) {
+  // More tokens than tiles of 16: a warp then takes several, one after another.
+  const auto logits = random_logits(2500, 6, false);
+  const auto order = mixed_order(6);
+  expect_routed(route(logits, order, 2, true), logits, order, 2, true);
+}
+
+TEST_F(CudaRouter, NoTokensCountNothing) {
+  EXPECT_EQ(route({}, mixed_order(7), 2, true).counts, std::vector<std::int32_t>(7, 0));
+}
+
+TEST_F(CudaRouter, ATokensWeightsDoNotDependOnOtherTokens) {
+  const int experts = 37;
+  const auto logits = random_logits(40, experts, false);
+  const auto order = mixed_order(experts);
+  const Routed all = route(logits, order, 4, true);
+  for (const int t : {0, 21, 39}) {
+    const std::vector<float> alone(logits.begin() + t * experts,
+                                   logits.begin() + (t + 1) * experts);
+    const Routed one = route(alone, order, 4, true);
+    for (int j = 0; j < 4; ++j) {
+      EXPECT_EQ(one.weights[static_cast<std::size_t>(j)],
+                all.weights[static_cast<std::size_t>(t * 4 + j)]);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace atl::testing
