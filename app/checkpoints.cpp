@@ -10,6 +10,7 @@
 #include <thread>
 
 #include "app/identity.hpp"
+#include "app/run.hpp"
 #include "comm/deadline.hpp"
 #include "compute/clock.hpp"
 #include "compute/error.hpp"
@@ -366,6 +367,7 @@ void Checkpoints::write_piece(const CheckpointSource& source, std::span<const st
                                  static_cast<int>(count), keys_.data(), values_.data()));
   writer_->write_piece(static_cast<std::int64_t>(cursor_.sequence), cursor_.layer, cursor_.piece,
                        keys_, values_);
+  comm::watched::progress();  // all of a large checkpoint may take longer than any step
 }
 
 void Checkpoints::end() {
@@ -406,6 +408,7 @@ std::string Checkpoints::write_now(const CheckpointSource& source) {
   if (restoring_ && source.batcher->restoring()) {
     return "not all sequences were taken back from the last checkpoint, which stays";
   }
+  comm::watched::stage("the last checkpoint", setup_deadlines * options_.deadline);
   close();
   const std::int64_t before = cost_.written;
   begin(source);
@@ -428,8 +431,9 @@ std::string Checkpoints::write_now(const CheckpointSource& source) {
 }
 
 void Checkpoints::close() {
+  if (!writer_) return;
   const comm::Waiting waiting("removing an unfinished checkpoint");
-  if (writer_) writer_->abandon();
+  writer_->abandon();
   writer_.reset();
 }
 

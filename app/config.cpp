@@ -287,9 +287,11 @@ CommandLine parse_command_line(int argc, const char* const* argv) {
   } catch (const CLI::ParseError& error) {
     throw UsageError(fmt::format("{}; see atoll --help", error.what()));
   }
-  if (!(line.run.deadline >= 0) || !(line.init.deadline >= 0))
-    throw UsageError("--deadline: not a number of seconds");
   if (run.parsed()) {
+    if (line.run.resume && !line.run.dump_activations.empty()) {
+      throw UsageError(
+          "--dump-activations: a resumed run does not compute what is kept; run without --resume");
+    }
     interval_of(line.run.checkpoint_every);
     if (line.run.resume && !line.run.dump_activations.empty()) {
       throw UsageError(
@@ -300,6 +302,8 @@ CommandLine parse_command_line(int argc, const char* const* argv) {
       throw UsageError("--checkpoint-every: there is no --checkpoint-dir to write to");
     }
   }
+  if (!(line.run.deadline >= 0) || !(line.init.deadline >= 0))
+    throw UsageError("--deadline: not a number of seconds");
   line.command = run.parsed()      ? Command::run
                  : init.parsed()   ? Command::init
                  : import.parsed() ? Command::import
