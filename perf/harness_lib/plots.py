@@ -104,7 +104,7 @@ def efficiency(layers, output):
     ax.set_xticks(all_chunks, [str(c) for c in all_chunks])
     ax.set_xlabel("chunks")
     ax.set_ylabel("overlap efficiency")
-    ax.set_ylim(top=1.05)
+    ax.set_ylim(top=1.15)
     ax.legend(fontsize=7)
     return save(fig, output, "overlap-efficiency",
                 "Overlap efficiency against chunks, by skew; bars are the quartiles of single "
@@ -222,6 +222,8 @@ def roofline(layers, output):
         for axis in (ax.xaxis, ax.yaxis):
             axis.set_major_formatter("{x:g}")
             axis.set_minor_formatter("")
+        ax.yaxis.set_minor_formatter("{x:g}")
+        ax.tick_params(axis="y", which="minor", labelsize=7)
         ax.set_title(f"one rank and its {name}", fontsize=9)
         ax.set_xlabel(label)
         ax.set_ylabel("GFLOP/s per rank")
@@ -268,10 +270,11 @@ def message_sizes(entries, output):
 
 def timeline(layers, output):
     """One step of the best overlapped case across ranks, from its trace."""
-    traced = [e for e in layers if "trace" in e and e["ranks"] > 1 and e["detail"]["config"]["chunks"] > 1]
+    traced = [e for e in layers
+              if "trace" in e and e["ranks"] > 1 and e["detail"]["config"]["chunks"] > 1]
     if not traced:
         return None
-    entry = max(traced, key=lambda e: (e.get("comparable", False),
+    entry = max(traced, key=lambda e: (e.get("comparable", False), min(e["ranks"], 4),
                                        e["metrics"]["overlap_efficiency"]["of_medians"]))
     events = json.loads((output / entry["trace"]).read_text(encoding="utf-8"))["traceEvents"]
     ranks = min(entry["ranks"], 8)
