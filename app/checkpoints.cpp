@@ -10,6 +10,8 @@
 #include <thread>
 
 #include "app/identity.hpp"
+#include "app/run.hpp"
+#include "comm/deadline.hpp"
 #include "compute/clock.hpp"
 #include "compute/error.hpp"
 
@@ -284,8 +286,8 @@ void Checkpoints::begin(const CheckpointSource& source) {
   contents.head_dim = shape.head_dim;
   contents.num_experts = shape.num_experts;
   contents.dtype = source.dtype;
-  const auto waiting = source.batcher->waiting();
-  contents.pending.assign(waiting.begin(), waiting.end());
+  const auto pending = source.batcher->waiting();
+  contents.pending.assign(pending.begin(), pending.end());
   contents.expert_loads = source.traffic->tokens_of_expert;
   contents.expert_loads.resize(static_cast<std::size_t>(shape.num_layers * shape.num_experts));
   world_.allreduce(std::span(contents.expert_loads), comm::Communicator::Reduce::sum);
@@ -322,6 +324,7 @@ void Checkpoints::begin(const CheckpointSource& source) {
   row_bytes_ = contents.row_bytes();
   cursor_ = {};
   try {
+    const comm::Waiting waiting("creating the checkpoint");
     writer_ = std::make_unique<io::CheckpointWriter>(path_of(step_), contents, tokens, logprobs,
                                                      world_.fortran_handle());
     phase_ = CheckpointPhase::writing;
@@ -364,10 +367,12 @@ void Checkpoints::write_piece(const CheckpointSource& source, std::span<const st
                                  static_cast<int>(count), keys_.data(), values_.data()));
   writer_->write_piece(static_cast<std::int64_t>(cursor_.sequence), cursor_.layer, cursor_.piece,
                        keys_, values_);
+  comm::watched::progress();  // all of a large checkpoint may take longer than any step
 }
 
 void Checkpoints::end() {
   try {
+    const comm::Waiting waiting("closing the checkpoint");
     writer_->finish();
     cost_.written += 1;
     cost_.bytes += writer_->bytes_written();
@@ -382,8 +387,7 @@ void Checkpoints::end() {
 void Checkpoints::give_up(const std::string& reason, bool reporter) {
   if (reporter)
     fmt::print(stderr, "no checkpoint of step {}: {}; the run goes on\n", last_step_, reason);
-  if (writer_) writer_->abandon();
-  writer_.reset();
+  close();
   cost_.failed += 1;
   phase_ = CheckpointPhase::idle;
   failure_.clear();
@@ -404,10 +408,8 @@ std::string Checkpoints::write_now(const CheckpointSource& source) {
   if (restoring_ && source.batcher->restoring()) {
     return "not all sequences were taken back from the last checkpoint, which stays";
   }
-  if (writer_) {
-    writer_->abandon();
-    writer_.reset();
-  }
+  comm::watched::stage("the last checkpoint", setup_deadlines * options_.deadline);
+  close();
   const std::int64_t before = cost_.written;
   begin(source);
   if (!writer_) return "no checkpoint could be written";
@@ -429,7 +431,9 @@ std::string Checkpoints::write_now(const CheckpointSource& source) {
 }
 
 void Checkpoints::close() {
-  if (writer_) writer_->abandon();
+  if (!writer_) return;
+  const comm::Waiting waiting("removing an unfinished checkpoint");
+  writer_->abandon();
   writer_.reset();
 }
 

@@ -259,8 +259,10 @@ CommandLine parse_command_line(int argc, const char* const* argv) {
       ->required();
   import.add_option("--output", line.import.output, "Model file to write")->required();
 
-  CLI::App& inspect = *app.add_subcommand("inspect", "List a model file and verify its checksums");
-  inspect.add_option("file", line.inspect.file, "Model or activations file")->required();
+  CLI::App& inspect = *app.add_subcommand(
+      "inspect", "List a file that atoll wrote (model, checkpoint) and verify its checksums");
+  inspect.add_option("file", line.inspect.file, "Model, checkpoint or activations file")
+      ->required();
   inspect.add_flag("--no-verify", line.inspect.no_verify, "List only, read no weights");
 
   CLI::App& diff = *app.add_subcommand("diff", "Compare the activations of two runs");
@@ -285,14 +287,23 @@ CommandLine parse_command_line(int argc, const char* const* argv) {
   } catch (const CLI::ParseError& error) {
     throw UsageError(fmt::format("{}; see atoll --help", error.what()));
   }
-  if (!(line.run.deadline >= 0) || !(line.init.deadline >= 0))
-    throw UsageError("--deadline: not a number of seconds");
   if (run.parsed()) {
+    if (line.run.resume && !line.run.dump_activations.empty()) {
+      throw UsageError(
+          "--dump-activations: a resumed run does not compute what is kept; run without --resume");
+    }
     interval_of(line.run.checkpoint_every);
+    if (line.run.resume && !line.run.dump_activations.empty()) {
+      throw UsageError(
+          "--dump-activations: a resumed run does not compute all tokens; leave one of "
+          "it and --resume away");
+    }
     if (run.count("--checkpoint-every") > 0 && line.run.checkpoint_dir.empty()) {
       throw UsageError("--checkpoint-every: there is no --checkpoint-dir to write to");
     }
   }
+  if (!(line.run.deadline >= 0) || !(line.init.deadline >= 0))
+    throw UsageError("--deadline: not a number of seconds");
   line.command = run.parsed()      ? Command::run
                  : init.parsed()   ? Command::init
                  : import.parsed() ? Command::import

@@ -391,7 +391,7 @@ bool Driver::poll() {
   bool progress = false;
   for (std::size_t i = 0; i < running_compute_.size();) {
     const Running running = running_compute_[i];
-    if (!backend_.done(running.event)) {
+    if (!backend_.done(running.event) || !backend_.done(running.first)) {
       if (backend_.in_order()) break;
       ++i;
       continue;

@@ -10,6 +10,7 @@
 
 #include "compute/error.hpp"
 #include "io/activation_file.hpp"
+#include "io/checkpoint.hpp"
 #include "io/model_file.hpp"
 
 namespace atl {
@@ -92,6 +93,38 @@ std::string verification_of(io::ModelFileReader& reader) {
   return fmt::format("checksums: all good ({} bytes read)\n", reader.bytes_read());
 }
 
+/// A checkpoint: its state, how far its sequences had come, and how much of it there is.
+std::string checkpoint_text(const std::string& path, bool verify) {
+  io::CheckpointReader reader(path);
+  const io::CheckpointContents& c = reader.contents();
+  std::string text = fmt::format("checkpoint {}\nstate\n{}\n\n", path,
+                                 nlohmann::ordered_json::parse(c.state, nullptr, false).dump(2));
+  fmt::format_to(std::back_inserter(text), "{:>8}  {:>10}  {:>10}  {}\n", "request", "generated",
+                 "positions", "keys and values");
+  std::int64_t positions = 0;
+  for (const io::CheckpointSequence& s : c.sequences) {
+    fmt::format_to(std::back_inserter(text), "{:>8}  {:>10}  {:>10}  {}\n", s.request, s.generated,
+                   s.cached, s.complete != 0 ? "whole" : "finished meanwhile");
+    positions += s.cached;
+  }
+  text += fmt::format(
+      "\n{} requests under way, {} waiting; written by {} ranks\n{} positions of {} layers, {} "
+      "heads "
+      "of {} {} elements: {} of {}\n",
+      c.sequences.size(), c.pending.size(), c.sequences_of.size(), positions, c.num_layers,
+      c.num_kv_heads, c.head_dim, name_of(c.dtype),
+      size_text(2.0 * static_cast<double>(positions * c.num_layers * c.row_bytes())),
+      size_text(static_cast<double>(reader.bytes())));
+  std::int64_t tokens = 0;
+  for (const std::int64_t load : c.expert_loads) tokens += load;
+  text += fmt::format("{} rows sent to {} experts so far\n", tokens, c.num_experts);
+  if (verify) {
+    reader.verify(0, 1);
+    text += "checksums: all good\n";
+  }
+  return text;
+}
+
 }  // namespace
 
 ModelConfig checked_config(const io::ModelFileReader& reader) {
@@ -140,7 +173,9 @@ std::string activations_text(const std::string& path) {
 }  // namespace
 
 std::string inspect_text(const std::string& path, bool verify) {
-  if (io::file_format(path) == io::activations_format) return activations_text(path);
+  const std::string format = io::file_format(path);
+  if (format == io::checkpoint_format) return checkpoint_text(path, verify);
+  if (format == io::activations_format) return activations_text(path);
   io::ModelFileReader reader(path);
   const ModelConfig config = checked_config(reader);
   const std::vector<io::DatasetInfo> datasets = reader.datasets();

@@ -1,5 +1,5 @@
 #pragma once
-// What a model file holds.
+// What a model file or a checkpoint holds.
 
 #include <string>
 
@@ -17,7 +17,8 @@ class ModelFileReader;
 ModelConfig checked_config(const io::ModelFileReader& reader);
 
 /// Configuration, table of tensors, totals, and with `verify` the result of reading everything and
-/// comparing checksums. Throws Error listing the damaged slabs.
+/// comparing checksums; of a checkpoint its state and sequences. Throws Error listing what is
+/// damaged.
 std::string inspect_text(const std::string& path, bool verify);
 
 }  // namespace atl

@@ -1,11 +1,9 @@
 #include "comm/exchange.hpp"
 
 #include <algorithm>
-#include <chrono>
 #include <cstring>
 #include <exception>
 #include <numeric>
-#include <thread>
 #include <utility>
 
 namespace atl::comm {

@@ -80,6 +80,7 @@ class CpuBackend final : public Backend {
     op.x = x;
     return queue_.enqueue(op);
   }
+
   Event save_kv(int layer, std::span<const std::int32_t> pages, int first_position,
                 int num_positions, void* keys, void* values) override {
     return move_kv(CpuOp::Kind::save_kv, layer, pages, first_position, num_positions, keys, values);

@@ -24,120 +24,148 @@
 
 namespace atl::compute::cuda {
 
+/// How a block's threads share out rows of `width` elements by 16-byte pieces: each thread has a
+/// column of its own and takes every row_step-th row.
+template <class T, int width, int num_rows, int threads>
+struct Pieces {
+  static constexpr int per_row = width / wide<T>;
+  static constexpr int row_step = threads / per_row;
+  static constexpr int count = num_rows / row_step;  ///< rows of one thread
+  static_assert(threads % per_row == 0 && num_rows % row_step == 0);
+};
+
 /// Copies slices of keys and values into the ring, in the order in which they are used: for each
 /// block of 64 keys the slices of K, then those of V.
 template <class V>
-struct Copier {
+class Copier {
+ public:
   using T = typename V::Type;
-  const KvPages& kv;
-  const std::int32_t* pages;
-  T* ring;
-  int kv_head;
-  int end;       ///< first position that is not read
-  bool wide_ok;  ///< rows allow 16-byte accesses
-  int start;     ///< first position of the block that is copied next
-  std::int32_t page;
-  std::int32_t next_page;  ///< loaded one block ahead, so that nobody waits for it
-  int part = 0;            ///< of the block: slices of K, then of V
-  int slot = 0;
 
-  __device__ std::int32_t page_of(int position) const {
-    return position < end ? pages[position / kv.page_tokens] : 0;
+  __device__ Copier(const KvPages& kv, const std::int32_t* pages, int kv_head, bool wide_ok,
+                    int first, int end, T* ring)
+      : kv_(kv),
+        wide_ok_(wide_ok),
+        left_(end - first),
+        token_(first % kv.page_tokens),
+        ring_(ring) {
+    pages_ = pages + first / kv.page_tokens;
+    head_ = std::int64_t{kv_head} * kv.page_tokens * kv.head_dim;
+    page_elements_ = std::int64_t{kv.num_kv_heads} * kv.page_tokens * kv.head_dim;
+    next_page_ = *pages_;
   }
 
   /// Starts the next slice's copy, if there is one; a group of copies either way.
   __device__ void advance() {
-    if (start < end) copy();
+    if (left_ > 0) {
+      if (part_ == 0) enter_block();
+      const bool of_keys = part_ < V::slices;
+      const int column = (of_keys ? part_ : part_ - V::slices) * V::slice;
+      copy_slice(static_cast<const T*>(of_keys ? kv_.keys : kv_.values) + block_, column,
+                 ring_ + slot_ * V::slice_elements);
+      slot_ = slot_ + 1 == V::stages ? 0 : slot_ + 1;
+      if (++part_ == 2 * V::slices) {
+        part_ = 0;
+        left_ -= key_block;
+      }
+    }
     commit_copies();
   }
 
-  __device__ void copy() {
-    if (part == 0) {
-      page = next_page;
-      next_page = page_of(start + key_block);
-    }
-    const bool of_keys = part < V::slices;
-    const int column = (of_keys ? part : part - V::slices) * V::slice;
-    const std::int64_t at = ((std::int64_t{page} * kv.num_kv_heads + kv_head) * kv.page_tokens +
-                             start % kv.page_tokens) *
-                            kv.head_dim;
-    const T* from = static_cast<const T*>(of_keys ? kv.keys : kv.values) + at;
-    copy_slice(from, column, ring + slot * V::slice_elements);
-    slot = slot + 1 == V::stages ? 0 : slot + 1;
-    if (++part == 2 * V::slices) {
-      part = 0;
-      start += key_block;
+ private:
+  /// Finds the next block's place; its page was looked up one block ahead, so that nobody waits.
+  __device__ void enter_block() {
+    block_ = next_page_ * page_elements_ + head_ + std::int64_t{token_} * kv_.head_dim;
+    token_ += key_block;
+    if (token_ == kv_.page_tokens) {
+      token_ = 0;
+      if (left_ > key_block) next_page_ = *++pages_;
     }
   }
 
   /// Zeros stand for keys and dimensions that do not exist.
-  __device__ void copy_slice(const T* from, int column, T* to) {
-    const int valid = end - start;
+  __device__ void copy_slice(const T* from, int column, T* to) const {
     const int thread = static_cast<int>(threadIdx.x);
-    if (wide_ok) {
-      constexpr int pieces = V::slice / wide<T>;
-#pragma unroll 4
-      for (int i = thread; i < key_block * pieces; i += V::threads) {
-        const int row = i / pieces;
-        const int c = i % pieces * wide<T>;
-        const bool exists = row < valid && column + c < kv.head_dim;
-        copy_async(to + row * V::slice_stride + c,
-                   exists ? from + row * kv.head_dim + column + c : from, exists);
+    const int d = kv_.head_dim;
+    if (wide_ok_) {
+      using P = Pieces<T, V::slice, key_block, V::threads>;
+      const int row = thread / P::per_row;
+      const int c = thread % P::per_row * wide<T>;
+      const int rows = column + c < d ? left_ - row : 0;
+      const T* piece = from + row * d + column + c;
+      to += row * V::slice_stride + c;
+#pragma unroll
+      for (int i = 0; i < P::count; ++i) {
+        const bool exists = i * P::row_step < rows;
+        copy_async(to + i * P::row_step * V::slice_stride,
+                   exists ? piece + i * P::row_step * d : from, exists);
       }
     } else {
+#pragma unroll 1
       for (int i = thread; i < key_block * V::slice; i += V::threads) {
         const int row = i / V::slice;
         const int c = i % V::slice;
-        const bool exists = row < valid && column + c < kv.head_dim;
-        to[row * V::slice_stride + c] =
-            exists ? from[row * kv.head_dim + column + c] : round_to<T>(0.0F);
+        const bool exists = row < left_ && column + c < d;
+        to[row * V::slice_stride + c] = exists ? from[row * d + column + c] : round_to<T>(0.0F);
       }
     }
   }
+
+  const KvPages& kv_;
+  bool wide_ok_;
+  int left_;   ///< keys from the block that is copied next to the end
+  int token_;  ///< of that block in its page
+  T* ring_;
+  const std::int32_t* pages_;
+  std::int64_t head_;
+  std::int64_t page_elements_;
+  std::int64_t block_ = 0;  ///< where the block's keys (and values) begin
+  std::int32_t next_page_;
+  int part_ = 0;  ///< of the block: slices of K, then of V
+  int slot_ = 0;
 };
 
-/// What a block knows about its rows.
-struct TileRows {
-  AttentionTile tile;
-  int heads;       ///< query heads per token that the tile's matrices have room for
-  int live_heads;  ///< of these, those that exist
-  int first_head;
-
-  __device__ int token(int row) const { return row / heads; }
-  __device__ int head(int row) const { return first_head + row % heads; }
-  __device__ bool exists(int row) const {
-    return row / heads < tile.num_rows && row % heads < live_heads;
-  }
-  __device__ int position(int row) const {
-    const int t = min(row / heads, tile.num_rows - 1);
-    return tile.first_position + t;
-  }
-};
-
+/// Says which token and query head each matrix row stands for; returns after a barrier. `heads`
+/// query heads beside each other have room, from first_head on; only those before end_head exist.
 template <class V>
-__device__ void load_queries(const AttentionArgs& args, const TileRows& rows,
-                             typename V::Type* queries, bool wide_ok) {
+__device__ void place_rows(typename V::Shared& shared, const AttentionTile& tile, int heads,
+                           int first_head, int end_head) {
+  for (int row = static_cast<int>(threadIdx.x); row < V::rows; row += V::threads) {
+    const int token = row / heads;
+    const int head = first_head + row % heads;
+    shared.token[row] = token < tile.num_rows && head < end_head ? token : -1;
+    shared.head[row] = head;
+  }
+  __syncthreads();
+}
+
+/// Starts copying the queries; rows and dimensions that do not exist become zeros.
+template <class V>
+__device__ void load_queries(const AttentionArgs& args, const AttentionTile& tile,
+                             typename V::Shared& shared, bool wide_ok) {
   using T = typename V::Type;
   const int d = args.kv.head_dim;
-  const T* q = static_cast<const T*>(args.qkv);
-  const auto from = [&](int row) {
-    return q + (rows.tile.first_row + rows.token(row)) * args.qkv_stride +
-           std::int64_t{rows.head(row)} * d;
-  };
+  const T* q = static_cast<const T*>(args.qkv) + tile.first_row * args.qkv_stride;
+  const int thread = static_cast<int>(threadIdx.x);
   if (wide_ok) {
-    constexpr int pieces = V::head_dim / wide<T>;
-    for (int i = static_cast<int>(threadIdx.x); i < V::rows * pieces; i += V::threads) {
-      const int row = i / pieces;
-      const int c = i % pieces * wide<T>;
-      const bool exists = c < d && rows.exists(row);
-      copy_async(queries + row * V::query_stride + c, exists ? from(row) + c : q, exists);
+    using P = Pieces<T, V::head_dim, V::rows, V::threads>;
+    const int c = thread % P::per_row * wide<T>;
+#pragma unroll
+    for (int i = 0; i < P::count; ++i) {
+      const int row = thread / P::per_row + i * P::row_step;
+      const int token = shared.token[row];
+      const bool exists = token >= 0 && c < d;
+      const T* from = q + token * args.qkv_stride + shared.head[row] * d + c;
+      copy_async(shared.queries + row * V::query_stride + c, exists ? from : q, exists);
     }
   } else {
-    for (int i = static_cast<int>(threadIdx.x); i < V::rows * V::head_dim; i += V::threads) {
+#pragma unroll 1
+    for (int i = thread; i < V::rows * V::head_dim; i += V::threads) {
       const int row = i / V::head_dim;
       const int c = i % V::head_dim;
-      const bool exists = c < d && rows.exists(row);
-      queries[row * V::query_stride + c] = exists ? from(row)[c] : round_to<T>(0.0F);
+      const int token = shared.token[row];
+      const bool exists = token >= 0 && c < d;
+      shared.queries[row * V::query_stride + c] =
+          exists ? q[token * args.qkv_stride + shared.head[row] * d + c] : round_to<T>(0.0F);
     }
   }
 }
@@ -154,26 +182,26 @@ __device__ inline void sync_group() {
 
 /// Results of the worker's rows, normalised, to `out`.
 template <class V>
-__device__ void write_results(const AttentionArgs& args, const TileRows& rows, Worker<V>& worker,
-                              bool wide_ok) {
+__device__ void write_results(const AttentionArgs& args, const AttentionTile& tile,
+                              Worker<V>& worker, bool wide_ok) {
   using T = typename V::Type;
-  if (worker.part == 0) worker.shared.factor[worker.row] = 1.0F / worker.total.sum;
+  typename V::Shared& shared = worker.shared;
+  if (worker.part == 0) shared.factor[worker.row] = 1.0F / worker.total.sum;
   sync_group<V>();
   const int d = args.kv.head_dim;
+  T* out = static_cast<T*>(args.out) + std::int64_t{tile.first_row} * args.num_heads * d;
   worker.for_pieces([&](int row, int column, float(&values)[8]) {
-    if (column >= d || !rows.exists(row)) return;
-    const float inverse = worker.shared.factor[row];
-    T* to =
-        static_cast<T*>(args.out) +
-        (std::int64_t{rows.tile.first_row + rows.token(row)} * args.num_heads + rows.head(row)) *
-            d +
-        column;
+    const int token = shared.token[row];
+    if (column >= d || token < 0) return;
+    const float inverse = shared.factor[row];
+    T* to = out + std::int64_t{token * args.num_heads + shared.head[row]} * d + column;
     // + 0 turns a negative zero, whose sign depends on the block, into a positive one.
 #pragma unroll
     for (int k = 0; k < 8; ++k) values[k] = values[k] * inverse + 0.0F;
     if (wide_ok) {
       store_raw(to, to_raw<T>(values));
     } else {
+#pragma unroll
       for (int k = 0; k < 8; ++k) {
         if (column + k < d) to[k] = round_to<T>(values[k]);
       }
@@ -183,17 +211,18 @@ __device__ void write_results(const AttentionArgs& args, const TileRows& rows, W
 
 /// Results of a single split with its maximum and sum, to the workspace.
 template <class V>
-__device__ void write_partials(const AttentionArgs& args, const TileRows& rows, Worker<V>& worker,
-                               int head_floats) {
+__device__ void write_partials(const AttentionArgs& args, const AttentionTile& tile,
+                               Worker<V>& worker, int head_floats) {
+  typename V::Shared& shared = worker.shared;
   const int d = args.kv.head_dim;
-  const auto place = [&](int row) {
-    return args.workspace +
-           (std::int64_t{rows.tile.partial + rows.token(row)} * args.num_heads + rows.head(row)) *
-               head_floats;
+  float* rows = args.workspace + std::int64_t{tile.partial} * args.num_heads * head_floats;
+  const auto place = [&](int row, int token) {
+    return rows + std::int64_t{token * args.num_heads + shared.head[row]} * head_floats;
   };
   worker.for_pieces([&](int row, int column, float(&values)[8]) {
-    if (!rows.exists(row)) return;
-    float* to = place(row) + column;
+    const int token = shared.token[row];
+    if (token < 0) return;
+    float* to = place(row, token) + column;
 #pragma unroll
     for (int k = 0; k < 8; k += 4) {  // rows are padded to four values
       if (column + k < d) {
@@ -202,8 +231,9 @@ __device__ void write_partials(const AttentionArgs& args, const TileRows& rows, 
       }
     }
   });
-  if (worker.part == 0 && rows.exists(worker.row)) {
-    float* to = place(worker.row) + head_floats - 4;
+  const int token = shared.token[worker.row];
+  if (worker.part == 0 && token >= 0) {
+    float* to = place(worker.row, token) + head_floats - 4;
     to[0] = worker.total.top;
     to[1] = worker.total.sum;
   }
@@ -218,33 +248,26 @@ __global__ void __launch_bounds__(V::threads, 1)
   const int kv_head = static_cast<int>(blockIdx.y) / groups_per_kv_head;
   const int sub_group = static_cast<int>(blockIdx.y) % groups_per_kv_head;
   const int group = args.num_heads / args.kv.num_kv_heads;
-  TileRows rows{};
-  rows.tile = tiles[blockIdx.x];
-  rows.heads = min(group, V::rows);
-  rows.live_heads = min(rows.heads, group - sub_group * rows.heads);
-  rows.first_head = kv_head * group + sub_group * rows.heads;
-  const AttentionTile& tile = rows.tile;
+  const int heads = min(group, V::rows);
+  const int first_head = kv_head * group + sub_group * heads;
+  const AttentionTile tile = tiles[blockIdx.x];
+  place_rows<V>(shared, tile, heads, first_head, (kv_head + 1) * group);
   const int end = tile.first_key + tile.num_keys;
   const bool wide_ok = args.kv.head_dim % wide<T> == 0;  // and pointers are aligned: see launch
 
-  Copier<V> copier{args.kv,
-                   args.map.pages + std::int64_t{tile.sequence} * args.map.max_pages,
-                   shared.ring,
-                   kv_head,
-                   end,
-                   wide_ok,
-                   tile.first_key,
-                   0,
-                   0};
-  copier.next_page = copier.page_of(tile.first_key);
-  load_queries<V>(args, rows, shared.queries, wide_ok);
+  Copier<V> copier(args.kv, args.map.pages + std::int64_t{tile.sequence} * args.map.max_pages,
+                   kv_head, wide_ok, tile.first_key, end, shared.ring);
+  load_queries<V>(args, tile, shared, wide_ok);
   for (int i = 0; i < V::stages - 1; ++i) copier.advance();  // the first with the queries
 
   Worker<V> worker(shared);
   const float scale = score_scale(args.kv.head_dim);
-  const int row_position = rows.position(worker.row);
-  const int last_position = rows.position(worker.first_row + 15);  // of the group's rows
-  const bool any_rows = worker.first_row < tile.num_rows * rows.heads;
+  // Rows that do not exist count as the last token's.
+  const int last_token = tile.num_rows - 1;
+  const int row_position = tile.first_position + min(worker.row / heads, last_token);
+  const int last_position =
+      tile.first_position + min((worker.first_row + 15) / heads, last_token);  // of the group's
+  const bool any_rows = worker.first_row < tile.num_rows * heads;
   int slot = 0;
   const auto next_slice = [&] {
     wait_copies<V::stages - 2>();
@@ -254,40 +277,37 @@ __global__ void __launch_bounds__(V::threads, 1)
     slot = slot + 1 == V::stages ? 0 : slot + 1;
     return slice;
   };
-  bool first_split = true;
-  for (int start = tile.first_key; start < end; start += key_block) {
-    const bool live = any_rows && start <= last_position;
+  for (int split = tile.first_key; split < end; split += split_keys) {
+    const int split_end = min(split + split_keys, end);
+    for (int start = split; start < split_end; start += key_block) {
+      const bool live = any_rows && start <= last_position;
 #pragma unroll
-    for (int s = 0; s < V::slices; ++s) {
-      const T* keys = next_slice();
-      if (live) worker.add_scores(keys, s);
-    }
-    if (live) worker.store_scores();
-    sync_group<V>();
-    if (live) worker.soften_row(row_position + 1 - start, scale);
-    {
+      for (int s = 0; s < V::slices; ++s) {
+        const T* keys = next_slice();
+        if (live) worker.add_scores(keys, s);
+      }
+      if (live) worker.store_scores();
+      sync_group<V>();
+      if (live) worker.soften_row(row_position + 1 - start, scale);
       const T* values = next_slice();
       if (live) {
         worker.rescale();
         worker.template add_values<0>(values);
       }
+      if constexpr (V::slices > 1) {
+        values = next_slice();
+        if (live) worker.template add_values<1>(values);
+      }
     }
-    if constexpr (V::slices > 1) {
-      const T* values = next_slice();
-      if (live) worker.template add_values<1>(values);
-    }
-    const int next = start + key_block;
-    if (next >= end || next % split_keys == 0) {
-      worker.settle_split(first_split, scale);
-      sync_group<V>();
-      worker.merge_split(first_split);
-      first_split = false;
-    }
+    const bool first = split == tile.first_key;
+    worker.settle_split(first, scale);
+    sync_group<V>();
+    worker.merge_split(first);
   }
   if (tile.partial >= 0) {
-    write_partials(args, rows, worker, head_floats);
+    write_partials(args, tile, worker, head_floats);
   } else {
-    write_results(args, rows, worker, wide_ok);
+    write_results(args, tile, worker, wide_ok);
   }
 }
 

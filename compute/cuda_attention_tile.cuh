@@ -1,8 +1,6 @@
 #pragma once
 // The parts of cuda_attention.cuh that compute: softmax, and a warp's share of a tile.
 
-#include <mma.h>
-
 #include <algorithm>
 
 #include "compute/cuda_attention_plan.hpp"
@@ -59,6 +57,8 @@ struct Variant {
     alignas(128) float factor[rows];
     float of_total[rows];
     float of_split[rows];
+    int token[rows];  ///< of the tile's; -1 where there is nothing to compute
+    int head[rows];
   };
 };
 
@@ -137,13 +137,10 @@ __device__ float soften(const float* scores, T* weights, int part, int valid, fl
 template <class V>
 struct Worker {
   using T = typename V::Type;
-  using Sum = nvcuda::wmma::fragment<nvcuda::wmma::accumulator, 16, 16, 16, float>;
-  using Left =
-      nvcuda::wmma::fragment<nvcuda::wmma::matrix_a, 16, 16, 16, T, nvcuda::wmma::row_major>;
-  using Keys =
-      nvcuda::wmma::fragment<nvcuda::wmma::matrix_b, 16, 16, 16, T, nvcuda::wmma::col_major>;
-  using Values =
-      nvcuda::wmma::fragment<nvcuda::wmma::matrix_b, 16, 16, 16, T, nvcuda::wmma::row_major>;
+  using Sum = SumTile;
+  using Left = LeftTile<T, nvcuda::wmma::row_major>;
+  using Keys = RightTile<T, nvcuda::wmma::col_major>;
+  using Values = RightTile<T, nvcuda::wmma::row_major>;
 
   typename V::Shared& shared;
   int column;     ///< which of the group's warps
@@ -203,11 +200,11 @@ struct Worker {
 #pragma unroll
     for (int k = 0; k < V::slice; k += 16) {
       Left left;
-      nvcuda::wmma::load_matrix_sync(left, q + k, V::query_stride);
+      load_tile(left, q + k, V::query_stride);
 #pragma unroll
       for (int t = 0; t < V::key_tiles; ++t) {
         Keys right;
-        nvcuda::wmma::load_matrix_sync(right, mine + t * 16 * V::slice_stride + k, V::slice_stride);
+        load_tile(right, mine + t * 16 * V::slice_stride + k, V::slice_stride);
         nvcuda::wmma::mma_sync(scores[t], left, right, scores[t]);
       }
     }
@@ -252,11 +249,11 @@ struct Worker {
 #pragma unroll
     for (int k = 0; k < key_block; k += 16) {
       Left left;
-      nvcuda::wmma::load_matrix_sync(left, p + k, V::score_stride);
+      load_tile(left, p + k, V::score_stride);
 #pragma unroll
       for (int t = 0; t < V::out_tiles; ++t) {
         Values right;
-        nvcuda::wmma::load_matrix_sync(right, mine + k * V::slice_stride + t * 16, V::slice_stride);
+        load_tile(right, mine + k * V::slice_stride + t * 16, V::slice_stride);
         nvcuda::wmma::mma_sync(out[slice][t], left, right, out[slice][t]);
       }
     }

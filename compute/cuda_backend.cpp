@@ -114,6 +114,19 @@ class CudaBackend final : public Backend {
             targets.size());
     return layers_.logprobs(known(chunk), rows, targets, logprobs);
   }
+  Event save_x(const Chunk& chunk, void* x) override {
+    return layers_.save_x(static_cast<const cuda::CudaChunk&>(chunk), x);
+  }
+  Event save_kv(int layer, std::span<const std::int32_t> pages, int first_position,
+                int num_positions, void* keys, void* values) override {
+    check_positions(layer, pages, first_position, num_positions);
+    return layers_.save_kv(layer, pages, first_position, num_positions, keys, values);
+  }
+  Event load_kv(int layer, std::span<const std::int32_t> pages, int first_position,
+                int num_positions, const void* keys, const void* values) override {
+    check_positions(layer, pages, first_position, num_positions);
+    return layers_.load_kv(layer, pages, first_position, num_positions, keys, values);
+  }
   Event host_task(const std::function<void()>& task) override { return layers_.host_task(task); }
 
   void start() override {}  // the device has begun already
@@ -147,6 +160,19 @@ class CudaBackend final : public Backend {
             "a chunk of {} tokens is larger than the {} it was made for", chunk.tokens.size(),
             options_.max_chunk_tokens);
     return static_cast<cuda::CudaChunk&>(chunk);
+  }
+
+  void check_positions(int layer, std::span<const std::int32_t> pages, int first_position,
+                       int num_positions) const {
+    require(layer >= 0 && layer < options_.shape.num_layers, "there is no layer {}", layer);
+    const std::int64_t held = static_cast<std::int64_t>(pages.size()) * options_.page_tokens;
+    require(first_position >= 0 && num_positions >= 0 && first_position + num_positions <= held,
+            "positions {} to {} do not lie in {} pages of {} tokens", first_position,
+            first_position + num_positions, pages.size(), options_.page_tokens);
+    for (const std::int32_t page : pages) {
+      require(page >= 0 && page < options_.num_pages, "there is no KV page {} (of {})", page,
+              options_.num_pages);
+    }
   }
 
   const BackendOptions options_;

@@ -20,8 +20,8 @@ CudaDevices find_cuda_devices();
 /// One GPU, opened by this process.
 struct CudaDevice {
   int index = 0;
-  std::string name;              ///< e.g. "NVIDIA H100 80GB HBM3"
-  std::string id;                ///< equal for all processes of this host that use the same GPU
+  std::string name;             ///< e.g. "NVIDIA H100 80GB HBM3"
+  std::string id;               ///< equal for all processes of this host that use the same GPU
   std::int64_t free_bytes = 0;  ///< once this process had its own context
 };
 

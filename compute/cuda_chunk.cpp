@@ -17,13 +17,6 @@ std::size_t aligned(std::size_t bytes) {
   return (bytes + part_alignment - 1) / part_alignment * part_alignment;
 }
 
-/// Pages in one row of the page table, at most.
-std::int64_t most_pages(const BackendOptions& options) {
-  const std::int64_t of_sequence =
-      (options.shape.max_positions + options.page_tokens - 1) / options.page_tokens;
-  return std::min(of_sequence, std::max<std::int64_t>(options.num_pages, 1));
-}
-
 /// Puts parts one after the other into an upload, which lies at the same offsets on the device.
 class Packer {
  public:
@@ -49,6 +42,12 @@ class Packer {
 };
 
 }  // namespace
+
+std::int64_t most_pages(const BackendOptions& options) {
+  const std::int64_t of_sequence =
+      (options.shape.max_positions + options.page_tokens - 1) / options.page_tokens;
+  return std::min(of_sequence, std::max<std::int64_t>(options.num_pages, 1));
+}
 
 std::size_t input_bytes(const BackendOptions& options) {
   const auto tokens = static_cast<std::size_t>(options.max_chunk_tokens);
@@ -106,7 +105,6 @@ void UploadRing::copy(const Stream& stream, void* to, std::size_t bytes) {
 CudaChunk::CudaChunk(const BackendOptions& options, int index,
                      std::shared_ptr<std::int64_t> account)
     : counts(static_cast<std::size_t>(options.shape.num_experts) * sizeof(std::int32_t)),
-      logprobs(static_cast<std::size_t>(options.max_chunk_tokens) * sizeof(float)),
       head_uploads(2 * static_cast<std::size_t>(options.max_chunk_tokens) * sizeof(std::int32_t)),
       row_bytes_(options.shape.hidden * static_cast<std::int64_t>(size_of(options.dtype))),
       account_(std::move(account)),
@@ -121,7 +119,6 @@ CudaChunk::CudaChunk(const BackendOptions& options, int index,
   combine_recv = memory.combined;
   std::fill_n(counts.as<std::int32_t>(), options.shape.num_experts, 0);
   expert_counts = {counts.as<std::int32_t>(), static_cast<std::size_t>(options.shape.num_experts)};
-  deliver = [this] { std::memcpy(delivery.to, delivery.from, delivery.count * sizeof(float)); };
   *account_ += static_cast<std::int64_t>(device_.bytes());
   if (options.shape.num_experts > 0) reserve_receive(first_receive_rows(options));
 }

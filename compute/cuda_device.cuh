@@ -16,6 +16,7 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
+#include <mma.h>
 
 #include <cmath>
 #include <cstdint>
@@ -84,6 +85,52 @@ __device__ inline float exp2_fast(float x) {
   return result < 1.17549435e-38F ? 0.0F : result;
 #endif
 }
+
+// ---- tensor cores ----
+
+template <class T, class Layout>
+using LeftTile = nvcuda::wmma::fragment<nvcuda::wmma::matrix_a, 16, 16, 16, T, Layout>;
+template <class T, class Layout>
+using RightTile = nvcuda::wmma::fragment<nvcuda::wmma::matrix_b, 16, 16, 16, T, Layout>;
+using SumTile = nvcuda::wmma::fragment<nvcuda::wmma::accumulator, 16, 16, 16, float>;
+
+// wmma::load_matrix_sync from shared memory. mma.h takes generic pointers, and the compiler does
+// not find out by itself that those to 16-bit elements are to shared memory: its loads are then
+// slower. The registers are the fragment's own, in the order in which mma.h fills them.
+#ifdef __CUDACC__
+#define ATOLL_LOAD_TILE(FRAGMENT, TYPE, LAYOUT, SIDE, ORDER)                                 \
+  __device__ inline void load_tile(FRAGMENT<TYPE, LAYOUT>& tile, const TYPE* from,           \
+                                   unsigned stride) {                                        \
+    auto* r = reinterpret_cast<unsigned*>(tile.x);                                           \
+    const auto address = static_cast<unsigned>(__cvta_generic_to_shared(from));              \
+    if constexpr (sizeof(tile.x) == 16) {                                                    \
+      asm volatile("wmma.load." SIDE ".sync.aligned." ORDER                                  \
+                   ".m16n16k16.shared.bf16 {%0, %1, %2, %3}, [%4], %5;"                      \
+                   : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])                          \
+                   : "r"(address), "r"(stride)                                               \
+                   : "memory");                                                              \
+    } else {                                                                                 \
+      asm volatile("wmma.load." SIDE ".sync.aligned." ORDER                                  \
+                   ".m16n16k16.shared.f16 {%0, %1, %2, %3, %4, %5, %6, %7}, [%8], %9;"       \
+                   : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]), "=r"(r[4]), "=r"(r[5]), \
+                     "=r"(r[6]), "=r"(r[7])                                                  \
+                   : "r"(address), "r"(stride)                                               \
+                   : "memory");                                                              \
+    }                                                                                        \
+  }
+ATOLL_LOAD_TILE(LeftTile, __nv_bfloat16, nvcuda::wmma::row_major, "a", "row")
+ATOLL_LOAD_TILE(RightTile, __nv_bfloat16, nvcuda::wmma::row_major, "b", "row")
+ATOLL_LOAD_TILE(RightTile, __nv_bfloat16, nvcuda::wmma::col_major, "b", "col")
+ATOLL_LOAD_TILE(LeftTile, __half, nvcuda::wmma::row_major, "a", "row")
+ATOLL_LOAD_TILE(RightTile, __half, nvcuda::wmma::row_major, "b", "row")
+ATOLL_LOAD_TILE(RightTile, __half, nvcuda::wmma::col_major, "b", "col")
+#undef ATOLL_LOAD_TILE
+#else
+template <class Fragment, class T>
+__device__ inline void load_tile(Fragment& tile, const T* from, unsigned stride) {
+  nvcuda::wmma::load_matrix_sync(tile, from, stride);
+}
+#endif
 
 // ---- elements ----
 

@@ -15,6 +15,26 @@ std::string& device_text() {
   return text;
 }
 
+std::function<std::string()>& oldest_under_way() {
+  static std::function<std::string()> oldest;
+  return oldest;
+}
+
+/// Failures of the call itself; all others may come from work enqueued before.
+bool is_of_the_call(cudaError_t code) {
+  switch (code) {
+    case cudaErrorInvalidValue:
+    case cudaErrorMemoryAllocation:
+    case cudaErrorNoDevice:
+    case cudaErrorInvalidDevice:
+    case cudaErrorInsufficientDriver:
+    case cudaErrorInvalidResourceHandle:
+      return true;
+    default:
+      return false;
+  }
+}
+
 std::string advice(cudaError_t code) {
   switch (code) {
     case cudaErrorMemoryAllocation:
@@ -56,6 +76,10 @@ void name_device(std::string name) {
   device_text() = std::move(name);
 }
 
+void name_under_way(std::function<std::string()> oldest) {
+  oldest_under_way() = std::move(oldest);
+}
+
 const std::string& device_name() {
   return device_text();
 }
@@ -63,19 +87,18 @@ const std::string& device_name() {
 void check(cudaError_t code, std::string_view call) {
   if (code == cudaSuccess) return;
   cudaGetLastError();  // what is reported here must not be found again by a later call
-  fail("{} failed{} on {}: {} ({}){}", call, where(), device_name(), cudaGetErrorString(code),
-       cudaGetErrorName(code), advice(code));
+  std::string meanwhile;
+  if (!is_of_the_call(code) && oldest_under_way()) {
+    meanwhile = fmt::format(" while {} was under way", oldest_under_way()());
+  }
+  fail("{} failed{} on {}{}: {} ({}){}", call, where(), device_name(), meanwhile,
+       cudaGetErrorString(code), cudaGetErrorName(code), advice(code));
 }
 
 void check(cublasStatus_t code, std::string_view call) {
   if (code == CUBLAS_STATUS_SUCCESS) return;
   fail("{} failed{} on {}: {} ({}); see the device's health with nvidia-smi", call, where(),
        device_name(), cublasLtGetStatusString(code), cublasLtGetStatusName(code));
-}
-
-void fail_later(cudaError_t code, std::string_view call, std::string_view what) {
-  fail("{} failed on {} while {} was under way: {} ({}){}", call, device_name(), what,
-       cudaGetErrorString(code), cudaGetErrorName(code), advice(code));
 }
 
 }  // namespace atl::compute::cuda

@@ -4,6 +4,7 @@
 #include <cublasLt.h>
 #include <cuda_runtime_api.h>
 
+#include <functional>
 #include <string>
 #include <string_view>
 
@@ -33,11 +34,13 @@ std::string doing();
 void name_device(std::string name);
 const std::string& device_name();
 
+/// Who can name the oldest operation that has not been seen completed; a failure that the device
+/// reports through a later call most likely is that operation's. Called only on failure; may be
+/// empty.
+void name_under_way(std::function<std::string()> oldest);
+
 /// Throws Error unless the call succeeded; `call` is the function's name.
 void check(cudaError_t code, std::string_view call);
 void check(cublasStatus_t code, std::string_view call);
-
-/// Throws Error for a failure that was noticed later, while `what` was under way.
-[[noreturn]] void fail_later(cudaError_t code, std::string_view call, std::string_view what);
 
 }  // namespace atl::compute::cuda

@@ -17,6 +17,10 @@ namespace {
 
 /// Rows of test data that differ; beyond them they repeat, so that any row's true bits are known.
 constexpr int base_rows = 64;
+/// Rows with which the reference algorithm is found, and the number of rows that cuBLASLt is asked
+/// for then: the same in every layout, or each layout would have a reference of its own.
+constexpr int reference_rows = 128;
+constexpr int reference_asked_rows = 4096;
 /// Whoever waits here does so before the first step.
 void finish(const Stream& stream) {
   check(cudaStreamSynchronize(stream.raw()), "cudaStreamSynchronize");
@@ -27,18 +31,41 @@ double gelu_tanh(double x) {
   return 0.5 * x * (1 + std::tanh(inner));
 }
 
+/// Fills [rows, k] with normal numbers of this deviation; rows repeat after base_rows.
+void fill_rows(void* device, int rows, int k, float deviation, DType dtype, const Stream& stream) {
+  std::mt19937 generator(20261122);
+  std::normal_distribution<float> normal(0, deviation);
+  const std::size_t count = static_cast<std::size_t>(base_rows) * static_cast<std::size_t>(k);
+  std::vector<float> floats(count);
+  for (float& value : floats) value = normal(generator);
+  const std::size_t row_bytes = static_cast<std::size_t>(k) * size_of(dtype);
+  std::vector<std::byte> bytes(count * size_of(dtype));
+  kernels_for(dtype, cpu_isa())
+      .from_float(floats.data(), bytes.data(), static_cast<std::int64_t>(count));
+  for (int first = 0; first < rows; first += base_rows) {
+    check(cudaMemcpyAsync(
+              static_cast<std::byte*>(device) + static_cast<std::size_t>(first) * row_bytes,
+              bytes.data(), static_cast<std::size_t>(std::min(base_rows, rows - first)) * row_bytes,
+              cudaMemcpyHostToDevice, stream.raw()),
+          "cudaMemcpyAsync");
+  }
+  finish(stream);
+}
+
 }  // namespace
 
 /// Test data of one kind and the bits that its reference algorithm makes of it.
 class CudaGemm::Trial {
  public:
-  Trial(const CudaGemm& gemm, const KindState& kind, const Stream& stream);
+  /// `weight` null: the kind's own.
+  Trial(const CudaGemm& gemm, const KindState& kind, const Stream& stream,
+        const void* weight = nullptr);
 
   int rows() const { return rows_; }
   /// Runs `algo` on `rows` test rows from `first` on; false where it cannot.
   bool run(const cublasLtMatmulAlgo_t& algo, int first, int rows);
   /// Takes what was run last as the reference's bits.
-  void keep() { reference_ = fetch(0, std::min(base_rows, rows_)); }
+  void keep() { reference_ = fetch(0, base_rows); }
   /// Whether what was run last has the reference's bits.
   bool agrees(int first, int rows);
   /// Both; true where a run of these rows has the reference's bits.
@@ -52,22 +79,23 @@ class CudaGemm::Trial {
 
  private:
   std::vector<std::byte> fetch(int first, int rows);
-  void fill();
-
   const CudaGemm& gemm_;
   const KindState& kind_;
   const Stream& stream_;
+  const void* weight_;
   int rows_;
   std::size_t in_row_bytes_, out_row_bytes_;
   DeviceBuffer in_, out_;
-  std::vector<std::byte> reference_;  // [min(base_rows, rows_), n]
+  std::vector<std::byte> reference_;  // [base_rows, n]
 };
 
-CudaGemm::Trial::Trial(const CudaGemm& gemm, const KindState& kind, const Stream& stream)
+CudaGemm::Trial::Trial(const CudaGemm& gemm, const KindState& kind, const Stream& stream,
+                       const void* weight)
     : gemm_(gemm),
       kind_(kind),
       stream_(stream),
-      rows_(std::min(kind.max_rows, row_buckets.back())),
+      weight_(weight != nullptr ? weight : kind.weight),
+      rows_(std::clamp(kind.max_rows, reference_rows, row_buckets.back())),
       in_row_bytes_(static_cast<std::size_t>(kind.k) * size_of(gemm.dtype_)),
       out_row_bytes_(static_cast<std::size_t>(kind.n) * kind.out_bytes(gemm.dtype_)) {
   // The test data is gone before the first step; most of what is free now may be needed then.
@@ -75,29 +103,11 @@ CudaGemm::Trial::Trial(const CudaGemm& gemm, const KindState& kind, const Stream
   std::size_t total = 0;
   check(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");
   const std::size_t fitting = free / 2 / (in_row_bytes_ + out_row_bytes_);
-  rows_ = static_cast<int>(std::clamp<std::size_t>(fitting, 1, static_cast<std::size_t>(rows_)));
+  rows_ = static_cast<int>(
+      std::clamp<std::size_t>(fitting, reference_rows, static_cast<std::size_t>(rows_)));
   in_ = DeviceBuffer(static_cast<std::size_t>(rows_) * in_row_bytes_, "test data of GEMMs");
   out_ = DeviceBuffer(static_cast<std::size_t>(rows_) * out_row_bytes_, "test results of GEMMs");
-  fill();
-}
-
-void CudaGemm::Trial::fill() {
-  std::mt19937 generator(20261122);
-  std::normal_distribution<float> normal;
-  const std::size_t count = static_cast<std::size_t>(base_rows) * static_cast<std::size_t>(kind_.k);
-  std::vector<float> floats(count);
-  for (float& value : floats) value = normal(generator);
-  std::vector<std::byte> bytes(count * size_of(gemm_.dtype_));
-  kernels_for(gemm_.dtype_, cpu_isa())
-      .from_float(floats.data(), bytes.data(), static_cast<std::int64_t>(count));
-  for (int first = 0; first < rows_; first += base_rows) {
-    const auto part = static_cast<std::size_t>(std::min(base_rows, rows_ - first)) * in_row_bytes_;
-    check(cudaMemcpyAsync(
-              static_cast<std::byte*>(in_.data()) + static_cast<std::size_t>(first) * in_row_bytes_,
-              bytes.data(), part, cudaMemcpyHostToDevice, stream_.raw()),
-          "cudaMemcpyAsync");
-  }
-  finish(stream_);
+  fill_rows(in_.data(), rows_, kind.k, 1, gemm.dtype_, stream);
 }
 
 bool CudaGemm::Trial::run(const cublasLtMatmulAlgo_t& algo, int first, int rows) {
@@ -106,7 +116,7 @@ bool CudaGemm::Trial::run(const cublasLtMatmulAlgo_t& algo, int first, int rows)
                         stream_.raw()),
         "cudaMemsetAsync");
   const auto code = gemm_.launch(
-      stream_, kind_, kind_.weight, algo,
+      stream_, kind_, weight_, algo,
       static_cast<const std::byte*>(in_.data()) + static_cast<std::size_t>(first) * in_row_bytes_,
       rows, out_.data());
   if (code == CUBLAS_STATUS_NOT_SUPPORTED || code == CUBLAS_STATUS_INVALID_VALUE) return false;
@@ -148,7 +158,7 @@ float CudaGemm::Trial::time(const cublasLtMatmulAlgo_t& algo, int rows) {
   float best = std::numeric_limits<float>::infinity();
   for (int i = 0; i < 3; ++i) {
     begin.record(stream_);
-    check(gemm_.launch(stream_, kind_, kind_.weight, algo, in_.data(), rows, out_.data()),
+    check(gemm_.launch(stream_, kind_, weight_, algo, in_.data(), rows, out_.data()),
           "cublasLtMatmul");
     end.record(stream_);
     finish(stream_);
@@ -169,33 +179,31 @@ std::vector<float> CudaGemm::Trial::values(int first, int rows) {
 }
 
 void CudaGemm::choose(KindState& kind, Trial& trial) const {
-  // Other row counts and places that a row's bits must not depend on.
   const int most = trial.rows();
+  // Other row counts and places that a row's bits must not depend on.
   const auto keeps_bits = [&](const cublasLtMatmulAlgo_t& algo, int least_rows, int most_rows) {
     const int offset = std::min(3, most - least_rows);
     const int between = std::max(least_rows, most_rows - 1);
     return trial.agrees(algo, 0, most_rows) && trial.agrees(algo, offset, least_rows) &&
            trial.agrees(algo, 0, between);
   };
-  const auto of_largest = candidates(kind, most);
-  if (of_largest.empty()) return;
+  const auto proposed = candidates(kind, reference_asked_rows);
+  if (proposed.empty()) return;
   const cublasLtMatmulAlgo_t* reference = nullptr;
-  for (const auto& algo : of_largest) {
-    if (!trial.run(algo, 0, most)) continue;
+  const cublasLtMatmulAlgo_t* first_usable = nullptr;
+  for (const auto& algo : proposed) {
+    if (!trial.run(algo, 0, reference_rows)) continue;
+    if (first_usable == nullptr) first_usable = &algo;
     trial.keep();
-    if (!keeps_bits(algo, 1, most)) continue;
+    if (!keeps_bits(algo, 1, reference_rows)) continue;
     reference = &algo;
     break;
   }
-  kind.row_dependent = reference == nullptr;
-  if (kind.row_dependent) {
-    reference = &of_largest.front();
-    require(trial.run(*reference, 0, most),
-            "cuBLASLt cannot compute with the algorithm it proposes "
-            "for {} x {} x {}",
-            most, kind.n, kind.k);
-    trial.keep();
-  }
+  require(first_usable != nullptr,
+          "cuBLASLt cannot compute with the algorithms it proposes for a {} GEMM of {} x {}",
+          name_of(dtype_), kind.n, kind.k);
+  kind.row_dependent = reference == nullptr || !keeps_bits(*reference, 1, most);
+  if (kind.row_dependent) reference = first_usable;
   std::vector<cublasLtMatmulAlgo_t> algos(row_buckets.size(), *reference);
   for (std::size_t bucket = 0; bucket < row_buckets.size(); ++bucket) {
     const int least_rows = bucket == 0 ? 1 : row_buckets[bucket - 1] + 1;
@@ -230,8 +238,14 @@ bool CudaGemm::gelu_is_accurate(Kind fused, Kind plain, const Stream& stream) co
   const KindState& gelu = kinds_[static_cast<std::size_t>(fused)];
   const KindState& exact = kinds_[static_cast<std::size_t>(plain)];
   if (gelu.algos.empty() || gelu.row_dependent) return false;
-  Trial fused_trial(*this, gelu, stream);
-  Trial plain_trial(*this, exact, stream);
+  // Weights that are the same on all ranks, for all must decide alike.
+  const DeviceBuffer weight(
+      static_cast<std::size_t>(gelu.n) * static_cast<std::size_t>(gelu.k) * size_of(dtype_),
+      "test weights of GEMMs");
+  fill_rows(weight.data(), gelu.n, gelu.k, 1 / std::sqrt(static_cast<float>(gelu.k)), dtype_,
+            stream);
+  Trial fused_trial(*this, gelu, stream, weight.data());
+  Trial plain_trial(*this, exact, stream, weight.data());
   const int rows = std::min({16, fused_trial.rows(), plain_trial.rows()});
   if (!fused_trial.run(gelu.algos[bucket_of(rows)], 0, rows)) return false;
   if (!plain_trial.run(exact.algos[bucket_of(rows)], 0, rows)) return false;

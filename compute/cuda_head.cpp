@@ -51,9 +51,7 @@ Event CudaLayers::logits(CudaChunk& chunk, std::span<const std::int32_t> rows, f
     head(stream, chunk, chunk.memory.rows + i, static_cast<int>(count), work_.vocab[half]);
     computed->record(stream);
     computed->hold(copying);
-    check(cudaMemcpyAsync(out + i * vocab, work_.vocab[half], count * vocab * sizeof(float),
-                          cudaMemcpyDeviceToHost, copying.raw()),
-          "cudaMemcpyAsync");
+    to_host(copying, out + i * vocab, work_.vocab[half], count * vocab * sizeof(float));
     half_free_[half].record(copying);
   }
   return op.close();
@@ -84,11 +82,106 @@ Event CudaLayers::logprobs(CudaChunk& chunk, std::span<const std::int32_t> rows,
   chunk.computed.record(stream);
   const Stream& copying = op.begin_beside(StreamId::host);
   chunk.computed.hold(copying);
-  check(cudaMemcpyAsync(chunk.logprobs.data(), chunk.memory.logprobs, rows.size() * sizeof(float),
-                        cudaMemcpyDeviceToHost, copying.raw()),
-        "cudaMemcpyAsync");
-  chunk.delivery = {chunk.logprobs.as<float>(), out, rows.size()};
-  op.run_on_host(chunk.deliver);
+  to_host(copying, out, chunk.memory.logprobs, rows.size() * sizeof(float));
+  return op.close();
+}
+
+namespace {
+
+/// A copy within host memory that follows one from the device.
+struct Delivery {
+  void* to;
+  const void* from;
+  std::size_t bytes;
+};
+
+void deliver(void* data) {
+  const std::unique_ptr<Delivery> delivery(static_cast<Delivery*>(data));
+  std::memcpy(delivery->to, delivery->from, delivery->bytes);
+}
+
+}  // namespace
+
+void CudaLayers::to_host(const Stream& stream, void* host, const void* device, std::size_t bytes) {
+  const auto copy = [&](void* to, const void* from, std::size_t count) {
+    check(cudaMemcpyAsync(to, from, count, cudaMemcpyDeviceToHost, stream.raw()),
+          "cudaMemcpyAsync");
+  };
+  if (is_pinned(host)) return copy(host, device, bytes);
+  for (std::size_t at = 0; at < bytes; at += bounce_.bytes()) {
+    const std::size_t count = std::min(bounce_.bytes(), bytes - at);
+    copy(bounce_.data(), static_cast<const std::byte*>(device) + at, count);
+    auto delivery = std::make_unique<Delivery>(
+        Delivery{static_cast<std::byte*>(host) + at, bounce_.data(), count});
+    check(cudaLaunchHostFunc(stream.raw(), deliver, delivery.get()), "cudaLaunchHostFunc");
+    delivery.release();  // NOLINT(bugprone-unused-return-value): deliver() owns it now
+  }
+}
+
+Event CudaLayers::save_x(const CudaChunk& chunk, void* x) {
+  Op op(queue_, "save x", -1, &chunk.order);
+  const Stream& stream = op.begin(StreamId::host);
+  to_host(stream, x, chunk.memory.x, static_cast<std::size_t>(chunk.num_tokens()) * row_bytes());
+  return op.close();
+}
+
+const std::int32_t* CudaLayers::upload_pages(const Stream& stream,
+                                             std::span<const std::int32_t> pages) {
+  const auto count = std::min(pages.size(), static_cast<std::size_t>(most_pages(options_)));
+  std::copy_n(pages.begin(), count, reinterpret_cast<std::int32_t*>(page_uploads_.next()));
+  page_uploads_.copy(stream, work_.pages, count * sizeof(std::int32_t));
+  return work_.pages;
+}
+
+/// Through the workspace of q, k and v, which holds keys and values of a chunk's tokens at least.
+Event CudaLayers::save_kv(int layer, std::span<const std::int32_t> pages, int first_position,
+                          int num_positions, void* keys, void* values) {
+  Op op(queue_, "save kv", layer, nullptr);
+  const Stream& stream = op.begin(StreamId::compute);
+  if (num_positions == 0) return op.close();
+  const Stream& copying = op.begin_beside(StreamId::host);
+  const std::int32_t* const device_pages = upload_pages(stream, pages);
+  const std::size_t width = static_cast<std::size_t>(shape_.kv_width()) * size_of(dtype_);
+  for (int done = 0; done < num_positions;) {
+    const int count = std::min(options_.max_chunk_tokens, num_positions - done);
+    const std::size_t bytes = static_cast<std::size_t>(count) * width;
+    const std::size_t offset = static_cast<std::size_t>(done) * width;
+    auto* const half = static_cast<std::byte*>(work_.qkv) + bytes;
+    gather_kv(stream.raw(), dtype_, kv_.layers[static_cast<std::size_t>(layer)], device_pages,
+              first_position + done, count, work_.qkv, half);
+    kv_moved_.record(stream);
+    kv_moved_.hold(copying);
+    to_host(copying, static_cast<std::byte*>(keys) + offset, work_.qkv, bytes);
+    to_host(copying, static_cast<std::byte*>(values) + offset, half, bytes);
+    kv_moved_.record(copying);
+    kv_moved_.hold(stream);
+    done += count;
+  }
+  return op.close();
+}
+
+Event CudaLayers::load_kv(int layer, std::span<const std::int32_t> pages, int first_position,
+                          int num_positions, const void* keys, const void* values) {
+  Op op(queue_, "load kv", layer, nullptr);
+  const Stream& stream = op.begin(StreamId::compute);
+  if (num_positions == 0) return op.close();
+  const std::int32_t* const device_pages = upload_pages(stream, pages);
+  const std::size_t width = static_cast<std::size_t>(shape_.kv_width()) * size_of(dtype_);
+  for (int done = 0; done < num_positions;) {
+    const int count = std::min(options_.max_chunk_tokens, num_positions - done);
+    const std::size_t bytes = static_cast<std::size_t>(count) * width;
+    const std::size_t offset = static_cast<std::size_t>(done) * width;
+    auto* const half = static_cast<std::byte*>(work_.qkv) + bytes;
+    for (const auto& [to, from] :
+         {std::pair<void*, const void*>{work_.qkv, keys}, {half, values}}) {
+      check(cudaMemcpyAsync(to, static_cast<const std::byte*>(from) + offset, bytes,
+                            cudaMemcpyHostToDevice, stream.raw()),
+            "cudaMemcpyAsync");
+    }
+    scatter_kv(stream.raw(), dtype_, kv_.layers[static_cast<std::size_t>(layer)], device_pages,
+               first_position + done, count, work_.qkv, half);
+    done += count;
+  }
   return op.close();
 }
 

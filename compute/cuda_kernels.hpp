@@ -80,6 +80,8 @@ void rope_and_store(cudaStream_t stream, DType dtype, const RopeArgs& args);
 /// Causal attention over the pages: out [T, heads * head_dim] for q in qkv (rows `qkv_stride`
 /// elements apart), softmax in float32, scaled by 1/sqrt(head_dim). The work is listed by
 /// plan_attention (cuda_attention_plan.hpp), whose lists the caller copies to the device.
+/// Where head_dim is a multiple of 8, rows of qkv, of out and of pages begin at multiples of 16
+/// bytes.
 struct AttentionArgs {
   KvPages kv;
   RowMap map;

@@ -37,6 +37,11 @@ class CudaLayers {
   Event logprobs(CudaChunk& chunk, std::span<const std::int32_t> rows,
                  std::span<const std::int32_t> targets, float* out);
   Event host_task(const std::function<void()>& task);
+  Event save_x(const CudaChunk& chunk, void* x);
+  Event save_kv(int layer, std::span<const std::int32_t> pages, int first_position,
+                int num_positions, void* keys, void* values);
+  Event load_kv(int layer, std::span<const std::int32_t> pages, int first_position,
+                int num_positions, const void* keys, const void* values);
 
   CudaQueue& queue() { return queue_; }
   const CudaQueue& queue() const { return queue_; }
@@ -73,6 +78,9 @@ class CudaLayers {
             float* logits);
   void upload_head(const Stream& stream, CudaChunk& chunk, std::span<const std::int32_t> rows,
                    std::span<const std::int32_t> targets);
+  /// Copies results to host memory on `stream`, through pinned memory where the host's is not.
+  void to_host(const Stream& stream, void* host, const void* device, std::size_t bytes);
+  const std::int32_t* upload_pages(const Stream& stream, std::span<const std::int32_t> pages);
   std::size_t row_bytes() const {
     return static_cast<std::size_t>(shape_.hidden) * size_of(options_.dtype);
   }
@@ -91,7 +99,10 @@ class CudaLayers {
   bool fuses_gelu_ = false;
   std::vector<Run> runs_;
   CudaEvent half_free_[2];  // the copy of each half of the logits has been done
-  CudaQueue queue_;         // last: waits for what is under way before memory goes
+  CudaEvent kv_moved_;      // what lay in the workspace's qkv is with the host
+  PinnedBuffer bounce_;     // used by the host stream, one piece after the other
+  UploadRing page_uploads_;
+  CudaQueue queue_;  // last: waits for what is under way before memory goes
 };
 
 }  // namespace atl::compute::cuda

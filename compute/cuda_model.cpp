@@ -217,6 +217,7 @@ Workspace::Workspace(const BackendOptions& options, Arena& arena) {
       arena.take<std::int32_t>(route_scratch_ints(options.max_chunk_tokens, shape.num_experts));
   attention = arena.take<float>(attention_workspace_floats(shape, options.max_chunk_tokens));
   gemm = arena.take_bytes(CudaGemm::workspace_bytes);
+  pages = arena.take<std::int32_t>(most_pages(options));
 }
 
 }  // namespace atl::compute::cuda

@@ -95,6 +95,7 @@ struct Workspace {
   std::int32_t* route_scratch = nullptr;
   float* attention = nullptr;
   void* gemm = nullptr;
+  std::int32_t* pages = nullptr;  // [most_pages]
 };
 
 /// A chunk's own memory on the device: what survives from one operation to the next.
@@ -114,6 +115,9 @@ struct ChunkMemory {
   std::int32_t* rows = nullptr;     // [2, T], of the head: rows, targets
   float* logprobs = nullptr;        // [T]
 };
+
+/// Pages of one sequence, at most.
+std::int64_t most_pages(const BackendOptions& options);
 
 /// Most bytes of one upload of a chunk's inputs.
 std::size_t input_bytes(const BackendOptions& options);
@@ -158,22 +162,13 @@ class CudaChunk final : public Chunk {
 
   int num_tokens() const { return static_cast<int>(tokens.size()); }
 
-  ChunkOrder order;
+  mutable ChunkOrder order;  // advances also where x is only read
   ChunkMemory memory;
   ChunkInputs inputs;
   const float* normed_with = nullptr;  ///< weight of the norm that memory.normed holds x after
   PinnedBuffer counts;                 ///< [num_experts]
-  PinnedBuffer logprobs;               ///< [T]
   UploadRing head_uploads;             ///< rows and targets
   CudaEvent computed{CudaEvent::Timing::off};  ///< the head's results, for their way to the host
-
-  /// Where the host function of a log-probability operation puts them.
-  struct Delivery {
-    const float* from = nullptr;
-    float* to = nullptr;
-    std::size_t count = 0;
-  } delivery;
-  std::function<void()> deliver;
 
  private:
   std::int64_t row_bytes_;

@@ -36,9 +36,11 @@ CudaQueue::CudaQueue() : ring_(capacity), kept_(num_kept) {
     streams_.emplace_back(id == StreamId::compute ? Stream::Priority::normal
                                                   : Stream::Priority::high);
   }
+  name_under_way([this] { return oldest_under_way(); });
 }
 
 CudaQueue::~CudaQueue() {
+  name_under_way({});
   for (const Stream& stream : streams_) cudaStreamSynchronize(stream.raw());
 }
 
@@ -54,6 +56,7 @@ CudaQueue::Ticket& CudaQueue::open(std::string_view step, int layer, int chunk) 
   next.chunk = chunk;
   next.num_parts = 0;
   next.task = nullptr;
+  next.failed = false;
   enqueued_ = event;
   return next;
 }
@@ -66,7 +69,7 @@ bool CudaQueue::done(Event event) {
     for (std::size_t i = 0; i < asked.num_parts; ++i) {
       const cudaError_t code = cudaEventQuery(asked.parts[i].end.raw());
       if (code == cudaErrorNotReady) return false;
-      if (code != cudaSuccess) fail_later(code, "cudaEventQuery", oldest_under_way());
+      check(code, "cudaEventQuery");
     }
     complete(asked);
   }
@@ -136,6 +139,10 @@ Op::Op(CudaQueue& queue, std::string_view step, int layer, ChunkOrder* order)
 }
 
 Op::~Op() {
+  if (!closed_) {  // an exception passes; nothing will ask for this operation
+    ticket_.num_parts = 0;
+    ticket_.completed = true;
+  }
   nvtxRangePop();
 }
 
@@ -200,6 +207,7 @@ void Op::run_on_host(const std::function<void()>& task) {
 Event Op::close() {
   for (std::size_t i = 0; i < ticket_.num_parts; ++i) end(ticket_.parts[i]);
   if (order_ != nullptr) order_->last = ticket_.event;
+  closed_ = true;
   return ticket_.event;
 }
 

@@ -107,7 +107,7 @@ class Op {
   void end_first();
   /// Runs a host function on the stream of the last part.
   void run_on_host(const std::function<void()>& task);
-  /// The operation is complete as enqueued. Without this (an exception) its ticket never completes.
+  /// The operation is complete as enqueued.
   Event close();
 
  private:
@@ -118,6 +118,7 @@ class Op {
   ChunkOrder* order_;
   Doing doing_;
   CudaQueue::Ticket& ticket_;
+  bool closed_ = false;
 };
 
 }  // namespace atl::compute::cuda

@@ -3,8 +3,8 @@
 
 #include <cstdint>
 
+#include "compute/aligned_buffer.hpp"
 #include "compute/backend.hpp"
-#include "compute/cpu_memory.hpp"
 
 namespace atl::compute {
 

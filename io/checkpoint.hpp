@@ -13,6 +13,9 @@
 
 namespace atl::io {
 
+/// What file_format() says of a checkpoint.
+inline constexpr const char* checkpoint_format = "atoll-checkpoint";
+
 /// Keys and values are written, checked and read back in pieces of so many positions.
 inline constexpr std::int64_t piece_positions = 1024;
 

@@ -6,7 +6,6 @@
 
 namespace atl::io {
 
-inline constexpr const char* checkpoint_format = "atoll-checkpoint";
 inline constexpr std::uint64_t checkpoint_format_version = 1;
 
 /// Datasets that are written by ranks in turn, each a part; and how a part is counted.

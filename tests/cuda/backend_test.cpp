@@ -231,6 +231,72 @@ TEST_F(CudaBackend, HostTasksSeeTheResultsBeforeThemAndTellTheirErrors) {
   EXPECT_THROW(rank.finish(rank.backend().host_task(failing)), Error);
 }
 
+TEST_F(CudaBackend, ActivationsAreSaved) {
+  const auto model = random_model(tiny_shape(), DType::float32, 2);
+  SingleRank rank(model, on_cuda(DType::float32));
+  const std::vector<std::int32_t> tokens = {4, 0, 49};
+  const SingleRank::Piece piece{rank.add_sequence(), tokens};
+  rank.set_chunk({&piece, 1});
+  rank.backend().embed(rank.chunk());
+  std::vector<std::byte> x(std::size_t{3} * 48 * 4);
+  const compute::Event saved = rank.backend().save_x(rank.chunk(), x.data());
+  rank.backend().attention(rank.chunk(), 0);  // changes x, but only afterwards
+  rank.finish(saved);
+  const auto values = decode(x.data(), std::size_t{3} * 48, DType::float32);
+  for (std::size_t i = 0; i < 3; ++i) {
+    for (std::size_t j = 0; j < 48; ++j) {
+      EXPECT_EQ(values[i * 48 + j],
+                to_float32(model.embedding[static_cast<std::size_t>(tokens[i])][j]));
+    }
+  }
+}
+
+/// A sequence goes on elsewhere from its saved keys and values, with the same bits.
+TEST_F(CudaBackend, KeysAndValuesAreSavedAndLoaded) {
+  const auto shape = tiny_shape();
+  const auto model = random_model(shape, DType::bfloat16, 4);
+  const auto tokens = Random(6, DType::bfloat16).tokens(101, shape.vocab);
+  const std::vector<std::int32_t> pages = {0, 1};     // the first that SingleRank gives
+  const std::size_t bytes = std::size_t{2} * 16 * 2;  // of one position: kv heads, head_dim
+  const std::vector<std::int32_t> row = {0};
+  std::vector<float> expected(50);
+  std::vector<float> continued(50);
+  std::vector<std::vector<std::byte>> keys(3, std::vector<std::byte>(100 * bytes));
+  std::vector<std::vector<std::byte>> values = keys;
+  RankOptions options = on_cuda(DType::bfloat16);
+  options.max_chunk_tokens = 100;
+  const auto continue_on = [&](SingleRank& rank, int sequence, std::vector<float>& logits) {
+    const SingleRank::Piece last{sequence, std::span(tokens).subspan(100)};
+    rank.set_chunk({&last, 1});
+    rank.run_layers();
+    rank.finish(rank.backend().logits(rank.chunk(), row, logits.data()));
+  };
+
+  SingleRank from(model, options);
+  const SingleRank::Piece most{from.add_sequence(), std::span(tokens).first(100)};
+  from.set_chunk({&most, 1});
+  from.run_layers();
+  for (int layer = 0; layer < 3; ++layer) {
+    const auto l = static_cast<std::size_t>(layer);
+    from.backend().save_kv(layer, pages, 0, 70, keys[l].data(), values[l].data());
+    from.finish(from.backend().save_kv(layer, pages, 70, 30, keys[l].data() + 70 * bytes,
+                                       values[l].data() + 70 * bytes));
+  }
+  continue_on(from, most.sequence, expected);
+
+  SingleRank to(model, options);
+  const SingleRank::Piece same{to.add_sequence(), std::span(tokens).first(100)};
+  to.set_chunk({&same, 1});  // takes the pages, computes nothing
+  for (int layer = 0; layer < 3; ++layer) {
+    const auto l = static_cast<std::size_t>(layer);
+    to.finish(to.backend().load_kv(layer, pages, 0, 100, keys[l].data(), values[l].data()));
+  }
+  continue_on(to, same.sequence, continued);
+  EXPECT_EQ(expected, continued);
+  EXPECT_THROW(to.backend().save_kv(3, pages, 0, 1, keys[0].data(), values[0].data()), Error);
+  EXPECT_THROW(to.backend().save_kv(0, pages, 100, 29, keys[0].data(), values[0].data()), Error);
+}
+
 TEST_F(CudaBackend, RefusesWhatDoesNotFitTheModel) {
   const auto model = random_model(tiny_shape(), DType::float32, 2);
   RankOptions small = on_cuda(DType::float32);

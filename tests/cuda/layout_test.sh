@@ -80,7 +80,7 @@ EOF
 
 # What cannot be had is refused by name.
 cuda_run=(run --model "$model" --input "$work/score.jsonl" --output "$work/refused" --mode score
-  --backend)
+  --step-tokens 128 --backend)
 atoll_on 2 "${cuda_run[@]}" cuda --transport pairwise
 refused "device pointers without a CUDA-aware MPI" 1 "pairwise-staged"
 ATL_EMULATED_DEVICES=0 atoll_on 2 "${cuda_run[@]}" cuda

@@ -8,6 +8,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 jobs="$ATOLL_SOURCE/jobs"
 hosts=16
 export TMPDIR="$work" ATOLL ATOLL_CLUSTER="test-$$"
+export ATOLL_OPTIONS="--backend cpu" # its hosts have no GPUs, though the machine may
 cluster="$jobs/cluster/cluster"
 state="$work/atoll-cluster.$UID.$ATOLL_CLUSTER"
 
@@ -64,7 +65,7 @@ ends_well() { # WHAT
 model="$work/model.h5"
 import_sample "$model"
 prompts="$jobs/sample-prompts.jsonl"
-atoll_on 2 run --model "$model" --input "$prompts" --output "$work/expected.jsonl"
+atoll_on 2 run --model "$model" --input "$prompts" --output "$work/expected.jsonl" --backend cpu
 succeeds "the same on one machine" || true
 cd "$work"
 
@@ -84,6 +85,14 @@ for delay in 0.05 0.2; do
   succeeds "down after a killed start" || true
   gone "a start killed after $delay s"
 done
+
+# A cluster that is killed.
+capture "$cluster" up 3
+succeeds "up" || finish
+kill -KILL "$(cut -d' ' -f1 "$state/keeper")"
+capture "$cluster" down
+succeeds "down after a kill" || true
+gone "a killed cluster"
 
 capture "$cluster" up "$hosts" --rate 500mbit
 succeeds "up" || finish
@@ -129,7 +138,7 @@ fi
 run_links() { # REPORT RANKS
   capture "$cluster" run -n "$2" --ranks-per-node 2 "$ATOLL" run --model "$model" \
     --input "$prompts" --output /dev/null --report "$1" --cluster "$work/cluster.json" \
-    --max-tokens 1 --progress none
+    --max-tokens 1 --progress none --backend cpu
   succeeds "run on $2 ranks with a cluster file" || true
 }
 run_links "$work/links1.json" 4
@@ -152,7 +161,8 @@ PY
 # so that some are finished long before others.
 python3 "$jobs/make-requests.py" --sequences 80 --prompt-tokens 5 --max-tokens 50 --vocab 256 \
   >"$work/long.jsonl"
-atoll_on 2 run --model "$model" --input "$work/long.jsonl" --output "$work/long.expected.jsonl"
+atoll_on 2 run --model "$model" --input "$work/long.jsonl" --output "$work/long.expected.jsonl" \
+  --backend cpu
 succeeds "the long job on one machine" || true
 if submit --nodes=2 --ntasks-per-node=1 "$jobs/atoll.sbatch" "$model" "$work/long.jsonl" \
   "$work/resumed.jsonl" --max-sequences 1; then
@@ -175,9 +185,9 @@ if submit --nodes=2 --ntasks-per-node=1 "$jobs/atoll.sbatch" "$model" "$work/lon
 fi
 
 # The reference deployments: as they are, would Slurm take them; and small ones of the same structure.
-for script in moe-16l-16gpu:16 moe-61l-128gpu:128; do
+for script in moe-16l-16gpu:2 moe-61l-128gpu:16; do
   capture "$cluster" sbatch --test-only "$jobs/${script%:*}.sbatch"
-  if grep -q "using ${script#*:} processors" "$work/stderr"; then
+  if grep -q "on nodes h\[1-${script#*:}\]" "$work/stderr"; then
     passed
   else
     failed "sbatch --test-only ${script%:*}: $(cat "$work/stderr")"
@@ -185,7 +195,8 @@ for script in moe-16l-16gpu:16 moe-61l-128gpu:128; do
 done
 export ATOLL_SEQUENCES=18 ATOLL_PROMPT_TOKENS=6 ATOLL_MAX_TOKENS=2
 reference() { # PRESET NAME: what one rank makes of the job's own model and requests
-  atoll_on 1 run --model "$work/$1.h5" --input "$work/requests-$job.jsonl" --output "$work/$2.jsonl"
+  atoll_on 1 run --model "$work/$1.h5" --input "$work/requests-$job.jsonl" --output "$work/$2.jsonl" \
+    --backend cpu
   succeeds "$2 on one rank" || true
   same "$2" "$work/$2.jsonl" "$work/results-$job.jsonl"
 }

@@ -18,7 +18,7 @@ for option in $used; do
     failed "job scripts use $option, which atoll does not have"
   fi
 done
-for option in --model --input --output --report --trace --cluster --resume; do
+for option in --model --input --output --report --trace --cluster --checkpoint-dir --resume; do
   if grep -qx -- "$option" <<<"$used"; then passed; else failed "no job script uses $option"; fi
 done
 

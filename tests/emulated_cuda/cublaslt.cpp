@@ -166,7 +166,8 @@ cublasStatus_t CUBLASWINAPI cublasLtMatmulAlgoConfigGetAttribute(
         bytes != sizeof(std::int32_t)) {
       return CUBLAS_STATUS_INVALID_VALUE;
     }
-    const auto splits = read<Algorithm>(algo).splits;
+    const auto algorithm = read<Algorithm>(algo);
+    const std::int32_t splits = algorithm.reduces() ? algorithm.splits : 1;
     std::memcpy(value, &splits, sizeof splits);
     if (written != nullptr) *written = sizeof splits;
     return CUBLAS_STATUS_SUCCESS;
@@ -192,8 +193,8 @@ cublasStatus_t CUBLASWINAPI cublasLtMatmulAlgoGetHeuristic(
     static constexpr std::int32_t narrow[] = {2, 4, 3, 0, 1};
     for (const std::int32_t id : p.n < 64 ? narrow : wide) {
       if (*returned == requested || workspaces[id] > wanted.max_workspace) continue;
-      if ((id == 2 || id == 3) && wanted.reductions == CUBLASLT_REDUCTION_SCHEME_NONE) continue;
       Algorithm algorithm{id, splits[id], workspaces[id], {}, p.signature()};
+      if (algorithm.reduces() && wanted.reductions == CUBLASLT_REDUCTION_SCHEME_NONE) continue;
       for (int i = 0; i < 4; ++i)
         algorithm.alignment[i] = std::min<std::uint32_t>(wanted.min_alignment[i], 16);
       cublasLtMatmulHeuristicResult_t& result = results[(*returned)++];

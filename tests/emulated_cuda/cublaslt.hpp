@@ -44,6 +44,9 @@ struct Algorithm {
   std::uint64_t workspace = 0;
   std::uint32_t alignment[4] = {16, 16, 16, 16};  // what it assumes of A, B, C and D
   std::uint64_t made_for = 0;  // types, transpositions and epilogue of the problem it came from
+
+  /// Whether parts of a sum are made by different blocks and added afterwards.
+  bool reduces() const { return id == 2 || id == 3; }
 };
 
 static_assert(sizeof(Description) <= sizeof(cublasLtMatmulDescOpaque_t));

@@ -118,6 +118,13 @@ OPTIONS_FILE = {
     "help": b"help = true\nconfig = \"/dev/null\"\n",
 }
 
+# Orders of six bytes: object, place, what to put there.
+CHECKPOINT = {
+    "unchanged": b"",
+    **{f"object_{i}": bytes([i, 0, 255, 255, 255, 127]) for i in range(24)},
+    "two": bytes([0, 8, 1, 0, 0, 0, 3, 0, 2, 0, 0, 0]),
+}
+
 WORDS = {
     "safetensors": ['"dtype"', '"shape"', '"data_offsets"', '"__metadata__"', '"BF16"', '"F16"',
                     '"F32"', '"F8_E4M3"', "[", "]", "{", "}", "9223372036854775807", "-1", "1e400"],
@@ -139,12 +146,12 @@ def escaped(word):
 def main():
     folder = pathlib.Path(sys.argv[1])
     seeds = {"safetensors": SAFETENSORS, "requests": REQUESTS, "model_config": MODEL_CONFIG,
-             "options_file": OPTIONS_FILE}
+             "options_file": OPTIONS_FILE, "checkpoint": CHECKPOINT}
     for target, files in seeds.items():
         (folder / target).mkdir(parents=True, exist_ok=True)
         for name, data in files.items():
             (folder / target / name).write_bytes(data)
-        words = "".join(f'"{escaped(word)}"\n' for word in WORDS[target])
+        words = "# what such inputs are made of\n" + "".join(f'"{escaped(word)}"\n' for word in WORDS.get(target, []))
         (folder / f"{target}.dict").write_text(words, encoding="utf-8")
 
 

@@ -313,6 +313,61 @@ TEST(CpuBackend, TasksRunInOrderAndIntervalsAreKept) {
   EXPECT_THROW(backend.interval(last + 1), Error);
 }
 
+/// Logits of `tokens` after what the sequence has already.
+std::vector<float> continue_with(SingleRank& rank, int sequence,
+                                 const std::vector<std::int32_t>& tokens, int vocab) {
+  const SingleRank::Piece piece{sequence, tokens};
+  rank.set_chunk({&piece, 1});
+  rank.run_layers();
+  std::vector<std::int32_t> rows(tokens.size());
+  std::iota(rows.begin(), rows.end(), 0);
+  std::vector<float> logits(tokens.size() * static_cast<std::size_t>(vocab));
+  rank.finish(rank.backend().logits(rank.chunk(), rows, logits.data()));
+  return logits;
+}
+
+TEST(CpuBackend, ASequenceGoesOnElsewhereFromItsSavedCache) {
+  for (const DType dtype : {DType::bfloat16, DType::float16, DType::float32}) {
+    const auto model = random_model(tiny_shape(), dtype, 4);
+    const ModelShape& shape = model.shape;
+    SingleRank first(model, {.dtype = dtype});
+    SingleRank second(model, {.dtype = dtype, .num_threads = 2});
+    Random random(5, dtype);
+    const auto prompt = random.tokens(150, shape.vocab);
+    const auto rest = random.tokens(3, shape.vocab);
+    first.add_sequence_of(70);  // so that the two have other pages
+    const int from = first.add_sequence();
+    continue_with(first, from, prompt, shape.vocab);
+    const int to = second.add_sequence_of(150);
+    const std::size_t row = static_cast<std::size_t>(shape.kv_width()) * size_of(dtype);
+    for (int layer = 0; layer < shape.num_layers; ++layer) {
+      for (int at = 0; at < 150; at += 37) {  // pieces that begin anywhere
+        const int count = std::min(37, 150 - at);
+        std::vector<std::byte> keys(static_cast<std::size_t>(count) * row);
+        std::vector<std::byte> values(keys.size());
+        first.finish(first.backend().save_kv(layer, first.pages_of(from), at, count, keys.data(),
+                                             values.data()));
+        second.finish(second.backend().load_kv(layer, second.pages_of(to), at, count, keys.data(),
+                                               values.data()));
+      }
+    }
+    EXPECT_EQ(continue_with(second, to, rest, shape.vocab),
+              continue_with(first, from, rest, shape.vocab))
+        << name_of(dtype);
+  }
+}
+
+TEST(CpuBackend, PositionsOutsideThePagesAreRefused) {
+  const auto model = random_model(tiny_shape(), DType::float32, 2);
+  SingleRank rank(model, {});
+  const int sequence = rank.add_sequence_of(64);
+  std::vector<float> rows(1000);
+  EXPECT_THROW(rank.backend().save_kv(0, rank.pages_of(sequence), 60, 5, rows.data(), rows.data()),
+               Error);
+  EXPECT_THROW(rank.backend().load_kv(3, rank.pages_of(sequence), 0, 1, rows.data(), rows.data()),
+               Error);
+}
+
 TEST(CpuBackend, MemoryIsAccountedFor) {
   const auto model = random_model(tiny_shape(), DType::float32, 2);
   SingleRank rank(model, {.num_pages = 10});

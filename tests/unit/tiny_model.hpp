@@ -200,6 +200,20 @@ class SingleRank {
     return static_cast<int>(pages_.size()) - 1;
   }
 
+  /// Gives a new sequence pages for `length` positions, as if they were in the cache.
+  int add_sequence_of(int length) {
+    const int sequence = add_sequence();
+    const auto at = static_cast<std::size_t>(sequence);
+    while (static_cast<int>(pages_[at].size()) * 64 < length) {
+      pages_[at].push_back(next_page_++ % num_pages_);
+    }
+    lengths_[at] = length;
+    return sequence;
+  }
+  std::span<const std::int32_t> pages_of(int sequence) const {
+    return pages_[static_cast<std::size_t>(sequence)];
+  }
+
   /// Sets the chunk to the next tokens of some sequences.
   struct Piece {
     int sequence;

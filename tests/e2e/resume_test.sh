@@ -1,0 +1,277 @@
+#!/usr/bin/env bash
+# Runs that are killed, stopped by signals, or lose their disk: nothing hangs, no process stays, and
+# --resume gives the bytes of an uninterrupted run.
+#   ATOLL_KILLS   how many runs are killed, at moments of a printed seed (20)
+#   ATOLL_SEED    that seed (the day's date)
+set -euo pipefail
+# shellcheck source-path=SCRIPTDIR source=common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+command_limit=90
+kills="${ATOLL_KILLS:-20}"
+seed="${ATOLL_SEED:-$(date +%Y%m%d)}"
+RANDOM=$((seed % 32768))
+
+model="$work/model.h5"
+import_sample "$model"
+requests="$work/requests.jsonl"
+python3 - "$requests" <<'EOP'
+import json, sys
+
+words = ["In the beginning ", "Die Liebe ", "def f(x): ", "El amor es "]
+with open(sys.argv[1], "w") as file:
+    for i in range(48):
+        file.write(json.dumps({"id": str(i), "prompt": words[i % 4] * (1 + i * 7 % 23), "max_tokens": 8 + i * 5 % 40,
+                               "temperature": 0.7 * (i % 3), "seed": i}) + "\n")
+EOP
+folder="$work/run"
+checkpoints="$folder/checkpoints"
+results="$folder/results.jsonl"
+journal="$results.journal"
+report="$folder/report.json"
+# Small steps, so that prompts take many and checkpoints are nearly always under way.
+run_options=(run --model "$model" --input "$requests" --output "$results" --report "$report"
+  --max-sequences 4 --step-tokens 64 --checkpoint-dir "$checkpoints" --checkpoint-every 6 --deadline 60)
+expected="$work/expected.jsonl"
+capture mpirun "${mpirun_flags[@]}" -n 2 "$ATOLL" run --model "$model" --input "$requests" \
+  --output "$expected"
+succeeds "the uninterrupted run"
+
+job=0
+start() { # RANKS OPTIONS...
+  local ranks="$1"
+  shift
+  mpirun "${mpirun_flags[@]}" -n "$ranks" "$ATOLL" "${run_options[@]}" "$@" \
+    >"$work/stdout" 2>"$work/stderr" </dev/null &
+  job=$!
+}
+# Waits until the job has ended; sets `code`. 30 s after what was done to it, that is a hang.
+await_end() { # WHAT
+  for _ in {1..300}; do
+    kill -0 "$job" 2>/dev/null || break
+    sleep 0.1
+  done
+  if kill -0 "$job" 2>/dev/null; then
+    failed "$1: hangs"
+    kill -KILL "$job"
+  fi
+  code=0
+  wait "$job" 2>/dev/null || code=$?
+}
+ranks_left() { pgrep -f -- "--output $results" || true; }
+no_orphans() { # WHAT
+  local left=""
+  for _ in {1..50}; do
+    left="$(ranks_left)"
+    [[ -z "$left" ]] && break
+    sleep 0.1
+  done
+  if [[ -z "$left" ]]; then
+    passed
+  else
+    failed "$1: processes stay: $left"
+    # shellcheck disable=SC2086  # a list of numbers
+    kill -KILL $left
+  fi
+}
+# Waits until a test holds, or the job has ended.
+until_true() { # COMMAND...
+  for _ in {1..600}; do
+    if "$@" >/dev/null 2>&1 || ! kill -0 "$job" 2>/dev/null; then return 0; fi
+    sleep 0.02
+  done
+}
+num_kept() { if [[ -s "$journal" ]]; then echo $(($(wc -l <"$journal") - 1)); else echo 0; fi; }
+some_finished() { (($(num_kept) > 0)); }
+is_writing() { compgen -G "$checkpoints/*.partial.*"; }
+has_checkpoints() { (($(find "$checkpoints" -name 'checkpoint-*.h5' | wc -l) >= "$1")); }
+newest() { find "$checkpoints" -name 'checkpoint-*.h5' | sort | tail -n 1; }
+fresh() {
+  rm -rf "$folder"
+  mkdir "$folder"
+}
+# Resumes to the end; what was finished is not computed again, and the results are the expected ones.
+resumes() { # WHAT RANKS
+  local kept
+  kept="$(num_kept)"
+  atoll_on "$2" "${run_options[@]}" --resume
+  succeeds "$1: resume on $2 ranks" || return 0
+  same "$1: resumed on $2 ranks" "$expected" "$results"
+  json_check "$1: finished requests are not computed again" "$report" <<EOP
+assert lines[0]["requests"]["resumed"] == $kept, (lines[0]["requests"], $kept)
+EOP
+  if [[ -e "$journal" ]]; then failed "$1: the journal stays"; else passed; fi
+}
+
+# --- kill -9 at any moment
+printf 'seed %s\n' "$seed"
+fresh
+began=$(date +%s%N)
+start 3
+await_end "a run with checkpoints"
+length_ms=$((($(date +%s%N) - began) / 1000000))
+succeeds "a run with checkpoints"
+same "a run with checkpoints" "$expected" "$results"
+json_check "the cost of checkpoints" "$report" <<'EOP'
+cost = lines[0]["checkpoints"]
+assert cost["written"] >= 2 and cost["failed"] == 0 and cost["bytes"] > 0 and 0 < cost["share"] < 1, cost
+EOP
+if (($(find "$checkpoints" -type f | wc -l) == 2)); then passed; else failed "not two checkpoints: $(ls "$checkpoints")"; fi
+during=0
+for ((i = 1; i <= kills; ++i)); do
+  fresh
+  start 3
+  if ((i % 4 == 0)); then
+    until_true has_checkpoints 1
+    until_true is_writing
+  else
+    sleep "$(awk -v ms=$((250 + RANDOM % (length_ms - 400))) 'BEGIN {print ms / 1000}')"
+  fi
+  moment="$(num_kept) finished, $(find "$checkpoints" -name '*.h5' 2>/dev/null | wc -l) checkpoints"
+  if is_writing >/dev/null; then
+    moment="$moment, writing another"
+    during=$((during + 1))
+  fi
+  mapfile -t ranks < <(ranks_left | while read -r pid; do [[ "$pid" == "$job" ]] || echo "$pid"; done)
+  if ((${#ranks[@]} > 0)); then kill -KILL "${ranks[$((RANDOM % ${#ranks[@]}))]}" 2>/dev/null || true; fi
+  await_end "kill $i"
+  no_orphans "kill $i"
+  printf 'kill %d: %s; exit code %d\n' "$i" "$moment" "$code"
+  # A run that had ended before leaves its results, which is what is asked of it.
+  if ((code == 0)); then
+    same "kill $i came too late" "$expected" "$results"
+  else
+    resumes "kill $i" $((1 + RANDOM % 5))
+  fi
+done
+if ((kills < 8 || during > 0)); then passed; else failed "no kill fell into the writing of a checkpoint"; fi
+
+# --- signals
+for signal in USR1 TERM INT; do
+  fresh
+  start 3
+  until_true some_finished
+  victim="$job" # mpirun hands SIGUSR1 on; the others go to a rank
+  [[ "$signal" == USR1 ]] || victim="$(pgrep -P "$job" | tail -n 1 || true)"
+  kill "-$signal" "$victim" 2>/dev/null || true
+  await_end "SIG$signal"
+  no_orphans "SIG$signal"
+  if ((code == 75)) && grep -q "^atoll: stopped by SIG$signal.*--resume" "$work/stderr"; then
+    passed
+  else
+    failed "SIG$signal: exit code $code, expected 75 and a message"
+    show_output
+  fi
+  if [[ "$signal" == USR1 ]]; then
+    capture "$ATOLL" inspect "$(newest)"
+    succeeds "inspect of a checkpoint"
+    if grep -q "checksums: all good" "$work/stdout"; then passed; else failed "inspect: no verdict"; fi
+    atoll_on 2 "${run_options[@]}"
+    refused "results of an interrupted run would be lost" 1 "finished results.*--resume"
+    atoll_on 2 "${run_options[@]}" --resume --max-tokens 5
+    refused "other options" 1 "max-tokens was 64 and is 5"
+    atoll_on 2 "${run_options[@]}" --resume --dtype float32
+    refused "another element type" 1 "dtype was bfloat16 and is float32"
+    sed '2s/Die/Der/' "$requests" >"$work/other.jsonl"
+    atoll_on 2 "${run_options[@]}" --resume --input "$work/other.jsonl"
+    refused "other requests" 1 "input was"
+    mv "$journal" "$work/kept"
+    atoll_on 2 "${run_options[@]}" --resume --mode score
+    refused "a checkpoint of another mode" 1 "mode was generate and is score"
+    mv "$work/kept" "$journal"
+  fi
+  resumes "SIG$signal" 4
+done
+fresh
+start 3
+until_true some_finished
+victim="$(pgrep -P "$job" | tail -n 1 || true)"
+kill -STOP "$(pgrep -P "$job" | head -n 1)" # no step ends any more
+kill -TERM "$victim"
+sleep 1.5
+kill -TERM "$victim"
+await_end "a second signal"
+no_orphans "a second signal"
+if ((code != 0 && code != 75)); then passed; else failed "a second signal: exit code $code"; fi
+resumes "a second signal" 2
+
+# --- damaged checkpoints
+damage() { # WHAT PATTERN CHECKPOINT_DAMAGE...
+  fresh
+  start 3
+  until_true has_checkpoints 2
+  kill -USR1 "$job" 2>/dev/null || true
+  await_end "$1"
+  "${@:3}"
+  resumes "$1" 2
+  if grep -qE "$2" "$work/stderr"; then passed; else failed "$1: no message about $2"; fi
+}
+flip_newest() {
+  python3 -c "
+import sys
+path = sys.argv[1]
+data = bytearray(open(path, 'rb').read())
+data[len(data) * 3 // 4] ^= 4
+open(path, 'wb').write(data)" "$(newest)"
+}
+cut_all() { find "$checkpoints" -name '*.h5' -exec truncate -s 3000 {} +; }
+damage "a damaged checkpoint" "not used: .*damaged" flip_newest
+if grep -q "^resuming from" "$work/stderr"; then passed; else failed "the checkpoint before a damaged one is not used"; fi
+damage "two cut checkpoints" "no usable checkpoint" cut_all
+damage "no checkpoints any more" "no usable checkpoint" rm -r "$checkpoints"
+
+# --- folders that go away
+fresh
+start 3
+until_true has_checkpoints 1
+rm -r "$checkpoints"
+await_end "the checkpoints' folder removed"
+succeeds "the checkpoints' folder removed"
+same "the checkpoints' folder removed" "$expected" "$results"
+if grep -q "no checkpoint of step .*the run goes on" "$work/stderr"; then passed; else failed "no message about a missing folder"; fi
+fresh
+start 3
+until_true some_finished
+rm -r "$folder"
+await_end "the output's folder removed"
+no_orphans "the output's folder removed"
+if ((code != 0)) && grep -qE "^atoll: .*(removed|No such file)" "$work/stderr"; then
+  passed
+else
+  failed "the output's folder removed: exit code $code"
+  show_output
+fi
+fresh
+resumes "the output's folder made again" 2
+
+# --- full disks
+full="$work/full"
+mkdir "$full"
+if mount -t tmpfs -o size=12k tmpfs "$full" 2>"$work/mount"; then
+  trap 'umount -l "$full"; rm -rf "$work"' EXIT
+  run_options+=(--output "$full/results.jsonl")
+  results="$full/results.jsonl"
+  journal="$results.journal"
+  fresh
+  start 3
+  await_end "a full disk under the results"
+  no_orphans "a full disk under the results"
+  refused "a full disk under the results" 1 "No space left.*--resume"
+  mount -o remount,size=10m "$full"
+  resumes "a disk with room again" 2
+  mount -o remount,size=64k "$full"
+  rm -rf "${full:?}"/*
+  checkpoints="$full/checkpoints"
+  results="$folder/results.jsonl"
+  journal="$results.journal"
+  fresh
+  run_options+=(--output "$results" --checkpoint-dir "$checkpoints")
+  start 3
+  await_end "a full disk under the checkpoints"
+  succeeds "a full disk under the checkpoints"
+  same "a full disk under the checkpoints" "$expected" "$results"
+  if grep -q "no checkpoint of step .*No space left" "$work/stderr"; then passed; else failed "no message about a full disk"; fi
+  if [[ -z "$(ls "$checkpoints")" ]]; then passed; else failed "a full disk: left $(ls "$checkpoints")"; fi
+else
+  printf 'skipped: full disks (no tmpfs can be mounted here: %s)\n' "$(<"$work/mount")"
+fi
+finish
