@@ -31,17 +31,34 @@ double gelu_tanh(double x) {
   return 0.5 * x * (1 + std::tanh(inner));
 }
 
-/// Fills [rows, k] with normal numbers of this deviation; rows repeat after base_rows.
-void fill_rows(void* device, int rows, int k, float deviation, DType dtype, const Stream& stream) {
-  std::mt19937 generator(20261122);
-  std::normal_distribution<float> normal(0, deviation);
-  const std::size_t count = static_cast<std::size_t>(base_rows) * static_cast<std::size_t>(k);
-  std::vector<float> floats(count);
-  for (float& value : floats) value = normal(generator);
+/// What test rows hold. Sums of cancelling rows are zero but for the rounding of their partial
+/// sums, so that another order of summation shows also in results of 16 bits: second halves repeat
+/// the first ones, negated in the inputs.
+enum class Fill { normal, cancelling_input, cancelling_weight };
+
+/// Fills [rows, k]; rows repeat after base_rows.
+void fill_rows(void* device, int rows, int k, Fill fill, float scale, DType dtype,
+               const Stream& stream) {
+  std::mt19937 generator(fill == Fill::cancelling_weight ? 1122 : 2026);
+  std::normal_distribution<float> normal;
+  std::uniform_int_distribution<int> exponent(-6, 6);
+  std::vector<float> floats(static_cast<std::size_t>(base_rows) * static_cast<std::size_t>(k));
+  for (int r = 0; r < base_rows; ++r) {
+    float* const row = floats.data() + static_cast<std::ptrdiff_t>(r) * k;
+    if (fill == Fill::normal) {
+      for (int i = 0; i < k; ++i) row[i] = scale * normal(generator);
+      continue;
+    }
+    const float sign = fill == Fill::cancelling_input ? -1.0F : 1.0F;
+    for (int i = 0; i < k / 2; ++i) {
+      row[i] = std::ldexp(normal(generator), exponent(generator));
+      row[k - k / 2 + i] = sign * row[i];
+    }
+  }
   const std::size_t row_bytes = static_cast<std::size_t>(k) * size_of(dtype);
-  std::vector<std::byte> bytes(count * size_of(dtype));
+  std::vector<std::byte> bytes(static_cast<std::size_t>(base_rows) * row_bytes);
   kernels_for(dtype, cpu_isa())
-      .from_float(floats.data(), bytes.data(), static_cast<std::int64_t>(count));
+      .from_float(floats.data(), bytes.data(), static_cast<std::int64_t>(floats.size()));
   for (int first = 0; first < rows; first += base_rows) {
     check(cudaMemcpyAsync(
               static_cast<std::byte*>(device) + static_cast<std::size_t>(first) * row_bytes,
@@ -57,9 +74,8 @@ void fill_rows(void* device, int rows, int k, float deviation, DType dtype, cons
 /// Test data of one kind and the bits that its reference algorithm makes of it.
 class CudaGemm::Trial {
  public:
-  /// `weight` null: the kind's own.
-  Trial(const CudaGemm& gemm, const KindState& kind, const Stream& stream,
-        const void* weight = nullptr);
+  /// `cancelling`: data on which orders of summation differ most; else normal numbers.
+  Trial(const CudaGemm& gemm, const KindState& kind, const Stream& stream, bool cancelling);
 
   int rows() const { return rows_; }
   /// Runs `algo` on `rows` test rows from `first` on; false where it cannot.
@@ -82,6 +98,7 @@ class CudaGemm::Trial {
   const CudaGemm& gemm_;
   const KindState& kind_;
   const Stream& stream_;
+  DeviceBuffer own_weight_;
   const void* weight_;
   int rows_;
   std::size_t in_row_bytes_, out_row_bytes_;
@@ -90,11 +107,11 @@ class CudaGemm::Trial {
 };
 
 CudaGemm::Trial::Trial(const CudaGemm& gemm, const KindState& kind, const Stream& stream,
-                       const void* weight)
+                       bool cancelling)
     : gemm_(gemm),
       kind_(kind),
       stream_(stream),
-      weight_(weight != nullptr ? weight : kind.weight),
+      weight_(kind.weight),
       rows_(std::clamp(kind.max_rows, reference_rows, row_buckets.back())),
       in_row_bytes_(static_cast<std::size_t>(kind.k) * size_of(gemm.dtype_)),
       out_row_bytes_(static_cast<std::size_t>(kind.n) * kind.out_bytes(gemm.dtype_)) {
@@ -107,7 +124,16 @@ CudaGemm::Trial::Trial(const CudaGemm& gemm, const KindState& kind, const Stream
       std::clamp<std::size_t>(fitting, reference_rows, static_cast<std::size_t>(rows_)));
   in_ = DeviceBuffer(static_cast<std::size_t>(rows_) * in_row_bytes_, "test data of GEMMs");
   out_ = DeviceBuffer(static_cast<std::size_t>(rows_) * out_row_bytes_, "test results of GEMMs");
-  fill_rows(in_.data(), rows_, kind.k, 1, gemm.dtype_, stream);
+  if (cancelling && kind.output == Output::float32) {  // where every difference shows anyway
+    fill_rows(in_.data(), rows_, kind.k, Fill::normal, 1, gemm.dtype_, stream);
+    return;
+  }
+  fill_rows(in_.data(), rows_, kind.k, cancelling ? Fill::cancelling_input : Fill::normal, 1,
+            gemm.dtype_, stream);
+  own_weight_ = DeviceBuffer(static_cast<std::size_t>(kind.n) * in_row_bytes_, "test weights");
+  fill_rows(own_weight_.data(), kind.n, kind.k, cancelling ? Fill::cancelling_weight : Fill::normal,
+            1 / std::sqrt(static_cast<float>(kind.k)), gemm.dtype_, stream);
+  weight_ = own_weight_.data();
 }
 
 bool CudaGemm::Trial::run(const cublasLtMatmulAlgo_t& algo, int first, int rows) {
@@ -225,7 +251,7 @@ void CudaGemm::choose(KindState& kind, Trial& trial) const {
 void CudaGemm::prepare(const Stream& stream) {
   const Doing doing("choosing GEMM algorithms");
   for (KindState& kind : kinds_) {
-    Trial trial(*this, kind, stream);
+    Trial trial(*this, kind, stream, /*cancelling=*/true);
     choose(kind, trial);
     require(!kind.algos.empty() || kind.output == Output::gelu,
             "cuBLASLt has no algorithm for a {} GEMM of {} x {} on {}; use --backend cpu",
@@ -238,14 +264,8 @@ bool CudaGemm::gelu_is_accurate(Kind fused, Kind plain, const Stream& stream) co
   const KindState& gelu = kinds_[static_cast<std::size_t>(fused)];
   const KindState& exact = kinds_[static_cast<std::size_t>(plain)];
   if (gelu.algos.empty() || gelu.row_dependent) return false;
-  // Weights that are the same on all ranks, for all must decide alike.
-  const DeviceBuffer weight(
-      static_cast<std::size_t>(gelu.n) * static_cast<std::size_t>(gelu.k) * size_of(dtype_),
-      "test weights of GEMMs");
-  fill_rows(weight.data(), gelu.n, gelu.k, 1 / std::sqrt(static_cast<float>(gelu.k)), dtype_,
-            stream);
-  Trial fused_trial(*this, gelu, stream, weight.data());
-  Trial plain_trial(*this, exact, stream, weight.data());
+  Trial fused_trial(*this, gelu, stream, /*cancelling=*/false);
+  Trial plain_trial(*this, exact, stream, /*cancelling=*/false);
   const int rows = std::min({16, fused_trial.rows(), plain_trial.rows()});
   if (!fused_trial.run(gelu.algos[bucket_of(rows)], 0, rows)) return false;
   if (!plain_trial.run(exact.algos[bucket_of(rows)], 0, rows)) return false;
