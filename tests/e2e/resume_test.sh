@@ -83,7 +83,8 @@ until_true() { # COMMAND...
 num_kept() { if [[ -s "$journal" ]]; then echo $(($(wc -l <"$journal") - 1)); else echo 0; fi; }
 some_finished() { (($(num_kept) > 0)); }
 is_writing() { compgen -G "$checkpoints/*.partial.*"; }
-has_checkpoints() { (($(find "$checkpoints" -name 'checkpoint-*.h5' | wc -l) >= "$1")); }
+num_checkpoints() { { find "$checkpoints" -name 'checkpoint-*.h5' 2>/dev/null || true; } | wc -l; }
+has_checkpoints() { (($(num_checkpoints) >= "$1")); }
 newest() { find "$checkpoints" -name 'checkpoint-*.h5' | sort | tail -n 1; }
 fresh() {
   rm -rf "$folder"
@@ -126,7 +127,7 @@ for ((i = 1; i <= kills; ++i)); do
   else
     sleep "$(awk -v ms=$((250 + RANDOM % (length_ms - 400))) 'BEGIN {print ms / 1000}')"
   fi
-  moment="$(num_kept) finished, $(find "$checkpoints" -name '*.h5' 2>/dev/null | wc -l) checkpoints"
+  moment="$(num_kept) finished, $(num_checkpoints) checkpoints"
   if is_writing >/dev/null; then
     moment="$moment, writing another"
     during=$((during + 1))
