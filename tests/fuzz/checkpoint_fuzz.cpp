@@ -97,6 +97,13 @@ void change(hid_t file, const Names& names, std::span<const std::uint8_t> order)
     if (H5Dread(data.get(), type.get(), H5S_ALL, H5S_ALL, H5P_DEFAULT, bytes.data()) < 0) return;
     overwrite(bytes, at, order.subspan(2));
     H5Dwrite(data.get(), type.get(), H5S_ALL, H5S_ALL, H5P_DEFAULT, bytes.data());
+    // Mostly with the checksum that belongs to the new bytes: else nothing gets past it.
+    if (order[0] < 0xe0 && H5Aexists(data.get(), io::checksum_attribute) > 0) {
+      const std::uint64_t sum = io::checksum_of(std::as_bytes(std::span(bytes)));
+      if (io::read_u64_attribute(data.get(), io::checksum_attribute, "checksum").size() == 1) {
+        io::set_u64_attribute(data.get(), io::checksum_attribute, &sum);
+      }
+    }
     return;
   }
   const auto& [object, name] = names.attributes[which - names.datasets.size()];
