@@ -5,18 +5,9 @@
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-jobs="$ATOLL_SOURCE/jobs"
+# shellcheck source-path=SCRIPTDIR source=cluster_jobs.sh
+source "$(dirname "${BASH_SOURCE[0]}")/cluster_jobs.sh"
 hosts=16
-export TMPDIR="$work" ATOLL ATOLL_CLUSTER="test-$$"
-export ATOLL_OPTIONS="--backend cpu" # its hosts have no GPUs, though the machine may
-cluster="$jobs/cluster/cluster"
-state="$work/atoll-cluster.$UID.$ATOLL_CLUSTER"
-
-if ! reason="$("$cluster" probe)"; then
-  printf 'skipped: %s\n' "$reason"
-  exit 77
-fi
-trap '"$cluster" down || true; rm -rf "$work"' EXIT
 
 # What a cluster might leave: processes (its folder is among their mounts), links, mounts, groups.
 traces() {
@@ -30,36 +21,6 @@ gone() { # WHAT
   traces >"$work/after"
   same "$1 leaves no process, link, mount or group" "$work/before" "$work/after"
   if [[ -e "$state" ]]; then failed "$1 leaves $state"; else passed; fi
-}
-
-# submit ARGUMENTS...: sets `job`.
-submit() {
-  job=0
-  capture "$cluster" sbatch --parsable "$@"
-  succeeds "sbatch $*" || return 1
-  job="$(cat "$work/stdout")"
-}
-field() { "$cluster" on head scontrol show job "$job" | sed -n "s/.*\b$1=\([^ ]*\).*/\1/p"; }
-# wait_for_job: sets `ended` to Slurm's word for how.
-wait_for_job() {
-  local limit=$((SECONDS + command_limit))
-  ended=""
-  until [[ "$ended" == COMPLETED || "$ended" == *FAIL* || "$ended" == TIMEOUT ||
-    "$ended" == CANCELLED ]]; do
-    if ((SECONDS > limit)); then break; fi
-    sleep 0.3
-    ended="$(field JobState)"
-  done
-}
-ends_well() { # WHAT
-  wait_for_job
-  if [[ "$ended" == COMPLETED ]]; then
-    passed
-  else
-    failed "$1: job $job is $ended"
-    tail -n 20 "$work/atoll-$job.out" "$work/atoll-$job/log" "$state/slurmctld.log" 2>/dev/null || true
-    return 1
-  fi
 }
 
 model="$work/model.h5"
@@ -167,8 +128,7 @@ succeeds "the long job on one machine" || true
 if submit --nodes=2 --ntasks-per-node=1 "$jobs/atoll.sbatch" "$model" "$work/long.jsonl" \
   "$work/resumed.jsonl" --max-sequences 1; then
   for _ in {1..600}; do
-    finished="$(grep -cs '"result"' "$work/resumed.jsonl.journal" || true)"
-    if ((${finished:-0} > 4)); then break; fi
+    if (($(finished_in "$work/resumed.jsonl") > 4)); then break; fi
     sleep 0.1
   done
   capture "$cluster" on head scancel --batch --signal=USR1 "$job"
@@ -177,8 +137,7 @@ if submit --nodes=2 --ntasks-per-node=1 "$jobs/atoll.sbatch" "$model" "$work/lon
     if (($(field Restarts) > 0)); then break; fi
     sleep 0.1
   done
-  # Slurm holds a job that was queued again for two minutes, so that nodes settle.
-  capture "$cluster" on head scontrol update "JobId=$job" StartTime=now
+  release_job
   ends_well "the job that was queued again" || true
   if grep -q 'resuming: [1-9]' "$work/atoll-$job/log"; then passed; else failed "it did not go on"; fi
   same "the interrupted job" "$work/long.expected.jsonl" "$work/resumed.jsonl"

@@ -1,0 +1,65 @@
+# shellcheck shell=bash disable=SC2154
+# What the tests on a virtual cluster share: a cluster's name and folder, jobs and their ends. Sourced
+# after common.sh; skips the test where such a cluster is not allowed.
+set -euo pipefail
+
+jobs="$ATOLL_SOURCE/jobs"
+export TMPDIR="$work" ATOLL ATOLL_CLUSTER="test-$$"
+export ATOLL_OPTIONS="--backend cpu" # its hosts have no GPUs, though the machine may
+cluster="$jobs/cluster/cluster"
+state="$work/atoll-cluster.$UID.$ATOLL_CLUSTER"
+
+if ! reason="$("$cluster" probe)"; then
+  printf 'skipped: %s\n' "$reason"
+  exit 77
+fi
+trap '"$cluster" down || true; rm -rf "$work"' EXIT
+
+# submit ARGUMENTS...: sets `job`.
+submit() {
+  job=0
+  capture "$cluster" sbatch --parsable "$@"
+  succeeds "sbatch $*" || return 1
+  job="$(cat "$work/stdout")"
+}
+field() { "$cluster" on head scontrol show job "$job" | sed -n "s/.*\b$1=\([^ ]*\).*/\1/p"; }
+# wait_for_job: sets `ended` to Slurm's word for how.
+wait_for_job() {
+  local limit=$((SECONDS + command_limit))
+  ended=""
+  until [[ "$ended" == COMPLETED || "$ended" == *FAIL* || "$ended" == TIMEOUT ||
+    "$ended" == CANCELLED ]]; do
+    if ((SECONDS > limit)); then break; fi
+    sleep 0.3
+    ended="$(field JobState)"
+  done
+}
+ends_well() { # WHAT
+  wait_for_job
+  if [[ "$ended" == COMPLETED ]]; then
+    passed
+  else
+    failed "$1: job $job is $ended"
+    tail -n 20 "$work/atoll-$job.out" "$work/atoll-$job/log" "$state/slurmctld.log" 2>/dev/null || true
+    return 1
+  fi
+}
+# finished_in OUTPUT: how many results its journal has.
+finished_in() {
+  local count
+  count="$(grep -cs '"result"' "$1.journal" || true)"
+  echo "${count:-0}"
+}
+# Slurm holds a job that was queued again for two minutes, so that nodes settle.
+release_job() { capture "$cluster" on head scontrol update "JobId=$job" StartTime=now; }
+# queue_again: as a user does with a job that has failed, once its nodes are free.
+queue_again() {
+  for _ in {1..300}; do
+    capture "$cluster" on head scontrol requeue "$job"
+    if ((code == 0)); then break; fi
+    sleep 0.2
+  done
+  succeeds "requeue" || true
+  sleep 1
+  release_job
+}
