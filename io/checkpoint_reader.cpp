@@ -205,8 +205,10 @@ void CheckpointReader::Impl::read_sequences() {
   compare(sequences, numbers, part_sequences);
   contents.sequences.resize(static_cast<std::size_t>(sequences.extent[0]));
   static_assert(sizeof(CheckpointSequence) == sequence_fields * sizeof(std::int64_t));
-  std::memcpy(static_cast<void*>(contents.sequences.data()), numbers.data(),
-              numbers.size() * sizeof(std::int64_t));
+  if (!numbers.empty()) {
+    std::memcpy(static_cast<void*>(contents.sequences.data()), numbers.data(),
+                numbers.size() * sizeof(std::int64_t));
+  }
   const Table token_table = table("tokens", 1, H5T_STD_I32LE);
   tokens = read<std::int32_t>(token_table, H5T_NATIVE_INT32);
   compare(token_table, tokens, part_tokens);
