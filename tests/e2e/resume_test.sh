@@ -220,6 +220,20 @@ if grep -q "^resuming from" "$work/stderr"; then passed; else failed "the checkp
 damage "two cut checkpoints" "no usable checkpoint" cut_all
 damage "no checkpoints any more" "no usable checkpoint" rm -r "$checkpoints"
 
+# --- files of others in the folder: they stay, and the run numbers its own above them
+fresh
+mkdir "$checkpoints"
+others=("$checkpoints/checkpoint-1.h5" "$checkpoints/checkpoint-000900000.h5")
+for other in "${others[@]}"; do echo kept >"$other"; done
+start 3
+await_end "other files in the folder"
+succeeds "other files in the folder"
+if (($(num_checkpoints) == 4)) && [[ "$(newest)" > "${others[1]}" ]] && grep -q kept "${others[0]}" && grep -q kept "${others[1]}"; then
+  passed
+else
+  failed "other files in the folder: $(ls "$checkpoints")"
+fi
+
 # --- folders that go away
 fresh
 start 3
