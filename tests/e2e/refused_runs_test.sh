@@ -92,6 +92,30 @@ done
 capture "$ATOLL" "${run_options[@]}" --report "$results"
 refused "one file for results and report" 2 "same file"
 
+for suffix in journal partial; do
+  cp "$requests" "$results.$suffix"
+  capture "$ATOLL" run --model "$model" --input "$results.$suffix" --output "$results"
+  refused "requests where the .$suffix would be" 2 "same file"
+  same "requests where the .$suffix would be" "$requests" "$results.$suffix"
+  rm "$results.$suffix"
+done
+cp "$requests" "$results.journal"
+capture "$ATOLL" "${run_options[@]}"
+refused "somebody's file where the journal would be" 1 "does not begin as"
+same "somebody's file where the journal would be" "$requests" "$results.journal"
+rm "$results.journal"
+
+# --- outputs that are links, or standard output
+"$ATOLL" "${run_options[@]}" >/dev/null 2>&1
+ln -s real.jsonl "$work/symbolic.jsonl"
+capture "$ATOLL" run --model "$model" --input "$requests" --output "$work/symbolic.jsonl"
+succeeds "an output that is a link"
+same "an output that is a link" "$results" "$work/real.jsonl"
+if [[ -L "$work/symbolic.jsonl" ]]; then passed; else failed "a link was replaced by the output"; fi
+"$ATOLL" run --model "$model" --input "$requests" --output /dev/stdout >"$work/mixed" 2>/dev/null
+head -n 2 "$work/mixed" >"$work/head.jsonl"
+same "results on standard output, a file" "$results" "$work/head.jsonl"
+
 # --- lines that cannot be served, between ones that can
 "$ATOLL" "${run_options[@]}" >/dev/null 2>&1
 mv "$results" "$work/good.jsonl"
