@@ -445,7 +445,6 @@ int threads_per_rank(int wanted, int ranks_on_node) {
 }
 
 void run_job(const comm::Communicator& world, const RunOptions& options) {
-  watch_stop_signals();
   Job(world, options).run();
 }
 

@@ -32,6 +32,8 @@ for wrong in "chunks 0" "chunks 9" "chunks two" "chunks 99999999999999999999" "m
   read -r option value <<<"$wrong"
   usage "$option" "${run_options[@]}" "--$option" "$value"
 done
+usage "dump-activations.*resume" "${run_options[@]}" --resume --dump-activations 0 \
+  --activations "$work/x.h5"
 usage "preset|moe-16l" init --output "$work/x.h5"
 usage "moe-16l" init --preset nonsense --output "$work/x.h5"
 usage "seed" init --preset moe-4l-tiny --seed -1 --output "$work/x.h5"
