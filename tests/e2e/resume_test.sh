@@ -172,6 +172,8 @@ for signal in USR1 TERM INT; do
     refused "other options" 1 "max-tokens was 64 and is 5"
     atoll_on 2 "${run_options[@]}" --resume --dtype float32
     refused "another element type" 1 "dtype was bfloat16 and is float32"
+    atoll_on 2 "${run_options[@]}" --resume --kv-tokens 64
+    refused "another KV cache" 1 "kv-tokens was 0 and is 64"
     sed '2s/Die/Der/' "$requests" >"$work/other.jsonl"
     atoll_on 2 "${run_options[@]}" --resume --input "$work/other.jsonl"
     refused "other requests" 1 "input was"
