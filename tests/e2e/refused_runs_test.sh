@@ -200,6 +200,14 @@ for option in output report trace; do
   ln -sf /dev/full "$work/full"
   atoll_on 2 "${run_options[@]}" "--$option" "$work/full"
   refused "--$option on a full disk" 1 "full|space"
+  [[ "$option" != output ]] || continue # its results went nowhere
+  capture "$ATOLL" "${run_options[@]}" --resume
+  succeeds "resume after --$option on a full disk"
+  if grep -q "2 of 2 requests are finished" "$work/stderr"; then
+    passed
+  else
+    failed "--$option on a full disk: what was finished is computed again"
+  fi
 done
 
 # --- ranks started differently
