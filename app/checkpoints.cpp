@@ -25,20 +25,18 @@ namespace {
 constexpr std::string_view file_prefix = "checkpoint-";
 constexpr std::string_view file_suffix = ".h5";
 constexpr std::size_t num_kept = 2;
+/// Files with higher numbers are nobody's checkpoints, and leave room to count on.
+constexpr std::int64_t max_number = 1000000000000;
 /// While a checkpoint is being written, so much of a step's time goes to it.
 constexpr double share_of_step = 0.1;
 
-std::string folder_of(const std::string& path) {
-  return fs::path(path).parent_path().string();
-}
-
-/// The step of a checkpoint's file name; -1 for other files.
+/// The number in a checkpoint's file name; -1 for other files.
 std::int64_t step_of(const std::string& name) {
   if (!name.starts_with(file_prefix) || !name.ends_with(file_suffix)) return -1;
   const char* begin = name.data() + file_prefix.size();
   const char* end = name.data() + name.size() - file_suffix.size();
   std::int64_t step = -1;
-  return std::from_chars(begin, end, step).ptr == end ? step : -1;
+  return std::from_chars(begin, end, step).ptr == end && step <= max_number ? step : -1;
 }
 
 bool is_leftover(const std::string& name) {
@@ -104,28 +102,41 @@ void Checkpoints::open(const ordered_json& identity, const std::vector<io::Reque
     require(!error && writable == 0,
             "cannot write checkpoints to {} ({}); check --checkpoint-dir and its permissions",
             options_.checkpoint_dir, error ? error.message() : std::strerror(errno));
-    for (const auto& entry : fs::directory_iterator(options_.checkpoint_dir)) {
-      if (is_leftover(entry.path().filename().string())) fs::remove(entry.path(), error);
-    }
   });
   world_.agree([this] {
     require(fs::is_directory(options_.checkpoint_dir),
             "--checkpoint-dir {} is not a folder that rank {} sees; give one that all ranks share",
             options_.checkpoint_dir, world_.rank());
   });
-  if (options_.resume) return find(requests, shape, dtype, kept);
-  world_.agree([this] {
-    if (!root()) return;
-    const auto paths = checkpoints_in(options_.checkpoint_dir);
-    if (paths.empty()) return;
+  if (options_.resume) find(requests, shape, dtype, kept);
+  std::int64_t number = 0;
+  world_.agree([&] {
+    if (root()) number = take_over_folder();
+  });
+  world_.allreduce(std::span(&number, 1), comm::Communicator::Reduce::max);
+  step_ = std::max(step_, number);
+  last_step_ = step_;
+}
+
+std::int64_t Checkpoints::take_over_folder() {
+  const auto paths = checkpoints_in(options_.checkpoint_dir);
+  for (auto path = paths.rbegin(); path != paths.rend(); ++path) {
     ordered_json state;
     try {
-      state = state_of(io::CheckpointReader(paths[0]));
+      state = state_of(io::CheckpointReader(*path));
     } catch (const Error&) {
-      return;  // damaged: it is in nobody's way
+      continue;  // damaged, or no checkpoint at all: it is in nobody's way
     }
-    require_own(paths[0], state);
-  });
+    if (!options_.resume) require_own(*path, state);
+    if (difference(state.at("run"), identity_).empty()) own_files_.push_back(*path);
+  }
+  std::error_code ignored;
+  std::vector<fs::path> leftovers;
+  for (const auto& entry : fs::directory_iterator(options_.checkpoint_dir, ignored)) {
+    if (is_leftover(entry.path().filename().string())) leftovers.push_back(entry.path());
+  }
+  for (const fs::path& path : leftovers) fs::remove(path, ignored);
+  return paths.empty() ? 0 : step_of(fs::path(paths[0]).filename().string()) + 1;
 }
 
 void Checkpoints::require_own(const std::string& path, const ordered_json& state) const {
@@ -202,7 +213,6 @@ void Checkpoints::find(const std::vector<io::Request>& requests, const ModelShap
     ++taken;
   }
   restoring_ = taken > 0;
-  last_step_ = step_;
   earlier_loads_ = contents.expert_loads;
   if (root()) {
     fmt::print(stderr, "resuming from {}: step {}, {} requests under way\n", reader_->path(), step_,
@@ -378,7 +388,10 @@ void Checkpoints::end() {
     cost_.bytes += writer_->bytes_written();
     writer_.reset();
     phase_ = CheckpointPhase::idle;
-    if (root()) remove_older();
+    if (root()) {
+      own_files_.push_back(path_of(last_step_));
+      remove_older();
+    }
   } catch (const Error& error) {
     give_up(error.what(), root());
   }
@@ -393,13 +406,16 @@ void Checkpoints::give_up(const std::string& reason, bool reporter) {
   failure_.clear();
 }
 
-/// The newest two stay, and the one that this run resumed from while ranks still read it.
-void Checkpoints::remove_older() const {
-  const auto paths = checkpoints_in(folder_of(path_of(0)));
-  for (std::size_t i = num_kept; i < paths.size(); ++i) {
-    if (restoring_ && reader_ && reader_->path() == paths[i]) continue;
+/// The newest two of this run stay, and the one that it resumed from while ranks still read it.
+void Checkpoints::remove_older() {
+  for (std::size_t i = 0; i + num_kept < own_files_.size();) {
+    if (restoring_ && reader_ && reader_->path() == own_files_[i]) {
+      ++i;
+      continue;
+    }
     std::error_code ignored;
-    fs::remove(paths[i], ignored);
+    fs::remove(own_files_[i], ignored);
+    own_files_.erase(own_files_.begin() + static_cast<std::ptrdiff_t>(i));
   }
 }
 

@@ -87,6 +87,9 @@ class Checkpoints {
             std::vector<KeptProgress>& kept);
   bool try_checkpoint(const std::string& path, const std::vector<io::Request>& requests,
                       const ModelShape& shape, DType dtype);
+  /// On rank 0: notes which files are this run's own, and removes what was never finished. Throws
+  /// Error when the folder belongs to another run. Returns a number above those of all files.
+  std::int64_t take_over_folder();
   void require_own(const std::string& path, const nlohmann::ordered_json& state) const;
   void begin(const CheckpointSource& source);
   /// Writes pieces for about `seconds`, at least one.
@@ -94,16 +97,19 @@ class Checkpoints {
   void write_piece(const CheckpointSource& source, std::span<const std::int32_t> pages);
   void end();
   void give_up(const std::string& reason, bool reporter);
-  void remove_older() const;
+  void remove_older();
 
   const comm::Communicator& world_;
   const RunOptions& options_;
   Interval every_;
   nlohmann::ordered_json identity_;
-  std::int64_t step_ = 0;  // of the whole job, over all its runs
+  /// Of the whole job, over all its runs. It only orders the files: it begins above all in the
+  /// folder, since the highest is tried first and may be a damaged one.
+  std::int64_t step_ = 0;
   std::int64_t last_step_ = 0;
   double last_time_ = 0;
   CheckpointCost cost_;
+  std::vector<std::string> own_files_;  // rank 0: this run's, oldest first; no other is removed
 
   std::unique_ptr<io::CheckpointReader> reader_;  // of the checkpoint that this run resumed from
   std::unordered_map<std::int64_t, std::size_t> saved_;  // request -> its sequence there

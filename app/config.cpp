@@ -288,10 +288,6 @@ CommandLine parse_command_line(int argc, const char* const* argv) {
     throw UsageError(fmt::format("{}; see atoll --help", error.what()));
   }
   if (run.parsed()) {
-    if (line.run.resume && !line.run.dump_activations.empty()) {
-      throw UsageError(
-          "--dump-activations: a resumed run does not compute what is kept; run without --resume");
-    }
     interval_of(line.run.checkpoint_every);
     if (line.run.resume && !line.run.dump_activations.empty()) {
       throw UsageError(

@@ -31,6 +31,7 @@ ordered_json identity_of(const RunOptions& options, std::uint64_t model, DType d
           {"input", fmt::format("{:016x}", checksum_of(requests))},
           {"mode", options.mode},
           {"max-tokens", std::to_string(options.max_tokens)},
+          {"kv-tokens", std::to_string(options.kv_tokens)},  // requests that do not fit are refused
           {"dtype", std::string(name_of(dtype))},
           {"backend", backend}};
 }

@@ -13,7 +13,7 @@
 
 namespace atl {
 
-/// Name and value of everything that changes results: model, input, mode, max-tokens, dtype,
+/// Name and value of all that changes results: model, input, mode, max-tokens, kv-tokens, dtype,
 /// backend. An object of strings.
 nlohmann::ordered_json identity_of(const RunOptions& options, std::uint64_t model, DType dtype,
                                    const std::string& backend,

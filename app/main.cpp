@@ -15,6 +15,7 @@
 #include "app/inspect.hpp"
 #include "app/model.hpp"
 #include "app/run.hpp"
+#include "app/stop.hpp"
 #include "comm/communicator.hpp"
 #include "comm/deadline.hpp"
 
@@ -132,7 +133,10 @@ int main(int argc, char** argv) {
     fmt::print("{}", line.text);
     return 0;
   }
-  if (line.command == Command::run) let_waiting_threads_sleep(line.run, argv);
+  if (line.command == Command::run) {
+    let_waiting_threads_sleep(line.run, argv);
+    watch_stop_signals();  // starting MPI may take long; stopped as soon as the job is set up
+  }
   comm::Watchdog watchdog;
   if (line.command == Command::run) {
     comm::watched::stage("start", setup_deadlines * line.run.deadline);
@@ -141,6 +145,7 @@ int main(int argc, char** argv) {
   }
   try {
     const comm::Environment mpi(&argc, &argv);
+    if (line.command == Command::run) watch_stop_signals();  // MPI may have set its own
     return run_command(line, wrong_use, watchdog);
   } catch (const std::exception& error) {
     print_error(error.what());

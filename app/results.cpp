@@ -63,11 +63,11 @@ std::vector<io::Request> broadcast_requests(const comm::Communicator& world,
 }
 
 void ResultStore::open(const std::string& output) {
-  output_ = output;
   io::TextFile file(output);
-  const bool direct = file.is_direct();
+  output_ = file.place().path;  // a link's target, whatever it points to in the end
+  const bool direct = file.place().direct;
   if (direct) pipe_.emplace(std::move(file));
-  journal_ = std::make_unique<io::ResultJournal>(output, direct);
+  journal_ = std::make_unique<io::ResultJournal>(output_, direct);
 }
 
 void ResultStore::check_journal(const ordered_json& identity, bool resume) const {
@@ -101,15 +101,15 @@ std::vector<bool> ResultStore::begin(const std::vector<io::Request>& requests,
   world_.agree([&] {
     if (!root()) return;
     check_journal(identity, resume);
+    if (journal_->num_damaged() > 0) {
+      fmt::print(stderr, "{}: {} damaged lines are not used; their requests run again\n",
+                 journal_->path(), journal_->num_damaged());
+    }
     if (resume && journal_->num_results() > 0) {
       for (std::size_t i = 0; i < requests.size(); ++i) {
         if (!journal_->has(requests[i].line)) continue;
         flags[i] = '1';
         resumed_.push_back(i);
-      }
-      if (journal_->num_damaged() > 0) {
-        fmt::print(stderr, "{}: {} damaged lines are not used; their requests run again\n",
-                   journal_->path(), journal_->num_damaged());
       }
       journal_->resume();
     } else {
@@ -222,6 +222,9 @@ void ResultStore::write() {
     output.write((finished ? journal_->result(request.line) : io::error_line(request)) + "\n");
   }
   output.close();
+}
+
+void ResultStore::remove_journal() {
   journal_->remove();
 }
 

@@ -53,8 +53,10 @@ class ResultStore {
 
   /// Collective: when the requests got their tokens and what they scored, on rank 0.
   RequestSummary summary() const;
-  /// On rank 0, at the end: writes the output and removes the journal.
+  /// On rank 0, at the end: writes the output.
   void write();
+  /// On rank 0, when nothing can fail any more that would have to be made from it.
+  void remove_journal();
 
  private:
   /// What the report needs of one finished request.

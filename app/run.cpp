@@ -41,14 +41,21 @@ constexpr double kv_share_of_free_memory = 0.4;
 /// Results over the requests, or over the model, would destroy them.
 void require_separate_files(const RunOptions& options) {
   namespace fs = std::filesystem;
-  const std::pair<const char*, const std::string*> files[] = {
-      {"model", &options.model},
-      {"input", &options.input},
-      {"output", &options.output},
-      {"cluster", &options.cluster},
-      {"report", &options.report},
-      {"trace", &options.trace},
-      {"activations", &options.activations}};
+  std::vector<std::pair<std::string, std::string>> files = {{"--model", options.model},
+                                                            {"--input", options.input},
+                                                            {"--output", options.output},
+                                                            {"--cluster", options.cluster},
+                                                            {"--report", options.report},
+                                                            {"--trace", options.trace},
+                                                            {"--activations", options.activations}};
+  // What else is written beside these.
+  for (const std::size_t text : {2, 4, 5}) {
+    const auto [name, path] = files[text];
+    const io::TextPlace place = io::text_place_of(path);
+    if (path.empty() || place.direct) continue;
+    files.emplace_back("the unfinished " + name, place.partial());
+    if (name == "--output") files.emplace_back("the journal of --output", place.path + ".journal");
+  }
   const auto same = [](const std::string& a, const std::string& b) {
     std::error_code ignored;
     if (a.empty() || b.empty()) return false;
@@ -59,11 +66,11 @@ void require_separate_files(const RunOptions& options) {
         };
     return whole(a) == whole(b) || fs::equivalent(a, b, ignored);
   };
-  for (std::size_t written = 2; written < std::size(files); ++written) {
+  for (std::size_t written = 2; written < files.size(); ++written) {
     for (std::size_t other = 0; other < written; ++other) {
-      if (!same(*files[written].second, *files[other].second)) continue;
-      throw UsageError(fmt::format("--{} {} is the same file as --{}; give each its own",
-                                   files[written].first, *files[written].second,
+      if (!same(files[written].second, files[other].second)) continue;
+      throw UsageError(fmt::format("{} {} is the same file as {}; give each its own",
+                                   files[written].first, files[written].second,
                                    files[other].first));
     }
   }
@@ -290,7 +297,7 @@ class Job {
       progress.update(total - left, now_seconds() - start);
     }
     comm::watched::end_step();
-    comm::watched::stage("the end", options_.deadline);
+    comm::watched::stage("the end", setup_deadlines * options_.deadline);
     checkpoints_.close();
     timeline_->flush(world_);
     progress.finish();
@@ -375,6 +382,7 @@ class Job {
       if (!options_.trace.empty()) write_trace(events);
       fmt::print("{}", summary_table(report));
       require(std::fflush(stdout) == 0, "cannot write the table of speeds to standard output");
+      results_.remove_journal();
     });
   }
 
@@ -437,7 +445,6 @@ int threads_per_rank(int wanted, int ranks_on_node) {
 }
 
 void run_job(const comm::Communicator& world, const RunOptions& options) {
-  watch_stop_signals();
   Job(world, options).run();
 }
 

@@ -22,13 +22,14 @@ void note(int signal) {
   timespec now{};
   clock_gettime(CLOCK_MONOTONIC, &now);
   const long now_ns = now.tv_sec * 1000000000 + now.tv_nsec;
-  int none = 0;
-  if (first_signal.compare_exchange_strong(none, signal)) {
-    first_time_ns = now_ns;
-  } else if (now_ns - first_time_ns > repeat_ns) {
+  long never = 0;  // the time first: whoever sees the signal sees when it came
+  if (!first_time_ns.compare_exchange_strong(never, now_ns) && now_ns - never > repeat_ns) {
     std::signal(signal, SIG_DFL);
     std::raise(signal);  // takes effect when this handler returns
+    return;
   }
+  int none = 0;
+  first_signal.compare_exchange_strong(none, signal);
 }
 
 }  // namespace

@@ -79,9 +79,20 @@ std::string journal_line(std::int64_t line, std::string_view result) {
 
 ResultJournal::ResultJournal(const std::string& output, bool in_memory)
     : path_(output + ".journal"), in_memory_(in_memory) {
-  file_ = in_memory ? memfd_create("atoll-results", MFD_CLOEXEC)
-                    : open(path_.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+  if (in_memory) {
+    file_ = memfd_create("atoll-results", MFD_CLOEXEC);
+  } else {
+    constexpr int flags = O_RDWR | O_CLOEXEC | O_NONBLOCK | O_NOFOLLOW;  // a pipe would block
+    file_ = open(path_.c_str(), flags);
+    is_new_ = file_ < 0 && errno == ENOENT;
+    if (is_new_) file_ = open(path_.c_str(), flags | O_CREAT, 0666);
+  }
   if (file_ < 0) refuse(path_, errno);
+  struct stat status {};
+  if (fstat(file_, &status) != 0 || !S_ISREG(status.st_mode)) {
+    close(file_);
+    fail("cannot write {}: it is no regular file; move it away or give another --output", path_);
+  }
   // File systems without locks are taken at their word.
   if (flock(file_, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) {
     close(file_);
@@ -99,7 +110,7 @@ ResultJournal::ResultJournal(const std::string& output, bool in_memory)
 ResultJournal::~ResultJournal() {
   stop_syncing();
   if (file_ < 0) return;
-  if (places_.empty() && !in_memory_) unlink(path_.c_str());
+  if (places_.empty() && !in_memory_ && (is_new_ || in_use_)) unlink(path_.c_str());
   close(file_);
 }
 
@@ -112,6 +123,13 @@ void ResultJournal::read() {
     if (got < 0) fail("cannot read {} ({}); check the disk", path_, std::strerror(errno));
     if (got == 0) break;
     text.append(buffer.data(), static_cast<std::size_t>(got));
+    if (size_ == 0 && !text.starts_with(line_key) && !line_key.starts_with(text)) {
+      fail(
+          "cannot write {}: it does not begin as the journal of a run does, and would be lost; "
+          "move "
+          "it away or give another --output",
+          path_);
+    }
     std::size_t whole = text.rfind('\n');
     if (whole == std::string::npos) continue;
     ++whole;
@@ -140,6 +158,7 @@ void ResultJournal::find_lines(std::string_view text, std::uint64_t offset) {
 }
 
 void ResultJournal::start(const std::string& header) {
+  in_use_ = true;
   if (ftruncate(file_, 0) != 0) refuse(path_, errno);
   places_.clear();
   size_ = 0;
@@ -150,6 +169,7 @@ void ResultJournal::start(const std::string& header) {
 }
 
 void ResultJournal::resume() {
+  in_use_ = true;
   // A torn last line goes, so that the next one starts a line of its own.
   if (ftruncate(file_, static_cast<off_t>(size_)) != 0) refuse(path_, errno);
   start_syncing();

@@ -23,10 +23,11 @@ std::string journal_line(std::int64_t line, std::string_view result);
 class ResultJournal {
  public:
   /// Opens the journal beside `output` and reads what an earlier run left. Throws Error when it
-  /// cannot be written, or another run holds it. With `in_memory` there is no file and nothing to
-  /// resume, for outputs that are no files either.
+  /// cannot be written, is not the journal of a run, or another run holds it. With `in_memory`
+  /// there is no file and nothing to resume, for outputs that are no files either.
   ResultJournal(const std::string& output, bool in_memory);
-  /// Leaves the file for a run that resumes, unless nothing is in it.
+  /// Leaves the file for a run that resumes, unless nothing is in it. One that was there before
+  /// start() or resume() stays.
   ~ResultJournal();
   ResultJournal(const ResultJournal&) = delete;
   ResultJournal& operator=(const ResultJournal&) = delete;
@@ -69,6 +70,8 @@ class ResultJournal {
 
   std::string path_;
   bool in_memory_;
+  bool is_new_ = false;  // made by this object
+  bool in_use_ = false;  // start() or resume() ran
   std::string header_;
   int file_ = -1;
   std::uint64_t size_ = 0;  // bytes of whole lines; the next line goes there

@@ -8,10 +8,21 @@
 
 namespace atl::io {
 
+/// Where a text file given as `path` is written.
+struct TextPlace {
+  std::string path;     ///< with links resolved
+  bool direct = false;  ///< what is there cannot be replaced: a pipe, a device, an open file
+  int descriptor = -1;  ///< of standard output or error, when the place is that file
+  /// Where a file that is not direct is until it is whole.
+  std::string partial() const { return path + ".partial"; }
+};
+TextPlace text_place_of(const std::string& path);
+
 /// Opened for writing at once, so that an unwritable path is refused before any work; every write
 /// and the close are checked, so that a full disk is an Error and not a short file. What is written
 /// goes to `path`.partial and takes the name at close(): a run that fails leaves an earlier file as
-/// it was. Pipes and devices are written to directly.
+/// it was; a link to it stays one. Pipes, devices and open files (/dev/stdout) are written to
+/// directly.
 class TextFile {
  public:
   /// Throws Error when `path` cannot be opened for writing.
@@ -19,8 +30,7 @@ class TextFile {
   TextFile(TextFile&& other) noexcept = default;
   TextFile& operator=(TextFile&& other) = delete;
   ~TextFile();  ///< without close(): removes what was written
-  /// Whether writes go straight to a pipe or device, which keeps what it got.
-  bool is_direct() const { return partial_ == path_; }
+  const TextPlace& place() const { return place_; }
   void write(std::string_view text);
   /// Flushes to disk, closes and renames. Throws Error when anything could not be written.
   void close();
@@ -29,8 +39,8 @@ class TextFile {
   struct Closer {
     void operator()(std::FILE* file) const { std::fclose(file); }
   };
-  std::string path_;
-  std::string partial_;  // equal to path_ for pipes and devices
+  std::string path_;  // as given
+  TextPlace place_;
   std::unique_ptr<std::FILE, Closer> file_;
 };
 

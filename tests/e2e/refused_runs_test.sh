@@ -32,6 +32,8 @@ for wrong in "chunks 0" "chunks 9" "chunks two" "chunks 99999999999999999999" "m
   read -r option value <<<"$wrong"
   usage "$option" "${run_options[@]}" "--$option" "$value"
 done
+usage "dump-activations.*resume" "${run_options[@]}" --resume --dump-activations 0 \
+  --activations "$work/x.h5"
 usage "preset|moe-16l" init --output "$work/x.h5"
 usage "moe-16l" init --preset nonsense --output "$work/x.h5"
 usage "seed" init --preset moe-4l-tiny --seed -1 --output "$work/x.h5"
@@ -91,6 +93,30 @@ for paths in "output ./kept.jsonl" "report link.jsonl" "trace $model"; do
 done
 capture "$ATOLL" "${run_options[@]}" --report "$results"
 refused "one file for results and report" 2 "same file"
+
+for suffix in journal partial; do
+  cp "$requests" "$results.$suffix"
+  capture "$ATOLL" run --model "$model" --input "$results.$suffix" --output "$results"
+  refused "requests where the .$suffix would be" 2 "same file"
+  same "requests where the .$suffix would be" "$requests" "$results.$suffix"
+  rm "$results.$suffix"
+done
+cp "$requests" "$results.journal"
+capture "$ATOLL" "${run_options[@]}"
+refused "somebody's file where the journal would be" 1 "does not begin as"
+same "somebody's file where the journal would be" "$requests" "$results.journal"
+rm "$results.journal"
+
+# --- outputs that are links, or standard output
+"$ATOLL" "${run_options[@]}" >/dev/null 2>&1
+ln -s real.jsonl "$work/symbolic.jsonl"
+capture "$ATOLL" run --model "$model" --input "$requests" --output "$work/symbolic.jsonl"
+succeeds "an output that is a link"
+same "an output that is a link" "$results" "$work/real.jsonl"
+if [[ -L "$work/symbolic.jsonl" ]]; then passed; else failed "a link was replaced by the output"; fi
+"$ATOLL" run --model "$model" --input "$requests" --output /dev/stdout >"$work/mixed" 2>/dev/null
+head -n 2 "$work/mixed" >"$work/head.jsonl"
+same "results on standard output, a file" "$results" "$work/head.jsonl"
 
 # --- lines that cannot be served, between ones that can
 "$ATOLL" "${run_options[@]}" >/dev/null 2>&1
@@ -174,6 +200,14 @@ for option in output report trace; do
   ln -sf /dev/full "$work/full"
   atoll_on 2 "${run_options[@]}" "--$option" "$work/full"
   refused "--$option on a full disk" 1 "full|space"
+  [[ "$option" != output ]] || continue # its results went nowhere
+  capture "$ATOLL" "${run_options[@]}" --resume
+  succeeds "resume after --$option on a full disk"
+  if grep -q "2 of 2 requests are finished" "$work/stderr"; then
+    passed
+  else
+    failed "--$option on a full disk: what was finished is computed again"
+  fi
 done
 
 # --- ranks started differently

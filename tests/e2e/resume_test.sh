@@ -172,6 +172,8 @@ for signal in USR1 TERM INT; do
     refused "other options" 1 "max-tokens was 64 and is 5"
     atoll_on 2 "${run_options[@]}" --resume --dtype float32
     refused "another element type" 1 "dtype was bfloat16 and is float32"
+    atoll_on 2 "${run_options[@]}" --resume --kv-tokens 64
+    refused "another KV cache" 1 "kv-tokens was 0 and is 64"
     sed '2s/Die/Der/' "$requests" >"$work/other.jsonl"
     atoll_on 2 "${run_options[@]}" --resume --input "$work/other.jsonl"
     refused "other requests" 1 "input was"
@@ -219,6 +221,20 @@ damage "a damaged checkpoint" "not used: .*damaged" flip_newest
 if grep -q "^resuming from" "$work/stderr"; then passed; else failed "the checkpoint before a damaged one is not used"; fi
 damage "two cut checkpoints" "no usable checkpoint" cut_all
 damage "no checkpoints any more" "no usable checkpoint" rm -r "$checkpoints"
+
+# --- files of others in the folder: they stay, and the run numbers its own above them
+fresh
+mkdir "$checkpoints"
+others=("$checkpoints/checkpoint-1.h5" "$checkpoints/checkpoint-000900000.h5")
+for other in "${others[@]}"; do echo kept >"$other"; done
+start 3
+await_end "other files in the folder"
+succeeds "other files in the folder"
+if (($(num_checkpoints) == 4)) && [[ "$(newest)" > "${others[1]}" ]] && grep -q kept "${others[0]}" && grep -q kept "${others[1]}"; then
+  passed
+else
+  failed "other files in the folder: $(ls "$checkpoints")"
+fi
 
 # --- folders that go away
 fresh

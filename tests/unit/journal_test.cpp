@@ -3,6 +3,7 @@
 #include "io/journal.hpp"
 
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <filesystem>
@@ -82,6 +83,11 @@ TEST_F(Journal, NoFlippedBitChangesAResult) {
     std::string bad = whole;
     bad[bit / 8] = static_cast<char>(bad[bit / 8] ^ (1 << (bit % 8)));
     set_text(bad);
+    if (bit < 8 * std::string_view(R"({"line":)").size()) {  // it may be anybody's file
+      EXPECT_THROW(ResultJournal(output_, false), Error) << bit;
+      EXPECT_EQ(text(), bad) << bit;
+      continue;
+    }
     const ResultJournal journal(output_, false);
     // A flip that is not noticed (of a checksum digit's case) leaves everything as it was.
     EXPECT_TRUE(journal.num_damaged() > 0 || journal.num_results() == 2) << bit;
@@ -93,6 +99,25 @@ TEST_F(Journal, NoFlippedBitChangesAResult) {
     }
     EXPECT_LE(journal.num_results(), 2);
   }
+}
+
+TEST_F(Journal, RefusesAndKeepsWhatIsNoJournal) {
+  const std::string path = output_ + ".journal";
+  for (const std::string other : {"a diary\n", "{}", "{\"id\": \"a\"}\n", "\n"}) {
+    set_text(other);
+    EXPECT_THROW(ResultJournal(output_, false), Error) << other;
+    EXPECT_EQ(text(), other);
+  }
+  set_text("");  // empty, but another's until the run starts
+  { const ResultJournal journal(output_, false); }
+  EXPECT_TRUE(fs::exists(path));
+  fs::rename(path, folder_ / "diary");
+  fs::create_symlink(folder_ / "diary", path);
+  EXPECT_THROW(ResultJournal(output_, false), Error);
+  fs::remove(path);
+  ASSERT_EQ(mkfifo(path.c_str(), 0600), 0);
+  EXPECT_THROW(ResultJournal(output_, false), Error);
+  EXPECT_TRUE(fs::is_fifo(path));
 }
 
 TEST_F(Journal, KeepsASecondRunOut) {

@@ -54,6 +54,35 @@ TEST_F(TextFileTest, LeavesAnEarlierFileWhenItIsGivenUp) {
   EXPECT_EQ(num_files(), 1U);
 }
 
+TEST_F(TextFileTest, WritesWhatALinkPointsTo) {
+  std::filesystem::create_directory(folder_ / "far");
+  std::filesystem::create_symlink("far/results", folder_ / "link");
+  for (const char* text : {"one", "two"}) {  // not there yet, and there
+    TextFile file(folder_ / "link");
+    EXPECT_FALSE(file.place().direct);
+    EXPECT_EQ(file.place().path, (folder_ / "far/results").string());
+    file.write(text);
+    file.close();
+    EXPECT_TRUE(std::filesystem::is_symlink(folder_ / "link"));
+    EXPECT_EQ(read(folder_ / "far/results"), text);
+  }
+  EXPECT_EQ(num_files(), 2U);
+}
+
+TEST_F(TextFileTest, DoesNotReplaceAnOpenFile) {
+  const std::string path = folder_ / "results";
+  std::FILE* open = std::fopen(path.c_str(), "w");
+  ASSERT_NE(open, nullptr);
+  const std::string name = "/dev/fd/" + std::to_string(fileno(open));
+  TextFile file(name);
+  EXPECT_TRUE(file.place().direct);
+  file.write("text");
+  file.close();
+  std::fclose(open);
+  EXPECT_EQ(read(path), "text");
+  EXPECT_EQ(num_files(), 1U);
+}
+
 TEST_F(TextFileTest, RefusesWhatCannotBeWritten) {
   EXPECT_THROW(TextFile(folder_ / "missing" / "results"), Error);
   EXPECT_THROW(TextFile(folder_.string()), Error);
