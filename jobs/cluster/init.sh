@@ -18,7 +18,8 @@ address_of() { if [[ "$1" == head ]]; then echo "$network.254"; else echo "$netw
 on() { (export ATOLL_CLUSTER_STATE="$state" && exec bash "$here/host.sh" --exec "$@"); }
 
 # shape DEVICE: what it sends is limited. A link that was idle sends one burst for nothing, so bursts are
-# small: 32 KiB are a few large frames, and 1 Gbit/s still reaches its rate. Large frames (below), since the cost of a packet, not of a byte, is what eats the cores.
+# small: 32 KiB are a few large frames, and 1 Gbit/s still reaches its rate. Large frames (below), since
+# the cost of a packet, not of a byte, is what eats the cores.
 shape() { [[ "$rate" == none ]] || tc qdisc add dev "$1" root tbf rate "$rate" burst 32k latency 50ms; }
 
 head_up() {
