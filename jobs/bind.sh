@@ -19,6 +19,8 @@ find_gpus() {
   if command -v nvidia-smi >/dev/null; then
     while IFS=', ' read -r address uuid; do
       address="${address,,}"
+      # Without its driver nvidia-smi writes why in place of a list.
+      [[ "$address" =~ ^[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]$ ]] || continue
       gpu_addresses+=("${address:(-12)}") # nvidia-smi writes eight digits of the domain, sysfs four
       gpu_ids+=("$uuid")
     done < <(nvidia-smi --query-gpu=pci.bus_id,uuid --format=csv,noheader 2>/dev/null | sort)

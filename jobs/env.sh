@@ -43,5 +43,5 @@ print_modules() {
   mpirun --version | head -n 1
   if command -v ucx_info >/dev/null; then ucx_info -v | head -n 1; fi
   printf '\nlibraries of %s:\n' "$ATOLL"
-  ldd "$ATOLL"
+  ldd "$ATOLL" || true # a static executable, or a script around it
 }

@@ -307,7 +307,7 @@ class LayersBench {
     const bool small = options_.tokens < 128;
     const double expert_gemm = gemm_rate(world_, options_.hidden, options_.intermediate);
     const double peak = std::max(expert_gemm, gemm_rate(world_, 1024, 1024));
-    const double stream = stream_rate(world_, topology_, small ? 1 : 8, 3);
+    const double stream = stream_rate(world_, topology_, small ? 1 : 8, 7);
     result["machine"] = {
         {"cores_of_node", comm::Environment::cores_of_node()},
         {"gemm_flops_per_s_per_rank", peak},

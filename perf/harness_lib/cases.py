@@ -79,6 +79,8 @@ def expand(grid, base):
 
 def load(path):
     declared = read_file(path)
+    if not isinstance(declared, dict):
+        raise BadSweep(f"{path} is not a table of keys")
     known = {"name", "rounds", "warm_up_rounds", "timeout_s", "base", "grid", "launcher",
              "ranks_per_core"}
     unknown = set(declared) - known
@@ -87,6 +89,7 @@ def load(path):
                        f"{', '.join(sorted(known))}")
     if not declared.get("grid"):
         raise BadSweep(f"{path} declares no [[grid]], so there is nothing to measure")
+    check_sweep(declared, path)
     cases = []
     for grid in declared["grid"]:
         try:
@@ -108,13 +111,49 @@ def load(path):
                  declared.get("launcher", []), declared.get("ranks_per_core", 16), declared)
 
 
+def check_sweep(declared, path):
+    def number(key, least, whole):
+        value = declared.get(key, least)
+        kinds = int if whole else (int, float)
+        if isinstance(value, bool) or not isinstance(value, kinds) or value < least:
+            raise BadSweep(f"{path}: {key} = {value!r} is not a {'whole ' * whole}number from "
+                           f"{least:g}")
+
+    number("rounds", 1, True)
+    number("warm_up_rounds", 0, True)
+    number("timeout_s", 0.001, False)
+    number("ranks_per_core", 0.001, False)
+    if not isinstance(declared.get("name", ""), str):
+        raise BadSweep(f"{path}: name = {declared['name']!r} is not a text")
+    launcher = declared.get("launcher", [])
+    if not isinstance(launcher, list) or not all(isinstance(word, str) for word in launcher):
+        raise BadSweep(f"{path}: launcher = {launcher!r} is not a list of words")
+    for word in launcher:
+        try:
+            word.format(ranks=1, nodes=1, ranks_per_node=1)
+        except (KeyError, IndexError, ValueError) as error:
+            raise BadSweep(f"{path}: launcher has '{word}' ({error}); known are {{ranks}}, "
+                           "{nodes}, {ranks_per_node}") from error
+    grids = declared["grid"]
+    if not isinstance(grids, list) or not all(isinstance(grid, dict) for grid in grids):
+        raise BadSweep(f"{path}: grid is not a list of tables; write [[grid]], not [grid]")
+    if not isinstance(declared.get("base", {}), dict):
+        raise BadSweep(f"{path}: base is not a table; write [base]")
+
+
 def check(case, path):
+    if not isinstance(case.mpi, dict):
+        raise BadSweep(f"{path}: mpi = {case.mpi!r} is not a table of MCA parameters")
+    if not isinstance(case.rate, str):
+        raise BadSweep(f"{path}: rate = {case.rate!r} is not a text, as \"1gbit\"")
     if case.program not in PROGRAMS:
         raise BadSweep(f"{path}: there is no program '{case.program}'; choose from "
                        f"{', '.join(PROGRAMS)}")
     for key in ("nodes", "ranks"):
         value = getattr(case, key)
-        if not isinstance(value, int) or value < 1:
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise BadSweep(f"{path}: {key} = {value!r} is not a number from 1")
+    if isinstance(case.cores, bool) or not isinstance(case.cores, int) or case.cores < 0:
+        raise BadSweep(f"{path}: cores = {case.cores!r} is not a number from 0")
     if case.ranks % case.nodes != 0:
         raise BadSweep(f"{path}: {case.ranks} ranks do not spread evenly over {case.nodes} nodes")

@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import subprocess
+from math import isfinite
 from pathlib import Path
 
 from .stats import summary
@@ -15,6 +16,9 @@ AIMS = {"uniform": 0.9, "log-normal": 0.8}  # of the overlap efficiency
 LINK_AIM = 0.8
 # Below this ratio of the shorter half to the longer one, overlap efficiency is mostly noise.
 COMPARABLE = 0.3
+# Beyond these a measurement contradicts itself; the margins are what drifts between two steps.
+LEAST_SERIAL = 0.95  # of compute + communication
+MOST_LINK_USE = 1.05
 
 
 def one_line(command):
@@ -78,20 +82,39 @@ def add_earlier(entry, earlier):
             entry.setdefault(key, earlier[key])
 
 
+def doubts(metrics):
+    """What cannot be if links carry no more than the stream did: said, since it flatters."""
+    found = []
+    both = metrics["compute_s"]["median"] + metrics["communication_s"]["median"]
+    serial = metrics["serial_s"]["median"]
+    if serial < LEAST_SERIAL * both:
+        found.append(f"the serial step takes {serial / both:.2f} of compute + communication: "
+                     "its messages met faster links than communication alone")
+    for kind in ("communication", "overlapped"):
+        use = metrics[f"link_use_{kind}"]["median"]
+        if use > MOST_LINK_USE:
+            found.append(f"link use {use:.2f} ({kind}): the links carried more than a plain stream")
+    return found
+
+
 def collect(sweep, cases, running, earlier=None):
     """The outcome of the sweep; `earlier`, an outcome of the same sweep, is added to."""
     before = {entry["id"]: entry for entry in (earlier or {}).get("cases", [])}
+    chosen = {case.id for case in cases}
     outcome = {
         "format": "atoll-perf", "version": 1, "name": sweep.name,
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "commit": one_line(["git", "describe", "--always", "--dirty", "--abbrev=12"]),
-        "machine": machine(), "rounds": sweep.rounds + (earlier or {}).get("rounds", 0), "declared": sweep.declared,
+        "machine": machine(), "rounds": running.rounds_done + (earlier or {}).get("rounds", 0),
+        "declared": sweep.declared,
         "notes": list(running.notes), "cases": []}
     for case in cases:
-        entry = {"id": case.id, "program": case.program, "nodes": case.nodes, "ranks": case.ranks,
-                 "rate": case.rate if case.nodes > 1 else None, "mpi": case.mpi,
-                 "options": case.options, "status": "ok", "reason": "", "rounds": {},
-                 "metrics": {}, "runs": []}
+        if case.id in running.impossible and case.id in before:
+            outcome["cases"].append(before[case.id])
+            outcome["notes"].append(f"not added to: {case.id}: {running.impossible[case.id]}")
+            continue
+        entry = {**described(case), "status": "ok", "reason": "", "rounds": {}, "metrics": {},
+                 "runs": []}
         outcome["cases"].append(entry)
         if case.id in running.impossible:
             entry["status"], entry["reason"] = "not measured", running.impossible[case.id]
@@ -114,16 +137,20 @@ def collect(sweep, cases, running, earlier=None):
         if failed:
             entry["reason"] = f"{len(failed)} of {len(entry['runs'])} runs: {failed[-1]['error']}"
         if not entry["rounds"]:
-            entry["status"] = "failed"
+            entry["status"] = "failed" if failed else "not measured"
+            entry["reason"] = entry["reason"] or "the sweep ended before it was this case's turn"
         elif failed:
             entry["status"] = "partly failed"
         for metric, rounds in entry["rounds"].items():
             entry["metrics"][metric] = summary([v for values in rounds for v in values])
+    # What this call was not to measure stays as it was.
+    outcome["cases"] += [entry for name, entry in before.items() if name not in chosen]
     # By the definition the medians are put together, not the quotients of single steps.
     for entry in outcome["cases"]:
         metrics = entry["metrics"]
         if entry["program"] != "layers" or "overlap_efficiency" not in metrics:
             continue
+        entry["doubts"] = doubts(entry["metrics"])
         compute, communication, overlapped = (
             metrics[key]["median"] for key in ("compute_s", "communication_s", "overlapped_s"))
         shorter = min(compute, communication)
@@ -133,8 +160,77 @@ def collect(sweep, cases, running, earlier=None):
     return outcome
 
 
+class BadResults(Exception):
+    """The file holds no results; the message says why."""
+
+
+def read_json(path):
+    """An outcome as write_json left it, with everything that the callers rely on."""
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BadResults(f"cannot read {path} ({error})") from error
+    if not isinstance(content, dict) or content.get("format") != "atoll-perf":
+        raise BadResults(f"{path} is not a result file of perf/harness")
+
+    def need(holder, where, **kinds):
+        for key, kind in kinds.items():
+            if not isinstance(holder, dict) or not isinstance(holder.get(key), kind):
+                raise BadResults(f"{path}: {where} has no {key}, or not of the kind it should be")
+
+    need(content, "the file", machine=dict, cases=list, rounds=int)
+    for entry in content["cases"]:
+        need(entry, "a case", id=str)
+        need(entry, entry["id"], status=str, rounds=dict, metrics=dict, options=dict, runs=list)
+        for metric, rounds in entry["rounds"].items():
+            lists = isinstance(rounds, list) and rounds and all(
+                isinstance(values, list) and values for values in rounds)
+            if not lists or not all(is_number(v) for values in rounds for v in values):
+                raise BadResults(f"{path}: {entry['id']}: {metric} is not rounds of numbers")
+            if is_time(metric) and min(min(values) for values in rounds) <= 0:
+                raise BadResults(f"{path}: {entry['id']}: {metric} has times that are not above 0")
+    return content
+
+
+def is_number(value):
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value)
+
+
+def is_time(metric):
+    return metric.endswith("_s") and not metric.endswith("per_s")
+
+
+CASE_KEYS = ("program", "nodes", "ranks", "rate", "cores", "mpi")
+
+
+def differing(a, b):
+    """What two entries of one id differ in, options first: texts like `tokens 64, then 128`."""
+    keys = dict.fromkeys([*a["options"], *b["options"]])
+    pairs = [(key, a["options"].get(key), b["options"].get(key)) for key in keys]
+    pairs += [(key, a[key], b[key]) for key in CASE_KEYS if key in a and key in b]
+    return [f"{key} {one}, then {two}" for key, one, two in pairs if one != two]
+
+
+def not_the_same(cases, earlier):
+    """Why the rounds of `cases` cannot be added to those of `earlier`; empty if they can."""
+    before = {entry["id"]: entry for entry in earlier["cases"]}
+    for case in cases:
+        if case.id in before and differing(before[case.id], described(case)):
+            return f"{case.id}: {'; '.join(differing(before[case.id], described(case)))}"
+    return ""
+
+
+def described(case):
+    return {"id": case.id, "program": case.program, "nodes": case.nodes, "ranks": case.ranks,
+            "rate": case.rate if case.nodes > 1 else None, "cores": case.cores, "mpi": case.mpi,
+            "options": case.options}
+
+
 def write_json(outcome, path):
-    path.write_text(json.dumps(outcome, indent=1) + "\n", encoding="utf-8")
+    """Whole or not at all: a reader never sees half of it."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(outcome, indent=1) + "\n", encoding="utf-8")
+    part.replace(path)
 
 
 def ms(metric):
@@ -184,6 +280,9 @@ def tables(outcome):
     if peers:
         found.append(("Against PyTorch + mpi4py", ["same place and shapes", "Atoll, ms",
                                                    "PyTorch, ms", "PyTorch / Atoll"], peers, ""))
+    doubtful = [[entry["id"], text] for entry in layers for text in entry.get("doubts", [])]
+    if doubtful:
+        found.append(("Warnings: what contradicts itself", ["case", "why"], doubtful, ""))
     wrong = [[entry["id"], entry["status"], entry["reason"]]
              for entry in outcome["cases"] if entry["status"] != "ok"]
     if wrong:

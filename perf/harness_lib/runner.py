@@ -10,6 +10,8 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .results import metrics_of
+
 ROOT = Path(__file__).resolve().parents[2]
 CLUSTER = ROOT / "jobs/cluster/cluster"
 
@@ -26,6 +28,13 @@ class Run:
 def last_words(text, count=6):
     """What a program said of its failure, without what mpirun adds."""
     lines = [line for line in text.strip().splitlines() if line.strip()]
+    outside, inside = [], False  # mpirun's own words stand between two rules
+    for line in lines:
+        if re.match(r"-{20,}\s*$", line):
+            inside = not inside
+        elif not inside:
+            outside.append(line)
+    lines = outside or lines
     own = list(dict.fromkeys(line for line in lines if re.match(r"\w+(_bench|_moe)?(\.py)?: ", line)
                              and not line.startswith("NOTE")))
     return "\n".join((own or lines)[-count:])
@@ -43,6 +52,7 @@ class Runner:
         self.runs = {}  # case id -> [Run]
         self.impossible = {}  # case id -> reason
         self.notes = []
+        self.rounds_done = 0
         self.clusters = {}  # (nodes, rate, cores) -> name, or "" where it cannot be
         self.reasons = {}
 
@@ -58,9 +68,11 @@ class Runner:
 
     @staticmethod
     def _stop(number, _frame):
+        signal.signal(number, signal.SIG_IGN)  # what was measured is being written
         raise SystemExit(128 + number)
 
-    def run(self, cases, first_round=0):
+    def run(self, cases, first_round=0, after_round=lambda: None):
+        """Calls `after_round` after every round, so that a long sweep can keep what it has."""
         possible = []
         for case in cases:
             reason = self.why_not(case)
@@ -77,10 +89,13 @@ class Runner:
             for place, case in enumerate(order):
                 word = "warm-up" if number < 0 else f"round {number + 1} of {self.sweep.rounds}"
                 print(f"{word}, {place + 1} of {len(order)}: {case.id}", flush=True)
-                outcome = self.run_once(case, number + first_round if number >= 0 else number)
+                outcome = self.run_safely(case, number + first_round if number >= 0 else number)
                 self.runs[case.id].append(outcome)
                 if outcome.error:
                     print(f"  failed (exit code {outcome.code}): {outcome.error}", flush=True)
+            if number >= 0:
+                self.rounds_done = number + 1
+                after_round()
 
     def why_not(self, case):
         """A reason for which this machine cannot run the case, or an empty text."""
@@ -159,7 +174,10 @@ class Runner:
         else:
             words += [f"--benchmark_out={report}", "--benchmark_out_format=json"]
         for key, value in case.options.items():
-            option = "--" + key.replace("_", "-")
+            # Google Benchmark's own options have underscores.
+            option = "--" + (key if key.startswith("benchmark_") else key.replace("_", "-"))
+            if value is False:
+                continue
             if value is True:
                 words.append(option)
             elif case.program in ("layers", "torch"):
@@ -179,6 +197,16 @@ class Runner:
                     "--ranks-per-node", str(case.ranks // case.nodes), *mpi, "--"]
         return ["mpirun", "-n", str(case.ranks), "--oversubscribe", "--bind-to", "none", "--mca",
                 "mpi_yield_when_idle", "1", *mpi]
+
+    def run_safely(self, case, number):
+        """An error nobody thought of is one failed run, not the end of the sweep."""
+        try:
+            outcome = self.run_once(case, number)
+            if not outcome.error:
+                metrics_of(outcome.report, case.program)  # a report without the keys that count
+            return outcome
+        except Exception as error:  # pylint: disable=broad-except
+            return Run(number, -1, 0.0, f"unexpected {type(error).__name__}: {error}")
 
     def run_once(self, case, number):
         safe = "".join(c if c.isalnum() else "-" for c in case.id)

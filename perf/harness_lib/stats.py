@@ -19,8 +19,15 @@ def summary(values):
             "mad": median([abs(value - middle) for value in values]), "n": len(values)}
 
 
-def ratio_interval(a_rounds, b_rounds, confidence=0.99, samples=4000, seed=1):
-    """Interval of median(b) / median(a) by the bootstrap.
+def effect(a, b, difference):
+    """How b compares with a: b - a, or b / a."""
+    if difference:
+        return b - a
+    return b / a if a else (1.0 if b == a else float("inf"))
+
+
+def effect_interval(a_rounds, b_rounds, difference=False, confidence=0.99, samples=4000, seed=1):
+    """Interval of the effect on medians by the bootstrap.
 
     Values of one round share what the machine was doing just then, so whole rounds are drawn first,
     and values within them second.
@@ -34,24 +41,29 @@ def ratio_interval(a_rounds, b_rounds, confidence=0.99, samples=4000, seed=1):
             values += [generator.choice(chosen) for _ in chosen]
         return median(values)
 
-    ratios = sorted(draw(b_rounds) / draw(a_rounds) for _ in range(samples))
+    effects = sorted(effect(draw(a_rounds), draw(b_rounds), difference) for _ in range(samples))
     tail = (1 - confidence) / 2
-    return quantile(ratios, tail), quantile(ratios, 1 - tail)
+    return quantile(effects, tail), quantile(effects, 1 - tail)
 
 
-def verdict(a_rounds, b_rounds, least_effect=0.02):
-    """('faster' | 'slower' | 'no difference' | 'too few rounds', ratio, low, high); times."""
+def verdict(a_rounds, b_rounds, least_effect=0.02, words=("faster", "slower"), difference=False):
+    """(word, effect, low, high): the effect of B, as a ratio or as a difference, and its interval.
+
+    The word is one of `words` (below, above), 'no difference' or 'too few rounds'.
+    """
     flat = [[value for values in rounds for value in values] for rounds in (a_rounds, b_rounds)]
-    ratio = median(flat[1]) / median(flat[0])
-    low, high = ratio_interval(a_rounds, b_rounds)
+    found = effect(median(flat[0]), median(flat[1]), difference)
+    low, high = effect_interval(a_rounds, b_rounds, difference)
+    neutral = 0 if difference else 1
     if min(len(a_rounds), len(b_rounds)) < 3:
         # Rounds of one or two cannot show how much the machine drifts between rounds.
-        spread = max(max(values) / min(values) for values in flat)
-        if max(ratio, 1 / ratio) <= spread or low <= 1 <= high:
-            return "no difference", ratio, low, high
-        return "too few rounds", ratio, low, high
-    if high < 1 - least_effect:
-        return "faster", ratio, low, high
-    if low > 1 + least_effect:
-        return "slower", ratio, low, high
-    return "no difference", ratio, low, high
+        spread = max(abs(effect(min(values), max(values), difference)) for values in flat)
+        size = abs(found) if difference else max(found, 1 / found if found else float("inf"))
+        if size <= spread or low <= neutral <= high:
+            return "no difference", found, low, high
+        return "too few rounds", found, low, high
+    if high < neutral - least_effect:
+        return words[0], found, low, high
+    if low > neutral + least_effect:
+        return words[1], found, low, high
+    return "no difference", found, low, high

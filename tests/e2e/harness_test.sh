@@ -81,6 +81,89 @@ else
   show_output
 fi
 
+# What is higher where more is better, what was lost, and what was asked for otherwise.
+python3 - "$out/results.json" "$work/lower.json" "$work/lost.json" <<'CHANGE'
+import copy, json, sys
+result = json.load(open(sys.argv[1], encoding="utf-8"))
+lower, lost = copy.deepcopy(result), copy.deepcopy(result)
+for case in lower["cases"]:
+    for metric, rounds in case["rounds"].items():
+        if metric == "overlap_efficiency":
+            case["rounds"][metric] = [[value - 50 for value in values] for values in rounds]
+        elif metric == "tokens_per_s" or metric.startswith("link_use_"):
+            case["rounds"][metric] = [[value / 50 for value in values] for values in rounds]
+    case["options"]["top_k"] = 1
+measured = [case for case in lost["cases"] if case["status"] == "ok"]
+measured[0].update(status="failed", rounds={}, metrics={})
+json.dump(lower, open(sys.argv[2], "w", encoding="utf-8"))
+json.dump(lost, open(sys.argv[3], "w", encoding="utf-8"))
+CHANGE
+capture "$compare" "$out/results.json" "$work/lower.json"
+for metric in overlap_efficiency tokens_per_s link_use_communication link_use_overlapped; do
+  if ((code == 1)) && grep -q "^lower .*: $metric$" "$work/stdout"; then
+    passed
+  else
+    failed "a lower $metric is not seen (exit code $code)"
+    show_output
+  fi
+done
+if grep -q '^options differ.* top_k None, then 1' "$work/stdout"; then passed; else failed "options"; fi
+capture "$compare" "$out/results.json" "$work/lost.json"
+if ((code == 1)) && grep -q '^1 measured in A' "$work/stdout"; then passed; else failed "a lost case"; fi
+for content in '[]' '{' '{"format": "atoll-perf"}' '{"format": "atoll-perf", "machine": {}, "rounds": 1,
+  "cases": [{"id": "x", "status": "ok", "options": {}, "metrics": {}, "runs": [],
+             "rounds": {"step_s": [[0]]}}]}'; do
+  printf '%s' "$content" >"$work/garbage.json"
+  capture "$compare" "$out/results.json" "$work/garbage.json"
+  if ((code == 2)) && [[ "$(wc -l <"$work/stderr")" == 1 ]]; then
+    passed
+  else
+    failed "no message for $content"
+    show_output
+  fi
+done
+
+# Added to: other cases stay; other options of the same case are refused.
+cp -r "$out" "$work/added"
+capture "$harness" "$ATOLL_SOURCE/perf/sweeps/tiny.toml" --build "$build" --output "$work/added" \
+  --append --only uniform --rounds 1
+succeeds "one more round of one case" || true
+json_check "appended results" "$out/results.json" "$work/added/results.json" <<'CHECK'
+before, after = ({case["id"]: case for case in result["cases"]} for result in lines)
+assert set(before) == set(after), set(after)
+for name, case in before.items():
+    more = 1 if "uniform" in name else 0
+    assert len(after[name]["runs"]) == len(case["runs"]) + more, name
+CHECK
+sed 's/^tokens = .*/tokens = 128/' "$ATOLL_SOURCE/perf/sweeps/tiny.toml" >"$work/other.toml"
+capture "$harness" "$work/other.toml" --build "$build" --output "$work/added" --append --rounds 1
+if ((code == 2)) && grep -q "options differ .*tokens 64, then 128" "$work/stderr"; then
+  passed
+else
+  failed "rounds with other options were added (exit code $code)"
+  show_output
+fi
+
+# Stopped in its second round: what was measured is kept and reported.
+"$harness" "$ATOLL_SOURCE/perf/sweeps/tiny.toml" --build "$build" --output "$work/stopped" \
+  --only uniform --rounds 1000 >"$work/stopped.txt" 2>&1 &
+stopped=$!
+for _ in {1..600}; do
+  if grep -q '^round 2 ' "$work/stopped.txt"; then break; fi
+  sleep 0.1
+done
+kill -TERM "$stopped"
+code=0
+wait "$stopped" || code=$?
+if ((code == 143)); then passed; else failed "stopped: exit code $code"; fi
+json_check "results of a sweep that was stopped" "$work/stopped/results.json" <<'CHECK'
+(result,) = lines
+(case,) = result["cases"]
+assert case["status"] == "ok" and 1 <= len(case["rounds"]["overlapped_s"]) < 1000, case["runs"]
+assert any("interrupted" in note for note in result["notes"]), result["notes"]
+CHECK
+if [[ -s "$work/stopped/report.html" ]]; then passed; else failed "no report of a stopped sweep"; fi
+
 # A sweep that cannot be used is refused with the reason.
 printf 'name = "x"\n[[grid]]\nprogram = "nothing"\n' >"$work/bad.toml"
 capture "$harness" "$work/bad.toml" --output "$work/bad"
@@ -90,6 +173,18 @@ else
   failed "a wrong sweep: exit code $code"
   show_output
 fi
+for line in 'rounds = "three"' 'rounds = 0' 'launcher = "srun"' '[[grid]]|mpi = "x"' '[grid]'; do
+  printf '%s\n' "${line//|/$'\n'}" >"$work/bad.toml"
+  [[ "$line" == *grid* ]] || printf '[[grid]]\n' >>"$work/bad.toml"
+  [[ "$line" != '[grid]' ]] || printf 'ranks = 2\n' >>"$work/bad.toml"
+  capture "$harness" "$work/bad.toml" --output "$work/bad"
+  if ((code == 2)) && [[ "$(wc -l <"$work/stderr")" == 1 ]]; then
+    passed
+  else
+    failed "a sweep with $line: exit code $code"
+    show_output
+  fi
+done
 # More ranks than the cores can bear: named, not run.
 printf 'name = "x"\nranks_per_core = 1\n[[grid]]\nranks = 4096\n' >"$work/many.toml"
 capture "$harness" "$work/many.toml" --build "$build" --output "$work/many"

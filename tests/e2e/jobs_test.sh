@@ -49,6 +49,10 @@ capture env ATOLL="$ATOLL" SLURM_JOB_ID=1 bash "$jobs/atoll.sbatch"
 says "a job without a model" 'ATOLL_MODEL is not set'
 capture env ATOLL="$ATOLL" SLURM_JOB_ID=1 bash "$jobs/atoll.sbatch" model.h5
 says "a job with one file" 'MODEL INPUT OUTPUT'
+for replicas in 0 abc -1; do
+  capture env ATOLL="$ATOLL" SLURM_JOB_ID=1 ATOLL_REPLICAS="$replicas" bash "$jobs/atoll.sbatch" m i o
+  says "ATOLL_REPLICAS=$replicas" "ATOLL_REPLICAS=$replicas is not a number from 1"
+done
 capture env ATOLL="$work/nothing" bash "$jobs/atoll.sbatch"
 says "no executable" "no executable .*nothing"
 capture env ATOLL="$ATOLL" ATOLL_SPACK=here bash "$jobs/atoll.sbatch"
@@ -78,11 +82,12 @@ for i in {0..7}; do
 done
 add_nic mlx5_9 "pci0000:00/0000:00:09.0" "1: DOWN"
 
+# `nproc` says how many cores a command may use, unless OMP_NUM_THREADS says otherwise.
 bound() { # LOCAL_RANK [VARIABLE=VALUE...]: what rank and command see
   local rank="$1"
   shift
   # shellcheck disable=SC2016  # the command's variables
-  capture env -u CUDA_VISIBLE_DEVICES -u UCX_NET_DEVICES PATH="$work/bin:/usr/bin:/bin" \
+  capture env -u OMP_NUM_THREADS -u CUDA_VISIBLE_DEVICES -u UCX_NET_DEVICES PATH="$work/bin:/usr/bin:/bin" \
     ATOLL_SYSFS="$sysfs" OMPI_COMM_WORLD_RANK="1$rank" OMPI_COMM_WORLD_LOCAL_RANK="$rank" "$@" \
     bash "$jobs/bind.sh" bash -c \
     'echo "${CUDA_VISIBLE_DEVICES-none} ${CUDA_DEVICE_ORDER-none} ${UCX_NET_DEVICES-none} $(nproc)"'
@@ -111,6 +116,15 @@ echo "1: DOWN" >"$sysfs/class/infiniband/mlx5_5/ports/1/state"
 bound 5
 sees "its own card is down" "5 PCI_BUS_ID mlx5_4:1 1"
 
+# A driver that does not answer: the error is not taken for a GPU.
+cat >"$work/bin/nvidia-smi" <<'SH'
+#!/bin/sh
+echo "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver."
+exit 9
+SH
+bound 2
+sees "a dead driver" "2 PCI_BUS_ID mlx5_2:1 1"
+
 # Slurm hides GPUs that sysfs shows: nvidia-smi has the last word, also for names.
 cat >"$work/bin/nvidia-smi" <<'SH'
 #!/bin/sh
@@ -128,5 +142,5 @@ bound 2
 sees "GPUs without cards" "2 PCI_BUS_ID none 1"
 rm "$sysfs"/bus/pci/devices/*
 bound 2
-sees "no GPUs" "none none none $(nproc)"
+sees "no GPUs" "none none none $(env -u OMP_NUM_THREADS nproc)"
 finish
