@@ -166,6 +166,9 @@ void CudaWeights::finish(const BackendOptions& options) {
     to_device(send_order, options.send_order.data(),
               options.send_order.size() * sizeof(std::int32_t));
   }
+  // Copies from pageable memory may return before they are done, and the backend's streams do not
+  // wait for the default one.
+  check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
 }
 
 KvCache::KvCache(const BackendOptions& options, Arena& arena) {
