@@ -121,6 +121,9 @@ void CudaLayers::prepare() {
       if (kinds->width == 0) continue;
       fuses_gelu_ = fuses_gelu_ && gemm_.gelu_is_accurate(kinds->up, kinds->up_float, stream);
     }
+    for (const MlpKinds* kinds : {&dense_, &expert_}) {
+      if (kinds->width > 0) gemm_.leave_out(fuses_gelu_ ? kinds->up_float : kinds->up);
+    }
   }
 }
 

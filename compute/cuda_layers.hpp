@@ -46,7 +46,7 @@ class CudaLayers {
   CudaQueue& queue() { return queue_; }
   const CudaQueue& queue() const { return queue_; }
   bool fuses_gelu() const { return fuses_gelu_; }
-  int num_row_dependent_gemms() const { return gemm_.num_row_dependent(); }
+  const CudaGemm& gemm() const { return gemm_; }
   Backend::Memory memory() const;  ///< without chunks
 
  private:
