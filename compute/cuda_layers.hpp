@@ -69,6 +69,9 @@ class CudaLayers {
   void run_mlp(const Stream& stream, const MlpKinds& kinds, const CudaMlp& mlp, const void* in,
                std::int64_t rows, void* out);
   void run_expert(const Stream& stream, const CudaMlp& mlp);
+  /// `runs` have `rows` rows, at most the workspace's mlp_rows.
+  void run_gathered(const Stream& stream, const CudaMlp& mlp, std::span<const Run> runs,
+                    std::int64_t rows);
   void collect_runs(std::span<const RowBlock> blocks);
   /// memory.normed = RMSNorm(x) * weight, unless it is already.
   void norm(const Stream& stream, CudaChunk& chunk, const float* weight);
