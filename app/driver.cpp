@@ -21,7 +21,12 @@ namespace {
 /// whatever becomes ready meanwhile still goes by the schedule's priority, not by the queue's
 /// order. With four, a chunk whose rows came back waited behind three others, and its next exchange
 /// with it.
-constexpr std::size_t max_queued = 2;
+constexpr std::size_t max_queued_in_order = 2;
+/// A GPU's steps are short: with two, its streams would wait for the host.
+constexpr std::size_t max_queued_on_streams = 4;
+std::size_t max_queued(const compute::Backend& backend) {
+  return backend.in_order() ? max_queued_in_order : max_queued_on_streams;
+}
 /// An idle rank polls so many times before it sleeps. On a core of its own it just polls; on a
 /// shared one it yields, a few times only: ranks that take turns to find nothing keep the one that
 /// computes waiting, and Linux makes who yields wait a whole time slice of whoever else wants the
@@ -133,7 +138,7 @@ Driver::Driver(compute::Backend& backend, const comm::Communicator& world, const
   pending_.reserve(most_steps);
   ready_compute_.reserve(most_steps);
   ready_exchange_.reserve(most_steps);
-  running_compute_.reserve(max_queued + 1);
+  running_compute_.reserve(max_queued(backend_) + 1);
   running_exchange_.reserve(most_steps);
 }
 
@@ -183,7 +188,8 @@ void Driver::launch() {
     running_exchange_.push_back({step, 0, 0, now_seconds()});
   }
   ready_exchange_.clear();
-  while (!ready_compute_.empty() && running_compute_.size() < max_queued) {
+  const std::size_t most = max_queued(backend_);
+  while (!ready_compute_.empty() && running_compute_.size() < most) {
     std::pop_heap(ready_compute_.begin(), ready_compute_.end(), std::greater<>());
     const auto step = ready_compute_.back();
     ready_compute_.pop_back();

@@ -69,11 +69,18 @@ class CudaBackend final : public Backend {
     if (options_.shape.activation == Activation::gelu_tanh) {
       text += layers_.fuses_gelu() ? ", GELU fused" : ", GELU by a kernel";
     }
-    if (const int count = layers_.num_row_dependent_gemms(); count > 0) {
+    const cuda::CudaGemm& gemm = layers_.gemm();
+    if (const std::string kinds = gemm.row_dependent_kinds(); !kinds.empty()) {
       text += fmt::format(
-          ", {} kinds of GEMM whose rows depend on how many come together (results depend on the "
-          "layout)",
-          count);
+          ", rows of the GEMMs {} depend on how many come together (results depend on the layout)",
+          kinds);
+    }
+    if (gemm.num_replaced() > 0) {
+      text += fmt::format(", {} GEMMs refused and done by another algorithm", gemm.num_replaced());
+    }
+    if (gemm.num_replaced_untried() > 0) {
+      text += fmt::format(", {} of them by one not tried before (results depend on the layout)",
+                          gemm.num_replaced_untried());
     }
     return text;
   }

@@ -6,6 +6,7 @@
 
 #include "compute/cuda_backend.hpp"
 #include "compute/cuda_error.hpp"
+#include "compute/cuda_kernels.hpp"
 #include "compute/error.hpp"
 
 namespace atl::compute {
@@ -53,6 +54,17 @@ CudaDevice open_cuda_device(int index) {
       index, properties.name, properties.major, properties.minor);
   cuda::name_device(fmt::format("device {} ({})", index, properties.name));
   cuda::check(cudaSetDevice(index), "cudaSetDevice");
+  const cudaError_t code = cuda::find_kernels();
+  if (code == cudaErrorNoKernelImageForDevice || code == cudaErrorInvalidDeviceFunction) {
+    cudaGetLastError();
+    fail(
+        "device {} ({}) has compute capability {}.{}, and this program's kernels were built for "
+        "{}; "
+        "build with -DATOLL_CUDA_ARCHITECTURES={}{} added, or use another device or --backend cpu",
+        index, properties.name, properties.major, properties.minor, cuda::built_architectures(),
+        properties.major, properties.minor);
+  }
+  cuda::check(code, "cudaFuncGetAttributes");
   return {index, properties.name, hex(properties.uuid), free_cuda_bytes()};
 }
 

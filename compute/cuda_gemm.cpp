@@ -49,6 +49,11 @@ bool splits_the_sum(const cublasLtMatmulAlgo_t& algo) {
 
 constexpr int most_candidates = 8;
 
+/// The library's word that it cannot do this; nothing was enqueued.
+bool is_refusal(cublasStatus_t code) {
+  return code == CUBLAS_STATUS_NOT_SUPPORTED || code == CUBLAS_STATUS_INVALID_VALUE;
+}
+
 }  // namespace
 
 std::size_t bucket_of(std::int64_t rows) {
@@ -128,7 +133,7 @@ std::vector<cublasLtMatmulAlgo_t> CudaGemm::candidates(const KindState& kind, in
       kind.out_layout.get(), kind.out_layout.get(), preference, most_candidates, found.data(),
       &count);
   std::vector<cublasLtMatmulAlgo_t> algos;
-  if (code == CUBLAS_STATUS_NOT_SUPPORTED) return algos;
+  if (is_refusal(code)) return algos;
   check(code, "cublasLtMatmulAlgoGetHeuristic");
   for (int i = 0; i < count; ++i) {
     const auto& result = found[static_cast<std::size_t>(i)];
@@ -152,16 +157,40 @@ cublasStatus_t CudaGemm::launch(const Stream& stream, const KindState& kind, con
 }
 
 void CudaGemm::run(const Stream& stream, Kind kind, const void* weight, const void* in,
-                   std::int64_t rows, void* out) const {
+                   std::int64_t rows, void* out) {
   if (rows == 0) return;
   const KindState& state = kinds_[static_cast<std::size_t>(kind)];
-  check(launch(stream, state, weight, state.algos[bucket_of(rows)], in, rows, out),
-        "cublasLtMatmul");
+  const auto code = launch(stream, state, weight, state.algos[bucket_of(rows)], in, rows, out);
+  if (is_refusal(code)) {
+    run_replaced(stream, state, weight, in, rows, out, code);
+  } else {
+    check(code, "cublasLtMatmul");
+  }
 }
 
-int CudaGemm::num_row_dependent() const {
-  return static_cast<int>(std::count_if(kinds_.begin(), kinds_.end(),
-                                        [](const KindState& kind) { return kind.row_dependent; }));
+void CudaGemm::run_replaced(const Stream& stream, const KindState& kind, const void* weight,
+                            const void* in, std::int64_t rows, void* out, cublasStatus_t code) {
+  ++num_replaced_;
+  const auto runs = [&](const cublasLtMatmulAlgo_t& algo) {
+    const auto again = launch(stream, kind, weight, algo, in, rows, out);
+    if (!is_refusal(again)) check(again, "cublasLtMatmul");
+    return again == CUBLAS_STATUS_SUCCESS;
+  };
+  // Those of other row counts have the same bits.
+  if (std::any_of(kind.algos.begin(), kind.algos.end(), runs)) return;
+  ++num_replaced_untried_;
+  const auto proposed = candidates(kind, static_cast<int>(rows));
+  if (std::any_of(proposed.begin(), proposed.end(), runs)) return;
+  check(code, fmt::format("cublasLtMatmul of {} x {} with {} rows", kind.n, kind.k, rows));
+}
+
+std::string CudaGemm::row_dependent_kinds() const {
+  std::string text;
+  for (const KindState& kind : kinds_) {
+    if (!kind.row_dependent || kind.left_out) continue;
+    text += fmt::format("{}{} x {}", text.empty() ? "" : ", ", kind.n, kind.k);
+  }
+  return text;
 }
 
 }  // namespace atl::compute::cuda

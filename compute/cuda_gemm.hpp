@@ -5,7 +5,8 @@
 // number of rows, so this is arranged at start: of the algorithms it proposes for each class of row
 // counts, the fastest is taken whose rows have the same bits as those of one reference algorithm,
 // on test data; where none has, the reference algorithm itself. Algorithms that split the sum over
-// k are never asked for.
+// k are never asked for. One that is refused later, for a row count that was not tried, is replaced
+// by another one for that call, if possible by one with the same bits.
 
 #include <cublasLt.h>
 
@@ -45,6 +46,9 @@ class CudaGemm {
   /// gets.
   void prepare(const Stream& stream);
 
+  /// Says that this kind will not be run: what is told of all kinds leaves it out.
+  void leave_out(Kind kind) { kinds_[static_cast<std::size_t>(kind)].left_out = true; }
+
   /// Whether cuBLASLt has this kind at all; only gelu may be missing.
   bool usable(Kind kind) const { return !kinds_[static_cast<std::size_t>(kind)].algos.empty(); }
   /// Whether fused gelu errs no more than rounding the exact values would; `plain` is the same GEMM
@@ -53,12 +57,17 @@ class CudaGemm {
 
   /// `in` and `out` are at multiples of whole rows from an aligned address.
   void run(const Stream& stream, Kind kind, const void* weight, const void* in, std::int64_t rows,
-           void* out) const;
+           void* out);
 
   /// E.g. "cuBLASLt 13.1.0".
   static std::string library();
-  /// Kinds for which no algorithm kept its rows' bits whatever their number.
-  int num_row_dependent() const;
+  /// Kinds for which no algorithm kept its rows' bits whatever their number, e.g. "4096 x 1024";
+  /// empty: none.
+  std::string row_dependent_kinds() const;
+  /// Runs whose algorithm was refused and replaced; and those of them whose rows may have other
+  /// bits, since none of the chosen algorithms was taken.
+  std::int64_t num_replaced() const { return num_replaced_; }
+  std::int64_t num_replaced_untried() const { return num_replaced_untried_; }
 
  private:
   struct DestroyHandle {
@@ -81,6 +90,7 @@ class CudaGemm {
     Layout weight_layout, in_layout, out_layout;
     std::vector<cublasLtMatmulAlgo_t> algos;  // [row_buckets], once prepared
     bool row_dependent = false;
+    bool left_out = false;
     std::size_t out_bytes(DType dtype) const {
       return output == Output::float32 ? 4 : size_of(dtype);
     }
@@ -93,11 +103,16 @@ class CudaGemm {
   cublasStatus_t launch(const Stream& stream, const KindState& kind, const void* weight,
                         const cublasLtMatmulAlgo_t& algo, const void* in, std::int64_t rows,
                         void* out) const;
+  /// Where the algorithm for `rows` was refused with `code`: tries all others.
+  void run_replaced(const Stream& stream, const KindState& kind, const void* weight, const void* in,
+                    std::int64_t rows, void* out, cublasStatus_t code);
 
   DType dtype_;
   void* workspace_;
   std::unique_ptr<cublasLtContext, DestroyHandle> handle_;
   std::vector<KindState> kinds_;
+  std::int64_t num_replaced_ = 0;
+  std::int64_t num_replaced_untried_ = 0;
 };
 
 }  // namespace atl::compute::cuda

@@ -78,7 +78,8 @@ class CudaGemm::Trial {
   Trial(const CudaGemm& gemm, const KindState& kind, const Stream& stream, bool cancelling);
 
   int rows() const { return rows_; }
-  /// Runs `algo` on `rows` test rows from `first` on; false where it cannot.
+  /// Runs `algo` on `rows` test rows from `first` on; false where it cannot, whatever the reason:
+  /// another one may. Throws where the device is lost.
   bool run(const cublasLtMatmulAlgo_t& algo, int first, int rows);
   /// Takes what was run last as the reference's bits.
   void keep() { reference_ = fetch(0, base_rows); }
@@ -88,13 +89,15 @@ class CudaGemm::Trial {
   bool agrees(const cublasLtMatmulAlgo_t& algo, int first, int rows) {
     return run(algo, first, rows) && agrees(first, rows);
   }
-  /// Milliseconds of a run, the best of a few.
+  /// Milliseconds of a run, the best of a few; infinity where it cannot.
   float time(const cublasLtMatmulAlgo_t& algo, int rows);
   /// Result rows [first, first + rows) of what was run last, as float32.
   std::vector<float> values(int first, int rows);
 
  private:
   std::vector<std::byte> fetch(int first, int rows);
+  /// Device memory for the test data: fewer rows where other ranks on this device were quicker.
+  void allocate(bool own_weight);
   const CudaGemm& gemm_;
   const KindState& kind_;
   const Stream& stream_;
@@ -122,18 +125,35 @@ CudaGemm::Trial::Trial(const CudaGemm& gemm, const KindState& kind, const Stream
   const std::size_t fitting = free / 2 / (in_row_bytes_ + out_row_bytes_);
   rows_ = static_cast<int>(
       std::clamp<std::size_t>(fitting, reference_rows, static_cast<std::size_t>(rows_)));
-  in_ = DeviceBuffer(static_cast<std::size_t>(rows_) * in_row_bytes_, "test data of GEMMs");
-  out_ = DeviceBuffer(static_cast<std::size_t>(rows_) * out_row_bytes_, "test results of GEMMs");
-  if (cancelling && kind.output == Output::float32) {  // where every difference shows anyway
+  const bool every_difference_shows = cancelling && kind.output == Output::float32;
+  allocate(!every_difference_shows);
+  if (every_difference_shows) {
     fill_rows(in_.data(), rows_, kind.k, Fill::normal, 1, gemm.dtype_, stream);
     return;
   }
   fill_rows(in_.data(), rows_, kind.k, cancelling ? Fill::cancelling_input : Fill::normal, 1,
             gemm.dtype_, stream);
-  own_weight_ = DeviceBuffer(static_cast<std::size_t>(kind.n) * in_row_bytes_, "test weights");
   fill_rows(own_weight_.data(), kind.n, kind.k, cancelling ? Fill::cancelling_weight : Fill::normal,
             1 / std::sqrt(static_cast<float>(kind.k)), gemm.dtype_, stream);
   weight_ = own_weight_.data();
+}
+
+void CudaGemm::Trial::allocate(bool own_weight) {
+  if (own_weight) {
+    own_weight_ = DeviceBuffer(static_cast<std::size_t>(kind_.n) * in_row_bytes_, "test weights");
+  }
+  for (;;) {
+    try {
+      in_ = DeviceBuffer(static_cast<std::size_t>(rows_) * in_row_bytes_, "test data of GEMMs");
+      out_ =
+          DeviceBuffer(static_cast<std::size_t>(rows_) * out_row_bytes_, "test results of GEMMs");
+      return;
+    } catch (const Error&) {
+      if (rows_ == reference_rows) throw;
+      in_ = DeviceBuffer();
+      rows_ = std::max(reference_rows, rows_ / 2);
+    }
+  }
 }
 
 bool CudaGemm::Trial::run(const cublasLtMatmulAlgo_t& algo, int first, int rows) {
@@ -145,10 +165,8 @@ bool CudaGemm::Trial::run(const cublasLtMatmulAlgo_t& algo, int first, int rows)
       stream_, kind_, weight_, algo,
       static_cast<const std::byte*>(in_.data()) + static_cast<std::size_t>(first) * in_row_bytes_,
       rows, out_.data());
-  if (code == CUBLAS_STATUS_NOT_SUPPORTED || code == CUBLAS_STATUS_INVALID_VALUE) return false;
-  check(code, "cublasLtMatmul");
   finish(stream_);
-  return true;
+  return code == CUBLAS_STATUS_SUCCESS;
 }
 
 std::vector<std::byte> CudaGemm::Trial::fetch(int first, int rows) {
@@ -184,10 +202,10 @@ float CudaGemm::Trial::time(const cublasLtMatmulAlgo_t& algo, int rows) {
   float best = std::numeric_limits<float>::infinity();
   for (int i = 0; i < 3; ++i) {
     begin.record(stream_);
-    check(gemm_.launch(stream_, kind_, weight_, algo, in_.data(), rows, out_.data()),
-          "cublasLtMatmul");
+    const auto code = gemm_.launch(stream_, kind_, weight_, algo, in_.data(), rows, out_.data());
     end.record(stream_);
     finish(stream_);
+    if (code != CUBLAS_STATUS_SUCCESS) return std::numeric_limits<float>::infinity();
     float milliseconds = 0;
     check(cudaEventElapsedTime(&milliseconds, begin.raw(), end.raw()), "cudaEventElapsedTime");
     best = std::min(best, milliseconds);
@@ -225,9 +243,7 @@ void CudaGemm::choose(KindState& kind, Trial& trial) const {
     reference = &algo;
     break;
   }
-  require(first_usable != nullptr,
-          "cuBLASLt cannot compute with the algorithms it proposes for a {} GEMM of {} x {}",
-          name_of(dtype_), kind.n, kind.k);
+  if (first_usable == nullptr) return;
   kind.row_dependent = reference == nullptr || !keeps_bits(*reference, 1, most);
   if (kind.row_dependent) reference = first_usable;
   std::vector<cublasLtMatmulAlgo_t> algos(row_buckets.size(), *reference);
@@ -253,9 +269,10 @@ void CudaGemm::prepare(const Stream& stream) {
   for (KindState& kind : kinds_) {
     Trial trial(*this, kind, stream, /*cancelling=*/true);
     choose(kind, trial);
-    require(!kind.algos.empty() || kind.output == Output::gelu,
-            "cuBLASLt has no algorithm for a {} GEMM of {} x {} on {}; use --backend cpu",
-            name_of(dtype_), kind.n, kind.k, device_name());
+    require(
+        !kind.algos.empty() || kind.output == Output::gelu,
+        "cuBLASLt has no algorithm that works for a {} GEMM of {} x {} on {}; use --backend cpu",
+        name_of(dtype_), kind.n, kind.k, device_name());
   }
 }
 

@@ -10,6 +10,7 @@
 #include <cuda_runtime_api.h>
 
 #include <cstdint>
+#include <string>
 
 #include "compute/cuda_attention_plan.hpp"
 #include "compute/types.hpp"
@@ -23,6 +24,12 @@ inline constexpr int max_top_k = 32;
 /// Throws Error where the kernels cannot run this model with pages of page_tokens; to be called
 /// once, before anything is launched. The kernels do not check again.
 void check_shape(const ModelShape& shape, int page_tokens);
+
+/// Whether the kernels were compiled for the current device: cudaErrorNoKernelImageForDevice where
+/// not.
+cudaError_t find_kernels();
+/// The architectures they were compiled for, as CMake names them, e.g. "90a" or "80/90a".
+std::string built_architectures();
 
 /// One layer's KV cache: keys and values lie apart, each [num_pages, kv_heads, page_tokens,
 /// head_dim], the layout that cuDNN's paged attention takes too.

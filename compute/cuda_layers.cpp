@@ -121,6 +121,9 @@ void CudaLayers::prepare() {
       if (kinds->width == 0) continue;
       fuses_gelu_ = fuses_gelu_ && gemm_.gelu_is_accurate(kinds->up, kinds->up_float, stream);
     }
+    for (const MlpKinds* kinds : {&dense_, &expert_}) {
+      if (kinds->width > 0) gemm_.leave_out(fuses_gelu_ ? kinds->up_float : kinds->up);
+    }
   }
 }
 
@@ -295,36 +298,48 @@ void CudaLayers::collect_runs(std::span<const RowBlock> blocks) {
   }
 }
 
-/// Few rows cost as much as reading the weights, so scattered ones are gathered and the weights
-/// read once; many rows are computed where they lie.
-void CudaLayers::run_expert(const Stream& stream, const CudaMlp& mlp) {
-  std::int64_t total = 0;
-  for (const Run& run : runs_) total += run.rows;
-  if (runs_.size() > 1 && total <= work_.gather_rows) {
-    const auto move = [&](void* to, const void* from, std::int64_t rows) {
-      check(cudaMemcpyAsync(to, from, static_cast<std::size_t>(rows) * row_bytes(),
-                            cudaMemcpyDeviceToDevice, stream.raw()),
-            "cudaMemcpyAsync");
-    };
-    auto* at = static_cast<std::byte*>(work_.gathered);
-    for (const Run& run : runs_) {
-      move(at, run.in, run.rows);
-      at += static_cast<std::size_t>(run.rows) * row_bytes();
-    }
-    run_mlp(stream, expert_, mlp, work_.gathered, total, work_.results);
-    at = static_cast<std::byte*>(work_.results);
-    for (const Run& run : runs_) {
-      move(run.out, at, run.rows);
-      at += static_cast<std::size_t>(run.rows) * row_bytes();
-    }
-    return;
+void CudaLayers::run_gathered(const Stream& stream, const CudaMlp& mlp, std::span<const Run> runs,
+                              std::int64_t rows) {
+  const auto move = [&](void* to, const void* from, std::int64_t count) {
+    check(cudaMemcpyAsync(to, from, static_cast<std::size_t>(count) * row_bytes(),
+                          cudaMemcpyDeviceToDevice, stream.raw()),
+          "cudaMemcpyAsync");
+  };
+  auto* at = static_cast<std::byte*>(work_.gathered);
+  for (const Run& run : runs) {
+    move(at, run.in, run.rows);
+    at += static_cast<std::size_t>(run.rows) * row_bytes();
   }
-  for (const Run& run : runs_) {
-    for (std::int64_t first = 0; first < run.rows; first += work_.mlp_rows) {
-      const auto offset = static_cast<std::size_t>(first) * row_bytes();
-      run_mlp(stream, expert_, mlp, run.in + offset,
-              std::min<std::int64_t>(work_.mlp_rows, run.rows - first), run.out + offset);
+  run_mlp(stream, expert_, mlp, work_.gathered, rows, work_.results);
+  at = static_cast<std::byte*>(work_.results);
+  for (const Run& run : runs) {
+    move(run.out, at, run.rows);
+    at += static_cast<std::size_t>(run.rows) * row_bytes();
+  }
+}
+
+/// A GEMM of few rows takes as long as reading the weights, and one of some hundred does not fill
+/// the device: short runs are gathered, as many as there is memory for, and long ones computed
+/// where they lie.
+void CudaLayers::run_expert(const Stream& stream, const CudaMlp& mlp) {
+  constexpr std::int64_t long_run = 1024;
+  const auto longs = std::partition(runs_.begin(), runs_.end(),
+                                    [](const Run& run) { return run.rows < long_run; });
+  for (auto begin = runs_.begin(); begin != runs_.end();) {
+    std::int64_t rows = 0;
+    auto end = begin;
+    while (end < longs && rows + end->rows <= work_.mlp_rows) rows += (end++)->rows;
+    if (end - begin > 1) {
+      run_gathered(stream, mlp, {begin, end}, rows);
+      begin = end;
+      continue;
     }
+    for (std::int64_t first = 0; first < begin->rows; first += work_.mlp_rows) {
+      const auto offset = static_cast<std::size_t>(first) * row_bytes();
+      run_mlp(stream, expert_, mlp, begin->in + offset,
+              std::min<std::int64_t>(work_.mlp_rows, begin->rows - first), begin->out + offset);
+    }
+    ++begin;
   }
 }
 

@@ -46,7 +46,7 @@ class CudaLayers {
   CudaQueue& queue() { return queue_; }
   const CudaQueue& queue() const { return queue_; }
   bool fuses_gelu() const { return fuses_gelu_; }
-  int num_row_dependent_gemms() const { return gemm_.num_row_dependent(); }
+  const CudaGemm& gemm() const { return gemm_; }
   Backend::Memory memory() const;  ///< without chunks
 
  private:
@@ -69,6 +69,9 @@ class CudaLayers {
   void run_mlp(const Stream& stream, const MlpKinds& kinds, const CudaMlp& mlp, const void* in,
                std::int64_t rows, void* out);
   void run_expert(const Stream& stream, const CudaMlp& mlp);
+  /// `runs` have `rows` rows, at most the workspace's mlp_rows.
+  void run_gathered(const Stream& stream, const CudaMlp& mlp, std::span<const Run> runs,
+                    std::int64_t rows);
   void collect_runs(std::span<const RowBlock> blocks);
   /// memory.normed = RMSNorm(x) * weight, unless it is already.
   void norm(const Stream& stream, CudaChunk& chunk, const float* weight);

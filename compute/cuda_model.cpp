@@ -166,6 +166,9 @@ void CudaWeights::finish(const BackendOptions& options) {
     to_device(send_order, options.send_order.data(),
               options.send_order.size() * sizeof(std::int32_t));
   }
+  // Copies from pageable memory may return before they are done, and the backend's streams do not
+  // wait for the default one.
+  check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
 }
 
 KvCache::KvCache(const BackendOptions& options, Arena& arena) {
@@ -199,8 +202,6 @@ Workspace::Workspace(const BackendOptions& options, Arena& arena) {
   const std::int64_t useful = std::max<std::int64_t>(256, 2 * tokens * std::max(1, shape.top_k));
   mlp_rows = static_cast<int>(
       std::clamp<std::int64_t>(fitting, 128, std::min<std::int64_t>(useful, 8192)));
-  constexpr int weight_bound_rows = 256;  // fewer rows take no longer than reading the weights
-  gather_rows = std::min(mlp_rows, weight_bound_rows);
   vocab_rows = static_cast<int>(std::clamp<std::int64_t>(
       logits_bytes / (std::int64_t{4} * shape.vocab), 1, std::min<std::int64_t>(tokens, 1024)));
   qkv = rows_of(tokens, shape.q_width() + 2 * shape.kv_width());
@@ -208,8 +209,8 @@ Workspace::Workspace(const BackendOptions& options, Arena& arena) {
   out = rows_of(tokens, shape.hidden);
   inner = rows_of(mlp_rows, widest);
   inner_float = arena.take<float>(mlp_rows * widest);
-  gathered = rows_of(gather_rows, shape.hidden);
-  results = rows_of(gather_rows, shape.hidden);
+  gathered = rows_of(mlp_rows, shape.hidden);
+  results = rows_of(mlp_rows, shape.hidden);
   head = rows_of(vocab_rows, shape.hidden);
   for (float*& half : vocab) half = arena.take<float>(std::int64_t{vocab_rows} * shape.vocab);
   router = arena.take<float>(tokens * shape.num_experts);

@@ -80,15 +80,14 @@ struct Workspace {
   Workspace(const BackendOptions& options, Arena& arena);
 
   int mlp_rows = 0;              // rows of an MLP at once
-  int gather_rows = 0;           // scattered rows of an expert up to which they are gathered
   int vocab_rows = 0;            // rows of logits in each half
   void* qkv = nullptr;           // [T, (heads + 2 kv_heads) * head_dim]
   void* context = nullptr;       // [T, heads * head_dim]
   void* out = nullptr;           // [T, H]
   void* inner = nullptr;         // [mlp_rows, widest MLP]
   float* inner_float = nullptr;  // [mlp_rows, widest MLP]
-  void* gathered = nullptr;      // [gather_rows, H]
-  void* results = nullptr;       // [gather_rows, H]
+  void* gathered = nullptr;      // [mlp_rows, H], short runs of one expert's rows
+  void* results = nullptr;       // [mlp_rows, H]
   void* head = nullptr;          // [vocab_rows, H]
   float* vocab[2] = {};          // [vocab_rows, vocab]
   float* router = nullptr;       // [T, num_experts]

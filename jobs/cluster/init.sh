@@ -18,9 +18,9 @@ address_of() { if [[ "$1" == head ]]; then echo "$network.254"; else echo "$netw
 on() { (export ATOLL_CLUSTER_STATE="$state" && exec bash "$here/host.sh" --exec "$@"); }
 
 # shape DEVICE: what it sends is limited. A link that was idle sends one burst for nothing, so bursts are
-# small: 32 KiB are a few large frames, and 1 Gbit/s still reaches its rate. Large frames (below), since
+# small: 72 KiB are one packet as the kernel passes it on (smaller ones have it cut packets). Large frames (below), since
 # the cost of a packet, not of a byte, is what eats the cores.
-shape() { [[ "$rate" == none ]] || tc qdisc add dev "$1" root tbf rate "$rate" burst 32k latency 50ms; }
+shape() { [[ "$rate" == none ]] || tc qdisc add dev "$1" root tbf rate "$rate" burst 72k latency 50ms; }
 
 head_up() {
   hostname head
@@ -57,7 +57,7 @@ host_up() { # HOST
     ip address add $(address_of "$host")/$prefix dev eth0
     ip link set eth0 up"
   [[ "$rate" == none ]] ||
-    nsenter --target "$process" --net tc qdisc add dev eth0 root tbf rate "$rate" burst 32k latency 50ms
+    nsenter --target "$process" --net tc qdisc add dev eth0 root tbf rate "$rate" burst 72k latency 50ms
 }
 
 write_slurm_conf() {

@@ -24,6 +24,8 @@ class DeviceArray {
   explicit DeviceArray(std::size_t size) : size_(size) {
     expect_success(cudaMalloc(&data_, bytes() + 1));
     expect_success(cudaMemset(data_, 0xff, bytes() + 1));
+    // Streams that the tests create do not wait for the default one.
+    expect_success(cudaDeviceSynchronize());
   }
   // NOLINTNEXTLINE(google-explicit-constructor): tests pass vectors
   DeviceArray(const std::vector<T>& values) : DeviceArray(values.size()) { set(values); }
@@ -33,6 +35,7 @@ class DeviceArray {
 
   void set(const std::vector<T>& values) {
     expect_success(cudaMemcpy(data_, values.data(), bytes(), cudaMemcpyHostToDevice));
+    expect_success(cudaDeviceSynchronize());
   }
   /// Waits for all work, then copies.
   std::vector<T> host() const {

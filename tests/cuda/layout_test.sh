@@ -59,6 +59,15 @@ for layout in "${layouts[@]}"; do
   same "$layout" "$work/$mode.expected" "$work/results"
 done
 
+# A GEMM algorithm that is refused in the middle of the run.
+ATL_EMULATED_FAIL=cublasLtMatmul:2000:15 run_layout "$work/results.replaced" score 1 8 --chunks 2
+succeeds "a refused algorithm"
+same "a refused algorithm" "$work/score.expected" "$work/results.replaced"
+json_check "the report counts it" "$work/results.replaced.json" <<'EOF'
+backend = lines[0]["backend"]
+assert "1 GEMMs refused" in backend and "not tried" not in backend, backend
+EOF
+
 json_check "several ranks share the device, and streams have tracks" "$work/results.json" \
   "$work/trace.json" <<'EOF'
 report, trace = lines
@@ -87,6 +96,8 @@ ATL_EMULATED_DEVICES=0 atoll_on 2 "${cuda_run[@]}" cuda
 refused "no device" 1 "no CUDA device"
 ATL_EMULATED_CAPABILITY=7.5 atoll_on 2 "${cuda_run[@]}" cuda
 refused "a device too old" 1 "compute capability 7\.5.*8\.0"
+ATL_EMULATED_FAIL=cudaFuncGetAttributes:1+:209 atoll_on 2 "${cuda_run[@]}" cuda
+refused "kernels for other devices" 1 "compute capability 9\.0.*built for.*ATOLL_CUDA_ARCHITECTURES=90"
 ATL_EMULATED_MEMORY_MIB=8 atoll_on 2 "${cuda_run[@]}" cuda
 refused "a device too small" 1 "does not fit"
 ATL_EMULATED_DEVICES=0 atoll_on 1 "${cuda_run[@]}" auto
