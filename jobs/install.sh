@@ -18,7 +18,7 @@ packages=(
   libcli11-dev libfmt-dev nlohmann-json3-dev libxxhash-dev
   libgtest-dev libbenchmark-dev hdf5-tools     # tests and benchmarks
   libboost-context-dev                         # fibers of the emulated CUDA device in the tests
-  python3                                      # tables of the job and test scripts
+  python3 procps                               # tables of the job scripts, processes in tests
   python3-matplotlib                           # plots of perf/harness
 )
 
