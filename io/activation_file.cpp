@@ -123,12 +123,7 @@ bool ActivationWriter::Impl::close_handles() {
 }
 
 void ActivationWriter::Impl::agree(const std::string& error) {
-  const std::string first = writers.first_error(error);
-  if (first.empty()) return;
-  close_handles();
-  if (writers.first()) unlink(temporary.c_str());
-  temporary.clear();
-  throw Error(first);
+  throw_agreed(writers, error, temporary, [this] { close_handles(); });
 }
 
 void ActivationWriter::Impl::create() {

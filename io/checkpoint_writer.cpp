@@ -96,12 +96,7 @@ void CheckpointWriter::Impl::wait_for_sync() {
 }
 
 void CheckpointWriter::Impl::agree(const std::string& error) {
-  const std::string first = writers.first_error(error);
-  if (first.empty()) return;
-  close_handles();
-  if (writers.first()) unlink(temporary.c_str());
-  temporary.clear();
-  throw Error(first);
+  throw_agreed(writers, error, temporary, [this] { close_handles(); });
 }
 
 bool CheckpointWriter::Impl::close_handles() {

@@ -64,12 +64,7 @@ ModelFileWriter::Impl::~Impl() {
 }
 
 void ModelFileWriter::Impl::agree(const std::string& error) {
-  const std::string first = writers.first_error(error);
-  if (first.empty()) return;
-  close_handles();
-  if (writers.first()) unlink(temporary.c_str());
-  temporary.clear();
-  throw Error(first);
+  throw_agreed(writers, error, temporary, [this] { close_handles(); });
 }
 
 bool ModelFileWriter::Impl::close_handles() {

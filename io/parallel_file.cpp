@@ -46,6 +46,16 @@ void Writers::add_up(std::vector<std::uint64_t>& values) const {
                 comm_);
 }
 
+void throw_agreed(const Writers& writers, const std::string& error, std::string& temporary,
+                  const std::function<void()>& close) {
+  const std::string first = writers.first_error(error);
+  if (first.empty()) return;
+  close();
+  if (writers.first()) unlink(temporary.c_str());
+  temporary.clear();
+  throw Error(first);
+}
+
 std::string random_suffix() {
   return fmt::format(".partial.{:08x}", std::random_device{}());
 }

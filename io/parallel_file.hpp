@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <exception>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -49,6 +50,11 @@ std::string error_of(Work&& work) {
   }
   return {};
 }
+
+/// Collective: when any rank has an error, all ranks call `close`, the temporary file is removed
+/// and its name cleared, and all throw the lowest rank's error.
+void throw_agreed(const Writers& writers, const std::string& error, std::string& temporary,
+                  const std::function<void()>& close);
 
 /// Name for a file until it is whole: ".partial." and 8 random digits, to be put behind its path.
 std::string random_suffix();
