@@ -295,8 +295,13 @@ def tables(outcome):
     peers = peer_rows(outcome)
     if peers:
         found.append(("Against PyTorch + mpi4py", ["same place and shapes", "Atoll, ms",
-                                                   "PyTorch, ms", "PyTorch / Atoll"], peers, ""))
+                                                   "PyTorch, ms", "PyTorch / Atoll",
+                                                   "busiest rank's rows / mean, Atoll / PyTorch"],
+                      peers, "Both send every token to the same experts; rows are of each layer's "
+                             "busiest rank over the mean of its ranks, averaged over layers."))
     doubtful = [[entry["id"], text] for entry in layers for text in entry.get("doubts", [])]
+    doubtful += [[peer["id"], doubts_of_peer(own, peer)] for own, peer in beside_peer(outcome)
+                 if doubts_of_peer(own, peer)]
     if doubtful:
         found.append(("Warnings: what contradicts itself", ["case", "why"], doubtful, ""))
     wrong = [[entry["id"], entry["status"], entry["reason"]]
@@ -309,8 +314,8 @@ def tables(outcome):
 SAME_SHAPES = ("layers", "hidden", "intermediate", "experts", "top_k", "tokens", "sequence", "skew")
 
 
-def peer_rows(outcome):
-    """Cases of the peer beside Atoll's fastest case of the same place and shapes."""
+def beside_peer(outcome):
+    """[(Atoll's fastest case of the same place and shapes, the peer's case)]"""
     def key(entry):
         options = {name: entry["options"].get(name) for name in SAME_SHAPES}
         return json.dumps([entry["nodes"], entry["ranks"], entry["rate"], entry["mpi"], options])
@@ -322,16 +327,38 @@ def peer_rows(outcome):
             if best is None or (entry["metrics"]["overlapped_s"]["median"] <
                                 best["metrics"]["overlapped_s"]["median"]):
                 ours[key(entry)] = entry
+    return [(ours[key(entry)], entry) for entry in outcome["cases"]
+            if entry["program"] == "torch" and "step_s" in entry["metrics"] and key(entry) in ours]
+
+
+def rows_of_layer(entry):
+    """[layers][ranks]: rows that each rank's experts computed; None in old results of the peer."""
+    return entry.get("detail", {}).get("expert_rows_of_layer")
+
+
+def busiest_over_mean(rows_of_layers):
+    """Rows on the busiest rank of a layer over the mean of its ranks, averaged over layers."""
+    return sum(max(rows) * len(rows) / sum(rows) for rows in rows_of_layers) / len(rows_of_layers)
+
+
+def peer_rows(outcome):
     rows = []
-    for entry in outcome["cases"]:
-        if entry["program"] != "torch" or "step_s" not in entry["metrics"]:
-            continue
-        own = ours.get(key(entry))
-        if own is None:
-            continue
-        mine, theirs = own["metrics"]["overlapped_s"], entry["metrics"]["step_s"]
-        rows.append([own["id"], ms(mine), ms(theirs), f"{theirs['median'] / mine['median']:.2f}"])
+    for own, peer in beside_peer(outcome):
+        mine, theirs = own["metrics"]["overlapped_s"], peer["metrics"]["step_s"]
+        skews = [f"{busiest_over_mean(found):.3f}" if found else "unknown"
+                 for found in map(rows_of_layer, (own, peer))]
+        rows.append([own["id"], ms(mine), ms(theirs), f"{theirs['median'] / mine['median']:.2f}",
+                     " / ".join(skews)])
     return rows
+
+
+def doubts_of_peer(own, peer):
+    """The peer must have had the same work."""
+    if rows_of_layer(peer) is None:
+        return "it did not report its rows per expert: its work may be another"
+    if rows_of_layer(peer) != rows_of_layer(own):
+        return "its ranks computed other numbers of rows than Atoll's: the ratio compares other work"
+    return ""
 
 
 def write_markdown(outcome, path):
