@@ -280,8 +280,9 @@ def tables(outcome):
     if layers:
         remark = ("Median ± median absolute deviation of the slowest rank's time of one step. "
                   "Overlap efficiency is (compute + communication - overlapped) / min(compute, "
-                  "communication), of the medians, with its bootstrap interval; link use is the bytes on the busiest link over "
-                  "time, against what a plain stream between all nodes carried in the same run.")
+                  "communication), of the medians, with its bootstrap interval; link use is the "
+                  "bytes on the busiest link over time, against what a plain stream between all "
+                  "nodes carried in the same run.")
         if not all(entry.get("comparable", True) for entry in layers):
             remark += (f" *: one half is less than {COMPARABLE:g} of the other, so that the "
                        "efficiency is mostly noise.")
@@ -338,7 +339,8 @@ def rows_of_layer(entry):
 
 def busiest_over_mean(rows_of_layers):
     """Rows on the busiest rank of a layer over the mean of its ranks, averaged over layers."""
-    return sum(max(rows) * len(rows) / sum(rows) for rows in rows_of_layers) / len(rows_of_layers)
+    ratios = [max(rows) * len(rows) / sum(rows) for rows in rows_of_layers if sum(rows)]
+    return sum(ratios) / len(ratios) if ratios else 1.0
 
 
 def peer_rows(outcome):
@@ -357,7 +359,7 @@ def doubts_of_peer(own, peer):
     if rows_of_layer(peer) is None:
         return "it did not report its rows per expert: its work may be another"
     if rows_of_layer(peer) != rows_of_layer(own):
-        return "its ranks computed other numbers of rows than Atoll's: the ratio compares other work"
+        return "its ranks computed other rows than Atoll's: the ratio compares other work"
     return ""
 
 

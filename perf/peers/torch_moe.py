@@ -2,7 +2,7 @@
 """The layers of perf/layers_bench as a researcher writes them: PyTorch and mpi4py.
 
     mpirun -n 4 build/cpu/perf/layers_bench --tokens 2048 --routing-only routing.json
-    mpirun -n 4 /usr/bin/python3 perf/peers/torch_moe.py --tokens 2048 --routing routing.json --json out.json
+    mpirun -n 4 /usr/bin/python3 perf/peers/torch_moe.py --tokens 2048 --routing routing.json
 
 Per layer: attention, router, rows sorted by expert, a blocking all-to-all of the counts, a blocking
 Alltoallv of the rows, the rank's experts one after another, a blocking Alltoallv back, and the
@@ -139,9 +139,9 @@ def main():
     parser.add_argument("--routing", required=True, help="file of layers_bench --routing-only")
     parser.add_argument("--json")
     for name in ("--chunks", "--transport", "--trace", "--shares-cores"):
-        parser.add_argument(name, help="accepted, so that one sweep serves both; there is no overlap")
+        parser.add_argument(name, help="of layers_bench; accepted, without effect")
     for name in ("--skew", "--sigma", "--hot-share"):
-        parser.add_argument(name, help="accepted likewise; the routing file has it")
+        parser.add_argument(name, help="accepted; the routing file has it")
     args = parser.parse_args()
     comm = MPI.COMM_WORLD
     torch.set_num_threads(1)
