@@ -140,6 +140,7 @@ Driver::Driver(compute::Backend& backend, const comm::Communicator& world, const
   ready_exchange_.reserve(most_steps);
   running_compute_.reserve(max_queued(backend_) + 1);
   running_exchange_.reserve(most_steps);
+  poller_.reserve(chunks_.size(), chunks_.size() * chunks_.front()->exchange.most_requests());
 }
 
 Driver::~Driver() = default;
@@ -323,17 +324,32 @@ void Driver::post_exchange(std::int32_t index) {
   }
 }
 
+/// Lets MPI make progress, and looks which exchanges it has completed.
+void Driver::test_exchanges() {
+  poller_.clear();
+  for (const Running& running : running_exchange_) {
+    const Step& step = current_->step(running.step);
+    ChunkState& state = *chunks_[static_cast<std::size_t>(step.chunk)];
+    if (step.kind == StepKind::counts) {
+      state.exchange.poll_counts_with(poller_);
+    } else {
+      state.pending.poll_with(poller_);
+    }
+  }
+  poller_.test();
+}
+
 bool Driver::exchange_done(std::int32_t index) {
   const Step& step = current_->step(index);
   ChunkState& state = *chunks_[static_cast<std::size_t>(step.chunk)];
   if (step.kind == StepKind::counts) {
-    if (!state.exchange.counts_done()) return false;
+    if (!state.exchange.found_counts_done()) return false;
     state.exchange.plan_rows(state.plan);
     state.chunk->reserve_receive(state.plan.rows_received());
     return true;
   }
   if (world_.size() == 1) return true;
-  if (!state.pending.done()) return false;
+  if (!state.pending.found_done()) return false;
   state.plan = state.exchange.finish(std::move(state.pending));
   return true;
 }
@@ -408,6 +424,7 @@ bool Driver::poll() {
     ++completed_;
     progress = true;
   }
+  test_exchanges();
   for (std::size_t i = 0; i < running_exchange_.size();) {
     const Running running = running_exchange_[i];
     if (!exchange_done(running.step)) {

@@ -76,6 +76,7 @@ class Driver {
   compute::Event save_x(const Step& step, const compute::Chunk& chunk, compute::Event last);
   Running launch_head(std::int32_t step, ChunkState& state);
   void post_exchange(std::int32_t step);
+  void test_exchanges();
   bool exchange_done(std::int32_t step);
   void build_blocks(ChunkState& state);
   bool poll();
@@ -102,6 +103,7 @@ class Driver {
   std::vector<std::int32_t> ready_exchange_;
   std::vector<Running> running_compute_;  // in order of their launch
   std::vector<Running> running_exchange_;
+  comm::Poller poller_;
   std::size_t completed_ = 0;
   int idle_polls_ = 0;
 };

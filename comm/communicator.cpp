@@ -62,6 +62,10 @@ Environment::Environment(int* argc, char*** argv) {
   if (announced_local_ranks() > cores_of_node()) {
     setenv("OMPI_MCA_mpi_yield_when_idle", "1", /*overwrite=*/0);
   }
+  // Over TCP, UCX's writes into the receiver's memory let all messages that are under way share the
+  // link, so that the exchanges of all chunks end late and together. Without them the first is
+  // there first, and arithmetic can go on with it. Other networks do not look at this.
+  setenv("UCX_TCP_PUT_ENABLE", "n", /*overwrite=*/0);
   const Waiting waiting("MPI_Init");
   int provided = MPI_THREAD_SINGLE;
   check(MPI_Init_thread(argc, argv, MPI_THREAD_FUNNELED, &provided), "MPI_Init_thread");

@@ -44,13 +44,16 @@ std::int64_t ExchangePlan::rows_received() const {
 
 bool PendingExchange::done() {
   if (done_) return true;
-  if (staging_ != nullptr) return done_ = staging_->advance();
-  int flag = 0;
-  check(
-      MPI_Testall(static_cast<int>(requests_.size()), requests_.data(), &flag, MPI_STATUSES_IGNORE),
-      "MPI_Testall");
-  done_ = flag != 0;
-  return done_;
+  return done_ = staging_ != nullptr ? staging_->advance() : requests_.test();
+}
+
+void PendingExchange::poll_with(Poller& poller) {
+  if (done_) return;
+  if (staging_ != nullptr) {
+    done_ = staging_->advance();
+  } else {
+    poller.add(requests_);
+  }
 }
 
 ExchangePlan PendingExchange::take_plan() {
@@ -61,10 +64,11 @@ std::vector<int> PendingExchange::awaited_peers() const {
   std::vector<int> awaited;
   if (done_) return awaited;
   if (staging_ != nullptr) return staging_->awaited_peers();
-  for (std::size_t i = 0; i < requests_.size(); ++i) {
+  const auto& requests = requests_.handles();
+  for (std::size_t i = 0; i < requests.size(); ++i) {
     if (peers_[i] < 0) continue;
     int arrived = 0;
-    MPI_Request_get_status(requests_[i], &arrived, MPI_STATUS_IGNORE);
+    MPI_Request_get_status(requests[i], &arrived, MPI_STATUS_IGNORE);
     if (arrived == 0) awaited.push_back(peers_[i]);
   }
   return awaited;
@@ -92,9 +96,8 @@ Exchange::Exchange(const Communicator& parent, TransportKind kind, std::size_t r
   messages_to_.resize(static_cast<std::size_t>(comm_.size()) * message_bytes_);
   messages_from_.resize(messages_to_.size());
   make_counts_requests();
-  const auto most = static_cast<std::size_t>(2 * parent.size());
-  spare_requests_.reserve(most);
-  spare_peers_.reserve(most);
+  spare_requests_.reserve(most_requests());
+  spare_peers_.reserve(most_requests());
   if (!is_staged(kind)) return;
   require(device != nullptr, "internal: staging without device memory");
   StagingSetup setup;
@@ -111,7 +114,7 @@ Exchange::~Exchange() {
   MPI_Finalized(&finalized);
   if (finalized != 0 || std::uncaught_exceptions() > 0) return;
   const auto receives = static_cast<std::size_t>(comm_.size() - 1);
-  for (std::size_t i = 0; i < receives; ++i) MPI_Request_free(&counts_requests_[i]);
+  for (std::size_t i = 0; i < receives; ++i) MPI_Request_free(&counts_requests_.handles()[i]);
   MPI_Type_free(&row_type_);
 }
 
@@ -120,15 +123,16 @@ Exchange::~Exchange() {
 /// where ranks share cores.
 void Exchange::make_counts_requests() {
   const int size = comm_.size();
+  counts_requests_.reserve(most_requests());
   for (int step = 1; step < size; ++step) {
     const int peer = (comm_.rank() + size - step) % size;
-    MPI_Request& request = counts_requests_.emplace_back(MPI_REQUEST_NULL);
     check(MPI_Recv_init(&messages_from_[static_cast<std::size_t>(peer) * message_bytes_],
                         to_int(message_bytes_, "bytes of a message"), MPI_BYTE, peer, counts_tag,
-                        comm_.raw(), &request),
+                        comm_.raw(), counts_requests_.add()),
           "MPI_Recv_init");
   }
-  counts_requests_.resize(2 * counts_requests_.size(), MPI_REQUEST_NULL);
+  for (int step = 1; step < size; ++step) counts_requests_.add();  // where sends will be
+  counts_requests_.none_posted();
 }
 
 std::int64_t Exchange::rows_in(std::span<const std::int32_t> counts, int peer) const {
@@ -151,7 +155,8 @@ void Exchange::start_counts(const void* rows) {
   std::copy_n(counts_to_.begin() + own, counts_per_peer_, counts_from_.begin() + own);
   const int receives = size - 1;
   if (receives == 0) return;
-  check(MPI_Startall(receives, counts_requests_.data()), "MPI_Startall");
+  auto& requests = counts_requests_.handles();
+  check(MPI_Startall(receives, requests.data()), "MPI_Startall");
   const std::int32_t most_rows = most_rows_to_any();
   const auto* next_rows = static_cast<const std::byte*>(rows);
   for (int peer = 0, send = receives; peer < size; ++peer) {
@@ -171,17 +176,14 @@ void Exchange::start_counts(const void* rows) {
       bytes += static_cast<std::size_t>(count) * row_bytes_;
     }
     check(MPI_Isend(message, to_int(bytes, "bytes of a message"), MPI_BYTE, peer, counts_tag,
-                    comm_.raw(), &counts_requests_[static_cast<std::size_t>(send++)]),
+                    comm_.raw(), &requests[static_cast<std::size_t>(send++)]),
           "MPI_Isend");
   }
+  counts_requests_.all_posted();
 }
 
-bool Exchange::counts_done() {
-  int flag = 0;
-  check(MPI_Testall(static_cast<int>(counts_requests_.size()), counts_requests_.data(), &flag,
-                    MPI_STATUSES_IGNORE),
-        "MPI_Testall");
-  if (flag == 0) return false;
+bool Exchange::found_counts_done() {
+  if (!counts_requests_.complete()) return false;
   for (int peer = 0; peer < comm_.size(); ++peer) {
     if (peer == comm_.rank()) continue;
     std::memcpy(&counts_from_[static_cast<std::size_t>(peer * counts_per_peer_)],
@@ -194,7 +196,7 @@ std::vector<int> Exchange::awaited_counts() const {
   std::vector<int> awaited;
   for (int step = 1; step < comm_.size(); ++step) {
     int arrived = 0;
-    MPI_Request_get_status(counts_requests_[static_cast<std::size_t>(step - 1)], &arrived,
+    MPI_Request_get_status(counts_requests_.handles()[static_cast<std::size_t>(step - 1)], &arrived,
                            MPI_STATUS_IGNORE);
     if (arrived == 0) awaited.push_back((comm_.rank() + comm_.size() - step) % comm_.size());
   }
@@ -288,11 +290,10 @@ void Exchange::start_staged(PendingExchange& pending, const void* send, void* re
 
 void Exchange::start_ialltoallv(PendingExchange& pending, const void* send, void* recv) {
   const ExchangePlan& plan = pending.posted_;
-  pending.requests_.push_back(MPI_REQUEST_NULL);
   pending.peers_.push_back(-1);
   check(MPI_Ialltoallv(send, plan.send_counts.data(), plan.send_offsets.data(), row_type_, recv,
                        plan.recv_counts.data(), plan.recv_offsets.data(), row_type_, comm_.raw(),
-                       &pending.requests_.back()),
+                       pending.requests_.add()),
         "MPI_Ialltoallv");
 }
 
@@ -305,24 +306,22 @@ void Exchange::start_pairwise(PendingExchange& pending, const void* send, void* 
     const int peer = (rank + size - step) % size;
     const auto p = static_cast<std::size_t>(peer);
     if (plan.recv_counts[p] == 0) continue;
-    pending.requests_.push_back(MPI_REQUEST_NULL);
     pending.peers_.push_back(peer);
     auto* to =
         static_cast<std::byte*>(recv) + static_cast<std::size_t>(plan.recv_offsets[p]) * row_bytes_;
     check(MPI_Irecv(to, plan.recv_counts[p], row_type_, peer, rows_tag, comm_.raw(),
-                    &pending.requests_.back()),
+                    pending.requests_.add()),
           "MPI_Irecv");
   }
   for (int step = 1; step < size; ++step) {
     const int peer = (rank + step) % size;
     const auto p = static_cast<std::size_t>(peer);
     if (plan.send_counts[p] == 0) continue;
-    pending.requests_.push_back(MPI_REQUEST_NULL);
     pending.peers_.push_back(-1);
     const auto* from = static_cast<const std::byte*>(send) +
                        static_cast<std::size_t>(plan.send_offsets[p]) * row_bytes_;
     check(MPI_Isend(from, plan.send_counts[p], row_type_, peer, rows_tag, comm_.raw(),
-                    &pending.requests_.back()),
+                    pending.requests_.add()),
           "MPI_Isend");
   }
 }

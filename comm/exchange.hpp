@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "comm/communicator.hpp"
+#include "comm/requests.hpp"
 #include "comm/staging.hpp"
 #include "compute/device_memory.hpp"
 
@@ -40,8 +41,7 @@ struct ExchangePlan {
 };
 
 /// An exchange under way. Owns its requests and its plan until completion, because MPI forbids
-/// touching or freeing them earlier. Never frees an active request: one that is dropped while
-/// active (only when an error unwinds this rank) is left to the MPI library.
+/// touching or freeing them earlier.
 class [[nodiscard]] PendingExchange {
  public:
   PendingExchange() = default;
@@ -50,6 +50,11 @@ class [[nodiscard]] PendingExchange {
 
   /// Drives MPI's progress; true once all rows have been sent and received.
   bool done();
+  /// For many exchanges at once: lets `poller` test this one. Where rows are staged, moves what can
+  /// move instead.
+  void poll_with(Poller& poller);
+  /// done(), as the last test found it.
+  bool found_done() const { return done_ || (staging_ == nullptr && requests_.complete()); }
   /// The plan, for the way back. Only after done().
   ExchangePlan take_plan();
   /// Ranks from which a message is still awaited; empty where the transport cannot tell.
@@ -58,7 +63,7 @@ class [[nodiscard]] PendingExchange {
  private:
   friend class Exchange;
   ExchangePlan posted_;  // what MPI moves: the plan less the rows that went with the counters
-  std::vector<MPI_Request> requests_;
+  Requests requests_;
   std::vector<int> peers_;  // of each request; send requests have -1
   ExchangePlan plan_;
   Staging* staging_ = nullptr;  // of the exchange, where rows are staged
@@ -89,7 +94,13 @@ class Exchange {
   /// `rows` are grouped by destination, own rank included; a rank gets as many as its counters add
   /// up to. They may be sent before this returns.
   void start_counts(const void* rows);
-  bool counts_done();
+  bool counts_done() { return counts_requests_.test() && found_counts_done(); }
+  /// For many exchanges at once: lets `poller` test the counters of this one.
+  void poll_counts_with(Poller& poller) { poller.add(counts_requests_); }
+  /// counts_done(), as the last test found it.
+  bool found_counts_done();
+  /// Requests that are under way at the same time, at most.
+  std::size_t most_requests() const { return 2 * static_cast<std::size_t>(comm_.size()); }
   /// Ranks whose counters are still awaited.
   std::vector<int> awaited_counts() const;
   /// After counts_done(): who gets which rows, and where they lie in what start_counts was given.
@@ -129,13 +140,13 @@ class Exchange {
   std::size_t row_bytes_;
   int counts_per_peer_;
   MPI_Datatype row_type_ = MPI_DATATYPE_NULL;
-  std::int64_t rows_with_counts_ = 0;         // most rows of a first message
-  std::size_t message_bytes_;                 // of the largest first message
-  std::vector<MPI_Request> counts_requests_;  // receives (persistent), then sends
+  std::int64_t rows_with_counts_ = 0;  // most rows of a first message
+  std::size_t message_bytes_;          // of the largest first message
+  Requests counts_requests_;           // receives (persistent), then sends
   std::vector<std::int32_t> counts_to_, counts_from_;
   std::vector<std::byte> messages_to_, messages_from_;  // [ranks, message_bytes_]
   ExchangePlan spare_plan_;
-  std::vector<MPI_Request> spare_requests_;
+  Requests spare_requests_;
   std::vector<int> spare_peers_;
   ExchangePlan staged_plan_;
   std::unique_ptr<Staging> staging_;

@@ -83,15 +83,20 @@ class LayersBench {
   void measure() {
     check();
     for (int i = -options_.warm_up; i < options_.repetitions; ++i) {
-      const std::array<double, 4> seconds = {
-          slowest(compute_alone()), slowest(communication_->run()),
-          slowest(step(*overlapped_).seconds), slowest(step(*serial_).seconds)};
+      const std::array<Measured, 4> measured = {
+          measure_one([&] { return compute_alone(); }),
+          measure_one([&] { return communication_->run(); }),
+          measure_one([&] { return step(*overlapped_).seconds; }),
+          measure_one([&] { return step(*serial_).seconds; })};
       if (i < 0) {
         overlapped_.emplace(*this, true, 0);  // forgets what warming up counted
         serial_.emplace(*this, false, 0);
         continue;
       }
-      for (std::size_t kind = 0; kind < 4; ++kind) times_[kind].push_back(seconds[kind]);
+      for (std::size_t kind = 0; kind < 4; ++kind) {
+        times_[kind].push_back(measured[kind].seconds);
+        busy_[kind].push_back(measured[kind].cores_busy);
+      }
     }
     overlapped_->timeline.flush(world_);
     serial_->timeline.flush(world_);
@@ -163,7 +168,10 @@ class LayersBench {
                         {"repetitions", options_.repetitions}};
     constexpr std::array<const char*, 4> names = {"compute", "communication", "overlapped",
                                                   "serial"};
-    for (std::size_t kind = 0; kind < 4; ++kind) result["seconds"][names[kind]] = times_[kind];
+    for (std::size_t kind = 0; kind < 4; ++kind) {
+      result["seconds"][names[kind]] = times_[kind];
+      result["cores_busy"][names[kind]] = busy_[kind];
+    }
     result["overlap_efficiency"] = efficiencies();
     result["share"] = {{"overlapped", shares(*overlapped_)}, {"serial", shares(*serial_)}};
     add_traffic(result);
@@ -202,6 +210,12 @@ class LayersBench {
 
   const std::vector<int>& own_experts() const {
     return placement_.experts_of[static_cast<std::size_t>(world_.rank())];
+  }
+  template <typename Step>
+  Measured measure_one(const Step& step) const {
+    const CoreSeconds before = CoreSeconds::now();
+    const double seconds = slowest(step());
+    return {seconds, CoreSeconds::now().busy_since(before)};
   }
   double slowest(double seconds) const { return over_ranks(world_, seconds, Reduce::max); }
 
@@ -375,7 +389,9 @@ class LayersBench {
   std::optional<StepRows> rows_;
   std::optional<ComputeAlone> compute_;
   std::optional<CommunicationAlone> communication_;
-  std::array<std::vector<double>, 4> times_;  // compute, communication, overlapped, serial
+  // Compute, communication, overlapped, serial.
+  std::array<std::vector<double>, 4> times_;
+  std::array<std::vector<double>, 4> busy_;  // share of the cores of rank 0's machine
 };
 
 struct Arguments {

@@ -3,9 +3,14 @@
 // stream of bytes over the links. The ceilings to which a run is held.
 
 #include <sched.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <array>
+#include <fstream>
+#include <numeric>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "comm/communicator.hpp"
@@ -21,6 +26,32 @@ inline double over_ranks(const comm::Communicator& world, double value,
   world.allreduce(std::span(&value, 1), op);
   return value;
 }
+
+/// Seconds that the cores of this machine have spent since it started: in all, and idle. Zero where
+/// the kernel does not tell.
+struct CoreSeconds {
+  double all = 0, idle = 0;
+
+  static CoreSeconds now() {
+    std::ifstream file("/proc/stat");
+    std::string word;
+    std::array<double, 8> ticks{};  // user, nice, system, idle, iowait, irq, softirq, steal
+    file >> word;
+    for (double& t : ticks) file >> t;
+    if (!file) return {};
+    const auto hz = static_cast<double>(sysconf(_SC_CLK_TCK));
+    return {std::accumulate(ticks.begin(), ticks.end(), 0.0) / hz, (ticks[3] + ticks[4]) / hz};
+  }
+  /// Share of the cores' time between `before` and this that somebody used.
+  double busy_since(const CoreSeconds& before) const {
+    return all > before.all ? 1 - (idle - before.idle) / (all - before.all) : 0;
+  }
+};
+
+struct Measured {
+  double seconds = 0;     ///< of the slowest rank
+  double cores_busy = 0;  ///< share of this machine's cores meanwhile, by whomever
+};
 
 /// FLOP/s of one rank's BF16 GEMMs [rows, k] x [k, n] while all ranks do the same; the best of
 /// several tries on the slowest rank. Throws Error if a result is wrong.

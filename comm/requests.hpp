@@ -1,0 +1,61 @@
+#pragma once
+// MPI requests that belong together, and many of them tested with one call.
+
+#include <mpi.h>
+
+#include <cstddef>
+#include <vector>
+
+namespace atl::comm {
+
+/// The requests of one exchange, and how many of them are still under way. Never frees an active
+/// request: those dropped while active (only when an error unwinds this rank) are left to the MPI
+/// library. Allocates for more requests than there have been at once before, or reserve().
+class Requests {
+ public:
+  void reserve(std::size_t count) { handles_.reserve(count); }
+  /// Forgets the handles; those of persistent requests must have been freed.
+  void clear() {
+    handles_.clear();
+    open_ = 0;
+  }
+  /// A place for one more request, to be posted into it. Valid until the next add().
+  MPI_Request* add();
+  /// For places that are used again and again: none of them, or all of them, are under way.
+  void none_posted() { open_ = 0; }
+  void all_posted() { open_ = handles_.size(); }
+  /// In the order of add(); null or inactive where complete.
+  std::vector<MPI_Request>& handles() { return handles_; }
+  const std::vector<MPI_Request>& handles() const { return handles_; }
+
+  /// True once all are complete, as the last test() of them or of a Poller found it. No call of
+  /// MPI.
+  bool complete() const { return open_ == 0; }
+  /// Drives MPI's progress; returns complete().
+  bool test();
+
+ private:
+  friend class Poller;
+  std::vector<MPI_Request> handles_;
+  std::size_t open_ = 0;
+};
+
+/// Tests the requests of many exchanges at once. A test drives MPI's progress, which over TCP takes
+/// system calls: with one test per exchange a rank that polls beside its arithmetic spends the time
+/// of that arithmetic.
+class Poller {
+ public:
+  void reserve(std::size_t exchanges, std::size_t requests);
+  void clear() { waiting_.clear(); }
+  /// `requests` stay where they are until test() has returned.
+  void add(Requests& requests);
+  /// Drives MPI's progress; afterwards complete() of what was added is up to date.
+  void test();
+
+ private:
+  std::vector<Requests*> waiting_;
+  std::vector<MPI_Request> handles_;  // of all that wait, one after another
+  std::vector<int> indices_;
+};
+
+}  // namespace atl::comm
