@@ -112,6 +112,12 @@ class CudaBackend final : public Backend {
   Event merge(Chunk& chunk, int layer) override {
     return layers_.merge(known(chunk, layer), layer);
   }
+  Event sample(Chunk& chunk, std::span<const std::int32_t> rows,
+               std::span<const SamplingRequest> how, SampledToken* out) override {
+    require(rows.size() == how.size(), "sampling of {} rows got {} requests", rows.size(),
+            how.size());
+    return layers_.sample(known(chunk), rows, how, out);
+  }
   Event logits(Chunk& chunk, std::span<const std::int32_t> rows, float* logits) override {
     return layers_.logits(known(chunk), rows, logits);
   }
@@ -134,7 +140,6 @@ class CudaBackend final : public Backend {
     check_positions(layer, pages, first_position, num_positions);
     return layers_.load_kv(layer, pages, first_position, num_positions, keys, values);
   }
-  Event host_task(const std::function<void()>& task) override { return layers_.host_task(task); }
 
   void start() override {}  // the device has begun already
   bool done(Event event) override { return layers_.queue().done(event); }

@@ -58,6 +58,10 @@ std::size_t input_bytes(const BackendOptions& options) {
          aligned(tiles * sizeof(AttentionTile)) + aligned(tokens * sizeof(AttentionMerge));
 }
 
+std::size_t head_bytes(const BackendOptions& options) {
+  return static_cast<std::size_t>(options.max_chunk_tokens) * (sizeof(Draw) + sizeof(std::int32_t));
+}
+
 std::int64_t first_receive_rows(const BackendOptions& options) {
   return std::int64_t{options.max_chunk_tokens} * std::max(1, options.shape.top_k);
 }
@@ -79,8 +83,9 @@ ChunkMemory::ChunkMemory(const BackendOptions& options, Arena& arena) {
   slots = arena.take<std::int32_t>(pairs);
   counts = arena.take<std::int32_t>(shape.num_experts);
   inputs = arena.take<std::byte>(static_cast<std::int64_t>(input_bytes(options)));
-  rows = arena.take<std::int32_t>(2 * tokens);
+  head = arena.take<std::byte>(static_cast<std::int64_t>(head_bytes(options)));
   logprobs = arena.take<float>(tokens);
+  sampled = arena.take<SampledToken>(tokens);
 }
 
 UploadRing::UploadRing(std::size_t bytes)
@@ -105,7 +110,8 @@ void UploadRing::copy(const Stream& stream, void* to, std::size_t bytes) {
 CudaChunk::CudaChunk(const BackendOptions& options, int index,
                      std::shared_ptr<std::int64_t> account)
     : counts(static_cast<std::size_t>(options.shape.num_experts) * sizeof(std::int32_t)),
-      head_uploads(2 * static_cast<std::size_t>(options.max_chunk_tokens) * sizeof(std::int32_t)),
+      head_uploads(head_bytes(options)),
+      sampled(static_cast<std::size_t>(options.max_chunk_tokens) * sizeof(SampledToken)),
       row_bytes_(options.shape.hidden * static_cast<std::int64_t>(size_of(options.dtype))),
       account_(std::move(account)),
       uploads_(input_bytes(options)) {

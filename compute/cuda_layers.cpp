@@ -60,7 +60,7 @@ CudaLayers::CudaLayers(const BackendOptions& options)
       kv_(allocate<KvCache>(options, "the KV cache", kv_memory_)),
       work_(allocate<Workspace>(options, "the workspace", workspace_memory_)),
       gemm_(options.dtype, work_.gemm),
-      half_free_{CudaEvent(CudaEvent::Timing::off), CudaEvent(CudaEvent::Timing::off)},
+      logits_free_(CudaEvent::Timing::off),
       kv_moved_(CudaEvent::Timing::off),
       bounce_(std::size_t{4} << 20),
       page_uploads_(static_cast<std::size_t>(most_pages(options)) * sizeof(std::int32_t)) {

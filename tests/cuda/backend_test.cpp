@@ -10,7 +10,7 @@
 #include "compute/cuda_backend.hpp"
 #include "compute/error.hpp"
 #include "tests/cuda/device_memory.hpp"
-#include "tests/unit/tiny_model.hpp"
+#include "tests/unit/model_checks.hpp"
 
 namespace atl::testing {
 namespace {
@@ -180,6 +180,7 @@ TEST_F(CudaBackend, AnEmptyChunkGoesThroughEveryStep) {
   rank.set_chunk({});
   rank.run_layers();
   rank.finish(rank.backend().logits(rank.chunk(), {}, nullptr));
+  rank.finish(rank.backend().sample(rank.chunk(), {}, {}, nullptr));
   rank.finish(rank.backend().logprobs(rank.chunk(), {}, {}, nullptr));
   for (const std::int32_t count : rank.chunk().expert_counts) EXPECT_EQ(count, 0);
   rank.finish(rank.backend().experts(rank.chunk(), 1, {}));
@@ -211,24 +212,21 @@ TEST_F(CudaBackend, PartsOfAnOperationSayOnWhichStreamTheyRan) {
   EXPECT_THROW(backend.interval(route + 1), Error);
 }
 
-TEST_F(CudaBackend, HostTasksSeeTheResultsBeforeThemAndTellTheirErrors) {
-  const auto model = random_model(tiny_shape(), DType::bfloat16, 2);
-  SingleRank rank(model, on_cuda(DType::bfloat16));
-  const std::vector<std::int32_t> tokens = {1, 2, 3};
-  const SingleRank::Piece piece{rank.add_sequence(), tokens};
-  rank.set_chunk({&piece, 1});
-  rank.run_layers();
-  const auto bytes = rank.backend().device_memory()->allocate_host(50 * sizeof(float));
-  auto* const logits = reinterpret_cast<float*>(bytes.get());
-  std::fill_n(logits, 50, 0.0F);
-  const std::vector<std::int32_t> rows = {2};
-  float sum = 0;
-  const std::function<void()> task = [&] { sum = std::accumulate(logits, logits + 50, 0.0F); };
-  const std::function<void()> failing = [] { fail("a task's own failure"); };
-  rank.backend().logits(rank.chunk(), rows, logits);
-  rank.finish(rank.backend().host_task(task));
-  EXPECT_NE(sum, 0);
-  EXPECT_THROW(rank.finish(rank.backend().host_task(failing)), Error);
+TEST_F(CudaBackend, TokensAreSampledFromTheLogits) {
+  expect_sampled_from_logits(random_model(tiny_shape(), DType::bfloat16, 6),
+                             on_cuda(DType::bfloat16));
+}
+
+/// More logits than are computed at once.
+TEST_F(CudaBackend, TokensAreSampledInPieces) {
+  auto shape = tiny_shape();
+  shape.hidden = 8;
+  shape.vocab = 300001;
+  expect_sampled_from_logits(random_model(shape, DType::bfloat16, 6), on_cuda(DType::bfloat16));
+}
+
+TEST_F(CudaBackend, LogitsThatAreNotFiniteAreToldOnce) {
+  expect_not_finite_told(on_cuda(DType::bfloat16));
 }
 
 TEST_F(CudaBackend, ActivationsAreSaved) {

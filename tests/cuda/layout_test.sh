@@ -18,7 +18,8 @@ with open(f"{sys.argv[2]}/score.jsonl", "w", encoding="utf-8") as file:
 with open(f"{sys.argv[2]}/generate.jsonl", "w", encoding="utf-8") as file:
     for number, text in enumerate(heldout[:6]):
         request = {"id": text["id"], "prompt": text["prompt"][:[1, 20, 66][number % 3]],
-                   "max_tokens": 4, "temperature": 0.8 * (number % 2), "seed": number}
+                   "max_tokens": 4, "temperature": 0.8 * (number % 2), "seed": number,
+                   "top_p": [1, 0.9, 1, 0.6, 1, 1][number]}
         file.write(json.dumps(request) + "\n")
 EOF
 

@@ -8,9 +8,10 @@
 #include <string>
 #include <thread>
 
+#include "compute/cpu_queue.hpp"
 #include "compute/error.hpp"
 #include "tests/count_allocations.hpp"
-#include "tests/unit/tiny_model.hpp"
+#include "tests/unit/model_checks.hpp"
 
 namespace atl::testing {
 namespace {
@@ -181,6 +182,17 @@ TEST(CpuBackend, LogprobsAreTheLogSoftmaxOfLogits) {
   }
 }
 
+TEST(CpuBackend, TokensAreSampledFromTheLogits) {
+  for (const int threads : {1, 2}) {
+    expect_sampled_from_logits(random_model(tiny_shape(), DType::bfloat16, 6),
+                               {.dtype = DType::bfloat16, .num_threads = threads});
+  }
+}
+
+TEST(CpuBackend, LogitsThatAreNotFiniteAreToldOnce) {
+  expect_not_finite_told({.dtype = DType::bfloat16, .num_threads = 2});
+}
+
 TEST(CpuBackend, ExpertsTakeRowsFromScatteredBlocks) {
   // 300 rows of one expert in blocks of uneven size, one empty; results as from one block.
   auto shape = tiny_shape();
@@ -215,6 +227,7 @@ TEST(CpuBackend, AnEmptyChunkGoesThroughEveryStep) {
   rank.set_chunk({});
   rank.run_layers();
   rank.finish(rank.backend().logits(rank.chunk(), {}, nullptr));
+  rank.finish(rank.backend().sample(rank.chunk(), {}, {}, nullptr));
   rank.finish(rank.backend().logprobs(rank.chunk(), {}, {}, nullptr));
   for (const std::int32_t count : rank.chunk().expert_counts) EXPECT_EQ(count, 0);
   rank.finish(rank.backend().experts(rank.chunk(), 1, {}));
@@ -230,12 +243,13 @@ TEST(CpuBackend, DecodingAllocatesNothing) {
     const std::vector<std::int32_t> rows = {0, 1};
     std::vector<SingleRank::Piece> pieces = {{start[0].sequence, token},
                                              {start[1].sequence, token}};
-    std::vector<float> logits(100);
+    const std::vector<SamplingRequest> how = {{}, {{0.8, 0.9, 5}, 1}};
+    std::vector<SampledToken> sampled(2);
     std::vector<float> logprobs(2);
     const auto step = [&] {
       rank.set_chunk(pieces);
       rank.run_layers();
-      rank.backend().logits(rank.chunk(), rows, logits.data());
+      rank.backend().sample(rank.chunk(), rows, how, sampled.data());
       rank.finish(rank.backend().logprobs(rank.chunk(), rows, rows, logprobs.data()));
     };
     for (int i = 0; i < 3; ++i) step();
@@ -279,38 +293,40 @@ TEST(CpuBackend, AnErrorInAnOperationReachesTheCallerAndStopsWhatFollows) {
   rank.set_chunk({&piece, 1});
   auto& backend = rank.backend();
   const compute::Event failed = backend.embed(rank.chunk());
-  bool ran = false;
-  const std::function<void()> task = [&] { ran = true; };
-  const compute::Event after = backend.host_task(task);
+  std::vector<float> x(2 * 48, 7);
+  const compute::Event after = backend.save_x(rank.chunk(), x.data());
   EXPECT_THROW(rank.finish(after), Error);
   EXPECT_THROW(backend.done(failed), Error);
-  EXPECT_FALSE(ran);
+  EXPECT_EQ(x, std::vector<float>(2 * 48, 7));
 }
 
-TEST(CpuBackend, TasksRunInOrderAndIntervalsAreKept) {
-  const auto model = random_model(tiny_shape(), DType::float32, 2);
-  SingleRank rank(model, {});
-  auto& backend = rank.backend();
+TEST(CpuQueue, TasksRunInOrderAndIntervalsAreKept) {
+  compute::CpuQueue queue([] {}, [](const compute::CpuOp& op) { (*op.task)(); });
+  const auto enqueue = [&queue](const std::function<void()>& task) {
+    compute::CpuOp op;
+    op.task = &task;
+    return queue.enqueue(op);
+  };
   std::vector<int> order;
   std::vector<std::function<void()>> tasks;
   for (int i = 0; i < 3000; ++i) tasks.emplace_back([&order, i] { order.push_back(i); });
   const std::function<void()> slow = [] {
     std::this_thread::sleep_for(std::chrono::milliseconds(30));
   };
-  const compute::Event first = backend.host_task(slow);
-  EXPECT_FALSE(backend.done(first));
-  EXPECT_FALSE(backend.wait(first, 1000));
+  const compute::Event first = enqueue(slow);
+  EXPECT_FALSE(queue.done(first));
+  EXPECT_FALSE(queue.wait(first, 1000));
   compute::Event last = first;
-  for (const auto& task : tasks) last = backend.host_task(task);  // more than the queue holds
-  rank.finish(last);
-  EXPECT_TRUE(backend.done(first));
+  for (const auto& task : tasks) last = enqueue(task);  // more than the queue holds
+  queue.finish(last, /*may_run_here=*/false);
+  EXPECT_TRUE(queue.done(first));
   std::vector<int> expected(3000);
   std::iota(expected.begin(), expected.end(), 0);
   EXPECT_EQ(order, expected);
-  const compute::Interval interval = backend.interval(first);
+  const compute::Interval interval = queue.interval(first);
   EXPECT_GE(interval.end - interval.begin, 0.03);
-  EXPECT_GE(backend.interval(last).begin, interval.end);
-  EXPECT_THROW(backend.interval(last + 1), Error);
+  EXPECT_GE(queue.interval(last).begin, interval.end);
+  EXPECT_THROW(queue.interval(last + 1), Error);
 }
 
 /// Logits of `tokens` after what the sequence has already.
