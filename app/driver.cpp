@@ -300,7 +300,11 @@ bool Driver::exchange_done(std::int32_t index) {
   if (step.kind == StepKind::counts) {
     if (!state.exchange.counts_done()) return false;
     state.exchange.plan_rows(state.plan);
-    state.chunk->reserve_receive(state.plan.rows_received());
+    const std::int64_t rows = state.plan.rows_received();
+    if (backend_.device_memory() != nullptr && rows > state.chunk->receive_capacity) {
+      ++traffic_.receive_growths;
+    }
+    state.chunk->reserve_receive(rows);
     return true;
   }
   if (world_.size() == 1) return true;

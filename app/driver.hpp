@@ -41,6 +41,7 @@ struct Traffic {
   std::vector<std::int64_t> tokens_of_expert;  ///< [layers * experts], rows this rank sent there
   std::int64_t rows_computed = 0;              ///< expert rows computed on this rank
   std::int64_t bytes_sent_at_once = 0;         ///< largest single exchange
+  std::int64_t receive_growths = 0;            ///< times that device memory was taken within a step
 };
 
 class Driver {

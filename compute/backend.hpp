@@ -83,6 +83,7 @@ class Chunk {
   std::int64_t receive_capacity = 0;  ///< rows
 
   /// Grows dispatch_recv and combine_send to at least `rows` rows (by doubling); contents are lost.
+  /// On a device this waits for everything under way there.
   virtual void reserve_receive(std::int64_t rows) = 0;
 };
 
@@ -98,6 +99,9 @@ struct BackendOptions {
   std::int64_t num_pages = 0;  ///< KV pages this rank holds, all layers each
   int max_chunk_tokens = 0;
   int num_chunks = 1;  ///< that will be made, for the plan of the memory
+  /// Rows that a chunk can receive from the start, where its rows lie on a device; in host memory
+  /// buffers always grow as they are needed.
+  std::int64_t receive_rows = 0;
 };
 
 class Backend {

@@ -42,13 +42,14 @@ void require_fit(const BackendOptions& options, const CudaShare& share) {
       "this rank's part does not fit on device {} ({}):\n"
       "  weights    {:>12}\n"
       "  KV cache   {:>12}  ({} tokens)\n"
-      "  buffers    {:>12}  ({} chunks of up to {} tokens)\n"
+      "  buffers    {:>12}  ({} chunks of up to {} tokens, room for {} from other ranks)\n"
       "  together   {:>12}\n"
       "  available  {:>12}  ({} free, for {} rank{})\n"
       "{}",
       share.device.index, share.device.name, gib(need.weights), gib(need.kv_cache), tokens,
-      gib(need.buffers), options.num_chunks, options.max_chunk_tokens, gib(total), gib(limit),
-      gib(share.device.free_bytes), share.num_ranks, share.num_ranks == 1 ? "" : "s", advice);
+      gib(need.buffers), options.num_chunks, options.max_chunk_tokens, options.receive_rows,
+      gib(total), gib(limit), gib(share.device.free_bytes), share.num_ranks,
+      share.num_ranks == 1 ? "" : "s", advice);
 }
 
 const BackendOptions& checked(const BackendOptions& options, const CudaShare& share) {

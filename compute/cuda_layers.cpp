@@ -42,12 +42,9 @@ Backend::Memory planned_memory(const BackendOptions& options) {
   Backend::Memory memory;
   memory.weights = planned<CudaWeights>(options);
   memory.kv_cache = planned<KvCache>(options);
-  const std::int64_t received = options.shape.num_experts == 0
-                                    ? 0
-                                    : 2 * first_receive_rows(options) * options.shape.hidden *
-                                          static_cast<std::int64_t>(size_of(options.dtype));
-  memory.buffers =
-      planned<Workspace>(options) + options.num_chunks * (planned<ChunkMemory>(options) + received);
+  memory.buffers = planned<Workspace>(options) +
+                   options.num_chunks * (planned<ChunkMemory>(options) +
+                                         receive_bytes(options.receive_rows, row_bytes(options)));
   return memory;
 }
 

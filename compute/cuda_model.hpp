@@ -182,7 +182,9 @@ class CudaChunk final : public Chunk {
   AttentionPlan plan_;
 };
 
-/// Rows that a chunk can receive before its buffers grow.
-std::int64_t first_receive_rows(const BackendOptions& options);
+/// Of one row between ranks.
+std::int64_t row_bytes(const BackendOptions& options);
+/// Of both buffers for received rows together; each is half of it.
+std::int64_t receive_bytes(std::int64_t rows, std::int64_t row_bytes);
 
 }  // namespace atl::compute::cuda

@@ -7,6 +7,7 @@
 #include <numeric>
 #include <string>
 
+#include "app/devices.hpp"
 #include "compute/cuda_backend.hpp"
 #include "compute/error.hpp"
 #include "tests/cuda/device_memory.hpp"
@@ -338,6 +339,7 @@ TEST_F(CudaBackend, MissingWeightsAreNamed) {
 TEST_F(CudaBackend, TheMemoryPlanIsWhatIsTaken) {
   compute::BackendOptions options = tiny_options();
   options.num_chunks = 2;
+  options.receive_rows = 21;
   const auto plan = compute::cuda_memory_need(options);
   const auto backend = make_cuda(options);
   const auto first = backend->make_chunk();
@@ -345,10 +347,27 @@ TEST_F(CudaBackend, TheMemoryPlanIsWhatIsTaken) {
   const auto memory = backend->memory();
   EXPECT_EQ(memory.weights, plan.weights);
   EXPECT_EQ(memory.kv_cache, plan.kv_cache);
-  EXPECT_NEAR(static_cast<double>(memory.buffers), static_cast<double>(plan.buffers), 4096);
+  EXPECT_EQ(memory.buffers, plan.buffers);
+  EXPECT_EQ(second->receive_capacity, 21);
+  const void* const received = second->dispatch_recv;
+  second->reserve_receive(21);
+  EXPECT_EQ(second->dispatch_recv, received);
   first->reserve_receive(1000);
   EXPECT_GE(first->receive_capacity, 1000);
   EXPECT_GE(backend->memory().buffers, memory.buffers + 2 * 900 * 48 * 2);
+}
+
+TEST_F(CudaBackend, FittingIsDecidedToTheByte) {
+  BackendChoice choice;
+  choice.cuda = true;
+  compute::BackendOptions options = tiny_options();
+  const auto need = compute::cuda_memory_need(options);
+  choice.share.memory_bytes = need.weights + need.kv_cache + need.buffers;
+  EXPECT_TRUE(fits(choice, options));
+  options.receive_rows = 3;
+  EXPECT_FALSE(fits(choice, options));
+  choice.share.memory_bytes += 2 * 512;  // two buffers of 3 rows of 48 BF16 values, in 256s
+  EXPECT_TRUE(fits(choice, options));
 }
 
 TEST_F(CudaBackend, WhatDoesNotFitIsRefusedWithWhatWould) {
