@@ -15,6 +15,16 @@ if ! reason="$("$cluster" probe)"; then
 fi
 trap '"$cluster" down || true; rm -rf "$work"' EXIT
 
+# With slow-atoll a job takes one sequence at a time and rank until `hurry`: it cannot end before the test
+# has done to it what it is to survive.
+cat >"$work/slow-atoll" <<EOF
+#!/usr/bin/env bash
+if [[ -e "$work/hurry" ]]; then exec "$ATOLL" "\$@"; fi
+exec "$ATOLL" "\$@" --max-sequences 1
+EOF
+chmod +x "$work/slow-atoll"
+hurry() { touch "$work/hurry"; }
+
 # submit ARGUMENTS...: sets `job`.
 submit() {
   job=0
@@ -50,8 +60,12 @@ finished_in() {
   count="$(grep -cs '"result"' "$1.journal" || true)"
   echo "${count:-0}"
 }
-# Slurm holds a job that was queued again for two minutes, so that nodes settle.
-release_job() { capture "$cluster" on head scontrol update "JobId=$job" StartTime=now; }
+# Slurm holds a job that was queued again for two minutes, so that nodes settle. They revoke what they
+# were told of it, by whole seconds: starting it within the same second would fail.
+release_job() {
+  sleep 1.2
+  capture "$cluster" on head scontrol update "JobId=$job" StartTime=now
+}
 # queue_again: as a user does with a job that has failed, once its nodes are free.
 queue_again() {
   for _ in {1..300}; do
@@ -60,6 +74,5 @@ queue_again() {
     sleep 0.2
   done
   succeeds "requeue" || true
-  sleep 1
   release_job
 }

@@ -119,28 +119,29 @@ assert first == again, "the second run was to take the file's figures"
 assert first["measured"] and other != first, "other nodes were to be measured anew"
 PY
 
-# Interrupted by Slurm's warning, queued again, and the same in the end. One sequence at a time and rank,
-# so that some are finished long before others.
-python3 "$jobs/make-requests.py" --sequences 80 --prompt-tokens 5 --max-tokens 50 --vocab 256 \
+# Interrupted by Slurm's warning, queued again, and the same in the end. Until it is warned, one sequence
+# at a time and rank: some are finished long before others, and the job cannot end before the warning.
+python3 "$jobs/make-requests.py" --sequences 400 --prompt-tokens 5 --max-tokens 50 --vocab 256 \
   >"$work/long.jsonl"
 atoll_on 2 run --model "$model" --input "$work/long.jsonl" --output "$work/long.expected.jsonl" \
   --backend cpu
 succeeds "the long job on one machine" || true
-if submit --nodes=2 --ntasks-per-node=1 "$jobs/atoll.sbatch" "$model" "$work/long.jsonl" \
-  "$work/resumed.jsonl" --max-sequences 1; then
+if ATOLL="$work/slow-atoll" submit --nodes=2 --ntasks-per-node=1 "$jobs/atoll.sbatch" "$model" \
+  "$work/long.jsonl" "$work/resumed.jsonl"; then
   for _ in {1..600}; do
     if (($(finished_in "$work/resumed.jsonl") > 4)); then break; fi
     sleep 0.1
   done
   capture "$cluster" on head scancel --batch --signal=USR1 "$job"
   succeeds "the warning" || true
+  hurry
   for _ in {1..300}; do
     if (($(field Restarts) > 0)); then break; fi
     sleep 0.1
   done
   release_job
   ends_well "the job that was queued again" || true
-  if grep -q 'resuming: [1-9]' "$work/atoll-$job/log"; then passed; else failed "it did not go on"; fi
+  if grep -q 'resuming: [1-9]' "$work/atoll-$job/log"; then passed; else failed "it did not go on: $(cat "$work/atoll-$job/log")"; fi
   same "the interrupted job" "$work/long.expected.jsonl" "$work/resumed.jsonl"
 fi
 
