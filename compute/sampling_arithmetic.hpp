@@ -68,7 +68,7 @@ ATOLL_BOTH inline std::uint64_t weight_of(float logit, float best, double scale)
   constexpr int mantissa_bits = 23;
   const float power =
       float_of(static_cast<std::uint32_t>(whole + weight_bits + bias) << mantissa_bits);
-  return static_cast<std::uint64_t>(p * power + 0.5F);
+  return static_cast<std::uint64_t>(static_cast<std::int64_t>(p * power + 0.5F));
 }
 
 /// The weight that the kept tokens must reach, between 1 and `total`.
