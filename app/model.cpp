@@ -11,11 +11,13 @@
 
 #include "compute/error.hpp"
 #include "io/json_depth.hpp"
+#include "io/json_shown.hpp"
 
 namespace atl {
 namespace {
 
 using Json = nlohmann::json;
+using io::shown;
 
 // Bounds far above any model of today; they keep every width below in an int and every tensor's
 // bytes in an int64.
@@ -28,13 +30,6 @@ constexpr std::int64_t max_vocab = 1 << 24;
 constexpr std::int64_t max_context = 1 << 27;
 constexpr std::int64_t max_fused_rows = 1 << 30;
 constexpr std::int64_t max_elements = std::int64_t{1} << 44;
-
-/// A value as it stands in the configuration, short enough for a message.
-std::string shown(const Json& value) {
-  std::string text = value.dump(-1, ' ', true, Json::error_handler_t::replace);
-  if (text.size() > 60) text = text.substr(0, 57) + "...";
-  return text;
-}
 
 /// Typed look-ups that name key and value when they fail. A null counts as absent.
 class Keys {

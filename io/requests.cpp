@@ -16,6 +16,7 @@
 
 #include "compute/error.hpp"
 #include "io/json_depth.hpp"
+#include "io/json_shown.hpp"
 
 namespace atl::io {
 namespace {
@@ -75,12 +76,6 @@ class LineReader {
   std::size_t begin_ = 0;
   std::size_t end_ = 0;
 };
-
-std::string shown(const Json& value) {
-  std::string text = value.dump(-1, ' ', true, Json::error_handler_t::replace);
-  if (text.size() > 40) text = text.substr(0, 37) + "...";
-  return text;
-}
 
 std::int64_t integer(const Json& value, const char* key, std::int64_t low, std::int64_t high) {
   const bool wraps = value.is_number_unsigned() &&

@@ -15,6 +15,7 @@
 
 #include "compute/error.hpp"
 #include "io/json_depth.hpp"
+#include "io/json_shown.hpp"
 
 namespace atl::io {
 namespace {
@@ -62,12 +63,6 @@ class File {
   int descriptor_ = -1;
   std::int64_t size_ = 0;
 };
-
-std::string shown(const Json& value) {
-  std::string text = value.dump(-1, ' ', true, Json::error_handler_t::replace);
-  if (text.size() > 60) text = text.substr(0, 57) + "...";
-  return text;
-}
 
 /// Parses an object and refuses a key that comes twice at the top (the parser would keep the last).
 Json parse_object(const std::string& text, const std::string& what) {

@@ -11,6 +11,8 @@
 //
 //   mpirun -n 4 --oversubscribe build/cpu/perf/layers_bench --skew log-normal --chunks 4
 //   mpirun -n 2 build/cpu/perf/layers_bench --tiny        seconds, for the tests
+//   mpirun -n 4 ... --routing-only routing.json           which experts each token goes to, for
+//   peers
 
 #include <fmt/format.h>
 
@@ -93,6 +95,33 @@ class LayersBench {
     }
     overlapped_->timeline.flush(world_);
     serial_->timeline.flush(world_);
+  }
+
+  /// Collective. Writes which experts each token of the step goes to, after a check that the
+  /// program sends it there; perf/peers/torch_moe.py reads it.
+  void write_routing(const std::string& path) {
+    check();
+    Batcher batch = next_batch();
+    std::vector<std::int32_t> codes;
+    for (int c = 0; c < batch.num_chunks(); ++c) {
+      for (const std::int32_t token : batch.chunk(c).tokens) {
+        const auto of_token = model_.codes_of(token);
+        codes.insert(codes.end(), of_token.begin(), of_token.end());
+      }
+    }
+    const auto of_rank = world_.gather_vectors(std::span<const std::int32_t>(codes), 0);
+    if (world_.rank() != 0) return;
+    const json routing = {{"format", "atoll-routing"},
+                          {"ranks", world_.size()},
+                          {"experts", options_.experts},
+                          {"top_k", options_.top_k},
+                          {"tokens", options_.tokens},
+                          {"skew", options_.skew},
+                          {"expert_of_code", model_.expert_of_code()},  // [layers][experts]
+                          {"codes_of_rank", of_rank}};                  // [ranks][tokens * top_k]
+    io::TextFile file(path);
+    file.write(routing.dump() + "\n");
+    file.close();
   }
 
   /// One more step, with every event; on rank 0 written to `path`.
@@ -262,13 +291,16 @@ class LayersBench {
             {"overhead", sums[4] / sums[0]}};
   }
 
-  /// Bytes of rows between ranks in one step, the busiest link, and rows per rank and layer.
+  /// Bytes of rows between ranks in one step, the busiest link; per layer and rank the rows it
+  /// computes and the bytes that other ranks dispatch to it.
   void add_traffic(json& result) const {
     const auto ranks = static_cast<std::size_t>(world_.size());
     std::vector<std::vector<std::int64_t>> bytes(ranks, std::vector<std::int64_t>(ranks));
     std::vector<std::vector<std::int64_t>> rows_of_layer;
+    std::vector<std::vector<std::int64_t>> dispatched_to_of_layer;
     for (int layer = 0; layer < options_.layers; ++layer) {
       std::vector<std::int64_t> computed(ranks);
+      std::vector<std::int64_t> dispatched(ranks);
       for (int expert = 0; expert < options_.experts; ++expert) {
         const auto to =
             static_cast<std::size_t>(placement_.rank_of[static_cast<std::size_t>(expert)]);
@@ -277,15 +309,18 @@ class LayersBench {
             const std::int64_t n = rows_->rows(layer, c, from, expert);
             computed[to] += n;
             if (from == to) continue;
+            dispatched[to] += n * options_.hidden * 2;
             bytes[from][to] += n * options_.hidden * 2;
             bytes[to][from] += n * options_.hidden * 2;
           }
         }
       }
       rows_of_layer.push_back(computed);
+      dispatched_to_of_layer.push_back(dispatched);
     }
     result["bytes_from_to"] = bytes;
     result["expert_rows_of_layer"] = rows_of_layer;
+    result["dispatched_bytes_to_of_layer"] = dispatched_to_of_layer;
     const bool nodes = topology_.num_nodes() > 1;
     std::vector<std::int64_t> out(ranks);  // by node, or by rank on one node
     std::vector<std::int64_t> in(ranks);
@@ -345,7 +380,7 @@ class LayersBench {
 
 struct Arguments {
   LayersOptions options;
-  std::string json_file, trace_file, shares_cores = "auto";
+  std::string json_file, trace_file, routing_file, shares_cores = "auto";
   bool tiny = false;
 };
 
@@ -372,6 +407,7 @@ int parse(int argc, char** argv, int rank, int num_ranks, Arguments& a) {
   app.add_option("--shares-cores", a.shares_cores)->check(CLI::IsMember({"auto", "yes", "no"}));
   app.add_option("--json", a.json_file, "write everything there");
   app.add_option("--trace", a.trace_file, "write the events of one overlapped step there");
+  app.add_option("--routing-only", a.routing_file, "write each token's experts there, and end");
   app.add_flag("--tiny", a.tiny, "small enough for a test");
   try {
     app.parse(argc, argv);
@@ -405,6 +441,10 @@ int run(int argc, char** argv, const comm::Communicator& world, comm::Watchdog& 
                              ? node.size() > comm::Environment::cores_of_node()
                              : arguments.shares_cores == "yes";
   LayersBench bench(world, options);
+  if (!arguments.routing_file.empty()) {
+    bench.write_routing(arguments.routing_file);
+    return 0;
+  }
   bench.measure();
   const json report = bench.report();
   if (!arguments.trace_file.empty()) bench.write_trace(arguments.trace_file);

@@ -109,12 +109,21 @@ class LayersModel {
   void count_rows(std::span<const std::int32_t> tokens, int layer,
                   std::span<std::int32_t> counts) const {
     for (const std::int32_t token : tokens) {
-      const int codes[] = {token / shape_.num_experts, token % shape_.num_experts};
-      for (int j = 0; j < shape_.top_k; ++j) {
-        ++counts[static_cast<std::size_t>(expert_of(layer, codes[j]))];
+      for (const int code : codes_of(token)) {
+        ++counts[static_cast<std::size_t>(expert_of(layer, code))];
       }
     }
   }
+
+  /// [top_k]: codes of the experts that a token goes to, the first choice first.
+  std::vector<int> codes_of(std::int32_t token) const {
+    std::vector<int> codes = {token / shape_.num_experts, token % shape_.num_experts};
+    codes.resize(static_cast<std::size_t>(shape_.top_k));
+    return codes;
+  }
+
+  /// [layers][experts]: the expert that a code means in each layer.
+  const std::vector<std::vector<int>>& expert_of_code() const { return expert_of_code_; }
 
   /// Loads this rank's weights, `experts` being its own.
   void load(compute::Backend& backend, const std::vector<int>& experts) const {

@@ -7,8 +7,9 @@ import platform
 import subprocess
 from math import isfinite
 from pathlib import Path
+from statistics import median
 
-from .stats import summary
+from .stats import interval, summary
 
 ROOT = Path(__file__).resolve().parents[2]
 TO_SECONDS = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0}
@@ -145,19 +146,33 @@ def collect(sweep, cases, running, earlier=None):
             entry["metrics"][metric] = summary([v for values in rounds for v in values])
     # What this call was not to measure stays as it was.
     outcome["cases"] += [entry for name, entry in before.items() if name not in chosen]
-    # By the definition the medians are put together, not the quotients of single steps.
     for entry in outcome["cases"]:
         metrics = entry["metrics"]
         if entry["program"] != "layers" or "overlap_efficiency" not in metrics:
             continue
         entry["doubts"] = doubts(entry["metrics"])
-        compute, communication, overlapped = (
-            metrics[key]["median"] for key in ("compute_s", "communication_s", "overlapped_s"))
-        shorter = min(compute, communication)
-        metrics["overlap_efficiency"]["of_medians"] = (
-            compute + communication - overlapped) / shorter
-        entry["comparable"] = shorter / max(compute, communication) >= COMPARABLE
+        halves = [metrics[key]["median"] for key in ("compute_s", "communication_s")]
+        metrics["overlap_efficiency"].update(efficiency_of_medians(entry["rounds"]))
+        entry["comparable"] = min(halves) / max(halves) >= COMPARABLE
     return outcome
+
+
+def efficiency_of_medians(rounds):
+    """By the definition the medians are put together, not the quotients of single steps; with the
+    90 % interval of just this figure. Its steps are drawn whole: what was measured in turn stays
+    together."""
+    steps = [list(zip(*of_round)) for of_round in zip(
+        *(rounds[key] for key in ("compute_s", "communication_s", "overlapped_s")))]
+
+    def efficiency(chosen):
+        compute, communication, overlapped = (median(values) for values in zip(*chosen))
+        return (compute + communication - overlapped) / min(compute, communication)
+
+    found = efficiency([step for of_round in steps for step in of_round])
+    low, high = interval(efficiency, steps)
+    # With few steps the figure itself can lie beyond what is drawn again.
+    return {"of_medians": found, "of_medians_low": min(low, found),
+            "of_medians_high": max(high, found)}
 
 
 class BadResults(Exception):
@@ -244,7 +259,8 @@ def layers_row(entry):
     if "overlap_efficiency" not in m:
         return row + ["-", "-", f"{m['tokens_per_s']['median']:.0f}"]
     efficiency = m["overlap_efficiency"]
-    text = f"{efficiency['of_medians']:.2f} ({efficiency['low']:.2f} to {efficiency['high']:.2f})"
+    text = (f"{efficiency['of_medians']:.2f} ({efficiency['of_medians_low']:.2f} to "
+            f"{efficiency['of_medians_high']:.2f})")
     if not entry["comparable"]:
         text += " *"
     return row + [text, f"{m['link_use_communication']['median']:.2f} / "
@@ -253,7 +269,7 @@ def layers_row(entry):
 
 
 LAYERS_HEAD = ["case", "compute, ms", "communication, ms", "overlapped, ms", "serial, ms",
-               "overlap efficiency (quartiles)", "link use alone / overlapped", "tokens/s"]
+               "overlap efficiency (90 % interval)", "link use alone / overlapped", "tokens/s"]
 
 
 def tables(outcome):
@@ -264,8 +280,9 @@ def tables(outcome):
     if layers:
         remark = ("Median ± median absolute deviation of the slowest rank's time of one step. "
                   "Overlap efficiency is (compute + communication - overlapped) / min(compute, "
-                  "communication), of the medians; link use is the bytes on the busiest link over "
-                  "time, against what a plain stream between all nodes carried in the same run.")
+                  "communication), of the medians, with its bootstrap interval; link use is the "
+                  "bytes on the busiest link over time, against what a plain stream between all "
+                  "nodes carried in the same run.")
         if not all(entry.get("comparable", True) for entry in layers):
             remark += (f" *: one half is less than {COMPARABLE:g} of the other, so that the "
                        "efficiency is mostly noise.")
@@ -279,8 +296,13 @@ def tables(outcome):
     peers = peer_rows(outcome)
     if peers:
         found.append(("Against PyTorch + mpi4py", ["same place and shapes", "Atoll, ms",
-                                                   "PyTorch, ms", "PyTorch / Atoll"], peers, ""))
+                                                   "PyTorch, ms", "PyTorch / Atoll",
+                                                   "busiest rank's rows / mean, Atoll / PyTorch"],
+                      peers, "Both send every token to the same experts; rows are of each layer's "
+                             "busiest rank over the mean of its ranks, averaged over layers."))
     doubtful = [[entry["id"], text] for entry in layers for text in entry.get("doubts", [])]
+    doubtful += [[peer["id"], doubts_of_peer(own, peer)] for own, peer in beside_peer(outcome)
+                 if doubts_of_peer(own, peer)]
     if doubtful:
         found.append(("Warnings: what contradicts itself", ["case", "why"], doubtful, ""))
     wrong = [[entry["id"], entry["status"], entry["reason"]]
@@ -293,8 +315,8 @@ def tables(outcome):
 SAME_SHAPES = ("layers", "hidden", "intermediate", "experts", "top_k", "tokens", "sequence", "skew")
 
 
-def peer_rows(outcome):
-    """Cases of the peer beside Atoll's fastest case of the same place and shapes."""
+def beside_peer(outcome):
+    """[(Atoll's fastest case of the same place and shapes, the peer's case)]"""
     def key(entry):
         options = {name: entry["options"].get(name) for name in SAME_SHAPES}
         return json.dumps([entry["nodes"], entry["ranks"], entry["rate"], entry["mpi"], options])
@@ -306,16 +328,39 @@ def peer_rows(outcome):
             if best is None or (entry["metrics"]["overlapped_s"]["median"] <
                                 best["metrics"]["overlapped_s"]["median"]):
                 ours[key(entry)] = entry
+    return [(ours[key(entry)], entry) for entry in outcome["cases"]
+            if entry["program"] == "torch" and "step_s" in entry["metrics"] and key(entry) in ours]
+
+
+def rows_of_layer(entry):
+    """[layers][ranks]: rows that each rank's experts computed; None in old results of the peer."""
+    return entry.get("detail", {}).get("expert_rows_of_layer")
+
+
+def busiest_over_mean(rows_of_layers):
+    """Rows on the busiest rank of a layer over the mean of its ranks, averaged over layers."""
+    ratios = [max(rows) * len(rows) / sum(rows) for rows in rows_of_layers if sum(rows)]
+    return sum(ratios) / len(ratios) if ratios else 1.0
+
+
+def peer_rows(outcome):
     rows = []
-    for entry in outcome["cases"]:
-        if entry["program"] != "torch" or "step_s" not in entry["metrics"]:
-            continue
-        own = ours.get(key(entry))
-        if own is None:
-            continue
-        mine, theirs = own["metrics"]["overlapped_s"], entry["metrics"]["step_s"]
-        rows.append([own["id"], ms(mine), ms(theirs), f"{theirs['median'] / mine['median']:.2f}"])
+    for own, peer in beside_peer(outcome):
+        mine, theirs = own["metrics"]["overlapped_s"], peer["metrics"]["step_s"]
+        skews = [f"{busiest_over_mean(found):.3f}" if found else "unknown"
+                 for found in map(rows_of_layer, (own, peer))]
+        rows.append([own["id"], ms(mine), ms(theirs), f"{theirs['median'] / mine['median']:.2f}",
+                     " / ".join(skews)])
     return rows
+
+
+def doubts_of_peer(own, peer):
+    """The peer must have had the same work."""
+    if rows_of_layer(peer) is None:
+        return "it did not report its rows per expert: its work may be another"
+    if rows_of_layer(peer) != rows_of_layer(own):
+        return "its ranks computed other rows than Atoll's: the ratio compares other work"
+    return ""
 
 
 def write_markdown(outcome, path):

@@ -7,7 +7,7 @@ import re
 import signal
 import subprocess
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from .results import metrics_of
@@ -40,6 +40,11 @@ def last_words(text, count=6):
     return "\n".join((own or lines)[-count:])
 
 
+def as_layers(case):
+    """The case of layers_bench with the place and options of a peer's."""
+    return replace(case, program="layers")
+
+
 class Runner:
     """Runs cases; what it started is gone when the `with` block ends, however it ends."""
 
@@ -53,6 +58,7 @@ class Runner:
         self.impossible = {}  # case id -> reason
         self.notes = []
         self.rounds_done = 0
+        self.routings = {}  # case id of a peer -> file
         self.clusters = {}  # (nodes, rate, cores) -> name, or "" where it cannot be
         self.reasons = {}
 
@@ -116,9 +122,10 @@ class Runner:
                               "arithmetic, MPI and the kernel's packets of all hosts compete")
         if case.options.get("skew") == "hot-node" and case.nodes == 1 and not self.sweep.launcher:
             return "a hot node needs at least two nodes"
-        program = self.program(case)
-        if not program.exists():
-            return f"{program} is not there; build it (cmake --build)"
+        needed = [case] + ([as_layers(case)] if case.program == "torch" else [])
+        for program in map(self.program, needed):
+            if not program.exists():
+                return f"{program} is not there; build it (cmake --build)"
         if case.program == "torch":
             tried = subprocess.run([self.peer_python(), "-c", "import torch, mpi4py"], check=False,
                                    capture_output=True, text=True)
@@ -169,10 +176,17 @@ class Runner:
             words = [self.peer_python(), *words]
         if case.program in ("layers", "torch"):
             words += ["--json", str(report)]
+            if case.program == "torch":
+                words += ["--routing", str(self.routings[case.id])]
             if trace:
                 words += ["--trace", str(trace)]
         else:
             words += [f"--benchmark_out={report}", "--benchmark_out_format=json"]
+        return self.started(case, words)
+
+    def started(self, case, words):
+        """The whole command of a case: what starts ranks, the program's `words`, its options."""
+        words = list(words)
         for key, value in case.options.items():
             # Google Benchmark's own options have underscores.
             option = "--" + (key if key.startswith("benchmark_") else key.replace("_", "-"))
@@ -209,19 +223,40 @@ class Runner:
             return Run(number, -1, 0.0, f"unexpected {type(error).__name__}: {error}")
 
     def run_once(self, case, number):
+        """One run; before a peer's first one layers_bench writes the routing that it follows."""
         safe = "".join(c if c.isalnum() else "-" for c in case.id)
+        if case.program == "torch" and case.id not in self.routings:
+            file = self.output / f"routing-{safe}.json"
+            layers = as_layers(case)
+            code, said, seconds = self.execute(self.started(
+                layers, [str(self.program(layers)), "--routing-only", str(file)]))
+            if code != 0:
+                return Run(number, code, seconds, f"no routing for the peer: {said}")
+            self.routings[case.id] = file
         report = self.output / f"run-{safe}.json"
         report.unlink(missing_ok=True)
         trace = None
         if case.program == "layers":
             trace = self.output / f"trace-{safe}.json"
+        code, said, seconds = self.execute(self.command(case, report, trace))
+        if code != 0:
+            return Run(number, code, seconds, said)
+        try:
+            content = json.loads(report.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            return Run(number, 0, seconds, f"no usable report ({error})")
+        report.unlink()
+        return Run(number, 0, seconds, "", content)
+
+    def execute(self, command):
+        """(exit code, what it said of its failure, seconds); ended when it takes too long."""
         environment = dict(os.environ, OMPI_ALLOW_RUN_AS_ROOT="1",
                            OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1", OMP_NUM_THREADS="1")
         begin = time.monotonic()
         try:
-            process = subprocess.Popen(self.command(case, report, trace), text=True,
-                                       stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                                       stdin=subprocess.DEVNULL, env=environment)
+            process = subprocess.Popen(command, text=True, stdout=subprocess.PIPE,
+                                       stderr=subprocess.PIPE, stdin=subprocess.DEVNULL,
+                                       env=environment)
             try:
                 _, said = process.communicate(timeout=self.sweep.timeout_s)
             except BaseException:  # also when this program is stopped
@@ -233,16 +268,9 @@ class Runner:
                     process.communicate()
                 raise
         except subprocess.TimeoutExpired:
-            return Run(number, 124, time.monotonic() - begin,
-                       f"did not end within {self.sweep.timeout_s:g} s")
+            return (124, f"did not end within {self.sweep.timeout_s:g} s",
+                    time.monotonic() - begin)
         except OSError as error:
-            return Run(number, 127, time.monotonic() - begin, str(error))
-        seconds = time.monotonic() - begin
-        if process.returncode != 0:
-            return Run(number, process.returncode, seconds, last_words(said) or "it said nothing")
-        try:
-            content = json.loads(report.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            return Run(number, 0, seconds, f"no usable report ({error})")
-        report.unlink()
-        return Run(number, 0, seconds, "", content)
+            return 127, str(error), time.monotonic() - begin
+        return (process.returncode, last_words(said) or "it said nothing",
+                time.monotonic() - begin)

@@ -26,24 +26,36 @@ def effect(a, b, difference):
     return b / a if a else (1.0 if b == a else float("inf"))
 
 
-def effect_interval(a_rounds, b_rounds, difference=False, confidence=0.99, samples=4000, seed=1):
-    """Interval of the effect on medians by the bootstrap.
+def draw(rounds, generator):
+    """Values drawn again as the bootstrap does.
 
     Values of one round share what the machine was doing just then, so whole rounds are drawn first,
     and values within them second.
     """
-    generator = random.Random(seed)
+    values = []
+    for _ in rounds:
+        chosen = generator.choice(rounds)
+        values += [generator.choice(chosen) for _ in chosen]
+    return values
 
-    def draw(rounds):
-        values = []
-        for _ in rounds:
-            chosen = generator.choice(rounds)
-            values += [generator.choice(chosen) for _ in chosen]
-        return median(values)
 
-    effects = sorted(effect(draw(a_rounds), draw(b_rounds), difference) for _ in range(samples))
+def middle_part(values, confidence):
     tail = (1 - confidence) / 2
-    return quantile(effects, tail), quantile(effects, 1 - tail)
+    return quantile(values, tail), quantile(values, 1 - tail)
+
+
+def interval(statistic, rounds, confidence=0.9, samples=1000, seed=1):
+    """Interval of `statistic`, a function of a list of values, by the bootstrap."""
+    generator = random.Random(seed)
+    return middle_part([statistic(draw(rounds, generator)) for _ in range(samples)], confidence)
+
+
+def effect_interval(a_rounds, b_rounds, difference=False, confidence=0.99, samples=4000, seed=1):
+    """Interval of the effect on medians by the bootstrap."""
+    generator = random.Random(seed)
+    effects = [effect(median(draw(a_rounds, generator)), median(draw(b_rounds, generator)),
+                      difference) for _ in range(samples)]
+    return middle_part(effects, confidence)
 
 
 def verdict(a_rounds, b_rounds, least_effect=0.02, words=("faster", "slower"), difference=False):

@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
 """The layers of perf/layers_bench as a researcher writes them: PyTorch and mpi4py.
 
-    mpirun -n 4 /usr/bin/python3 perf/peers/torch_moe.py --tokens 2048 --json out.json
+    mpirun -n 4 build/cpu/perf/layers_bench --tokens 2048 --routing-only routing.json
+    mpirun -n 4 /usr/bin/python3 perf/peers/torch_moe.py --tokens 2048 --routing routing.json
 
 Per layer: attention, router, rows sorted by expert, a blocking all-to-all of the counts, a blocking
 Alltoallv of the rows, the rank's experts one after another, a blocking Alltoallv back, and the
-weighted sum. Shapes, activation (GELU), number type (BF16) and routing are those of the same options
-of layers_bench: the routing is a table drawn from the same loads, since what matters is how many
-rows go where. One thread per rank. perf/harness runs both in one sweep.
+weighted sum. Shapes, activation (GELU) and number type (BF16) are those of the same options of
+layers_bench, and every token goes to the experts to which layers_bench sends it: they are read from
+the file that it writes. One thread per rank. perf/harness runs both in one sweep.
 """
 
 import argparse
@@ -26,21 +27,29 @@ from mpi4py import MPI  # noqa: E402
 HEAD_DIM = 64
 
 
-def loads(args, experts, layer, ranks, hosts):
-    """Shares of an expert's first choices: the same laws as in layers_bench, other draws."""
-    generator = np.random.default_rng(args.seed + 100)
-    share = np.ones(experts)
-    if args.skew == "log-normal":
-        share = np.exp(generator.normal(0, 1, experts))
-        share = np.random.default_rng(args.seed + 200 + layer).permutation(share)
-    elif args.skew != "uniform":
-        hot = np.zeros(experts, bool)
-        if args.skew == "hot-node":
-            hot = np.array([hosts[e * ranks // experts] == hosts[0] for e in range(experts)])
-        else:
-            hot[layer % experts if args.skew == "rotating" else 0] = True
-        share = np.where(hot, 0.5 / hot.sum(), 0.5 / max(1, (~hot).sum()))
-    return share / share.sum()
+def read_routing(comm, args):
+    """[layers][tokens, top_k]: experts of this rank's tokens, from what layers_bench wrote."""
+    table = None
+    try:
+        if comm.rank == 0:
+            with open(args.routing, encoding="utf-8") as file:
+                table = json.load(file)
+            told = {"ranks": comm.size, "experts": args.experts, "top_k": args.top_k,
+                    "tokens": args.tokens, "layers": args.layers}
+            found = {**table, "layers": len(table["expert_of_code"])}
+            for key, value in told.items():
+                if found[key] != value:
+                    raise ValueError(f"it is of {found[key]} {key}, not {value}")
+        problem = ""
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        problem = f"cannot use the routing of {args.routing} ({error}); write it anew with the " \
+                  "same options (layers_bench --routing-only)"
+    problem = comm.bcast(problem)
+    if problem:
+        raise SystemExit(f"torch_moe.py: {problem}" if comm.rank == 0 else 1)
+    mine = np.array(comm.scatter(table["codes_of_rank"] if comm.rank == 0 else None))
+    experts = np.array(comm.bcast(table["expert_of_code"] if comm.rank == 0 else None))
+    return [torch.from_numpy(of_code[mine].reshape(args.tokens, args.top_k)) for of_code in experts]
 
 
 class Layer:
@@ -80,6 +89,7 @@ def all_to_all_rows(comm, rows, send, receive):
 
 
 def moe(comm, x, layer, choice, num_experts, local):
+    """The layer's output and how many rows this rank's experts computed."""
     tokens, hidden = x.shape
     normed = F.layer_norm(x, (hidden,))
     probabilities = torch.softmax(F.linear(normed, layer.router).float(), dim=-1)
@@ -105,7 +115,7 @@ def moe(comm, x, layer, choice, num_experts, local):
     unsorted = torch.empty_like(back)
     unsorted[order] = back
     unsorted = unsorted.view(tokens, choice.shape[1], hidden)
-    return x + (unsorted * weights.unsqueeze(2)).sum(1)
+    return x + (unsorted * weights.unsqueeze(2)).sum(1), arrived.shape[0]
 
 
 def check_exchange(comm):
@@ -126,11 +136,12 @@ def main():
                           ("top-k", 2), ("tokens", 512), ("sequence", 128), ("repetitions", 5),
                           ("warm-up", 1), ("seed", 1)):
         parser.add_argument("--" + name, type=int, default=default)
-    parser.add_argument("--skew", default="uniform",
-                        choices=["uniform", "log-normal", "hot-expert", "hot-node", "rotating"])
+    parser.add_argument("--routing", required=True, help="file of layers_bench --routing-only")
     parser.add_argument("--json")
-    for name in ("--chunks", "--transport", "--trace"):
-        parser.add_argument(name, help="accepted, so that one sweep serves both; there is no overlap")
+    for name in ("--chunks", "--transport", "--trace", "--shares-cores"):
+        parser.add_argument(name, help="of layers_bench; accepted, without effect")
+    for name in ("--skew", "--sigma", "--hot-share"):
+        parser.add_argument(name, help="accepted; the routing file has it")
     args = parser.parse_args()
     comm = MPI.COMM_WORLD
     torch.set_num_threads(1)
@@ -139,19 +150,13 @@ def main():
     if experts % comm.size != 0:
         raise SystemExit(f"torch_moe.py: {experts} experts do not spread evenly over {comm.size} "
                          "ranks; use a multiple")
+    args.experts = experts
     args.sequence = min(args.sequence, args.tokens)
     args.tokens -= args.tokens % args.sequence
     local = experts // comm.size
-    hosts = comm.allgather(MPI.Get_processor_name())
     check_exchange(comm)
     layers = [Layer(args, local, experts) for _ in range(args.layers)]
-    generator = np.random.default_rng(args.seed + 7 * comm.rank)
-    choices = []
-    for number in range(args.layers):
-        share = loads(args, experts, number, comm.size, hosts)
-        # The k largest of log(share) + Gumbel noise: k draws without replacement.
-        noise = generator.gumbel(size=(args.tokens, experts)) + np.log(share)
-        choices.append(torch.from_numpy(np.argsort(-noise, axis=1)[:, :args.top_k].copy()))
+    choices = read_routing(comm, args)
     start = torch.randn(args.tokens, args.hidden).to(torch.bfloat16)
     seconds = []
     with torch.no_grad():
@@ -159,20 +164,24 @@ def main():
             comm.Barrier()
             begin = time.perf_counter()
             x = start
+            computed = []
             for layer, choice in zip(layers, choices):
                 x = attention(x, layer, args.sequence)
-                x = moe(comm, x, layer, choice, experts, local)
+                x, rows = moe(comm, x, layer, choice, experts, local)
+                computed.append(rows)
             spent = comm.allreduce(time.perf_counter() - begin, op=MPI.MAX)
             if not bool(torch.isfinite(x.float()).all()):
                 raise RuntimeError("the activations are not finite")
             if repetition >= 0:
                 seconds.append(spent)
+    rows_of_rank = comm.gather(computed)
     if comm.rank == 0:
         print(f"{comm.size} ranks, {args.skew}: {np.median(seconds) * 1e3:.2f} ms a step")
         if args.json:
             with open(args.json, "w", encoding="utf-8") as file:
                 json.dump({"format": "atoll-peer", "torch": torch.__version__, "ranks": comm.size,
-                           "config": vars(args), "seconds": {"step": seconds}}, file)
+                           "config": vars(args), "seconds": {"step": seconds},
+                           "expert_rows_of_layer": list(zip(*rows_of_rank))}, file)
 
 
 if __name__ == "__main__":

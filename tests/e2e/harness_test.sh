@@ -38,7 +38,11 @@ for case in cases.values():
         a, b, c = (case["metrics"][k]["median"]
                    for k in ("compute_s", "communication_s", "overlapped_s"))
         expected = (a + b - c) / min(a, b)
-        assert abs(case["metrics"]["overlap_efficiency"]["of_medians"] - expected) < 1e-9
+        efficiency = case["metrics"]["overlap_efficiency"]
+        assert abs(efficiency["of_medians"] - expected) < 1e-9
+        # The interval is this figure's own, not one of single steps.
+        assert (efficiency["of_medians_low"] <= efficiency["of_medians"]
+                <= efficiency["of_medians_high"]), efficiency
         detail = case["detail"]
         rows = detail["expert_rows_of_layer"]
         assert all(sum(layer) == 2 * 2 * 64 for layer in rows), rows  # ranks, top-k, tokens
@@ -46,6 +50,50 @@ for case in cases.values():
         assert moved[0][0] == moved[1][1] == 0 and moved[0][1] == moved[1][0] > 0, moved
         assert detail["busiest_link_bytes"] == moved[0][1]
         assert abs(sum(detail["share"]["overlapped"].values()) - 1) < 1e-6
+CHECK
+
+# With matplotlib every picture is drawn; what they show is put together by functions that are
+# checked also without it.
+if grep -q 'no matplotlib' "$out/summary.md"; then
+  printf 'left out: the pictures (no matplotlib here)\n'
+else
+  for picture in timeline breakdown overlap-efficiency bytes-matrix roofline; do
+    if [[ -s "$out/$picture.png" && -s "$out/$picture.svg" ]] &&
+      grep -q "<figure id=\"$picture\"" "$out/report.html"; then
+      passed
+    else
+      failed "no picture $picture: $(grep 'no plots' "$out/summary.md" || true)"
+    fi
+  done
+fi
+json_check "what pictures show" "$out/results.json" <<CHECK
+sys.path.insert(0, "$ATOLL_SOURCE/perf")
+from harness_lib.plots import overlap, steps, style, traffic
+(result,) = lines
+base = next(case for case in result["cases"] if case["status"] == "ok")
+def case(nodes, ranks, **options):
+    place = dict(nodes=nodes, ranks=ranks, rate="1gbit" if nodes > 1 else None)
+    return {**base, **place, "id": f"{nodes} {ranks} {options}",
+            "options": {**base["options"], **options}}
+# A curve joins equal numbers of hosts, or of ranks per host; nothing else, and nothing is lost.
+entries = [case(2, 2), case(2, 4), case(4, 4), case(4, 8), case(1, 4), case(1, 4, experts=8)]
+found = {kind: [(e["nodes"], r) for r, e in sorted(by.items())]
+         for (kind, _), by in overlap.series_of(entries).items()}
+assert found == {"2 hosts": [(2, 2), (2, 4)], "4 hosts": [(4, 4), (4, 8)],
+                 "1 rank per host": [(2, 2), (4, 4)],
+                 "2 ranks per host": [(2, 4), (4, 8)]}, found
+names = style.names(entries)
+assert len(set(names.values())) == len(entries), names
+moved = style.spread([0.9, 0.8, 0.1], 0.2)  # labels that would overlap
+assert [round(x, 6) for x in moved] == [0.95, 0.75, 0.1], moved
+def event(pid, tid, ts, dur):
+    return {"pid": pid, "tid": tid, "ts": ts, "dur": dur}
+events = [event(0, 0, 0, 2), event(0, 0, 1, 3), event(0, 1, 2, 4), event(0, 2, 9, 1)]
+assert steps.hidden_arithmetic(events, 1) == (0.4, 0.5)  # 0 to 4 of 10, and 2 to 4 of that
+# A hot rank that moves is seen layer by layer, though the whole step is even.
+entry = {"detail": {"dispatched_bytes_to_of_layer": [[3, 1], [1, 3]]}, "id": "x"}
+assert traffic.skews(entry) == (1.5, 1.0)
+assert "whole step hides (1.00)" in traffic.finding_of([entry], {"x": "rotating"})
 CHECK
 
 # Self-contained: nothing is fetched. Plots are there, or the reason why not.

@@ -14,6 +14,7 @@
 #include "io/hdf5_handle.hpp"
 #include "io/model_file.hpp"
 #include "tests/fuzz/fuzz_input.hpp"
+#include "tests/temporary_folder.hpp"
 
 namespace {
 
@@ -116,13 +117,6 @@ void change(hid_t file, const Names& names, std::span<const std::uint8_t> order)
   H5Awrite(attribute.get(), type.get(), bytes.data());
 }
 
-/// In memory, for as long as the process lives.
-struct Folder {
-  Folder() { fuzz::expect(mkdtemp(name.data()) != nullptr); }
-  ~Folder() { std::filesystem::remove_all(name); }
-  std::string name = "/dev/shm/atoll_fuzz_XXXXXX";
-};
-
 void read_all(const std::string& path) {
   io::CheckpointReader reader(path);
   const io::CheckpointContents& c = reader.contents();
@@ -137,10 +131,10 @@ void read_all(const std::string& path) {
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
-  static const Folder folder;
-  static const std::string sound = make_checkpoint(folder.name + "/sound.h5");
+  static const TemporaryFolder folder("/dev/shm");  // in memory, while the process lives
+  static const std::string sound = make_checkpoint((folder.path() / "sound.h5").string());
   static const Names names = names_in(sound);
-  const std::string path = folder.name + "/altered.h5";
+  const std::string path = (folder.path() / "altered.h5").string();
   std::filesystem::copy_file(sound, path, std::filesystem::copy_options::overwrite_existing);
   {
     const io::Handle file(H5Fopen(path.c_str(), H5F_ACC_RDWR, H5P_DEFAULT));

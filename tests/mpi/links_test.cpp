@@ -6,18 +6,16 @@
 
 #include <gtest/gtest.h>
 
-#include <filesystem>
 #include <fstream>
 #include <string>
 
 #include "app/cluster.hpp"
 #include "comm/communicator.hpp"
 #include "tests/mpi/mpi_main.hpp"
+#include "tests/mpi/shared_folder.hpp"
 
 namespace atl {
 namespace {
-
-namespace fs = std::filesystem;
 
 void expect_plausible(const comm::LinkSpeed& speed) {
   // A message takes 10 ns at least and, on the busiest machine, less than 10 s; no link of today
@@ -69,8 +67,8 @@ TEST(Links, OfNodesOfUnequalSize) {
 TEST(Links, AreKeptInAFile) {
   const auto world = comm::Communicator::world();
   const comm::Topology topology = comm::discover_topology(world);
-  std::string path = (fs::temp_directory_path() / ("links-" + std::to_string(::getpid()))).string();
-  path = world.broadcast(path, 0);
+  const SharedFolder folder(world);
+  const std::string path = folder / "cluster.json";
   const Cluster measured = find_cluster(world, topology, path, false);
   const Cluster read = find_cluster(world, topology, path, false);
   EXPECT_EQ(cluster_text(read), cluster_text(measured));
@@ -93,7 +91,7 @@ TEST(Links, AreKeptInAFile) {
   if (world.rank() == 0) std::ofstream(path) << "{}";
   world.barrier();
   EXPECT_THROW(find_cluster(world, topology, path, true), comm::AgreedFailure);
-  if (world.rank() == 0) fs::remove(path);
+  world.barrier();
 }
 
 }  // namespace

@@ -6,56 +6,36 @@
 #include <gtest/gtest.h>
 #include <mpi.h>
 
-#include <cstdlib>
 #include <filesystem>
 #include <fstream>
-#include <functional>
 #include <string>
 
 #include "app/init.hpp"
 #include "app/inspect.hpp"
 #include "compute/error.hpp"
+#include "tests/fixtures.hpp"
 #include "tests/mpi/mpi_main.hpp"
+#include "tests/mpi/shared_folder.hpp"
 
 namespace atl {
 namespace {
 
 namespace fs = std::filesystem;
 
-/// A folder that all ranks share, made and removed by rank 0.
 class ParallelModelFile : public testing::Test {
  protected:
   void SetUp() override {
     MPI_Comm_rank(MPI_COMM_WORLD, &rank_);
     MPI_Comm_size(MPI_COMM_WORLD, &num_ranks_);
-    std::string name = (fs::temp_directory_path() / "parallel_file_XXXXXX").string();
-    if (rank_ == 0) {
-      ASSERT_NE(mkdtemp(name.data()), nullptr);
-    }
-    MPI_Bcast(name.data(), static_cast<int>(name.size()), MPI_CHAR, 0, MPI_COMM_WORLD);
-    folder_ = name;
   }
-  void TearDown() override {
-    MPI_Barrier(MPI_COMM_WORLD);
-    if (rank_ == 0) fs::remove_all(folder_);
-  }
+  void TearDown() override { MPI_Barrier(MPI_COMM_WORLD); }
 
-  std::string path(const char* name) const { return (folder_ / name).string(); }
+  std::string path(const char* name) const { return folder_ / name; }
   static int world() { return MPI_Comm_c2f(MPI_COMM_WORLD); }
 
   static std::string bytes_of(const std::string& file) {
     std::ifstream stream(file, std::ios::binary);
     return {std::istreambuf_iterator<char>(stream), {}};
-  }
-
-  static std::string error_of(const std::function<void()>& work) {
-    try {
-      work();
-    } catch (const Error& error) {
-      return error.what();
-    }
-    ADD_FAILURE() << "no error";
-    return {};
   }
 
   /// Every rank must have thrown the same text, and no file may be left.
@@ -65,11 +45,11 @@ class ParallelModelFile : public testing::Test {
     first.resize(4096);
     MPI_Bcast(first.data(), 4096, MPI_CHAR, 0, MPI_COMM_WORLD);
     EXPECT_EQ(error, std::string(first.c_str()));
-    EXPECT_TRUE(fs::is_empty(folder_));
+    EXPECT_TRUE(fs::is_empty(folder_.path()));
     MPI_Barrier(MPI_COMM_WORLD);
   }
 
-  fs::path folder_;
+  SharedFolder folder_{comm::Communicator::world()};
   int rank_ = 0;
   int num_ranks_ = 1;
 };

@@ -5,7 +5,6 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <filesystem>
 #include <fstream>
 #include <map>
 #include <nlohmann/json.hpp>
@@ -16,33 +15,13 @@
 #include "app/run.hpp"
 #include "io/model_file.hpp"
 #include "mpi_main.hpp"
+#include "tests/mpi/shared_folder.hpp"
 #include "tests/reference.hpp"
 
 namespace atl {
 namespace {
 
 const std::string data = std::string(ATOLL_SOURCE_DIR) + "/tests/data/";
-
-/// A folder of rank 0 that all ranks use, removed at the end.
-class Workspace {
- public:
-  explicit Workspace(const comm::Communicator& world) : world_(world) {
-    std::string made;
-    if (world.rank() == 0) {
-      std::string pattern = (std::filesystem::temp_directory_path() / "atoll-XXXXXX").string();
-      made = mkdtemp(pattern.data()) != nullptr ? pattern : std::string();
-    }
-    path_ = world.broadcast(made, 0);
-  }
-  ~Workspace() {
-    if (world_.rank() == 0) std::filesystem::remove_all(path_);
-  }
-  std::string operator/(const std::string& name) const { return path_ + "/" + name; }
-
- private:
-  const comm::Communicator& world_;
-  std::string path_;
-};
 
 reference::Matrix read_matrix(io::ModelFileReader& file, const std::string& path,
                               std::int64_t slab = 0) {
@@ -140,7 +119,7 @@ Comparison compare(const std::map<std::string, std::vector<double>>& got,
 
 TEST(SampleModel, ScoresAgreeWithTheOracle) {
   const comm::Communicator world = comm::Communicator::world();
-  const Workspace work(world);
+  const SharedFolder work(world);
   if (world.rank() == 0) import_hf(data + "sample-model", work / "model.h5");
   world.barrier();
 

@@ -5,7 +5,6 @@
 
 #include <gtest/gtest.h>
 #include <hdf5.h>
-#include <unistd.h>
 
 #include <cstdlib>
 #include <filesystem>
@@ -15,6 +14,7 @@
 
 #include "compute/error.hpp"
 #include "io/model_file.hpp"
+#include "tests/fixtures.hpp"
 
 namespace atl::io {
 namespace {
@@ -22,18 +22,7 @@ namespace {
 namespace fs = std::filesystem;
 
 /// A folder of this test's own, removed at the end.
-class Checkpoint : public ::testing::Test {
- protected:
-  Checkpoint()
-      : folder_(fs::temp_directory_path() / ("atoll-checkpoint-" + std::to_string(getpid()))) {
-    fs::create_directories(folder_);
-  }
-  ~Checkpoint() override { fs::remove_all(folder_); }
-  std::string path(const char* name) const { return (folder_ / name).string(); }
-
- private:
-  fs::path folder_;
-};
+using Checkpoint = FolderTest;
 
 std::vector<std::byte> noise(std::size_t bytes, unsigned seed) {
   std::vector<std::byte> values(bytes);

@@ -1,13 +1,12 @@
 #include "app/config.hpp"
 
 #include <gtest/gtest.h>
-#include <unistd.h>
 
 #include <cstdlib>
-#include <filesystem>
 #include <fstream>
 
 #include "compute/error.hpp"
+#include "tests/temporary_folder.hpp"
 
 namespace atl {
 namespace {
@@ -20,16 +19,11 @@ CommandLine parse(std::vector<const char*> arguments) {
 /// A file that is gone when the test ends.
 class TemporaryFile {
  public:
-  explicit TemporaryFile(const std::string& text)
-      : path_(std::filesystem::temp_directory_path() /
-              ("atoll-config-test-" + std::to_string(getpid()) + ".toml")) {
-    std::ofstream(path_) << text;
-  }
-  ~TemporaryFile() { std::filesystem::remove(path_); }
-  std::string path() const { return path_.string(); }
+  explicit TemporaryFile(const std::string& text) { std::ofstream(path()) << text; }
+  std::string path() const { return (folder_.path() / "options.toml").string(); }
 
  private:
-  std::filesystem::path path_;
+  TemporaryFolder folder_;
 };
 
 std::string refusal(const std::vector<const char*>& arguments) {

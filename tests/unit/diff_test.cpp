@@ -4,29 +4,21 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <cstdlib>
 #include <filesystem>
 #include <limits>
 
 #include "compute/error.hpp"
 #include "io/activation_file.hpp"
 #include "io/model_file.hpp"
+#include "tests/fixtures.hpp"
 
 namespace atl {
 namespace {
 
 namespace fs = std::filesystem;
 
-class DiffTest : public testing::Test {
+class DiffTest : public FolderTest {
  protected:
-  void SetUp() override {
-    std::string name = (fs::temp_directory_path() / "diff_XXXXXX").string();
-    ASSERT_NE(mkdtemp(name.data()), nullptr);
-    folder_ = name;
-  }
-  void TearDown() override { fs::remove_all(folder_); }
-  std::string path(const std::string& name) const { return (folder_ / name).string(); }
-
   struct Request {
     std::string id;
     std::vector<std::int32_t> tokens;
@@ -71,8 +63,6 @@ class DiffTest : public testing::Test {
     io::ActivationReader reader_b(b);
     return compare_activations(reader_a, reader_b);
   }
-
-  fs::path folder_;
 };
 
 TEST_F(DiffTest, FilesReadBack) {

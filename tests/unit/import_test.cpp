@@ -2,7 +2,6 @@
 
 #include <gtest/gtest.h>
 
-#include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -16,6 +15,7 @@
 #include "io/convert.hpp"
 #include "io/model_file.hpp"
 #include "io/safetensors.hpp"
+#include "tests/fixtures.hpp"
 
 namespace atl {
 namespace {
@@ -28,19 +28,8 @@ bool contains(const std::string& text, const std::string& part) {
   return text.find(part) != std::string::npos;
 }
 
-std::string error_of(const std::function<void()>& work) {
-  try {
-    work();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  ADD_FAILURE() << "no error";
-  return {};
-}
-
-/// The sample model beside this file.
 fs::path sample_model() {
-  return fs::path(__FILE__).parent_path().parent_path() / "data" / "sample-model";
+  return fs::path(ATOLL_SOURCE_DIR) / "tests" / "data" / "sample-model";
 }
 
 /// A small Hugging Face folder: configuration and names with shapes.
@@ -127,19 +116,13 @@ float value_of(const std::string& name, std::size_t element) {
          static_cast<float>(element) / 256.0F;
 }
 
-class Import : public testing::Test {
+class Import : public FolderTest {
  protected:
-  void SetUp() override {
-    std::string name = (fs::temp_directory_path() / "import_XXXXXX").string();
-    ASSERT_NE(mkdtemp(name.data()), nullptr);
-    base_ = name;
-    fs::create_directory(base_ / "hf");
-  }
-  void TearDown() override { fs::remove_all(base_); }
+  void SetUp() override { fs::create_directory(folder_ / "hf"); }
 
-  std::string output() const { return (base_ / "model.h5").string(); }
+  std::string output() const { return (folder_ / "model.h5").string(); }
   void write(const char* name, const std::string& text) const {
-    std::ofstream(base_ / "hf" / name, std::ios::binary) << text;
+    std::ofstream(folder_ / "hf" / name, std::ios::binary) << text;
   }
 
   void write_folder(const Folder& folder, DType stored = DType::float32) const {
@@ -169,7 +152,7 @@ class Import : public testing::Test {
 
   ModelConfig import(const Folder& folder, DType stored = DType::float32) const {
     write_folder(folder, stored);
-    import_hf((base_ / "hf").string(), output());
+    import_hf((folder_ / "hf").string(), output());
     io::ModelFileReader reader(output());
     return checked_config(reader);
   }
@@ -178,7 +161,8 @@ class Import : public testing::Test {
   std::string refusal(const Folder& folder) const {
     fs::remove(output());
     const std::string message = error_of([&] { import(folder); });
-    EXPECT_EQ(std::distance(fs::directory_iterator(base_), fs::directory_iterator()), 1) << message;
+    EXPECT_EQ(std::distance(fs::directory_iterator(folder_), fs::directory_iterator()), 1)
+        << message;
     return message;
   }
 
@@ -201,8 +185,6 @@ class Import : public testing::Test {
     io::convert(std::as_bytes(std::span(values)), DType::float32, expected, info.dtype);
     EXPECT_EQ(bytes, expected) << path << " slab " << slab;
   }
-
-  fs::path base_;
 };
 
 TEST_F(Import, Qwen3Moe) {
@@ -371,12 +353,12 @@ TEST_F(Import, NamesWhatIsNotSupported) {
   EXPECT_TRUE(contains(refusal(folder), "intermediate_size"));
   write_folder(qwen());
   write("config.json", "{");
-  EXPECT_TRUE(contains(error_of([&] { import_hf((base_ / "hf").string(), output()); }),
+  EXPECT_TRUE(contains(error_of([&] { import_hf((folder_ / "hf").string(), output()); }),
                        "config.json: not a JSON object"));
-  fs::remove(base_ / "hf" / "config.json");
-  EXPECT_TRUE(
-      contains(error_of([&] { import_hf((base_ / "hf").string(), output()); }), "no config.json"));
-  EXPECT_TRUE(contains(error_of([&] { import_hf((base_ / "none").string(), output()); }),
+  fs::remove(folder_ / "hf" / "config.json");
+  EXPECT_TRUE(contains(error_of([&] { import_hf((folder_ / "hf").string(), output()); }),
+                       "no config.json"));
+  EXPECT_TRUE(contains(error_of([&] { import_hf((folder_ / "none").string(), output()); }),
                        "no such folder"));
 }
 

@@ -11,6 +11,7 @@
 #include "compute/error.hpp"
 #include "io/convert.hpp"
 #include "io/model_file.hpp"
+#include "tests/fixtures.hpp"
 
 namespace atl {
 namespace {
@@ -67,18 +68,7 @@ TEST(FillRandom, RoundsTheSameValuesToEachType) {
   }
 }
 
-class InitModel : public testing::Test {
- protected:
-  void SetUp() override {
-    std::string name = (std::filesystem::temp_directory_path() / "init_XXXXXX").string();
-    ASSERT_NE(mkdtemp(name.data()), nullptr);
-    folder_ = name;
-  }
-  void TearDown() override { std::filesystem::remove_all(folder_); }
-  std::string path(const char* name) const { return (folder_ / name).string(); }
-
-  std::filesystem::path folder_;
-};
+using InitModel = FolderTest;
 
 TEST_F(InitModel, WritesEveryTensorOfThePreset) {
   const ModelConfig config = preset("moe-4l-tiny");

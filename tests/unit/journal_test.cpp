@@ -4,26 +4,20 @@
 
 #include <gtest/gtest.h>
 #include <sys/stat.h>
-#include <unistd.h>
 
 #include <filesystem>
 #include <fstream>
 
 #include "compute/error.hpp"
+#include "tests/fixtures.hpp"
 
 namespace atl::io {
 namespace {
 
 namespace fs = std::filesystem;
 
-class Journal : public ::testing::Test {
+class Journal : public FolderTest {
  protected:
-  Journal() : folder_(fs::temp_directory_path() / ("atoll-journal-" + std::to_string(getpid()))) {
-    fs::create_directories(folder_);
-    output_ = (folder_ / "results.jsonl").string();
-  }
-  ~Journal() override { fs::remove_all(folder_); }
-
   std::string text() const {
     std::ifstream file(output_ + ".journal", std::ios::binary);
     return {std::istreambuf_iterator<char>(file), {}};
@@ -38,8 +32,7 @@ class Journal : public ::testing::Test {
     journal.sync();
   }
 
-  fs::path folder_;
-  std::string output_;
+  const std::string output_ = path("results.jsonl");
 };
 
 TEST_F(Journal, KeepsResultsForTheNextRun) {

@@ -8,11 +8,11 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
-#include <functional>
 #include <random>
 
 #include "compute/error.hpp"
 #include "io/convert.hpp"
+#include "tests/fixtures.hpp"
 
 namespace atl::io {
 namespace {
@@ -33,28 +33,8 @@ void write_bytes(const fs::path& path, const std::string& bytes) {
 }
 
 /// The message of the Error that `work` throws; fails the test when it throws none.
-std::string error_of(const std::function<void()>& work) {
-  try {
-    work();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  ADD_FAILURE() << "no error";
-  return {};
-}
-
-/// A folder of its own for each test.
-class ModelFile : public testing::Test {
+class ModelFile : public FolderTest {
  protected:
-  void SetUp() override {
-    std::string name = (fs::temp_directory_path() / "model_file_XXXXXX").string();
-    ASSERT_NE(mkdtemp(name.data()), nullptr);
-    folder_ = name;
-  }
-  void TearDown() override { fs::remove_all(folder_); }
-
-  std::string path(const std::string& name) const { return (folder_ / name).string(); }
-
   static const std::vector<ModelFileWriter::Dataset>& datasets() {
     static const std::vector<ModelFileWriter::Dataset> list = {
         {"/model/norm/weight", {7}, false},
@@ -108,8 +88,6 @@ class ModelFile : public testing::Test {
     }
     return files == 0;
   }
-
-  fs::path folder_;
 };
 
 TEST_F(ModelFile, ReturnsWhatWasWritten) {

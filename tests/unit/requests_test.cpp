@@ -3,40 +3,34 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <cstdlib>
-#include <filesystem>
 #include <fstream>
 #include <limits>
 #include <nlohmann/json.hpp>
 
 #include "compute/error.hpp"
+#include "tests/fixtures.hpp"
 
 namespace atl::io {
 namespace {
 
-namespace fs = std::filesystem;
 using Json = nlohmann::json;
 
 bool contains(const std::string& text, const std::string& part) {
   return text.find(part) != std::string::npos;
 }
 
-class Requests : public testing::Test {
+class Requests : public FolderTest {
  protected:
   void SetUp() override {
-    std::string name = (fs::temp_directory_path() / "requests_XXXXXX").string();
-    ASSERT_NE(mkdtemp(name.data()), nullptr);
-    folder_ = name;
     limits_.vocab = 256;
     limits_.max_positions = 100;
     limits_.default_max_tokens = 10;
   }
-  void TearDown() override { fs::remove_all(folder_); }
 
   std::vector<Request> read(const std::string& text) const {
-    const std::string path = (folder_ / "requests.jsonl").string();
-    std::ofstream(path, std::ios::binary) << text;
-    return read_requests(path, limits_);
+    const std::string file = path("requests.jsonl");
+    std::ofstream(file, std::ios::binary) << text;
+    return read_requests(file, limits_);
   }
 
   /// The reason for which the only line is refused.
@@ -47,7 +41,6 @@ class Requests : public testing::Test {
     return requests.at(0).error;
   }
 
-  fs::path folder_;
   RequestLimits limits_;
 };
 

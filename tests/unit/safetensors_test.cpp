@@ -2,12 +2,11 @@
 
 #include <gtest/gtest.h>
 
-#include <cstdlib>
 #include <filesystem>
 #include <fstream>
-#include <functional>
 
 #include "compute/error.hpp"
+#include "tests/fixtures.hpp"
 
 namespace atl::io {
 namespace {
@@ -24,15 +23,8 @@ bool contains(const std::string& text, const std::string& part) {
   return text.find(part) != std::string::npos;
 }
 
-class SafetensorsTest : public testing::Test {
+class SafetensorsTest : public FolderTest {
  protected:
-  void SetUp() override {
-    std::string name = (fs::temp_directory_path() / "safetensors_XXXXXX").string();
-    ASSERT_NE(mkdtemp(name.data()), nullptr);
-    folder_ = name;
-  }
-  void TearDown() override { fs::remove_all(folder_); }
-
   std::string write(const std::string& name, const std::string& bytes) const {
     std::ofstream(folder_ / name, std::ios::binary) << bytes;
     return (folder_ / name).string();
@@ -43,16 +35,6 @@ class SafetensorsTest : public testing::Test {
     return write(name, length_bytes(header.size()) + header + data);
   }
 
-  static std::string error_of(const std::function<void()>& work) {
-    try {
-      work();
-    } catch (const Error& error) {
-      return error.what();
-    }
-    ADD_FAILURE() << "no error";
-    return {};
-  }
-
   /// The message for one file with this header and `data_bytes` of data.
   std::string refusal(const std::string& header, std::size_t data_bytes) const {
     const std::string file = write_file("x.safetensors", header, std::string(data_bytes, 'd'));
@@ -60,8 +42,6 @@ class SafetensorsTest : public testing::Test {
     EXPECT_TRUE(contains(message, "x.safetensors")) << message;
     return message;
   }
-
-  fs::path folder_;
 };
 
 TEST_F(SafetensorsTest, ReadsTensorsOfSeveralFiles) {

@@ -1,27 +1,19 @@
 #include "io/text_file.hpp"
 
 #include <gtest/gtest.h>
-#include <unistd.h>
 
-#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
 
 #include "compute/error.hpp"
+#include "tests/fixtures.hpp"
 
 namespace atl::io {
 namespace {
 
-class TextFileTest : public testing::Test {
+class TextFileTest : public FolderTest {
  protected:
-  void SetUp() override {
-    std::string pattern = (std::filesystem::temp_directory_path() / "atoll-XXXXXX").string();
-    ASSERT_NE(mkdtemp(pattern.data()), nullptr);
-    folder_ = pattern;
-  }
-  void TearDown() override { std::filesystem::remove_all(folder_); }
-
   static std::string read(const std::string& path) {
     std::ifstream file(path);
     return {std::istreambuf_iterator<char>(file), {}};
@@ -30,8 +22,6 @@ class TextFileTest : public testing::Test {
     return static_cast<std::size_t>(
         std::distance(std::filesystem::directory_iterator(folder_), {}));
   }
-
-  std::filesystem::path folder_;
 };
 
 TEST_F(TextFileTest, TakesItsNameWhenWhole) {
