@@ -259,15 +259,11 @@ void Batcher::add_piece(std::int32_t slot, std::int32_t count, std::int64_t step
   }
 }
 
-SamplingOptions Batcher::sampling_of(const HeadRow& head) const {
+SamplingRequest Batcher::sampling_of(const HeadRow& head) const {
   const Sequence& sequence = slots_[static_cast<std::size_t>(head.slot)];
   const io::Request& request = requests_[static_cast<std::size_t>(sequence.request)];
-  return {request.temperature, request.top_p, request.seed};
-}
-
-std::int64_t Batcher::generated_of(const HeadRow& head) const {
-  const Sequence& sequence = slots_[static_cast<std::size_t>(head.slot)];
-  return static_cast<std::int64_t>(sequence.tokens.size()) - sequence.prompt_length;
+  return {{request.temperature, request.top_p, request.seed},
+          static_cast<std::int64_t>(sequence.tokens.size()) - sequence.prompt_length};
 }
 
 bool Batcher::is_stop(const Sequence& sequence, std::int32_t token) const {

@@ -9,7 +9,6 @@
 #include <span>
 #include <vector>
 
-#include "app/sampler.hpp"
 #include "app/timeline.hpp"
 #include "compute/backend.hpp"
 #include "io/requests.hpp"
@@ -110,8 +109,7 @@ class Batcher {
   int num_chunks() const { return num_chunks_; }          ///< of this step, equal on all ranks
   bool has_prompt_tokens() const { return has_prompt_; }  ///< on any rank in this step
   ChunkBatch& chunk(int index) { return chunks_[static_cast<std::size_t>(index)]; }
-  SamplingOptions sampling_of(const HeadRow& head) const;
-  std::int64_t generated_of(const HeadRow& head) const;
+  SamplingRequest sampling_of(const HeadRow& head) const;
 
   /// A sequence under way on this rank, between two steps.
   struct View {

@@ -76,6 +76,12 @@ std::int64_t kv_bytes_left(const BackendChoice& choice, compute::BackendOptions 
   return choice.share.memory_bytes - need.weights - need.buffers;
 }
 
+bool fits(const BackendChoice& choice, const compute::BackendOptions& options) {
+  if (!choice.cuda) return true;
+  const auto need = compute::cuda_memory_need(options);
+  return need.weights + need.kv_cache + need.buffers <= choice.share.memory_bytes;
+}
+
 std::unique_ptr<compute::Backend> make_backend(const BackendChoice& choice,
                                                const compute::BackendOptions& options) {
   return choice.cuda ? compute::make_cuda_backend(options, choice.share)

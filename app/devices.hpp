@@ -28,6 +28,9 @@ BackendChoice choose_backend(const comm::Communicator& world, const comm::Topolo
 /// Bytes that a KV cache may take beside everything else these options say, on this rank's device.
 std::int64_t kv_bytes_left(const BackendChoice& choice, compute::BackendOptions options);
 
+/// Whether all that these options say fits the device; true without one.
+bool fits(const BackendChoice& choice, const compute::BackendOptions& options);
+
 /// Throws Error where the options do not fit the device.
 std::unique_ptr<compute::Backend> make_backend(const BackendChoice& choice,
                                                const compute::BackendOptions& options);

@@ -40,34 +40,22 @@ constexpr int shortest_busy_sleep_us = 50;
 constexpr int longest_busy_sleep_us = 500;
 /// A device's steps are short, and what follows one waits for this thread.
 constexpr int device_sleep_us = 20;
-
-/// Memory that results are written to without a stop on the way.
-std::shared_ptr<float> host_floats(compute::Backend& backend, std::size_t count) {
-  if (compute::DeviceMemory* device = backend.device_memory()) {
-    const auto bytes = device->allocate_host(count * sizeof(float));
-    return {bytes, reinterpret_cast<float*>(bytes.get())};
-  }
-  return {new float[count], std::default_delete<float[]>()};
-}
 }  // namespace
 
 /// One chunk on its way: its buffers, its messages and the rows they carry.
 struct Driver::ChunkState {
   ChunkState(compute::Backend& backend, const comm::Communicator& world,
-             const DriverOptions& options, int experts_per_peer, int vocab)
+             const DriverOptions& options, int experts_per_peer)
       : chunk(backend.make_chunk()),
         exchange(world, options.transport, options.row_bytes, experts_per_peer,
                  backend.device_memory() == nullptr ? first_message_bytes : 0,
                  backend.device_memory()),
-        plan(world.size()),
-        sampler(vocab) {
+        plan(world.size()) {
     const auto head_rows = static_cast<std::size_t>(
         options.mode == Mode::score ? options.max_chunk_tokens : options.max_head_rows);
     rows.reserve(head_rows);
     targets.reserve(head_rows);
-    if (options.mode == Mode::generate) {
-      logits = host_floats(backend, head_rows * static_cast<std::size_t>(vocab));
-    }
+    how.reserve(head_rows);
     blocks.reserve(static_cast<std::size_t>(world.size() * experts_per_peer));
   }
 
@@ -77,10 +65,8 @@ struct Driver::ChunkState {
   comm::PendingExchange pending;
   std::vector<compute::RowBlock> blocks;
   ChunkBatch* batch = nullptr;
-  Sampler sampler;
-  std::vector<std::int32_t> rows, targets;
-  std::shared_ptr<float> logits;  // [head rows, vocab]
-  std::function<void()> sample;   // the host part of the head step
+  std::vector<std::int32_t> rows, targets;  // of the head, with what follows
+  std::vector<SamplingRequest> how;
 };
 
 /// A schedule with the steps that wait for each step.
@@ -129,8 +115,7 @@ Driver::Driver(compute::Backend& backend, const comm::Communicator& world, const
       "ranks with the same command",
       other - hashes.begin());
   for (int c = 0; c < options_.num_chunks; ++c) {
-    chunks_.push_back(
-        std::make_unique<ChunkState>(backend_, world_, options_, experts_per_peer_, shape_.vocab));
+    chunks_.push_back(std::make_unique<ChunkState>(backend_, world_, options_, experts_per_peer_));
   }
   traffic_.bytes_to.resize(static_cast<std::size_t>(world_.size()));
   traffic_.tokens_of_expert.resize(
@@ -239,7 +224,7 @@ Driver::Running Driver::launch_compute(std::int32_t index) {
     case StepKind::merge:
       return saved(backend_.merge(chunk, step.layer));
     case StepKind::head:
-      return launch_head(index, state);
+      return one(launch_head(state));
     case StepKind::counts:
     case StepKind::dispatch:
     case StepKind::combine:
@@ -255,34 +240,20 @@ compute::Event Driver::save_x(const Step& step, const compute::Chunk& chunk, com
   return x == nullptr ? last : backend_.save_x(chunk, x);
 }
 
-Driver::Running Driver::launch_head(std::int32_t index, ChunkState& state) {
+compute::Event Driver::launch_head(ChunkState& state) {
   ChunkBatch& batch = *state.batch;
   state.rows.clear();
-  state.targets.clear();
-  for (const HeadRow& head : batch.head) {
-    state.rows.push_back(head.row);
-    state.targets.push_back(head.target);
-  }
+  for (const HeadRow& head : batch.head) state.rows.push_back(head.row);
   if (options_.mode == Mode::score) {
+    state.targets.clear();
+    for (const HeadRow& head : batch.head) state.targets.push_back(head.target);
     batch.logprobs.resize(batch.head.size());
-    const auto event =
-        backend_.logprobs(*state.chunk, state.rows, state.targets, batch.logprobs.data());
-    return {index, event, event, 0};
+    return backend_.logprobs(*state.chunk, state.rows, state.targets, batch.logprobs.data());
   }
+  state.how.clear();
+  for (const HeadRow& head : batch.head) state.how.push_back(batch_->sampling_of(head));
   batch.sampled.resize(batch.head.size());
-  const auto first = backend_.logits(*state.chunk, state.rows, state.logits.get());
-  if (!state.sample) {
-    state.sample = [this, &state] {
-      const auto vocab = static_cast<std::size_t>(shape_.vocab);
-      for (std::size_t i = 0; i < state.batch->head.size(); ++i) {
-        const HeadRow& head = state.batch->head[i];
-        const std::span<const float> logits(state.logits.get() + i * vocab, vocab);
-        state.batch->sampled[i] =
-            state.sampler.sample(logits, batch_->sampling_of(head), batch_->generated_of(head));
-      }
-    };
-  }
-  return {index, first, backend_.host_task(state.sample), 0};
+  return backend_.sample(*state.chunk, state.rows, state.how, batch.sampled.data());
 }
 
 void Driver::post_exchange(std::int32_t index) {
@@ -345,7 +316,11 @@ bool Driver::exchange_done(std::int32_t index) {
   if (step.kind == StepKind::counts) {
     if (!state.exchange.found_counts_done()) return false;
     state.exchange.plan_rows(state.plan);
-    state.chunk->reserve_receive(state.plan.rows_received());
+    const std::int64_t rows = state.plan.rows_received();
+    if (backend_.device_memory() != nullptr && rows > state.chunk->receive_capacity) {
+      ++traffic_.receive_growths;
+    }
+    state.chunk->reserve_receive(rows);
     return true;
   }
   if (world_.size() == 1) return true;

@@ -11,7 +11,6 @@
 #include "app/batch.hpp"
 #include "app/plan/placement.hpp"
 #include "app/plan/schedule.hpp"
-#include "app/sampler.hpp"
 #include "app/timeline.hpp"
 #include "comm/exchange.hpp"
 #include "compute/backend.hpp"
@@ -29,7 +28,7 @@ struct DriverOptions {
   bool shares_cores = false;  ///< more ranks on this node than cores
   std::size_t row_bytes = 0;  ///< of one token on the wire
   Mode mode = Mode::generate;
-  int max_head_rows = 0;  ///< rows of logits per chunk (generate)
+  int max_head_rows = 0;  ///< tokens to choose per chunk (generate)
   int max_chunk_tokens = 0;
   /// Host memory for x [tokens, H] of a chunk after a layer, or null where it is not wanted; it is
   /// filled when run_step returns. Empty: never.
@@ -42,6 +41,7 @@ struct Traffic {
   std::vector<std::int64_t> tokens_of_expert;  ///< [layers * experts], rows this rank sent there
   std::int64_t rows_computed = 0;              ///< expert rows computed on this rank
   std::int64_t bytes_sent_at_once = 0;         ///< largest single exchange
+  std::int64_t receive_growths = 0;            ///< times that device memory was taken within a step
 };
 
 class Driver {
@@ -74,7 +74,7 @@ class Driver {
   void release(std::int32_t step, bool launched_only);
   Running launch_compute(std::int32_t step);
   compute::Event save_x(const Step& step, const compute::Chunk& chunk, compute::Event last);
-  Running launch_head(std::int32_t step, ChunkState& state);
+  compute::Event launch_head(ChunkState& state);
   void post_exchange(std::int32_t step);
   void test_exchanges();
   bool exchange_done(std::int32_t step);

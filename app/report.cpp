@@ -23,6 +23,7 @@ struct RankNumbers {
   double load_seconds = 0;
   std::int64_t expert_rows = 0;
   std::int64_t largest_exchange = 0;
+  std::int64_t receive_growths = 0;
   CheckpointCost checkpoints;
 };
 
@@ -204,6 +205,7 @@ json gather_report(const comm::Communicator& world, const RunFacts& facts,
   numbers.expert_rows = mine.traffic->rows_computed;
   numbers.checkpoints = mine.checkpoints;
   numbers.largest_exchange = mine.traffic->bytes_sent_at_once;
+  numbers.receive_growths = mine.traffic->receive_growths;
   const auto ranks = world.allgather(numbers);
   const auto bytes = world.gather_vectors(std::span<const std::int64_t>(mine.traffic->bytes_to), 0);
   const auto waits = world.gather_vectors(mine.timeline->waited_for(), 0);
@@ -234,6 +236,7 @@ json gather_report(const comm::Communicator& world, const RunFacts& facts,
                         {"weight_bytes", rank.memory.weights},
                         {"kv_cache_bytes", rank.memory.kv_cache},
                         {"buffer_bytes", rank.memory.buffers},
+                        {"receive_buffer_growths", rank.receive_growths},
                         {"model_bytes_read", rank.bytes_read},
                         {"load_s", rank.load_seconds}});
   }
@@ -251,6 +254,18 @@ std::string link_line(const json& links, const char* kind, const char* shown) {
                      speed.at("latency_s").get<double>() * 1e6,
                      speed.at("pair_bytes_per_s").get<double>() * 1e-6,
                      speed.at("node_bytes_per_s").get<double>() * 1e-6);
+}
+
+/// "" where no rank took device memory within a step.
+std::string growth_line(const json& per_rank) {
+  std::int64_t growths = 0;
+  for (const json& rank : per_rank)
+    growths += rank.at("receive_buffer_growths").get<std::int64_t>();
+  if (growths == 0) return "";
+  return fmt::format(
+      "receive buffers grew {} times, and a device stops for that; a smaller --kv-tokens or "
+      "--step-tokens leaves room for them\n",
+      growths);
 }
 
 }  // namespace
@@ -294,6 +309,7 @@ std::string summary_table(const json& report) {
                         report["score"]["tokens"].get<std::int64_t>());
   }
   text += "\n";
+  text += growth_line(report.at("per_rank"));
   text += link_line(report.at("links"), "inside_node", "inside a node");
   return text + link_line(report.at("links"), "between_nodes", "between nodes");
 }

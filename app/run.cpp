@@ -187,6 +187,7 @@ class Job {
     set_backend_options();
     world_.agree([this] { batch_.num_pages = std::max<std::int64_t>(1, kv_pages()); });
     backend_options_.num_pages = batch_.num_pages;
+    world_.agree([this] { reserve_for_any_routing(); });
     for (std::size_t i = 0; i < requests_.size(); ++i) {
       io::Request& request = requests_[i];
       const std::int64_t pages = Batcher::pages_needed(request, batch_);
@@ -224,6 +225,20 @@ class Job {
     return std::min(std::max(useful, largest), allowed);
   }
 
+  /// Rows that one chunk receives at most: all that the others send goes to this rank's experts.
+  std::int64_t most_receive_rows() const {
+    const auto local = static_cast<std::int64_t>(local_experts().size());
+    return std::int64_t{world_.size() - 1} * backend_options_.max_chunk_tokens *
+           std::min<std::int64_t>(config_.shape.top_k, local);
+  }
+
+  /// Buffers for received rows never grow in a step, where memory is left beside all else.
+  void reserve_for_any_routing() {
+    compute::BackendOptions most = backend_options_;
+    most.receive_rows = most_receive_rows();
+    if (fits(choice_, most)) backend_options_ = most;
+  }
+
   const std::vector<int>& local_experts() const {
     return placement_.experts_of[static_cast<std::size_t>(world_.rank())];
   }
@@ -240,6 +255,9 @@ class Job {
     options.max_chunk_tokens =
         std::min(batch_.max_step_tokens, std::max(chunk_rows + 1, 2 * batch_.min_chunk_tokens));
     options.num_chunks = options_.chunks;
+    // What an even routing brings, at least.
+    options.receive_rows =
+        std::min(most_receive_rows(), std::int64_t{options.max_chunk_tokens} * config_.shape.top_k);
   }
 
   void load() {

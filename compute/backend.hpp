@@ -8,13 +8,13 @@
 // arithmetic itself.
 
 #include <cstdint>
-#include <functional>
 #include <memory>
 #include <span>
 #include <string>
 #include <vector>
 
 #include "compute/device_memory.hpp"
+#include "compute/sampling.hpp"
 #include "compute/types.hpp"
 
 namespace atl::compute {
@@ -83,6 +83,7 @@ class Chunk {
   std::int64_t receive_capacity = 0;  ///< rows
 
   /// Grows dispatch_recv and combine_send to at least `rows` rows (by doubling); contents are lost.
+  /// On a device this waits for everything under way there.
   virtual void reserve_receive(std::int64_t rows) = 0;
 };
 
@@ -98,6 +99,9 @@ struct BackendOptions {
   std::int64_t num_pages = 0;  ///< KV pages this rank holds, all layers each
   int max_chunk_tokens = 0;
   int num_chunks = 1;  ///< that will be made, for the plan of the memory
+  /// Rows that a chunk can receive from the start, where its rows lie on a device; in host memory
+  /// buffers always grow as they are needed.
+  std::int64_t receive_rows = 0;
 };
 
 class Backend {
@@ -127,7 +131,14 @@ class Backend {
   virtual Event experts(Chunk& chunk, int layer, std::span<const RowBlock> blocks) = 0;
   virtual Event merge(Chunk& chunk, int layer) = 0;  ///< x += weighted sum of combine_recv
 
-  /// logits [rows, vocab] (float32) = lm_head · RMSNorm(x[rows]).
+  /// out[i] = the next token after row rows[i], chosen from lm_head · RMSNorm(x[rows[i]]) (float32)
+  /// as how[i] says. done() throws Error where a logit is not finite. All three live until
+  /// completion.
+  virtual Event sample(Chunk& chunk, std::span<const std::int32_t> rows,
+                       std::span<const SamplingRequest> how, SampledToken* out) = 0;
+
+  /// logits [rows, vocab] (float32) = lm_head · RMSNorm(x[rows]): for checks, which want all of
+  /// them on the host.
   virtual Event logits(Chunk& chunk, std::span<const std::int32_t> rows, float* logits) = 0;
 
   /// logprobs[i] = log softmax(lm_head · RMSNorm(x[rows[i]]))[targets[i]], in float32.
@@ -145,10 +156,6 @@ class Backend {
   /// The way back: what save_kv gave becomes the cache of these positions.
   virtual Event load_kv(int layer, std::span<const std::int32_t> pages, int first_position,
                         int num_positions, const void* keys, const void* values) = 0;
-
-  /// Runs a host function after the operations before it whose results go to host memory (logits,
-  /// for example, to sample from). `task` must outlive it.
-  virtual Event host_task(const std::function<void()>& task) = 0;
 
   /// Lets everything enqueued so far run beside the calling thread.
   virtual void start() = 0;

@@ -56,6 +56,17 @@ class CpuBackend final : public Backend {
     return queue_.enqueue(op);
   }
 
+  Event sample(Chunk& chunk, std::span<const std::int32_t> rows,
+               std::span<const SamplingRequest> how, SampledToken* out) override {
+    require(rows.size() == how.size(), "sampling of {} rows got {} requests", rows.size(),
+            how.size());
+    CpuOp op = op_of(CpuOp::Kind::sample, chunk, 0);
+    op.rows = rows;
+    op.how = how;
+    op.sampled = out;
+    return queue_.enqueue(op);
+  }
+
   Event logits(Chunk& chunk, std::span<const std::int32_t> rows, float* logits) override {
     CpuOp op = op_of(CpuOp::Kind::logits, chunk, 0);
     op.rows = rows;
@@ -89,12 +100,6 @@ class CpuBackend final : public Backend {
                 int num_positions, const void* keys, const void* values) override {
     return move_kv(CpuOp::Kind::load_kv, layer, pages, first_position, num_positions,
                    const_cast<void*>(keys), const_cast<void*>(values));
-  }
-
-  Event host_task(const std::function<void()>& task) override {
-    CpuOp op;
-    op.task = &task;
-    return queue_.enqueue(op);
   }
 
   bool done(Event event) override { return queue_.done(event); }
@@ -149,8 +154,9 @@ class CpuBackend final : public Backend {
 
   /// Everything that touches oneDNN runs on the worker, whose OpenMP team size is set.
   void run_on_worker(const std::function<void()>& task) {
-    const Event event = host_task(task);
-    queue_.finish(event, /*may_run_here=*/false);
+    CpuOp op;
+    op.task = &task;
+    queue_.finish(queue_.enqueue(op), /*may_run_here=*/false);
   }
 
   const BackendOptions options_;

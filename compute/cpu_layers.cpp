@@ -38,6 +38,8 @@ void CpuLayers::execute(const CpuOp& op) {
       return experts(op.layer, op.blocks);
     case CpuOp::Kind::merge:
       return merge(*op.chunk);
+    case CpuOp::Kind::sample:
+      return sample(*op.chunk, op.rows, op.how, op.sampled);
     case CpuOp::Kind::logits:
       return logits(*op.chunk, op.rows, op.out);
     case CpuOp::Kind::logprobs:
@@ -314,8 +316,10 @@ void CpuLayers::logits(CpuChunk& chunk, std::span<const std::int32_t> rows, floa
   }
 }
 
-void CpuLayers::logprobs(CpuChunk& chunk, std::span<const std::int32_t> rows,
-                         std::span<const std::int32_t> targets, float* out) {
+/// Calls visit(i, logits [vocab] of rows[i]) for every row, on several threads.
+template <class Visit>
+void CpuLayers::for_logits(CpuChunk& chunk, std::span<const std::int32_t> rows,
+                           const Visit& visit) {
   const std::int64_t vocab = shape_.vocab;
   const auto step = static_cast<std::size_t>(vocab_rows_);
   for (std::size_t i = 0; i < rows.size(); i += step) {
@@ -326,12 +330,25 @@ void CpuLayers::logprobs(CpuChunk& chunk, std::span<const std::int32_t> rows,
     parallel_ranges(options_.num_threads, static_cast<std::int64_t>(tile.size()), grain_rows(vocab),
                     [&](std::int64_t begin, std::int64_t end, int) {
                       for (std::int64_t r = begin; r < end; ++r) {
-                        const std::size_t at = i + static_cast<std::size_t>(r);
-                        out[at] =
-                            kernels_.log_prob(vocab_.as<float>() + r * vocab, vocab, targets[at]);
+                        visit(i + static_cast<std::size_t>(r), vocab_.as<float>() + r * vocab);
                       }
                     });
   }
+}
+
+void CpuLayers::logprobs(CpuChunk& chunk, std::span<const std::int32_t> rows,
+                         std::span<const std::int32_t> targets, float* out) {
+  for_logits(chunk, rows, [&](std::size_t i, const float* logits) {
+    out[i] = kernels_.log_prob(logits, shape_.vocab, targets[i]);
+  });
+}
+
+void CpuLayers::sample(CpuChunk& chunk, std::span<const std::int32_t> rows,
+                       std::span<const SamplingRequest> how, SampledToken* out) {
+  for_logits(chunk, rows, [&](std::size_t i, const float* logits) {
+    out[i] = sample_row({logits, static_cast<std::size_t>(shape_.vocab)}, draw_of(how[i]));
+  });
+  require_finite({out, rows.size()});
 }
 
 void CpuLayers::move_kv(const CpuOp& op) {

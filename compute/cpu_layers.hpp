@@ -96,6 +96,8 @@ class CpuLayers {
   void pack(CpuChunk& chunk);
   void experts(int layer, std::span<const RowBlock> blocks);
   void merge(CpuChunk& chunk);
+  void sample(CpuChunk& chunk, std::span<const std::int32_t> rows,
+              std::span<const SamplingRequest> how, SampledToken* out);
   void logits(CpuChunk& chunk, std::span<const std::int32_t> rows, float* out);
   void logprobs(CpuChunk& chunk, std::span<const std::int32_t> rows,
                 std::span<const std::int32_t> targets, float* out);
@@ -107,6 +109,8 @@ class CpuLayers {
   void run_mlp(const CpuMlp& mlp, int width, const void* in, int rows, void* out);
   void norm(const void* x, const AlignedBuffer& weight, void* out, std::int64_t rows);
   void add(void* x, const void* y, std::int64_t rows);
+  template <class Visit>
+  void for_logits(CpuChunk& chunk, std::span<const std::int32_t> rows, const Visit& visit);
   /// out[i] = final norm of x[rows[i]].
   void norm_rows(CpuChunk& chunk, std::span<const std::int32_t> rows, void* out);
   void prepare_mlp(const CpuMlp& mlp);

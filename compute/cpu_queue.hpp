@@ -26,6 +26,7 @@ struct CpuOp {
     route,
     experts,
     merge,
+    sample,
     logits,
     logprobs,
     save_x,
@@ -40,6 +41,8 @@ struct CpuOp {
   std::span<const std::int32_t> rows;
   std::span<const std::int32_t> targets;
   float* out = nullptr;
+  std::span<const SamplingRequest> how;  // sample
+  SampledToken* sampled = nullptr;
   void* x = nullptr;                    // save_x
   std::span<const std::int32_t> pages;  // save_kv and load_kv, with what follows
   int first_position = 0;

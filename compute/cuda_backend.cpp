@@ -42,13 +42,14 @@ void require_fit(const BackendOptions& options, const CudaShare& share) {
       "this rank's part does not fit on device {} ({}):\n"
       "  weights    {:>12}\n"
       "  KV cache   {:>12}  ({} tokens)\n"
-      "  buffers    {:>12}  ({} chunks of up to {} tokens)\n"
+      "  buffers    {:>12}  ({} chunks of up to {} tokens, room for {} from other ranks)\n"
       "  together   {:>12}\n"
       "  available  {:>12}  ({} free, for {} rank{})\n"
       "{}",
       share.device.index, share.device.name, gib(need.weights), gib(need.kv_cache), tokens,
-      gib(need.buffers), options.num_chunks, options.max_chunk_tokens, gib(total), gib(limit),
-      gib(share.device.free_bytes), share.num_ranks, share.num_ranks == 1 ? "" : "s", advice);
+      gib(need.buffers), options.num_chunks, options.max_chunk_tokens, options.receive_rows,
+      gib(total), gib(limit), gib(share.device.free_bytes), share.num_ranks,
+      share.num_ranks == 1 ? "" : "s", advice);
 }
 
 const BackendOptions& checked(const BackendOptions& options, const CudaShare& share) {
@@ -112,6 +113,12 @@ class CudaBackend final : public Backend {
   Event merge(Chunk& chunk, int layer) override {
     return layers_.merge(known(chunk, layer), layer);
   }
+  Event sample(Chunk& chunk, std::span<const std::int32_t> rows,
+               std::span<const SamplingRequest> how, SampledToken* out) override {
+    require(rows.size() == how.size(), "sampling of {} rows got {} requests", rows.size(),
+            how.size());
+    return layers_.sample(known(chunk), rows, how, out);
+  }
   Event logits(Chunk& chunk, std::span<const std::int32_t> rows, float* logits) override {
     return layers_.logits(known(chunk), rows, logits);
   }
@@ -134,7 +141,6 @@ class CudaBackend final : public Backend {
     check_positions(layer, pages, first_position, num_positions);
     return layers_.load_kv(layer, pages, first_position, num_positions, keys, values);
   }
-  Event host_task(const std::function<void()>& task) override { return layers_.host_task(task); }
 
   void start() override {}  // the device has begun already
   bool done(Event event) override { return layers_.queue().done(event); }

@@ -58,8 +58,17 @@ std::size_t input_bytes(const BackendOptions& options) {
          aligned(tiles * sizeof(AttentionTile)) + aligned(tokens * sizeof(AttentionMerge));
 }
 
-std::int64_t first_receive_rows(const BackendOptions& options) {
-  return std::int64_t{options.max_chunk_tokens} * std::max(1, options.shape.top_k);
+std::size_t head_bytes(const BackendOptions& options) {
+  return static_cast<std::size_t>(options.max_chunk_tokens) * (sizeof(Draw) + sizeof(std::int32_t));
+}
+
+std::int64_t row_bytes(const BackendOptions& options) {
+  return options.shape.hidden * static_cast<std::int64_t>(size_of(options.dtype));
+}
+
+std::int64_t receive_bytes(std::int64_t rows, std::int64_t row_bytes) {
+  constexpr auto alignment = static_cast<std::int64_t>(Arena::alignment);
+  return 2 * ((rows * row_bytes + alignment - 1) / alignment * alignment);
 }
 
 ChunkMemory::ChunkMemory(const BackendOptions& options, Arena& arena) {
@@ -79,8 +88,9 @@ ChunkMemory::ChunkMemory(const BackendOptions& options, Arena& arena) {
   slots = arena.take<std::int32_t>(pairs);
   counts = arena.take<std::int32_t>(shape.num_experts);
   inputs = arena.take<std::byte>(static_cast<std::int64_t>(input_bytes(options)));
-  rows = arena.take<std::int32_t>(2 * tokens);
+  head = arena.take<std::byte>(static_cast<std::int64_t>(head_bytes(options)));
   logprobs = arena.take<float>(tokens);
+  sampled = arena.take<SampledToken>(tokens);
 }
 
 UploadRing::UploadRing(std::size_t bytes)
@@ -105,8 +115,9 @@ void UploadRing::copy(const Stream& stream, void* to, std::size_t bytes) {
 CudaChunk::CudaChunk(const BackendOptions& options, int index,
                      std::shared_ptr<std::int64_t> account)
     : counts(static_cast<std::size_t>(options.shape.num_experts) * sizeof(std::int32_t)),
-      head_uploads(2 * static_cast<std::size_t>(options.max_chunk_tokens) * sizeof(std::int32_t)),
-      row_bytes_(options.shape.hidden * static_cast<std::int64_t>(size_of(options.dtype))),
+      head_uploads(head_bytes(options)),
+      sampled(static_cast<std::size_t>(options.max_chunk_tokens) * sizeof(SampledToken)),
+      row_bytes_(row_bytes(options)),
       account_(std::move(account)),
       uploads_(input_bytes(options)) {
   order.index = index;
@@ -120,7 +131,7 @@ CudaChunk::CudaChunk(const BackendOptions& options, int index,
   std::fill_n(counts.as<std::int32_t>(), options.shape.num_experts, 0);
   expert_counts = {counts.as<std::int32_t>(), static_cast<std::size_t>(options.shape.num_experts)};
   *account_ += static_cast<std::int64_t>(device_.bytes());
-  if (options.shape.num_experts > 0) reserve_receive(first_receive_rows(options));
+  reserve_receive(options.receive_rows);
 }
 
 CudaChunk::~CudaChunk() {
@@ -131,11 +142,11 @@ void CudaChunk::reserve_receive(std::int64_t rows) {
   if (rows <= receive_capacity) return;
   *account_ -= static_cast<std::int64_t>(received_.bytes());
   receive_capacity = std::max(rows, 2 * receive_capacity);
-  const auto half = static_cast<std::size_t>(receive_capacity * row_bytes_ + 255) / 256 * 256;
   received_ = DeviceBuffer();
-  received_ = DeviceBuffer(2 * half, "received rows");
+  received_ = DeviceBuffer(static_cast<std::size_t>(receive_bytes(receive_capacity, row_bytes_)),
+                           "received rows");
   dispatch_recv = received_.data();
-  combine_send = static_cast<std::byte*>(received_.data()) + half;
+  combine_send = static_cast<std::byte*>(received_.data()) + received_.bytes() / 2;
   *account_ += static_cast<std::int64_t>(received_.bytes());
 }
 

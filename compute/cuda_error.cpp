@@ -97,6 +97,9 @@ void check(cudaError_t code, std::string_view call) {
 
 void check(cublasStatus_t code, std::string_view call) {
   if (code == CUBLAS_STATUS_SUCCESS) return;
+  // On a device that has failed before, every call fails; why it did says more.
+  const cudaError_t before = cudaStreamQuery(nullptr);
+  if (before != cudaErrorNotReady) check(before, call);
   fail("{} failed{} on {}: {} ({}); see the device's health with nvidia-smi", call, where(),
        device_name(), cublasLtGetStatusString(code), cublasLtGetStatusName(code));
 }

@@ -1,4 +1,4 @@
-// The head of the CUDA backend: logits and log-probabilities, and their way to the host.
+// The head of the CUDA backend: tokens, log-probabilities and logits, and their way to the host.
 
 #include <algorithm>
 #include <cstring>
@@ -9,51 +9,57 @@
 
 namespace atl::compute::cuda {
 
-void CudaLayers::upload_head(const Stream& stream, CudaChunk& chunk,
-                             std::span<const std::int32_t> rows,
-                             std::span<const std::int32_t> targets) {
+/// What is done with the rows comes first, since it is aligned to more.
+CudaLayers::HeadInputs CudaLayers::upload_head(const Stream& stream, CudaChunk& chunk,
+                                               std::span<const std::int32_t> rows,
+                                               std::span<const SamplingRequest> how,
+                                               std::span<const std::int32_t> targets) {
   require(rows.size() <= static_cast<std::size_t>(options_.max_chunk_tokens),
           "{} rows of logits are more than the {} tokens of a chunk", rows.size(),
           options_.max_chunk_tokens);
-  auto* const host = reinterpret_cast<std::int32_t*>(chunk.head_uploads.next());
-  std::copy(rows.begin(), rows.end(), host);
-  std::copy(targets.begin(), targets.end(), host + rows.size());
-  chunk.head_uploads.copy(stream, chunk.memory.rows,
-                          (rows.size() + targets.size()) * sizeof(std::int32_t));
+  std::byte* const host = chunk.head_uploads.next();
+  std::byte* const device = chunk.memory.head;
+  std::transform(how.begin(), how.end(), reinterpret_cast<Draw*>(host), draw_of);
+  std::copy(targets.begin(), targets.end(), reinterpret_cast<std::int32_t*>(host));
+  const std::size_t at = how.size() * sizeof(Draw) + targets.size_bytes();
+  std::copy(rows.begin(), rows.end(), reinterpret_cast<std::int32_t*>(host + at));
+  chunk.head_uploads.copy(stream, device, at + rows.size_bytes());
+  return {reinterpret_cast<const std::int32_t*>(device + at), reinterpret_cast<const Draw*>(device),
+          reinterpret_cast<const std::int32_t*>(device)};
 }
 
-/// logits [count, vocab] = lm_head * RMSNorm(x[rows]).
-void CudaLayers::head(const Stream& stream, CudaChunk& chunk, const std::int32_t* rows, int count,
-                      float* logits) {
-  rms_norm(stream.raw(), dtype_, chunk.memory.x, rows, weights_.final_norm, shape_.rms_eps,
-           work_.head, count, shape_.hidden);
-  gemm_.run(stream, lm_head_, weights_.lm_head, work_.head, count, logits);
+/// Logits [count, vocab] = lm_head * RMSNorm(x[rows]) in the workspace, in pieces.
+template <class Work>
+void CudaLayers::for_logits(const Stream& stream, CudaChunk& chunk, const std::int32_t* rows,
+                            std::size_t num_rows, const Work& work) {
+  const auto step = static_cast<std::size_t>(work_.vocab_rows);
+  for (std::size_t first = 0; first < num_rows; first += step) {
+    const int count = static_cast<int>(std::min(step, num_rows - first));
+    rms_norm(stream.raw(), dtype_, chunk.memory.x, rows + first, weights_.final_norm,
+             shape_.rms_eps, work_.head, count, shape_.hidden);
+    logits_free_.hold(stream);
+    gemm_.run(stream, lm_head_, weights_.lm_head, work_.head, count, work_.logits);
+    work(first, count);
+  }
 }
 
-/// Rows go through in pieces; while one half of the logits travels to the host, the next piece is
-/// computed into the other.
 Event CudaLayers::logits(CudaChunk& chunk, std::span<const std::int32_t> rows, float* out) {
   Op op(queue_, "head", -1, &chunk.order);
   if (rows.empty()) {
     op.begin(StreamId::compute);
     return op.close();
   }
-  upload_head(op.begin(StreamId::copy), chunk, rows, {});
+  const HeadInputs inputs = upload_head(op.begin(StreamId::copy), chunk, rows, {}, {});
   const Stream& stream = op.begin(StreamId::compute);
   const Stream& copying = op.begin_beside(StreamId::host);
   const auto vocab = static_cast<std::size_t>(shape_.vocab);
-  const auto step = static_cast<std::size_t>(work_.vocab_rows);
-  const CudaEvent* computed = &chunk.computed;
-  std::size_t half = 0;
-  for (std::size_t i = 0; i < rows.size(); i += step, half = 1 - half) {
-    const std::size_t count = std::min(step, rows.size() - i);
-    half_free_[half].hold(stream);
-    head(stream, chunk, chunk.memory.rows + i, static_cast<int>(count), work_.vocab[half]);
-    computed->record(stream);
-    computed->hold(copying);
-    to_host(copying, out + i * vocab, work_.vocab[half], count * vocab * sizeof(float));
-    half_free_[half].record(copying);
-  }
+  for_logits(stream, chunk, inputs.rows, rows.size(), [&](std::size_t first, int count) {
+    chunk.computed.record(stream);
+    chunk.computed.hold(copying);
+    to_host(copying, out + first * vocab, work_.logits,
+            static_cast<std::size_t>(count) * vocab * sizeof(float));
+    logits_free_.record(copying);
+  });
   return op.close();
 }
 
@@ -68,21 +74,40 @@ Event CudaLayers::logprobs(CudaChunk& chunk, std::span<const std::int32_t> rows,
     require(target >= 0 && target < shape_.vocab,
             "cannot score token {} (the vocabulary has ids 0 to {})", target, shape_.vocab - 1);
   }
-  upload_head(op.begin(StreamId::copy), chunk, rows, targets);
+  const HeadInputs inputs = upload_head(op.begin(StreamId::copy), chunk, rows, {}, targets);
   const Stream& stream = op.begin(StreamId::compute);
-  const std::int32_t* const device_targets = chunk.memory.rows + rows.size();
-  half_free_[0].hold(stream);
-  const auto step = static_cast<std::size_t>(work_.vocab_rows);
-  for (std::size_t i = 0; i < rows.size(); i += step) {
-    const int count = static_cast<int>(std::min(step, rows.size() - i));
-    head(stream, chunk, chunk.memory.rows + i, count, work_.vocab[0]);
-    log_probs(stream.raw(), work_.vocab[0], device_targets + i, chunk.memory.logprobs + i, count,
-              shape_.vocab);
-  }
+  for_logits(stream, chunk, inputs.rows, rows.size(), [&](std::size_t first, int count) {
+    log_probs(stream.raw(), work_.logits, inputs.targets + first, chunk.memory.logprobs + first,
+              count, shape_.vocab);
+  });
   chunk.computed.record(stream);
   const Stream& copying = op.begin_beside(StreamId::host);
   chunk.computed.hold(copying);
   to_host(copying, out, chunk.memory.logprobs, rows.size() * sizeof(float));
+  return op.close();
+}
+
+Event CudaLayers::sample(CudaChunk& chunk, std::span<const std::int32_t> rows,
+                         std::span<const SamplingRequest> how, SampledToken* out) {
+  Op op(queue_, "head", -1, &chunk.order);
+  if (rows.empty()) {
+    op.begin(StreamId::compute);
+    return op.close();
+  }
+  const HeadInputs inputs = upload_head(op.begin(StreamId::copy), chunk, rows, how, {});
+  const Stream& stream = op.begin(StreamId::compute);
+  for_logits(stream, chunk, inputs.rows, rows.size(), [&](std::size_t first, int count) {
+    cuda::sample(stream.raw(), work_.logits, inputs.draws + first, chunk.memory.sampled + first,
+                 count, shape_.vocab);
+  });
+  chunk.computed.record(stream);
+  const Stream& copying = op.begin_beside(StreamId::host);
+  chunk.computed.hold(copying);
+  to_host(copying, chunk.sampled.data(), chunk.memory.sampled, rows.size() * sizeof(SampledToken));
+  op.run_on_host([from = chunk.sampled.as<SampledToken>(), out, count = rows.size()] {
+    std::copy_n(from, count, out);
+    require_finite({out, count});
+  });
   return op.close();
 }
 
@@ -182,13 +207,6 @@ Event CudaLayers::load_kv(int layer, std::span<const std::int32_t> pages, int fi
                first_position + done, count, work_.qkv, half);
     done += count;
   }
-  return op.close();
-}
-
-Event CudaLayers::host_task(const std::function<void()>& task) {
-  Op op(queue_, "host task", -1, nullptr);
-  op.begin(StreamId::host);
-  op.run_on_host(task);
   return op.close();
 }
 

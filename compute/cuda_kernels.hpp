@@ -13,6 +13,7 @@
 #include <string>
 
 #include "compute/cuda_attention_plan.hpp"
+#include "compute/sampling.hpp"
 #include "compute/types.hpp"
 
 namespace atl::compute::cuda {
@@ -138,6 +139,10 @@ void merge(cudaStream_t stream, DType dtype, void* x, const void* rows, const st
 /// out[i] = log softmax(logits[i])[targets[i]]; logits float32 [rows, vocab].
 void log_probs(cudaStream_t stream, const float* logits, const std::int32_t* targets, float* out,
                int num_rows, int vocab);
+
+/// out[i] = what sample_row() chooses from logits[i] by draws[i]; logits float32 [rows, vocab].
+void sample(cudaStream_t stream, const float* logits, const Draw* draws, SampledToken* out,
+            int num_rows, int vocab);
 
 /// Rows [n, kv_heads, head_dim] of keys and of values of one sequence from (to) its pages;
 /// positions first_position.. first_position + num_positions - 1.

@@ -42,12 +42,9 @@ Backend::Memory planned_memory(const BackendOptions& options) {
   Backend::Memory memory;
   memory.weights = planned<CudaWeights>(options);
   memory.kv_cache = planned<KvCache>(options);
-  const std::int64_t received = options.shape.num_experts == 0
-                                    ? 0
-                                    : 2 * first_receive_rows(options) * options.shape.hidden *
-                                          static_cast<std::int64_t>(size_of(options.dtype));
-  memory.buffers =
-      planned<Workspace>(options) + options.num_chunks * (planned<ChunkMemory>(options) + received);
+  memory.buffers = planned<Workspace>(options) +
+                   options.num_chunks * (planned<ChunkMemory>(options) +
+                                         receive_bytes(options.receive_rows, row_bytes(options)));
   return memory;
 }
 
@@ -60,7 +57,7 @@ CudaLayers::CudaLayers(const BackendOptions& options)
       kv_(allocate<KvCache>(options, "the KV cache", kv_memory_)),
       work_(allocate<Workspace>(options, "the workspace", workspace_memory_)),
       gemm_(options.dtype, work_.gemm),
-      half_free_{CudaEvent(CudaEvent::Timing::off), CudaEvent(CudaEvent::Timing::off)},
+      logits_free_(CudaEvent::Timing::off),
       kv_moved_(CudaEvent::Timing::off),
       bounce_(std::size_t{4} << 20),
       page_uploads_(static_cast<std::size_t>(most_pages(options)) * sizeof(std::int32_t)) {

@@ -33,10 +33,11 @@ class CudaLayers {
   Event route(CudaChunk& chunk, int layer);
   Event experts(CudaChunk& chunk, int layer, std::span<const RowBlock> blocks);
   Event merge(CudaChunk& chunk, int layer);
+  Event sample(CudaChunk& chunk, std::span<const std::int32_t> rows,
+               std::span<const SamplingRequest> how, SampledToken* out);
   Event logits(CudaChunk& chunk, std::span<const std::int32_t> rows, float* out);
   Event logprobs(CudaChunk& chunk, std::span<const std::int32_t> rows,
                  std::span<const std::int32_t> targets, float* out);
-  Event host_task(const std::function<void()>& task);
   Event save_x(const CudaChunk& chunk, void* x);
   Event save_kv(int layer, std::span<const std::int32_t> pages, int first_position,
                 int num_positions, void* keys, void* values);
@@ -77,10 +78,20 @@ class CudaLayers {
   void norm(const Stream& stream, CudaChunk& chunk, const float* weight);
   /// The norm that the next step takes after this layer, or null after the last layer.
   const float* norm_after(int layer) const;
-  void head(const Stream& stream, CudaChunk& chunk, const std::int32_t* rows, int count,
-            float* logits);
-  void upload_head(const Stream& stream, CudaChunk& chunk, std::span<const std::int32_t> rows,
-                   std::span<const std::int32_t> targets);
+  /// What upload_head brought to the device; `draws` or `targets`, whichever were given.
+  struct HeadInputs {
+    const std::int32_t* rows;
+    const Draw* draws;
+    const std::int32_t* targets;
+  };
+  HeadInputs upload_head(const Stream& stream, CudaChunk& chunk, std::span<const std::int32_t> rows,
+                         std::span<const SamplingRequest> how,
+                         std::span<const std::int32_t> targets);
+  /// Calls work(first, count) for pieces of the rows, each time that logits of `count` rows from
+  /// rows[first] on are enqueued; they are there until the next piece.
+  template <class Work>
+  void for_logits(const Stream& stream, CudaChunk& chunk, const std::int32_t* rows,
+                  std::size_t num_rows, const Work& work);
   /// Copies results to host memory on `stream`, through pinned memory where the host's is not.
   void to_host(const Stream& stream, void* host, const void* device, std::size_t bytes);
   const std::int32_t* upload_pages(const Stream& stream, std::span<const std::int32_t> pages);
@@ -101,9 +112,9 @@ class CudaLayers {
   MlpKinds dense_, expert_;
   bool fuses_gelu_ = false;
   std::vector<Run> runs_;
-  CudaEvent half_free_[2];  // the copy of each half of the logits has been done
-  CudaEvent kv_moved_;      // what lay in the workspace's qkv is with the host
-  PinnedBuffer bounce_;     // used by the host stream, one piece after the other
+  CudaEvent logits_free_;  // what lay in the workspace's logits is with the host
+  CudaEvent kv_moved_;     // what lay in its qkv is
+  PinnedBuffer bounce_;    // used by the host stream, one piece after the other
   UploadRing page_uploads_;
   CudaQueue queue_;  // last: waits for what is under way before memory goes
 };

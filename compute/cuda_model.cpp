@@ -212,7 +212,7 @@ Workspace::Workspace(const BackendOptions& options, Arena& arena) {
   gathered = rows_of(mlp_rows, shape.hidden);
   results = rows_of(mlp_rows, shape.hidden);
   head = rows_of(vocab_rows, shape.hidden);
-  for (float*& half : vocab) half = arena.take<float>(std::int64_t{vocab_rows} * shape.vocab);
+  logits = arena.take<float>(std::int64_t{vocab_rows} * shape.vocab);
   router = arena.take<float>(tokens * shape.num_experts);
   route_scratch =
       arena.take<std::int32_t>(route_scratch_ints(options.max_chunk_tokens, shape.num_experts));

@@ -80,7 +80,7 @@ struct Workspace {
   Workspace(const BackendOptions& options, Arena& arena);
 
   int mlp_rows = 0;              // rows of an MLP at once
-  int vocab_rows = 0;            // rows of logits in each half
+  int vocab_rows = 0;            // rows of logits at once
   void* qkv = nullptr;           // [T, (heads + 2 kv_heads) * head_dim]
   void* context = nullptr;       // [T, heads * head_dim]
   void* out = nullptr;           // [T, H]
@@ -89,7 +89,7 @@ struct Workspace {
   void* gathered = nullptr;      // [mlp_rows, H], short runs of one expert's rows
   void* results = nullptr;       // [mlp_rows, H]
   void* head = nullptr;          // [vocab_rows, H]
-  float* vocab[2] = {};          // [vocab_rows, vocab]
+  float* logits = nullptr;       // [vocab_rows, vocab]
   float* router = nullptr;       // [T, num_experts]
   std::int32_t* route_scratch = nullptr;
   float* attention = nullptr;
@@ -111,8 +111,9 @@ struct ChunkMemory {
   std::int32_t* slots = nullptr;    // [T, top_k]
   std::int32_t* counts = nullptr;   // [num_experts]
   std::byte* inputs = nullptr;      // what an upload brings
-  std::int32_t* rows = nullptr;     // [2, T], of the head: rows, targets
+  std::byte* head = nullptr;        // what an upload for the head brings
   float* logprobs = nullptr;        // [T]
+  SampledToken* sampled = nullptr;  // [T]
 };
 
 /// Pages of one sequence, at most.
@@ -120,6 +121,8 @@ std::int64_t most_pages(const BackendOptions& options);
 
 /// Most bytes of one upload of a chunk's inputs.
 std::size_t input_bytes(const BackendOptions& options);
+/// Most bytes of one upload for the head: for each row what is done with it, and which it is.
+std::size_t head_bytes(const BackendOptions& options);
 
 /// Pinned memory that the host fills and a copy reads, twice, so that the next filling need not
 /// wait for the last copy.
@@ -166,7 +169,8 @@ class CudaChunk final : public Chunk {
   ChunkInputs inputs;
   const float* normed_with = nullptr;  ///< weight of the norm that memory.normed holds x after
   PinnedBuffer counts;                 ///< [num_experts]
-  UploadRing head_uploads;             ///< rows and targets
+  UploadRing head_uploads;
+  PinnedBuffer sampled;  ///< [T], what the device chose, on its way to the caller
   CudaEvent computed{CudaEvent::Timing::off};  ///< the head's results, for their way to the host
 
  private:
@@ -178,7 +182,9 @@ class CudaChunk final : public Chunk {
   AttentionPlan plan_;
 };
 
-/// Rows that a chunk can receive before its buffers grow.
-std::int64_t first_receive_rows(const BackendOptions& options);
+/// Of one row between ranks.
+std::int64_t row_bytes(const BackendOptions& options);
+/// Of both buffers for received rows together; each is half of it.
+std::int64_t receive_bytes(std::int64_t rows, std::int64_t row_bytes);
 
 }  // namespace atl::compute::cuda

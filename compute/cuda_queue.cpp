@@ -55,7 +55,6 @@ CudaQueue::Ticket& CudaQueue::open(std::string_view step, int layer, int chunk) 
   next.layer = layer;
   next.chunk = chunk;
   next.num_parts = 0;
-  next.task = nullptr;
   next.failed = false;
   enqueued_ = event;
   return next;
@@ -189,12 +188,12 @@ void Op::end_first() {
   end(ticket_.parts[0]);
 }
 
-void Op::run_on_host(const std::function<void()>& task) {
-  ticket_.task = &task;
+void Op::run_on_host(std::function<void()> task) {
+  ticket_.task = std::move(task);
   const auto call = [](void* data) {
     auto& ticket = *static_cast<CudaQueue::Ticket*>(data);
     try {
-      (*ticket.task)();
+      ticket.task();
     } catch (...) {
       ticket.failure = std::current_exception();
       ticket.failed = true;

@@ -4,7 +4,7 @@
 //   compute   GEMMs, attention, norms: everything that needs the shared workspace, in order
 //   pack      a chunk's rows into and out of the exchange buffers, beside another chunk's GEMMs
 //   copy      small things that others wait for: token ids to the device, row counts to the host
-//   host      results (logits, log-probabilities) to the host, and host functions
+//   host      results (tokens, log-probabilities) to the host, and host functions
 //
 // Streams are ordered among one another by events alone. An operation has one part on each stream
 // it uses; its first part follows the operation before it of the same chunk.
@@ -61,8 +61,7 @@ class CudaQueue {
     int chunk = -1;
     std::array<Part, Backend::max_parts> parts;
     std::size_t num_parts = 0;
-    // A host function, which runs on a thread of the CUDA library.
-    const std::function<void()>* task = nullptr;
+    std::function<void()> task;  // a host function, which runs on a thread of the CUDA library
     std::exception_ptr failure;
     std::atomic<bool> failed{false};
   };
@@ -106,7 +105,7 @@ class Op {
   /// Ends the first part, so that others can follow it; otherwise close() ends all parts.
   void end_first();
   /// Runs a host function on the stream of the last part.
-  void run_on_host(const std::function<void()>& task);
+  void run_on_host(std::function<void()> task);
   /// The operation is complete as enqueued.
   Event close();
 

@@ -71,6 +71,8 @@ void check_options(const BackendOptions& options, int largest_head_dim) {
   require(shape.hidden > 0 && shape.vocab > 0 && shape.num_layers > 0 && shape.max_positions > 0,
           "cannot set up a model with hidden {}, vocabulary {}, {} layers and {} positions",
           shape.hidden, shape.vocab, shape.num_layers, shape.max_positions);
+  require(shape.vocab <= max_vocab, "cannot sample from a vocabulary of {} tokens (at most {})",
+          shape.vocab, max_vocab);
   require(shape.layer_is_dense.size() == static_cast<std::size_t>(shape.num_layers),
           "layer_is_dense has {} entries for {} layers", shape.layer_is_dense.size(),
           shape.num_layers);

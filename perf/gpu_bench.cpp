@@ -1,12 +1,16 @@
 // How close the CUDA backend comes to what the GPU can do, measured in the same run: the best rate
 // that cuBLASLt reaches at 8192^3, and the bandwidth of a copy inside the device's memory.
 //
-//   gemm/PRESET/NAME/ROWS     one weight matrix times ROWS rows, by the backend's own plans
+//   gemm/PRESET/NAME/ROWS     one weight matrix times ROWS rows, by the backend's own plans; copies
+//                             of the matrix in turn, larger than twice the L2 cache together
 //   moe_layer/PRESET          router, experts and merge of 4096 tokens, all experts on this rank,
 //                             two chunks in turn as the driver runs them
 //   rows/PRESET               route, pack and merge (unpack) alone, against the copy
 //   prefill/moe-16l           one layer with attention, one sequence of 10,000 tokens
 //   decode/moe-16l            one layer, 64 sequences, against the bytes it must read
+//   sample/moe-16l/HOW        tokens from 64 rows of the whole vocabulary, greedy and by top-p,
+//                             against reading the logits once; they are in the L2 cache, where the
+//                             head leaves them
 //
 //   build/cuda/perf/gpu_bench            about two minutes on one GPU, no MPI
 //   build/cuda/perf/gpu_bench --tiny     seconds, also on the emulated device of the tests
@@ -29,6 +33,7 @@
 #include <optional>
 #include <string_view>
 
+#include "app/model.hpp"
 #include "compute/clock.hpp"
 #include "compute/cuda_backend.hpp"
 #include "perf/gpu_layer.hpp"
@@ -47,10 +52,11 @@ struct Sizes {
   int context = 1024;
   int repetitions = 10;
   std::vector<int> gemm_rows = {4096, 512, 64, 8};
+  std::int64_t rotation_bytes = 0;  // of weights in turn; 0: twice the L2 cache
 };
 
 Sizes tiny_sizes() {
-  return {"-tiny", 64, 1 << 16, 96, 150, 4, 64, 1, {96, 8}};
+  return {"-tiny", 64, 1 << 16, 96, 150, 4, 64, 1, {96, 8}, 1 << 18};
 }
 
 /// What all measurements share.
@@ -187,6 +193,22 @@ void rows(benchmark::State& state, const Bench& bench, const std::string& name) 
   state.counters["of_copy"] = rate / bench.copy_rate;
 }
 
+void sample(benchmark::State& state, const Bench& bench, const std::string& name,
+            const SamplingOptions& options) {
+  SampleKernel kernel(bench.sizes.sequences, preset(name + bench.sizes.suffix).shape.vocab,
+                      options);
+  kernel.check();
+  double total = 0;
+  for (auto _ : state) {
+    const double seconds = kernel.seconds(bench.sizes.repetitions);
+    state.SetIterationTime(seconds);
+    total += seconds;
+  }
+  const double rate = kernel.bytes() * static_cast<double>(state.iterations()) / total;
+  state.counters["GB_per_s"] = rate / 1e9;
+  state.counters["of_copy"] = rate / bench.copy_rate;
+}
+
 /// Seconds of one part of the layer, and what they would be at the device's measured rates.
 struct Part {
   const char* name;
@@ -295,6 +317,7 @@ void gemm(benchmark::State& state, const Bench& bench, PresetGemms& gemms, std::
   state.counters["TFLOP_per_s"] = gemms.flops(which, num_rows) * times / 1e12;
   state.counters["of_best_gemm"] = gemms.flops(which, num_rows) * times / bench.gemm_rate;
   state.counters["of_copy"] = gemms.bytes(which, num_rows) * times / bench.copy_rate;
+  state.counters["weight_copies"] = gemms.copies(which);
 }
 
 /// The same function for each benchmark: timed by itself, once, in milliseconds. One that throws
@@ -321,13 +344,20 @@ void measure_device(Bench& bench) {
   bench.device = compute::open_cuda_device(0);
   bench.gemm_rate = best_gemm_rate(bench.sizes.cube);
   bench.copy_rate = copy_rate(bench.sizes.copy_bytes);
+  std::int64_t& rotation = bench.sizes.rotation_bytes;
+  if (rotation == 0) rotation = 2 * l2_bytes();
+  const std::string weights = fmt::format("copies in turn over {:.1f} MiB (L2 cache: {:.1f} MiB)",
+                                          static_cast<double>(rotation) / (1 << 20),
+                                          static_cast<double>(l2_bytes()) / (1 << 20));
   const std::string gemm = fmt::format("{:.1f}", bench.gemm_rate / 1e12);
   const std::string copy = fmt::format("{:.1f}", bench.copy_rate / 1e9);
-  fmt::print(stderr, "{}: best GEMM {} TFLOP/s, copy {} GB/s\n", bench.device.name, gemm, copy);
+  fmt::print(stderr, "{}: best GEMM {} TFLOP/s, copy {} GB/s; weights of gemm/: {}\n",
+             bench.device.name, gemm, copy, weights);
   std::fflush(stderr);
   benchmark::AddCustomContext("device", bench.device.name);
   benchmark::AddCustomContext("gemm_TFLOP_per_s", gemm);
   benchmark::AddCustomContext("copy_GB_per_s", copy);
+  benchmark::AddCustomContext("gemm_weights", weights);
 }
 
 int run(int argc, char** argv) {
@@ -364,7 +394,8 @@ int run(int argc, char** argv) {
             [&, config, which, num_rows](benchmark::State& state) {
               if (!of_preset) {
                 drop_gemms();
-                of_preset.emplace(config.shape, config.dtype, bench.sizes.gemm_rows.front());
+                of_preset.emplace(config.shape, config.dtype, bench.sizes.gemm_rows.front(),
+                                  bench.sizes.rotation_bytes);
               }
               gemm(state, bench, *of_preset, which, num_rows);
             });
@@ -383,6 +414,11 @@ int run(int argc, char** argv) {
       [&](benchmark::State& state) { prefill(state, bench, "moe-16l"); });
   add("decode/moe-16l", any_failed,
       [&](benchmark::State& state) { decode(state, bench, "moe-16l"); });
+  add("sample/moe-16l/greedy", any_failed,
+      [&](benchmark::State& state) { sample(state, bench, "moe-16l", {}); });
+  add("sample/moe-16l/top_p", any_failed, [&](benchmark::State& state) {
+    sample(state, bench, "moe-16l", {0.8, 0.95, 1});
+  });
   benchmark::RunSpecifiedBenchmarks();
   benchmark::Shutdown();
   return any_failed ? 1 : 0;

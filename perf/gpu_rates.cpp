@@ -168,11 +168,20 @@ double copy_rate(std::size_t bytes) {
   return 2.0 * static_cast<double>(bytes) / seconds;
 }
 
-PresetGemms::PresetGemms(const ModelShape& s, DType dtype, int max_rows)
+std::int64_t l2_bytes() {
+  int device = 0;
+  int bytes = 0;
+  check(cudaGetDevice(&device), "cudaGetDevice");
+  check(cudaDeviceGetAttribute(&bytes, cudaDevAttrL2CacheSize, device), "cudaDeviceGetAttribute");
+  return bytes;
+}
+
+PresetGemms::PresetGemms(const ModelShape& s, DType dtype, int max_rows,
+                         std::int64_t rotation_bytes)
     : dtype_(dtype),
       values_(random_values(std::max(largest_weight(s), std::int64_t{max_rows} * widest(s)) + 64,
                             1.0 / std::sqrt(static_cast<double>(s.hidden)), dtype)),
-      weight_(on_device(values_.data(), values_.size())),
+      weights_(static_cast<std::size_t>(rotation_bytes) + 2 * values_.size(), "copies of weights"),
       // One window further on, so that inputs are no rows of the weights.
       in_(on_device(values_.data() + 64 * size_of(dtype), values_.size() - 64 * size_of(dtype))),
       out_(static_cast<std::size_t>(max_rows * widest(s)) * size_of(dtype), "results"),
@@ -182,14 +191,30 @@ PresetGemms::PresetGemms(const ModelShape& s, DType dtype, int max_rows)
                  {s.hidden, s.q_width()},
                  {s.moe_intermediate, s.hidden},
                  {s.hidden, s.moe_intermediate}}} {
-  for (Matrix& m : matrices_)
-    m.kind = gemm_.add(m.n, m.k, CudaGemm::Output::activation, max_rows, weight_.data());
+  // The same values again and again: a copy of a smaller matrix begins anywhere in them.
+  for (std::size_t at = 0; at < weights_.bytes(); at += values_.size()) {
+    compute::cuda::check(
+        cudaMemcpy(static_cast<std::byte*>(weights_.data()) + at, values_.data(),
+                   std::min(values_.size(), weights_.bytes() - at), cudaMemcpyHostToDevice),
+        "cudaMemcpy");
+  }
+  for (Matrix& m : matrices_) {
+    m.kind = gemm_.add(m.n, m.k, CudaGemm::Output::activation, max_rows, weights_.data());
+    m.copies = 1 + static_cast<int>(static_cast<std::size_t>(rotation_bytes) / copy_bytes(m));
+  }
   gemm_.prepare(stream_);
+}
+
+std::size_t PresetGemms::copy_bytes(const Matrix& m) const {
+  const std::size_t bytes =
+      static_cast<std::size_t>(m.n) * static_cast<std::size_t>(m.k) * size_of(dtype_);
+  constexpr std::size_t alignment = compute::cuda::Arena::alignment;
+  return (bytes + alignment - 1) / alignment * alignment;
 }
 
 void PresetGemms::check(std::size_t which, int rows) {
   const Matrix& m = matrices_[which];
-  gemm_.run(stream_, m.kind, weight_.data(), in_.data(), rows, out_.data());
+  gemm_.run(stream_, m.kind, weights_.data(), in_.data(), rows, out_.data());
   compute::cuda::check(cudaStreamSynchronize(stream_.raw()), "cudaStreamSynchronize");
   const auto count = static_cast<std::size_t>(rows) * static_cast<std::size_t>(m.n);
   const auto out = to_host<std::byte>(out_, count * size_of(dtype_));
@@ -215,8 +240,12 @@ void PresetGemms::check(std::size_t which, int rows) {
 }
 
 double PresetGemms::seconds(std::size_t which, int rows, int repetitions) {
+  Matrix& m = matrices_[which];
   return time_on(stream_, repetitions, [&] {
-    gemm_.run(stream_, matrices_[which].kind, weight_.data(), in_.data(), rows, out_.data());
+    m.next = (m.next + 1) % m.copies;
+    const auto* weight = static_cast<const std::byte*>(weights_.data()) +
+                         static_cast<std::size_t>(m.next) * copy_bytes(m);
+    gemm_.run(stream_, m.kind, weight, in_.data(), rows, out_.data());
   });
 }
 
@@ -324,6 +353,47 @@ double RowKernels::bytes() const {
   const double routing = 4.0 * tokens_ * (shape_.num_experts + 6.0 * shape_.top_k);
   // pack reads each row once and writes top_k; merge reads them and x, and writes x.
   return row_bytes * (1 + shape_.top_k) + row_bytes * (shape_.top_k + 2) + routing;
+}
+
+SampleKernel::SampleKernel(int rows, int vocab, const SamplingOptions& options)
+    : vocab_(vocab),
+      logits_host_(static_cast<std::size_t>(rows) * static_cast<std::size_t>(vocab)) {
+  const auto values = random_values(std::int64_t{rows} * vocab, 3, DType::float32);
+  std::memcpy(logits_host_.data(), values.data(), values.size());
+  for (int row = 0; row < rows; ++row) {
+    draws_host_.push_back(compute::draw_of({options, row}));
+  }
+  logits_ = on_device(values.data(), values.size());
+  draws_ = on_device(draws_host_.data(), draws_host_.size() * sizeof(compute::Draw));
+  sampled_ = DeviceBuffer(draws_host_.size() * sizeof(SampledToken), "tokens");
+}
+
+void SampleKernel::launch() {
+  compute::cuda::sample(stream_.raw(), static_cast<const float*>(logits_.data()),
+                        static_cast<const compute::Draw*>(draws_.data()),
+                        static_cast<SampledToken*>(sampled_.data()),
+                        static_cast<int>(draws_host_.size()), vocab_);
+}
+
+void SampleKernel::check() {
+  launch();
+  compute::cuda::check(cudaStreamSynchronize(stream_.raw()), "cudaStreamSynchronize");
+  const auto sampled = to_host<SampledToken>(sampled_, draws_host_.size());
+  const auto width = static_cast<std::size_t>(vocab_);
+  for (std::size_t row = 0; row < sampled.size(); ++row) {
+    const auto expected = compute::sample_row(
+        std::span<const float>(logits_host_).subspan(row * width, width), draws_host_[row]);
+    require(sampled[row].token == expected.token, "row {} gives token {} instead of {}", row,
+            sampled[row].token, expected.token);
+  }
+}
+
+double SampleKernel::seconds(int repetitions) {
+  return time_on(stream_, repetitions, [this] { launch(); });
+}
+
+double SampleKernel::bytes() const {
+  return static_cast<double>(logits_host_.size() * sizeof(float));
 }
 
 }  // namespace atl::gpu_bench

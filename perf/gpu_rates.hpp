@@ -9,6 +9,7 @@
 
 #include "compute/cuda_gemm.hpp"
 #include "compute/cuda_memory.hpp"
+#include "compute/sampling.hpp"
 #include "compute/types.hpp"
 
 namespace atl::gpu_bench {
@@ -19,10 +20,15 @@ double best_gemm_rate(int cube);
 /// Bytes per second, read and written, of a copy inside the device's memory.
 double copy_rate(std::size_t bytes);
 
-/// The weight matrices of one preset's layer in the backend's own GEMMs.
+/// Bytes of the device's L2 cache.
+std::int64_t l2_bytes();
+
+/// The weight matrices of one preset's layer in the backend's own GEMMs. Each product takes another
+/// copy of its weights, in turn over at least `rotation_bytes` of them, so that none is still in
+/// the cache from the last time, as none is in a model.
 class PresetGemms {
  public:
-  PresetGemms(const ModelShape& shape, DType dtype, int max_rows);
+  PresetGemms(const ModelShape& shape, DType dtype, int max_rows, std::int64_t rotation_bytes);
 
   static constexpr std::array<const char*, 4> names = {"qkv", "o", "up", "down"};
   /// Throws Error unless samples of the result equal float64 sums to within rounding.
@@ -30,17 +36,21 @@ class PresetGemms {
   double seconds(std::size_t which, int rows, int repetitions);
   double flops(std::size_t which, int rows) const;
   double bytes(std::size_t which, int rows) const;  ///< that must be moved at least
+  int copies(std::size_t which) const { return matrices_[which].copies; }
 
  private:
   struct Matrix {
     int n, k;
     compute::cuda::CudaGemm::Kind kind = -1;
+    int copies = 1;
+    int next = 0;
   };
+  std::size_t copy_bytes(const Matrix& matrix) const;
 
   DType dtype_;
   compute::cuda::Stream stream_;
   std::vector<std::byte> values_;  ///< on the host: what weights and inputs are cut from
-  compute::cuda::DeviceBuffer weight_, in_, out_, workspace_;
+  compute::cuda::DeviceBuffer weights_, in_, out_, workspace_;
   compute::cuda::CudaGemm gemm_;
   std::array<Matrix, 4> matrices_;
 };
@@ -67,6 +77,26 @@ class RowKernels {
   std::vector<float> logits_host_;
   compute::cuda::DeviceBuffer logits_, order_, experts_, weights_, slots_, counts_, scratch_;
   compute::cuda::DeviceBuffer rows_, packed_, x_;
+};
+
+/// The kernel that chooses tokens from rows of logits.
+class SampleKernel {
+ public:
+  SampleKernel(int rows, int vocab, const SamplingOptions& options);
+
+  /// Throws Error unless the tokens are those that sample_row() chooses.
+  void check();
+  double seconds(int repetitions);
+  double bytes() const;  ///< of the logits, to be read once at least
+
+ private:
+  void launch();
+
+  int vocab_;
+  compute::cuda::Stream stream_;
+  std::vector<float> logits_host_;         // [rows, vocab]
+  std::vector<compute::Draw> draws_host_;  // [rows]
+  compute::cuda::DeviceBuffer logits_, draws_, sampled_;
 };
 
 }  // namespace atl::gpu_bench

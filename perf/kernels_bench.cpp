@@ -268,7 +268,7 @@ void add_attention(const comm::Communicator& world, int hidden, int sequences, i
   }
   rank->set_chunk(pieces);
   rank->run_layers();
-  rank->finish(rank->backend().host_task([] {}));
+  rank->finish(rank->backend().embed(rank->chunk()));  // and all before it
   if (decode) {
     rank->set_chunk(next);
     rank->finish(rank->backend().embed(rank->chunk()));

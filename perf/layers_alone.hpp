@@ -171,8 +171,8 @@ class ComputeAlone {
       case StepKind::head: {
         auto& rows = head_rows_.emplace_back();
         for (const HeadRow& head : batch.head) rows.push_back(head.row);
-        auto& logits = logits_.emplace_back(rows.size() * static_cast<std::size_t>(shape_.vocab));
-        return backend_.logits(chunk, rows, logits.data());
+        auto& how = how_.emplace_back(rows.size());  // greedy, as the requests are
+        return backend_.sample(chunk, rows, how, sampled_.emplace_back(rows.size()).data());
       }
       default:
         break;
@@ -185,7 +185,8 @@ class ComputeAlone {
   std::vector<std::unique_ptr<compute::Chunk>> chunks_;
   std::vector<std::vector<compute::RowBlock>> blocks_;  // [chunk][layer]
   std::list<std::vector<std::int32_t>> head_rows_;
-  std::list<std::vector<float>> logits_;
+  std::list<std::vector<SamplingRequest>> how_;
+  std::list<std::vector<SampledToken>> sampled_;
 };
 
 /// The messages of one step on this rank: every chunk exchanges counters and rows layer by layer,

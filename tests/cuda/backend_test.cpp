@@ -7,58 +7,14 @@
 #include <numeric>
 #include <string>
 
+#include "app/devices.hpp"
 #include "compute/cuda_backend.hpp"
 #include "compute/error.hpp"
 #include "tests/cuda/device_memory.hpp"
-#include "tests/unit/tiny_model.hpp"
+#include "tests/unit/model_checks.hpp"
 
 namespace atl::testing {
 namespace {
-
-struct Kind {
-  std::string name;
-  ModelShape shape;
-};
-
-template <class Change>
-Kind kind(const char* name, Change change) {
-  Kind result{name, tiny_shape()};
-  change(result.shape);
-  return result;
-}
-
-std::vector<Kind> kinds() {
-  return {
-      kind("gqa_swiglu_top2", [](ModelShape&) {}),
-      kind("mha_gelu_per_head",
-           [](ModelShape& s) {
-             s.num_kv_heads = 4;
-             s.activation = Activation::gelu_tanh;
-             s.qk_norm = QkNorm::per_head;
-           }),
-      kind("whole_row_norm_no_renormalisation",
-           [](ModelShape& s) {
-             s.qk_norm = QkNorm::whole_row;
-             s.norm_topk_prob = false;
-           }),
-      kind("top4_odd_widths",
-           [](ModelShape& s) {
-             s.top_k = 4;
-             s.hidden = 37;
-             s.moe_intermediate = 21;
-             s.intermediate = 33;
-             s.vocab = 71;
-             s.head_dim = 10;
-           }),
-      kind("head_dim_128_all_moe",
-           [](ModelShape& s) {
-             s.head_dim = 128;
-             s.num_heads = 2;
-             s.num_kv_heads = 1;
-             s.layer_is_dense = {false, false, false};
-           }),
-  };
-}
 
 std::unique_ptr<compute::Backend> make_cuda(const compute::BackendOptions& options) {
   compute::CudaShare share;
@@ -74,7 +30,7 @@ RankOptions on_cuda(DType dtype, bool reverse_experts = false) {
   return options;
 }
 
-class CudaModel : public ::testing::TestWithParam<Kind> {
+class CudaModel : public ::testing::TestWithParam<ModelKind> {
  protected:
   void SetUp() override { skip_without_device(); }
 };
@@ -85,28 +41,12 @@ class CudaBackend : public ::testing::Test {
 };
 
 TEST_P(CudaModel, Float32AgreesWithTheOracle) {
-  const auto model = random_model(GetParam().shape, DType::float32, 11);
-  const auto tokens = Random(5, DType::float32).tokens(150, model.shape.vocab);
-  SingleRank rank(model, on_cuda(DType::float32, true));
-  EXPECT_LT(largest_difference(rank.log_probs(tokens, 200), reference::log_probs(model, tokens)),
-            1e-4);
+  expect_float32_agrees(GetParam().shape, on_cuda(DType::float32));
 }
 
-/// The error against the oracle is what rounding alone makes, as for the CPU backend.
 TEST_P(CudaModel, SixteenBitsDifferByTheirRoundingOnly) {
   for (const DType dtype : {DType::bfloat16, DType::float16}) {
-    double own = 0;
-    double rounding = 0;
-    for (unsigned seed = 1; seed <= 2; ++seed) {
-      const auto model = random_model(GetParam().shape, dtype, seed);
-      const auto tokens = Random(seed, dtype).tokens(100, model.shape.vocab);
-      const auto truth = reference::log_probs(model, tokens);
-      SingleRank rank(model, on_cuda(dtype));
-      own += mean_difference(rank.log_probs(tokens, 100), truth);
-      rounding += mean_difference(reference::log_probs(model, tokens, rounding_of(dtype)), truth);
-    }
-    EXPECT_LT(own, 1.25 * rounding) << name_of(dtype);
-    EXPECT_GT(own, 0.5 * rounding) << name_of(dtype);  // else it does not round where it should
+    expect_rounding_error_only(GetParam().shape, on_cuda(dtype), 2);
   }
 }
 
@@ -124,28 +64,11 @@ TEST_P(CudaModel, SameBitsWhateverThePieces) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Kinds, CudaModel, ::testing::ValuesIn(kinds()),
+INSTANTIATE_TEST_SUITE_P(Kinds, CudaModel, ::testing::ValuesIn(model_kinds()),
                          [](const auto& kind_info) { return kind_info.param.name; });
 
 TEST_F(CudaBackend, LogprobsAreTheLogSoftmaxOfLogits) {
-  const auto model = random_model(tiny_shape(), DType::float32, 8);
-  const auto tokens = Random(8, DType::float32).tokens(140, 50);
-  SingleRank rank(model, on_cuda(DType::float32));
-  const auto truth = reference::log_probs(model, tokens);
-  const SingleRank::Piece piece{rank.add_sequence(), tokens};
-  rank.set_chunk({&piece, 1});
-  rank.run_layers();
-  std::vector<std::int32_t> rows;
-  std::vector<std::int32_t> targets;
-  for (std::int32_t t = 0; t + 1 < 140; ++t) {
-    rows.push_back(t);
-    targets.push_back(tokens[static_cast<std::size_t>(t) + 1]);
-  }
-  std::vector<float> result(rows.size());
-  rank.finish(rank.backend().logprobs(rank.chunk(), rows, targets, result.data()));
-  for (std::size_t i = 0; i < rows.size(); ++i) {
-    EXPECT_NEAR(result[i], truth[i][static_cast<std::size_t>(targets[i])], 1e-4);
-  }
+  expect_logprobs_agree(on_cuda(DType::float32));
 }
 
 TEST_F(CudaBackend, ExpertsTakeRowsFromScatteredBlocks) {
@@ -175,14 +98,7 @@ TEST_F(CudaBackend, ExpertsTakeRowsFromScatteredBlocks) {
 }
 
 TEST_F(CudaBackend, AnEmptyChunkGoesThroughEveryStep) {
-  const auto model = random_model(tiny_shape(), DType::bfloat16, 2);
-  SingleRank rank(model, on_cuda(DType::bfloat16));
-  rank.set_chunk({});
-  rank.run_layers();
-  rank.finish(rank.backend().logits(rank.chunk(), {}, nullptr));
-  rank.finish(rank.backend().logprobs(rank.chunk(), {}, {}, nullptr));
-  for (const std::int32_t count : rank.chunk().expert_counts) EXPECT_EQ(count, 0);
-  rank.finish(rank.backend().experts(rank.chunk(), 1, {}));
+  expect_empty_chunk_passes(on_cuda(DType::bfloat16));
 }
 
 TEST_F(CudaBackend, PartsOfAnOperationSayOnWhichStreamTheyRan) {
@@ -211,24 +127,21 @@ TEST_F(CudaBackend, PartsOfAnOperationSayOnWhichStreamTheyRan) {
   EXPECT_THROW(backend.interval(route + 1), Error);
 }
 
-TEST_F(CudaBackend, HostTasksSeeTheResultsBeforeThemAndTellTheirErrors) {
-  const auto model = random_model(tiny_shape(), DType::bfloat16, 2);
-  SingleRank rank(model, on_cuda(DType::bfloat16));
-  const std::vector<std::int32_t> tokens = {1, 2, 3};
-  const SingleRank::Piece piece{rank.add_sequence(), tokens};
-  rank.set_chunk({&piece, 1});
-  rank.run_layers();
-  const auto bytes = rank.backend().device_memory()->allocate_host(50 * sizeof(float));
-  auto* const logits = reinterpret_cast<float*>(bytes.get());
-  std::fill_n(logits, 50, 0.0F);
-  const std::vector<std::int32_t> rows = {2};
-  float sum = 0;
-  const std::function<void()> task = [&] { sum = std::accumulate(logits, logits + 50, 0.0F); };
-  const std::function<void()> failing = [] { fail("a task's own failure"); };
-  rank.backend().logits(rank.chunk(), rows, logits);
-  rank.finish(rank.backend().host_task(task));
-  EXPECT_NE(sum, 0);
-  EXPECT_THROW(rank.finish(rank.backend().host_task(failing)), Error);
+TEST_F(CudaBackend, TokensAreSampledFromTheLogits) {
+  expect_sampled_from_logits(random_model(tiny_shape(), DType::bfloat16, 6),
+                             on_cuda(DType::bfloat16));
+}
+
+/// More logits than are computed at once.
+TEST_F(CudaBackend, TokensAreSampledInPieces) {
+  auto shape = tiny_shape();
+  shape.hidden = 8;
+  shape.vocab = 300001;
+  expect_sampled_from_logits(random_model(shape, DType::bfloat16, 6), on_cuda(DType::bfloat16));
+}
+
+TEST_F(CudaBackend, LogitsThatAreNotFiniteAreToldOnce) {
+  expect_not_finite_told(on_cuda(DType::bfloat16));
 }
 
 TEST_F(CudaBackend, ActivationsAreSaved) {
@@ -340,6 +253,7 @@ TEST_F(CudaBackend, MissingWeightsAreNamed) {
 TEST_F(CudaBackend, TheMemoryPlanIsWhatIsTaken) {
   compute::BackendOptions options = tiny_options();
   options.num_chunks = 2;
+  options.receive_rows = 21;
   const auto plan = compute::cuda_memory_need(options);
   const auto backend = make_cuda(options);
   const auto first = backend->make_chunk();
@@ -347,10 +261,27 @@ TEST_F(CudaBackend, TheMemoryPlanIsWhatIsTaken) {
   const auto memory = backend->memory();
   EXPECT_EQ(memory.weights, plan.weights);
   EXPECT_EQ(memory.kv_cache, plan.kv_cache);
-  EXPECT_NEAR(static_cast<double>(memory.buffers), static_cast<double>(plan.buffers), 4096);
+  EXPECT_EQ(memory.buffers, plan.buffers);
+  EXPECT_EQ(second->receive_capacity, 21);
+  const void* const received = second->dispatch_recv;
+  second->reserve_receive(21);
+  EXPECT_EQ(second->dispatch_recv, received);
   first->reserve_receive(1000);
   EXPECT_GE(first->receive_capacity, 1000);
   EXPECT_GE(backend->memory().buffers, memory.buffers + 2 * 900 * 48 * 2);
+}
+
+TEST_F(CudaBackend, FittingIsDecidedToTheByte) {
+  BackendChoice choice;
+  choice.cuda = true;
+  compute::BackendOptions options = tiny_options();
+  const auto need = compute::cuda_memory_need(options);
+  choice.share.memory_bytes = need.weights + need.kv_cache + need.buffers;
+  EXPECT_TRUE(fits(choice, options));
+  options.receive_rows = 3;
+  EXPECT_FALSE(fits(choice, options));
+  choice.share.memory_bytes += 2 * 512;  // two buffers of 3 rows of 48 BF16 values, in 256s
+  EXPECT_TRUE(fits(choice, options));
 }
 
 TEST_F(CudaBackend, WhatDoesNotFitIsRefusedWithWhatWould) {

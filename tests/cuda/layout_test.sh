@@ -18,7 +18,8 @@ with open(f"{sys.argv[2]}/score.jsonl", "w", encoding="utf-8") as file:
 with open(f"{sys.argv[2]}/generate.jsonl", "w", encoding="utf-8") as file:
     for number, text in enumerate(heldout[:6]):
         request = {"id": text["id"], "prompt": text["prompt"][:[1, 20, 66][number % 3]],
-                   "max_tokens": 4, "temperature": 0.8 * (number % 2), "seed": number}
+                   "max_tokens": 4, "temperature": 0.8 * (number % 2), "seed": number,
+                   "top_p": [1, 0.9, 1, 0.6, 1, 1][number]}
         file.write(json.dumps(request) + "\n")
 EOF
 
@@ -28,7 +29,8 @@ run_layout() {
   export ATL_EMULATED_SEED="$4" ATL_EMULATED_PROTECT=1
   shift 4
   atoll_on "$ranks" run --model "$model" --input "$work/$mode.jsonl" --output "$output" \
-    --mode "$mode" --backend cuda --min-chunk-tokens 1 --step-tokens 128 --report "$output.json" "$@"
+    --mode "$mode" --backend cuda --min-chunk-tokens 1 --step-tokens "${step_tokens:-128}" \
+    --report "$output.json" "$@"
 }
 
 for mode in score generate; do
@@ -72,8 +74,25 @@ json_check "several ranks share the device, and streams have tracks" "$work/resu
   "$work/trace.json" <<'EOF'
 report, trace = lines
 assert "shared by 5 ranks" in report["backend"], report["backend"]
+assert all(rank["receive_buffer_growths"] == 0 for rank in report["per_rank"]), report["per_rank"]
 tracks = {e["args"]["name"] for e in trace["traceEvents"] if e["name"] == "thread_name"}
 assert {"compute", "pack", "copy", "host", "exchange c0"} <= tracks, tracks
+EOF
+
+# A KV cache that leaves no room for all rows that other ranks could send: buffers grow as they must.
+# With few tokens in a step all ranks' steps are full, and some layers send a rank more than its share.
+# The memory is enough for more KV pages than one sequence can have: other buffers depend on fewer.
+export ATL_EMULATED_MEMORY_MIB=400
+step_tokens=48
+run_layout "$work/results" score 5 9 --chunks 1 --kv-tokens 1000000
+refused "a KV cache too large" 1 "--kv-tokens [0-9]+ would fit"
+fitting="$(sed -n 's/.*--kv-tokens \([0-9]*\) would fit.*/\1/p' "$work/stderr" | head -n 1)"
+run_layout "$work/results" score 5 9 --chunks 1 --kv-tokens "$fitting"
+succeeds "buffers that grow" && same "buffers that grow" "$work/score.expected" "$work/results"
+unset ATL_EMULATED_MEMORY_MIB step_tokens
+json_check "the report counts how often buffers grew" "$work/results.json" <<'EOF'
+growths = [rank["receive_buffer_growths"] for rank in lines[0]["per_rank"]]
+assert 1 <= sum(growths) <= 5 * 4, growths
 EOF
 
 # The same prompts on the CPU backend.

@@ -8,114 +8,24 @@
 #include <string>
 #include <thread>
 
+#include "compute/cpu_queue.hpp"
 #include "compute/error.hpp"
 #include "tests/count_allocations.hpp"
-#include "tests/unit/tiny_model.hpp"
+#include "tests/unit/model_checks.hpp"
 
 namespace atl::testing {
 namespace {
 
-struct Kind {
-  std::string name;
-  ModelShape shape;
-};
-
-template <class Change>
-Kind kind(const char* name, Change change) {
-  Kind result{name, tiny_shape()};
-  change(result.shape);
-  return result;
-}
-
-std::vector<Kind> kinds() {
-  return {
-      kind("gqa_swiglu_top2", [](ModelShape&) {}),
-      kind("mha_gelu_per_head",
-           [](ModelShape& s) {
-             s.num_kv_heads = 4;
-             s.activation = Activation::gelu_tanh;
-             s.qk_norm = QkNorm::per_head;
-           }),
-      kind("whole_row_norm_no_renormalisation",
-           [](ModelShape& s) {
-             s.qk_norm = QkNorm::whole_row;
-             s.norm_topk_prob = false;
-           }),
-      kind("top1_gelu",
-           [](ModelShape& s) {
-             s.top_k = 1;
-             s.norm_topk_prob = false;
-             s.activation = Activation::gelu_tanh;
-           }),
-      kind("top3_mqa",
-           [](ModelShape& s) {
-             s.top_k = 3;
-             s.num_kv_heads = 1;
-           }),
-      kind("top4_odd_widths",
-           [](ModelShape& s) {
-             s.top_k = 4;
-             s.hidden = 37;
-             s.moe_intermediate = 21;
-             s.intermediate = 33;
-             s.vocab = 71;
-             s.head_dim = 10;
-           }),
-      kind("head_dim_32_all_moe",
-           [](ModelShape& s) {
-             s.head_dim = 32;
-             s.layer_is_dense = {false, false, false};
-           }),
-      kind("head_dim_64_all_dense",
-           [](ModelShape& s) {
-             s.head_dim = 64;
-             s.layer_is_dense = {true, true, true};
-           }),
-      kind("head_dim_80", [](ModelShape& s) { s.head_dim = 80; }),
-      kind("head_dim_128_per_head",
-           [](ModelShape& s) {
-             s.head_dim = 128;
-             s.qk_norm = QkNorm::per_head;
-           }),
-      kind("head_dim_512",
-           [](ModelShape& s) {
-             s.head_dim = 512;
-             s.num_heads = 2;
-           }),
-  };
-}
-
-class CpuModel : public ::testing::TestWithParam<Kind> {};
+class CpuModel : public ::testing::TestWithParam<ModelKind> {};
 
 TEST_P(CpuModel, Float32AgreesWithTheOracle) {
-  const auto model = random_model(GetParam().shape, DType::float32, 11);
-  const auto tokens = Random(5, DType::float32).tokens(150, model.shape.vocab);
-  SingleRank rank(model, {.reverse_experts = true});
-  EXPECT_LT(largest_difference(rank.log_probs(tokens, 200), reference::log_probs(model, tokens)),
-            1e-4);
+  expect_float32_agrees(GetParam().shape, {});
 }
 
-void expect_rounding_error_only(const ModelShape& shape, DType dtype) {
-  double own = 0;
-  double rounding = 0;
-  for (unsigned seed = 1; seed <= 3; ++seed) {
-    const auto model = random_model(shape, dtype, seed);
-    const auto tokens = Random(seed, dtype).tokens(100, shape.vocab);
-    const auto truth = reference::log_probs(model, tokens);
-    SingleRank rank(model, {.dtype = dtype});
-    own += mean_difference(rank.log_probs(tokens, 100), truth);
-    rounding += mean_difference(reference::log_probs(model, tokens, rounding_of(dtype)), truth);
+TEST_P(CpuModel, SixteenBitsDifferByTheirRoundingOnly) {
+  for (const DType dtype : {DType::bfloat16, DType::float16}) {
+    expect_rounding_error_only(GetParam().shape, {.dtype = dtype}, 3);
   }
-  EXPECT_LT(own, 1.25 * rounding);
-  EXPECT_GT(own, 0.5 * rounding);  // else it does not round where it should
-}
-
-TEST_P(CpuModel, Bfloat16DiffersByItsRoundingOnly) {
-  expect_rounding_error_only(GetParam().shape, DType::bfloat16);
-}
-
-TEST_P(CpuModel, Float16DiffersByItsRoundingOnly) {
-  expect_rounding_error_only(GetParam().shape, DType::float16);
 }
 
 TEST_P(CpuModel, SameBitsWhateverThePiecesAndThreads) {
@@ -134,7 +44,7 @@ TEST_P(CpuModel, SameBitsWhateverThePiecesAndThreads) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Kinds, CpuModel, ::testing::ValuesIn(kinds()),
+INSTANTIATE_TEST_SUITE_P(Kinds, CpuModel, ::testing::ValuesIn(model_kinds()),
                          [](const auto& kind_info) { return kind_info.param.name; });
 
 TEST(CpuBackend, SequencesInOneChunkDoNotTouchEachOther) {
@@ -160,25 +70,18 @@ TEST(CpuBackend, SequencesInOneChunkDoNotTouchEachOther) {
 }
 
 TEST(CpuBackend, LogprobsAreTheLogSoftmaxOfLogits) {
-  const auto model = random_model(tiny_shape(), DType::float32, 8);
-  const auto tokens = Random(8, DType::float32).tokens(140, 50);
-  SingleRank rank(model, {});
-  const auto truth = reference::log_probs(model, tokens);
-  const int sequence = rank.add_sequence();
-  const SingleRank::Piece piece{sequence, tokens};
-  rank.set_chunk({&piece, 1});
-  rank.run_layers();
-  std::vector<std::int32_t> rows;
-  std::vector<std::int32_t> targets;
-  for (std::int32_t t = 0; t + 1 < 140; ++t) {
-    rows.push_back(t);
-    targets.push_back(tokens[static_cast<std::size_t>(t) + 1]);
+  expect_logprobs_agree({});
+}
+
+TEST(CpuBackend, TokensAreSampledFromTheLogits) {
+  for (const int threads : {1, 2}) {
+    expect_sampled_from_logits(random_model(tiny_shape(), DType::bfloat16, 6),
+                               {.dtype = DType::bfloat16, .num_threads = threads});
   }
-  std::vector<float> result(rows.size());
-  rank.finish(rank.backend().logprobs(rank.chunk(), rows, targets, result.data()));
-  for (std::size_t i = 0; i < rows.size(); ++i) {
-    EXPECT_NEAR(result[i], truth[i][static_cast<std::size_t>(targets[i])], 1e-4);
-  }
+}
+
+TEST(CpuBackend, LogitsThatAreNotFiniteAreToldOnce) {
+  expect_not_finite_told({.dtype = DType::bfloat16, .num_threads = 2});
 }
 
 TEST(CpuBackend, ExpertsTakeRowsFromScatteredBlocks) {
@@ -210,14 +113,7 @@ TEST(CpuBackend, ExpertsTakeRowsFromScatteredBlocks) {
 }
 
 TEST(CpuBackend, AnEmptyChunkGoesThroughEveryStep) {
-  const auto model = random_model(tiny_shape(), DType::bfloat16, 2);
-  SingleRank rank(model, {.dtype = DType::bfloat16});
-  rank.set_chunk({});
-  rank.run_layers();
-  rank.finish(rank.backend().logits(rank.chunk(), {}, nullptr));
-  rank.finish(rank.backend().logprobs(rank.chunk(), {}, {}, nullptr));
-  for (const std::int32_t count : rank.chunk().expert_counts) EXPECT_EQ(count, 0);
-  rank.finish(rank.backend().experts(rank.chunk(), 1, {}));
+  expect_empty_chunk_passes({.dtype = DType::bfloat16});
 }
 
 TEST(CpuBackend, DecodingAllocatesNothing) {
@@ -230,12 +126,13 @@ TEST(CpuBackend, DecodingAllocatesNothing) {
     const std::vector<std::int32_t> rows = {0, 1};
     std::vector<SingleRank::Piece> pieces = {{start[0].sequence, token},
                                              {start[1].sequence, token}};
-    std::vector<float> logits(100);
+    const std::vector<SamplingRequest> how = {{}, {{0.8, 0.9, 5}, 1}};
+    std::vector<SampledToken> sampled(2);
     std::vector<float> logprobs(2);
     const auto step = [&] {
       rank.set_chunk(pieces);
       rank.run_layers();
-      rank.backend().logits(rank.chunk(), rows, logits.data());
+      rank.backend().sample(rank.chunk(), rows, how, sampled.data());
       rank.finish(rank.backend().logprobs(rank.chunk(), rows, rows, logprobs.data()));
     };
     for (int i = 0; i < 3; ++i) step();
@@ -279,38 +176,40 @@ TEST(CpuBackend, AnErrorInAnOperationReachesTheCallerAndStopsWhatFollows) {
   rank.set_chunk({&piece, 1});
   auto& backend = rank.backend();
   const compute::Event failed = backend.embed(rank.chunk());
-  bool ran = false;
-  const std::function<void()> task = [&] { ran = true; };
-  const compute::Event after = backend.host_task(task);
+  std::vector<float> x(2 * 48, 7);
+  const compute::Event after = backend.save_x(rank.chunk(), x.data());
   EXPECT_THROW(rank.finish(after), Error);
   EXPECT_THROW(backend.done(failed), Error);
-  EXPECT_FALSE(ran);
+  EXPECT_EQ(x, std::vector<float>(2 * 48, 7));
 }
 
-TEST(CpuBackend, TasksRunInOrderAndIntervalsAreKept) {
-  const auto model = random_model(tiny_shape(), DType::float32, 2);
-  SingleRank rank(model, {});
-  auto& backend = rank.backend();
+TEST(CpuQueue, TasksRunInOrderAndIntervalsAreKept) {
+  compute::CpuQueue queue([] {}, [](const compute::CpuOp& op) { (*op.task)(); });
+  const auto enqueue = [&queue](const std::function<void()>& task) {
+    compute::CpuOp op;
+    op.task = &task;
+    return queue.enqueue(op);
+  };
   std::vector<int> order;
   std::vector<std::function<void()>> tasks;
   for (int i = 0; i < 3000; ++i) tasks.emplace_back([&order, i] { order.push_back(i); });
   const std::function<void()> slow = [] {
     std::this_thread::sleep_for(std::chrono::milliseconds(30));
   };
-  const compute::Event first = backend.host_task(slow);
-  EXPECT_FALSE(backend.done(first));
-  EXPECT_FALSE(backend.wait(first, 1000));
+  const compute::Event first = enqueue(slow);
+  EXPECT_FALSE(queue.done(first));
+  EXPECT_FALSE(queue.wait(first, 1000));
   compute::Event last = first;
-  for (const auto& task : tasks) last = backend.host_task(task);  // more than the queue holds
-  rank.finish(last);
-  EXPECT_TRUE(backend.done(first));
+  for (const auto& task : tasks) last = enqueue(task);  // more than the queue holds
+  queue.finish(last, /*may_run_here=*/false);
+  EXPECT_TRUE(queue.done(first));
   std::vector<int> expected(3000);
   std::iota(expected.begin(), expected.end(), 0);
   EXPECT_EQ(order, expected);
-  const compute::Interval interval = backend.interval(first);
+  const compute::Interval interval = queue.interval(first);
   EXPECT_GE(interval.end - interval.begin, 0.03);
-  EXPECT_GE(backend.interval(last).begin, interval.end);
-  EXPECT_THROW(backend.interval(last + 1), Error);
+  EXPECT_GE(queue.interval(last).begin, interval.end);
+  EXPECT_THROW(queue.interval(last + 1), Error);
 }
 
 /// Logits of `tokens` after what the sequence has already.

@@ -6,6 +6,7 @@
 #include <memory>
 #include <numeric>
 #include <random>
+#include <string>
 #include <vector>
 
 #include "compute/backend.hpp"
@@ -111,6 +112,78 @@ inline ModelShape tiny_shape() {
   shape.max_positions = 512;
   shape.layer_is_dense = {true, false, false};
   return shape;
+}
+
+/// A shape with its name in tests.
+struct ModelKind {
+  std::string name;
+  ModelShape shape;
+};
+
+template <class Change>
+ModelKind model_kind(const char* name, Change change) {
+  ModelKind result{name, tiny_shape()};
+  change(result.shape);
+  return result;
+}
+
+/// Every kind of model that backends support.
+inline std::vector<ModelKind> model_kinds() {
+  return {
+      model_kind("gqa_swiglu_top2", [](ModelShape&) {}),
+      model_kind("mha_gelu_per_head",
+                 [](ModelShape& s) {
+                   s.num_kv_heads = 4;
+                   s.activation = Activation::gelu_tanh;
+                   s.qk_norm = QkNorm::per_head;
+                 }),
+      model_kind("whole_row_norm_no_renormalisation",
+                 [](ModelShape& s) {
+                   s.qk_norm = QkNorm::whole_row;
+                   s.norm_topk_prob = false;
+                 }),
+      model_kind("top1_gelu",
+                 [](ModelShape& s) {
+                   s.top_k = 1;
+                   s.norm_topk_prob = false;
+                   s.activation = Activation::gelu_tanh;
+                 }),
+      model_kind("top3_mqa",
+                 [](ModelShape& s) {
+                   s.top_k = 3;
+                   s.num_kv_heads = 1;
+                 }),
+      model_kind("top4_odd_widths",
+                 [](ModelShape& s) {
+                   s.top_k = 4;
+                   s.hidden = 37;
+                   s.moe_intermediate = 21;
+                   s.intermediate = 33;
+                   s.vocab = 71;
+                   s.head_dim = 10;
+                 }),
+      model_kind("head_dim_32_all_moe",
+                 [](ModelShape& s) {
+                   s.head_dim = 32;
+                   s.layer_is_dense = {false, false, false};
+                 }),
+      model_kind("head_dim_64_all_dense",
+                 [](ModelShape& s) {
+                   s.head_dim = 64;
+                   s.layer_is_dense = {true, true, true};
+                 }),
+      model_kind("head_dim_80", [](ModelShape& s) { s.head_dim = 80; }),
+      model_kind("head_dim_128_per_head",
+                 [](ModelShape& s) {
+                   s.head_dim = 128;
+                   s.qk_norm = QkNorm::per_head;
+                 }),
+      model_kind("head_dim_512",
+                 [](ModelShape& s) {
+                   s.head_dim = 512;
+                   s.num_heads = 2;
+                 }),
+  };
 }
 
 inline reference::Mlp random_mlp(const ModelShape& shape, int inner, Random& random) {

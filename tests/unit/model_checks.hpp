@@ -1,0 +1,126 @@
+#pragma once
+// What every backend must do with random tiny models. RankOptions say which backend.
+
+#include <gtest/gtest.h>
+
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "compute/error.hpp"
+#include "tests/unit/tiny_model.hpp"
+
+namespace atl::testing {
+
+/// Log-probabilities of every token are the oracle's.
+inline void expect_float32_agrees(const ModelShape& shape, RankOptions options) {
+  options.dtype = DType::float32;
+  options.reverse_experts = true;
+  const auto model = random_model(shape, DType::float32, 11);
+  const auto tokens = Random(5, DType::float32).tokens(150, shape.vocab);
+  SingleRank rank(model, options);
+  EXPECT_LT(largest_difference(rank.log_probs(tokens, 200), reference::log_probs(model, tokens)),
+            1e-4);
+}
+
+/// The error against the oracle is what rounding to options.dtype alone makes.
+inline void expect_rounding_error_only(const ModelShape& shape, const RankOptions& options,
+                                       unsigned num_models) {
+  const DType dtype = options.dtype;
+  double own = 0;
+  double rounding = 0;
+  for (unsigned seed = 1; seed <= num_models; ++seed) {
+    const auto model = random_model(shape, dtype, seed);
+    const auto tokens = Random(seed, dtype).tokens(100, shape.vocab);
+    const auto truth = reference::log_probs(model, tokens);
+    SingleRank rank(model, options);
+    own += mean_difference(rank.log_probs(tokens, 100), truth);
+    rounding += mean_difference(reference::log_probs(model, tokens, rounding_of(dtype)), truth);
+  }
+  EXPECT_LT(own, 1.25 * rounding) << name_of(dtype);
+  EXPECT_GT(own, 0.5 * rounding) << name_of(dtype);  // else it does not round where it should
+}
+
+/// logprobs() gives the oracle's of given tokens.
+inline void expect_logprobs_agree(const RankOptions& options) {
+  const auto model = random_model(tiny_shape(), DType::float32, 8);
+  const auto tokens = Random(8, DType::float32).tokens(140, model.shape.vocab);
+  const auto truth = reference::log_probs(model, tokens);
+  SingleRank rank(model, options);
+  const SingleRank::Piece piece{rank.add_sequence(), tokens};
+  rank.set_chunk({&piece, 1});
+  rank.run_layers();
+  std::vector<std::int32_t> rows;
+  std::vector<std::int32_t> targets;
+  for (std::int32_t t = 0; t + 1 < 140; ++t) {
+    rows.push_back(t);
+    targets.push_back(tokens[static_cast<std::size_t>(t) + 1]);
+  }
+  std::vector<float> result(rows.size());
+  rank.finish(rank.backend().logprobs(rank.chunk(), rows, targets, result.data()));
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    EXPECT_NEAR(result[i], truth[i][static_cast<std::size_t>(targets[i])], 1e-4);
+  }
+}
+
+inline void expect_empty_chunk_passes(const RankOptions& options) {
+  SingleRank rank(random_model(tiny_shape(), options.dtype, 2), options);
+  rank.set_chunk({});
+  rank.run_layers();
+  rank.finish(rank.backend().logits(rank.chunk(), {}, nullptr));
+  rank.finish(rank.backend().sample(rank.chunk(), {}, {}, nullptr));
+  rank.finish(rank.backend().logprobs(rank.chunk(), {}, {}, nullptr));
+  for (const std::int32_t count : rank.chunk().expert_counts) EXPECT_EQ(count, 0);
+  rank.finish(rank.backend().experts(rank.chunk(), 1, {}));
+}
+
+/// sample() gives what sample_row() makes of the logits.
+inline void expect_sampled_from_logits(const reference::Model& model, const RankOptions& options) {
+  const auto tokens = Random(6, options.dtype).tokens(100, model.shape.vocab);
+  const auto vocab = static_cast<std::size_t>(model.shape.vocab);
+  SingleRank rank(model, options);
+  const SingleRank::Piece piece{rank.add_sequence(), tokens};
+  rank.set_chunk({&piece, 1});
+  rank.run_layers();
+  std::vector<std::int32_t> rows(tokens.size());
+  std::vector<SamplingRequest> how(rows.size());
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    rows[i] = static_cast<std::int32_t>(rows.size() - 1 - i);
+    if (i % 3 != 0) how[i] = {{0.9, i % 3 == 1 ? 1.0 : 0.8, i}, static_cast<std::int64_t>(i * i)};
+  }
+  std::vector<float> logits(rows.size() * vocab);
+  std::vector<SampledToken> sampled(rows.size());
+  rank.finish(rank.backend().logits(rank.chunk(), rows, logits.data()));
+  rank.finish(rank.backend().sample(rank.chunk(), rows, how, sampled.data()));
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    const SampledToken expected =
+        compute::sample_row({logits.data() + i * vocab, vocab}, compute::draw_of(how[i]));
+    EXPECT_EQ(sampled[i].token, expected.token) << "row " << i;
+    EXPECT_FLOAT_EQ(sampled[i].logprob, expected.logprob) << "row " << i;
+  }
+  EXPECT_THROW(rank.backend().sample(rank.chunk(), rows, {}, sampled.data()), Error);
+}
+
+/// A logit that is not a number is an error of the operation.
+inline void expect_not_finite_told(const RankOptions& options) {
+  auto model = random_model(tiny_shape(), options.dtype, 6);
+  model.lm_head[7][3] = std::numeric_limits<double>::quiet_NaN();
+  SingleRank rank(model, options);
+  const std::vector<std::int32_t> tokens = {1, 2};
+  const SingleRank::Piece piece{rank.add_sequence(), tokens};
+  rank.set_chunk({&piece, 1});
+  rank.run_layers();
+  const std::vector<std::int32_t> rows = {0, 1};
+  const std::vector<SamplingRequest> how(2);
+  std::vector<SampledToken> sampled(2);
+  const compute::Event event = rank.backend().sample(rank.chunk(), rows, how, sampled.data());
+  try {
+    rank.finish(event);
+    FAIL() << "logits that are not finite";
+  } catch (const Error& error) {
+    EXPECT_NE(std::string(error.what()).find("logits are not finite"), std::string::npos)
+        << error.what();
+  }
+}
+
+}  // namespace atl::testing
