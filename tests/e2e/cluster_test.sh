@@ -169,6 +169,11 @@ export ATOLL_PRESET=moe-61l-tiny
 if submit --nodes=4 --ntasks-per-node=1 "$jobs/moe-61l-128gpu.sbatch" &&
   ends_well "moe-61l in two copies on 4 nodes"; then
   reference moe-61l-tiny moe-61l
+  if compgen -G "$work/results-$job.jsonl?*" >/dev/null; then
+    failed "parts of replicas are left: $(echo "$work/results-$job.jsonl"?*)"
+  else
+    passed
+  fi
 fi
 
 # A job that cannot run says so in its folder and in Slurm's own output.
