@@ -4,7 +4,7 @@ import base64
 import html
 import json
 
-from .results import tables
+from .results import environment_text, tables
 
 # Pictures keep a width at which their text can be read: a narrow window scrolls them, a wide one
 # holds two beside each other.
@@ -50,7 +50,8 @@ def write(outcome, pictures, path):
              f"<style>{STYLE}</style><h1>{html.escape(title)}</h1>",
              f"<p>{outcome['date']}, commit {html.escape(outcome['commit'] or 'unknown')}, "
              f"{m['cores']} cores of {html.escape(m['cpu'] or 'an unknown CPU')}, Linux "
-             f"{html.escape(m['kernel'])}, {outcome['rounds']} rounds.</p>"]
+             f"{html.escape(m['kernel'])}, {outcome['rounds']} rounds. Environment of all "
+             f"programs, for MPI: {html.escape(environment_text(outcome))}.</p>"]
     if outcome["notes"]:
         parts.append("<ul>" + "".join(f"<li>{html.escape(n)}</li>" for n in outcome["notes"])
                      + "</ul>")

@@ -9,7 +9,7 @@ from math import isfinite
 from pathlib import Path
 from statistics import median
 
-from .stats import interval, summary
+from .stats import LEAST_ROUNDS, interval, summary
 
 ROOT = Path(__file__).resolve().parents[2]
 TO_SECONDS = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0}
@@ -20,6 +20,9 @@ COMPARABLE = 0.3
 # Beyond these a measurement contradicts itself; the margins are what drifts between two steps.
 LEAST_SERIAL = 0.95  # of compute + communication
 MOST_LINK_USE = 1.05
+CORES_LIMIT = 0.95  # share of the cores that is busy, above which they limit the overlap
+# The kernel counts cores' time in ticks of 10 ms: of shorter steps the busy share says nothing.
+LEAST_BUSY_STEP = 0.1
 
 
 def one_line(command):
@@ -64,6 +67,8 @@ def metrics_of(report, program):
     metrics = {f"{key}_s": values for key, values in seconds.items()}
     tokens = report["config"]["tokens"] * report["ranks"]
     metrics["tokens_per_s"] = [tokens / value for value in seconds["overlapped"]]
+    for kind, values in report.get("cores_busy", {}).items():
+        metrics[f"cores_busy_{kind}"] = values
     if report["ranks"] > 1:
         metrics["overlap_efficiency"] = report["overlap_efficiency"]["each"]
         stream = report["machine"]["link_bytes_per_s"]
@@ -98,8 +103,11 @@ def doubts(metrics):
     return found
 
 
-def collect(sweep, cases, running, earlier=None):
-    """The outcome of the sweep; `earlier`, an outcome of the same sweep, is added to."""
+def collect(sweep, cases, running, environment, earlier=None):
+    """The outcome of the sweep; `earlier`, an outcome of the same sweep, is added to.
+
+    `environment`: the variables for MPI that all programs ran with.
+    """
     before = {entry["id"]: entry for entry in (earlier or {}).get("cases", [])}
     chosen = {case.id for case in cases}
     outcome = {
@@ -107,8 +115,10 @@ def collect(sweep, cases, running, earlier=None):
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "commit": one_line(["git", "describe", "--always", "--dirty", "--abbrev=12"]),
         "machine": machine(), "rounds": running.rounds_done + (earlier or {}).get("rounds", 0),
-        "declared": sweep.declared,
+        "declared": dict(sweep.declared),
         "notes": list(running.notes), "cases": []}
+    if earlier is None or "environment" in earlier.get("declared", {}):
+        outcome["declared"]["environment"] = environment  # that of the earlier rounds as well
     for case in cases:
         if case.id in running.impossible and case.id in before:
             outcome["cases"].append(before[case.id])
@@ -158,9 +168,13 @@ def collect(sweep, cases, running, earlier=None):
 
 
 def efficiency_of_medians(rounds):
-    """By the definition the medians are put together, not the quotients of single steps; with the
-    90 % interval of just this figure. Its steps are drawn whole: what was measured in turn stays
-    together."""
+    """By the definition the medians are put together, not the quotients of single steps.
+
+    From LEAST_ROUNDS rounds on with the 90 % interval of just this figure (`of_medians_low`,
+    `of_medians_high`); its steps are drawn whole: what was measured in turn stays together. Of
+    fewer rounds with the range of single steps' figures (`of_steps_low`, `of_steps_high`), since
+    too few rounds to draw from make an interval that is far too narrow.
+    """
     steps = [list(zip(*of_round)) for of_round in zip(
         *(rounds[key] for key in ("compute_s", "communication_s", "overlapped_s")))]
 
@@ -168,11 +182,23 @@ def efficiency_of_medians(rounds):
         compute, communication, overlapped = (median(values) for values in zip(*chosen))
         return (compute + communication - overlapped) / min(compute, communication)
 
-    found = efficiency([step for of_round in steps for step in of_round])
+    flat = [step for of_round in steps for step in of_round]
+    found = efficiency(flat)
+    if len(steps) < LEAST_ROUNDS:
+        each = [efficiency([step]) for step in flat]
+        return {"of_medians": found, "of_steps_low": min(each), "of_steps_high": max(each)}
     low, high = interval(efficiency, steps)
     # With few steps the figure itself can lie beyond what is drawn again.
     return {"of_medians": found, "of_medians_low": min(low, found),
             "of_medians_high": max(high, found)}
+
+
+def interval_of_medians(entry):
+    """(low, high) of the case's overlap efficiency; None where too few rounds were measured."""
+    efficiency = entry["metrics"]["overlap_efficiency"]
+    if "of_medians_low" not in efficiency:
+        return None
+    return efficiency["of_medians_low"], efficiency["of_medians_high"]
 
 
 class BadResults(Exception):
@@ -226,8 +252,26 @@ def differing(a, b):
     return [f"{key} {one}, then {two}" for key, one, two in pairs if one != two]
 
 
-def not_the_same(cases, earlier):
+def listed(environment):
+    return ", ".join(f"{key}={value}" for key, value in environment.items()) or "none"
+
+
+def environment_text(outcome):
+    environment = outcome["declared"].get("environment")
+    if environment is None:  # an old file, or one that was added to
+        return "not recorded of all rounds"
+    inside = any(entry["nodes"] > 1 for entry in outcome["cases"])
+    return listed(environment) + (
+        "; the hosts of a virtual cluster add what jobs/cluster/host.sh sets"
+        if inside and not outcome["declared"].get("launcher") else "")
+
+
+def not_the_same(cases, earlier, environment):
     """Why the rounds of `cases` cannot be added to those of `earlier`; empty if they can."""
+    # Results from before the environment was kept do not say it.
+    known = earlier.get("declared", {}).get("environment", environment)
+    if known != environment:
+        return f"environment: {listed(known)}, then {listed(environment)}"
     before = {entry["id"]: entry for entry in earlier["cases"]}
     for case in cases:
         if case.id in before and differing(before[case.id], described(case)):
@@ -257,19 +301,59 @@ def layers_row(entry):
     row = [entry["id"].removeprefix("layers: ")]
     row += [ms(m[key]) for key in ("compute_s", "communication_s", "overlapped_s", "serial_s")]
     if "overlap_efficiency" not in m:
-        return row + ["-", "-", f"{m['tokens_per_s']['median']:.0f}"]
-    efficiency = m["overlap_efficiency"]
-    text = (f"{efficiency['of_medians']:.2f} ({efficiency['of_medians_low']:.2f} to "
-            f"{efficiency['of_medians_high']:.2f})")
-    if not entry["comparable"]:
-        text += " *"
-    return row + [text, f"{m['link_use_communication']['median']:.2f} / "
-                        f"{m['link_use_overlapped']['median']:.2f}",
-                  f"{m['tokens_per_s']['median']:.0f}"]
+        return row + ["-", "-", busy_text(m), f"{m['tokens_per_s']['median']:.0f}"]
+    return row + [efficiency_text(entry), f"{m['link_use_communication']['median']:.2f} / "
+                                          f"{m['link_use_overlapped']['median']:.2f}",
+                  busy_text(m), f"{m['tokens_per_s']['median']:.0f}"]
 
 
-LAYERS_HEAD = ["case", "compute, ms", "communication, ms", "overlapped, ms", "serial, ms",
-               "overlap efficiency (90 % interval)", "link use alone / overlapped", "tokens/s"]
+def efficiency_text(entry):
+    efficiency = entry["metrics"]["overlap_efficiency"]
+    found = interval_of_medians(entry)
+    text = f"{efficiency['of_medians']:.2f} "
+    if found:
+        text += "({:.2f} to {:.2f})".format(*found)
+    else:
+        text += f"(steps {efficiency['of_steps_low']:.2f} to {efficiency['of_steps_high']:.2f})"
+    return text if entry["comparable"] else text + " *"
+
+
+def busy_text(metrics):
+    """Share of the cores that was busy in overlapped steps; `-` where it was not found out."""
+    busy = metrics.get("cores_busy_overlapped")
+    if busy is None or metrics["overlapped_s"]["median"] < LEAST_BUSY_STEP:
+        return "-"
+    return f"{busy['median']:.2f}"
+
+
+def layers_table(layers):
+    """(title, head, rows, remark)"""
+    judged = [entry for entry in layers if "overlap_efficiency" in entry["metrics"]]
+    few = [entry for entry in judged if interval_of_medians(entry) is None]
+    spread = "90 % interval, or range of steps" if few else "90 % interval"
+    if few and len(few) == len(judged):
+        spread = "range of steps"
+    head = ["case", "compute, ms", "communication, ms", "overlapped, ms", "serial, ms",
+            f"overlap efficiency ({spread})", "link use alone / overlapped",
+            "cores busy, overlapped", "tokens/s"]
+    remark = ("Median ± median absolute deviation of the slowest rank's time of one step. "
+              "Overlap efficiency is (compute + communication - overlapped) / min(compute, "
+              "communication), of the medians")
+    if len(few) < len(judged):
+        remark += ", with its bootstrap interval"
+    remark += ("; link use is the bytes on the busiest link over time, against what a plain stream "
+               "between all nodes carried in the same run. Cores busy is the share of the cores of "
+               "rank 0's machine that worked during overlapped steps, for whomever: above about "
+               f"{CORES_LIMIT:g} the cores limit the overlap, because messages need them too; -: "
+               f"not reported, or steps under {LEAST_BUSY_STEP * 1e3:g} ms, for which the kernel "
+               "counts too coarsely.")
+    if few:
+        remark += (f" steps: fewer than {LEAST_ROUNDS} rounds are too few for an interval; this is "
+                   "the range of single steps' figures.")
+    if not all(entry.get("comparable", True) for entry in layers):
+        remark += (f" *: one half is less than {COMPARABLE:g} of the other, so that the "
+                   "efficiency is mostly noise.")
+    return "Layers", head, [layers_row(entry) for entry in layers], remark
 
 
 def tables(outcome):
@@ -278,15 +362,7 @@ def tables(outcome):
     measured = [entry for entry in outcome["cases"] if entry["metrics"]]
     layers = [entry for entry in measured if entry["program"] == "layers"]
     if layers:
-        remark = ("Median ± median absolute deviation of the slowest rank's time of one step. "
-                  "Overlap efficiency is (compute + communication - overlapped) / min(compute, "
-                  "communication), of the medians, with its bootstrap interval; link use is the "
-                  "bytes on the busiest link over time, against what a plain stream between all "
-                  "nodes carried in the same run.")
-        if not all(entry.get("comparable", True) for entry in layers):
-            remark += (f" *: one half is less than {COMPARABLE:g} of the other, so that the "
-                       "efficiency is mostly noise.")
-        found.append(("Layers", LAYERS_HEAD, [layers_row(entry) for entry in layers], remark))
+        found.append(layers_table(layers))
     for entry in measured:
         if entry["program"] == "layers":
             continue
@@ -367,7 +443,8 @@ def write_markdown(outcome, path):
     m = outcome["machine"]
     lines = [f"# {outcome['name']}", "",
              f"{outcome['date']}, commit {outcome['commit'] or 'unknown'}, {m['cores']} cores of "
-             f"{m['cpu'] or 'an unknown CPU'}, {outcome['rounds']} rounds.", ""]
+             f"{m['cpu'] or 'an unknown CPU'}, {outcome['rounds']} rounds.", "",
+             f"Environment of all programs, for MPI: {environment_text(outcome)}.", ""]
     lines += [f"- {note}" for note in outcome["notes"]] + [""]
     for title, head, rows, remark in tables(outcome):
         lines += [f"## {title}", "", "| " + " | ".join(head) + " |",

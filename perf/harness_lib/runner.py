@@ -40,6 +40,23 @@ def last_words(text, count=6):
     return "\n".join((own or lines)[-count:])
 
 
+def environment():
+    """What all programs run in, peers and cases of one rank included: MPI behaves alike for all.
+
+    Atoll's programs turn UCX's writes over TCP off unless told otherwise; here it is told to all.
+    """
+    found = dict(os.environ, OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1",
+                 OMP_NUM_THREADS="1")
+    found.setdefault("UCX_TCP_PUT_ENABLE", "n")
+    return found
+
+
+def environment_of_mpi():
+    """The variables that UCX and Open MPI read, as every program gets them."""
+    return {key: value for key, value in sorted(environment().items())
+            if key.startswith(("UCX_", "OMPI_MCA_"))}
+
+
 def as_layers(case):
     """The case of layers_bench with the place and options of a peer's."""
     return replace(case, program="layers")
@@ -250,13 +267,11 @@ class Runner:
 
     def execute(self, command):
         """(exit code, what it said of its failure, seconds); ended when it takes too long."""
-        environment = dict(os.environ, OMPI_ALLOW_RUN_AS_ROOT="1",
-                           OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1", OMP_NUM_THREADS="1")
         begin = time.monotonic()
         try:
             process = subprocess.Popen(command, text=True, stdout=subprocess.PIPE,
                                        stderr=subprocess.PIPE, stdin=subprocess.DEVNULL,
-                                       env=environment)
+                                       env=environment())
             try:
                 _, said = process.communicate(timeout=self.sweep.timeout_s)
             except BaseException:  # also when this program is stopped

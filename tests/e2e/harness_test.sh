@@ -10,6 +10,7 @@ build="$(cd "$(dirname "$ATOLL")/.." && pwd)"
   printf 'skipped: no %s (benchmarks are not built)\n' "$build/perf/layers_bench"
   exit 77
 }
+unset UCX_TCP_PUT_ENABLE # what the harness chooses is looked at
 harness="$ATOLL_SOURCE/perf/harness"
 compare="$ATOLL_SOURCE/perf/compare"
 out="$work/out"
@@ -20,6 +21,7 @@ if grep -q "^report .*report.html" "$work/stdout"; then passed; else failed "no 
 
 json_check "results" "$out/results.json" <<'CHECK'
 (result,) = lines
+assert result["declared"]["environment"]["UCX_TCP_PUT_ENABLE"] == "n", result["declared"]
 cases = {case["id"]: case for case in result["cases"]}
 states = sorted(case["status"] for case in cases.values())
 assert states == ["failed", "not measured", "ok", "ok"], states
@@ -40,9 +42,10 @@ for case in cases.values():
         expected = (a + b - c) / min(a, b)
         efficiency = case["metrics"]["overlap_efficiency"]
         assert abs(efficiency["of_medians"] - expected) < 1e-9
-        # The interval is this figure's own, not one of single steps.
-        assert (efficiency["of_medians_low"] <= efficiency["of_medians"]
-                <= efficiency["of_medians_high"]), efficiency
+        # Three rounds: with an interval, which unit.harness_figures checks on known numbers.
+        assert "of_medians_low" in efficiency and "of_medians_high" in efficiency, efficiency
+        assert all(0 <= share <= 1 for values in case["rounds"]["cores_busy_overlapped"]
+                   for share in values), case["rounds"]
         detail = case["detail"]
         rows = detail["expert_rows_of_layer"]
         assert all(sum(layer) == 2 * 2 * 64 for layer in rows), rows  # ranks, top-k, tokens
@@ -51,6 +54,12 @@ for case in cases.values():
         assert detail["busiest_link_bytes"] == moved[0][1]
         assert abs(sum(detail["share"]["overlapped"].values()) - 1) < 1e-6
 CHECK
+
+if grep -q '^Environment of all programs.*UCX_TCP_PUT_ENABLE=n' "$out/summary.md"; then
+  passed
+else
+  failed "the summary does not say the environment"
+fi
 
 # With matplotlib every picture is drawn; what they show is put together by functions that are
 # checked also without it.
@@ -111,17 +120,23 @@ fi
 capture "$compare" "$out/results.json" "$out/results.json"
 succeeds "comparison of a result with itself" || true
 if grep -q "^no difference in" "$work/stdout"; then passed; else failed "A differs from A"; fi
-# The same result with every overlapped step three times as long.
-python3 - "$out/results.json" "$work/slower.json" <<'CHANGE'
+# What is compared below has steady times, since a busy machine's may spread by more than any change:
+# the same result with every overlapped step three times as long.
+python3 - "$out/results.json" "$work/steady.json" "$work/slower.json" <<'CHANGE'
 import json, sys
 result = json.load(open(sys.argv[1], encoding="utf-8"))
 for case in result["cases"]:
     for metric, rounds in case["rounds"].items():
+        case["rounds"][metric] = [[1 + 0.01 * i + 0.001 * j for j, _ in enumerate(values)]
+                                  for i, values in enumerate(rounds)]
+json.dump(result, open(sys.argv[2], "w", encoding="utf-8"))
+for case in result["cases"]:
+    for metric, rounds in case["rounds"].items():
         if metric == "overlapped_s":
             case["rounds"][metric] = [[3 * value for value in values] for values in rounds]
-json.dump(result, open(sys.argv[2], "w", encoding="utf-8"))
+json.dump(result, open(sys.argv[3], "w", encoding="utf-8"))
 CHANGE
-capture "$compare" "$out/results.json" "$work/slower.json"
+capture "$compare" "$work/steady.json" "$work/slower.json"
 if ((code == 1)) && grep -q "^slower .*overlapped" "$work/stdout"; then
   passed
 else
@@ -130,7 +145,7 @@ else
 fi
 
 # What is higher where more is better, what was lost, and what was asked for otherwise.
-python3 - "$out/results.json" "$work/lower.json" "$work/lost.json" <<'CHANGE'
+python3 - "$work/steady.json" "$work/lower.json" "$work/lost.json" <<'CHANGE'
 import copy, json, sys
 result = json.load(open(sys.argv[1], encoding="utf-8"))
 lower, lost = copy.deepcopy(result), copy.deepcopy(result)
@@ -146,7 +161,7 @@ measured[0].update(status="failed", rounds={}, metrics={})
 json.dump(lower, open(sys.argv[2], "w", encoding="utf-8"))
 json.dump(lost, open(sys.argv[3], "w", encoding="utf-8"))
 CHANGE
-capture "$compare" "$out/results.json" "$work/lower.json"
+capture "$compare" "$work/steady.json" "$work/lower.json"
 for metric in overlap_efficiency tokens_per_s link_use_communication link_use_overlapped; do
   if ((code == 1)) && grep -q "^lower .*: $metric$" "$work/stdout"; then
     passed
@@ -156,7 +171,7 @@ for metric in overlap_efficiency tokens_per_s link_use_communication link_use_ov
   fi
 done
 if grep -q '^options differ.* top_k None, then 1' "$work/stdout"; then passed; else failed "options"; fi
-capture "$compare" "$out/results.json" "$work/lost.json"
+capture "$compare" "$work/steady.json" "$work/lost.json"
 if ((code == 1)) && grep -q '^1 measured in A' "$work/stdout"; then passed; else failed "a lost case"; fi
 for content in '[]' '{' '{"format": "atoll-perf"}' '{"format": "atoll-perf", "machine": {}, "rounds": 1,
   "cases": [{"id": "x", "status": "ok", "options": {}, "metrics": {}, "runs": [],
@@ -171,8 +186,18 @@ for content in '[]' '{' '{"format": "atoll-perf"}' '{"format": "atoll-perf", "ma
   fi
 done
 
-# Added to: other cases stay; other options of the same case are refused.
+# Added to: other cases stay; other options of the same case are refused. An old result has neither
+# the environment nor the cores' share.
 cp -r "$out" "$work/added"
+python3 - "$work/added/results.json" <<'CHANGE'
+import json, sys
+result = json.load(open(sys.argv[1], encoding="utf-8"))
+del result["declared"]["environment"]
+for case in result["cases"]:
+    for kind in ("rounds", "metrics"):
+        case[kind] = {key: value for key, value in case[kind].items() if "busy" not in key}
+json.dump(result, open(sys.argv[1], "w", encoding="utf-8"))
+CHANGE
 capture "$harness" "$ATOLL_SOURCE/perf/sweeps/tiny.toml" --build "$build" --output "$work/added" \
   --append --only uniform --rounds 1
 succeeds "one more round of one case" || true
@@ -182,7 +207,21 @@ assert set(before) == set(after), set(after)
 for name, case in before.items():
     more = 1 if "uniform" in name else 0
     assert len(after[name]["runs"]) == len(case["runs"]) + more, name
+    if case["status"] == "ok":
+        assert len(after[name]["rounds"].get("cores_busy_overlapped", [])) == more, name
+assert "environment" not in lines[1]["declared"], lines[1]["declared"]  # unknown of the first rounds
 CHECK
+if grep -q 'for MPI: not recorded' "$work/added/summary.md"; then passed; else failed "environment"; fi
+code=0
+UCX_TCP_PUT_ENABLE=y "$harness" "$ATOLL_SOURCE/perf/sweeps/tiny.toml" --build "$build" \
+  --output "$out" --append --only uniform --rounds 1 >"$work/stdout" 2>"$work/stderr" || code=$?
+if ((code == 2)) &&
+  grep -q "environment: .*UCX_TCP_PUT_ENABLE=n.*, then .*UCX_TCP_PUT_ENABLE=y" "$work/stderr"; then
+  passed
+else
+  failed "rounds in another environment were added (exit code $code)"
+  show_output
+fi
 sed 's/^tokens = .*/tokens = 128/' "$ATOLL_SOURCE/perf/sweeps/tiny.toml" >"$work/other.toml"
 capture "$harness" "$work/other.toml" --build "$build" --output "$work/added" --append --rounds 1
 if ((code == 2)) && grep -q "options differ .*tokens 64, then 128" "$work/stderr"; then

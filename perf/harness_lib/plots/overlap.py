@@ -2,29 +2,31 @@
 
 import json
 
-from ..results import AIMS, LINK_AIM
+from ..results import AIMS, LINK_AIM, interval_of_medians
+from ..stats import LEAST_ROUNDS
 from .style import (AIM, BLUE, GREY, MARKERS, ORANGE, SERIES, WIDTH, between, count, empty_figure,
                     figure, names, percent, place_of, save, skew_of, spread, usual_place, where)
 
 
 def of_medians(entry):
-    """(efficiency, low, high)"""
-    m = entry["metrics"]["overlap_efficiency"]
-    return m["of_medians"], m["of_medians_low"], m["of_medians_high"]
+    return entry["metrics"]["overlap_efficiency"]["of_medians"]
 
 
 def against_chunks(ax, series):
     """Lines of the cases that differ in chunks alone, with the aim of each skew at the right."""
     aims = {}
     for number, (label, entries) in enumerate(series.items()):
-        found = [of_medians(entry) for entry in entries]
-        chunks = [entry["options"]["chunks"] for entry in entries]
         shift = 1 + 0.025 * (number - (len(series) - 1) / 2)
-        middle, low, high = zip(*found)
+        places = [entry["options"]["chunks"] * shift for entry in entries]
         colour = SERIES[number % len(SERIES)]
-        ax.errorbar([c * shift for c in chunks], middle,
-                    [[m - b for m, b in zip(middle, low)], [t - m for m, t in zip(middle, high)]],
-                    marker=MARKERS[number % len(MARKERS)], capsize=3, label=label, color=colour)
+        ax.plot(places, [of_medians(entry) for entry in entries],
+                marker=MARKERS[number % len(MARKERS)], label=label, color=colour)
+        for place, entry in zip(places, entries):
+            ends = interval_of_medians(entry)
+            if ends:
+                middle = of_medians(entry)
+                ax.errorbar(place, middle, [[middle - ends[0]], [ends[1] - middle]], fmt="none",
+                            capsize=3, ecolor=colour)
         if skew_of(entries[0]) in AIMS:
             aims.setdefault(skew_of(entries[0]), colour)
     for skew, colour in aims.items():
@@ -49,8 +51,9 @@ def by_case(axes, entries):
     overlap, link = axes
     for place, entry in enumerate(entries):
         if entry["comparable"]:
-            middle, low, high = of_medians(entry)
-            overlap.plot([low, high], [place, place], color=BLUE, linewidth=2.2, alpha=0.45)
+            middle, ends = of_medians(entry), interval_of_medians(entry)
+            if ends:
+                overlap.plot(ends, [place, place], color=BLUE, linewidth=2.2, alpha=0.45)
             overlap.plot(middle, place, "o", color=BLUE, markersize=6, zorder=4)
             overlap.annotate(f"{middle:.2f}", (middle, place), xytext=(0, 4.5), fontsize=7.5,
                              textcoords="offset points", ha="center",
@@ -91,7 +94,7 @@ def finding_of(entries):
     entries = [entry for entry in entries if place_of(entry) == place]
     words = []
     for skew, aim in AIMS.items():
-        found = [of_medians(entry)[0] for entry in entries
+        found = [of_medians(entry) for entry in entries
                  if skew_of(entry) == skew and entry["comparable"]]
         if found:
             words.append(f"{skew} {between(found)} (aim {aim})")
@@ -120,10 +123,14 @@ def efficiency(layers, output):
     if series:
         against_chunks(parts[0].subplots(), series)
     by_case(parts[-1].subplots(1, 2, width_ratios=[3, 2]), entries)
+    bars = "Bars are its 90 % interval. "
+    if any(interval_of_medians(entry) is None for entry in entries):
+        bars = (f"Bars are its 90 % interval; without one, fewer than {LEAST_ROUNDS} rounds were "
+                "measured, which is too few for it. ")
     return save(fig, output, "overlap-efficiency", finding_of(entries),
                 "Overlap efficiency is (compute + communication - overlapped) / min(compute, "
-                "communication): 1 where the shorter half hides entirely. Bars are its 90 % "
-                "interval. Link use is the bytes on the busiest link over the time of a step, "
+                f"communication): 1 where the shorter half hides entirely. {bars}"
+                "Link use is the bytes on the busiest link over the time of a step, "
                 "against what a plain stream carried in the same run.", where(entries))
 
 
@@ -142,6 +149,22 @@ def series_of(layers):
     return {key: by_ranks for key, by_ranks in groups.items() if len(by_ranks) > 1}
 
 
+def scaling_finding(groups):
+    """What is left of tokens per second and rank at each line's end; its ranks where all agree."""
+    ends = [(min(by_ranks), max(by_ranks)) for by_ranks in groups.values()]
+    kept = []
+    for (first, last), by_ranks in zip(ends, groups.values()):
+        at_first, at_last = (by_ranks[r]["metrics"]["tokens_per_s"]["median"]
+                             for r in (first, last))
+        kept.append(at_last / at_first * first / last)
+    if len(set(ends)) == 1:
+        first, last = ends[0]
+        return (f"From {count(first, 'rank')} to {last}, each keeps {percent(*kept)} of its "
+                "tokens per second")
+    return (f"From the fewest ranks of a line to its most, each keeps {percent(*kept)} of its "
+            "tokens per second")
+
+
 def scaling(layers, output):
     groups = series_of(layers)
     if not groups:
@@ -151,7 +174,6 @@ def scaling(layers, output):
     rates = {entry["rate"] for entry in drawn if entry["nodes"] > 1}
     fig, axes = figure(WIDTH, 3.6 + 0.13 * len(groups))
     ax = axes[0][0]
-    kept = []
     for number, ((kind, _), by_ranks) in enumerate(groups.items()):
         ranks = sorted(by_ranks)
         values = [by_ranks[r]["metrics"]["tokens_per_s"] for r in ranks]
@@ -165,7 +187,6 @@ def scaling(layers, output):
                     label=f"{kind}{rate}: {label[first['id']]}")
         ax.plot(ranks, [middle[0] * r / ranks[0] for r in ranks], linestyle=":", color=colour,
                 linewidth=1)
-        kept.append(middle[-1] / middle[0] * ranks[0] / ranks[-1])
     every = sorted({entry["ranks"] for entry in drawn})
     if every[-1] > 8 * every[0]:
         ax.set_xscale("log", base=2)
@@ -177,9 +198,7 @@ def scaling(layers, output):
     ax.set_xlabel("ranks, with equal tokens each (dotted: in proportion to ranks)")
     ax.set_ylabel("tokens per second")
     ax.legend(loc="upper left", bbox_to_anchor=(0, -0.16))
-    return save(fig, output, "scaling",
-                f"From {count(every[0], 'rank')} to {every[-1]}, each keeps "
-                f"{percent(*kept)} of its tokens per second",
+    return save(fig, output, "scaling", scaling_finding(groups),
                 "Tokens per second of overlapped steps against ranks; bars are the quartiles. "
                 "Lines join cases of the same number of hosts, or of ranks per host.",
                 "Hosts of a virtual cluster share this machine's cores: more ranks have no more "

@@ -2,6 +2,8 @@
 
 import json
 
+from ..results import interval_of_medians
+from .overlap import of_medians
 from .style import (BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, WIDE, WIDTH, YELLOW,
                     between, count, figure, names, percent, place_of, save, usual_place, where)
 
@@ -47,6 +49,12 @@ def hidden_arithmetic(events, ranks):
     return busy / end / ranks, behind / busy
 
 
+def surely_hidden(entry):
+    """For sorting: what an interval says of overlap before what too few rounds seem to say."""
+    ends = interval_of_medians(entry)
+    return ends is not None, ends[0] if ends else of_medians(entry)
+
+
 def timeline(layers, output):
     """One step of the best overlapped case across ranks, from its trace."""
     traced = [e for e in layers
@@ -55,7 +63,9 @@ def timeline(layers, output):
         return None
     usual = usual_place(traced)
     entry = max(traced, key=lambda e: (e.get("comparable", False), place_of(e) == usual,
-                                       e["metrics"]["overlap_efficiency"]["of_medians_low"]))
+                                       *surely_hidden(e)))
+    highest = ("lower end of the overlap efficiency's interval" if interval_of_medians(entry)
+               else "overlap efficiency")
     events = json.loads((output / entry["trace"]).read_text(encoding="utf-8"))["traceEvents"]
     events = [event for event in events if event["ph"] == "X"]
     ranks = min(entry["ranks"], MOST_RANKS)
@@ -90,9 +100,8 @@ def timeline(layers, output):
     return save(fig, output, "timeline",
                 f"One step of {names(layers)[entry['id']]}: ranks compute {percent(busy)} of it, "
                 f"and {percent(behind)} of that while messages travel",
-                f"One step across ranks, from the trace of {entry['id']}, where the lower end of "
-                "the overlap efficiency's interval is highest. White in a rank's upper lane: it "
-                "computes nothing.",
+                f"One step across ranks, from the trace of {entry['id']}, where the {highest} is "
+                "highest. White in a rank's upper lane: it computes nothing.",
                 place_of(entry) + (f"; the first {ranks} ranks" if ranks < entry["ranks"] else ""))
 
 
