@@ -70,10 +70,20 @@ BackendChoice choose_backend(const comm::Communicator& world, const comm::Topolo
   return choice;
 }
 
-std::int64_t kv_bytes_left(const BackendChoice& choice, compute::BackendOptions options) {
-  options.num_pages = 1;
-  const auto need = compute::cuda_memory_need(options);
-  return choice.share.memory_bytes - need.weights - need.buffers;
+std::int64_t fitting_pages(const BackendChoice& choice, compute::BackendOptions options,
+                           std::int64_t wanted) {
+  const auto fitting = [&](std::int64_t pages) {
+    options.num_pages = pages;
+    return fits(choice, options);
+  };
+  if (fitting(wanted)) return wanted;
+  // Not by one division: other tables grow with the pages too. The need never falls with them.
+  std::int64_t fit = 0;
+  for (std::int64_t too_many = wanted; too_many - fit > 1;) {
+    const std::int64_t pages = fit + (too_many - fit) / 2;
+    (fitting(pages) ? fit : too_many) = pages;
+  }
+  return fit;
 }
 
 bool fits(const BackendChoice& choice, const compute::BackendOptions& options) {

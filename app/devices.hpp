@@ -25,11 +25,13 @@ struct BackendChoice {
 BackendChoice choose_backend(const comm::Communicator& world, const comm::Topology& topology,
                              const std::string& wanted);
 
-/// Bytes that a KV cache may take beside everything else these options say, on this rank's device.
-std::int64_t kv_bytes_left(const BackendChoice& choice, compute::BackendOptions options);
-
 /// Whether all that these options say fits the device; true without one.
 bool fits(const BackendChoice& choice, const compute::BackendOptions& options);
+
+/// The most KV pages, up to `wanted` >= 1, that fit beside everything else these options say (their
+/// `num_pages` does not matter); 0 where not even one does.
+std::int64_t fitting_pages(const BackendChoice& choice, compute::BackendOptions options,
+                           std::int64_t wanted);
 
 /// Throws Error where the options do not fit the device.
 std::unique_ptr<compute::Backend> make_backend(const BackendChoice& choice,
