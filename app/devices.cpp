@@ -92,6 +92,17 @@ bool fits(const BackendChoice& choice, const compute::BackendOptions& options) {
   return need.weights + need.kv_cache + need.buffers <= choice.share.memory_bytes;
 }
 
+compute::BackendOptions for_any_routing(compute::BackendOptions options) {
+  options.receive_rows = options.most_receive_rows;
+  return options;
+}
+
+std::int64_t automatic_pages(const BackendChoice& choice, const compute::BackendOptions& options,
+                             std::int64_t useful, std::int64_t largest) {
+  const std::int64_t pages = fitting_pages(choice, for_any_routing(options), useful);
+  return pages >= largest ? pages : fitting_pages(choice, options, useful);
+}
+
 std::unique_ptr<compute::Backend> make_backend(const BackendChoice& choice,
                                                const compute::BackendOptions& options) {
   return choice.cuda ? compute::make_cuda_backend(options, choice.share)

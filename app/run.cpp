@@ -213,8 +213,9 @@ class Job {
     }
     // An even share and one large request more: ranks differ in what they were given.
     const std::int64_t useful = std::max(largest, std::min(all, all / world_.size() + 2 * largest));
-    std::int64_t allowed =
-        choice_.cuda ? pages_on_device(useful, largest) : std::min(useful, pages_in_host_memory());
+    std::int64_t allowed = choice_.cuda
+                               ? automatic_pages(choice_, backend_options_, useful, largest)
+                               : std::min(useful, pages_in_host_memory());
     world_.allreduce(std::span(&allowed, 1), comm::Communicator::Reduce::min);
     return allowed;
   }
@@ -228,22 +229,9 @@ class Job {
            page_bytes;
   }
 
-  /// Up to `useful`. Buffers for any routing come first, where one request of `largest` pages then
-  /// still fits: a larger cache is no use to a device that stops.
-  std::int64_t pages_on_device(std::int64_t useful, std::int64_t largest) const {
-    const std::int64_t pages = fitting_pages(choice_, for_any_routing(), useful);
-    return pages >= largest ? pages : fitting_pages(choice_, backend_options_, useful);
-  }
-
-  compute::BackendOptions for_any_routing() const {
-    compute::BackendOptions options = backend_options_;
-    options.receive_rows = options.most_receive_rows;
-    return options;
-  }
-
   /// Buffers for received rows never grow in a step, where memory is left beside all else.
   void reserve_for_any_routing() {
-    const compute::BackendOptions most = for_any_routing();
+    const compute::BackendOptions most = for_any_routing(backend_options_);
     if (fits(choice_, most)) backend_options_ = most;
   }
 

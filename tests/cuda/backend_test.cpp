@@ -326,6 +326,24 @@ TEST_F(CudaBackend, FittingPagesAreTheMost) {
   }
 }
 
+TEST_F(CudaBackend, BuffersForAnyRoutingComeBeforeMoreThanTheLargestRequest) {
+  compute::BackendOptions options = tiny_options();
+  options.receive_rows = 16;
+  options.most_receive_rows = 500;
+  compute::BackendOptions any = for_any_routing(options);
+  EXPECT_EQ(any.receive_rows, 500);
+  any.num_pages = 7;
+  const auto need = compute::cuda_memory_need(any);
+  BackendChoice choice;
+  choice.cuda = true;
+  choice.share.memory_bytes = need.weights + need.kv_cache + need.buffers;
+  EXPECT_EQ(automatic_pages(choice, options, 100, 7), 7);
+  EXPECT_EQ(automatic_pages(choice, options, 5, 5), 5) << "no more than is useful";
+  const std::int64_t more = automatic_pages(choice, options, 100, 8);
+  EXPECT_EQ(more, fitting_pages(choice, options, 100));
+  EXPECT_GE(more, 8);
+}
+
 TEST_F(CudaBackend, WhatDoesNotFitIsRefusedWithWhatWould) {
   compute::BackendOptions options = tiny_options();
   options.num_pages = 100000;
