@@ -99,8 +99,9 @@ compute::BackendOptions for_any_routing(compute::BackendOptions options) {
 
 std::int64_t automatic_pages(const BackendChoice& choice, const compute::BackendOptions& options,
                              std::int64_t useful, std::int64_t largest) {
-  const std::int64_t pages = fitting_pages(choice, for_any_routing(options), useful);
-  return pages >= largest ? pages : fitting_pages(choice, options, useful);
+  const std::int64_t beside_most = fitting_pages(choice, for_any_routing(options), useful);
+  const std::int64_t pages = fitting_pages(choice, options, useful);
+  return beside_most >= largest && 2 * beside_most >= pages ? beside_most : pages;
 }
 
 std::unique_ptr<compute::Backend> make_backend(const BackendChoice& choice,

@@ -37,8 +37,8 @@ std::int64_t fitting_pages(const BackendChoice& choice, compute::BackendOptions 
 compute::BackendOptions for_any_routing(compute::BackendOptions options);
 
 /// The KV pages that a rank takes unless it is told how many: up to `useful`, and what fits beside
-/// buffers for any routing. Where one request of `largest` <= `useful` pages would not fit then,
-/// the buffers are those of `options`, which may grow.
+/// buffers for any routing. Where one request of `largest` <= `useful` pages would not fit then, or
+/// the cache were less than half as large, the buffers are those of `options`, which may grow.
 std::int64_t automatic_pages(const BackendChoice& choice, const compute::BackendOptions& options,
                              std::int64_t useful, std::int64_t largest);
 

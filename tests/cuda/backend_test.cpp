@@ -332,16 +332,24 @@ TEST_F(CudaBackend, BuffersForAnyRoutingComeBeforeMoreThanTheLargestRequest) {
   options.most_receive_rows = 500;
   compute::BackendOptions any = for_any_routing(options);
   EXPECT_EQ(any.receive_rows, 500);
-  any.num_pages = 7;
-  const auto need = compute::cuda_memory_need(any);
   BackendChoice choice;
   choice.cuda = true;
-  choice.share.memory_bytes = need.weights + need.kv_cache + need.buffers;
-  EXPECT_EQ(automatic_pages(choice, options, 100, 7), 7);
+  const auto hold = [&](std::int64_t pages_beside_most) {
+    any.num_pages = pages_beside_most;
+    const auto need = compute::cuda_memory_need(any);
+    choice.share.memory_bytes = need.weights + need.kv_cache + need.buffers;
+  };
+  hold(300);
+  EXPECT_EQ(automatic_pages(choice, options, 1000, 300), 300);
   EXPECT_EQ(automatic_pages(choice, options, 5, 5), 5) << "no more than is useful";
-  const std::int64_t more = automatic_pages(choice, options, 100, 8);
-  EXPECT_EQ(more, fitting_pages(choice, options, 100));
-  EXPECT_GE(more, 8);
+  const std::int64_t more = fitting_pages(choice, options, 1000);
+  ASSERT_GT(more, 300);
+  ASSERT_LE(more, 600);
+  EXPECT_EQ(automatic_pages(choice, options, 1000, 301), more) << "for the largest request";
+  hold(1);
+  const std::int64_t many = fitting_pages(choice, options, 1000);
+  ASSERT_GT(many, 2);
+  EXPECT_EQ(automatic_pages(choice, options, 1000, 1), many) << "for half of the cache";
 }
 
 TEST_F(CudaBackend, WhatDoesNotFitIsRefusedWithWhatWould) {
