@@ -12,6 +12,10 @@ using nlohmann::ordered_json;
 
 namespace {
 
+/// Counts the ways in which the same logits, options and seed gave other tokens: 2 draws over the
+/// kept tokens by id, 1 drew by falling probability.
+constexpr const char* sampler_version = "2";
+
 /// Of what was understood, not of the file's bytes: those cannot be read twice from a pipe.
 std::uint64_t checksum_of(const std::vector<io::Request>& requests) {
   std::string text;
@@ -32,6 +36,7 @@ ordered_json identity_of(const RunOptions& options, std::uint64_t model, DType d
           {"mode", options.mode},
           {"max-tokens", std::to_string(options.max_tokens)},
           {"kv-tokens", std::to_string(options.kv_tokens)},  // requests that do not fit are refused
+          {"sampler", sampler_version},
           {"dtype", std::string(name_of(dtype))},
           {"backend", backend}};
 }

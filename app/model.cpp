@@ -10,6 +10,7 @@
 #include <set>
 
 #include "compute/error.hpp"
+#include "compute/sampling.hpp"
 #include "io/json_depth.hpp"
 #include "io/json_shown.hpp"
 
@@ -26,7 +27,6 @@ constexpr std::int64_t max_layers = 4096;
 constexpr std::int64_t max_experts = 65536;
 constexpr std::int64_t max_heads = 65536;
 constexpr std::int64_t max_head_dim = 4096;
-constexpr std::int64_t max_vocab = 1 << 24;
 constexpr std::int64_t max_context = 1 << 27;
 constexpr std::int64_t max_fused_rows = 1 << 30;
 constexpr std::int64_t max_elements = std::int64_t{1} << 44;
@@ -298,7 +298,7 @@ ModelConfig ModelConfig::from_json(std::string_view text) {
   ModelShape& shape = config.shape;
   shape.hidden = keys.size("hidden_size", max_width);
   shape.num_layers = keys.size("num_hidden_layers", max_layers);
-  shape.vocab = keys.size("vocab_size", max_vocab);
+  shape.vocab = keys.size("vocab_size", compute::max_vocab);
   shape.max_positions = keys.size("max_position_embeddings", max_context);
   shape.rms_eps = static_cast<float>(keys.number("rms_norm_eps", 1e-20, 1.0));
   parse_attention(keys, shape);

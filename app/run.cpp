@@ -211,31 +211,27 @@ class Job {
       largest = std::max(largest, pages);
       all += pages;
     }
+    // An even share and one large request more: ranks differ in what they were given.
+    const std::int64_t useful = std::max(largest, std::min(all, all / world_.size() + 2 * largest));
+    std::int64_t allowed = choice_.cuda
+                               ? automatic_pages(choice_, backend_options_, useful, largest)
+                               : std::min(useful, pages_in_host_memory());
+    world_.allreduce(std::span(&allowed, 1), comm::Communicator::Reduce::min);
+    return allowed;
+  }
+
+  std::int64_t pages_in_host_memory() const {
     const ModelShape& shape = config_.shape;
     const std::int64_t page_bytes = std::int64_t{2} * page_tokens * shape.num_layers *
                                     shape.kv_width() * static_cast<std::int64_t>(size_of(dtype_));
-    const std::int64_t kv_bytes =
-        choice_.cuda ? kv_bytes_left(choice_, backend_options_)
-                     : static_cast<std::int64_t>(static_cast<double>(free_memory_bytes()) *
-                                                 kv_share_of_free_memory / ranks_on_node_);
-    std::int64_t allowed = std::max<std::int64_t>(0, kv_bytes) / page_bytes;
-    world_.allreduce(std::span(&allowed, 1), comm::Communicator::Reduce::min);
-    // An even share and one large request more: ranks differ in what they were given.
-    const std::int64_t useful = std::min(all, all / world_.size() + 2 * largest);
-    return std::min(std::max(useful, largest), allowed);
-  }
-
-  /// Rows that one chunk receives at most: all that the others send goes to this rank's experts.
-  std::int64_t most_receive_rows() const {
-    const auto local = static_cast<std::int64_t>(local_experts().size());
-    return std::int64_t{world_.size() - 1} * backend_options_.max_chunk_tokens *
-           std::min<std::int64_t>(config_.shape.top_k, local);
+    return static_cast<std::int64_t>(static_cast<double>(free_memory_bytes()) *
+                                     kv_share_of_free_memory / ranks_on_node_) /
+           page_bytes;
   }
 
   /// Buffers for received rows never grow in a step, where memory is left beside all else.
   void reserve_for_any_routing() {
-    compute::BackendOptions most = backend_options_;
-    most.receive_rows = most_receive_rows();
+    const compute::BackendOptions most = for_any_routing(backend_options_);
     if (fits(choice_, most)) backend_options_ = most;
   }
 
@@ -255,9 +251,13 @@ class Job {
     options.max_chunk_tokens =
         std::min(batch_.max_step_tokens, std::max(chunk_rows + 1, 2 * batch_.min_chunk_tokens));
     options.num_chunks = options_.chunks;
+    // All that the others send goes to this rank's experts.
+    const auto local = static_cast<std::int64_t>(local_experts().size());
+    options.most_receive_rows = std::int64_t{world_.size() - 1} * options.max_chunk_tokens *
+                                std::min<std::int64_t>(config_.shape.top_k, local);
     // What an even routing brings, at least.
-    options.receive_rows =
-        std::min(most_receive_rows(), std::int64_t{options.max_chunk_tokens} * config_.shape.top_k);
+    options.receive_rows = std::min(options.most_receive_rows,
+                                    std::int64_t{options.max_chunk_tokens} * config_.shape.top_k);
   }
 
   void load() {

@@ -7,6 +7,7 @@
 #include <chrono>
 #include <cstdlib>
 #include <limits>
+#include <string_view>
 #include <thread>
 #include <utility>
 
@@ -57,15 +58,39 @@ std::string Environment::library() {
   return name.substr(0, name.find(','));
 }
 
+bool Environment::ucx_may_use_tcp(const char* transports, const char* devices) {
+  // Lists with commas; "^" before a list of transports excludes these. "mlx5_0:1" is a port of an
+  // InfiniBand card, "eth0" what TCP runs on.
+  const auto any_of = [](std::string_view list, const auto& wanted) {
+    for (std::size_t begin = 0; begin <= list.size();) {
+      const std::size_t end = std::min(list.find(',', begin), list.size());
+      if (wanted(list.substr(begin, end - begin))) return true;
+      begin = end + 1;
+    }
+    return false;
+  };
+  const std::string_view names = transports == nullptr ? "all" : transports;
+  const bool excluding = !names.empty() && names.front() == '^';
+  const bool named = any_of(names.substr(excluding ? 1 : 0),
+                            [](std::string_view name) { return name == "tcp" || name == "all"; });
+  const bool has_device = devices == nullptr || any_of(devices, [](std::string_view name) {
+                            return name.find(':') == std::string_view::npos;
+                          });
+  return named != excluding && has_device;
+}
+
 Environment::Environment(int* argc, char*** argv) {
   // Where ranks share cores, Open MPI's blocking calls must give the core away while they wait.
   if (announced_local_ranks() > cores_of_node()) {
     setenv("OMPI_MCA_mpi_yield_when_idle", "1", /*overwrite=*/0);
   }
   // Over TCP, UCX's writes into the receiver's memory let all messages that are under way share the
-  // link, so that the exchanges of all chunks end late and together. Without them the first is
-  // there first, and arithmetic can go on with it. Other networks do not look at this.
-  setenv("UCX_TCP_PUT_ENABLE", "n", /*overwrite=*/0);
+  // link, so that the exchanges of all chunks end late and together. Without them the first one is
+  // there first, and arithmetic can go on with it. Where no TCP is, UCX warns of what it did not
+  // use.
+  if (ucx_may_use_tcp(std::getenv("UCX_TLS"), std::getenv("UCX_NET_DEVICES"))) {
+    setenv("UCX_TCP_PUT_ENABLE", "n", /*overwrite=*/0);
+  }
   const Waiting waiting("MPI_Init");
   int provided = MPI_THREAD_SINGLE;
   check(MPI_Init_thread(argc, argv, MPI_THREAD_FUNNELED, &provided), "MPI_Init_thread");

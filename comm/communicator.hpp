@@ -38,6 +38,9 @@ class Environment {
   static std::string library();
   /// Ranks on this node as the launcher announced them, before MPI_Init; 1 where it says nothing.
   static int announced_local_ranks();
+  /// Whether UCX may choose TCP, given the values of UCX_TLS and UCX_NET_DEVICES (nullptr: not
+  /// set).
+  static bool ucx_may_use_tcp(const char* transports, const char* devices);
   /// Cores of this node, also where this process is bound to some of them.
   static int cores_of_node();
 };

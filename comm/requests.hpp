@@ -4,6 +4,7 @@
 #include <mpi.h>
 
 #include <cstddef>
+#include <utility>
 #include <vector>
 
 namespace atl::comm {
@@ -13,6 +14,16 @@ namespace atl::comm {
 /// library. Allocates for more requests than there have been at once before, or reserve().
 class Requests {
  public:
+  Requests() = default;
+  /// What was moved from has no requests.
+  Requests(Requests&& other) noexcept
+      : handles_(std::move(other.handles_)), open_(std::exchange(other.open_, 0)) {}
+  Requests& operator=(Requests&& other) noexcept {
+    handles_ = std::move(other.handles_);
+    open_ = std::exchange(other.open_, 0);
+    return *this;
+  }
+
   void reserve(std::size_t count) { handles_.reserve(count); }
   /// Forgets the handles; those of persistent requests must have been freed.
   void clear() {

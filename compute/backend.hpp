@@ -8,6 +8,7 @@
 // arithmetic itself.
 
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <span>
 #include <string>
@@ -82,7 +83,8 @@ class Chunk {
   void* combine_send = nullptr;       ///< [receive_capacity, H], their results
   std::int64_t receive_capacity = 0;  ///< rows
 
-  /// Grows dispatch_recv and combine_send to at least `rows` rows (by doubling); contents are lost.
+  /// Grows dispatch_recv and combine_send to at least `rows` rows (by doubling, on a device up to
+  /// BackendOptions::most_receive_rows); contents are lost.
   /// On a device this waits for everything under way there.
   virtual void reserve_receive(std::int64_t rows) = 0;
 };
@@ -102,6 +104,8 @@ struct BackendOptions {
   /// Rows that a chunk can receive from the start, where its rows lie on a device; in host memory
   /// buffers always grow as they are needed.
   std::int64_t receive_rows = 0;
+  /// Rows that a chunk can ever receive: buffers on a device do not double past them.
+  std::int64_t most_receive_rows = std::numeric_limits<std::int64_t>::max();
 };
 
 class Backend {

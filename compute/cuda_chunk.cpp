@@ -118,6 +118,7 @@ CudaChunk::CudaChunk(const BackendOptions& options, int index,
       head_uploads(head_bytes(options)),
       sampled(static_cast<std::size_t>(options.max_chunk_tokens) * sizeof(SampledToken)),
       row_bytes_(row_bytes(options)),
+      most_receive_rows_(options.most_receive_rows),
       account_(std::move(account)),
       uploads_(input_bytes(options)) {
   order.index = index;
@@ -141,7 +142,7 @@ CudaChunk::~CudaChunk() {
 void CudaChunk::reserve_receive(std::int64_t rows) {
   if (rows <= receive_capacity) return;
   *account_ -= static_cast<std::int64_t>(received_.bytes());
-  receive_capacity = std::max(rows, 2 * receive_capacity);
+  receive_capacity = std::max(rows, std::min(2 * receive_capacity, most_receive_rows_));
   received_ = DeviceBuffer();
   received_ = DeviceBuffer(static_cast<std::size_t>(receive_bytes(receive_capacity, row_bytes_)),
                            "received rows");

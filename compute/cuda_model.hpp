@@ -175,6 +175,7 @@ class CudaChunk final : public Chunk {
 
  private:
   std::int64_t row_bytes_;
+  std::int64_t most_receive_rows_;
   std::shared_ptr<std::int64_t> account_;
   DeviceBuffer device_;
   DeviceBuffer received_;

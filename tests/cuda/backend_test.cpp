@@ -271,6 +271,18 @@ TEST_F(CudaBackend, TheMemoryPlanIsWhatIsTaken) {
   EXPECT_GE(backend->memory().buffers, memory.buffers + 2 * 900 * 48 * 2);
 }
 
+TEST_F(CudaBackend, ReceiveBuffersDoubleUpToWhatCanCome) {
+  compute::BackendOptions options = tiny_options();
+  options.receive_rows = 20;
+  options.most_receive_rows = 50;
+  const auto backend = make_cuda(options);
+  const auto chunk = backend->make_chunk();
+  for (const auto& [rows, capacity] : {std::pair{21, 40}, {41, 50}, {50, 50}}) {
+    chunk->reserve_receive(rows);
+    EXPECT_EQ(chunk->receive_capacity, capacity) << rows;
+  }
+}
+
 TEST_F(CudaBackend, FittingIsDecidedToTheByte) {
   BackendChoice choice;
   choice.cuda = true;
@@ -282,6 +294,62 @@ TEST_F(CudaBackend, FittingIsDecidedToTheByte) {
   EXPECT_FALSE(fits(choice, options));
   choice.share.memory_bytes += 2 * 512;  // two buffers of 3 rows of 48 BF16 values, in 256s
   EXPECT_TRUE(fits(choice, options));
+}
+
+// With positions for far more pages than fit, tables of positions and of pages grow with each page;
+// with few, only the cache does.
+TEST_F(CudaBackend, FittingPagesAreTheMost) {
+  for (const int max_positions : {1 << 20, 640}) {
+    compute::BackendOptions options = tiny_options();
+    options.shape.max_positions = max_positions;
+    options.num_pages = 1;
+    const auto least = compute::cuda_memory_need(options);
+    BackendChoice choice;
+    choice.cuda = true;
+    choice.share.memory_bytes = least.weights + least.kv_cache + least.buffers - 1;
+    EXPECT_EQ(fitting_pages(choice, options, 1), 0);
+    EXPECT_EQ(fitting_pages(choice, options, 500), 0);
+    std::int64_t before = 0;
+    for (const int extra : {1, 100000, 333333, 1000000}) {
+      choice.share.memory_bytes += extra;
+      const std::int64_t pages = fitting_pages(choice, options, 500);
+      EXPECT_GE(pages, std::max<std::int64_t>(before, 1));
+      EXPECT_LT(pages, 500);
+      options.num_pages = pages;
+      EXPECT_TRUE(fits(choice, options)) << pages;
+      EXPECT_EQ(fitting_pages(choice, options, pages), pages);
+      options.num_pages = pages + 1;
+      EXPECT_FALSE(fits(choice, options)) << pages;
+      before = pages;
+    }
+    EXPECT_GT(before, 10);
+  }
+}
+
+TEST_F(CudaBackend, BuffersForAnyRoutingComeBeforeMoreThanTheLargestRequest) {
+  compute::BackendOptions options = tiny_options();
+  options.receive_rows = 16;
+  options.most_receive_rows = 500;
+  compute::BackendOptions any = for_any_routing(options);
+  EXPECT_EQ(any.receive_rows, 500);
+  BackendChoice choice;
+  choice.cuda = true;
+  const auto hold = [&](std::int64_t pages_beside_most) {
+    any.num_pages = pages_beside_most;
+    const auto need = compute::cuda_memory_need(any);
+    choice.share.memory_bytes = need.weights + need.kv_cache + need.buffers;
+  };
+  hold(300);
+  EXPECT_EQ(automatic_pages(choice, options, 1000, 300), 300);
+  EXPECT_EQ(automatic_pages(choice, options, 5, 5), 5) << "no more than is useful";
+  const std::int64_t more = fitting_pages(choice, options, 1000);
+  ASSERT_GT(more, 300);
+  ASSERT_LE(more, 600);
+  EXPECT_EQ(automatic_pages(choice, options, 1000, 301), more) << "for the largest request";
+  hold(1);
+  const std::int64_t many = fitting_pages(choice, options, 1000);
+  ASSERT_GT(many, 2);
+  EXPECT_EQ(automatic_pages(choice, options, 1000, 1), many) << "for half of the cache";
 }
 
 TEST_F(CudaBackend, WhatDoesNotFitIsRefusedWithWhatWould) {

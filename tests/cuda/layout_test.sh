@@ -46,7 +46,6 @@ EOF
 
 layouts=(
   # mode ranks seed options
-  "score 1 2 --chunks 3"
   "score 2 3 --chunks 2 --transport pairwise-staged"
   "score 3 4 --chunks 4 --transport ialltoallv-staged"
   "generate 2 5 --chunks 2 --transport ialltoallv-staged"
@@ -61,8 +60,8 @@ for layout in "${layouts[@]}"; do
   same "$layout" "$work/$mode.expected" "$work/results"
 done
 
-# A GEMM algorithm that is refused in the middle of the run.
-ATL_EMULATED_FAIL=cublasLtMatmul:2000:15 run_layout "$work/results.replaced" score 1 8 --chunks 2
+# One rank with several chunks, and a GEMM algorithm that is refused in the middle of the run.
+ATL_EMULATED_FAIL=cublasLtMatmul:2000:15 run_layout "$work/results.replaced" score 1 8 --chunks 3
 succeeds "a refused algorithm"
 same "a refused algorithm" "$work/score.expected" "$work/results.replaced"
 json_check "the report counts it" "$work/results.replaced.json" <<'EOF'
@@ -94,6 +93,23 @@ json_check "the report counts how often buffers grew" "$work/results.json" <<'EO
 growths = [rank["receive_buffer_growths"] for rank in lines[0]["per_rank"]]
 assert 1 <= sum(growths) <= 5 * 4, growths
 EOF
+
+# Requests that could use more KV cache than there is memory: what is chosen then fits, with the
+# tables that grow with it. The injected failure comes once all sizes were checked, at the cache.
+python3 - "$work/long.jsonl" <<'EOF'
+import json, sys
+
+with open(sys.argv[1], "w", encoding="utf-8") as file:
+    for number in range(60):
+        print(json.dumps({"id": str(number), "prompt": "tide", "max_tokens": 16000}), file=file)
+EOF
+for limited in "1 300" "1 333" "3 400"; do
+  read -r ranks mebibytes <<<"$limited"
+  ATL_EMULATED_MEMORY_MIB="$mebibytes" ATL_EMULATED_FAIL=cudaMalloc:2:2 atoll_on "$ranks" run \
+    --model "$model" --input "$work/long.jsonl" --output "$work/refused" --backend cuda
+  refused "a KV cache of what is left of $mebibytes MiB on $ranks ranks" 1 \
+    "cannot take [0-9]+\.[0-9] MiB for the KV cache"
+done
 
 # The same prompts on the CPU backend.
 atoll_on 1 run --model "$model" --input "$work/score.jsonl" --output "$work/cpu" --mode score \

@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 
 #include "compute/error.hpp"
+#include "compute/sampling.hpp"
 
 namespace atl {
 namespace {
@@ -140,6 +141,14 @@ TEST(ModelConfig, RefusesImpossibleSizes) {
       EXPECT_TRUE(contains(message, key)) << key << " " << value << ": " << message;
     }
   }
+}
+
+// Else a model could be written that only scoring, which never samples, would seem to allow.
+TEST(ModelConfig, RefusesVocabulariesThatCannotBeSampledFrom) {
+  Json json = base();
+  json["vocab_size"] = compute::max_vocab;
+  EXPECT_EQ(parse(json).shape.vocab, compute::max_vocab);
+  EXPECT_TRUE(contains(refusal_with("vocab_size", compute::max_vocab + 1), "vocab_size"));
 }
 
 TEST(ModelConfig, RefusesProductsThatOverflow) {
