@@ -121,3 +121,13 @@ refused() {
     show_output
   fi
 }
+
+# need_benchmarks: sets `build`, the folder that the executable was built in; skips the test where the
+# benchmarks were not built there.
+need_benchmarks() {
+  build="$(cd "$(dirname "$ATOLL")/.." && pwd)"
+  [[ -x "$build/perf/layers_bench" ]] || {
+    printf 'skipped: no %s (benchmarks are not built)\n' "$build/perf/layers_bench"
+    exit 77
+  }
+}

@@ -5,11 +5,7 @@ set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-build="$(cd "$(dirname "$ATOLL")/.." && pwd)"
-[[ -x "$build/perf/layers_bench" ]] || {
-  printf 'skipped: no %s (benchmarks are not built)\n' "$build/perf/layers_bench"
-  exit 77
-}
+need_benchmarks
 unset UCX_TCP_PUT_ENABLE # what the harness chooses is looked at
 harness="$ATOLL_SOURCE/perf/harness"
 compare="$ATOLL_SOURCE/perf/compare"

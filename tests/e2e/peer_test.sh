@@ -6,11 +6,7 @@ set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-build="$(cd "$(dirname "$ATOLL")/.." && pwd)"
-[[ -x "$build/perf/layers_bench" ]] || {
-  printf 'skipped: no %s (benchmarks are not built)\n' "$build/perf/layers_bench"
-  exit 77
-}
+need_benchmarks
 export OMP_NUM_THREADS=1
 shapes=(--layers 3 --hidden 128 --intermediate 64 --experts 4 --tokens 96 --sequence 16)
 
