@@ -43,16 +43,15 @@ std::int64_t ExchangePlan::rows_received() const {
 }
 
 bool PendingExchange::done() {
-  if (done_) return true;
-  return done_ = staging_ != nullptr ? staging_->advance() : requests_.test();
+  if (found_done()) return true;
+  return staging_ != nullptr ? staged_ = staging_->advance() : requests_.test();
 }
 
 void PendingExchange::poll_with(Poller& poller) {
-  if (done_) return;
-  if (staging_ != nullptr) {
-    done_ = staging_->advance();
-  } else {
+  if (staging_ == nullptr) {
     poller.add(requests_);
+  } else if (!staged_) {
+    staged_ = staging_->advance();
   }
 }
 
@@ -62,7 +61,7 @@ ExchangePlan PendingExchange::take_plan() {
 
 std::vector<int> PendingExchange::awaited_peers() const {
   std::vector<int> awaited;
-  if (done_) return awaited;
+  if (found_done()) return awaited;
   if (staging_ != nullptr) return staging_->awaited_peers();
   const auto& requests = requests_.handles();
   for (std::size_t i = 0; i < requests.size(); ++i) {
@@ -235,7 +234,6 @@ PendingExchange Exchange::make_pending(ExchangePlan&& plan) {
   pending.peers_.clear();
   pending.plan_ = std::move(plan);
   pending.posted_ = pending.plan_;  // of equal size: copies into the storage that is there
-  pending.done_ = false;
   return pending;
 }
 
@@ -285,6 +283,7 @@ void Exchange::start_staged(PendingExchange& pending, const void* send, void* re
     plan.most_rows = static_cast<int>(most);
   }
   pending.staging_ = staging_.get();
+  pending.staged_ = false;
   staging_->start(plan, send, recv);
 }
 

@@ -54,7 +54,7 @@ class [[nodiscard]] PendingExchange {
   /// move instead.
   void poll_with(Poller& poller);
   /// done(), as the last test found it.
-  bool found_done() const { return done_ || (staging_ == nullptr && requests_.complete()); }
+  bool found_done() const { return staging_ != nullptr ? staged_ : requests_.complete(); }
   /// The plan, for the way back. Only after done().
   ExchangePlan take_plan();
   /// Ranks from which a message is still awaited; empty where the transport cannot tell.
@@ -67,7 +67,7 @@ class [[nodiscard]] PendingExchange {
   std::vector<int> peers_;  // of each request; send requests have -1
   ExchangePlan plan_;
   Staging* staging_ = nullptr;  // of the exchange, where rows are staged
-  bool done_ = true;
+  bool staged_ = true;          // all rows are where they belong, as the staging found it
 };
 
 /// The exchanges of one chunk. Each chunk has its own duplicated communicator, because non-blocking
