@@ -178,9 +178,9 @@ void moe_layer(benchmark::State& state, const Bench& bench, const std::string& n
       std::min(1.0, flops / bench.gemm_rate / std::max(reading, 1e-30));
 }
 
-void rows(benchmark::State& state, const Bench& bench, const std::string& name) {
-  const ModelConfig config = one_layer(name + bench.sizes.suffix);
-  RowKernels kernels(config.shape, config.dtype, bench.sizes.tokens);
+/// Checks kernels that move memory, and times them against a copy.
+template <class Kernels>
+void time_bytes(benchmark::State& state, const Bench& bench, Kernels& kernels) {
   kernels.check();
   double total = 0;
   for (auto _ : state) {
@@ -193,20 +193,17 @@ void rows(benchmark::State& state, const Bench& bench, const std::string& name) 
   state.counters["of_copy"] = rate / bench.copy_rate;
 }
 
+void rows(benchmark::State& state, const Bench& bench, const std::string& name) {
+  const ModelConfig config = one_layer(name + bench.sizes.suffix);
+  RowKernels kernels(config.shape, config.dtype, bench.sizes.tokens);
+  time_bytes(state, bench, kernels);
+}
+
 void sample(benchmark::State& state, const Bench& bench, const std::string& name,
             const SamplingOptions& options) {
   SampleKernel kernel(bench.sizes.sequences, preset(name + bench.sizes.suffix).shape.vocab,
                       options);
-  kernel.check();
-  double total = 0;
-  for (auto _ : state) {
-    const double seconds = kernel.seconds(bench.sizes.repetitions);
-    state.SetIterationTime(seconds);
-    total += seconds;
-  }
-  const double rate = kernel.bytes() * static_cast<double>(state.iterations()) / total;
-  state.counters["GB_per_s"] = rate / 1e9;
-  state.counters["of_copy"] = rate / bench.copy_rate;
+  time_bytes(state, bench, kernel);
 }
 
 /// Seconds of one part of the layer, and what they would be at the device's measured rates.
