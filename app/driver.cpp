@@ -454,11 +454,15 @@ void Driver::say_where() {
   for (const Running& exchange : running_exchange_) {
     const Step& step = current_->step(exchange.step);
     const ChunkState& state = *chunks_[static_cast<std::size_t>(step.chunk)];
-    const auto peers = step.kind == StepKind::counts ? state.exchange.awaited_counts()
-                                                     : state.pending.awaited_peers();
-    if (peers.empty()) continue;
-    awaited += fmt::format("{}{} from ranks {}", awaited.empty() ? "" : ", ", step.name(),
-                           fmt::join(peers, " "));
+    const comm::Awaited peers =
+        step.kind == StepKind::counts ? state.exchange.awaited_counts() : state.pending.awaited();
+    if (peers.from.empty() && peers.to.empty()) continue;
+    awaited += fmt::format("{}{}", awaited.empty() ? "" : ", ", step.name());
+    if (!peers.from.empty()) awaited += fmt::format(" from ranks {}", fmt::join(peers.from, " "));
+    if (!peers.to.empty()) {
+      awaited +=
+          fmt::format("{} to ranks {}", peers.from.empty() ? "" : " and", fmt::join(peers.to, " "));
+    }
   }
   comm::watched::tell_details(awaited);
 }

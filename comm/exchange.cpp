@@ -44,7 +44,9 @@ std::int64_t ExchangePlan::rows_received() const {
 
 bool PendingExchange::done() {
   if (found_done()) return true;
-  return staging_ != nullptr ? staged_ = staging_->advance() : requests_.test();
+  if (staging_ == nullptr) return requests_.test();
+  staged_ = staging_->advance();
+  return staged_;
 }
 
 void PendingExchange::poll_with(Poller& poller) {
@@ -59,16 +61,13 @@ ExchangePlan PendingExchange::take_plan() {
   return std::move(plan_);
 }
 
-std::vector<int> PendingExchange::awaited_peers() const {
-  std::vector<int> awaited;
+Awaited PendingExchange::awaited() const {
+  Awaited awaited;
   if (found_done()) return awaited;
-  if (staging_ != nullptr) return staging_->awaited_peers();
-  const auto& requests = requests_.handles();
-  for (std::size_t i = 0; i < requests.size(); ++i) {
-    if (peers_[i] < 0) continue;
-    int arrived = 0;
-    MPI_Request_get_status(requests[i], &arrived, MPI_STATUS_IGNORE);
-    if (arrived == 0) awaited.push_back(peers_[i]);
+  if (staging_ != nullptr) return staging_->awaited();
+  for (std::size_t i = 0; i < peers_.size(); ++i) {
+    if (is_complete(requests_.handles()[i])) continue;
+    (i < num_receives_ ? awaited.from : awaited.to).push_back(peers_[i]);
   }
   return awaited;
 }
@@ -191,13 +190,17 @@ bool Exchange::found_counts_done() {
   return true;
 }
 
-std::vector<int> Exchange::awaited_counts() const {
-  std::vector<int> awaited;
-  for (int step = 1; step < comm_.size(); ++step) {
-    int arrived = 0;
-    MPI_Request_get_status(counts_requests_.handles()[static_cast<std::size_t>(step - 1)], &arrived,
-                           MPI_STATUS_IGNORE);
-    if (arrived == 0) awaited.push_back((comm_.rank() + comm_.size() - step) % comm_.size());
+Awaited Exchange::awaited_counts() const {
+  Awaited awaited;
+  if (counts_requests_.complete()) return awaited;
+  auto request = counts_requests_.handles().begin();
+  for (int step = 1; step < comm_.size(); ++step, ++request) {
+    const int peer = (comm_.rank() + comm_.size() - step) % comm_.size();
+    if (!is_complete(*request)) awaited.from.push_back(peer);
+  }
+  for (int peer = 0; peer < comm_.size(); ++peer) {
+    if (peer == comm_.rank()) continue;
+    if (!is_complete(*request++)) awaited.to.push_back(peer);
   }
   return awaited;
 }
@@ -289,7 +292,6 @@ void Exchange::start_staged(PendingExchange& pending, const void* send, void* re
 
 void Exchange::start_ialltoallv(PendingExchange& pending, const void* send, void* recv) {
   const ExchangePlan& plan = pending.posted_;
-  pending.peers_.push_back(-1);
   check(MPI_Ialltoallv(send, plan.send_counts.data(), plan.send_offsets.data(), row_type_, recv,
                        plan.recv_counts.data(), plan.recv_offsets.data(), row_type_, comm_.raw(),
                        pending.requests_.add()),
@@ -312,11 +314,12 @@ void Exchange::start_pairwise(PendingExchange& pending, const void* send, void* 
                     pending.requests_.add()),
           "MPI_Irecv");
   }
+  pending.num_receives_ = pending.peers_.size();
   for (int step = 1; step < size; ++step) {
     const int peer = (rank + step) % size;
     const auto p = static_cast<std::size_t>(peer);
     if (plan.send_counts[p] == 0) continue;
-    pending.peers_.push_back(-1);
+    pending.peers_.push_back(peer);
     const auto* from = static_cast<const std::byte*>(send) +
                        static_cast<std::size_t>(plan.send_offsets[p]) * row_bytes_;
     check(MPI_Isend(from, plan.send_counts[p], row_type_, peer, rows_tag, comm_.raw(),

@@ -57,14 +57,14 @@ class [[nodiscard]] PendingExchange {
   bool found_done() const { return staging_ != nullptr ? staged_ : requests_.complete(); }
   /// The plan, for the way back. Only after done().
   ExchangePlan take_plan();
-  /// Ranks from which a message is still awaited; empty where the transport cannot tell.
-  std::vector<int> awaited_peers() const;
+  Awaited awaited() const;
 
  private:
   friend class Exchange;
   ExchangePlan posted_;  // what MPI moves: the plan less the rows that went with the counters
   Requests requests_;
-  std::vector<int> peers_;  // of each request; send requests have -1
+  std::vector<int> peers_;        // of each request; empty where the transport cannot tell
+  std::size_t num_receives_ = 0;  // the first requests, where peers_ has them
   ExchangePlan plan_;
   Staging* staging_ = nullptr;  // of the exchange, where rows are staged
   bool staged_ = true;          // all rows are where they belong, as the staging found it
@@ -101,8 +101,7 @@ class Exchange {
   bool found_counts_done();
   /// Requests that are under way at the same time, at most.
   std::size_t most_requests() const { return 2 * static_cast<std::size_t>(comm_.size()); }
-  /// Ranks whose counters are still awaited.
-  std::vector<int> awaited_counts() const;
+  Awaited awaited_counts() const;
   /// After counts_done(): who gets which rows, and where they lie in what start_counts was given.
   void plan_rows(ExchangePlan& plan) const;
 

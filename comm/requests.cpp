@@ -25,6 +25,12 @@ std::size_t test_some(std::span<MPI_Request> handles, std::vector<int>& indices)
 }
 }  // namespace
 
+bool is_complete(MPI_Request request) {
+  int complete = 0;
+  check(MPI_Request_get_status(request, &complete, MPI_STATUS_IGNORE), "MPI_Request_get_status");
+  return complete != 0;
+}
+
 MPI_Request* Requests::add() {
   ++open_;
   return &handles_.emplace_back(MPI_REQUEST_NULL);

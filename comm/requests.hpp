@@ -9,6 +9,9 @@
 
 namespace atl::comm {
 
+/// Whether MPI is done with it. The request stays as it is, to be tested.
+bool is_complete(MPI_Request request);
+
 /// The requests of one exchange, and how many of them are still under way. Never frees an active
 /// request: those dropped while active (only when an error unwinds this rank) are left to the MPI
 /// library. Allocates for more requests than there have been at once before, or reserve().
@@ -49,6 +52,12 @@ class Requests {
   friend class Poller;
   std::vector<MPI_Request> handles_;
   std::size_t open_ = 0;
+};
+
+/// Ranks with which messages of an exchange are still under way; empty where a transport cannot
+/// tell. A large message is awaited until its receiver takes it.
+struct Awaited {
+  std::vector<int> from, to;
 };
 
 /// Tests the requests of many exchanges at once. A test drives MPI's progress, which over TCP takes

@@ -80,19 +80,10 @@ class PairwiseStaging final : public Staging {
     return sends_.empty() && receives_.empty() && at_end(next_send_) && at_end(next_receive_);
   }
 
-  std::vector<int> awaited_peers() const override {
-    std::vector<int> peers;
-    const auto add = [&peers](int peer) {
-      if (std::find(peers.begin(), peers.end(), peer) == peers.end()) peers.push_back(peer);
-    };
-    for (const Piece& piece : receives_) {
-      if (piece.request != MPI_REQUEST_NULL) add(piece.peer);
-    }
-    for (int step = next_receive_.step; step < setup_.comm->size(); ++step) {
-      const int peer = peer_of(step, -1);
-      if (plan_ != nullptr && plan_->recv_counts[static_cast<std::size_t>(peer)] > 0) add(peer);
-    }
-    return peers;
+  Awaited awaited() const override {
+    if (plan_ == nullptr) return {};
+    return {peers_of(receives_, next_receive_, plan_->recv_counts, -1),
+            peers_of(sends_, next_send_, plan_->send_counts, +1)};
   }
 
  private:
@@ -132,6 +123,23 @@ class PairwiseStaging final : public Staging {
       ++cursor.step;
       cursor.row = 0;
     }
+  }
+
+  /// Who has open pieces, under way or still to be posted.
+  std::vector<int> peers_of(const std::deque<Piece>& under_way, const Cursor& next,
+                            const std::vector<int>& counts, int direction) const {
+    std::vector<int> peers;
+    const auto add = [&peers](int peer) {
+      if (std::find(peers.begin(), peers.end(), peer) == peers.end()) peers.push_back(peer);
+    };
+    for (const Piece& piece : under_way) {
+      if (piece.request != MPI_REQUEST_NULL) add(piece.peer);
+    }
+    for (int step = next.step; step < setup_.comm->size(); ++step) {
+      const int peer = peer_of(step, direction);
+      if (counts[static_cast<std::size_t>(peer)] > 0) add(peer);
+    }
+    return peers;
   }
 
   /// The next piece with its memory; false when all are posted or memory is short.
@@ -264,7 +272,7 @@ class IalltoallvStaging final : public Staging {
     return finished_ == num_rounds_;
   }
 
-  std::vector<int> awaited_peers() const override { return {}; }
+  Awaited awaited() const override { return {}; }
 
  private:
   static constexpr int num_slots = 2;

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "comm/communicator.hpp"
+#include "comm/requests.hpp"
 #include "compute/device_memory.hpp"
 
 namespace atl::comm {
@@ -28,8 +29,7 @@ class Staging {
   virtual void start(const ExchangePlan& plan, const void* send, void* recv) = 0;
   /// Moves what can move; true once all rows are on the device.
   virtual bool advance() = 0;
-  /// Ranks from which rows are still awaited; empty where the transport cannot tell.
-  virtual std::vector<int> awaited_peers() const = 0;
+  virtual Awaited awaited() const = 0;
 };
 
 /// What both ways of staging know. The row type and the communicator outlive it.

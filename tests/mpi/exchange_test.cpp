@@ -3,6 +3,8 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <cstddef>
 #include <vector>
 
 #include "comm/transport.hpp"
@@ -64,7 +66,8 @@ void exchange_there_and_back(TransportKind kind, Pattern pattern) {
     auto pending = exchange.start(std::move(plan), out.data(), in.data());
     while (!pending.done()) {
     }
-    EXPECT_TRUE(pending.awaited_peers().empty());
+    EXPECT_TRUE(pending.awaited().from.empty());
+    EXPECT_TRUE(pending.awaited().to.empty());
     plan = exchange.finish(std::move(pending));
     EXPECT_EQ(plan.rows_received(), received);
     for (int peer = 0; peer < size; ++peer) {
@@ -190,6 +193,48 @@ TEST(Exchange, ChunksOvertakeOneAnother) {
   for (int peer = 0; peer < size; ++peer) {
     EXPECT_EQ(first.counts_from()[static_cast<std::size_t>(peer)], 100 + peer);
     EXPECT_EQ(second.counts_from()[static_cast<std::size_t>(peer)], 200 + peer);
+  }
+}
+
+/// Everybody but the last rank starts; all of them come to await that one alone, both ways where
+/// messages are too large to leave without their receiver.
+TEST(Exchange, TellsWhomItAwaits) {
+  const Communicator world = Communicator::world();
+  const int last = world.size() - 1;
+  if (last == 0) return;  // nobody to await
+  constexpr std::size_t row_bytes = std::size_t{1} << 20;
+  Exchange exchange(world, TransportKind::pairwise, row_bytes, 1);
+  const std::vector<int> only_last{last};
+  const bool late = world.rank() == last;
+  const auto meet = [&world] { world.allgather(0); };
+
+  std::fill(exchange.counts_to().begin(), exchange.counts_to().end(), 1);
+  if (late) meet();
+  exchange.start_counts(nullptr);
+  if (!late) {
+    do {
+      EXPECT_FALSE(exchange.counts_done());
+    } while (exchange.awaited_counts().from != only_last);
+    meet();
+  }
+  while (!exchange.counts_done()) {
+  }
+  EXPECT_TRUE(exchange.awaited_counts().from.empty());
+  EXPECT_TRUE(exchange.awaited_counts().to.empty());
+
+  ExchangePlan plan(world.size());
+  exchange.plan_rows(plan);
+  std::vector<std::byte> out(row_bytes * static_cast<std::size_t>(world.size()));
+  std::vector<std::byte> in(row_bytes * static_cast<std::size_t>(plan.rows_received()));
+  if (late) meet();
+  auto pending = exchange.dispatch(std::move(plan), out.data(), in.data());
+  if (!late) {
+    do {
+      EXPECT_FALSE(pending.done());
+    } while (pending.awaited().from != only_last || pending.awaited().to != only_last);
+    meet();
+  }
+  while (!pending.done()) {
   }
 }
 
