@@ -206,7 +206,7 @@ void Checkpoints::find(const std::vector<io::Request>& requests, const ModelShap
   for (std::size_t i = 0; i < contents.sequences.size(); ++i) {
     const io::CheckpointSequence& s = contents.sequences[i];
     KeptProgress& progress = kept[static_cast<std::size_t>(s.request)];
-    if (progress.finished || s.complete == 0) continue;
+    if (progress.finished || s.complete == 0 || s.cached == 0) continue;
     progress.cached = static_cast<std::int32_t>(s.cached);
     progress.generated = static_cast<std::int32_t>(s.generated);
     saved_[s.request] = i;
@@ -279,11 +279,47 @@ void Checkpoints::advance(std::span<const RankLoad> loads, const CheckpointSourc
       write_some(source, share_of_step * step_seconds);
     }
     cost_.seconds += now_seconds() - start;
-  } else if (is(0, CheckpointPhase::due) && !restoring_) {
+  } else if (is(0, CheckpointPhase::due)) {
     begin(source);
     cost_.seconds += now_seconds() - start;
   }
   ++step_;
+}
+
+/// Collective: what goes into a checkpoint of now, and which of it this rank writes.
+void Checkpoints::list_sequences(const Batcher& batcher, io::CheckpointContents& contents,
+                                 std::vector<std::int32_t>& tokens, std::vector<float>& logprobs) {
+  own_.clear();
+  const auto add = [&](const io::CheckpointSequence& s, std::span<const std::int32_t> generated,
+                       std::span<const float> scored) {
+    own_.push_back(s);
+    own_.back().complete = 0;
+    tokens.insert(tokens.end(), generated.begin(), generated.end());
+    logprobs.insert(logprobs.end(), scored.begin(), scored.end());
+  };
+  for (const Batcher::View& view : batcher.sequences()) {
+    add({view.request, static_cast<std::int64_t>(view.generated.size()),
+         static_cast<std::int64_t>(view.logprobs.size()), view.cached, 0},
+        view.generated, view.logprobs);
+  }
+  first_carried_ = own_.size();
+  int turn = 0;
+  for (const std::int32_t request : batcher.waiting()) {
+    const auto saved = saved_.find(request);
+    if (saved == saved_.end()) {
+      contents.pending.push_back(request);
+    } else if (turn++ % world_.size() == world_.rank()) {
+      add(reader_->contents().sequences[saved->second], reader_->tokens_of(saved->second),
+          reader_->logprobs_of(saved->second));
+    }
+  }
+  for (const std::string& text : world_.allgather_texts(std::string(
+           reinterpret_cast<const char*>(own_.data()), own_.size() * sizeof(own_[0])))) {
+    const auto* first = reinterpret_cast<const io::CheckpointSequence*>(text.data());
+    const std::size_t count = text.size() / sizeof(own_[0]);
+    contents.sequences.insert(contents.sequences.end(), first, first + count);
+    contents.sequences_of.push_back(static_cast<std::int64_t>(count));
+  }
 }
 
 void Checkpoints::begin(const CheckpointSource& source) {
@@ -296,30 +332,15 @@ void Checkpoints::begin(const CheckpointSource& source) {
   contents.head_dim = shape.head_dim;
   contents.num_experts = shape.num_experts;
   contents.dtype = source.dtype;
-  const auto pending = source.batcher->waiting();
-  contents.pending.assign(pending.begin(), pending.end());
   contents.expert_loads = source.traffic->tokens_of_expert;
   contents.expert_loads.resize(static_cast<std::size_t>(shape.num_layers * shape.num_experts));
   world_.allreduce(std::span(contents.expert_loads), comm::Communicator::Reduce::sum);
   for (std::size_t i = 0; i < earlier_loads_.size() && i < contents.expert_loads.size(); ++i) {
     contents.expert_loads[i] += earlier_loads_[i];
   }
-  own_.clear();
   std::vector<std::int32_t> tokens;
   std::vector<float> logprobs;
-  for (const Batcher::View& view : source.batcher->sequences()) {
-    own_.push_back({view.request, static_cast<std::int64_t>(view.generated.size()),
-                    static_cast<std::int64_t>(view.logprobs.size()), view.cached, 0});
-    tokens.insert(tokens.end(), view.generated.begin(), view.generated.end());
-    logprobs.insert(logprobs.end(), view.logprobs.begin(), view.logprobs.end());
-  }
-  for (const std::string& text : world_.allgather_texts(std::string(
-           reinterpret_cast<const char*>(own_.data()), own_.size() * sizeof(own_[0])))) {
-    const auto* first = reinterpret_cast<const io::CheckpointSequence*>(text.data());
-    const std::size_t count = text.size() / sizeof(own_[0]);
-    contents.sequences.insert(contents.sequences.end(), first, first + count);
-    contents.sequences_of.push_back(static_cast<std::int64_t>(count));
-  }
+  list_sequences(*source.batcher, contents, tokens, logprobs);
   ordered_json options = ordered_json::object();
   for (const auto& [name, value] : options_.items()) options[name] = value;
   contents.state = ordered_json({{"run", identity_},
@@ -350,15 +371,18 @@ void Checkpoints::write_some(const CheckpointSource& source, double seconds) {
     bool wrote = false;
     while (cursor_.sequence < own_.size() && (!wrote || now_seconds() < end)) {
       const io::CheckpointSequence& s = own_[cursor_.sequence];
-      const auto pages = source.batcher->pages_of(static_cast<std::int32_t>(s.request));
-      if (!pages.empty() && cursor_.piece < s.num_pieces()) {
+      const bool carried = cursor_.sequence >= first_carried_;
+      const auto pages = carried ? std::span<const std::int32_t>{}
+                                 : source.batcher->pages_of(static_cast<std::int32_t>(s.request));
+      const bool kept = carried || !pages.empty();
+      if (kept && cursor_.piece < s.num_pieces()) {
         write_piece(source, pages);
         wrote = true;
         if (++cursor_.layer < source.shape->num_layers) continue;
         cursor_.layer = 0;
         if (++cursor_.piece < s.num_pieces()) continue;
       }
-      if (!pages.empty()) writer_->set_complete(static_cast<std::int64_t>(cursor_.sequence));
+      if (kept) writer_->set_complete(static_cast<std::int64_t>(cursor_.sequence));
       cursor_ = {cursor_.sequence + 1, 0, 0};
     }
     if (cursor_.sequence == own_.size()) writer_->start_sync();
@@ -369,12 +393,17 @@ void Checkpoints::write_some(const CheckpointSource& source, double seconds) {
 }
 
 void Checkpoints::write_piece(const CheckpointSource& source, std::span<const std::int32_t> pages) {
-  const auto [first, count] = io::piece_of(own_[cursor_.sequence], cursor_.piece);
+  const io::CheckpointSequence& s = own_[cursor_.sequence];
+  const auto [first, count] = io::piece_of(s, cursor_.piece);
   keys_.resize(static_cast<std::size_t>(count * row_bytes_));
   values_.resize(keys_.size());
-  compute::Backend& backend = *source.backend;
-  backend.finish(backend.save_kv(cursor_.layer, pages, static_cast<int>(first),
-                                 static_cast<int>(count), keys_.data(), values_.data()));
+  if (cursor_.sequence >= first_carried_) {
+    reader_->read_piece(saved_.at(s.request), cursor_.layer, cursor_.piece, keys_, values_);
+  } else {
+    compute::Backend& backend = *source.backend;
+    backend.finish(backend.save_kv(cursor_.layer, pages, static_cast<int>(first),
+                                   static_cast<int>(count), keys_.data(), values_.data()));
+  }
   writer_->write_piece(static_cast<std::int64_t>(cursor_.sequence), cursor_.layer, cursor_.piece,
                        keys_, values_);
   comm::watched::progress();  // all of a large checkpoint may take longer than any step
@@ -421,9 +450,6 @@ void Checkpoints::remove_older() {
 
 std::string Checkpoints::write_now(const CheckpointSource& source) {
   if (options_.checkpoint_dir.empty()) return "";
-  if (restoring_ && source.batcher->restoring()) {
-    return "not all sequences were taken back from the last checkpoint, which stays";
-  }
   comm::watched::stage("the last checkpoint", setup_deadlines * options_.deadline);
   close();
   const std::int64_t before = cost_.written;

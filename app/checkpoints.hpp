@@ -92,6 +92,8 @@ class Checkpoints {
   std::int64_t take_over_folder();
   void require_own(const std::string& path, const nlohmann::ordered_json& state) const;
   void begin(const CheckpointSource& source);
+  void list_sequences(const Batcher& batcher, io::CheckpointContents& contents,
+                      std::vector<std::int32_t>& tokens, std::vector<float>& logprobs);
   /// Writes pieces for about `seconds`, at least one.
   void write_some(const CheckpointSource& source, double seconds);
   void write_piece(const CheckpointSource& source, std::span<const std::int32_t> pages);
@@ -113,11 +115,12 @@ class Checkpoints {
 
   std::unique_ptr<io::CheckpointReader> reader_;  // of the checkpoint that this run resumed from
   std::unordered_map<std::int64_t, std::size_t> saved_;  // request -> its sequence there
-  bool restoring_ = false;
-  std::vector<std::int64_t> earlier_loads_;  // [layers * experts], of earlier runs
+  bool restoring_ = false;                               // some of them are still to be taken back
+  std::vector<std::int64_t> earlier_loads_;              // [layers * experts], of earlier runs
 
   std::unique_ptr<io::CheckpointWriter> writer_;  // while one is being written
-  std::vector<io::CheckpointSequence> own_;
+  std::vector<io::CheckpointSequence> own_;       // live ones, then those carried over
+  std::size_t first_carried_ = 0;  // of own_: not taken back yet, go from file to file
   std::int64_t row_bytes_ = 0;
   Cursor cursor_;
   CheckpointPhase phase_ = CheckpointPhase::idle;

@@ -1,14 +1,16 @@
-// Preloaded under a test's ranks: at an exact call of MPI one rank stops, dies or gets an error.
+// Preloaded under a test's ranks: at an exact call of MPI one rank stops, dies, is sent a signal or
+// gets an error.
 //
 //   ATOLL_FAULT="RANK CALL COUNT ACTION"   e.g. "1 MPI_Isend 200 stop": as rank 1 makes its 200th
-//   call of MPI_Isend. ACTION: stop (SIGSTOP), kill (SIGKILL), fail (the call returns
-//   MPI_ERR_OTHER and does nothing).
+//   call of MPI_Isend. ACTION: stop (SIGSTOP), kill (SIGKILL), usr1, term, int (those signals),
+//   fail (the call returns MPI_ERR_OTHER and does nothing).
 #include <mpi.h>
 
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <initializer_list>
 
 namespace {
 
@@ -32,8 +34,15 @@ bool strikes(const char* call) {
   static Fault fault;
   if (fault.left < 0 || std::strcmp(call, fault.call) != 0 || --fault.left > 0) return false;
   fault.left = -1;
-  if (std::strcmp(fault.action, "stop") == 0) raise(SIGSTOP);
-  if (std::strcmp(fault.action, "kill") == 0) raise(SIGKILL);
+  struct Action {
+    const char* name;
+    int signal;
+  };
+  for (const Action action :
+       {Action{"stop", SIGSTOP}, Action{"kill", SIGKILL}, Action{"usr1", SIGUSR1},
+        Action{"term", SIGTERM}, Action{"int", SIGINT}}) {
+    if (std::strcmp(fault.action, action.name) == 0) raise(action.signal);
+  }
   return std::strcmp(fault.action, "fail") == 0;
 }
 

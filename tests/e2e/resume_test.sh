@@ -9,6 +9,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 command_limit=90
 kills="${ATOLL_KILLS:-20}"
 seed="${ATOLL_SEED:-$(date +%Y%m%d)}"
+fault_library="${ATOLL_FAULT_LIBRARY:-$ATOLL_SOURCE/build/cpu/tests/libmpi_fault.so}"
 RANDOM=$((seed % 32768))
 
 model="$work/model.h5"
@@ -43,6 +44,36 @@ start() { # RANKS OPTIONS...
   mpirun "${mpirun_flags[@]}" -n "$ranks" "$ATOLL" "${run_options[@]}" "$@" \
     >"$work/stdout" 2>"$work/stderr" </dev/null &
   job=$!
+}
+# The same to its end, with a fault (mpi_fault.cpp) at a certain moment; sets `code`. Ranks call
+# MPI_Iallgather in every step, and less than 30 times before the first.
+run_with() { # FAULT RANKS OPTIONS...
+  capture mpirun "${mpirun_flags[@]}" -n "$2" -x LD_PRELOAD="$fault_library" -x ATOLL_FAULT="$1" \
+    "$ATOLL" "${run_options[@]}" "${@:3}"
+}
+# Starts a run whose rank 0 suspends itself in the middle, and waits for that; SIGCONT to $suspended
+# lets it go on.
+start_suspended() {
+  mpirun "${mpirun_flags[@]}" -n 3 -x LD_PRELOAD="$fault_library" \
+    -x ATOLL_FAULT="0 MPI_Iallgather 40 stop" "$ATOLL" "${run_options[@]}" \
+    >"$work/stdout" 2>"$work/stderr" </dev/null &
+  job=$!
+  suspended=""
+  for _ in {1..600}; do
+    suspended="$(pgrep -P "$job" --runstates T || true)"
+    [[ -z "$suspended" ]] || return 0
+    sleep 0.05
+  done
+  failed "no rank suspended itself"
+  suspended="$job"
+}
+stopped() { # WHAT SIGNAL
+  if ((code == 75)) && grep -q "^atoll: stopped by SIG$2.*--resume" "$work/stderr"; then
+    passed
+  else
+    failed "$1: exit code $code, expected 75 and a message"
+    show_output
+  fi
 }
 # Waits until the job has ended; sets `code`. 30 s after what was done to it, that is a hang.
 await_end() { # WHAT
@@ -81,7 +112,6 @@ until_true() { # COMMAND...
   done
 }
 num_kept() { if [[ -s "$journal" ]]; then echo $(($(wc -l <"$journal") - 1)); else echo 0; fi; }
-some_finished() { (($(num_kept) > 0)); }
 is_writing() { compgen -G "$checkpoints/*.partial.*"; }
 num_checkpoints() { { find "$checkpoints" -name 'checkpoint-*.h5' 2>/dev/null || true; } | wc -l; }
 has_checkpoints() { (($(num_checkpoints) >= "$1")); }
@@ -149,19 +179,9 @@ if ((kills < 8 || during > 0)); then passed; else failed "no kill fell into the 
 # --- signals
 for signal in USR1 TERM INT; do
   fresh
-  start 3
-  until_true some_finished
-  victim="$job" # mpirun hands SIGUSR1 on; the others go to a rank
-  [[ "$signal" == USR1 ]] || victim="$(pgrep -P "$job" | tail -n 1 || true)"
-  kill "-$signal" "$victim" 2>/dev/null || true
-  await_end "SIG$signal"
+  run_with "2 MPI_Iallgather 40 ${signal,,}" 3
   no_orphans "SIG$signal"
-  if ((code == 75)) && grep -q "^atoll: stopped by SIG$signal.*--resume" "$work/stderr"; then
-    passed
-  else
-    failed "SIG$signal: exit code $code, expected 75 and a message"
-    show_output
-  fi
+  stopped "SIG$signal" "$signal"
   if [[ "$signal" == USR1 ]]; then
     capture "$ATOLL" inspect "$(newest)"
     succeeds "inspect of a checkpoint"
@@ -185,10 +205,8 @@ for signal in USR1 TERM INT; do
   resumes "SIG$signal" 4
 done
 fresh
-start 3
-until_true some_finished
-victim="$(pgrep -P "$job" | tail -n 1 || true)"
-kill -STOP "$(pgrep -P "$job" | head -n 1)" # no step ends any more
+start_suspended # no step ends any more
+victim="$(pgrep -P "$job" | grep -vx "$suspended" | tail -n 1)"
 kill -TERM "$victim"
 sleep 1.5
 kill -TERM "$victim"
@@ -197,13 +215,30 @@ no_orphans "a second signal"
 if ((code != 0 && code != 75)); then passed; else failed "a second signal: exit code $code"; fi
 resumes "a second signal" 2
 
+# --- fewer places than sequences under way: what waits goes from checkpoint to checkpoint
+fresh
+run_with "1 MPI_Iallgather 40 usr1" 3
+stopped "before fewer places" USR1
+kept="$(num_kept)"
+run_with "0 MPI_File_open 2 kill" 2 --resume --max-sequences 1 --checkpoint-every 4
+if ((code != 0)); then passed; else failed "fewer places: not killed"; fi
+read -r step under_way < <(sed -nE 's/^resuming from .*: step ([0-9]+), ([0-9]+) .*/\1 \2/p' "$work/stderr")
+resumes "fewer places" 4
+read -r later still < <(sed -nE 's/^resuming from .*: step ([0-9]+), ([0-9]+) .*/\1 \2/p' "$work/stderr")
+finished="$(sed -nE 's/^resuming: ([0-9]+) of .*/\1/p' "$work/stderr")"
+if ((later > step && under_way > 4 && still + finished - kept >= under_way)); then
+  passed
+else
+  failed "of $under_way under way at step $step, step $later has $still, $((finished - kept)) were finished"
+fi
+
 # --- damaged checkpoints
 damage() { # WHAT PATTERN CHECKPOINT_DAMAGE...
   fresh
-  start 3
-  until_true has_checkpoints 2
-  kill -USR1 "$job" 2>/dev/null || true
-  await_end "$1"
+  run_with "1 MPI_Iallgather 40 usr1" 3
+  run_with "1 MPI_Iallgather 40 usr1" 3 --resume
+  stopped "before $1" USR1
+  if has_checkpoints 2; then passed; else failed "$1: less than two checkpoints"; fi
   "${@:3}"
   resumes "$1" 2
   if grep -qE "$2" "$work/stderr"; then passed; else failed "$1: no message about $2"; fi
@@ -240,17 +275,17 @@ fi
 # The run may make a file in the folder while rm empties it; then rm has to begin again.
 remove_folder() { for _ in {1..100}; do if rm -rf "$1" 2>/dev/null; then return; fi; done; }
 fresh
-start 3
-until_true has_checkpoints 1
+start_suspended
 remove_folder "$checkpoints"
+kill -CONT "$suspended"
 await_end "the checkpoints' folder removed"
 succeeds "the checkpoints' folder removed"
 same "the checkpoints' folder removed" "$expected" "$results"
 if grep -q "no checkpoint of step .*the run goes on" "$work/stderr"; then passed; else failed "no message about a missing folder"; fi
 fresh
-start 3
-until_true some_finished
+start_suspended
 remove_folder "$folder"
+kill -CONT "$suspended"
 await_end "the output's folder removed"
 no_orphans "the output's folder removed"
 if ((code != 0)) && grep -qE "^atoll: .*(removed|No such file)" "$work/stderr"; then
