@@ -4,6 +4,7 @@
 //   ATOLL_FAULT="RANK CALL COUNT ACTION"   e.g. "1 MPI_Isend 200 stop": as rank 1 makes its 200th
 //   call of MPI_Isend. ACTION: stop (SIGSTOP), kill (SIGKILL), usr1, term, int (those signals),
 //   fail (the call returns MPI_ERR_OTHER and does nothing).
+//   ATOLL_FAULT_MOMENT=FILE   is made at that moment
 #include <mpi.h>
 
 #include <csignal>
@@ -34,6 +35,9 @@ bool strikes(const char* call) {
   static Fault fault;
   if (fault.left < 0 || std::strcmp(call, fault.call) != 0 || --fault.left > 0) return false;
   fault.left = -1;
+  if (const char* moment = std::getenv("ATOLL_FAULT_MOMENT")) {
+    if (std::FILE* file = std::fopen(moment, "w")) std::fclose(file);
+  }
   struct Action {
     const char* name;
     int signal;
