@@ -13,12 +13,16 @@ hosts=16
 traces() {
   grep -ls "$ATOLL_CLUSTER" /proc/[0-9]*/mountinfo || true
   ip -brief link | awk '{ print $1 }'
-  sed 's/ .*//' /proc/self/mounts | wc -l
+  grep -F -e "$ATOLL_CLUSTER" -e "$work" /proc/self/mounts || true
   find /sys/fs/cgroup -maxdepth 2 -name "*$ATOLL_CLUSTER*" 2>/dev/null || true
 }
 traces >"$work/before"
 gone() { # WHAT
-  traces >"$work/after"
+  for _ in {1..50}; do # what was killed may take a moment to go
+    traces >"$work/after"
+    if cmp -s "$work/before" "$work/after"; then break; fi
+    sleep 0.1
+  done
   same "$1 leaves no process, link, mount or group" "$work/before" "$work/after"
   if [[ -e "$state" ]]; then failed "$1 leaves $state"; else passed; fi
 }
