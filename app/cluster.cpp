@@ -162,7 +162,8 @@ Cluster find_cluster(const comm::Communicator& world, const comm::Topology& topo
   }
   cluster.topology = topology;
   cluster.links = comm::measure_links(world, topology);
-  cluster.measured = fmt::format("{:%Y-%m-%dT%H:%M:%SZ}", fmt::gmtime(std::time(nullptr)));
+  const std::string now = fmt::format("{:%Y-%m-%dT%H:%M:%SZ}", fmt::gmtime(std::time(nullptr)));
+  cluster.measured = world.broadcast(now, 0);  // ranks may be on two sides of a second
   cluster.mpi = comm::Environment::library();
   world.agree([&] {
     if (world.rank() != 0 || file.empty()) return;
