@@ -42,9 +42,11 @@ struct CoreSeconds {
     const auto hz = static_cast<double>(sysconf(_SC_CLK_TCK));
     return {std::accumulate(ticks.begin(), ticks.end(), 0.0) / hz, (ticks[3] + ticks[4]) / hz};
   }
-  /// Share of the cores' time between `before` and this that somebody used.
+  /// Share of the cores' time between `before` and this that somebody used. The kernel rounds each
+  /// kind of time to ticks by itself, so over few ticks they may not add up.
   double busy_since(const CoreSeconds& before) const {
-    return all > before.all ? 1 - (idle - before.idle) / (all - before.all) : 0;
+    if (all <= before.all) return 0;
+    return std::clamp(1 - (idle - before.idle) / (all - before.all), 0.0, 1.0);
   }
 };
 
