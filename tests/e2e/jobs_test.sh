@@ -61,12 +61,13 @@ says "no Spack" 'no spack command'
 # Binding. A node of eight GPUs and eight cards, two of each below one PCI switch, two sockets.
 sysfs="$work/sysfs"
 mkdir -p "$sysfs/bus/pci/devices" "$sysfs/class/infiniband"
-add_device() { # PATH below devices, CLASS, CORES
+core="$(sed -nE 's/^Cpus_allowed_list:\s*([0-9]+).*/\1/p' /proc/self/status)" # one that may be used
+add_device() { # PATH below devices, CLASS
   local folder="$sysfs/devices/$1"
   mkdir -p "$folder"
   echo 0x10de >"$folder/vendor"
   echo "$2" >"$folder/class"
-  echo "$3" >"$folder/local_cpulist"
+  echo "$core" >"$folder/local_cpulist"
   ln -s "$folder" "$sysfs/bus/pci/devices/${1##*/}"
 }
 add_nic() { # NAME PATH STATE
@@ -76,8 +77,8 @@ add_nic() { # NAME PATH STATE
 }
 for i in {0..7}; do
   switch="pci000$((i / 4)):00/000$((i / 4)):00:0$((i / 2)).0/000$((i / 4)):1$((i / 2)):00.0"
-  add_device "$switch/000$((i / 4)):2$((i / 2)):0$i.0/000$((i / 4)):3$i:00.0" 0x030200 0
-  add_device "$switch/000$((i / 4)):2$((i / 2)):0$i.0/000$((i / 4)):3$i:00.1" 0x040300 0
+  add_device "$switch/000$((i / 4)):2$((i / 2)):0$i.0/000$((i / 4)):3$i:00.0" 0x030200
+  add_device "$switch/000$((i / 4)):2$((i / 2)):0$i.0/000$((i / 4)):3$i:00.1" 0x040300
   add_nic "mlx5_$i" "$switch/000$((i / 4)):2$((i / 2)):1$i.0/000$((i / 4)):4$i:00.0" "4: ACTIVE"
 done
 add_nic mlx5_9 "pci0000:00/0000:00:09.0" "1: DOWN"
@@ -106,7 +107,7 @@ for i in {0..7}; do
   bound "$i"
   sees "rank $i of eight" "$i PCI_BUS_ID mlx5_$i:1 1"
 done
-if grep -qE '^bind: rank 17 on .*: GPU 7 \(0001:37:00.0\), NIC mlx5_7:1 \(distance 4\), cores 0$' \
+if grep -qE '^bind: rank 17 on .*: GPU 7 \(0001:37:00.0\), NIC mlx5_7:1 \(distance 4\), cores '"$core"'$' \
   "$work/stderr"; then passed; else failed "what bind.sh prints: $(cat "$work/stderr")"; fi
 bound 1 CUDA_VISIBLE_DEVICES=4,6
 sees "the second of two GPUs that Slurm gave" "6 PCI_BUS_ID mlx5_6:1 1"

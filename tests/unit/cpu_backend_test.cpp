@@ -1,3 +1,4 @@
+// timeout: 120
 // The CPU backend as a whole: random tiny models of every supported kind against the oracle, the
 // same bits whatever the pieces and threads, no allocation in the step loop, errors, the queue.
 
@@ -193,12 +194,15 @@ TEST(CpuQueue, TasksRunInOrderAndIntervalsAreKept) {
   std::vector<int> order;
   std::vector<std::function<void()>> tasks;
   for (int i = 0; i < 3000; ++i) tasks.emplace_back([&order, i] { order.push_back(i); });
-  const std::function<void()> slow = [] {
+  std::atomic<bool> may_end{false};
+  const std::function<void()> slow = [&may_end] {
     std::this_thread::sleep_for(std::chrono::milliseconds(30));
+    while (!may_end) std::this_thread::yield();
   };
   const compute::Event first = enqueue(slow);
   EXPECT_FALSE(queue.done(first));
   EXPECT_FALSE(queue.wait(first, 1000));
+  may_end = true;
   compute::Event last = first;
   for (const auto& task : tasks) last = enqueue(task);  // more than the queue holds
   queue.finish(last, /*may_run_here=*/false);
