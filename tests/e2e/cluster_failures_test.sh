@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A job on a real Slurm that loses the link of a node, all ranks of a node, or its time: it ends and
+# A job on a real Slurm that loses the link of a node or all ranks of a node: it ends and
 # says why, leaves no process, and when it is queued again its results are those of an undisturbed run.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh

@@ -15,11 +15,13 @@ if ! reason="$("$cluster" probe)"; then
 fi
 trap '"$cluster" down || true; rm -rf "$work"' EXIT
 
-# With slow-atoll a job takes one sequence at a time and rank until `hurry`: it cannot end before the test
-# has done to it what it is to survive.
+# With slow-atoll a job takes one sequence at a time and rank until `hurry`, and at least 5 ms for each
+# token: it cannot end before the test has done to it what it is to survive.
+fault_library="${ATOLL_FAULT_LIBRARY:-$ATOLL_SOURCE/build/cpu/tests/libmpi_fault.so}"
 cat >"$work/slow-atoll" <<EOF
 #!/usr/bin/env bash
-if [[ -e "$work/hurry" ]]; then exec "$ATOLL" "\$@"; fi
+if [[ -e "$work/hurry" || "\$1" != run ]]; then exec "$ATOLL" "\$@"; fi
+export LD_PRELOAD="$fault_library" ATOLL_FAULT="0 MPI_Iallgather 5 slow"
 exec "$ATOLL" "\$@" --max-sequences 1
 EOF
 chmod +x "$work/slow-atoll"

@@ -5,13 +5,16 @@
 //   call of MPI_Isend. ACTION: stop (SIGSTOP), kill (SIGKILL), usr1, term, int (those signals),
 //   fail (the call returns MPI_ERR_OTHER and does nothing).
 //   ATOLL_FAULT_MOMENT=FILE   is made at that moment
+//   With ACTION slow, every call takes COUNT milliseconds longer.
 #include <mpi.h>
 
+#include <chrono>
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <initializer_list>
+#include <thread>
 
 namespace {
 
@@ -19,6 +22,7 @@ struct Fault {
   char call[64] = {};
   char action[16] = {};
   long left = -1;  // calls until it happens; negative: never
+  bool slow = false;
 
   Fault() {
     const char* text = std::getenv("ATOLL_FAULT");
@@ -26,6 +30,7 @@ struct Fault {
     int victim = -1;
     if (text == nullptr || rank == nullptr) return;
     if (std::sscanf(text, "%d %63s %ld %15s", &victim, call, &left, action) != 4) std::abort();
+    slow = std::strcmp(action, "slow") == 0;
     if (victim != std::atoi(rank)) left = -1;
   }
 };
@@ -33,7 +38,12 @@ struct Fault {
 /// True when this call is to fail.
 bool strikes(const char* call) {
   static Fault fault;
-  if (fault.left < 0 || std::strcmp(call, fault.call) != 0 || --fault.left > 0) return false;
+  if (fault.left < 0 || std::strcmp(call, fault.call) != 0) return false;
+  if (fault.slow) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(fault.left));
+    return false;
+  }
+  if (--fault.left > 0) return false;
   fault.left = -1;
   if (const char* moment = std::getenv("ATOLL_FAULT_MOMENT")) {
     if (std::FILE* file = std::fopen(moment, "w")) std::fclose(file);
