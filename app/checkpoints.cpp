@@ -371,10 +371,8 @@ void Checkpoints::write_some(const CheckpointSource& source, double seconds) {
     bool wrote = false;
     while (cursor_.sequence < own_.size() && (!wrote || now_seconds() < end)) {
       const io::CheckpointSequence& s = own_[cursor_.sequence];
-      const bool carried = cursor_.sequence >= first_carried_;
-      const auto pages = carried ? std::span<const std::int32_t>{}
-                                 : source.batcher->pages_of(static_cast<std::int32_t>(s.request));
-      const bool kept = carried || !pages.empty();
+      const auto pages = source.batcher->pages_of(static_cast<std::int32_t>(s.request));
+      const bool kept = carried() || !pages.empty();
       if (kept && cursor_.piece < s.num_pieces()) {
         write_piece(source, pages);
         wrote = true;
@@ -397,7 +395,7 @@ void Checkpoints::write_piece(const CheckpointSource& source, std::span<const st
   const auto [first, count] = io::piece_of(s, cursor_.piece);
   keys_.resize(static_cast<std::size_t>(count * row_bytes_));
   values_.resize(keys_.size());
-  if (cursor_.sequence >= first_carried_) {
+  if (carried()) {
     reader_->read_piece(saved_.at(s.request), cursor_.layer, cursor_.piece, keys_, values_);
   } else {
     compute::Backend& backend = *source.backend;

@@ -97,6 +97,8 @@ class Checkpoints {
   /// Writes pieces for about `seconds`, at least one.
   void write_some(const CheckpointSource& source, double seconds);
   void write_piece(const CheckpointSource& source, std::span<const std::int32_t> pages);
+  /// Whether the cursor is at a sequence that goes from file to file.
+  bool carried() const { return cursor_.sequence >= first_carried_; }
   void end();
   void give_up(const std::string& reason, bool reporter);
   void remove_older();
@@ -120,7 +122,7 @@ class Checkpoints {
 
   std::unique_ptr<io::CheckpointWriter> writer_;  // while one is being written
   std::vector<io::CheckpointSequence> own_;       // live ones, then those carried over
-  std::size_t first_carried_ = 0;  // of own_: not taken back yet, go from file to file
+  std::size_t first_carried_ = 0;  // of own_: from here on not taken back yet when it began
   std::int64_t row_bytes_ = 0;
   Cursor cursor_;
   CheckpointPhase phase_ = CheckpointPhase::idle;

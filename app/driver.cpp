@@ -456,7 +456,7 @@ void Driver::say_where() {
     const ChunkState& state = *chunks_[static_cast<std::size_t>(step.chunk)];
     const comm::Awaited peers =
         step.kind == StepKind::counts ? state.exchange.awaited_counts() : state.pending.awaited();
-    if (peers.from.empty() && peers.to.empty()) continue;
+    if (peers.empty()) continue;
     awaited += fmt::format("{}{}", awaited.empty() ? "" : ", ", step.name());
     if (!peers.from.empty()) awaited += fmt::format(" from ranks {}", fmt::join(peers.from, " "));
     if (!peers.to.empty()) {

@@ -58,6 +58,7 @@ class Requests {
 /// tell. A large message is awaited until its receiver takes it.
 struct Awaited {
   std::vector<int> from, to;
+  bool empty() const { return from.empty() && to.empty(); }
 };
 
 /// Tests the requests of many exchanges at once. A test drives MPI's progress, which over TCP takes
