@@ -17,7 +17,6 @@ trap '"$cluster" down || true; rm -rf "$work"' EXIT
 
 # With slow-atoll a job takes one sequence at a time and rank until `hurry`, and at least 5 ms for each
 # token: it cannot end before the test has done to it what it is to survive.
-fault_library="${ATOLL_FAULT_LIBRARY:-$ATOLL_SOURCE/build/cpu/tests/libmpi_fault.so}"
 cat >"$work/slow-atoll" <<EOF
 #!/usr/bin/env bash
 if [[ -e "$work/hurry" || "\$1" != run ]]; then exec "$ATOLL" "\$@"; fi

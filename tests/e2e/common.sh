@@ -3,6 +3,7 @@
 # executable of preset cpu is used.
 #   ATOLL          the executable
 #   ATOLL_SOURCE   the repository
+#   ATOLL_FAULT_LIBRARY   to be preloaded under ranks, for faults at exact calls of MPI (mpi_fault.cpp)
 set -euo pipefail
 
 ATOLL_SOURCE="${ATOLL_SOURCE:-$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)}"
@@ -21,6 +22,8 @@ work="$(mktemp -d "${TMPDIR:-/tmp}/atoll-e2e.XXXXXX")"
 trap 'rm -rf "$work"' EXIT
 # shellcheck disable=SC2034  # read by the scripts that source this one
 sample="$ATOLL_SOURCE/tests/data/sample-model"
+# shellcheck disable=SC2034
+fault_library="${ATOLL_FAULT_LIBRARY:-$ATOLL_SOURCE/build/cpu/tests/libmpi_fault.so}"
 
 num_passed=0
 num_failed=0
@@ -49,6 +52,17 @@ atoll_on() {
   local ranks="$1"
   shift
   capture mpirun "${mpirun_flags[@]}" -n "$ranks" "$ATOLL" "$@"
+}
+
+# await_suspended JOB: waits until a fault has stopped ranks of this mpirun; sets `suspended` to them.
+await_suspended() {
+  for _ in {1..600}; do
+    suspended="$(pgrep -P "$1" --runstates T || true)"
+    [[ -z "$suspended" ]] || return 0
+    sleep 0.05
+  done
+  failed "no rank suspended itself"
+  suspended="$1" # for the signals that were meant for it
 }
 
 # succeeds WHAT: the last captured command ended with 0.

@@ -4,7 +4,6 @@
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-fault_library="${ATOLL_FAULT_LIBRARY:-$ATOLL_SOURCE/build/cpu/tests/libmpi_fault.so}"
 
 model="$work/model.h5"
 import_sample "$model"
@@ -114,22 +113,17 @@ cp "$results" "$work/undisturbed.jsonl"
 # suspended WHAT NUMBER OPTION...: stops NUMBER ranks in the middle; all of them for 8 s, one until
 # another warns.
 suspended() {
-  local what="$1" number="$2" job victims=""
+  local what="$1" number="$2" job
   shift 2
   rm -f "$results"
   mpirun "${mpirun_flags[@]}" -n 4 -x LD_PRELOAD="$fault_library" -x ATOLL_FAULT="3 MPI_Isend 900 stop" \
     "$ATOLL" "${run_options[@]}" --chunks 1 "$@" >"$work/stdout" 2>"$work/stderr" </dev/null &
   job=$!
-  for _ in {1..300}; do # until the fault has stopped rank 3
-    victims="$(pgrep -P "$job" --runstates T || true)"
-    [[ -z "$victims" ]] || break
-    sleep 0.1
-  done
-  [[ -n "$victims" ]] || failed "$what: no rank stopped"
+  await_suspended "$job" # rank 3
   if ((number > 1)); then
-    victims="$(pgrep -P "$job" | tr '\n' ' ')"
+    suspended="$(pgrep -P "$job" | tr '\n' ' ')"
     # shellcheck disable=SC2086  # several ranks
-    kill -STOP $victims
+    kill -STOP $suspended
     sleep 8
   else
     for _ in {1..400}; do
@@ -138,7 +132,7 @@ suspended() {
     done
   fi
   # shellcheck disable=SC2086
-  kill -CONT $victims
+  kill -CONT $suspended
   code=0
   wait "$job" || code=$?
   succeeds "$what" && same "$what" "$work/undisturbed.jsonl" "$results"

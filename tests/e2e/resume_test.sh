@@ -9,7 +9,6 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 command_limit=90
 kills="${ATOLL_KILLS:-20}"
 seed="${ATOLL_SEED:-$(date +%Y%m%d)}"
-fault_library="${ATOLL_FAULT_LIBRARY:-$ATOLL_SOURCE/build/cpu/tests/libmpi_fault.so}"
 RANDOM=$((seed % 32768))
 
 model="$work/model.h5"
@@ -58,14 +57,7 @@ start_suspended() {
     -x ATOLL_FAULT="0 MPI_Iallgather 40 stop" "$ATOLL" "${run_options[@]}" \
     >"$work/stdout" 2>"$work/stderr" </dev/null &
   job=$!
-  suspended=""
-  for _ in {1..600}; do
-    suspended="$(pgrep -P "$job" --runstates T || true)"
-    [[ -z "$suspended" ]] || return 0
-    sleep 0.05
-  done
-  failed "no rank suspended itself"
-  suspended="$job"
+  await_suspended "$job"
 }
 stopped() { # WHAT SIGNAL
   if ((code == 75)) && grep -q "^atoll: stopped by SIG$2.*--resume" "$work/stderr"; then
@@ -229,12 +221,13 @@ resumes "a second signal" 2
 fresh
 run_with "1 MPI_Iallgather 40 usr1" 3
 stopped "before fewer places" USR1
+resumed_from() { sed -nE 's/^resuming from .*: step ([0-9]+), ([0-9]+) .*/\1 \2/p' "$work/stderr"; }
 kept="$(num_kept)"
 run_with "0 MPI_File_open 2 kill" 2 --resume --max-sequences 1 --checkpoint-every 4
 if ((code != 0)); then passed; else failed "fewer places: not killed"; fi
-read -r step under_way < <(sed -nE 's/^resuming from .*: step ([0-9]+), ([0-9]+) .*/\1 \2/p' "$work/stderr")
+read -r step under_way < <(resumed_from)
 resumes "fewer places" 4
-read -r later still < <(sed -nE 's/^resuming from .*: step ([0-9]+), ([0-9]+) .*/\1 \2/p' "$work/stderr")
+read -r later still < <(resumed_from)
 finished="$(sed -nE 's/^resuming: ([0-9]+) of .*/\1/p' "$work/stderr")"
 if ((later > step && under_way > 4 && still + finished - kept >= under_way)); then
   passed
