@@ -44,7 +44,7 @@ else
 fi
 build_preset cpu
 if $quick; then
-  run_tests cpu -LE e2e "$@"
+  run_tests cpu -LE 'e2e|practice' "$@"
 else
   run_tests cpu "$@"
   build_preset cpu-asan

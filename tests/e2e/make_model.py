@@ -126,15 +126,35 @@ def norms_in_f16(folder):
 # --- other architectures, small, with random weights
 
 
+def values_of(tensor):
+    """The values of a tensor, as a list of numbers."""
+    dtype, _, content = tensor
+    if dtype != "BF16":
+        return list(struct.unpack(f"<{len(content) // SIZE_OF[dtype]}{'f' if dtype == 'F32' else 'e'}",
+                                  content))
+    wide = bytearray(2 * len(content))
+    wide[2::4], wide[3::4] = content[0::2], content[1::2]
+    return list(struct.unpack(f"<{len(content) // 2}f", wide))
+
+
+def tensor_of(values, shape, dtype):
+    """A tensor of these values; BF16 is cut, not rounded."""
+    if dtype == "F16":
+        return (dtype, list(shape), struct.pack(f"<{len(values)}e", *values))
+    content = struct.pack(f"<{len(values)}f", *values)
+    if dtype == "BF16":
+        narrow = bytearray(2 * len(values))
+        narrow[0::2], narrow[1::2] = content[2::4], content[3::4]
+        content = bytes(narrow)
+    return (dtype, list(shape), content)
+
+
 def random_tensor(seed, shape, scale):
     generator = random.Random(seed)
     count = 1
     for size in shape:
         count *= size
-    values = struct.pack(f"<{count}f", *(generator.gauss(0, scale) for _ in range(count)))
-    content = bytearray(2 * count)
-    content[0::2], content[1::2] = values[2::4], values[3::4]
-    return ("BF16", list(shape), bytes(content))
+    return tensor_of([generator.gauss(0, scale) for _ in range(count)], shape, "BF16")
 
 
 def small_model(folder, architecture, expert_names, router, qk_norm, more):
@@ -156,8 +176,9 @@ def small_model(folder, architecture, expert_names, router, qk_norm, more):
             shapes[at + f"self_attn.{name}_proj.weight"] = (rows, hidden)
         shapes[at + "self_attn.o_proj.weight"] = (hidden, heads * dim)
         if qk_norm:
-            shapes[at + "self_attn.q_norm.weight"] = (heads * dim,)
-            shapes[at + "self_attn.k_norm.weight"] = (kv_heads * dim,)
+            whole = qk_norm == "whole_row"
+            shapes[at + "self_attn.q_norm.weight"] = (heads * dim if whole else dim,)
+            shapes[at + "self_attn.k_norm.weight"] = (kv_heads * dim if whole else dim,)
         shapes[at + router + ".weight"] = (experts, hidden)
         for expert in range(experts):
             for name, shape in zip(expert_names,
@@ -174,10 +195,19 @@ def mixtral(folder):
                 {"model_type": "mixtral", "num_local_experts": 4, "sliding_window": None})
 
 
+def qwen3_moe(folder):
+    at = "mlp.experts.{}."
+    small_model(folder, "Qwen3MoeForCausalLM",
+                (at + "gate_proj", at + "up_proj", at + "down_proj"), "mlp.gate", "per_head",
+                {"model_type": "qwen3_moe", "num_experts": 4, "head_dim": 8,
+                 "moe_intermediate_size": 48, "norm_topk_prob": True, "decoder_sparse_step": 1,
+                 "mlp_only_layers": []})
+
+
 def olmoe(folder):
     at = "mlp.experts.{}."
     small_model(folder, "OlmoeForCausalLM", (at + "gate_proj", at + "up_proj", at + "down_proj"),
-                "mlp.gate", True,
+                "mlp.gate", "whole_row",
                 {"model_type": "olmoe", "num_experts": 4, "norm_topk_prob": False,
                  "clip_qkv": None})
 
