@@ -115,7 +115,7 @@ void add_run(CLI::App& app, RunOptions& o) {
   app.add_option("--transport", o.transport,
                  "How tokens travel; auto: the first that passes a test")
       ->check(
-          CLI::IsMember({"auto", "ialltoallv", "pairwise", "ialltoallv-staged", "pairwise-staged"}))
+          CLI::IsMember({"auto", "ialltoallv", "pairwise", "pairwise-staged"}))
       ->capture_default_str();
   app.add_option(
       "--cluster", o.cluster,

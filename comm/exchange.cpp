@@ -19,8 +19,6 @@ std::string_view name_of(TransportKind kind) {
       return "ialltoallv";
     case TransportKind::pairwise:
       return "pairwise";
-    case TransportKind::ialltoallv_staged:
-      return "ialltoallv-staged";
     case TransportKind::pairwise_staged:
       return "pairwise-staged";
   }
@@ -86,7 +84,7 @@ Exchange::Exchange(const Communicator& parent, TransportKind kind, std::size_t r
   check(MPI_Type_contiguous(to_int(row_bytes, "bytes of a row"), MPI_BYTE, &row_type_),
         "MPI_Type_contiguous");
   check(MPI_Type_commit(&row_type_), "MPI_Type_commit");
-  const std::size_t header = header_bytes();
+  const std::size_t header = counts_bytes();
   if (first_message_bytes > header) {
     rows_with_counts_ = static_cast<std::int64_t>((first_message_bytes - header) / row_bytes);
   }
@@ -103,8 +101,7 @@ Exchange::Exchange(const Communicator& parent, TransportKind kind, std::size_t r
   setup.device = device;
   setup.row_bytes = row_bytes;
   setup.row_type = row_type_;
-  staging_ = kind == TransportKind::pairwise_staged ? make_pairwise_staging(setup)
-                                                    : make_ialltoallv_staging(setup);
+  staging_ = make_pairwise_staging(setup);
 }
 
 Exchange::~Exchange() {
@@ -138,14 +135,6 @@ std::int64_t Exchange::rows_in(std::span<const std::int32_t> counts, int peer) c
   return std::accumulate(first, first + counts_per_peer_, std::int64_t{0});
 }
 
-std::int32_t Exchange::most_rows_to_any() const {
-  std::int64_t most = 0;
-  for (int peer = 0; peer < comm_.size(); ++peer) {
-    if (peer != comm_.rank()) most = std::max(most, rows_in(counts_to_, peer));
-  }
-  return to_int(static_cast<std::size_t>(most), "rows sent");
-}
-
 void Exchange::start_counts(const void* rows) {
   const int size = comm_.size();
   const int rank = comm_.rank();
@@ -155,7 +144,6 @@ void Exchange::start_counts(const void* rows) {
   if (receives == 0) return;
   auto& requests = counts_requests_.handles();
   check(MPI_Startall(receives, requests.data()), "MPI_Startall");
-  const std::int32_t most_rows = most_rows_to_any();
   const auto* next_rows = static_cast<const std::byte*>(rows);
   for (int peer = 0, send = receives; peer < size; ++peer) {
     const std::int64_t count = rows_in(counts_to_, peer);
@@ -163,12 +151,9 @@ void Exchange::start_counts(const void* rows) {
     next_rows += static_cast<std::size_t>(count) * row_bytes_;
     if (peer == rank) continue;
     std::byte* message = &messages_to_[static_cast<std::size_t>(peer) * message_bytes_];
-    std::size_t bytes = header_bytes();
+    std::size_t bytes = counts_bytes();
     std::memcpy(message, &counts_to_[static_cast<std::size_t>(peer * counts_per_peer_)],
                 counts_bytes());
-    if (tells_most_rows()) {
-      std::memcpy(message + counts_bytes(), &most_rows, sizeof(most_rows));
-    }
     if (with_counts(count)) {
       std::memcpy(message + bytes, peer_rows, static_cast<std::size_t>(count) * row_bytes_);
       bytes += static_cast<std::size_t>(count) * row_bytes_;
@@ -208,14 +193,8 @@ Awaited Exchange::awaited_counts() const {
 void Exchange::plan_rows(ExchangePlan& plan) const {
   std::int64_t sent = 0;
   std::int64_t received = 0;
-  plan.most_rows = tells_most_rows() ? most_rows_to_any() : -1;
   for (int peer = 0; peer < comm_.size(); ++peer) {
     const auto p = static_cast<std::size_t>(peer);
-    if (tells_most_rows() && peer != comm_.rank()) {
-      std::int32_t most = 0;
-      std::memcpy(&most, &messages_from_[p * message_bytes_ + counts_bytes()], sizeof(most));
-      plan.most_rows = std::max(plan.most_rows, most);
-    }
     const bool own = peer == comm_.rank();
     const std::int64_t rows_to = rows_in(counts_to_, peer);
     const std::int64_t rows_from = own ? 0 : rows_in(counts_from_, peer);
@@ -248,7 +227,7 @@ PendingExchange Exchange::dispatch(ExchangePlan&& plan, const void* send, void* 
     if (!with_counts(posted.recv_counts[p])) continue;
     std::memcpy(static_cast<std::byte*>(recv) +
                     static_cast<std::size_t>(posted.recv_offsets[p]) * row_bytes_,
-                &messages_from_[p * message_bytes_ + header_bytes()],
+                &messages_from_[p * message_bytes_ + counts_bytes()],
                 static_cast<std::size_t>(posted.recv_counts[p]) * row_bytes_);
     posted.recv_counts[p] = 0;
   }
@@ -278,13 +257,7 @@ ExchangePlan Exchange::finish(PendingExchange&& pending) {
 }
 
 void Exchange::start_staged(PendingExchange& pending, const void* send, void* recv) {
-  ExchangePlan& plan = staged_plan_ = pending.posted_;
-  if (tells_most_rows() && plan.most_rows < 0) {  // a plan that no counters came before
-    std::int64_t most = 0;
-    for (const int rows : plan.send_counts) most = std::max<std::int64_t>(most, rows);
-    comm_.allreduce(std::span(&most, 1), Communicator::Reduce::max);
-    plan.most_rows = static_cast<int>(most);
-  }
+  const ExchangePlan& plan = staged_plan_ = pending.posted_;
   pending.staging_ = staging_.get();
   pending.staged_ = false;
   staging_->start(plan, send, recv);

@@ -17,14 +17,13 @@
 namespace atl::comm {
 
 enum class TransportKind : std::uint8_t {
-  ialltoallv,         ///< one MPI_Ialltoallv
-  pairwise,           ///< one MPI_Isend and one MPI_Irecv per peer that has rows
-  ialltoallv_staged,  ///< device memory, through pinned host memory: rounds of MPI_Ialltoallv
-  pairwise_staged,    ///< device memory, through pinned host memory: pieces to each peer
+  ialltoallv,       ///< one MPI_Ialltoallv
+  pairwise,         ///< one MPI_Isend and one MPI_Irecv per peer that has rows
+  pairwise_staged,  ///< device memory, through pinned host memory: pieces to each peer
 };
 std::string_view name_of(TransportKind kind);
 constexpr bool is_staged(TransportKind kind) {
-  return kind == TransportKind::ialltoallv_staged || kind == TransportKind::pairwise_staged;
+  return kind == TransportKind::pairwise_staged;
 }
 
 /// Who gets which rows. Offsets and counts are in rows; entries of the own rank have count 0, since
@@ -32,7 +31,6 @@ constexpr bool is_staged(TransportKind kind) {
 struct ExchangePlan {
   std::vector<int> send_counts, send_offsets;  ///< [ranks]
   std::vector<int> recv_counts, recv_offsets;  ///< [ranks]
-  int most_rows = -1;  ///< largest share between any two ranks, equal on all; -1: not known
 
   explicit ExchangePlan(int num_ranks = 0);
   /// The way back: what was received is sent, what was sent is received, at the same offsets.
@@ -116,16 +114,10 @@ class Exchange {
 
  private:
   void make_counts_requests();
+  /// Before the rows of a first message.
   std::size_t counts_bytes() const {
     return static_cast<std::size_t>(counts_per_peer_) * sizeof(std::int32_t);
   }
-  /// Bytes before the rows of a first message: counters and, where rounds must be agreed on, the
-  /// largest number of rows that the sender has for one rank.
-  std::size_t header_bytes() const {
-    return counts_bytes() + (tells_most_rows() ? sizeof(std::int32_t) : 0);
-  }
-  bool tells_most_rows() const { return kind_ == TransportKind::ialltoallv_staged; }
-  std::int32_t most_rows_to_any() const;
   std::int64_t rows_in(std::span<const std::int32_t> counts, int peer) const;
   bool with_counts(std::int64_t rows) const { return rows > 0 && rows <= rows_with_counts_; }
   PendingExchange make_pending(ExchangePlan&& plan);

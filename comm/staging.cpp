@@ -1,7 +1,6 @@
 #include "comm/staging.hpp"
 
 #include <algorithm>
-#include <array>
 
 #include "comm/exchange.hpp"
 
@@ -235,152 +234,10 @@ class PairwiseStaging final : public Staging {
   std::deque<Piece> sends_, receives_;  // oldest first
 };
 
-class IalltoallvStaging final : public Staging {
- public:
-  explicit IalltoallvStaging(const StagingSetup& setup)
-      : setup_(setup),
-        peer_rows_(static_cast<int>(std::max<std::size_t>(
-            1, setup.pinned_bytes / num_slots /
-                   (static_cast<std::size_t>(setup.comm->size()) * setup.row_bytes)))) {
-    const std::size_t bytes = static_cast<std::size_t>(setup.comm->size()) *
-                              static_cast<std::size_t>(peer_rows_) * setup.row_bytes;
-    for (Slot& slot : slots_) {
-      slot.out = setup.device->allocate_host(bytes);
-      slot.in = setup.device->allocate_host(bytes);
-      for (auto* list :
-           {&slot.send_counts, &slot.send_offsets, &slot.recv_counts, &slot.recv_offsets}) {
-        list->resize(static_cast<std::size_t>(setup.comm->size()));
-      }
-    }
-  }
-
-  void start(const ExchangePlan& plan, const void* send, void* recv) override {
-    plan_ = &plan;
-    send_ = const_cast<void*>(send);
-    recv_ = recv;
-    num_rounds_ = (plan.most_rows + peer_rows_ - 1) / peer_rows_;
-    next_post_ = finished_ = 0;
-    for (Slot& slot : slots_) slot.round = -1;
-    advance();
-  }
-
-  bool advance() override {
-    for (int round = finished_; round < num_rounds_ && round < finished_ + num_slots; ++round) {
-      if (!advance(slots_[static_cast<std::size_t>(round % num_slots)], round)) continue;
-      if (round == finished_) ++finished_;
-    }
-    return finished_ == num_rounds_;
-  }
-
-  Awaited awaited() const override { return {}; }
-
- private:
-  static constexpr int num_slots = 2;
-
-  enum class Phase { loading, moving, storing, stored };
-  struct Slot {
-    Phase phase = Phase::loading;
-    int round = -1;
-    DeviceMemory::Bytes out, in;
-    std::vector<int> send_counts, send_offsets, recv_counts, recv_offsets;
-    std::vector<DeviceMemory::Copy> copies;
-    MPI_Request request = MPI_REQUEST_NULL;
-  };
-
-  /// Moves a slot as far as it goes; true when its round's rows are all on the device.
-  bool advance(Slot& slot, int round) {
-    if (slot.round != round) {
-      slot.round = round;
-      slot.phase = Phase::loading;
-      cut(slot.send_counts, slot.send_offsets, plan_->send_counts, round);
-      cut(slot.recv_counts, slot.recv_offsets, plan_->recv_counts, round);
-      copy(slot, /*out=*/true);
-    }
-    if (slot.phase == Phase::loading && round == next_post_ && all_copied(slot)) {
-      check(MPI_Ialltoallv(slot.out.get(), slot.send_counts.data(), slot.send_offsets.data(),
-                           setup_.row_type, slot.in.get(), slot.recv_counts.data(),
-                           slot.recv_offsets.data(), setup_.row_type, setup_.comm->raw(),
-                           &slot.request),
-            "MPI_Ialltoallv");
-      ++next_post_;
-      slot.phase = Phase::moving;
-    }
-    if (slot.phase == Phase::moving) {
-      int flag = 0;
-      check(MPI_Test(&slot.request, &flag, MPI_STATUS_IGNORE), "MPI_Test");
-      if (flag == 0) return false;
-      copy(slot, /*out=*/false);
-      slot.phase = Phase::storing;
-    }
-    if (slot.phase == Phase::storing && all_copied(slot)) slot.phase = Phase::stored;
-    return slot.phase == Phase::stored;
-  }
-
-  /// The rows of one round: so many of each peer, packed one after the other.
-  void cut(std::vector<int>& counts, std::vector<int>& offsets, const std::vector<int>& all,
-           int round) const {
-    int offset = 0;
-    for (std::size_t p = 0; p < all.size(); ++p) {
-      counts[p] = std::clamp(all[p] - round * peer_rows_, 0, peer_rows_);
-      offsets[p] = offset;
-      offset += counts[p];
-    }
-  }
-
-  /// Copies one round's rows; those that are adjacent in both places go together.
-  void copy(Slot& slot, bool out) {
-    slot.copies.clear();
-    const auto& counts = out ? slot.send_counts : slot.recv_counts;
-    const auto& staged = out ? slot.send_offsets : slot.recv_offsets;
-    const auto& offsets = out ? plan_->send_offsets : plan_->recv_offsets;
-    const auto device_row = [&](std::size_t p) {
-      return std::int64_t{offsets[p]} + std::int64_t{slot.round} * peer_rows_;
-    };
-    for (std::size_t p = 0; p < counts.size();) {
-      const std::int64_t first = device_row(p);
-      const int staged_first = staged[p];
-      std::int64_t rows = counts[p];
-      for (++p; p < counts.size() && (counts[p] == 0 || device_row(p) == first + rows); ++p) {
-        rows += counts[p];
-      }
-      if (rows == 0) continue;
-      const std::size_t bytes = static_cast<std::size_t>(rows) * setup_.row_bytes;
-      if (out) {
-        slot.copies.push_back(
-            setup_.device->to_host(row_of(slot.out.get(), staged_first, setup_.row_bytes),
-                                   row_of(send_, first, setup_.row_bytes), bytes));
-      } else {
-        slot.copies.push_back(
-            setup_.device->to_device(row_of(recv_, first, setup_.row_bytes),
-                                     row_of(slot.in.get(), staged_first, setup_.row_bytes), bytes));
-      }
-    }
-  }
-
-  bool all_copied(const Slot& slot) const {
-    return std::all_of(slot.copies.begin(), slot.copies.end(),
-                       [this](DeviceMemory::Copy copy) { return setup_.device->copied(copy); });
-  }
-
-  StagingSetup setup_;
-  int peer_rows_;  // of each peer in one round
-  std::array<Slot, num_slots> slots_;
-  const ExchangePlan* plan_ = nullptr;
-  void* send_ = nullptr;
-  void* recv_ = nullptr;
-  int num_rounds_ = 0;
-  int next_post_ = 0;
-  int finished_ = 0;
-};
-
 }  // namespace
 
 std::unique_ptr<Staging> make_pairwise_staging(const StagingSetup& setup) {
   return std::make_unique<PairwiseStaging>(setup);
-}
-
-std::unique_ptr<Staging> make_ialltoallv_staging(const StagingSetup& setup) {
-  return std::make_unique<IalltoallvStaging>(setup);
 }
 
 }  // namespace atl::comm

@@ -32,7 +32,7 @@ class Staging {
   virtual Awaited awaited() const = 0;
 };
 
-/// What both ways of staging know. The row type and the communicator outlive it.
+/// What staging knows. The row type and the communicator outlive it.
 struct StagingSetup {
   const Communicator* comm = nullptr;
   compute::DeviceMemory* device = nullptr;
@@ -43,7 +43,5 @@ struct StagingSetup {
 
 /// One message per piece and peer.
 std::unique_ptr<Staging> make_pairwise_staging(const StagingSetup& setup);
-/// Rounds of MPI_Ialltoallv, as many as the largest share between two ranks needs.
-std::unique_ptr<Staging> make_ialltoallv_staging(const StagingSetup& setup);
 
 }  // namespace atl::comm

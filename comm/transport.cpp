@@ -185,8 +185,8 @@ TransportKind choose_transport(const Communicator& parent, std::string_view want
                                compute::DeviceMemory* device) {
   const bool on_device = device != nullptr;
   const bool direct = !on_device || everywhere(parent, mpi_claims_device_memory());
-  for (const auto kind : {TransportKind::ialltoallv, TransportKind::pairwise,
-                          TransportKind::pairwise_staged, TransportKind::ialltoallv_staged}) {
+  for (const auto kind :
+       {TransportKind::ialltoallv, TransportKind::pairwise, TransportKind::pairwise_staged}) {
     if (wanted != "auto" && wanted != name_of(kind)) continue;
     if (is_staged(kind) && !on_device) {
       if (wanted == "auto") continue;
@@ -199,8 +199,8 @@ TransportKind choose_transport(const Communicator& parent, std::string_view want
       if (wanted == "auto") continue;
       fail(
           "transport '{}' cannot move device memory here ({} says that it is not CUDA-aware); use "
-          "--transport {}-staged, or an MPI library with CUDA (jobs/build-openmpi-cuda.sh)",
-          wanted, Environment::library(), wanted);
+          "--transport pairwise-staged, or an MPI library with CUDA (jobs/build-openmpi-cuda.sh)",
+          wanted, Environment::library());
     }
     if (canary(parent, kind, device)) return kind;
   }

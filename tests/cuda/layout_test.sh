@@ -47,8 +47,8 @@ EOF
 layouts=(
   # mode ranks seed options
   "score 2 3 --chunks 2 --transport pairwise-staged"
-  "score 3 4 --chunks 4 --transport ialltoallv-staged"
-  "generate 2 5 --chunks 2 --transport ialltoallv-staged"
+  "score 3 4 --chunks 4 --transport pairwise-staged"
+  "generate 2 5 --chunks 2 --transport pairwise-staged"
   "generate 3 6 --chunks 3 --no-overlap --transport pairwise-staged"
   "generate 5 7 --chunks 2 --trace $work/trace.json"
 )
