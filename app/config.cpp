@@ -5,6 +5,7 @@
 #include <charconv>
 
 #include "app/model.hpp"
+#include "comm/transports/transport.hpp"
 #include "compute/error.hpp"
 
 namespace atl {
@@ -87,6 +88,13 @@ Interval interval_of(const std::string& text) {
 
 namespace {
 
+std::vector<std::string> transport_names() {
+  std::vector<std::string> names = {"auto"};
+  for (const comm::TransportInfo& transport : comm::transports())
+    names.emplace_back(transport.name);
+  return names;
+}
+
 void add_run(CLI::App& app, RunOptions& o) {
   // Expanded by with_config_files before parsing; here for the help text.
   app.add_option("--config", o.config, "Read options from this file (TOML, same names)");
@@ -114,8 +122,7 @@ void add_run(CLI::App& app, RunOptions& o) {
       ->capture_default_str();
   app.add_option("--transport", o.transport,
                  "How tokens travel; auto: the first that passes a test")
-      ->check(
-          CLI::IsMember({"auto", "ialltoallv", "pairwise", "pairwise-staged"}))
+      ->check(CLI::IsMember(transport_names()))
       ->capture_default_str();
   app.add_option(
       "--cluster", o.cluster,

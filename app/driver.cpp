@@ -42,46 +42,22 @@ constexpr int longest_busy_sleep_us = 500;
 constexpr int device_sleep_us = 20;
 }  // namespace
 
-/// One chunk on its way: its buffers, its messages and the rows they carry.
+/// One chunk on its way: its buffers, and its rows between ranks.
 struct Driver::ChunkState {
-  ChunkState(compute::Backend& backend, const comm::Communicator& world,
-             const DriverOptions& options, int experts_per_peer)
-      : chunk(backend.make_chunk()),
-        exchange(world, options.transport, options.row_bytes, experts_per_peer,
-                 backend.device_memory() == nullptr ? first_message_bytes : 0,
-                 backend.device_memory()),
-        plan(world.size()) {
+  ChunkState(compute::Backend& backend, const DriverOptions& options)
+      : chunk(backend.make_chunk()) {
     const auto head_rows = static_cast<std::size_t>(
         options.mode == Mode::score ? options.max_chunk_tokens : options.max_head_rows);
     rows.reserve(head_rows);
     targets.reserve(head_rows);
     how.reserve(head_rows);
-    blocks.reserve(static_cast<std::size_t>(world.size() * experts_per_peer));
   }
 
   std::unique_ptr<compute::Chunk> chunk;
-  comm::Exchange exchange;
-  comm::ExchangePlan plan;
-  comm::PendingExchange pending;
-  std::vector<compute::RowBlock> blocks;
+  std::unique_ptr<ChunkMoves> moves;
   ChunkBatch* batch = nullptr;
   std::vector<std::int32_t> rows, targets;  // of the head, with what follows
   std::vector<SamplingRequest> how;
-};
-
-/// A schedule with the steps that wait for each step.
-struct Driver::Compiled {
-  explicit Compiled(Schedule s) : schedule(std::move(s)), successors(schedule.steps.size()) {
-    for (std::size_t i = 0; i < schedule.steps.size(); ++i) {
-      for (const auto dep : schedule.steps[i].deps) {
-        successors[static_cast<std::size_t>(dep)].push_back(static_cast<std::int32_t>(i));
-      }
-    }
-  }
-  const Step& step(std::int32_t i) const { return schedule.steps[static_cast<std::size_t>(i)]; }
-
-  Schedule schedule;
-  std::vector<std::vector<std::int32_t>> successors;
 };
 
 Driver::Driver(compute::Backend& backend, const comm::Communicator& world, const ModelShape& shape,
@@ -91,20 +67,43 @@ Driver::Driver(compute::Backend& backend, const comm::Communicator& world, const
       shape_(shape),
       placement_(placement),
       options_(options),
-      timeline_(timeline),
-      experts_per_peer_(std::max(1, placement.most_experts_on_a_rank())) {
+      timeline_(timeline) {
   // Linux adds 50 us to every sleep unless told otherwise, more than the sleeps of back_off().
   constexpr unsigned long timer_slack_ns = 1000;
   prctl(PR_SET_TIMERSLACK, timer_slack_ns, 0, 0, 0);
-  std::size_t most_steps = 0;
+  make_schedules();
+  traffic_.bytes_to.resize(static_cast<std::size_t>(world_.size()));
+  traffic_.tokens_of_expert.resize(
+      static_cast<std::size_t>(shape_.num_layers * std::max(1, shape_.num_experts)));
+  const RowsSetup rows{&world_,
+                       &placement_,
+                       shape_.num_experts,
+                       options_.row_bytes,
+                       options_.transport,
+                       backend_.device_memory(),
+                       &traffic_};
+  std::size_t most_requests = 0;
+  for (int c = 0; c < options_.num_chunks; ++c) {
+    ChunkState& state = *chunks_.emplace_back(std::make_unique<ChunkState>(backend_, options_));
+    state.moves =
+        options_.moves ? options_.moves(*state.chunk, c) : moves_over_mpi(rows, *state.chunk);
+    most_requests += state.moves->most_requests();
+  }
+  const std::size_t most_steps = passes_.back().schedule().steps.size();
+  running_compute_.reserve(max_queued(backend_) + 1);
+  running_exchange_.reserve(most_steps);
+  poller_.reserve(chunks_.size(), most_requests);
+}
+
+Driver::~Driver() = default;
+
+void Driver::make_schedules() {
   std::uint64_t hash = 0;
   for (int n = 1; n <= options_.num_chunks; ++n) {
-    compiled_.emplace_back(options_.overlap ? overlapped_schedule(shape_, n)
-                                            : serial_schedule(shape_, n));
-    const Schedule& built = compiled_.back().schedule;
+    Schedule built = options_.overlap ? overlapped_schedule(shape_, n) : serial_schedule(shape_, n);
     verify(built, shape_);
     hash = hash * 31 + built.hash();
-    most_steps = std::max(most_steps, built.steps.size());
+    passes_.emplace_back(std::move(built));
   }
   const auto hashes = world_.allgather(hash);
   const auto other =
@@ -114,29 +113,19 @@ Driver::Driver(compute::Backend& backend, const comm::Communicator& world, const
       "rank {} built another schedule than rank 0 (their options or programs differ); start all "
       "ranks with the same command",
       other - hashes.begin());
-  for (int c = 0; c < options_.num_chunks; ++c) {
-    chunks_.push_back(std::make_unique<ChunkState>(backend_, world_, options_, experts_per_peer_));
-  }
-  traffic_.bytes_to.resize(static_cast<std::size_t>(world_.size()));
-  traffic_.tokens_of_expert.resize(
-      static_cast<std::size_t>(shape_.num_layers * std::max(1, shape_.num_experts)));
-  pending_.reserve(most_steps);
-  ready_compute_.reserve(most_steps);
-  ready_exchange_.reserve(most_steps);
-  running_compute_.reserve(max_queued(backend_) + 1);
-  running_exchange_.reserve(most_steps);
-  poller_.reserve(chunks_.size(), chunks_.size() * chunks_.front()->exchange.most_requests());
 }
 
-Driver::~Driver() = default;
-
 const Schedule& Driver::schedule(int num_chunks) const {
-  return compiled_[static_cast<std::size_t>(num_chunks - 1)].schedule;
+  return passes_[static_cast<std::size_t>(num_chunks - 1)].schedule();
+}
+
+Driver::ChunkState& Driver::chunk_of(const Step& step) {
+  return *chunks_[static_cast<std::size_t>(step.chunk)];
 }
 
 void Driver::run_step(Batcher& batch) {
   prepare(batch);
-  while (completed_ < current_->schedule.steps.size()) {
+  while (!steps_->all_completed()) {
     launch();
     if (!running_exchange_.empty()) backend_.start();
     if (poll()) {
@@ -150,60 +139,33 @@ void Driver::run_step(Batcher& batch) {
 
 void Driver::prepare(Batcher& batch) {
   batch_ = &batch;
-  current_ = &compiled_[static_cast<std::size_t>(batch.num_chunks() - 1)];
-  const auto& steps = current_->schedule.steps;
-  pending_.assign(steps.size(), 0);
-  for (std::size_t i = 0; i < steps.size(); ++i) {
-    pending_[i] = static_cast<std::int32_t>(steps[i].deps.size());
-    if (pending_[i] == 0) ready_compute_.push_back(static_cast<std::int32_t>(i));
-  }
-  std::make_heap(ready_compute_.begin(), ready_compute_.end(), std::greater<>());
+  steps_ = &passes_[static_cast<std::size_t>(batch.num_chunks() - 1)];
+  steps_->begin();
   for (int c = 0; c < batch.num_chunks(); ++c) {
     ChunkState& state = *chunks_[static_cast<std::size_t>(c)];
     state.batch = &batch.chunk(c);
     state.chunk->tokens = state.batch->tokens;
     state.chunk->segments = state.batch->segments;
   }
-  completed_ = 0;
   idle_polls_ = 0;
 }
 
 void Driver::launch() {
-  for (const auto step : ready_exchange_) {
-    post_exchange(step);
-    running_exchange_.push_back({step, 0, 0, now_seconds()});
+  for (const auto index : steps_->take_messages()) {
+    const Step& step = steps_->step(index);
+    chunk_of(step).moves->post(step);
+    running_exchange_.push_back({index, 0, 0, now_seconds()});
   }
-  ready_exchange_.clear();
-  const std::size_t most = max_queued(backend_);
-  while (!ready_compute_.empty() && running_compute_.size() < most) {
-    std::pop_heap(ready_compute_.begin(), ready_compute_.end(), std::greater<>());
-    const auto step = ready_compute_.back();
-    ready_compute_.pop_back();
-    running_compute_.push_back(launch_compute(step));
-    release(step, /*launched_only=*/true);
-  }
-}
-
-/// Marks what waited for `step`. The queue keeps its order, so arithmetic may follow arithmetic as
-/// soon as that is enqueued; exchanges wait until it is done.
-void Driver::release(std::int32_t step, bool launched_only) {
-  const bool is_compute = !is_exchange(current_->step(step).kind);
-  for (const auto next : current_->successors[static_cast<std::size_t>(step)]) {
-    const bool next_is_compute = !is_exchange(current_->step(next).kind);
-    if (is_compute && (next_is_compute != launched_only)) continue;
-    if (--pending_[static_cast<std::size_t>(next)] > 0) continue;
-    if (next_is_compute) {
-      ready_compute_.push_back(next);
-      std::push_heap(ready_compute_.begin(), ready_compute_.end(), std::greater<>());
-    } else {
-      ready_exchange_.push_back(next);
-    }
+  for (;;) {
+    const auto index = steps_->next_arithmetic(max_queued(backend_));
+    if (index < 0) break;
+    running_compute_.push_back(launch_compute(index));
   }
 }
 
 Driver::Running Driver::launch_compute(std::int32_t index) {
-  const Step& step = current_->step(index);
-  ChunkState& state = *chunks_[static_cast<std::size_t>(step.chunk)];
+  const Step& step = steps_->step(index);
+  ChunkState& state = chunk_of(step);
   compute::Chunk& chunk = *state.chunk;
   const auto one = [index](compute::Event event) { return Running{index, event, event, 0}; };
   const auto saved = [&](compute::Event event) {
@@ -219,8 +181,7 @@ Driver::Running Driver::launch_compute(std::int32_t index) {
     case StepKind::route:
       return one(backend_.route(chunk, step.layer));
     case StepKind::experts:
-      build_blocks(state);
-      return one(backend_.experts(chunk, step.layer, state.blocks));
+      return one(backend_.experts(chunk, step.layer, state.moves->blocks(step.layer)));
     case StepKind::merge:
       return saved(backend_.merge(chunk, step.layer));
     case StepKind::head:
@@ -256,119 +217,6 @@ compute::Event Driver::launch_head(ChunkState& state) {
   return backend_.sample(*state.chunk, state.rows, state.how, batch.sampled.data());
 }
 
-void Driver::post_exchange(std::int32_t index) {
-  const Step& step = current_->step(index);
-  ChunkState& state = *chunks_[static_cast<std::size_t>(step.chunk)];
-  compute::Chunk& chunk = *state.chunk;
-  if (step.kind == StepKind::counts) {
-    const auto per_peer = static_cast<std::size_t>(experts_per_peer_);
-    const auto to = state.exchange.counts_to();
-    for (std::size_t rank = 0; rank < placement_.experts_of.size(); ++rank) {
-      const auto& experts = placement_.experts_of[rank];
-      for (std::size_t i = 0; i < experts.size(); ++i) {
-        const auto expert = static_cast<std::size_t>(experts[i]);
-        to[rank * per_peer + i] = chunk.expert_counts[expert];
-        traffic_
-            .tokens_of_expert[static_cast<std::size_t>(step.layer * shape_.num_experts) + expert] +=
-            chunk.expert_counts[expert];
-      }
-    }
-    state.exchange.start_counts(chunk.dispatch_send);
-    return;
-  }
-  if (step.kind == StepKind::combine) state.plan.reverse();
-  std::int64_t sent = 0;
-  for (std::size_t peer = 0; peer < traffic_.bytes_to.size(); ++peer) {
-    const auto bytes = static_cast<std::int64_t>(state.plan.send_counts[peer]) *
-                       static_cast<std::int64_t>(options_.row_bytes);
-    traffic_.bytes_to[peer] += bytes;
-    sent += bytes;
-  }
-  traffic_.bytes_sent_at_once = std::max(traffic_.bytes_sent_at_once, sent);
-  if (world_.size() == 1) return;
-  if (step.kind == StepKind::dispatch) {
-    state.pending =
-        state.exchange.dispatch(std::move(state.plan), chunk.dispatch_send, chunk.dispatch_recv);
-  } else {
-    state.pending =
-        state.exchange.start(std::move(state.plan), chunk.combine_send, chunk.combine_recv);
-  }
-}
-
-/// Lets MPI make progress, and looks which exchanges it has completed.
-void Driver::test_exchanges() {
-  poller_.clear();
-  for (const Running& running : running_exchange_) {
-    const Step& step = current_->step(running.step);
-    ChunkState& state = *chunks_[static_cast<std::size_t>(step.chunk)];
-    if (step.kind == StepKind::counts) {
-      state.exchange.poll_counts_with(poller_);
-    } else {
-      state.pending.poll_with(poller_);
-    }
-  }
-  poller_.test();
-}
-
-bool Driver::exchange_done(std::int32_t index) {
-  const Step& step = current_->step(index);
-  ChunkState& state = *chunks_[static_cast<std::size_t>(step.chunk)];
-  if (step.kind == StepKind::counts) {
-    if (!state.exchange.found_counts_done()) return false;
-    state.exchange.plan_rows(state.plan);
-    const std::int64_t rows = state.plan.rows_received();
-    if (backend_.device_memory() != nullptr && rows > state.chunk->receive_capacity) {
-      ++traffic_.receive_growths;
-    }
-    state.chunk->reserve_receive(rows);
-    return true;
-  }
-  if (world_.size() == 1) return true;
-  if (!state.pending.found_done()) return false;
-  state.plan = state.exchange.finish(std::move(state.pending));
-  return true;
-}
-
-/// Lists the rows of each local expert, rank by rank, where they lie; own rows never moved.
-void Driver::build_blocks(ChunkState& state) {
-  const auto per_peer = static_cast<std::size_t>(experts_per_peer_);
-  const auto own = static_cast<std::size_t>(world_.rank());
-  const auto to = state.exchange.counts_to();
-  const auto from = state.exchange.counts_from();
-  compute::Chunk& chunk = *state.chunk;
-  state.blocks.clear();
-  const auto row = [this](const void* base, std::int64_t index) {
-    return static_cast<const std::byte*>(base) +
-           static_cast<std::size_t>(index) * options_.row_bytes;
-  };
-  const auto row_out = [&row](void* base, std::int64_t index) {
-    return const_cast<std::byte*>(row(base, index));
-  };
-  const std::size_t num_local = placement_.experts_of[own].size();
-  for (std::size_t expert = 0; expert < num_local; ++expert) {
-    for (std::size_t peer = 0; peer < placement_.experts_of.size(); ++peer) {
-      const auto counts = peer == own ? std::span<const std::int32_t>(to) : from;
-      const auto* first = counts.data() + peer * per_peer;
-      if (first[expert] == 0) continue;
-      const std::int64_t before = std::accumulate(first, first + expert, std::int64_t{0});
-      compute::RowBlock block;
-      block.local_expert = static_cast<std::int32_t>(expert);
-      block.num_rows = first[expert];
-      if (peer == own) {
-        const std::int64_t at = state.plan.send_offsets[peer] + before;
-        block.in = row(chunk.dispatch_send, at);
-        block.out = row_out(chunk.combine_recv, at);
-      } else {
-        const std::int64_t at = state.plan.recv_offsets[peer] + before;
-        block.in = row(chunk.dispatch_recv, at);
-        block.out = row_out(chunk.combine_send, at);
-      }
-      traffic_.rows_computed += block.num_rows;
-      state.blocks.push_back(block);
-    }
-  }
-}
-
 void Driver::record_intervals(const Running& running) {
   const auto step = static_cast<std::size_t>(running.step);
   if (backend_.in_order()) {
@@ -385,6 +233,11 @@ void Driver::record_intervals(const Running& running) {
 }
 
 bool Driver::poll() {
+  const bool computed = poll_compute();
+  return poll_exchanges() || computed;
+}
+
+bool Driver::poll_compute() {
   bool progress = false;
   for (std::size_t i = 0; i < running_compute_.size();) {
     const Running running = running_compute_[i];
@@ -395,21 +248,31 @@ bool Driver::poll() {
     }
     record_intervals(running);
     running_compute_.erase(running_compute_.begin() + static_cast<std::ptrdiff_t>(i));
-    release(running.step, /*launched_only=*/false);
-    ++completed_;
+    steps_->completed(running.step);
     progress = true;
   }
-  test_exchanges();
+  return progress;
+}
+
+/// Lets MPI make progress, by one call for all exchanges, and looks which it has completed.
+bool Driver::poll_exchanges() {
+  poller_.clear();
+  for (const Running& running : running_exchange_) {
+    const Step& step = steps_->step(running.step);
+    chunk_of(step).moves->poll_with(step, poller_);
+  }
+  poller_.test();
+  bool progress = false;
   for (std::size_t i = 0; i < running_exchange_.size();) {
     const Running running = running_exchange_[i];
-    if (!exchange_done(running.step)) {
+    const Step& step = steps_->step(running.step);
+    if (!chunk_of(step).moves->done(step)) {
       ++i;
       continue;
     }
     timeline_.exchanged(static_cast<std::size_t>(running.step), running.posted, now_seconds());
     running_exchange_.erase(running_exchange_.begin() + static_cast<std::ptrdiff_t>(i));
-    release(running.step, /*launched_only=*/false);
-    ++completed_;
+    steps_->completed(running.step);
     progress = true;
   }
   return progress;
@@ -446,25 +309,27 @@ void Driver::say_where() {
   const bool computing = !running_compute_.empty();
   if (!computing && running_exchange_.empty()) return;
   const auto& running = computing ? running_compute_ : running_exchange_;
-  const Step& first = current_->step(running.front().step);
+  const Step& first = steps_->step(running.front().step);
   comm::watched::at(name_of(first.kind).data(), first.layer, first.chunk,
                     computing ? Activity::stepping : Activity::waiting);
   if (computing || !comm::watched::details_wanted() || idle_polls_ % 256 != 0) return;
-  std::string awaited;
+  comm::watched::tell_details(awaited());
+}
+
+std::string Driver::awaited() {
+  std::string text;
   for (const Running& exchange : running_exchange_) {
-    const Step& step = current_->step(exchange.step);
-    const ChunkState& state = *chunks_[static_cast<std::size_t>(step.chunk)];
-    const comm::Awaited peers =
-        step.kind == StepKind::counts ? state.exchange.awaited_counts() : state.pending.awaited();
+    const Step& step = steps_->step(exchange.step);
+    const comm::Awaited peers = chunk_of(step).moves->awaited(step);
     if (peers.empty()) continue;
-    awaited += fmt::format("{}{}", awaited.empty() ? "" : ", ", step.name());
-    if (!peers.from.empty()) awaited += fmt::format(" from ranks {}", fmt::join(peers.from, " "));
+    text += fmt::format("{}{}", text.empty() ? "" : ", ", step.name());
+    if (!peers.from.empty()) text += fmt::format(" from ranks {}", fmt::join(peers.from, " "));
     if (!peers.to.empty()) {
-      awaited +=
+      text +=
           fmt::format("{} to ranks {}", peers.from.empty() ? "" : " and", fmt::join(peers.to, " "));
     }
   }
-  comm::watched::tell_details(awaited);
+  return text;
 }
 
 }  // namespace atl

@@ -26,7 +26,7 @@
 #include "app/stop.hpp"
 #include "comm/deadline.hpp"
 #include "comm/topology.hpp"
-#include "comm/transport.hpp"
+#include "comm/transports/choice.hpp"
 #include "io/text_file.hpp"
 
 namespace atl {

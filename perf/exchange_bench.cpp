@@ -22,7 +22,8 @@
 #include <numeric>
 #include <thread>
 
-#include "comm/exchange.hpp"
+#include "app/chunk_moves.hpp"
+#include "comm/lane.hpp"
 #include "compute/clock.hpp"
 #include "perf/bench_main.hpp"
 #include "perf/machine.hpp"
@@ -64,25 +65,21 @@ struct Buffers {
         rows(static_cast<int>(bytes / row_bytes)),
         out(bytes * static_cast<std::size_t>(size)),
         in(out.size(), std::byte{0xee}),
-        plan(size) {
+        move(size) {
     for (int peer = 0; peer < size; ++peer) {
       const auto p = static_cast<std::size_t>(peer);
       std::fill_n(out.begin() + static_cast<std::ptrdiff_t>(p * bytes), bytes, mark(rank, peer));
-      plan.send_offsets[p] = plan.recv_offsets[p] = peer * rows;
-      plan.send_counts[p] = plan.recv_counts[p] = peer == rank ? 0 : rows;
+      move.send_offsets[p] = move.recv_offsets[p] = peer * rows;
+      move.send_counts[p] = move.recv_counts[p] = peer == rank ? 0 : rows;
     }
   }
   static std::byte mark(int from, int to) { return static_cast<std::byte>(1 + from * 7 + to * 3); }
 
-  /// `packed`: received shares lie one after another, without a place for the own one.
-  void check(bool packed) {
+  void check() {
     const std::size_t bytes = in.size() / static_cast<std::size_t>(size);
-    for (int peer = 0, at = 0; peer < size; ++peer) {
-      if (peer == rank) {
-        at += packed ? 0 : 1;
-        continue;
-      }
-      const auto first = in.begin() + static_cast<std::ptrdiff_t>(bytes) * at++;
+    for (int peer = 0; peer < size; ++peer) {
+      if (peer == rank) continue;
+      const auto first = in.begin() + static_cast<std::ptrdiff_t>(bytes) * peer;
       require(std::all_of(first, first + static_cast<std::ptrdiff_t>(bytes),
                           [&](std::byte b) { return b == mark(peer, rank); }),
               "what rank {} sent to rank {} arrived altered", peer, rank);
@@ -92,71 +89,67 @@ struct Buffers {
 
   int size, rank, rows;
   std::vector<std::byte> out, in;
-  comm::ExchangePlan plan;
+  comm::RowMove move;
 };
+
+comm::LaneOptions lane_of(comm::TransportKind kind, std::size_t first_message_bytes) {
+  comm::LaneOptions options;
+  options.transport = kind;
+  options.row_bytes = row_bytes;
+  options.first_message_bytes = first_message_bytes;
+  return options;
+}
 
 Method exchange_method(const comm::Communicator& world, comm::TransportKind kind,
                        std::size_t bytes) {
   struct State {
     State(const comm::Communicator& w, comm::TransportKind k, std::size_t b)
-        : buffers(w, b), exchange(w, k, row_bytes, 1) {}
+        : buffers(w, b), lane(w, lane_of(k, 0)) {}
     Buffers buffers;
-    comm::Exchange exchange;
-    comm::PendingExchange pending;
+    comm::Lane lane;
   };
   const auto s = std::make_shared<State>(world, kind, bytes);
-  return {[s] {
-            s->pending = s->exchange.start(std::move(s->buffers.plan), s->buffers.out.data(),
-                                           s->buffers.in.data());
-          },
-          [s] {
-            if (!s->pending.done()) return false;
-            s->buffers.plan = s->exchange.finish(std::move(s->pending));
-            return true;
-          },
-          true, [s] { s->buffers.check(false); }};
+  return {[s] { s->lane.start(s->buffers.move, s->buffers.out.data(), s->buffers.in.data()); },
+          [s] { return s->lane.test(); }, true, [s] { s->buffers.check(); }};
 }
 
 /// As the program does it: counters, and rows once they are there (or with them, where small).
 Method dispatch_method(const comm::Communicator& world, std::size_t bytes) {
   struct State {
     State(const comm::Communicator& w, std::size_t b)
-        : buffers(w, b), exchange(w, comm::TransportKind::ialltoallv, row_bytes, 1, 4000) {
-      std::fill(exchange.counts_to().begin(), exchange.counts_to().end(), buffers.rows);
+        : buffers(w, b), lane(w, lane_of(comm::TransportKind::ialltoallv, first_message_bytes)) {
+      for (int peer = 0; peer < w.size(); ++peer) {
+        lane.counters().to(peer)[0] = buffers.rows;
+      }
     }
     Buffers buffers;
-    comm::Exchange exchange;
-    comm::PendingExchange pending;
+    comm::Lane lane;
     bool counting = false;
   };
   const auto s = std::make_shared<State>(world, bytes);
   return {[s] {
-            s->exchange.start_counts(s->buffers.out.data());
+            s->lane.counters().start(s->buffers.move, s->buffers.out.data());
             s->counting = true;
           },
           [s] {
             if (s->counting) {
-              if (!s->exchange.counts_done()) return false;
+              if (!s->lane.counters().test()) return false;
               s->counting = false;
-              s->exchange.plan_rows(s->buffers.plan);
-              s->pending = s->exchange.dispatch(std::move(s->buffers.plan), s->buffers.out.data(),
-                                                s->buffers.in.data());
+              s->lane.start_told(s->buffers.move, s->buffers.out.data(), s->buffers.in.data());
             }
-            if (!s->pending.done()) return false;
-            s->buffers.plan = s->exchange.finish(std::move(s->pending));
-            return true;
+            return s->lane.test();
           },
-          true, [s] { s->buffers.check(true); }};
+          true, [s] { s->buffers.check(); }};
 }
 
 Method plain_method(const comm::Communicator& world, std::size_t bytes) {
   struct State {
     State(const comm::Communicator& w, std::size_t b) : buffers(w, b), comm(w.duplicate()) {
-      const auto& plan = buffers.plan;
-      for (std::size_t p = 0; p < plan.send_counts.size(); ++p) {
-        const int count = plan.send_counts[p] * static_cast<int>(row_bytes);
+      const auto& move = buffers.move;
+      for (std::size_t p = 0; p < move.send_counts.size(); ++p) {
+        const int count = move.send_counts[p] * static_cast<int>(row_bytes);
         counts.push_back(count);
-        offsets.push_back(plan.send_offsets[p] * static_cast<int>(row_bytes));
+        offsets.push_back(move.send_offsets[p] * static_cast<int>(row_bytes));
       }
     }
     Buffers buffers;
@@ -175,7 +168,7 @@ Method plain_method(const comm::Communicator& world, std::size_t bytes) {
             comm::check(MPI_Wait(&s->request, MPI_STATUS_IGNORE), "MPI_Wait");
             return true;
           },
-          false, [s] { s->buffers.check(false); }};
+          false, [s] { s->buffers.check(); }};
 }
 
 /// Seconds of one exchange with nothing else to do.

@@ -6,8 +6,11 @@
 //   overlapped     the step as the program runs it
 //   serial         the step with --no-overlap
 //
-// and from these (compute + communication - overlapped) / min(compute, communication). Times are
-// the slowest rank's. Prints a line, and writes everything as JSON with --json.
+// and from these (compute + communication - overlapped) / min(compute, communication). All four are
+// the program's driver: without messages (perf/step_rows.hpp), without arithmetic
+// (perf/paced_backend.hpp), or whole. With --paced arithmetic is a timer everywhere, dilated until
+// the cores are not too busy to be told apart. Times are the slowest rank's. Prints a line, and
+// writes everything as JSON with --json.
 //
 //   mpirun -n 4 --oversubscribe build/cpu/perf/layers_bench --skew log-normal --chunks 4
 //   mpirun -n 2 build/cpu/perf/layers_bench --tiny        seconds, for the tests
@@ -16,21 +19,22 @@
 
 #include <fmt/format.h>
 
-#include <CLI/CLI.hpp>
 #include <list>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
-#include <sstream>
 
 #include "app/build_info.hpp"
 #include "app/driver.hpp"
 #include "app/model.hpp"
-#include "comm/transport.hpp"
+#include "comm/deadline.hpp"
+#include "comm/transports/choice.hpp"
 #include "io/text_file.hpp"
-#include "perf/layers_alone.hpp"
 #include "perf/layers_model.hpp"
+#include "perf/layers_options.hpp"
 #include "perf/machine.hpp"
+#include "perf/paced_backend.hpp"
+#include "perf/step_rows.hpp"
 
 namespace atl::perf {
 namespace {
@@ -70,27 +74,27 @@ class LayersBench {
     batch_.page_tokens = page_tokens;
     batch_.num_pages = backend.num_pages;
     backend.max_chunk_tokens = options.tokens;
-    backend_ = compute::make_cpu_backend(backend);
-    model_.load(*backend_, own_experts());
-    overlapped_.emplace(*this, true, 0);
-    serial_.emplace(*this, false, 0);
-    Batcher batch = next_batch();
-    rows_.emplace(world_, model_, batch);
-    compute_.emplace(*backend_, world_, model_, placement_, *rows_);
-    communication_.emplace(world_, transport_, model_, placement_, *rows_, first_message_bytes);
+    backend.num_chunks = options.chunks;
+    backend_options_ = backend;
+    rows_.emplace(world_, model_, *std::make_unique<Batcher>(next_batch()));
+    silent_ = std::make_unique<PacedBackend>(backend, *rows_, world_.rank());
+    auto real = compute::make_cpu_backend(backend);
+    model_.load(*real, own_experts());
+    backend_ = std::move(real);
+    if (options.paced) pace_arithmetic();
+    start_again();
   }
 
   void measure() {
     check();
     for (int i = -options_.warm_up; i < options_.repetitions; ++i) {
       const std::array<Measured, 4> measured = {
-          measure_one([&] { return compute_alone(); }),
-          measure_one([&] { return communication_->run(); }),
+          measure_one([&] { return step(*compute_).seconds; }),
+          measure_one([&] { return step(*communication_).seconds; }),
           measure_one([&] { return step(*overlapped_).seconds; }),
           measure_one([&] { return step(*serial_).seconds; })};
       if (i < 0) {
-        overlapped_.emplace(*this, true, 0);  // forgets what warming up counted
-        serial_.emplace(*this, false, 0);
+        start_again();  // forgets what warming up counted
         continue;
       }
       for (std::size_t kind = 0; kind < 4; ++kind) {
@@ -131,7 +135,7 @@ class LayersBench {
 
   /// One more step, with every event; on rank 0 written to `path`.
   void write_trace(const std::string& path) {
-    Runner traced(*this, true, 100000);
+    Runner traced(*this, *backend_, true, 100000);
     step(traced);  // touches its memory
     const std::size_t before = traced.timeline.trace().size();
     step(traced);
@@ -166,6 +170,11 @@ class LayersBench {
                         {"chunks", rows_->num_chunks()},
                         {"skew", options_.skew},
                         {"repetitions", options_.repetitions}};
+    if (options_.paced) {
+      result["pace"] = {{"seconds_per_token", pace_.per_token},
+                        {"seconds_per_expert_row", pace_.per_expert_row},
+                        {"dilation", dilation_}};
+    }
     constexpr std::array<const char*, 4> names = {"compute", "communication", "overlapped",
                                                   "serial"};
     for (std::size_t kind = 0; kind < 4; ++kind) {
@@ -188,15 +197,56 @@ class LayersBench {
  private:
   /// A driver with its own schedule and timeline.
   struct Runner {
-    Runner(LayersBench& bench, bool overlap, std::size_t trace_events)
+    Runner(LayersBench& bench, compute::Backend& backend, bool overlap, std::size_t trace_events,
+           bool messages = true)
         : timeline(bench.world_.size(), bench.clock_offset_, trace_events),
-          driver(*bench.backend_, bench.world_, bench.model_.shape(), bench.placement_,
-                 bench.driver_options(overlap), timeline) {}
+          driver(backend, bench.world_, bench.model_.shape(), bench.placement_,
+                 bench.driver_options(overlap, messages), timeline) {}
     Timeline timeline;
     Driver driver;
   };
 
-  DriverOptions driver_options(bool overlap) const {
+  void start_again() {
+    overlapped_.emplace(*this, *backend_, true, 0);
+    serial_.emplace(*this, *backend_, false, 0);
+    compute_.emplace(*this, *backend_, true, 0, /*messages=*/false);
+    communication_.emplace(*this, *silent_, true, 0);
+  }
+
+  /// Replaces the arithmetic by a timer that takes as long, and longer where the cores are so busy
+  /// with messages that ranks still take time from each other.
+  void pace_arithmetic() {
+    double seconds = 0;
+    {
+      Runner real(*this, *backend_, true, 0, /*messages=*/false);
+      step(real);  // touches its memory
+      seconds = slowest(step(real).seconds);
+    }
+    const Pace flops = flops_of(model_.shape());
+    const double most =
+        over_ranks(world_,
+                   flops.per_token * options_.tokens * options_.layers +
+                       flops.per_expert_row *
+                           static_cast<double>(rows_->computed_by(world_.rank(), placement_)),
+                   Reduce::max);
+    auto paced = std::make_unique<PacedBackend>(backend_options_, *rows_, world_.rank());
+    PacedBackend& timer = *paced;
+    backend_ = std::move(paced);
+    constexpr double most_busy = 0.6;
+    for (int tries = 0; tries < 8; ++tries) {
+      const double per_flop = seconds / most * dilation_;
+      pace_ = {flops.per_token * per_flop, flops.per_expert_row * per_flop};
+      timer.set_pace(pace_);
+      Runner runner(*this, timer, true, 0);
+      step(runner);
+      const double busy = over_ranks(
+          world_, measure_one([&] { return step(runner).seconds; }).cores_busy, Reduce::max);
+      if (busy <= most_busy) return;
+      dilation_ *= 1.2 * busy / most_busy;
+    }
+  }
+
+  DriverOptions driver_options(bool overlap, bool messages) const {
     DriverOptions driver;
     driver.num_chunks = options_.chunks;
     driver.overlap = overlap;
@@ -205,6 +255,12 @@ class LayersBench {
     driver.row_bytes = static_cast<std::size_t>(options_.hidden) * 2;
     driver.max_head_rows = batch_.max_sequences;
     driver.max_chunk_tokens = options_.tokens;
+    if (!messages) {
+      driver.moves = [this](compute::Chunk& chunk, int index) {
+        return std::make_unique<NoMessages>(*rows_, model_, placement_, world_.rank(), chunk,
+                                            index);
+      };
+    }
     return driver;
   }
 
@@ -227,13 +283,6 @@ class LayersBench {
     require(batch.next_step(loads_), "there is no token to process; raise --tokens");
     world_.barrier();
     return batch;
-  }
-
-  double compute_alone() {
-    Batcher batch = next_batch();
-    const double seconds = compute_->run(batch, overlapped_->driver.schedule(batch.num_chunks()));
-    world_.barrier();
-    return seconds;
   }
 
   Outcome step(Runner& runner) {
@@ -276,9 +325,11 @@ class LayersBench {
                 expert, expected);
       }
     }
-    compute_alone();  // touches its memory
-    communication_->run();
-    communication_->check();
+    step(*compute_);  // touches its memory
+    step(*communication_);
+    for (int c = 0; c < rows_->num_chunks(); ++c) {
+      silent_->check(c, rows_->known_to(world_.rank(), options_.layers - 1, c, placement_));
+    }
   }
 
   /// Null where nothing is sent.
@@ -384,66 +435,17 @@ class LayersBench {
   double clock_offset_;
   BatchOptions batch_;
   std::vector<RankLoad> loads_;
-  std::unique_ptr<compute::Backend> backend_;
-  std::optional<Runner> overlapped_, serial_;
+  compute::BackendOptions backend_options_;
   std::optional<StepRows> rows_;
-  std::optional<ComputeAlone> compute_;
-  std::optional<CommunicationAlone> communication_;
+  std::unique_ptr<compute::Backend> backend_;  // the real one, or a timer
+  std::unique_ptr<PacedBackend> silent_;       // no arithmetic at all
+  Pace pace_;
+  double dilation_ = 1;
+  std::optional<Runner> overlapped_, serial_, compute_, communication_;
   // Compute, communication, overlapped, serial.
   std::array<std::vector<double>, 4> times_;
   std::array<std::vector<double>, 4> busy_;  // share of the cores of rank 0's machine
 };
-
-struct Arguments {
-  LayersOptions options;
-  std::string json_file, trace_file, routing_file, shares_cores = "auto";
-  bool tiny = false;
-};
-
-/// Returns the exit code of a wrong or --help command line, or -1.
-int parse(int argc, char** argv, int rank, int num_ranks, Arguments& a) {
-  CLI::App app("MoE layers with a given routing: what overlap is worth");
-  LayersOptions& o = a.options;
-  app.add_option("--layers", o.layers)->check(CLI::Range(1, 1000));
-  app.add_option("--hidden", o.hidden)->check(CLI::Range(64, 65536));
-  app.add_option("--intermediate", o.intermediate)->check(CLI::Range(1, 1 << 20));
-  app.add_option("--experts", o.experts, "0: one per rank")->check(CLI::Range(0, 4096));
-  app.add_option("--top-k", o.top_k)->check(CLI::Range(1, 2));
-  app.add_option("--tokens", o.tokens, "per rank")->check(CLI::Range(1, 1 << 20));
-  app.add_option("--sequence", o.sequence, "tokens of a prompt")->check(CLI::Range(1, 1 << 20));
-  app.add_option("--chunks", o.chunks)->check(CLI::Range(1, 64));
-  app.add_option("--transport", o.transport)
-      ->check(CLI::IsMember({"auto", "ialltoallv", "pairwise"}));
-  app.add_option("--skew", o.skew)->check(CLI::IsMember(skew_names));
-  app.add_option("--sigma", o.sigma, "of log-normal loads")->check(CLI::Range(0.0, 5.0));
-  app.add_option("--hot-share", o.hot_share)->check(CLI::Range(0.0, 1.0));
-  app.add_option("--repetitions", o.repetitions)->check(CLI::Range(1, 60));
-  app.add_option("--warm-up", o.warm_up)->check(CLI::Range(0, 50));
-  app.add_option("--seed", o.seed);
-  app.add_option("--shares-cores", a.shares_cores)->check(CLI::IsMember({"auto", "yes", "no"}));
-  app.add_option("--json", a.json_file, "write everything there");
-  app.add_option("--trace", a.trace_file, "write the events of one overlapped step there");
-  app.add_option("--routing-only", a.routing_file, "write each token's experts there, and end");
-  app.add_flag("--tiny", a.tiny, "small enough for a test");
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::ParseError& error) {
-    std::ostringstream silent;  // one rank prints
-    return (rank == 0 ? app.exit(error) : app.exit(error, silent, silent)) == 0 ? 0 : 2;
-  }
-  if (a.tiny) {
-    o.layers = 2;
-    o.hidden = 64;
-    o.intermediate = 64;
-    o.tokens = 32;
-    o.sequence = 8;
-    o.repetitions = 2;
-  }
-  o.sequence = std::min(o.sequence, o.tokens);
-  o.tokens = o.tokens / o.sequence * o.sequence;
-  if (o.experts == 0) o.experts = std::max(2, num_ranks);
-  return -1;
-}
 
 int run(int argc, char** argv, const comm::Communicator& world, comm::Watchdog& watchdog) {
   watchdog.connect(world);
@@ -466,11 +468,12 @@ int run(int argc, char** argv, const comm::Communicator& world, comm::Watchdog& 
   if (!arguments.trace_file.empty()) bench.write_trace(arguments.trace_file);
   if (world.rank() != 0) return 0;
   fmt::print(
-      "{} ranks, {} chunks, {}, {}: compute {:.2f} ms, communication {:.2f} ms, overlapped {:.2f} "
+      "{} ranks, {} chunks, {}, {}{}: compute {:.2f} ms, communication {:.2f} ms, overlapped "
+      "{:.2f} "
       "ms, serial {:.2f} ms, overlap efficiency {}\n",
       world.size(), report["config"]["chunks"].get<int>(), options.skew,
-      report["transport"].get<std::string>(), bench.median(0) * 1e3, bench.median(1) * 1e3,
-      bench.median(2) * 1e3, bench.median(3) * 1e3,
+      report["transport"].get<std::string>(), options.paced ? ", paced" : "", bench.median(0) * 1e3,
+      bench.median(1) * 1e3, bench.median(2) * 1e3, bench.median(3) * 1e3,
       world.size() > 1
           ? fmt::format("{:.2f}", report["overlap_efficiency"]["of_medians"].get<double>())
           : "-");

@@ -20,30 +20,9 @@
 #include "compute/backend.hpp"
 #include "compute/error.hpp"
 #include "io/requests.hpp"
+#include "perf/layers_options.hpp"
 
 namespace atl::perf {
-
-struct LayersOptions {
-  int layers = 6;
-  int hidden = 512;
-  int intermediate = 512;  ///< hidden width of an expert
-  int experts = 0;         ///< 0: one per rank
-  int top_k = 2;
-  int tokens = 512;    ///< per rank and step
-  int sequence = 128;  ///< tokens of one prompt; 1 is a decode step's shape
-  int chunks = 4;
-  bool shares_cores = false;
-  std::string transport = "auto";
-  std::string skew = "uniform";
-  double sigma = 1;        ///< of the log-normal loads
-  double hot_share = 0.5;  ///< of first choices that go to the hot expert or node
-  int repetitions = 5;
-  int warm_up = 1;
-  int seed = 1;
-};
-
-inline const std::vector<std::string> skew_names = {"uniform", "log-normal", "hot-expert",
-                                                    "hot-node", "rotating"};
 
 class LayersModel {
  public:

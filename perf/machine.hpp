@@ -14,7 +14,7 @@
 #include <vector>
 
 #include "comm/communicator.hpp"
-#include "comm/exchange.hpp"
+#include "comm/lane.hpp"
 #include "comm/topology.hpp"
 #include "compute/clock.hpp"
 #include "compute/cpu_gemm.hpp"
@@ -113,18 +113,20 @@ inline double stream_rate(const comm::Communicator& world, const comm::Topology&
   const auto bytes = static_cast<std::size_t>(rows) * row_bytes;
   std::vector<std::byte> out(bytes, static_cast<std::byte>(world.rank() % 251));
   std::vector<std::byte> in(bytes);
-  comm::Exchange exchange(world, comm::TransportKind::pairwise, row_bytes, 1);
+  comm::LaneOptions options;
+  options.transport = comm::TransportKind::pairwise;
+  options.row_bytes = row_bytes;
+  comm::Lane lane(world, options);
   double best = 0;
   const int from = (world.rank() + size - step) % size;
+  comm::RowMove move(size);
+  move.send_counts[static_cast<std::size_t>((world.rank() + step) % size)] = rows;
+  move.recv_counts[static_cast<std::size_t>(from)] = rows;
   for (int i = 0; i <= tries; ++i) {  // the first warms up
-    comm::ExchangePlan plan(size);
-    plan.send_counts[static_cast<std::size_t>((world.rank() + step) % size)] = rows;
-    plan.recv_counts[static_cast<std::size_t>(from)] = rows;
     world.barrier();
     const double begin = now_seconds();
-    auto pending = exchange.start(std::move(plan), out.data(), in.data());
-    while (!pending.done()) sched_yield();
-    plan = exchange.finish(std::move(pending));
+    lane.start(move, out.data(), in.data());
+    while (!lane.test()) sched_yield();
     const double seconds =
         over_ranks(world, now_seconds() - begin, comm::Communicator::Reduce::max);
     if (i > 0) best = std::max(best, static_cast<double>(bytes) / seconds);

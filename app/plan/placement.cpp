@@ -20,9 +20,11 @@ Placement contiguous_placement(int num_experts, int num_ranks) {
   Placement placement;
   placement.experts_of.resize(static_cast<std::size_t>(num_ranks));
   for (int rank = 0, expert = 0; rank < num_ranks; ++rank) {
+    placement.first_place_of.push_back(expert);
     const int share = num_experts / num_ranks + (rank < num_experts % num_ranks ? 1 : 0);
     for (int i = 0; i < share; ++i, ++expert) {
       placement.send_order.push_back(static_cast<std::int32_t>(placement.rank_of.size()));
+      placement.expert_at.push_back(expert);
       placement.rank_of.push_back(rank);
       placement.experts_of[static_cast<std::size_t>(rank)].push_back(expert);
     }

@@ -14,6 +14,8 @@ struct Placement {
   /// [experts]: position of an expert's rows when a rank's rows are grouped by destination
   /// (experts of rank 0 first, then of rank 1, ...).
   std::vector<std::int32_t> send_order;
+  std::vector<std::int32_t> expert_at;       ///< [experts]: the expert at each such position
+  std::vector<std::int32_t> first_place_of;  ///< [ranks]: position of a rank's first expert
 
   int num_ranks() const { return static_cast<int>(experts_of.size()); }
   int most_experts_on_a_rank() const;

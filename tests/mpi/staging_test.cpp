@@ -9,7 +9,8 @@
 #include <memory>
 #include <vector>
 
-#include "comm/transport.hpp"
+#include "comm/lane.hpp"
+#include "comm/transports/choice.hpp"
 #include "mpi_main.hpp"
 
 namespace atl::comm {
@@ -93,49 +94,53 @@ void there_and_back(TransportKind kind, LateDevice& device) {
   const Communicator world = Communicator::world();
   const int size = world.size();
   const int rank = world.rank();
-  Exchange exchange(world, kind, row_bytes, 1, 0, &device);
+  LaneOptions options;
+  options.transport = kind;
+  options.row_bytes = row_bytes;
+  options.device = &device;
+  Lane lane(world, options);
+  RowMove move(size);
   for (int round = 0; round < 4; ++round) {
     std::vector<std::uint32_t> out;
-    for (int peer = 0; peer < size; ++peer) {
+    for (int peer = 0, sent = 0, received = 0; peer < size; ++peer) {
+      const auto p = static_cast<std::size_t>(peer);
       const int count = share(round, rank, peer);
-      exchange.counts_to()[static_cast<std::size_t>(peer)] = count;
+      move.send_offsets[p] = sent;
+      move.send_counts[p] = peer == rank ? 0 : count;
+      move.recv_offsets[p] = received;
+      move.recv_counts[p] = peer == rank ? 0 : share(round, peer, rank);
+      sent += count;
+      received += move.recv_counts[p];
       for (int row = 0; row < count; ++row) {
         for (std::size_t i = 0; i < row_words; ++i) out.push_back(word(rank, peer, row, i));
       }
     }
-    exchange.start_counts(out.data());
-    while (!exchange.counts_done()) {
+    Rows in(move.rows_received());
+    lane.start(move, out.data(), in.words.data());
+    while (!lane.test()) {
     }
-    ExchangePlan plan(size);
-    exchange.plan_rows(plan);
-    Rows in(plan.rows_received());
-    auto pending = exchange.dispatch(std::move(plan), out.data(), in.words.data());
-    while (!pending.done()) {
-    }
-    EXPECT_TRUE(pending.awaited().empty());
-    plan = exchange.finish(std::move(pending));
+    EXPECT_TRUE(lane.awaited().empty());
     for (int peer = 0; peer < size; ++peer) {
       const auto p = static_cast<std::size_t>(peer);
-      ASSERT_EQ(plan.recv_counts[p], peer == rank ? 0 : share(round, peer, rank));
-      for (int row = 0; row < plan.recv_counts[p]; ++row) {
-        const auto at = static_cast<std::size_t>(plan.recv_offsets[p] + row) * row_words;
+      for (int row = 0; row < move.recv_counts[p]; ++row) {
+        const auto at = static_cast<std::size_t>(move.recv_offsets[p] + row) * row_words;
         for (std::size_t i = 0; i < row_words; ++i) {
           ASSERT_EQ(in.words[at + i], word(peer, rank, row, i)) << name_of(kind) << " " << round;
         }
       }
     }
-    plan.reverse();
-    const auto own = static_cast<std::size_t>(plan.recv_offsets[static_cast<std::size_t>(rank)]);
+    move.reverse();
+    const auto own = static_cast<std::size_t>(move.recv_offsets[static_cast<std::size_t>(rank)]);
     const auto own_rows = static_cast<std::size_t>(share(round, rank, rank));
     std::vector<std::uint32_t> back(out.size());
-    auto returning = exchange.start(std::move(plan), in.words.data(), back.data());
-    while (!returning.done()) {
+    lane.start(move, in.words.data(), back.data());
+    while (!lane.test()) {
     }
-    plan = exchange.finish(std::move(returning));
     for (std::size_t i = 0; i < out.size(); ++i) {
       const bool is_own = i / row_words >= own && i / row_words < own + own_rows;
       ASSERT_EQ(back[i], is_own ? 0 : out[i]) << name_of(kind) << ", round " << round;
     }
+    move.reverse();
   }
 }
 

@@ -1,4 +1,4 @@
-#include "comm/transport.hpp"
+#include "comm/transports/choice.hpp"
 
 #include <mpi-ext.h>
 #include <mpi.h>
@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "comm/deadline.hpp"
+#include "comm/lane.hpp"
 
 namespace atl::comm {
 
@@ -92,20 +93,20 @@ class CanaryBuffer {
   compute::DeviceMemory::Bytes on_device_, pinned_;
 };
 
-ExchangePlan canary_plan(int rank, int size) {
-  ExchangePlan plan(size);
+RowMove canary_move(int rank, int size) {
+  RowMove move(size);
   int sent = 0;
   int received = 0;
   for (int peer = 0; peer < size; ++peer) {
     const auto p = static_cast<std::size_t>(peer);
-    plan.send_counts[p] = canary_rows(rank, peer);
-    plan.recv_counts[p] = canary_rows(peer, rank);
-    plan.send_offsets[p] = sent;
-    plan.recv_offsets[p] = received;
-    sent += plan.send_counts[p];
-    received += plan.recv_counts[p];
+    move.send_counts[p] = canary_rows(rank, peer);
+    move.recv_counts[p] = canary_rows(peer, rank);
+    move.send_offsets[p] = sent;
+    move.recv_offsets[p] = received;
+    sent += move.send_counts[p];
+    received += move.recv_counts[p];
   }
-  return plan;
+  return move;
 }
 
 /// Calls visit(peer, row, index of the row's first word) for every row of one direction.
@@ -120,28 +121,29 @@ void for_each_row(const std::vector<int>& counts, const std::vector<int>& offset
 
 bool canary_ok(const Communicator& parent, TransportKind kind, compute::DeviceMemory* device) {
   const int rank = parent.rank();
-  Exchange exchange(parent, kind, canary_words * sizeof(std::uint32_t), 1, 0, device);
-  ExchangePlan plan = canary_plan(rank, parent.size());
-  std::int64_t sent = 0;
-  for (const int rows : plan.send_counts) sent += rows;
-  Words out(static_cast<std::size_t>(sent) * canary_words + 1);
-  Words in(static_cast<std::size_t>(plan.rows_received()) * canary_words + 1, untouched);
-  for_each_row(plan.send_counts, plan.send_offsets, [&](int peer, int row, std::size_t first) {
+  LaneOptions options;
+  options.transport = kind;
+  options.row_bytes = canary_words * sizeof(std::uint32_t);
+  options.device = device;
+  Lane lane(parent, options);
+  const RowMove move = canary_move(rank, parent.size());
+  Words out(static_cast<std::size_t>(move.rows_sent()) * canary_words + 1);
+  Words in(static_cast<std::size_t>(move.rows_received()) * canary_words + 1, untouched);
+  for_each_row(move.send_counts, move.send_offsets, [&](int peer, int row, std::size_t first) {
     for (std::size_t i = 0; i < canary_words; ++i) out[first + i] = canary_word(rank, peer, row, i);
   });
   CanaryBuffer send(device, out);
   CanaryBuffer receive(device, in);
-  auto pending = exchange.start(std::move(plan), send.data(), receive.data());
+  lane.start(move, send.data(), receive.data());
   const Waiting waiting("the transport's test");
   const auto deadline = std::chrono::steady_clock::now() + canary_patience;
-  while (!pending.done()) {
+  while (!lane.test()) {
     if (std::chrono::steady_clock::now() > deadline) return false;
     std::this_thread::sleep_for(nap);
   }
-  plan = exchange.finish(std::move(pending));
   receive.fetch();
   bool right = in.back() == untouched;
-  for_each_row(plan.recv_counts, plan.recv_offsets, [&](int peer, int row, std::size_t first) {
+  for_each_row(move.recv_counts, move.recv_offsets, [&](int peer, int row, std::size_t first) {
     for (std::size_t i = 0; i < canary_words; ++i) {
       right &= in[first + i] == canary_word(peer, rank, row, i);
     }
@@ -169,7 +171,7 @@ bool mpi_claims_device_memory() {
 bool canary(const Communicator& parent, TransportKind kind, compute::DeviceMemory* device) {
   bool right = false;
   try {
-    if (device != nullptr && !is_staged(kind)) {
+    if (device != nullptr && !info_of(kind).staged) {
       const CrashMessage message;
       right = canary_ok(parent, kind, device);
     } else {
@@ -185,24 +187,23 @@ TransportKind choose_transport(const Communicator& parent, std::string_view want
                                compute::DeviceMemory* device) {
   const bool on_device = device != nullptr;
   const bool direct = !on_device || everywhere(parent, mpi_claims_device_memory());
-  for (const auto kind :
-       {TransportKind::ialltoallv, TransportKind::pairwise, TransportKind::pairwise_staged}) {
-    if (wanted != "auto" && wanted != name_of(kind)) continue;
-    if (is_staged(kind) && !on_device) {
+  for (const TransportInfo& transport : transports()) {
+    if (wanted != "auto" && wanted != transport.name) continue;
+    if (transport.staged && !on_device) {
       if (wanted == "auto") continue;
       fail(
           "transport '{}' stages device memory, and here rows are in host memory; use --transport "
           "ialltoallv or pairwise",
           wanted);
     }
-    if (!is_staged(kind) && !direct) {
+    if (!transport.staged && !direct) {
       if (wanted == "auto") continue;
       fail(
           "transport '{}' cannot move device memory here ({} says that it is not CUDA-aware); use "
           "--transport pairwise-staged, or an MPI library with CUDA (jobs/build-openmpi-cuda.sh)",
           wanted, Environment::library());
     }
-    if (canary(parent, kind, device)) return kind;
+    if (canary(parent, transport.kind, device)) return transport.kind;
   }
   fail(
       "transport '{}' does not work here (a test exchange between all ranks lost or altered rows, "

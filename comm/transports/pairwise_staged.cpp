@@ -1,8 +1,12 @@
-#include "comm/staging.hpp"
+// Rows of device memory that travel through pinned host memory, in pieces: while one piece is with
+// MPI, the next is copied from the device and the last one to it. The pinned memory is bounded,
+// whatever the move.
 
 #include <algorithm>
+#include <deque>
 
-#include "comm/exchange.hpp"
+#include "comm/transports/transport.hpp"
+#include "compute/error.hpp"
 
 namespace atl::comm {
 
@@ -11,6 +15,8 @@ namespace {
 using compute::DeviceMemory;
 
 constexpr int staged_tag = 3;
+constexpr std::size_t pinned_bytes = std::size_t{16}
+                                     << 20;  // in each direction, at most about this
 
 std::byte* row_of(void* base, std::int64_t row, std::size_t row_bytes) {
   return static_cast<std::byte*>(base) + static_cast<std::size_t>(row) * row_bytes;
@@ -53,39 +59,44 @@ class PieceRing {
   std::deque<std::size_t> sizes_;
 };
 
-class PairwiseStaging final : public Staging {
+class PairwiseStaged final : public Transport {
  public:
-  explicit PairwiseStaging(const StagingSetup& setup)
+  explicit PairwiseStaged(const TransportSetup& setup)
       : setup_(setup),
         piece_rows_(static_cast<int>(std::max<std::size_t>(1, piece_bytes / setup.row_bytes))),
         sending_(*setup.device, ring_bytes()),
         receiving_(*setup.device, ring_bytes()) {}
 
-  void start(const ExchangePlan& plan, const void* send, void* recv) override {
-    plan_ = &plan;
+  void start(const RowMove& move, const void* send, void* recv) override {
+    move_ = &move;
     send_ = const_cast<void*>(send);
     recv_ = recv;
     next_send_ = next_receive_ = {};
-    skip_empty(next_send_, plan.send_counts, +1);
-    skip_empty(next_receive_, plan.recv_counts, -1);
+    skip_empty(next_send_, move.send_counts, +1);
+    skip_empty(next_receive_, move.recv_counts, -1);
     advance();
   }
 
-  bool advance() override {
+  void poll_with(Poller&) override {
+    if (!done_) advance();
+  }
+  bool done() const override { return done_; }
+
+  Awaited awaited() const override {
+    if (done_) return {};
+    return {peers_of(receives_, next_receive_, move_->recv_counts, -1),
+            peers_of(sends_, next_send_, move_->send_counts, +1)};
+  }
+
+ private:
+  void advance() {
     receive();
     post_receives();  // before the sends: a message finds its place
     post_copies();
     send();
-    return sends_.empty() && receives_.empty() && at_end(next_send_) && at_end(next_receive_);
+    done_ = sends_.empty() && receives_.empty() && at_end(next_send_) && at_end(next_receive_);
   }
 
-  Awaited awaited() const override {
-    if (plan_ == nullptr) return {};
-    return {peers_of(receives_, next_receive_, plan_->recv_counts, -1),
-            peers_of(sends_, next_send_, plan_->send_counts, +1)};
-  }
-
- private:
   static constexpr std::size_t piece_bytes = std::size_t{1} << 20;
   static constexpr std::size_t most_pieces = 64;  // under way in each direction
 
@@ -108,7 +119,7 @@ class PairwiseStaging final : public Staging {
   };
 
   std::size_t ring_bytes() const {
-    return std::max(setup_.pinned_bytes, static_cast<std::size_t>(piece_rows_) * setup_.row_bytes);
+    return std::max(pinned_bytes, static_cast<std::size_t>(piece_rows_) * setup_.row_bytes);
   }
   int peer_of(int step, int direction) const {
     const int size = setup_.comm->size();
@@ -160,7 +171,7 @@ class PairwiseStaging final : public Staging {
 
   void post_copies() {
     Piece piece;
-    while (next_piece(next_send_, plan_->send_counts, plan_->send_offsets, +1, sending_, sends_,
+    while (next_piece(next_send_, move_->send_counts, move_->send_offsets, +1, sending_, sends_,
                       piece)) {
       piece.copy =
           setup_.device->to_host(piece.at, row_of(send_, piece.first_row, setup_.row_bytes),
@@ -189,7 +200,7 @@ class PairwiseStaging final : public Staging {
 
   void post_receives() {
     Piece piece;
-    while (next_piece(next_receive_, plan_->recv_counts, plan_->recv_offsets, -1, receiving_,
+    while (next_piece(next_receive_, move_->recv_counts, move_->recv_offsets, -1, receiving_,
                       receives_, piece)) {
       receives_.push_back(piece);
       check(MPI_Irecv(piece.at, piece.rows, setup_.row_type, piece.peer, staged_tag,
@@ -224,10 +235,11 @@ class PairwiseStaging final : public Staging {
     return flag != 0;
   }
 
-  StagingSetup setup_;
+  TransportSetup setup_;
   int piece_rows_;
   PieceRing sending_, receiving_;
-  const ExchangePlan* plan_ = nullptr;
+  const RowMove* move_ = nullptr;
+  bool done_ = true;
   void* send_ = nullptr;
   void* recv_ = nullptr;
   Cursor next_send_, next_receive_;
@@ -236,8 +248,9 @@ class PairwiseStaging final : public Staging {
 
 }  // namespace
 
-std::unique_ptr<Staging> make_pairwise_staging(const StagingSetup& setup) {
-  return std::make_unique<PairwiseStaging>(setup);
+std::unique_ptr<Transport> make_pairwise_staged(const TransportSetup& setup) {
+  require(setup.device != nullptr, "internal: staging without device memory");
+  return std::make_unique<PairwiseStaged>(setup);
 }
 
 }  // namespace atl::comm

@@ -4,7 +4,7 @@
 
 #include <string_view>
 
-#include "comm/exchange.hpp"
+#include "comm/transports/transport.hpp"
 #include "compute/device_memory.hpp"
 
 namespace atl::comm {

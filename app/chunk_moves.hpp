@@ -1,0 +1,62 @@
+#pragma once
+// One chunk's rows between ranks: executes the message steps of a schedule.
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "app/plan/placement.hpp"
+#include "app/plan/schedule.hpp"
+#include "comm/lane.hpp"
+#include "compute/backend.hpp"
+
+namespace atl {
+
+/// Rows go with their counters up to this size: MPI libraries send so much at once, without asking
+/// the receiver first, and a token of a decode step arrives one message earlier.
+inline constexpr std::size_t first_message_bytes = 4000;
+
+/// Counted over the whole run on this rank.
+struct Traffic {
+  std::vector<std::int64_t> bytes_to;          ///< [ranks], token rows sent
+  std::vector<std::int64_t> tokens_of_expert;  ///< [layers * experts], rows this rank sent there
+  std::int64_t rows_computed = 0;              ///< expert rows computed on this rank
+  std::int64_t bytes_sent_at_once = 0;         ///< largest single exchange
+  std::int64_t receive_growths = 0;            ///< times that device memory was taken within a step
+};
+
+/// The driver posts a message step once what it needs is there, polls until it is done, and asks
+/// for the blocks when the experts run. Benchmarks have others than the one over MPI.
+class ChunkMoves {
+ public:
+  virtual ~ChunkMoves() = default;
+  virtual void post(const Step& step) = 0;
+  virtual void poll_with(const Step& step, comm::Poller& poller) = 0;
+  /// As the last poll found it; once it is true, what follows in this chunk may begin.
+  virtual bool done(const Step& step) = 0;
+  /// The rows of this rank's experts in `layer`, where they lie. Valid until the next call.
+  virtual std::span<const compute::RowBlock> blocks(int layer) = 0;
+  virtual comm::Awaited awaited(const Step& step) const = 0;
+  /// Requests of MPI under way at the same time, at most.
+  virtual std::size_t most_requests() const = 0;
+};
+
+/// Makes the moves of a chunk. Collective, in the same order on all ranks.
+using MakeChunkMoves = std::function<std::unique_ptr<ChunkMoves>(compute::Chunk& chunk, int index)>;
+
+/// What chunks' rows need to know to travel over MPI.
+struct RowsSetup {
+  const comm::Communicator* world = nullptr;
+  const Placement* placement = nullptr;
+  int num_experts = 0;
+  std::size_t row_bytes = 0;
+  comm::TransportKind transport = comm::TransportKind::ialltoallv;
+  compute::DeviceMemory* device = nullptr;  ///< where rows lie; null: host memory
+  Traffic* traffic = nullptr;
+};
+/// Collective: rows of `chunk` over a lane of its own. All that `setup` points to outlives it.
+std::unique_ptr<ChunkMoves> moves_over_mpi(const RowsSetup& setup, compute::Chunk& chunk);
+
+}  // namespace atl

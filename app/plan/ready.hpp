@@ -1,0 +1,47 @@
+#pragma once
+// Which step of a schedule runs next: the one rule.
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "app/plan/schedule.hpp"
+
+namespace atl {
+
+/// A schedule on its way through one pass. The backend's queue keeps its order, so arithmetic may
+/// be enqueued behind the arithmetic that it waits for; messages wait until that is done. Of the
+/// arithmetic that could be enqueued, the first in the schedule goes first. After construction
+/// nothing allocates.
+class ReadySteps {
+ public:
+  explicit ReadySteps(Schedule schedule);
+
+  const Schedule& schedule() const { return schedule_; }
+  const Step& step(std::int32_t i) const { return schedule_.steps[static_cast<std::size_t>(i)]; }
+
+  /// Begins a pass: nothing has run.
+  void begin();
+  /// Arithmetic to enqueue now, while fewer than `most_queued` steps are under way; -1: none. It
+  /// counts as enqueued.
+  std::int32_t next_arithmetic(std::size_t most_queued);
+  /// Messages to post now, each returned once. Valid until the next call of anything here.
+  std::span<const std::int32_t> take_messages();
+  void completed(std::int32_t step);
+  bool all_completed() const { return num_completed_ == schedule_.steps.size(); }
+
+ private:
+  /// Lets those steps go on that waited for `step`: arithmetic, or messages, or both.
+  void release(std::int32_t step, bool arithmetic, bool messages);
+
+  Schedule schedule_;
+  std::vector<std::vector<std::int32_t>> successors_;  // [steps]
+  std::vector<std::int32_t> unmet_;                    // [steps] dependencies
+  std::vector<std::int32_t> arithmetic_;               // min-heap of steps that may be enqueued
+  std::vector<std::int32_t> messages_, taken_;
+  std::size_t num_enqueued_ = 0;  // arithmetic under way
+  std::size_t num_completed_ = 0;
+};
+
+}  // namespace atl

@@ -1,0 +1,143 @@
+#pragma once
+// How many rows of one pass go where, known from the tokens: what is needed to leave messages out.
+
+#include <algorithm>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "app/batch.hpp"
+#include "app/chunk_moves.hpp"
+#include "app/plan/expert_rows.hpp"
+#include "app/plan/placement.hpp"
+#include "comm/communicator.hpp"
+#include "perf/layers_model.hpp"
+
+namespace atl::perf {
+
+/// How many rows of one pass each rank sends to each expert: [layer][chunk][rank][expert].
+class StepRows {
+ public:
+  /// Collective. `batch` holds this rank's chunks of the pass.
+  StepRows(const comm::Communicator& world, const LayersModel& model, Batcher& batch)
+      : chunks_(batch.num_chunks()), experts_(static_cast<std::size_t>(model.shape().num_experts)) {
+    std::vector<std::int32_t> mine;
+    for (int layer = 0; layer < model.shape().num_layers; ++layer) {
+      for (int chunk = 0; chunk < chunks_; ++chunk) {
+        std::vector<std::int32_t> counts(experts_);
+        model.count_rows(batch.chunk(chunk).tokens, layer, counts);
+        mine.insert(mine.end(), counts.begin(), counts.end());
+      }
+    }
+    const auto all = world.gather_vectors(std::span<const std::int32_t>(mine), 0);
+    std::string text;
+    for (const auto& rank : all) {
+      text.append(reinterpret_cast<const char*>(rank.data()), rank.size() * sizeof(rank[0]));
+    }
+    text = world.broadcast(text, 0);
+    const auto* first = reinterpret_cast<const std::int32_t*>(text.data());
+    rows_.assign(first, first + text.size() / sizeof(std::int32_t));
+    per_rank_ = mine.size();
+  }
+
+  int num_chunks() const { return chunks_; }
+
+  /// [experts]: rows that `from` sends to each.
+  std::span<const std::int32_t> counts(int layer, int chunk, std::size_t from) const {
+    const auto at = static_cast<std::size_t>(layer * chunks_ + chunk) * experts_;
+    return std::span(rows_).subspan(from * per_rank_ + at, experts_);
+  }
+  std::int32_t rows(int layer, int chunk, std::size_t from, int expert) const {
+    return counts(layer, chunk, from)[static_cast<std::size_t>(expert)];
+  }
+
+  /// Rows that `rank` computes in all layers.
+  std::int64_t computed_by(int rank, const Placement& placement) const {
+    std::int64_t sum = 0;
+    for (std::size_t at = 0; at < rows_.size(); ++at) {
+      if (placement.rank_of[at % experts_] == rank) sum += rows_[at];
+    }
+    return sum;
+  }
+
+  /// What `rank` knows of a layer's rows once all have told it.
+  ExpertRows known_to(int rank, int layer, int chunk, const Placement& placement) const {
+    ExpertRows known(placement, rank);
+    std::vector<std::int32_t> told;
+    for (const int expert : placement.expert_at) {
+      told.push_back(rows(layer, chunk, static_cast<std::size_t>(rank), expert));
+    }
+    known.packed(told);
+    for (int from = 0; from < placement.num_ranks(); ++from) {
+      told.clear();
+      for (const int expert : placement.experts_of[static_cast<std::size_t>(rank)]) {
+        told.push_back(rows(layer, chunk, static_cast<std::size_t>(from), expert));
+      }
+      known.heard_from(from, told);
+    }
+    return known;
+  }
+
+ private:
+  int chunks_;
+  std::size_t experts_;
+  std::size_t per_rank_ = 0;
+  std::vector<std::int32_t> rows_;
+};
+
+/// A chunk's messages left out: every one is done at once, and rows that nobody sends have arrived.
+class NoMessages final : public ChunkMoves {
+ public:
+  NoMessages(const StepRows& rows, const LayersModel& model, const Placement& placement, int rank,
+             compute::Chunk& chunk, int index) {
+    const ModelShape& shape = model.shape();
+    if (index >= rows.num_chunks()) return;  // the pass has fewer
+    std::vector<ExpertRows> known;
+    std::int64_t most = 0;
+    for (int layer = 0; layer < shape.num_layers; ++layer) {
+      known.push_back(rows.known_to(rank, layer, index, placement));
+      most = std::max(most, known.back().rows_received());
+    }
+    chunk.reserve_receive(most);
+    fill(shape, chunk.dispatch_recv, most);
+    const auto row_bytes = static_cast<std::int64_t>(shape.hidden) * 2;
+    const auto at = [row_bytes](void* base, std::int64_t row) {
+      return static_cast<std::byte*>(base) + row * row_bytes;
+    };
+    std::vector<ExpertBlock> blocks;
+    for (const ExpertRows& of_layer : known) {
+      of_layer.blocks(blocks);
+      auto& list = blocks_.emplace_back();
+      for (const ExpertBlock& b : blocks) {
+        list.push_back({b.local_expert, b.num_rows,
+                        at(b.own ? chunk.dispatch_send : chunk.dispatch_recv, b.first_row),
+                        at(b.own ? chunk.combine_recv : chunk.combine_send, b.first_row)});
+      }
+    }
+  }
+
+  void post(const Step&) override {}
+  void poll_with(const Step&, comm::Poller&) override {}
+  bool done(const Step&) override { return true; }
+  std::span<const compute::RowBlock> blocks(int layer) override {
+    return blocks_[static_cast<std::size_t>(layer)];
+  }
+  comm::Awaited awaited(const Step&) const override { return {}; }
+  std::size_t most_requests() const override { return 0; }
+
+ private:
+  /// Ones, but zero where the routing codes are.
+  static void fill(const ModelShape& shape, void* rows, std::int64_t count) {
+    constexpr std::uint16_t one = 0x3f80;
+    auto* at = static_cast<std::uint16_t*>(rows);
+    for (std::int64_t r = 0; r < count; ++r, at += shape.hidden) {
+      std::fill_n(at, shape.hidden, one);
+      std::fill_n(at, shape.num_experts, std::uint16_t{0});
+    }
+  }
+
+  std::vector<std::vector<compute::RowBlock>> blocks_;  // [layers]
+};
+
+}  // namespace atl::perf
