@@ -1,10 +1,12 @@
 #include "comm/transports/choice.hpp"
 
+#include <link.h>
 #include <mpi-ext.h>
 #include <mpi.h>
 #include <signal.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <chrono>
 #include <cstring>
@@ -158,7 +160,36 @@ bool everywhere(const Communicator& parent, bool here) {
   return all == 1;
 }
 
+/// Whether MPI's messages go over UCX. Open MPI keeps of its point-to-point layers the chosen one
+/// loaded; where they are built in, UCX being there is all that can be told.
+bool over_ucx() {
+  struct Seen {
+    bool any_layer = false, ucx_layer = false, ucx = false;
+  } seen;
+  dl_iterate_phdr(
+      [](dl_phdr_info* info, std::size_t, void* data) {
+        const std::string_view name = info->dlpi_name;
+        Seen& found = *static_cast<Seen*>(data);
+        found.any_layer |= name.find("mca_pml_") != std::string_view::npos;
+        found.ucx_layer |= name.find("mca_pml_ucx") != std::string_view::npos;
+        found.ucx |= name.find("libucp") != std::string_view::npos;
+        return 0;
+      },
+      &seen);
+  return seen.any_layer ? seen.ucx_layer : seen.ucx;
+}
+
 }  // namespace
+
+std::vector<TransportKind> transports_to_try(bool on_device, bool over_ucx) {
+  std::vector<TransportKind> order;
+  for (const TransportInfo& transport : transports()) order.push_back(transport.kind);
+  if (on_device && !over_ucx) {
+    std::stable_partition(order.begin(), order.end(),
+                          [](TransportKind kind) { return kind == TransportKind::pairwise; });
+  }
+  return order;
+}
 
 bool mpi_claims_device_memory() {
 #if defined(OMPI_HAVE_MPI_EXT_CUDA) && OMPI_HAVE_MPI_EXT_CUDA
@@ -187,7 +218,9 @@ TransportKind choose_transport(const Communicator& parent, std::string_view want
                                compute::DeviceMemory* device) {
   const bool on_device = device != nullptr;
   const bool direct = !on_device || everywhere(parent, mpi_claims_device_memory());
-  for (const TransportInfo& transport : transports()) {
+  for (const TransportKind kind :
+       transports_to_try(on_device, on_device && everywhere(parent, over_ucx()))) {
+    const TransportInfo& transport = info_of(kind);
     if (wanted != "auto" && wanted != transport.name) continue;
     if (transport.staged && !on_device) {
       if (wanted == "auto") continue;
@@ -203,7 +236,7 @@ TransportKind choose_transport(const Communicator& parent, std::string_view want
           "--transport pairwise-staged, or an MPI library with CUDA (jobs/build-openmpi-cuda.sh)",
           wanted, Environment::library());
     }
-    if (canary(parent, transport.kind, device)) return transport.kind;
+    if (canary(parent, kind, device)) return kind;
   }
   fail(
       "transport '{}' does not work here (a test exchange between all ranks lost or altered rows, "

@@ -3,6 +3,7 @@
 // passed over it.
 
 #include <string_view>
+#include <vector>
 
 #include "comm/transports/transport.hpp"
 #include "compute/device_memory.hpp"
@@ -13,6 +14,11 @@ namespace atl::comm {
 /// but one that denies it would crash on a device pointer.
 bool mpi_claims_device_memory();
 
+/// In which order "auto" tries them. In device memory MPI_Ialltoallv comes first over UCX;
+/// elsewhere pairwise does, since Open MPI's documentation takes device pointers in point-to-point
+/// calls only.
+std::vector<TransportKind> transports_to_try(bool on_device, bool over_ucx);
+
 /// Collective: a small exchange with unequal, partly empty shares and checked contents, of rows in
 /// the memory of `device` where one is given. True on all ranks if every row arrived everywhere.
 bool canary(const Communicator& parent, TransportKind kind,
@@ -20,7 +26,7 @@ bool canary(const Communicator& parent, TransportKind kind,
 
 /// Collective: the transport called `wanted`, or with "auto" the first whose canary passes. Rows in
 /// host memory go by ialltoallv or pairwise; rows in the memory of `device` by these where the MPI
-/// library moves device memory, else staged. Throws Error when none works.
+/// library moves device memory (see transports_to_try), else staged. Throws Error when none works.
 TransportKind choose_transport(const Communicator& parent, std::string_view wanted,
                                compute::DeviceMemory* device = nullptr);
 

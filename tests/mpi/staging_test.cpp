@@ -159,6 +159,13 @@ TEST(Staging, DevicePointersGoStraightToMpiWhereItTakesThem) {
   there_and_back(TransportKind::pairwise, device);
 }
 
+TEST(Staging, PairwiseComesFirstForDeviceMemoryThatDoesNotGoOverUcx) {
+  using enum TransportKind;
+  EXPECT_EQ(transports_to_try(true, true), (std::vector{ialltoallv, pairwise, pairwise_staged}));
+  EXPECT_EQ(transports_to_try(true, false), (std::vector{pairwise, ialltoallv, pairwise_staged}));
+  EXPECT_EQ(transports_to_try(false, false), (std::vector{ialltoallv, pairwise, pairwise_staged}));
+}
+
 TEST(Staging, ChoiceIsByCanaryAndName) {
   const Communicator world = Communicator::world();
   LateDevice device;
