@@ -3,20 +3,22 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
+#include <charconv>
+#include <cstdio>
 #include <filesystem>
-#include <fstream>
-#include <functional>
-#include <iterator>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <set>
 #include <utility>
 #include <vector>
 
+#include "app/architectures.hpp"
 #include "app/model.hpp"
 #include "compute/error.hpp"
 #include "io/convert.hpp"
-#include "io/json_depth.hpp"
+#include "io/json_shown.hpp"
+#include "io/json_text.hpp"
 #include "io/model_file.hpp"
 #include "io/safetensors.hpp"
 
@@ -25,213 +27,92 @@ namespace {
 
 namespace fs = std::filesystem;
 using Json = nlohmann::json;
+using Shape = std::vector<std::int64_t>;
 
-/// How one architecture's folder differs from a model file.
-struct Architecture {
-  const char* name;
-  Json qk_norm;                        ///< as in ModelConfig
-  const char* expert_size_key;         ///< the width of an expert
-  std::optional<bool> norm_topk_prob;  ///< set: always so, whatever the configuration says
-  bool can_slide;                      ///< attention follows `sliding_window`
-  const char* moe_block;               ///< name of the MoE block in a layer
-  const char* gate;                    ///< names of an expert's matrices
-  const char* up;
-  const char* down;
-  Json defaults;  ///< of keys that config.json may leave out
+constexpr const char* head_name = "lm_head.weight";
+constexpr const char* embedding_name = "model.embed_tokens.weight";
+constexpr std::size_t max_tensors_named = 8;  // in a warning, or in as many warnings
+
+/// Where a slab of a model file may be in a Hugging Face folder.
+struct Place {
+  std::string name;
+  Shape shape;            ///< of the whole tensor
+  std::int64_t part = 0;  ///< the tensor is cut into `num_parts` along its first dimensions
+  std::int64_t num_parts = 1;
 };
 
-/// Sizes that shape tensors have no defaults here: a folder that leaves them out is incomplete.
-const std::vector<Architecture>& architectures() {
-  static const std::vector<Architecture> list = {
-      {"Qwen3MoeForCausalLM",
-       true,
-       "moe_intermediate_size",
-       std::nullopt,
-       true,
-       "mlp",
-       "gate_proj",
-       "up_proj",
-       "down_proj",
-       {{"num_key_value_heads", 4},
-        {"num_experts_per_tok", 8},
-        {"norm_topk_prob", false},
-        {"hidden_act", "silu"},
-        {"rms_norm_eps", 1e-6},
-        {"rope_theta", 10000.0},
-        {"max_position_embeddings", 32768},
-        {"use_sliding_window", false},
-        {"sliding_window", 4096},
-        {"decoder_sparse_step", 1}}},
-      {"MixtralForCausalLM",
-       false,
-       "intermediate_size",
-       true,
-       true,
-       "block_sparse_moe",
-       "w1",
-       "w3",
-       "w2",
-       {{"num_key_value_heads", 8},
-        {"num_experts_per_tok", 2},
-        {"hidden_act", "silu"},
-        {"rms_norm_eps", 1e-5},
-        {"rope_theta", 1e6},
-        {"max_position_embeddings", 131072},
-        {"eos_token_id", 2}}},
-      {"OlmoeForCausalLM",
-       "whole_row",
-       "intermediate_size",
-       std::nullopt,
-       false,
-       "mlp",
-       "gate_proj",
-       "up_proj",
-       "down_proj",
-       {{"num_experts_per_tok", 8},
-        {"norm_topk_prob", false},
-        {"hidden_act", "silu"},
-        {"rms_norm_eps", 1e-5},
-        {"rope_theta", 10000.0},
-        {"max_position_embeddings", 4096},
-        {"eos_token_id", 50279}}},
-  };
-  return list;
-}
-
-bool has(const Json& json, const char* key) {
-  return json.contains(key) && !json[key].is_null();
-}
-
-const Architecture& architecture_of(const Json& hf) {
-  require(has(hf, "architectures") && hf["architectures"].is_array() &&
-              hf["architectures"].size() == 1 && hf["architectures"][0].is_string(),
-          "key \"architectures\" is {}, must be a list of one name",
-          hf.contains("architectures") ? hf["architectures"].dump() : "missing");
-  const auto name = hf["architectures"][0].get<std::string>();
-  std::vector<std::string> names;
-  for (const Architecture& candidate : architectures()) {
-    if (name == candidate.name) return candidate;
-    names.emplace_back(candidate.name);
-  }
-  fail("architecture {} is not supported; supported are {}", name, fmt::join(names, ", "));
-}
-
-/// Newer folders keep rope_theta in `rope_parameters`; a scaling of type "default" is none.
-void normalise_rope(Json& config) {
-  for (const char* key : {"rope_parameters", "rope_scaling"}) {
-    if (!has(config, key) || !config[key].is_object()) continue;
-    const Json rope = config[key];
-    // The kind of scaling says most, so it is named rather than one of its parameters.
-    for (const char* type : {"rope_type", "type"}) {
-      require(!has(rope, type) || rope[type] == "default",
-              "key \"{}\" has \"{}\": {}, which is not supported; only default is", key, type,
-              rope.value(type, Json()).dump());
-    }
-    for (const auto& [name, value] : rope.items()) {
-      if (name == "rope_theta") {
-        require(!has(config, "rope_theta") || config["rope_theta"] == value,
-                "\"rope_theta\" and {}'s \"rope_theta\" differ; keep one of them", key);
-        config["rope_theta"] = value;
+/// All places where a slab may be, the usual ones first. Experts have a tensor each, or one for all
+/// of a layer, as `transformers` 5 has them in memory: gate_up_proj [experts, 2 width, hidden] with
+/// the gate's rows first, and down_proj [experts, hidden, width]; the block is then `mlp` in every
+/// architecture. A model saved without its head has no `model.` before its names.
+std::vector<Place> places_of(const TensorInfo& target, std::int64_t slab,
+                             const Architecture& architecture) {
+  std::string name = target.path.substr(1);
+  std::replace(name.begin(), name.end(), '/', '.');
+  const std::size_t mlp = name.find(".mlp.");
+  const bool in_block = target.per_expert || name.ends_with(".mlp.gate.weight");
+  std::vector<Place> places;
+  if (!in_block) {
+    places.push_back({name, target.shape});
+  } else {
+    const std::string layer = name.substr(0, mlp);
+    for (const char* block : {architecture.moe_block, "mlp"}) {
+      const std::string prefix = fmt::format("{}.{}.", layer, block);
+      if (!target.per_expert) {
+        places.push_back({prefix + "gate.weight", target.shape});
         continue;
       }
-      const bool harmless = name == "rope_type" || name == "type" || value.is_null() ||
-                            (name == "partial_rotary_factor" && value == 1);
-      require(harmless, "key \"{}\" has \"{}\": {}, which is not supported; only rope_theta is",
-              key, name, value.dump());
-    }
-    config.erase(key);
-  }
-}
-
-/// The layers that have a dense MLP by `mlp_only_layers` and `decoder_sparse_step`.
-void normalise_dense_layers(Json& config) {
-  const Json step = config.value("decoder_sparse_step", Json(1));
-  const Json layers = config.value("num_hidden_layers", Json(0));
-  config.erase("decoder_sparse_step");
-  if (step.is_null() || step == 1) return;
-  require(step.is_number_unsigned() && step.get<std::uint64_t>() > 0,
-          "key \"decoder_sparse_step\" is {}, must be an integer from 1", step.dump());
-  if (!layers.is_number_unsigned() || layers.get<std::uint64_t>() > 4096) return;  // refused later
-  std::set<std::uint64_t> dense;
-  for (std::uint64_t layer = 0; layer < layers.get<std::uint64_t>(); ++layer) {
-    if ((layer + 1) % step.get<std::uint64_t>() != 0) dense.insert(layer);
-  }
-  if (has(config, "mlp_only_layers") && config["mlp_only_layers"].is_array()) {
-    for (const Json& layer : config["mlp_only_layers"]) {
-      if (layer.is_number_unsigned()) dense.insert(layer.get<std::uint64_t>());
+      const Shape& s = target.shape;  // [experts, out, in]
+      const bool down = name.ends_with(".down_proj.weight");
+      const bool gate = name.ends_with(".gate_proj.weight");
+      const char* matrix = down ? architecture.down : gate ? architecture.gate : architecture.up;
+      places.push_back({fmt::format("{}experts.{}.{}.weight", prefix, slab, matrix), {s[1], s[2]}});
+      if (down) {
+        places.push_back({prefix + "experts.down_proj", s, slab, s[0]});
+      } else {
+        places.push_back({prefix + "experts.gate_up_proj",
+                          {s[0], 2 * s[1], s[2]},
+                          2 * slab + (gate ? 0 : 1),
+                          2 * s[0]});
+      }
     }
   }
-  config["mlp_only_layers"] = dense;
-}
-
-/// Drops stop ids that the model cannot produce: the defaults of `transformers` belong to large
-/// vocabularies and stay in the configurations of small ones.
-void normalise_stop_ids(Json& config) {
-  if (!has(config, "eos_token_id") || !has(config, "vocab_size")) return;
-  const Json& ids = config["eos_token_id"];
-  Json kept = Json::array();
-  for (const Json& id : ids.is_array() ? ids : Json::array({ids})) {
-    const bool possible = !id.is_number_integer() || (id >= 0 && id < config["vocab_size"]);
-    if (possible) kept.push_back(id);
+  const std::size_t num_places = places.size();
+  for (std::size_t i = 0; i < num_places; ++i) {
+    if (!places[i].name.starts_with("model.")) continue;
+    places.push_back(places[i]);
+    places.back().name.erase(0, 6);
   }
-  config["eos_token_id"] = kept;
-}
-
-Json convert_config(Json config, const Architecture& architecture) {
-  normalise_rope(config);
-  for (const auto& [key, value] : architecture.defaults.items()) {
-    if (!config.contains(key) || (config[key].is_null() && key != "sliding_window" &&
-                                  key != "eos_token_id" && key != "num_key_value_heads")) {
-      config[key] = value;
-    }
-  }
-  normalise_dense_layers(config);
-  normalise_stop_ids(config);
-  config["qk_norm"] = architecture.qk_norm;
-  if (std::string(architecture.expert_size_key) != "moe_intermediate_size") {
-    require(has(config, architecture.expert_size_key),
-            "the configuration has no key \"{}\"; add it", architecture.expert_size_key);
-    config["moe_intermediate_size"] = config[architecture.expert_size_key];
-    config.erase(architecture.expert_size_key);
-    config.erase("mlp_only_layers");  // these architectures have no dense layers
-  }
-  if (architecture.norm_topk_prob) config["norm_topk_prob"] = *architecture.norm_topk_prob;
-  if (!architecture.can_slide) config.erase("sliding_window");
-  config.erase("first_k_dense_replace");
-  if (config["hidden_act"] == "swish") config["hidden_act"] = "silu";
-  require(config["hidden_act"] == "silu", "key \"hidden_act\" is {}; of {} only silu is supported",
-          config["hidden_act"].dump(), architecture.name);
-  return config;
-}
-
-/// A model file's tensor in a Hugging Face folder: one name, or one for each expert.
-std::string hf_name_of(const std::string& path, const Architecture& architecture,
-                       std::optional<std::int64_t> expert) {
-  std::string name = path.substr(1);
-  std::replace(name.begin(), name.end(), '/', '.');
-  const auto swap = [&](const std::string& from, const std::string& to) {
-    const std::size_t place = name.find(from);
-    if (place != std::string::npos) name.replace(place, from.size(), to);
-  };
-  if (expert) {
-    swap(".gate_proj.", fmt::format(".{}.{}.", *expert, architecture.gate));
-    swap(".up_proj.", fmt::format(".{}.{}.", *expert, architecture.up));
-    swap(".down_proj.", fmt::format(".{}.{}.", *expert, architecture.down));
-  }
-  if (expert || name.ends_with(".mlp.gate.weight")) {
-    swap(".mlp.", fmt::format(".{}.", architecture.moe_block));
-  }
-  return name;
+  return places;
 }
 
 /// Buffers that old checkpoints carry and every implementation computes anew.
 bool is_ignored(const std::string& name) {
-  return name.ends_with(".rotary_emb.inv_freq");
+  return name.find(".rotary_emb.") != std::string::npos;
 }
 
+/// Whether a tensor that no place asks for would belong to what the model computes: to one of its
+/// layers, the embedding, the last norm or the head.
+bool is_of_model(const std::string& name, const io::StoredTensor& tensor, int num_layers) {
+  std::string_view rest = name;
+  if (rest.starts_with("model.")) rest.remove_prefix(6);
+  for (const char* module : {"embed_tokens.", "norm.", "lm_head."}) {
+    if (rest.starts_with(module)) return true;
+  }
+  if (!rest.starts_with("layers.")) return false;
+  int layer = -1;
+  std::from_chars(rest.data() + 7, rest.data() + rest.size(), layer);
+  // Integers are counters and masks: no weight of a module.
+  const bool number = tensor.dtype_name.find('F') != std::string::npos;
+  return layer < num_layers && number;
+}
+
+/// A slab's bytes in the folder: a tensor, or a part of one.
 struct Source {
   std::string name;
-  const io::StoredTensor* tensor = nullptr;
+  io::StoredTensor part;
+  Shape shape;               ///< of the whole tensor
+  std::int64_t element = 0;  ///< of the whole tensor, at which the part begins
 };
 
 /// One model file tensor and where its slabs come from.
@@ -240,11 +121,25 @@ struct Import {
   std::vector<Source> slabs;
 };
 
+/// Reads a part of a tensor and converts it.
+void read_as(const io::Safetensors& stored, const std::string& name, const io::StoredTensor& part,
+             DType dtype, std::vector<std::byte>& bytes, std::vector<std::byte>& converted) {
+  bytes.resize(static_cast<std::size_t>(part.bytes));
+  stored.read(part, bytes);
+  converted.resize(bytes.size() / size_of(*part.dtype) * size_of(dtype));
+  try {
+    io::convert(bytes, *part.dtype, converted, dtype);
+  } catch (const Error& error) {
+    fail("tensor {} in {}: {} (key \"dtype\" of config.json)", name, stored.file_of(part),
+         error.what());
+  }
+}
+
 class Importer {
  public:
   Importer(const io::Safetensors& stored, const ModelConfig& config,
-           const Architecture& architecture)
-      : stored_(stored), config_(config), architecture_(architecture) {}
+           const Architecture& architecture, const io::Warn& warn)
+      : stored_(stored), config_(config), architecture_(architecture), warn_(warn) {}
 
   /// Finds every tensor before the first is written, so that a missing one costs no time.
   std::vector<Import> plan() {
@@ -258,114 +153,186 @@ class Importer {
       imports.push_back(std::move(import));
     }
     check_rest();
+    tell(fused_,
+         "taken apart: {2} ({0} {1} all experts of a layer, as transformers 5 saves them with "
+         "save_original_format=False)",
+         "tensor holds", "tensors hold");
+    tell(off_index_, "{} {} not where the index says; taken from where they are: {}", "tensor is",
+         "tensors are");
     return imports;
   }
 
  private:
   Source find(const TensorInfo& target, std::int64_t slab) {
-    const std::string name =
-        hf_name_of(target.path, architecture_,
-                   target.per_expert ? std::optional<std::int64_t>(slab) : std::nullopt);
-    const std::vector<std::int64_t> shape(target.shape.begin() + (target.per_expert ? 1 : 0),
-                                          target.shape.end());
-    const auto found = stored_.tensors().find(name);
-    if (found == stored_.tensors().end()) refuse_fused_experts();
-    require(found != stored_.tensors().end(), "tensor {} [{}] is missing; the folder is incomplete",
-            name, fmt::join(shape, ", "));
-    require(
-        found->second.shape == shape,
-        "tensor {} in {} has shape [{}], config.json makes it [{}]; they do not belong together",
-        name, stored_.file_of(found->second), fmt::join(found->second.shape, ", "),
-        fmt::join(shape, ", "));
-    used_.insert(name);
-    return {name, &found->second};
-  }
-
-  /// `transformers` 5 can save the experts of a layer as one tensor, for all architectures alike.
-  void refuse_fused_experts() const {
-    for (const auto& [name, tensor] : stored_.tensors()) {
-      require(
-          !name.ends_with(".mlp.experts.gate_up_proj"),
-          "tensor {} in {} holds all experts of a layer, which is not supported; save the model "
-          "with one tensor per expert (in transformers: save_original_format=True)",
-          name, stored_.file_of(tensor));
+    std::vector<Place> places = places_of(target, slab, architecture_);
+    for (const bool off_index : {false, true}) {  // what the index gives comes before what is left
+      for (const Place& place : places) {
+        const auto found = stored_.tensors().find(place.name);
+        if (found != stored_.tensors().end() && found->second.off_index == off_index) {
+          return checked(place, found->second);
+        }
+      }
     }
+    const auto head = stored_.tensors().find(head_name);
+    if (places[0].name == embedding_name && config_.tie_word_embeddings &&
+        head != stored_.tensors().end()) {
+      warn_(fmt::format("took {} as {} too: tie_word_embeddings is true, and there is no other",
+                        head_name, embedding_name));
+      places[0].name = head_name;
+      return checked(places[0], head->second);
+    }
+    const std::string indexed = stored_.indexed_file(places[0].name);
+    fail("tensor {} [{}] is missing; the folder is incomplete{}", places[0].name,
+         fmt::join(places[0].shape, ", "),
+         indexed.empty() ? "" : fmt::format(" (by its index it should be in {})", indexed));
   }
 
-  void check_rest() const {
+  /// The part of a stored tensor at `place`, if type and shape are right.
+  Source checked(const Place& place, const io::StoredTensor& tensor) {
+    require(tensor.dtype.has_value(),
+            "tensor {} in {}: its dtype is {}; BF16, F16 and F32 are supported", place.name,
+            stored_.file_of(tensor), tensor.dtype_name);
+    require(
+        tensor.shape == place.shape,
+        "tensor {} in {} has shape [{}], config.json makes it [{}]; they do not belong together",
+        place.name, stored_.file_of(tensor), fmt::join(tensor.shape, ", "),
+        fmt::join(place.shape, ", "));
+    used_.insert(place.name);
+    if (tensor.off_index) off_index_.insert(place.name);
+    if (place.num_parts > 1) fused_.insert(place.name);
+    Source source{place.name, tensor, tensor.shape};
+    source.part.bytes = tensor.bytes / place.num_parts;
+    source.part.offset = tensor.offset + place.part * source.part.bytes;
+    source.element =
+        place.part * source.part.bytes / static_cast<std::int64_t>(size_of(*tensor.dtype));
+    return source;
+  }
+
+  /// What nobody asked for: other models' tensors and later layers are left out, as `transformers`
+  /// does; a tensor that would change what the model computes is not.
+  void check_rest() {
+    std::set<std::string> left_out;
     for (const auto& [name, tensor] : stored_.tensors()) {
-      if (used_.contains(name) || is_ignored(name)) continue;
-      if (name == "lm_head.weight" && config_.tie_word_embeddings) {
+      if (used_.contains(name) || is_ignored(name) || tensor.off_index) continue;
+      if (name == head_name && config_.tie_word_embeddings) {
         check_tied(tensor);
         continue;
       }
-      fail(
-          "tensor {} in {} has no place in a {} of this configuration; such models are not "
-          "supported",
-          name, stored_.file_of(tensor), architecture_.name);
+      require(!is_of_model(name, tensor, config_.shape.num_layers),
+              "tensor {} in {} has no place in a {} of this configuration; such models are not "
+              "supported",
+              name, stored_.file_of(tensor), architecture_.name);
+      left_out.insert(name);
     }
+    tell(left_out, "{} {} no place in this model and left out: {}", "tensor has", "tensors have");
   }
 
-  /// A tied head may be stored all the same, if it is the embedding.
+  /// A tied head may be stored all the same, if the model file would hold the embedding twice.
   void check_tied(const io::StoredTensor& head) const {
-    const io::StoredTensor& embedding = stored_.tensors().at("model.embed_tokens.weight");
-    std::vector<std::byte> a(static_cast<std::size_t>(head.bytes));
-    std::vector<std::byte> b(static_cast<std::size_t>(embedding.bytes));
-    stored_.read(head, a);
-    stored_.read(embedding, b);
-    require(head.shape == embedding.shape && head.dtype == embedding.dtype && a == b,
-            "tensor lm_head.weight differs from model.embed_tokens.weight although "
-            "tie_word_embeddings is true; set it to false");
+    const auto place =
+        std::find_if(stored_.tensors().begin(), stored_.tensors().end(), [&](const auto& tensor) {
+          return used_.contains(tensor.first) &&
+                 (tensor.first == embedding_name || tensor.first == "embed_tokens.weight");
+        });
+    const io::StoredTensor& embedding = place->second;
+    require(head.dtype.has_value(),
+            "tensor {} in {}: its dtype is {}; BF16, F16 and F32 are supported", head_name,
+            stored_.file_of(head), head.dtype_name);
+    bool equal = head.shape == embedding.shape;
+    constexpr std::int64_t at_once = 1 << 22;  // elements
+    const std::int64_t elements = head.bytes / static_cast<std::int64_t>(size_of(*head.dtype));
+    std::vector<std::byte> bytes;
+    std::array<std::vector<std::byte>, 2> values;
+    for (std::int64_t at = 0; equal && at < elements; at += at_once) {
+      for (const io::StoredTensor* tensor : {&head, &embedding}) {
+        const auto size = static_cast<std::int64_t>(size_of(*tensor->dtype));
+        io::StoredTensor part = *tensor;
+        part.offset += at * size;
+        part.bytes = std::min(at_once, elements - at) * size;
+        read_as(stored_, tensor == &head ? head_name : place->first, part, config_.dtype, bytes,
+                values[tensor == &head ? 0 : 1]);
+      }
+      equal = values[0] == values[1];
+    }
+    require(equal,
+            "tensor {} differs from {} although tie_word_embeddings is true; set it to false in "
+            "config.json to use both",
+            head_name, place->first);
+  }
+
+  /// One line about tensors, if there are any: how many, what of them, and the first names.
+  void tell(const std::set<std::string>& names, fmt::string_view format, const char* one,
+            const char* several) const {
+    if (names.empty()) return;
+    const std::vector<std::string> all(names.begin(), names.end());
+    const std::size_t shown = std::min(all.size(), max_tensors_named);
+    std::string list = fmt::format("{}", fmt::join(all.begin(), all.begin() + shown, ", "));
+    if (shown < all.size()) list += fmt::format(" and {} more", all.size() - shown);
+    warn_(fmt::format(fmt::runtime(format), all.size(), all.size() == 1 ? one : several, list));
   }
 
   const io::Safetensors& stored_;
   const ModelConfig& config_;
   const Architecture& architecture_;
+  const io::Warn& warn_;
   std::set<std::string> used_;
+  std::set<std::string> fused_;      // hold the experts of a layer
+  std::set<std::string> off_index_;  // found elsewhere than the index says
+};
+
+/// Values that are not finite, by stored tensor.
+class NonFiniteReport {
+ public:
+  void look(const Source& source, std::span<const std::byte> bytes) {
+    const std::optional<io::NonFinite> found = io::find_non_finite(bytes, *source.part.dtype);
+    if (!found) return;
+    if (tensors_.empty() || tensors_.back().name != source.name) {
+      tensors_.push_back({source.name, source.shape, {}});
+    }
+    tensors_.back().found.add(*found, source.element);
+  }
+
+  void tell(const io::Warn& warn) const {
+    for (std::size_t i = 0; i < std::min(tensors_.size(), max_tensors_named); ++i) {
+      const Tensor& tensor = tensors_[i];
+      warn(fmt::format("tensor {} has {}", tensor.name, text_of(tensor.found, tensor.shape)));
+    }
+    if (tensors_.size() > max_tensors_named) {
+      warn(fmt::format("{} more tensors have values that are not finite",
+                       tensors_.size() - max_tensors_named));
+    }
+  }
+
+ private:
+  struct Tensor {
+    std::string name;
+    Shape shape;
+    io::NonFinite found;
+  };
+  std::vector<Tensor> tensors_;
 };
 
 void write_all(const io::Safetensors& stored, const ModelConfig& config,
-               const std::vector<Import>& imports, const std::string& output) {
+               const std::vector<Import>& imports, const std::string& output,
+               const io::Warn& warn) {
   std::vector<io::ModelFileWriter::Dataset> datasets;
   for (const Import& i : imports) {
     datasets.push_back({i.target.path, i.target.shape, i.target.per_expert});
   }
   io::ModelFileWriter writer(output, config.to_json(), config.dtype, datasets, io::single_process);
+  NonFiniteReport report;
   std::vector<std::byte> bytes;
   std::vector<std::byte> converted;
   for (std::size_t d = 0; d < imports.size(); ++d) {
     for (std::size_t slab = 0; slab < imports[d].slabs.size(); ++slab) {
       const Source& source = imports[d].slabs[slab];
-      bytes.resize(static_cast<std::size_t>(source.tensor->bytes));
-      stored.read(*source.tensor, bytes);
-      if (source.tensor->dtype != config.dtype) {
-        converted.resize(bytes.size() / size_of(source.tensor->dtype) * size_of(config.dtype));
-        try {
-          io::convert(bytes, source.tensor->dtype, converted, config.dtype);
-        } catch (const Error& error) {
-          fail("tensor {} in {}: {}", source.name, stored.file_of(*source.tensor), error.what());
-        }
-        std::swap(bytes, converted);
-      }
-      writer.write_slab(d, static_cast<std::int64_t>(slab), bytes);
+      read_as(stored, source.name, source.part, config.dtype, bytes, converted);
+      report.look(source, bytes);
+      writer.write_slab(d, static_cast<std::int64_t>(slab), converted);
     }
   }
   writer.close();
-}
-
-std::string read_text(const fs::path& path) {
-  std::ifstream stream(path, std::ios::binary);
-  std::string text{std::istreambuf_iterator<char>(stream), {}};
-  require(stream.good() || stream.eof(), "cannot read {}; check the folder and its permissions",
-          path.string());
-  return text;
-}
-
-Json parse_object(const std::string& text) {
-  io::require_shallow_json(text, "not usable");
-  Json json = Json::parse(text, nullptr, /*allow_exceptions=*/false);
-  require(json.is_object(), "not a JSON object");
-  return json;
+  report.tell(warn);
 }
 
 /// Runs `work`, putting the file at fault before what it says is wrong.
@@ -378,25 +345,57 @@ auto naming(const fs::path& path, Work&& work) {
   }
 }
 
-/// `transformers` generates until an id of generation_config.json, where there is one.
-void take_generation_stop_ids(const fs::path& folder, Json& hf) {
+Json read_config(const fs::path& path, const std::string& what, const io::Warn& warn) {
+  std::vector<std::string> repeated;
+  Json json = io::read_json_object(path.string(), what, &repeated);
+  for (const std::string& key : repeated) {
+    warn(fmt::format("{}: key {} comes twice; the last one counts", path.string(), io::shown(key)));
+  }
+  return json;
+}
+
+/// `transformers` generates until an id of generation_config.json, where there is one that it can
+/// read.
+void take_generation_stop_ids(const fs::path& folder, Json& hf, const io::Warn& warn) {
   const fs::path path = folder / "generation_config.json";
   std::error_code ignored;
   if (!fs::exists(path, ignored)) return;
-  const Json generation = naming(path, [&] { return parse_object(read_text(path)); });
-  if (has(generation, "eos_token_id")) hf["eos_token_id"] = generation["eos_token_id"];
+  try {
+    const Json generation = read_config(path, fmt::format("ignored {}", path.string()), warn);
+    if (!generation.contains("eos_token_id") || generation["eos_token_id"].is_null()) return;
+    const Json& ids = generation["eos_token_id"];
+    const Json list = ids.is_array() ? ids : Json::array({ids});
+    require(std::all_of(list.begin(), list.end(), [](const Json& id) { return id.is_number(); }),
+            "ignored {}: its \"eos_token_id\" is {}, must be an integer or a list of them",
+            path.string(), io::shown(ids));
+    hf["eos_token_id"] = ids;
+  } catch (const Error& error) {
+    warn(error.what());
+  }
+}
+
+DType stored_dtype_of(const io::Safetensors& stored) {
+  for (const char* name : {embedding_name, "embed_tokens.weight", head_name}) {
+    const auto found = stored.tensors().find(name);
+    if (found != stored.tensors().end() && found->second.dtype) return *found->second.dtype;
+  }
+  return DType::float32;  // what is missing is named later
 }
 
 }  // namespace
 
 std::string config_from_hf(const std::string& hf_json, const std::string& stored_dtype) {
-  Json hf = parse_object(hf_json);
-  Json config = convert_config(hf, architecture_of(hf));
-  if (!has(config, "torch_dtype") && !has(config, "dtype")) config["torch_dtype"] = stored_dtype;
+  const auto ignore = [](const std::string&) {};
+  const Json hf = io::parse_json_object(hf_json, "the configuration");
+  const Json config = convert_config(hf, architecture_of(hf, ignore), stored_dtype, ignore);
   return ModelConfig::from_json(config.dump()).to_json();
 }
 
-void import_hf(const std::string& folder, const std::string& output) {
+void warn_of_import(const std::string& line) {
+  fmt::print(stderr, "import: {}\n", line);
+}
+
+void import_hf(const std::string& folder, const std::string& output, const io::Warn& warn) {
   const fs::path base(folder);
   const fs::path config_path = base / "config.json";
   std::error_code ignored;
@@ -405,21 +404,21 @@ void import_hf(const std::string& folder, const std::string& output) {
           folder, fs::current_path(ignored).string());
   require(fs::exists(config_path, ignored),
           "cannot import {}: it has no config.json; give a Hugging Face folder", folder);
-  Json hf = naming(config_path, [&] { return parse_object(read_text(config_path)); });
-  take_generation_stop_ids(base, hf);
+  Json hf = read_config(config_path, fmt::format("cannot import {}", config_path.string()), warn);
+  take_generation_stop_ids(base, hf, warn);
   // An unsupported architecture is the likeliest mistake: say so before reading headers.
   const Architecture& architecture =
-      naming(config_path, [&] { return std::cref(architecture_of(hf)); });
-  const io::Safetensors stored = io::Safetensors::open_folder(folder);
-  const auto embedding = stored.tensors().find("model.embed_tokens.weight");
-  const DType stored_dtype =
-      embedding == stored.tensors().end() ? DType::float32 : embedding->second.dtype;
+      naming(config_path, [&] { return std::cref(architecture_of(hf, warn)); });
+  const Json weights = hf.value("transformers_weights", Json());
+  const io::Safetensors stored = io::Safetensors::open_folder(
+      folder, warn, weights.is_string() ? weights.get<std::string>() : std::string());
   const ModelConfig config = naming(config_path, [&] {
-    return ModelConfig::from_json(config_from_hf(hf.dump(), std::string(name_of(stored_dtype))));
+    const std::string stored_dtype(name_of(stored_dtype_of(stored)));
+    return ModelConfig::from_json(convert_config(hf, architecture, stored_dtype, warn).dump());
   });
   const std::vector<Import> imports =
-      naming(base, [&] { return Importer(stored, config, architecture).plan(); });
-  write_all(stored, config, imports, output);
+      naming(base, [&] { return Importer(stored, config, architecture, warn).plan(); });
+  write_all(stored, config, imports, output, warn);
 }
 
 }  // namespace atl

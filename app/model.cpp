@@ -11,8 +11,8 @@
 
 #include "compute/error.hpp"
 #include "compute/sampling.hpp"
-#include "io/json_depth.hpp"
 #include "io/json_shown.hpp"
+#include "io/json_text.hpp"
 
 namespace atl {
 namespace {
@@ -63,9 +63,10 @@ class Keys {
   bool flag(const char* key, bool otherwise) const {
     if (!has(key)) return otherwise;
     const Json& value = config_[key];
-    require(value.is_boolean(), "configuration key \"{}\" is {}, must be true or false", key,
-            shown(value));
-    return value.get<bool>();
+    const bool number = value == 0 || value == 1;  // as other programs write them
+    require(value.is_boolean() || number, "configuration key \"{}\" is {}, must be true or false",
+            key, shown(value));
+    return number ? value == 1 : value.get<bool>();
   }
 
   std::string text(const char* key) const {
@@ -77,14 +78,23 @@ class Keys {
 
   static std::int64_t checked_integer(const char* key, const Json& value, std::int64_t low,
                                       std::int64_t high) {
-    // An unsigned number above int64 must not wrap into the allowed range.
-    const bool fits = value.is_number_integer() &&
-                      !(value.is_number_unsigned() &&
-                        value.get<std::uint64_t>() > static_cast<std::uint64_t>(INT64_MAX));
-    require(fits && value.get<std::int64_t>() >= low && value.get<std::int64_t>() <= high,
+    // Neither an unsigned number above int64 nor a fraction may turn into an allowed integer; 6.0,
+    // as some programs write it, is 6.
+    constexpr double exact = 9007199254740992.0;  // up to here a double has every integer
+    const bool is_float = value.is_number_float();
+    const double number = value.is_number() ? value.get<double>() : 0.0;
+    const bool fits =
+        is_float ? std::trunc(number) == number && std::abs(number) <= exact
+                 : value.is_number_integer() &&
+                       !(value.is_number_unsigned() &&
+                         value.get<std::uint64_t>() > static_cast<std::uint64_t>(INT64_MAX));
+    const std::int64_t integer = !fits      ? 0
+                                 : is_float ? static_cast<std::int64_t>(number)
+                                            : value.get<std::int64_t>();
+    require(fits && integer >= low && integer <= high,
             "configuration key \"{}\" is {}, must be an integer from {} to {}", key, shown(value),
             low, high);
-    return value.get<std::int64_t>();
+    return integer;
   }
 
  private:
@@ -117,6 +127,7 @@ void refuse_unsupported(const Json& config) {
   };
   for (const auto& [key, value] : harmless) {
     if (!config.contains(key) || config[key].is_null() || config[key] == value) continue;
+    if (value.is_boolean() && config[key] == (value.get<bool>() ? 1 : 0)) continue;
     fail("configuration key \"{}\" is {}, which is not supported; only {} or no such key works",
          key, shown(config[key]), value.is_null() ? "null" : shown(value));
   }
@@ -132,7 +143,8 @@ void refuse_sliding_window(const Keys& keys, int max_positions) {
 }
 
 DType parse_dtype(const Keys& keys) {
-  const char* key = keys.has("torch_dtype") || !keys.has("dtype") ? "torch_dtype" : "dtype";
+  // The newer name counts where both are there, as in transformers.
+  const char* key = keys.has("dtype") ? "dtype" : "torch_dtype";
   std::string name = keys.text(key);
   if (name.starts_with("torch.")) name.erase(0, 6);
   for (DType type : {DType::bfloat16, DType::float16, DType::float32}) {
@@ -288,10 +300,7 @@ double as_shortest(float value) {
 }  // namespace
 
 ModelConfig ModelConfig::from_json(std::string_view text) {
-  io::require_shallow_json(text, "the configuration");
-  const Json json = Json::parse(text, nullptr, /*allow_exceptions=*/false);
-  require(!json.is_discarded(), "the configuration is not valid JSON; check its syntax");
-  require(json.is_object(), "the configuration is {}, must be a JSON object", shown(json));
+  const Json json = io::parse_json_object(text, "the configuration");
   refuse_unsupported(json);
   const Keys keys(json);
   ModelConfig config;

@@ -9,23 +9,19 @@
 #include <array>
 #include <cerrno>
 #include <cstring>
-#include <filesystem>
 #include <nlohmann/json.hpp>
-#include <set>
 
 #include "compute/error.hpp"
-#include "io/json_depth.hpp"
 #include "io/json_shown.hpp"
+#include "io/json_text.hpp"
 
 namespace atl::io {
 namespace {
 
-namespace fs = std::filesystem;
 using Json = nlohmann::json;
 
 constexpr std::uint64_t max_header_bytes = 100'000'000;  // the format's own limit
-constexpr std::int64_t max_index_bytes = 1 << 30;
-constexpr const char* index_name = "model.safetensors.index.json";
+constexpr std::int64_t max_extent = std::int64_t{1} << 48;
 
 /// A file open for reading, with its size.
 class File {
@@ -64,30 +60,23 @@ class File {
   std::int64_t size_ = 0;
 };
 
-/// Parses an object and refuses a key that comes twice at the top (the parser would keep the last).
-Json parse_object(const std::string& text, const std::string& what) {
-  require_shallow_json(text, what);
-  std::set<std::string> names;
-  std::string repeated;
-  const auto watch = [&](int depth, Json::parse_event_t event, Json& parsed) {
-    if (event == Json::parse_event_t::key && depth == 1 &&
-        !names.insert(parsed.get<std::string>()).second) {
-      repeated = parsed.get<std::string>();
-    }
-    return true;
-  };
-  Json json = Json::parse(text, watch, /*allow_exceptions=*/false);
-  require(!json.is_discarded(), "{}: not valid JSON", what);
-  require(json.is_object(), "{}: {} instead of an object", what, shown(json));
-  require(repeated.empty(), "{}: \"{}\" comes twice", what, repeated);
-  return json;
-}
-
-DType dtype_of(const std::string& name, const std::string& what) {
+/// The float types that can be read, and the sizes of the others that the format knows.
+std::optional<DType> dtype_of(const std::string& name) {
   if (name == "BF16") return DType::bfloat16;
   if (name == "F16") return DType::float16;
   if (name == "F32") return DType::float32;
-  fail("{}: its dtype is {}; BF16, F16 and F32 are supported", what, name);
+  return std::nullopt;
+}
+
+/// Bytes of an element; empty for types of later versions of the format.
+std::optional<std::int64_t> element_bytes(const std::string& dtype) {
+  static const std::map<std::string, std::int64_t> sizes = {
+      {"BOOL", 1}, {"U8", 1},  {"I8", 1},  {"F8_E4M3", 1}, {"F8_E5M2", 1}, {"F8_E8M0", 1},
+      {"U16", 2},  {"I16", 2}, {"F16", 2}, {"BF16", 2},    {"U32", 4},     {"I32", 4},
+      {"F32", 4},  {"U64", 8}, {"I64", 8}, {"F64", 8},     {"C64", 8}};
+  const auto found = sizes.find(dtype);
+  if (found == sizes.end()) return std::nullopt;
+  return found->second;
 }
 
 /// A non-negative integer up to `limit`.
@@ -108,24 +97,26 @@ StoredTensor parse_entry(const Json& entry, std::int64_t data_begin, std::int64_
               entry["data_offsets"].size() == 2,
           "{}: its entry is {}, must have dtype, shape and two data_offsets", what, shown(entry));
   StoredTensor tensor;
-  tensor.dtype = dtype_of(entry["dtype"].get<std::string>(), what);
+  tensor.dtype_name = entry["dtype"].get<std::string>();
+  tensor.dtype = dtype_of(tensor.dtype_name);
   const std::int64_t data_bytes = file_bytes - data_begin;
   const std::int64_t begin = count_of(entry["data_offsets"][0], data_bytes, what, "data_offsets");
   const std::int64_t end = count_of(entry["data_offsets"][1], data_bytes, what, "data_offsets");
   require(begin <= end, "{}: data_offsets {} decrease", what, shown(entry["data_offsets"]));
   tensor.offset = data_begin + begin;
   tensor.bytes = end - begin;
-  const auto element_bytes = static_cast<std::int64_t>(size_of(tensor.dtype));
-  std::int64_t bytes = element_bytes;
+  const std::optional<std::int64_t> of_element = element_bytes(tensor.dtype_name);
+  std::int64_t bytes = of_element.value_or(0);
   for (const Json& extent : entry["shape"]) {
     // Bounded by the file's size at each step, so that the product cannot overflow.
-    const std::int64_t limit = bytes == 0 ? file_bytes : file_bytes / bytes;
+    const std::int64_t limit =
+        !of_element ? max_extent : file_bytes / std::max<std::int64_t>(bytes, 1);
     tensor.shape.push_back(count_of(extent, limit, what, "shape"));
     bytes *= tensor.shape.back();
   }
-  require(bytes == tensor.bytes, "{}: shape {} of {} takes {} bytes, data_offsets {} span {}", what,
-          shown(entry["shape"]), name_of(tensor.dtype), bytes, shown(entry["data_offsets"]),
-          tensor.bytes);
+  require(!of_element || bytes == tensor.bytes,
+          "{}: shape {} of {} takes {} bytes, data_offsets {} span {}", what, shown(entry["shape"]),
+          tensor.dtype_name, bytes, shown(entry["data_offsets"]), tensor.bytes);
   return tensor;
 }
 
@@ -155,6 +146,9 @@ std::string read_header(const File& file, const std::string& path) {
   for (std::size_t i = 8; i-- > 0;) {
     header_bytes = (header_bytes << 8) | std::to_integer<std::uint64_t>(length[i]);
   }
+  require(std::memcmp(length.data(), "version ", length.size()) != 0,
+          "cannot read {}: it is a pointer of Git LFS in place of the file; run git lfs pull",
+          path);
   require(header_bytes <= max_header_bytes,
           "cannot read {}: header length {}, must be at most {}; not a safetensors file?", path,
           header_bytes, max_header_bytes);
@@ -166,34 +160,11 @@ std::string read_header(const File& file, const std::string& path) {
   return header;
 }
 
-std::map<std::string, std::string> read_index(const std::string& path) {
-  const File file(path);
-  require(file.size() <= max_index_bytes, "cannot read {}: {} bytes are too many", path,
-          file.size());
-  std::string text(static_cast<std::size_t>(file.size()), '\0');
-  file.read(0, std::as_writable_bytes(std::span(text)));
-  const std::string what = fmt::format("cannot read {}", path);
-  const Json json = parse_object(text, what);
-  require(
-      json.contains("weight_map") && json["weight_map"].is_object() && !json["weight_map"].empty(),
-      "{}: it has no \"weight_map\" of tensor names to files", what);
-  std::map<std::string, std::string> shard_of;
-  for (const auto& [name, shard] : json["weight_map"].items()) {
-    require(shard.is_string(), "{}: the file of tensor {} is {}, must be a string", what, name,
-            shown(shard));
-    const auto file_name = shard.get<std::string>();
-    require(!file_name.empty() && fs::path(file_name).filename() == file_name && file_name != "." &&
-                file_name != "..",
-            "{}: the file of tensor {} is {}, must be a file name in the same folder", what, name,
-            shown(shard));
-    shard_of[name] = file_name;
-  }
-  return shard_of;
-}
-
 }  // namespace
 
-Safetensors::Safetensors(std::vector<std::string> files) : files_(std::move(files)) {
+Safetensors::Safetensors(std::vector<std::string> files,
+                         std::optional<std::map<std::string, std::string>> index)
+    : files_(std::move(files)), index_(std::move(index)) {
   for (std::size_t file = 0; file < files_.size(); ++file) add_file(file);
 }
 
@@ -202,7 +173,10 @@ void Safetensors::add_file(std::size_t index) {
   const File file(path);
   const std::string header = read_header(file, path);
   const auto data_begin = static_cast<std::int64_t>(8 + header.size());
-  const Json json = parse_object(header, fmt::format("cannot read {}: its header", path));
+  const std::string what = fmt::format("cannot read {}: its header", path);
+  std::vector<std::string> repeated;
+  const Json json = parse_json_object(header, what, &repeated);
+  if (!repeated.empty()) fail("{}: {} comes twice", what, shown(repeated.front()));
   std::vector<std::pair<std::string, StoredTensor>> found;
   for (const auto& [name, entry] : json.items()) {
     if (name == "__metadata__") continue;
@@ -211,48 +185,23 @@ void Safetensors::add_file(std::size_t index) {
     found.back().second.file = index;
   }
   check_coverage(found, data_begin, file.size(), path);
-  for (auto& [name, tensor] : found) {
-    const auto [place, is_new] = tensors_.emplace(name, std::move(tensor));
-    require(is_new, "tensor {} is in {} and again in {}; keep one of them", name,
-            file_of(place->second), path);
-  }
+  for (auto& [name, tensor] : found) add(name, std::move(tensor));
 }
 
-Safetensors Safetensors::open_folder(const std::string& folder) {
-  const fs::path base(folder);
-  const std::string index = (base / index_name).string();
-  std::error_code ignored;
-  std::vector<std::string> files;
-  if (!fs::exists(index, ignored)) {
-    if (fs::exists(base / "model.safetensors", ignored)) {
-      files.push_back((base / "model.safetensors").string());
-    } else {
-      for (const auto& entry : fs::directory_iterator(base, ignored)) {
-        if (entry.path().extension() == ".safetensors") files.push_back(entry.path().string());
-      }
-    }
-    require(!files.empty(),
-            "cannot read {}: it holds no *.safetensors file; give a Hugging Face folder", folder);
-    std::sort(files.begin(), files.end());
-    return Safetensors(std::move(files));
-  }
-  const std::map<std::string, std::string> shard_of = read_index(index);
-  std::set<std::string> shards;
-  for (const auto& [name, shard] : shard_of) shards.insert(shard);
-  for (const std::string& shard : shards) {
-    files.push_back((base / shard).string());
-    require(fs::exists(files.back(), ignored), "cannot read {}: {} names it, but it is missing",
-            files.back(), index);
-  }
-  Safetensors result(std::move(files));
-  for (const auto& [name, shard] : shard_of) {
-    const auto found = result.tensors_.find(name);
-    require(found != result.tensors_.end() &&
-                fs::path(result.file_of(found->second)).filename() == shard,
-            "cannot read {}: it says that tensor {} is in {}, which has no such tensor", index,
-            name, shard);
-  }
-  return result;
+void Safetensors::add(const std::string& name, StoredTensor tensor) {
+  tensor.off_index = index_ && indexed_file(name) != files_[tensor.file];
+  const auto [place, is_new] = tensors_.emplace(name, tensor);
+  if (is_new) return;
+  require(index_.has_value(), "tensor {} is in {} and again in {}; keep one of them", name,
+          file_of(place->second), files_[tensor.file]);
+  doubled_.insert(name);
+  if (place->second.off_index) place->second = std::move(tensor);
+}
+
+std::string Safetensors::indexed_file(const std::string& name) const {
+  if (!index_) return {};
+  const auto found = index_->find(name);
+  return found == index_->end() ? std::string() : found->second;
 }
 
 void Safetensors::read(const StoredTensor& tensor, std::span<std::byte> destination) const {

@@ -350,7 +350,7 @@ def with_config(**changes):
     return write
 
 
-fault_architecture = with_config(architectures=["LlamaForCausalLM"])
+fault_architecture = with_config(architectures=["LlamaForCausalLM"], model_type="llama")
 fault_top_k = with_config(num_experts_per_tok=17)
 fault_top_k_zero = with_config(num_experts_per_tok=0)
 fault_hidden_negative = with_config(hidden_size=-192)

@@ -98,6 +98,33 @@ TEST(ModelConfig, AcceptsAliasesAndDefaults) {
   EXPECT_EQ(config.shape.qk_norm, QkNorm::whole_row);
 }
 
+TEST(ModelConfig, TakesNumbersAsOtherProgramsWriteThem) {
+  Json json = base();
+  for (auto& [key, value] : json.items()) {
+    if (value.is_number_integer()) value = value.get<double>();
+    if (value.is_boolean()) value = value.get<bool>() ? 1 : 0;
+  }
+  json["qk_norm"] = true;
+  json["eos_token_id"] = {3.0, 7.0};
+  json["attention_bias"] = 0;
+  EXPECT_EQ(parse(json).to_json(), parse(base()).to_json());
+}
+
+TEST(ModelConfig, NullIsNotGiven) {
+  Json json = base();
+  for (const char* key : {"sliding_window", "use_sliding_window", "quantization_config",
+                          "n_shared_experts", "dtype", "mlp_only_layers", "n_routed_experts"}) {
+    json[key] = nullptr;
+  }
+  EXPECT_EQ(parse(json).to_json(), parse(base()).to_json());
+}
+
+TEST(ModelConfig, TheNewerNameOfTheTypeCounts) {
+  Json json = base();
+  json["dtype"] = "bfloat16";
+  EXPECT_EQ(parse(json).dtype, DType::bfloat16);
+}
+
 TEST(ModelConfig, WritesOneCanonicalForm) {
   Json other = base();
   other.erase("first_k_dense_replace");
@@ -182,8 +209,10 @@ TEST(ModelConfig, RefusesWhatItCannotCompute) {
   EXPECT_TRUE(contains(refusal_with("num_local_experts", 4), "num_local_experts"));
   EXPECT_TRUE(contains(refusal_with("rms_norm_eps", -1e-6), "rms_norm_eps"));
   EXPECT_TRUE(contains(refusal_with("rope_theta", 0), "rope_theta"));
-  EXPECT_TRUE(contains(refusal_with("tie_word_embeddings", 1), "tie_word_embeddings"));
+  EXPECT_TRUE(contains(refusal_with("tie_word_embeddings", 2), "tie_word_embeddings"));
+  EXPECT_TRUE(contains(refusal_with("attention_bias", 1), "attention_bias"));
   EXPECT_THROW(ModelConfig::from_json("{"), Error);
+  EXPECT_TRUE(contains(refusal_with("rope_theta", "Infinity"), "rope_theta"));
   EXPECT_THROW(ModelConfig::from_json("[]"), Error);
   EXPECT_THROW(ModelConfig::from_json(""), Error);
   EXPECT_THROW(ModelConfig::from_json("{\"hidden_act\": \"\xff\"}"), Error);

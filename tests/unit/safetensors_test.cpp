@@ -70,42 +70,144 @@ TEST_F(SafetensorsTest, ReadsTensorsOfSeveralFiles) {
   EXPECT_THROW(tensors.read(x, std::as_writable_bytes(std::span(wrong))), Error);
 }
 
-TEST_F(SafetensorsTest, FindsTheFilesOfAFolder) {
-  const auto entry = [](const char* name) {
-    return std::string("{\"") + name + R"(":{"dtype":"F16","shape":[1],"data_offsets":[0,2]}})";
-  };
-  EXPECT_TRUE(contains(error_of([&] { Safetensors::open_folder(folder_.string()); }),
-                       "no *.safetensors file"));
-  write_file("b.safetensors", entry("b"), "bb");
-  write_file("c.safetensors", entry("c"), "cc");
-  EXPECT_EQ(Safetensors::open_folder(folder_.string()).tensors().size(), 2U);
-  write_file("model.safetensors", entry("m"), "mm");
-  EXPECT_EQ(Safetensors::open_folder(folder_.string()).tensors().count("m"), 1U);
+/// A folder of tiny files, and what is said of it.
+class SafetensorsFolder : public SafetensorsTest {
+ protected:
+  static std::string entry(const std::string& name) {
+    return "\"" + name + R"(":{"dtype":"F16","shape":[1],"data_offsets":[0,2]})";
+  }
+  /// A file with one tensor of one element.
+  void write_one(const std::string& file, const std::string& tensor,
+                 const std::string& data) const {
+    fs::create_directories((folder_ / file).parent_path());
+    write_file(file, "{" + entry(tensor) + "}", data);
+  }
+  void write_index(const std::string& weight_map) const {
+    write("model.safetensors.index.json", R"({"weight_map":)" + weight_map + "}");
+  }
+  /// The folder's tensors with their bytes, "b=bb c=cc"; what was said is in `said_`.
+  std::string opened(const std::string& weights = {}) {
+    said_.clear();
+    const Safetensors stored = Safetensors::open_folder(
+        folder_.string(), [&](const std::string& line) { said_ += line + "\n"; }, weights);
+    std::string text;
+    for (const auto& [name, tensor] : stored.tensors()) {
+      std::string bytes(static_cast<std::size_t>(tensor.bytes), ' ');
+      stored.read(tensor, std::as_writable_bytes(std::span(bytes)));
+      text += (text.empty() ? "" : " ") + name + "=" + bytes + (tensor.off_index ? "!" : "");
+    }
+    return text;
+  }
+  std::string refused() {
+    return error_of([&] { opened(); });
+  }
 
-  const auto with_index = [&](const std::string& index) {
+  std::string said_;
+};
+
+TEST_F(SafetensorsFolder, WithoutAnIndexEveryFile) {
+  EXPECT_TRUE(contains(refused(), "no *.safetensors file"));
+  write_one("b.safetensors", "b", "bb");
+  write_one("c.safetensors", "c", "cc");
+  write_one("._b.safetensors", "b", "xx");
+  write_one(".cache/b.safetensors", "b", "xx");
+  write("training_args.bin", "");
+  EXPECT_EQ(opened(), "b=bb c=cc");
+  EXPECT_EQ(said_, "");
+  write_one("consolidated.safetensors", "b", "xx");
+  write_one("adapter_model.safetensors", "lora", "xx");
+  EXPECT_EQ(opened(), "b=bb c=cc");
+  EXPECT_TRUE(contains(said_, "adapter_model.safetensors was not read")) << said_;
+}
+
+TEST_F(SafetensorsFolder, NamesOtherFormats) {
+  write("pytorch_model-00001-of-00002.bin", "");
+  write("pytorch_model-00002-of-00002.bin", "");
+  write("pytorch_model.bin.index.json", "{}");
+  std::string message = refused();
+  EXPECT_TRUE(contains(message, "pytorch_model-00001-of-00002.bin and 1 more") &&
+              contains(message, "save_pretrained"))
+      << message;
+  write_one("adapter_model.safetensors", "lora", "xx");
+  message = refused();
+  EXPECT_TRUE(contains(message, "merge the adapter")) << message;
+  write("model.safetensors", "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n");
+  EXPECT_TRUE(contains(refused(), "git lfs pull"));
+}
+
+TEST_F(SafetensorsFolder, OneFileComesBeforeTheIndex) {
+  write_one("model-00001-of-00001.safetensors", "a", "ol");
+  write_one("model.safetensors", "a", "ne");
+  EXPECT_EQ(opened(), "a=ne");
+  EXPECT_TRUE(contains(said_, "not the 1 model-*.safetensors beside it")) << said_;
+  write_index(R"({"a":"model-00001-of-00001.safetensors"})");
+  EXPECT_EQ(opened(), "a=ne");
+  EXPECT_TRUE(contains(said_, "took ") && contains(said_, "remove one of the two")) << said_;
+  fs::remove(folder_ / "model-00001-of-00001.safetensors");
+  EXPECT_EQ(opened(), "a=ne");
+  EXPECT_TRUE(contains(said_, "not all there")) << said_;
+  for (const char* broken : {"", "{", "[]", R"({"weight_map":{}})"}) {
+    write("model.safetensors.index.json", broken);
+    EXPECT_EQ(opened(), "a=ne") << broken;
+    EXPECT_TRUE(contains(said_, "took ") && contains(said_, "index.json")) << said_;
+  }
+  // An index of the same save.
+  write_index(R"({"a":"model.safetensors"})");
+  EXPECT_EQ(opened(), "a=ne");
+  EXPECT_EQ(said_, "");
+  write_one("more.safetensors", "b", "bb");
+  write_index(R"({"a":"model.safetensors","b":"more.safetensors"})");
+  EXPECT_EQ(opened(), "a=ne b=bb");
+  EXPECT_EQ(said_, "");
+}
+
+TEST_F(SafetensorsFolder, TheConfigurationMayNameTheFile) {
+  write_one("model.safetensors", "a", "no");
+  write_one("sub/quantised.safetensors", "a", "ye");
+  EXPECT_EQ(opened("sub/quantised.safetensors"), "a=ye");
+  write("other.index.json", R"({"weight_map":{"a":"sub/quantised.safetensors"}})");
+  EXPECT_EQ(opened("other.index.json"), "a=ye");
+  EXPECT_TRUE(contains(error_of([&] { opened("../x.safetensors"); }), "transformers_weights"));
+  EXPECT_TRUE(contains(error_of([&] { opened("x.safetensors"); }), "it is missing"));
+}
+
+TEST_F(SafetensorsFolder, TheIndexDecidesBetweenFiles) {
+  write_one("b.safetensors", "b", "bb");
+  write_one("c.safetensors", "c", "cc");
+  write_one("d.safetensors", "b", "xx");
+  write_index(R"({"b":"b.safetensors","c":"./c.safetensors"})");
+  EXPECT_EQ(opened(), "b=bb c=cc") << "no other file is read";
+  write_index(R"({"b":"b.safetensors","c":"c.safetensors","d":"d.safetensors"})");
+  EXPECT_EQ(opened(), "b=bb c=cc") << "an entry for a tensor that is nowhere";
+  EXPECT_TRUE(contains(said_, "of b the one in " + path("b.safetensors"))) << said_;
+  write_index(R"({"b":"d.safetensors","c":"b.safetensors","d":"c.safetensors"})");
+  EXPECT_EQ(opened(), "b=xx c=cc!") << "c is found where it is";
+  write_index(R"({"x":"b.safetensors","y":"c.safetensors"})");
+  EXPECT_EQ(opened(), "b=bb! c=cc!");
+  write_one("sub/e.safetensors", "e", "ee");
+  write_index(R"({"e":"sub/e.safetensors"})");
+  EXPECT_EQ(opened(), "e=ee");
+  write_index(R"({"e":"d.safetensors","e":"sub/e.safetensors"})");
+  EXPECT_EQ(opened(), "e=ee");
+  EXPECT_TRUE(contains(said_, "e comes twice; the last one counts")) << said_;
+}
+
+TEST_F(SafetensorsFolder, RefusesBrokenIndices) {
+  const auto refused_with = [&](const std::string& index) {
     write("model.safetensors.index.json", index);
-    return Safetensors::open_folder(folder_.string()).tensors().size();
+    return refused();
   };
-  const auto index_refusal = [&](const std::string& index) {
-    return error_of([&] { with_index(index); });
-  };
-  EXPECT_EQ(with_index(R"({"weight_map":{"b":"b.safetensors","c":"c.safetensors"}})"), 2U);
-  EXPECT_TRUE(
-      contains(index_refusal(R"({"weight_map":{"b":"d.safetensors"}})"), "d.safetensors: "));
-  EXPECT_TRUE(contains(index_refusal(R"({"weight_map":{"b":"c.safetensors","c":"c.safetensors"}})"),
-                       "tensor b is in c.safetensors, which has no such tensor"));
-  EXPECT_TRUE(contains(index_refusal(R"({"weight_map":{"b":"c.safetensors","c":"b.safetensors"}})"),
-                       "has no such tensor"));
-  for (const char* name : {"../b.safetensors", "/etc/passwd", "", "..", "x/b.safetensors"}) {
-    EXPECT_TRUE(contains(index_refusal(std::string(R"({"weight_map":{"b":")") + name + "\"}}"),
+  EXPECT_TRUE(contains(refused_with(R"({"weight_map":{"b":"d.safetensors"}})"), "d.safetensors: "));
+  for (const char* name : {"../b.safetensors", "/etc/passwd", "", "..", ".", "x/../../b", "x/"}) {
+    EXPECT_TRUE(contains(refused_with(std::string(R"({"weight_map":{"b":")") + name + "\"}}"),
                          "same folder"))
         << name;
   }
-  EXPECT_TRUE(contains(index_refusal(R"({"weight_map":{"b":7}})"), "must be a string"));
-  EXPECT_TRUE(contains(index_refusal(R"({"weight_map":{}})"), "weight_map"));
-  EXPECT_TRUE(contains(index_refusal(R"({})"), "weight_map"));
-  EXPECT_TRUE(contains(index_refusal(R"([])"), "instead of an object"));
-  EXPECT_TRUE(contains(index_refusal(R"({"weight_map")"), "not valid JSON"));
+  EXPECT_TRUE(contains(refused_with(R"({"weight_map":{"b":7}})"), "is 7, must be the name"));
+  EXPECT_TRUE(contains(refused_with(R"({"weight_map":{}})"), "weight_map"));
+  EXPECT_TRUE(contains(refused_with(R"({})"), "weight_map"));
+  EXPECT_TRUE(contains(refused_with(R"([])"), "instead of an object"));
+  EXPECT_TRUE(contains(refused_with("{\n \"weight_map\""), "line 2, column 14"));
 }
 
 TEST_F(SafetensorsTest, RefusesBrokenHeaders) {
@@ -144,8 +246,9 @@ TEST_F(SafetensorsTest, RefusesOffsetsAndShapes) {
                        offsets + "}}",
                    data_bytes);
   };
-  EXPECT_TRUE(contains(one("I64", "[1]", "[0,8]", 8), "I64"));
-  EXPECT_TRUE(contains(one("F8_E4M3", "[1]", "[0,1]", 1), "F8_E4M3"));
+  EXPECT_TRUE(contains(one("I64", "[2]", "[0,8]", 8), "takes 16 bytes"));
+  EXPECT_TRUE(contains(one("F8_E4M3", "[1]", "[0,2]", 2), "takes 1 bytes"));
+  EXPECT_TRUE(contains(one("F3", "[-1]", "[0,2]", 2), "shape"));
   EXPECT_TRUE(contains(one("F16", "[2]", "[0,4]", 3), "data_offsets"));
   EXPECT_TRUE(contains(one("F16", "[2]", "[2,0]", 4), "decrease"));
   EXPECT_TRUE(contains(one("F16", "[2]", "[-4,0]", 4), "data_offsets"));
@@ -168,6 +271,19 @@ TEST_F(SafetensorsTest, RefusesOffsetsAndShapes) {
   EXPECT_TRUE(contains(two("[0,4]", "[2,6]", 6), "overlaps"));
   EXPECT_TRUE(contains(two("[0,4]", "[0,4]", 4), "overlaps"));
   EXPECT_TRUE(contains(two("[0,4]", "[6,10]", 10), "hole"));
+}
+
+// Whoever asks for such a tensor refuses it; a folder may hold others beside the model's.
+TEST_F(SafetensorsTest, KeepsTypesThatItCannotRead) {
+  const std::string a = write_file("a.safetensors",
+                                   R"({"a":{"dtype":"I64","shape":[1],"data_offsets":[0,8]},)"
+                                   R"("b":{"dtype":"F4","shape":[5,3],"data_offsets":[8,16]},)"
+                                   R"("c":{"dtype":"BOOL","shape":[2],"data_offsets":[16,18]}})",
+                                   std::string(18, 'x'));
+  const Safetensors stored({a});
+  for (const auto& [name, tensor] : stored.tensors())
+    EXPECT_FALSE(tensor.dtype.has_value()) << name;
+  EXPECT_EQ(stored.tensors().at("b").dtype_name, "F4");
 }
 
 TEST_F(SafetensorsTest, RefusesANameInTwoFiles) {

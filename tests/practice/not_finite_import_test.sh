@@ -1,0 +1,66 @@
+#!/usr/bin/env bash
+# Weights with NaN or Inf, as a training run that diverged leaves them: the import names the tensors, in
+# few lines however many there are, and makes the model file all the same.
+set -euo pipefail
+# shellcheck source-path=SCRIPTDIR source=common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+python3 - "$sample" "$work" <<'PYTHON'
+import math, sys
+import make_model
+from make_model import Folder, tensor_of, values_of
+
+sample, work = sys.argv[1:]
+
+
+def spoiled(name, values, dtype="BF16", torch_dtype="bfloat16"):
+    """A folder with these values at these elements of these tensors; "all" is every tensor."""
+    made = Folder(sample, f"{work}/{name}")
+    make_model.qwen3_moe(made)
+    made.config["torch_dtype"] = torch_dtype
+    for tensor in list(made.tensors):
+        numbers, shape = values_of(made.tensors[tensor]), made.tensors[tensor][1]
+        for element, value in values.get(tensor, values.get("all", {})).items():
+            numbers[element] = value
+        made.tensors[tensor] = tensor_of(numbers, shape, dtype)
+    made.write()
+
+
+expert = "model.layers.1.mlp.experts.3.up_proj.weight"
+few = {expert: {33: math.nan, 34: -math.inf, 1535: math.nan}, "model.norm.weight": {31: math.inf}}
+spoiled("few", few)
+spoiled("few-f16", few, "F16", "float16")
+spoiled("few-f32", few, "F32", "float32")
+spoiled("few-rounded", few, "F32", "bfloat16")
+spoiled("many", {"all": {0: math.nan}})
+spoiled("none", {})
+spoiled("large", {expert: {33: 1e30}}, "F32", "float16")
+spoiled("large-bf16", {expert: {33: 1e30}}, "F32", "bfloat16")
+PYTHON
+
+import_folder() { capture "$ATOLL" import "$work/$1" --output "$work/$1.h5"; }
+
+for kind in few few-f16 few-f32 few-rounded; do
+  import_folder "$kind"
+  succeeds "$kind"
+  check "$kind: expert" grep -qF "import: tensor model.layers.1.mlp.experts.3.up_proj.weight has 3 values that are not finite (2 NaN, 1 infinite), the first at [1, 1]" "$work/stderr"
+  check "$kind: norm" grep -qF "import: tensor model.norm.weight has 1 value that is not finite (1 infinite), the first at [31]" "$work/stderr"
+  check "$kind: no other line" test "$(wc -l <"$work/stderr")" = 2
+done
+import_folder many
+succeeds "every tensor"
+check "every tensor: few lines" test "$(wc -l <"$work/stderr")" -le 10
+check "every tensor: how many" grep -qE '^import: [0-9]+ more tensors have values that are not finite' "$work/stderr"
+for kind in none large-bf16; do
+  import_folder "$kind"
+  succeeds "$kind"
+  check "$kind: nothing to say" test ! -s "$work/stderr"
+done
+# A finite value that the model's type has no place for is a matter of the type.
+import_folder large
+refused "too large for float16" 1 'experts.3.up_proj.weight.*too large for float16.*bfloat16.*"dtype" of config.json'
+sed -i 's/"torch_dtype": "float16"/"dtype": "bfloat16"/' "$work/large/config.json"
+import_folder large
+succeeds "too large for float16, as bfloat16"
+same "too large for float16, as bfloat16" "$work/large-bf16.h5" "$work/large.h5"
+finish
