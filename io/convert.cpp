@@ -1,7 +1,11 @@
 #include "io/convert.hpp"
 
+#include <fmt/format.h>
+
+#include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <vector>
 
 #include "compute/error.hpp"
 
@@ -29,6 +33,41 @@ float store(float value, std::byte* to, DType type) {
   const std::uint16_t bits = brain ? bfloat16_of(value) : float16_of(value);
   std::memcpy(to, &bits, sizeof bits);
   return brain ? float_of_bfloat16(bits) : float_of_float16(bits);
+}
+
+/// Counts elements whose magnitude, as bits, is `limit` or more. Blocks are first asked whether
+/// they hold any such element, which vector instructions answer.
+template <class Bits>
+NonFinite count_from(std::span<const std::byte> bytes, Bits limit, Bits infinity) {
+  constexpr std::size_t block = 4096;
+  constexpr auto magnitude = static_cast<Bits>(static_cast<Bits>(~Bits{0}) >> 1U);
+  const auto to_sign = static_cast<Bits>(magnitude + 1U - limit);  // from `limit` to the sign's bit
+  const std::size_t elements = bytes.size() / sizeof(Bits);
+  NonFinite found;
+  Bits values[block];
+  for (std::size_t begin = 0; begin < elements; begin += block) {
+    const std::size_t size = std::min(block, elements - begin);
+    std::memcpy(values, bytes.data() + begin * sizeof(Bits), size * sizeof(Bits));
+    Bits any = 0;
+    for (std::size_t i = 0; i < size; ++i) {
+      any |= static_cast<Bits>((values[i] & magnitude) + to_sign);
+    }
+    if (any <= magnitude) continue;
+    for (std::size_t i = 0; i < size; ++i) {
+      const auto value = static_cast<Bits>(values[i] & magnitude);
+      if (value < limit) continue;
+      if (found.count == 0) found.first = static_cast<std::int64_t>(begin + i);
+      ++found.count;
+      if (value > infinity) ++found.num_nan;
+      if (value == infinity) ++found.num_infinite;
+    }
+  }
+  return found;
+}
+
+/// The least magnitude of a float32 that becomes infinite as `type`, as bits.
+std::uint32_t overflow_of(DType type) {
+  return type == DType::float16 ? 0x477ff000U : type == DType::bfloat16 ? 0x7f7f8000U : 0x7f800000U;
 }
 
 }  // namespace
@@ -84,6 +123,47 @@ void convert(std::span<const std::byte> from, DType from_type, std::span<std::by
             "element {} is {}, too large for {}; convert to bfloat16 or float32", i, value,
             name_of(to_type));
   }
+}
+
+void NonFinite::add(const NonFinite& later, std::int64_t offset) {
+  if (later.count > 0 && (count == 0 || later.first + offset < first)) first = later.first + offset;
+  count += later.count;
+  num_nan += later.num_nan;
+  num_infinite += later.num_infinite;
+}
+
+std::optional<NonFinite> find_non_finite(std::span<const std::byte> bytes, DType type,
+                                         DType used_as) {
+  NonFinite found;
+  if (type == DType::float32) {
+    found = count_from<std::uint32_t>(bytes, overflow_of(used_as), 0x7f800000U);
+  } else if (type == DType::bfloat16) {
+    // Its bits are the upper half of a float32's; what lies between two of them counts as the
+    // upper.
+    const std::uint32_t limit = used_as == DType::float16 ? overflow_of(used_as) : 0x7f800000U;
+    found = count_from<std::uint16_t>(bytes, static_cast<std::uint16_t>((limit + 0xffffU) >> 16U),
+                                      0x7f80U);
+  } else {
+    found = count_from<std::uint16_t>(bytes, 0x7c00U, 0x7c00U);
+  }
+  if (found.count == 0) return std::nullopt;
+  return found;
+}
+
+std::string text_of(const NonFinite& found, std::span<const std::int64_t> shape) {
+  std::vector<std::int64_t> index(shape.size());
+  std::int64_t left = found.first;
+  for (std::size_t dim = shape.size(); dim-- > 0; left /= shape[dim])
+    index[dim] = left % shape[dim];
+  std::string kinds;
+  const auto add = [&kinds](std::int64_t count, const char* name) {
+    if (count > 0) kinds += fmt::format("{}{} {}", kinds.empty() ? "" : ", ", count, name);
+  };
+  add(found.num_nan, "NaN");
+  add(found.num_infinite, "infinite");
+  add(found.count - found.num_nan - found.num_infinite, "too large");
+  return fmt::format("{} value{} not finite ({}), the first at [{}]", found.count,
+                     found.count == 1 ? " that is" : "s that are", kinds, fmt::join(index, ", "));
 }
 
 }  // namespace atl::io

@@ -4,7 +4,9 @@
 #include <bit>
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
+#include <string>
 
 #include "compute/types.hpp"
 
@@ -29,5 +31,26 @@ float float_of_float16(std::uint16_t bits);
 /// when a finite value would become infinite.
 void convert(std::span<const std::byte> from, DType from_type, std::span<std::byte> to,
              DType to_type);
+
+/// Elements of a tensor that are NaN, infinite, or too large for the type they will be used in.
+struct NonFinite {
+  std::int64_t count = 0;
+  std::int64_t num_nan = 0;       ///< of these
+  std::int64_t num_infinite = 0;  ///< of these; the others are too large
+  std::int64_t first = 0;         ///< element at which the first of them is
+  /// Adds those of the elements that follow, `offset` elements after this tensor's first.
+  void add(const NonFinite& later, std::int64_t offset);
+};
+/// Looks through `bytes`, elements of `type` that will be used as `used_as`, about as fast as
+/// memory can be read; empty where all are finite and stay so.
+std::optional<NonFinite> find_non_finite(std::span<const std::byte> bytes, DType type,
+                                         DType used_as);
+inline std::optional<NonFinite> find_non_finite(std::span<const std::byte> bytes, DType type) {
+  return find_non_finite(bytes, type, type);
+}
+
+/// For a message, e.g. "2 values that are not finite (1 NaN, 1 infinite), the first at [3, 0, 7]";
+/// `shape` is that of the whole tensor.
+std::string text_of(const NonFinite& found, std::span<const std::int64_t> shape);
 
 }  // namespace atl::io
