@@ -256,6 +256,24 @@ TEST_P(CudaKernels, LogProbs) {
   }
 }
 
+TEST_P(CudaKernels, LogProbsAreNaNWhereALogitIsNotFinite) {
+  if (dtype_ != DType::float32) return;  // logits are float32 whatever the model's type
+  for (const int vocab : {256, 1001}) {
+    for (const double bad : {std::nan(""), -HUGE_VAL, HUGE_VAL}) {
+      for (const int at : {0, 3, vocab - 1}) {
+        auto logits = random_.vector(2 * vocab, 0, 10);
+        logits[static_cast<std::size_t>(at)] = bad;
+        const auto on_device = floats(logits);
+        const DeviceArray<std::int32_t> targets(std::vector<std::int32_t>{vocab / 2, 0});
+        const DeviceArray<float> out(2);
+        cuda::log_probs(nullptr, on_device.get(), targets.get(), out.get(), 2, vocab);
+        EXPECT_TRUE(std::isnan(out.host()[0])) << bad << " at " << at;
+        EXPECT_TRUE(std::isfinite(out.host()[1]));
+      }
+    }
+  }
+}
+
 /// One row whose q, k and v go through rope_and_store, at a position of another page.
 TEST_P(CudaKernels, RopeNormalisesRotatesAndStores) {
   for (const int head_dim : {2, 10, 16, 32, 48, 64, 80, 128, 512}) {
