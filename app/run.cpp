@@ -269,7 +269,10 @@ class Job {
     world_.agree([this] {
       transport_ = comm::choose_transport(world_, options_.transport, backend_->device_memory());
     });
-    world_.agree([this] { load_weights(*file_, config_, local_experts(), *backend_); });
+    std::vector<NonFiniteSlab> non_finite;
+    world_.agree(
+        [&] { non_finite = load_weights(*file_, config_, local_experts(), dtype_, *backend_); });
+    warn_of_non_finite(world_, *file_, dtype_, non_finite);
     DriverOptions driver;
     driver.num_chunks = options_.chunks;
     driver.overlap = !options_.no_overlap;
