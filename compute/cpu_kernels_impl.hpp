@@ -2,6 +2,7 @@
 // Row kernels, included once per instruction set (see cpu_simd.hpp for why all is anonymous).
 
 #include <cmath>
+#include <limits>
 
 #include "compute/cpu_attention_impl.hpp"
 #include "compute/cpu_kernels.hpp"
@@ -21,10 +22,12 @@ float sum_of_squares(const T* x, std::int64_t width) {
   return sum(total);
 }
 
+/// NaN where the squares are not finite: 0, the inverse of infinity, would hide an overflow.
 template <class T>
 float inverse_rms(const T* x, std::int64_t width, float eps) {
   const float mean = sum_of_squares(x, width) / static_cast<float>(width);
-  return 1.0F / std::sqrt(mean + eps);
+  const float inverse = 1.0F / std::sqrt(mean + eps);
+  return inverse > 0 ? inverse : std::numeric_limits<float>::quiet_NaN();
 }
 
 template <class T>

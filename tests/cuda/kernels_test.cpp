@@ -79,6 +79,18 @@ TEST_P(CudaKernels, RmsNormOfChosenRows) {
   }
 }
 
+TEST_P(CudaKernels, NormOfSquaresThatOverflowIsNaNInItsRowAlone) {
+  if (dtype_ == DType::float16) return;  // its squares are float32's
+  auto x = random_.vector(3 * 40, 0, 2);
+  x[40 + 7] = 1e25;
+  const auto on_device = device(x);
+  const auto norm = floats(std::vector<double>(40, 1.0));
+  const auto out = space(3 * 40);
+  cuda::rms_norm(nullptr, dtype_, on_device.get(), nullptr, norm.get(), 1e-5F, out.get(), 3, 40);
+  const auto got = decoded(out);
+  for (std::size_t i = 0; i < got.size(); ++i) EXPECT_EQ(std::isnan(got[i]), i / 40 == 1) << i;
+}
+
 TEST_P(CudaKernels, AddRoundsOnceBeforeItNormalises) {
   const auto round = rounding_of(dtype_);
   for (const int width : widths) {

@@ -79,6 +79,17 @@ TEST_P(CpuKernels, RmsNorm) {
   }
 }
 
+TEST_P(CpuKernels, NormOfSquaresThatOverflowIsNaNInItsRowAlone) {
+  if (dtype_ == DType::float16) return;  // its squares are float32's
+  auto x = random_.vector(3 * 40, 0, 2);
+  x[40 + 7] = 1e25;
+  auto out = space(x.size());
+  const std::vector<float> weight(40, 1.0F);
+  kernels_->rms_norm(encoded(x).data(), weight.data(), 1e-5F, out.data(), 3, 40);
+  const auto got = decoded(out);
+  for (std::size_t i = 0; i < got.size(); ++i) EXPECT_EQ(std::isnan(got[i]), i / 40 == 1) << i;
+}
+
 TEST_P(CpuKernels, Activations) {
   for (const int count : sizes) {
     const auto up = random_.vector(count, 0, 4);
