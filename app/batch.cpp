@@ -1,6 +1,9 @@
 #include "app/batch.hpp"
 
+#include <fmt/format.h>
+
 #include <algorithm>
+#include <cmath>
 #include <utility>
 
 #include "compute/error.hpp"
@@ -282,10 +285,19 @@ StepTokens Batcher::finish_step(double now) {
     for (std::size_t i = 0; i < chunk.head.size(); ++i) {
       Sequence& sequence = slots_[static_cast<std::size_t>(chunk.head[i].slot)];
       if (options_.mode == Mode::score) {
-        sequence.logprobs.push_back(chunk.logprobs[i]);
+        if (sequence.request < 0) continue;  // ended at an earlier row of this step
+        if (std::isfinite(chunk.logprobs[i])) {
+          sequence.logprobs.push_back(chunk.logprobs[i]);
+        } else {
+          finish_not_finite(sequence);
+        }
         continue;
       }
       const SampledToken& sampled = chunk.sampled[i];
+      if (sampled.token < 0 || !std::isfinite(sampled.logprob)) {
+        finish_not_finite(sequence);
+        continue;
+      }
       const bool first =
           static_cast<std::int32_t>(sequence.tokens.size()) == sequence.prompt_length;
       if (first) sequence.times.first_token = now;
@@ -305,7 +317,7 @@ StepTokens Batcher::finish_step(double now) {
   if (options_.mode == Mode::score) {
     for (const std::int32_t slot : order_) {
       Sequence& sequence = slots_[static_cast<std::size_t>(slot)];
-      if (sequence.cached < sequence.prompt_length) continue;
+      if (sequence.request < 0 || sequence.cached < sequence.prompt_length) continue;
       sequence.times = {now, now};
       finish(sequence, "length");
     }
@@ -316,7 +328,7 @@ StepTokens Batcher::finish_step(double now) {
   return tokens;
 }
 
-void Batcher::finish(Sequence& sequence, const char* reason) {
+FinishedRequest& Batcher::finish(Sequence& sequence, const char* reason) {
   FinishedRequest& done = finished_.emplace_back();
   done.request = sequence.request;
   done.times = sequence.times;
@@ -330,6 +342,28 @@ void Batcher::finish(Sequence& sequence, const char* reason) {
   }
   for (const std::int32_t page : sequence.pages) free_pages_.push_back(page);
   sequence.request = -1;
+  return done;
+}
+
+/// Ends a sequence whose next logits, or the log-probability made of them, are not finite.
+void Batcher::finish_not_finite(Sequence& sequence) {
+  const auto known = static_cast<std::int64_t>(sequence.tokens.size());
+  // In scoring a log-probability for each position before this one is there.
+  const auto position = options_.mode == Mode::score
+                            ? static_cast<std::int64_t>(sequence.logprobs.size())
+                            : known - 1;
+  const std::int64_t generated = position - sequence.prompt_length + 1;
+  const std::string where = generated > 0 ? fmt::format("generated token {}", generated)
+                                          : fmt::format("token {} of the prompt's {}", position + 1,
+                                                        sequence.prompt_length);
+  finish(sequence, "error").error = fmt::format(
+      "the logits at position {} ({}) are not finite: {}", position, where,
+      options_.dtype == DType::float32
+          ? "a weight of the model is not finite, or an activation overflowed even float32; see "
+            "what atoll inspect says of the model file"
+          : fmt::format("an activation overflowed {}, or a weight of the model is not finite; run "
+                        "this request again with --dtype float32, with an --output of its own",
+                        name_of(options_.dtype)));
 }
 
 }  // namespace atl

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <functional>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "app/timeline.hpp"
@@ -27,6 +28,7 @@ struct BatchOptions {
   int page_tokens = 64;
   std::int64_t num_pages = 0;                ///< KV pages of this rank
   std::vector<std::int32_t> stop_token_ids;  ///< of the model
+  DType dtype = DType::bfloat16;             ///< of the activations, for messages
 };
 
 /// What a rank tells the others before each step.
@@ -85,6 +87,7 @@ struct FinishedRequest {
   std::int32_t request = 0;  ///< index into the requests
   io::Result result;
   RequestTimes times;
+  std::string error;  ///< set: the request has no result, for this reason
 };
 
 class Batcher {
@@ -127,7 +130,8 @@ class Batcher {
   /// Whether one of these was under way when this run began.
   bool restoring() const;
 
-  /// Takes the head steps' outcome; `now` in seconds since the job's first step.
+  /// Takes the head steps' outcome; `now` in seconds since the job's first step. A sequence ends
+  /// with an error at the first position where its logits are not finite; the others go on.
   StepTokens finish_step(double now);
 
   /// Requests this rank has finished, in order of completion; the caller may take them away.
@@ -153,7 +157,8 @@ class Batcher {
   std::int64_t work_left(std::size_t request) const;    // and at most still to generate
   void fill_step();
   void add_piece(std::int32_t slot, std::int32_t count, std::int64_t step_tokens);
-  void finish(Sequence& sequence, const char* reason);
+  FinishedRequest& finish(Sequence& sequence, const char* reason);
+  void finish_not_finite(Sequence& sequence);
   bool is_stop(const Sequence& sequence, std::int32_t token) const;
 
   const std::vector<io::Request>& requests_;

@@ -11,6 +11,7 @@
 #include "compute/error.hpp"
 #include "io/activation_file.hpp"
 #include "io/checkpoint.hpp"
+#include "io/convert.hpp"
 #include "io/model_file.hpp"
 
 namespace atl {
@@ -69,28 +70,45 @@ std::string totals_of(const std::vector<io::DatasetInfo>& datasets, const ModelC
       active);
 }
 
-/// Reads every slab; the messages of those that fail.
-std::vector<std::string> damaged_slabs(io::ModelFileReader& reader) {
-  std::vector<std::string> damage;
+/// What reading every slab brings to light.
+struct Verification {
+  std::vector<std::string> damage;      ///< messages of the slabs that fail
+  std::vector<std::string> non_finite;  ///< tensors with values that are not finite
+};
+
+Verification verify(io::ModelFileReader& reader) {
+  Verification result;
   std::vector<std::byte> bytes;
   for (const io::DatasetInfo& dataset : reader.datasets()) {
     bytes.resize(static_cast<std::size_t>(dataset.slab_bytes()));
+    io::NonFinite found;
     for (std::int64_t slab = 0; slab < dataset.num_slabs(); ++slab) {
       try {
         reader.read_slab(dataset, slab, bytes);
+        found.add(io::find_non_finite(bytes, dataset.dtype).value_or(io::NonFinite{}),
+                  slab * dataset.slab_elements());
       } catch (const Error& error) {
-        damage.emplace_back(error.what());
+        result.damage.emplace_back(error.what());
       }
     }
+    if (found.count == 0) continue;
+    result.non_finite.push_back(
+        fmt::format("  {}: {}\n", dataset.path, io::text_of(found, dataset.shape)));
   }
-  return damage;
+  return result;
 }
 
 std::string verification_of(io::ModelFileReader& reader) {
-  const std::vector<std::string> damage = damaged_slabs(reader);
-  require(damage.empty(), "{} of the slabs of {} are damaged:\n{}", damage.size(), reader.path(),
-          fmt::join(damage, "\n"));
-  return fmt::format("checksums: all good ({} bytes read)\n", reader.bytes_read());
+  const Verification found = verify(reader);
+  require(found.damage.empty(), "{} of the slabs of {} are damaged:\n{}", found.damage.size(),
+          reader.path(), fmt::join(found.damage, "\n"));
+  std::string text = fmt::format("checksums: all good ({} bytes read)\n", reader.bytes_read());
+  if (!found.non_finite.empty()) {
+    text +=
+        fmt::format("weights that are not finite in {} tensors; requests that meet them fail:\n{}",
+                    found.non_finite.size(), fmt::join(found.non_finite, ""));
+  }
+  return text;
 }
 
 /// A checkpoint: its state, how far its sequences had come, and how much of it there is.

@@ -2,7 +2,11 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <cstdio>
+#include <map>
 #include <string>
+#include <unordered_map>
 
 namespace atl {
 
@@ -10,9 +14,33 @@ namespace {
 
 using compute::Weight;
 
+/// Tensors that a warning names.
+constexpr std::size_t most_named = 8;
+
+/// Whether a backend keeps it in float32, whatever its activations are.
+bool is_norm(Weight weight) {
+  switch (weight) {
+    case Weight::attention_norm:
+    case Weight::ffn_norm:
+    case Weight::final_norm:
+    case Weight::q_norm:
+    case Weight::k_norm:
+      return true;
+    default:
+      return false;
+  }
+}
+
 class Loader {
  public:
-  Loader(io::ModelFileReader& file, compute::Backend& backend) : file_(file), backend_(backend) {}
+  Loader(io::ModelFileReader& file, DType dtype, compute::Backend& backend)
+      : file_(file), dtype_(dtype), backend_(backend) {
+    for (const io::DatasetInfo& dataset : file.datasets()) {
+      index_of_.emplace(dataset.path, static_cast<std::int64_t>(index_of_.size()));
+    }
+  }
+
+  std::vector<NonFiniteSlab>& non_finite() { return non_finite_; }
 
   /// One whole tensor.
   void load(Weight weight, int layer, const std::string& path) { load(weight, layer, -1, {path}); }
@@ -39,7 +67,12 @@ class Loader {
     std::size_t at = 0;
     for (const io::DatasetInfo& part : parts) {
       const auto size = static_cast<std::size_t>(part.slab_bytes());
-      file_.read_slab(part, slab, std::span(buffer_).subspan(at, size));
+      const auto bytes = std::span(buffer_).subspan(at, size);
+      file_.read_slab(part, slab, bytes);
+      const DType used_as = is_norm(weight) ? DType::float32 : dtype_;
+      if (const auto found = io::find_non_finite(bytes, part.dtype, used_as)) {
+        non_finite_.push_back({index_of_.at(part.path), slab, *found});
+      }
       at += size;
       const bool vector = part.shape.size() == 1;
       tensor.cols = part.shape.back();
@@ -50,8 +83,11 @@ class Loader {
 
  private:
   io::ModelFileReader& file_;
+  DType dtype_;
   compute::Backend& backend_;
+  std::unordered_map<std::string, std::int64_t> index_of_;
   std::vector<std::byte> buffer_;
+  std::vector<NonFiniteSlab> non_finite_;
 };
 
 void load_ffn(Loader& loader, const ModelShape& shape, int layer, const std::string& mlp,
@@ -78,10 +114,11 @@ void load_ffn(Loader& loader, const ModelShape& shape, int layer, const std::str
 
 }  // namespace
 
-void load_weights(io::ModelFileReader& file, const ModelConfig& config,
-                  const std::vector<int>& local_experts, compute::Backend& backend) {
+std::vector<NonFiniteSlab> load_weights(io::ModelFileReader& file, const ModelConfig& config,
+                                        const std::vector<int>& local_experts, DType dtype,
+                                        compute::Backend& backend) {
   const ModelShape& shape = config.shape;
-  Loader loader(file, backend);
+  Loader loader(file, dtype, backend);
   const std::string embedding = "/model/embed_tokens/weight";
   loader.load(Weight::embedding, -1, embedding);
   for (int layer = 0; layer < shape.num_layers; ++layer) {
@@ -102,6 +139,37 @@ void load_weights(io::ModelFileReader& file, const ModelConfig& config,
   loader.load(Weight::final_norm, -1, "/model/norm/weight");
   loader.load(Weight::lm_head, -1, config.tie_word_embeddings ? embedding : "/lm_head/weight");
   backend.finish_loading();
+  return std::move(loader.non_finite());
+}
+
+void warn_of_non_finite(const comm::Communicator& world, const io::ModelFileReader& file,
+                        DType dtype, const std::vector<NonFiniteSlab>& found) {
+  // Ranks share what is not an expert's, and a tied head is read twice.
+  std::map<std::pair<std::int64_t, std::int64_t>, io::NonFinite> slabs;
+  for (const auto& of_rank : world.gather_vectors(std::span(found), 0)) {
+    for (const NonFiniteSlab& slab : of_rank) slabs[{slab.dataset, slab.slab}] = slab.found;
+  }
+  if (slabs.empty()) return;
+  const std::vector<io::DatasetInfo> datasets = file.datasets();
+  std::map<std::int64_t, io::NonFinite> by_dataset;
+  for (const auto& [place, slab] : slabs) {
+    const auto& [dataset, number] = place;
+    by_dataset[dataset].add(slab,
+                            number * datasets[static_cast<std::size_t>(dataset)].slab_elements());
+  }
+  std::string text =
+      fmt::format("{}: weights are not finite in {}; requests that meet them end with an error\n",
+                  file.path(), name_of(dtype));
+  std::size_t named = 0;
+  for (const auto& [dataset, values] : by_dataset) {
+    if (named++ == most_named) break;
+    const io::DatasetInfo& info = datasets[static_cast<std::size_t>(dataset)];
+    text += fmt::format("  {}: {}\n", info.path, io::text_of(values, info.shape));
+  }
+  if (by_dataset.size() > most_named) {
+    text += fmt::format("  and {} more tensors\n", by_dataset.size() - most_named);
+  }
+  fmt::print(stderr, "{}", text);
 }
 
 }  // namespace atl

@@ -218,11 +218,14 @@ json gather_report(const comm::Communicator& world, const RunFacts& facts,
                       {"decode", phase_json(ranks, 1, facts)}};
   report["requests"] = {{"count", requests.requests},
                         {"refused", requests.refused},
+                        {"failed", requests.failed},
                         {"resumed", requests.resumed},
                         {"ttft_s", quantiles(requests.first_token_s)},
                         {"tpot_s", quantiles(requests.per_token_s)}};
   if (facts.mode == Mode::score) {
-    report["score"] = {{"tokens", requests.scored_tokens}, {"perplexity", nullptr}};
+    report["score"] = {{"tokens", requests.scored_tokens},
+                       {"perplexity", nullptr},
+                       {"requests_left_out", requests.refused + requests.failed}};
     if (requests.scored_tokens > 0) report["score"]["perplexity"] = requests.perplexity;
   }
   if (!facts.options->checkpoint_dir.empty()) report["checkpoints"] = checkpoints_json(ranks);
@@ -270,6 +273,17 @@ std::string growth_line(const json& per_rank) {
 
 }  // namespace
 
+std::string failures_line(const RequestSummary& requests, DType dtype) {
+  if (requests.failed == 0) return "";
+  return fmt::format(
+      "{} of {} requests failed, since numbers of theirs were not finite: their result lines say "
+      "where{}\n",
+      requests.failed, requests.requests,
+      dtype == DType::float32 ? ""
+                              : "; run these again with --dtype float32, with an --input and an "
+                                "--output of their own");
+}
+
 std::string summary_table(const json& report) {
   std::string text =
       fmt::format("{:<10}{:>10}{:>12}{:>9}{:>7}{:>7}{:>10}{:>9}\n", "phase", "tokens", "tokens/s",
@@ -293,6 +307,8 @@ std::string summary_table(const json& report) {
   if (const auto refused = requests.at("refused").get<std::int64_t>(); refused > 0) {
     text += fmt::format(" ({} refused, see their result lines)", refused);
   }
+  const auto failed = requests.at("failed").get<std::int64_t>();
+  if (failed > 0) text += fmt::format(" ({} failed: numbers that are not finite)", failed);
   if (!requests.at("ttft_s").is_null() && !report.contains("score")) {
     text += fmt::format(", TTFT median {:.0f} ms, p99 {:.0f} ms",
                         requests["ttft_s"]["median"].get<double>() * 1e3,
@@ -307,6 +323,7 @@ std::string summary_table(const json& report) {
     text += fmt::format("\nperplexity {:.4f} over {} tokens",
                         report["score"]["perplexity"].get<double>(),
                         report["score"]["tokens"].get<std::int64_t>());
+    if (failed > 0) text += fmt::format(" (without the {} that failed)", failed);
   }
   text += "\n";
   text += growth_line(report.at("per_rank"));

@@ -48,6 +48,7 @@ struct RankMeasurements {
 struct RequestSummary {
   std::int64_t requests = 0;
   std::int64_t refused = 0;
+  std::int64_t failed = 0;            ///< their numbers were not finite
   std::int64_t resumed = 0;           ///< finished by an earlier run
   std::vector<double> first_token_s;  ///< of each finished request, since the first step
   std::vector<double> per_token_s;    ///< mean time per token after the first
@@ -58,6 +59,9 @@ struct RequestSummary {
 /// Collective. The whole report on rank 0, null elsewhere.
 nlohmann::json gather_report(const comm::Communicator& world, const RunFacts& facts,
                              const RankMeasurements& mine, const RequestSummary& requests);
+
+/// One line that says how many requests failed and what to do; "" where none did.
+std::string failures_line(const RequestSummary& requests, DType dtype);
 
 /// A few lines for the end of a run, from the report.
 std::string summary_table(const nlohmann::json& report);

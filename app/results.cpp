@@ -44,6 +44,15 @@ io::Request request_from(const json& j) {
   return r;
 }
 
+std::string line_of(const io::Request& request, const FinishedRequest& finished, bool scoring) {
+  if (finished.error.empty()) return io::result_line(request, finished.result, scoring);
+  io::Request failed;
+  failed.line = request.line;
+  failed.id = request.id;
+  failed.error = finished.error;
+  return io::error_line(failed);
+}
+
 }  // namespace
 
 std::vector<io::Request> broadcast_requests(const comm::Communicator& world,
@@ -129,13 +138,13 @@ void ResultStore::take(std::vector<FinishedRequest>& finished) {
   for (FinishedRequest& f : finished) {
     const io::Request& request = (*requests_)[static_cast<std::size_t>(f.request)];
     f.result.has_text = has_text_;
-    waiting_ +=
-        io::journal_line(request.line, io::result_line(request, f.result, mode_ == Mode::score));
     Outcome outcome;
     outcome.request = f.request;
+    outcome.failed = !f.error.empty();
+    waiting_ += io::journal_line(request.line, line_of(request, f, mode_ == Mode::score));
     outcome.tokens = static_cast<std::int32_t>(f.result.tokens.size());
     outcome.times = f.times;
-    if (mode_ == Mode::score) {
+    if (mode_ == Mode::score && !outcome.failed) {
       for (const float logprob : f.result.logprobs) outcome.logprob_sum += logprob;
       outcome.scored = static_cast<std::int64_t>(f.result.logprobs.size());
     }
@@ -165,13 +174,17 @@ void ResultStore::sync() {
   journal_->sync();
 }
 
-/// Scores of a result from an earlier run, read back from its line. Its times are unknown.
+/// Scores of a result from an earlier run, read back from its line, or that it failed. Its times
+/// are unknown.
 ResultStore::Outcome ResultStore::kept_outcome(std::size_t request) const {
   Outcome outcome;
   outcome.request = static_cast<std::int32_t>(request);
   outcome.times.first_token = -1;
-  if (mode_ != Mode::score) return outcome;
-  const json result = json::parse(journal_->result((*requests_)[request].line));
+  const std::string line = journal_->result((*requests_)[request].line);
+  // Within a string the quotation marks would be escaped: only a key reads like this.
+  outcome.failed = line.find(R"("error":)") != std::string::npos;
+  if (mode_ != Mode::score || outcome.failed) return outcome;
+  const json result = json::parse(line);
   for (const json& logprob : result.at("prompt_logprobs")) {
     if (logprob.is_null()) continue;
     outcome.logprob_sum += logprob.get<float>();
@@ -195,6 +208,10 @@ RequestSummary ResultStore::summary() const {
   summary.resumed = static_cast<std::int64_t>(resumed_.size());
   double logprob_sum = 0;
   for (const auto& [request, outcome] : by_request) {
+    if (outcome.failed) {
+      ++summary.failed;
+      continue;
+    }
     logprob_sum += outcome.logprob_sum;
     summary.scored_tokens += outcome.scored;
     if (outcome.times.first_token < 0) continue;  // its first token came in an earlier run

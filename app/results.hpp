@@ -51,7 +51,8 @@ class ResultStore {
 
   std::int64_t num_finished() const { return journal_ ? journal_->num_results() : 0; }
 
-  /// Collective: when the requests got their tokens and what they scored, on rank 0.
+  /// Collective: when the requests got their tokens and what they scored, on rank 0. Those that
+  /// ended with an error count in neither.
   RequestSummary summary() const;
   /// On rank 0, at the end: writes the output.
   void write();
@@ -66,6 +67,7 @@ class ResultStore {
     RequestTimes times;
     double logprob_sum = 0;
     std::int64_t scored = 0;
+    bool failed = false;
   };
   bool root() const { return world_.rank() == 0; }
   void check_journal(const nlohmann::ordered_json& identity, bool resume) const;

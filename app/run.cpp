@@ -184,6 +184,7 @@ class Job {
     batch_.max_chunks = options_.chunks;
     batch_.page_tokens = page_tokens;
     batch_.stop_token_ids = config_.stop_token_ids;
+    batch_.dtype = dtype_;
     set_backend_options();
     world_.agree([this] { batch_.num_pages = std::max<std::int64_t>(1, kv_pages()); });
     backend_options_.num_pages = batch_.num_pages;
@@ -268,7 +269,10 @@ class Job {
     world_.agree([this] {
       transport_ = comm::choose_transport(world_, options_.transport, backend_->device_memory());
     });
-    world_.agree([this] { load_weights(*file_, config_, local_experts(), *backend_); });
+    std::vector<NonFiniteSlab> non_finite;
+    world_.agree(
+        [&] { non_finite = load_weights(*file_, config_, local_experts(), dtype_, *backend_); });
+    warn_of_non_finite(world_, *file_, dtype_, non_finite);
     DriverOptions driver;
     driver.num_chunks = options_.chunks;
     driver.overlap = !options_.no_overlap;
@@ -393,6 +397,7 @@ class Job {
     world_.agree([&] {
       if (!root()) return;
       results_.write();
+      fmt::print(stderr, "{}", failures_line(summary, dtype_));
       if (report_) {
         report_->write(report.dump(1) + "\n");
         report_->close();

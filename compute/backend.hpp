@@ -136,7 +136,7 @@ class Backend {
   virtual Event merge(Chunk& chunk, int layer) = 0;  ///< x += weighted sum of combine_recv
 
   /// out[i] = the next token after row rows[i], chosen from lm_head · RMSNorm(x[rows[i]]) (float32)
-  /// as how[i] says. done() throws Error where a logit is not finite. All three live until
+  /// as how[i] says; -1 where one of the row's logits is not finite. All three live until
   /// completion.
   virtual Event sample(Chunk& chunk, std::span<const std::int32_t> rows,
                        std::span<const SamplingRequest> how, SampledToken* out) = 0;
@@ -145,7 +145,8 @@ class Backend {
   /// them on the host.
   virtual Event logits(Chunk& chunk, std::span<const std::int32_t> rows, float* logits) = 0;
 
-  /// logprobs[i] = log softmax(lm_head · RMSNorm(x[rows[i]]))[targets[i]], in float32.
+  /// logprobs[i] = log softmax(lm_head · RMSNorm(x[rows[i]]))[targets[i]], in float32; NaN where
+  /// one of the row's logits is not finite.
   virtual Event logprobs(Chunk& chunk, std::span<const std::int32_t> rows,
                          std::span<const std::int32_t> targets, float* logprobs) = 0;
 

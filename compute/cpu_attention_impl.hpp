@@ -253,8 +253,8 @@ struct Running {
 };
 
 /// Turns the scores of one panel into weights relative to the new maximum; `valid` >= 1 keys
-/// count, weights of the others up to `used` become 0.
-inline void soften(float* scores, int valid, int used, float scale, Running& state) {
+/// count.
+inline void soften(float* scores, int valid, float scale, Running& state) {
   const Vec lowest = broadcast(-std::numeric_limits<float>::infinity());
   Vec top = lowest;
   for (int t = 0; t < valid; t += lanes) {
@@ -268,9 +268,8 @@ inline void soften(float* scores, int valid, int used, float scale, Running& sta
   const Vec shift = broadcast(now);
   state.factor = now == before ? 1.0F : exp(broadcast((before - now) * scale))[0];
   Vec total = load(state.sums) * broadcast(state.factor);
-  for (int t = 0; t < used; t += lanes) {
-    const int left = valid - t;
-    const int count = left < 0 ? 0 : (left < lanes ? left : lanes);
+  for (int t = 0; t < valid; t += lanes) {
+    const int count = valid - t < lanes ? valid - t : lanes;
     const Vec e = exp((load(scores + t) - shift) * broadcast(scale));
     const Vec weight = first_lanes(count, e, broadcast(0));
     store(scores + t, weight);
@@ -279,9 +278,11 @@ inline void soften(float* scores, int valid, int used, float scale, Running& sta
   store(state.sums, total);
 }
 
-/// out[q][dims] = out * factor[q] + weights[q][0..used) . values[.][dims], Vectors vectors wide.
+/// out[q][dims] = out * factor[q] + weights[q][0..limits[q]) . values[.][dims], Vectors vectors
+/// wide. A query's limit is at least that of the one before; values beyond it are not multiplied,
+/// since 0 times one that is not finite would be NaN.
 template <int Rows, int Vectors, class T>
-inline void blend(const float* weights, const float* factors, int used, const T* values,
+inline void blend(const float* weights, const float* factors, const int* limits, const T* values,
                   std::int64_t value_stride, float* out, std::int64_t out_stride) {
   Vec acc[Rows][Vectors];
 #pragma GCC unroll 8
@@ -291,7 +292,8 @@ inline void blend(const float* weights, const float* factors, int used, const T*
       acc[r][v] = load(out + r * out_stride + v * lanes) * broadcast(factors[r]);
     }
   }
-  for (int t = 0; t < used; ++t) {
+  int t = 0;
+  for (; t < limits[0]; ++t) {
     Vec value[Vectors];
 #pragma GCC unroll 8
     for (int v = 0; v < Vectors; ++v) value[v] = load(values + t * value_stride + v * lanes);
@@ -300,6 +302,17 @@ inline void blend(const float* weights, const float* factors, int used, const T*
       const Vec w = broadcast(weights[r * panel_tokens + t]);
 #pragma GCC unroll 8
       for (int v = 0; v < Vectors; ++v) acc[r][v] = fma(w, value[v], acc[r][v]);
+    }
+  }
+  for (; t < limits[Rows - 1]; ++t) {  // only some of the queries see these
+#pragma GCC unroll 8
+    for (int r = 1; r < Rows; ++r) {
+      if (t >= limits[r]) continue;
+      const Vec w = broadcast(weights[r * panel_tokens + t]);
+#pragma GCC unroll 8
+      for (int v = 0; v < Vectors; ++v) {
+        acc[r][v] = fma(w, load(values + t * value_stride + v * lanes), acc[r][v]);
+      }
     }
   }
 #pragma GCC unroll 8
@@ -330,25 +343,24 @@ void attend_block(const AttendTile<T>& tile, int first, int start, const T* keys
   const KvLayout& layout = args.layout;
   scores_of<Rows>(tile.q + first * tile.q_stride, tile.q_stride, keys, layout.head_dim,
                   tile.scores);
-  const int last = args.first_position + (first + Rows - 1) / tile.group + 1 - start;
-  const int used = last < panel_tokens ? last : panel_tokens;
   float factors[Rows];
+  int limits[Rows];  // keys of the panel that a query sees
 #pragma GCC unroll 8
   for (int r = 0; r < Rows; ++r) {
     const int limit = args.first_position + (first + r) / tile.group + 1 - start;
+    limits[r] = limit < panel_tokens ? limit : panel_tokens;
     Running state{tile.top + first + r, tile.sums + (first + r) * 16, 1.0F};
-    soften(tile.scores + r * panel_tokens, limit < panel_tokens ? limit : panel_tokens, used,
-           tile.scale, state);
+    soften(tile.scores + r * panel_tokens, limits[r], tile.scale, state);
     factors[r] = state.factor;
   }
   const int stride = layout.value_stride;
   float* out = tile.out + std::int64_t{first} * stride;
   int i = 0;
   for (; i + block_vectors * lanes <= stride; i += block_vectors * lanes) {
-    blend<Rows, block_vectors>(tile.scores, factors, used, values + i, stride, out + i, stride);
+    blend<Rows, block_vectors>(tile.scores, factors, limits, values + i, stride, out + i, stride);
   }
   for (; i < stride; i += lanes) {
-    blend<Rows, 1>(tile.scores, factors, used, values + i, stride, out + i, stride);
+    blend<Rows, 1>(tile.scores, factors, limits, values + i, stride, out + i, stride);
   }
 }
 

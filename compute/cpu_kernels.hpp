@@ -89,12 +89,14 @@ struct Kernels {
   void (*attend)(const AttendArgs& args);
   /// Softmax over logits[num_experts] (overwritten by the probabilities), then the top_k largest in
   /// falling order, ties to the lower index; `renormalise` makes the chosen weights sum to 1.
+  /// Always chooses top_k different experts: where a logit is NaN or infinite all weights may be
+  /// NaN.
   void (*top_k)(float* logits, int num_experts, int top_k, bool renormalise, std::int32_t* experts,
                 float* weights);
   /// x = round(x + round(sum_j weights[j] * rows[slots[j]])), one row of `width`.
   void (*merge)(void* x, const void* rows, const std::int32_t* slots, const float* weights,
                 int top_k, int width);
-  /// log softmax(logits)[target].
+  /// log softmax(logits)[target]; NaN where a logit is not finite.
   float (*log_prob)(const float* logits, std::int64_t count, std::int64_t target);
   /// c[rows, n] = a[rows, k] * panels, all float32, where panels are [n / 16][k][16], zero-padded;
   /// only columns of panels [begin, end) are written.

@@ -2,6 +2,7 @@
 // Row kernels, included once per instruction set (see cpu_simd.hpp for why all is anonymous).
 
 #include <cmath>
+#include <limits>
 
 #include "compute/cpu_attention_impl.hpp"
 #include "compute/cpu_kernels.hpp"
@@ -21,10 +22,12 @@ float sum_of_squares(const T* x, std::int64_t width) {
   return sum(total);
 }
 
+/// NaN where the squares are not finite: 0, the inverse of infinity, would hide an overflow.
 template <class T>
 float inverse_rms(const T* x, std::int64_t width, float eps) {
   const float mean = sum_of_squares(x, width) / static_cast<float>(width);
-  return 1.0F / std::sqrt(mean + eps);
+  const float inverse = 1.0F / std::sqrt(mean + eps);
+  return inverse > 0 ? inverse : std::numeric_limits<float>::quiet_NaN();
 }
 
 template <class T>
@@ -109,6 +112,8 @@ inline double exponentials(float* x, std::int64_t count) {
   return total;
 }
 
+/// Where a logit is NaN or plus infinity every probability is NaN, and the lowest experts are
+/// taken.
 inline void top_k(float* logits, int num_experts, int top_k, bool renormalise,
                   std::int32_t* experts, float* weights) {
   const float total = static_cast<float>(exponentials(logits, num_experts));
@@ -146,12 +151,19 @@ void merge(void* x, const void* rows, const std::int32_t* slots, const float* we
 
 inline float log_prob(const float* logits, std::int64_t count, std::int64_t target) {
   Vec top = broadcast(logits[0]);
-  for (std::int64_t i = 0; i + lanes <= count; i += lanes) top = max(top, load(logits + i));
+  Vec zero = broadcast(0);  // NaN once a logit is not finite: minus infinity has no weight
+  for (std::int64_t i = 0; i + lanes <= count; i += lanes) {
+    const Vec x = load(logits + i);
+    top = max(top, x);
+    zero = zero + (x - x);
+  }
   float highest = largest(top);
+  float none = sum(zero);
   for (std::int64_t i = count / lanes * lanes; i < count; ++i) {
     highest = logits[i] > highest ? logits[i] : highest;
+    none += logits[i] - logits[i];
   }
-  double total = 0;
+  double total = none;
   for (std::int64_t i = 0; i < count; i += lanes) {
     const int valid = static_cast<int>(count - i < lanes ? count - i : lanes);
     const Vec e = exp(load(logits + i, count - i) - broadcast(highest));

@@ -129,6 +129,7 @@ class Copier {
 template <class V>
 __device__ void place_rows(typename V::Shared& shared, const AttentionTile& tile, int heads,
                            int first_head, int end_head) {
+  if (threadIdx.x == 0) shared.first_bad = no_key;
   for (int row = static_cast<int>(threadIdx.x); row < V::rows; row += V::threads) {
     const int token = row / heads;
     const int head = first_head + row % heads;
@@ -273,9 +274,17 @@ __global__ void __launch_bounds__(V::threads, 1)
     wait_copies<V::stages - 2>();
     __syncthreads();  // the slice is there, and nobody reads the one that is overwritten next
     copier.advance();
-    const T* slice = shared.ring + slot * V::slice_elements;
+    T* slice = shared.ring + slot * V::slice_elements;
     slot = slot + 1 == V::stages ? 0 : slot + 1;
     return slice;
+  };
+  const auto next_values = [&](int start) {
+    T* values = next_slice();
+    if (tile.first_position + 1 < min(start + key_block, end)) {  // not all rows see all keys
+      clear_non_finite<V>(shared, values, start);
+      __syncthreads();
+    }
+    return values;
   };
   for (int split = tile.first_key; split < end; split += split_keys) {
     const int split_end = min(split + split_keys, end);
@@ -289,13 +298,13 @@ __global__ void __launch_bounds__(V::threads, 1)
       if (live) worker.store_scores();
       sync_group<V>();
       if (live) worker.soften_row(row_position + 1 - start, scale);
-      const T* values = next_slice();
+      const T* values = next_values(start);
       if (live) {
         worker.rescale();
         worker.template add_values<0>(values);
       }
       if constexpr (V::slices > 1) {
-        values = next_slice();
+        values = next_values(start);
         if (live) worker.template add_values<1>(values);
       }
     }
@@ -304,6 +313,7 @@ __global__ void __launch_bounds__(V::threads, 1)
     sync_group<V>();
     worker.merge_split(first);
   }
+  if (shared.first_bad <= row_position) worker.total.sum = NAN;
   if (tile.partial >= 0) {
     write_partials(args, tile, worker, head_floats);
   } else {

@@ -59,8 +59,40 @@ struct Variant {
     float of_split[rows];
     int token[rows];  ///< of the tile's; -1 where there is nothing to compute
     int head[rows];
+    int first_bad;  ///< position of the first key whose value clear_non_finite() cleared
   };
 };
+
+/// Position that no key has.
+inline constexpr int no_key = 0x7fffffff;
+
+/// For a block of keys of which some rows see only a part: clears what is not finite in a slice of
+/// its values, since a weight of 0 times that would spoil those rows too, and notes the first such
+/// key, by which the rows that do see it are spoiled at the end. `start` is the first key's
+/// position. By all threads of the block; barriers before and after are the caller's.
+template <class V>
+__device__ void clear_non_finite(typename V::Shared& shared, typename V::Type* values, int start) {
+  // What carries the magnitude of an element into its sign's place, in both halves of a word.
+  constexpr std::uint32_t to_sign =
+      std::is_same_v<typename V::Type, __nv_bfloat16> ? 0x00800080U : 0x04000400U;
+  constexpr int per_row = V::slice / wide<typename V::Type>;
+#pragma unroll 1
+  for (int i = static_cast<int>(threadIdx.x); i < key_block * per_row; i += V::threads) {
+    const int key = i / per_row;
+    auto* piece = reinterpret_cast<uint4*>(values + key * V::slice_stride) + i % per_row;
+    std::uint32_t words[4] = {piece->x, piece->y, piece->z, piece->w};
+    std::uint32_t bad = 0;
+#pragma unroll
+    for (std::uint32_t& word : words) {
+      const std::uint32_t mine = ((word & 0x7fff7fffU) + to_sign) & 0x80008000U;
+      bad |= mine;
+      word &= ~((mine >> 15U) * 0xffffU);
+    }
+    if (bad == 0) continue;
+    *piece = uint4{words[0], words[1], words[2], words[3]};
+    atomicMin(&shared.first_bad, start + key);
+  }
+}
 
 /// Adds a row's weights in an order that does not depend on how many lanes share the row. Sixteen
 /// chunks of four keys; chunks c and c + 8 first, then pairs of sums 4, 2 and 1 apart.

@@ -293,6 +293,13 @@ __device__ inline float block_max(float x, float* partial) {
   return warp_max(partial[lane < warps ? lane : 0]);
 }
 
+/// 1 / sqrt(squares / width + eps); NaN where the squares are not finite: 0, the inverse of
+/// infinity, would hide an overflow.
+__device__ inline float inverse_rms(float squares, int width, float eps) {
+  const float inverse = 1.0F / sqrtf(squares / static_cast<float>(width) + eps);
+  return inverse > 0 ? inverse : NAN;
+}
+
 // ---- host side ----
 
 /// Enqueues `kernel`; does nothing for an empty grid.

@@ -106,7 +106,6 @@ Event CudaLayers::sample(CudaChunk& chunk, std::span<const std::int32_t> rows,
   to_host(copying, chunk.sampled.data(), chunk.memory.sampled, rows.size() * sizeof(SampledToken));
   op.run_on_host([from = chunk.sampled.as<SampledToken>(), out, count = rows.size()] {
     std::copy_n(from, count, out);
-    require_finite({out, count});
   });
   return op.close();
 }

@@ -2,6 +2,7 @@
 
 #include "compute/cuda_device.cuh"
 #include "compute/cuda_kernels.hpp"
+#include "compute/sampling_arithmetic.hpp"
 
 namespace atl::compute::cuda {
 
@@ -32,7 +33,10 @@ __global__ void __launch_bounds__(threads)
     float values[N];
     load_floats(row + i, values);
 #pragma unroll
-    for (int k = 0; k < N; ++k) total += expf(values[k] - top);
+    for (int k = 0; k < N; ++k) {
+      // Minus infinity has no weight, and the largest passes by NaN: neither may go unseen.
+      total += is_finite(values[k]) ? expf(values[k] - top) : NAN;
+    }
   }
   total = block_sum(total, partial + warp_lanes);
   if (threadIdx.x == 0) {

@@ -113,7 +113,7 @@ __global__ void __launch_bounds__(max_threads) norm_kernel(NormArgs args) {
   }
   if (args.norm == nullptr) return;
   total = block_sum(total, dynamic_shared<float>());
-  const float scale = 1.0F / sqrtf(total / static_cast<float>(args.hidden) + args.eps);
+  const float scale = inverse_rms(total, args.hidden, args.eps);
   T* out = static_cast<T*>(args.out) + row * args.hidden;
 #pragma unroll
   for (int i = 0; i < kept; ++i) {

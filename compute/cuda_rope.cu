@@ -97,10 +97,6 @@ __device__ Head<T> head_of(const RopeArgs& args, T* row, std::int64_t page, int 
   return {in, out, args.norm == QkNorm::none || is_value ? nullptr : weight, is_value};
 }
 
-__device__ inline float scale_of(float squares, int width, float eps) {
-  return 1.0F / sqrtf(squares / static_cast<float>(width) + eps);
-}
-
 template <class T, int N>
 __global__ void __launch_bounds__(threads) rope_kernel(RopeArgs args, HeadLanes layout) {
   const std::int64_t r = blockIdx.x;
@@ -121,8 +117,8 @@ __global__ void __launch_bounds__(threads) rope_kernel(RopeArgs args, HeadLanes 
     float* partial = dynamic_shared<float>();
     const float q = sum_of_squares<N>(row, thread * N, q_width, threads * N);
     const float k = sum_of_squares<N>(row + q_width, thread * N, kv_width, threads * N);
-    q_scale = scale_of(block_sum(q, partial), q_width, args.eps);
-    k_scale = scale_of(block_sum(k, partial + warp_lanes), kv_width, args.eps);
+    q_scale = inverse_rms(block_sum(q, partial), q_width, args.eps);
+    k_scale = inverse_rms(block_sum(k, partial + warp_lanes), kv_width, args.eps);
     __syncthreads();  // all have read q before anybody overwrites it
   }
   const int num_heads = args.num_heads + 2 * args.kv.num_kv_heads;
@@ -135,7 +131,7 @@ __global__ void __launch_bounds__(threads) rope_kernel(RopeArgs args, HeadLanes 
     float scale = index < args.num_heads ? q_scale : k_scale;
     if (args.norm == QkNorm::per_head) {
       const float squares = live ? sum_of_squares<N>(head.in, begin, d, step) : 0.0F;
-      scale = scale_of(group_sum(squares, layout.lanes), d, args.eps);
+      scale = inverse_rms(group_sum(squares, layout.lanes), d, args.eps);
     }
     if (!live) continue;
     for (int i = begin; i < half; i += step) {

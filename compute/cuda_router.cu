@@ -19,9 +19,13 @@ constexpr int warps = threads / warp_lanes;
 static_assert(threads == max_experts, "a thread per expert");
 constexpr int max_tiles = 128;
 
-/// A probability and its expert as one number: larger probabilities first, then lower experts.
+/// A probability and its expert as one number: larger probabilities first, then lower experts. NaN,
+/// whose bits the hardware chooses, counts as one value.
 __device__ inline std::uint64_t rank_key(float probability, int expert) {
-  return (static_cast<std::uint64_t>(__float_as_uint(probability)) << 32U) |
+  constexpr std::uint32_t nan = 0x7fc00000U;
+  std::uint32_t bits = __float_as_uint(probability);
+  if ((bits & 0x7fffffffU) > 0x7f800000U) bits = nan;
+  return (static_cast<std::uint64_t>(bits) << 32U) |
          (0xffffffffU - static_cast<std::uint32_t>(expert));
 }
 __device__ inline int expert_of(std::uint64_t key) {

@@ -108,10 +108,4 @@ SampledToken sample_row(std::span<const float> logits, const Draw& draw) {
   return {token, static_cast<float>(chosen - best - std::log(sum))};
 }
 
-void require_finite(std::span<const SampledToken> sampled) {
-  require(std::all_of(sampled.begin(), sampled.end(),
-                      [](const SampledToken& one) { return one.token >= 0; }),
-          "logits are not finite (an activation overflowed); try --dtype float32");
-}
-
 }  // namespace atl::compute

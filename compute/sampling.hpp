@@ -21,8 +21,8 @@ struct SamplingRequest {
 };
 
 struct SampledToken {
-  std::int32_t token = 0;
-  float logprob = 0;  ///< under the model's own distribution (temperature 1, all tokens)
+  std::int32_t token = 0;  ///< -1 where a logit is not finite
+  float logprob = 0;       ///< under the model's own distribution (temperature 1, all tokens)
 };
 
 namespace compute {
@@ -42,11 +42,8 @@ Draw draw_of(const SamplingRequest& request);
 std::uint64_t random_bits(std::uint64_t seed, std::uint64_t index);
 
 /// The token for one row of logits [vocab], vocab >= 1. The draw runs over the kept tokens in order
-/// of their ids. `token` is -1 where a logit is not finite. Does not allocate.
+/// of their ids. Does not allocate.
 SampledToken sample_row(std::span<const float> logits, const Draw& draw);
-
-/// Throws Error where one of these is -1.
-void require_finite(std::span<const SampledToken> sampled);
 
 }  // namespace compute
 }  // namespace atl

@@ -6,8 +6,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <numeric>
 #include <string>
+#include <tuple>
 
 #include "compute/cuda_attention_plan.hpp"
 #include "compute/cuda_kernels.hpp"
@@ -307,6 +309,35 @@ TEST_P(CudaAttention, LargeScoresStayFinite) {
   // Nearly all weight on one key: the result is that key's value, wherever its split lies.
   const std::vector<Rows> chunk = {{0, 596, 4}};
   expect_rows(data, chunk, cache.attend(chunk, split_all));
+}
+
+/// Rows that do not see a position which is not finite keep their bits, in the same tile or not.
+TEST_P(CudaAttention, WhatIsNotFiniteStaysWithTheRowsThatSeeIt) {
+  for (const auto& [heads, kv_heads, head_dim] : {std::tuple{1, 1, 64}, {6, 2, 80}, {2, 1, 512}}) {
+    Sequences data(shape_of(heads, kv_heads, head_dim), dtype_, {530}, 440, random_);
+    const std::vector<Rows> whole = {{0, 440, 90}};
+    const auto clean = Cache(data, 64, false).attend(whole, split_none);
+    for (const int position : {440, 447, 448, 500, 511, 512, 529}) {
+      Sequences bad = data;
+      bad.v[0][static_cast<std::size_t>(position)][3] = std::numeric_limits<double>::infinity();
+      const Cache cache(bad, 64, false);
+      const std::vector<Rows> pieces = {{0, 440, 7}, {0, 447, 1}, {0, 448, 82}};
+      for (const auto& [chunk, multiprocessors] :
+           {std::pair{whole, split_none}, {whole, split_all}, {pieces, split_all}}) {
+        const auto got = cache.attend(chunk, multiprocessors);
+        for (int row = 440; row < 530; ++row) {
+          const auto at = static_cast<std::size_t>(row - 440);
+          const auto values =
+              decode(got[at].data(), static_cast<std::size_t>(heads * head_dim), dtype_);
+          const bool finite =
+              std::all_of(values.begin(), values.end(), [](double x) { return std::isfinite(x); });
+          EXPECT_EQ(finite, row < position) << "row " << row << ", position " << position;
+          if (row >= position) continue;
+          EXPECT_EQ(got[at], clean[at]) << "row " << row;
+        }
+      }
+    }
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Types, CudaAttention,

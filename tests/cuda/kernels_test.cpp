@@ -79,6 +79,18 @@ TEST_P(CudaKernels, RmsNormOfChosenRows) {
   }
 }
 
+TEST_P(CudaKernels, NormOfSquaresThatOverflowIsNaNInItsRowAlone) {
+  if (dtype_ == DType::float16) return;  // its squares are float32's
+  auto x = random_.vector(3 * 40, 0, 2);
+  x[40 + 7] = 1e25;
+  const auto on_device = device(x);
+  const auto norm = floats(std::vector<double>(40, 1.0));
+  const auto out = space(3 * 40);
+  cuda::rms_norm(nullptr, dtype_, on_device.get(), nullptr, norm.get(), 1e-5F, out.get(), 3, 40);
+  const auto got = decoded(out);
+  for (std::size_t i = 0; i < got.size(); ++i) EXPECT_EQ(std::isnan(got[i]), i / 40 == 1) << i;
+}
+
 TEST_P(CudaKernels, AddRoundsOnceBeforeItNormalises) {
   const auto round = rounding_of(dtype_);
   for (const int width : widths) {
@@ -252,6 +264,24 @@ TEST_P(CudaKernels, LogProbs) {
       for (const double value : row) sum += std::exp(value);
       const auto at = static_cast<std::size_t>(r);
       EXPECT_NEAR(got[at], row[static_cast<std::size_t>(targets[at])] - std::log(sum), 4e-5);
+    }
+  }
+}
+
+TEST_P(CudaKernels, LogProbsAreNaNWhereALogitIsNotFinite) {
+  if (dtype_ != DType::float32) return;  // logits are float32 whatever the model's type
+  for (const int vocab : {256, 1001}) {
+    for (const double bad : {std::nan(""), -HUGE_VAL, HUGE_VAL}) {
+      for (const int at : {0, 3, vocab - 1}) {
+        auto logits = random_.vector(2 * vocab, 0, 10);
+        logits[static_cast<std::size_t>(at)] = bad;
+        const auto on_device = floats(logits);
+        const DeviceArray<std::int32_t> targets(std::vector<std::int32_t>{vocab / 2, 0});
+        const DeviceArray<float> out(2);
+        cuda::log_probs(nullptr, on_device.get(), targets.get(), out.get(), 2, vocab);
+        EXPECT_TRUE(std::isnan(out.host()[0])) << bad << " at " << at;
+        EXPECT_TRUE(std::isfinite(out.host()[1]));
+      }
     }
   }
 }

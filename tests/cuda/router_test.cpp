@@ -3,8 +3,11 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
+#include <limits>
 #include <numeric>
 #include <random>
+#include <set>
 
 #include "compute/cuda_kernels.hpp"
 #include "tests/cuda/device_memory.hpp"
@@ -130,6 +133,38 @@ TEST_F(CudaRouter, ManyTokensPerTile) {
 
 TEST_F(CudaRouter, NoTokensCountNothing) {
   EXPECT_EQ(route({}, mixed_order(7), 2, true).counts, std::vector<std::int32_t>(7, 0));
+}
+
+TEST_F(CudaRouter, ChoosesDifferentExpertsWhateverTheLogits) {
+  constexpr float infinite = std::numeric_limits<float>::infinity();
+  constexpr float nan = std::numeric_limits<float>::quiet_NaN();
+  for (const int experts : {5, 33, 100}) {
+    for (const float bad : {nan, -nan, infinite, -infinite}) {
+      auto logits = random_logits(3, experts, false);
+      const auto order = mixed_order(experts);
+      const Routed clean = route(logits, order, 4, true);
+      logits[static_cast<std::size_t>(experts + 2)] = bad;  // of token 1
+      const Routed got = route(logits, order, 4, true);
+      EXPECT_EQ(std::accumulate(got.counts.begin(), got.counts.end(), 0), 12);
+      for (std::size_t i = 0; i < 12; ++i) {
+        const bool of_it = i / 4 == 1;
+        if (of_it && bad != -infinite) {
+          EXPECT_EQ(got.experts[i], static_cast<int>(i % 4));
+          EXPECT_TRUE(std::isnan(got.weights[i]));
+        } else if (of_it) {
+          EXPECT_NE(got.experts[i], 2);
+          EXPECT_TRUE(std::isfinite(got.weights[i]));
+        } else {
+          EXPECT_EQ(got.experts[i], clean.experts[i]);
+          EXPECT_EQ(got.weights[i], clean.weights[i]);
+        }
+      }
+      // Every pair has a row of its own.
+      std::set<std::int32_t> rows(got.slots.begin(), got.slots.end());
+      EXPECT_EQ(rows.size(), 12U);
+      EXPECT_EQ(*rows.rbegin(), 11);
+    }
+  }
 }
 
 TEST_F(CudaRouter, ATokensWeightsDoNotDependOnOtherTokens) {

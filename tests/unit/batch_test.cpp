@@ -3,6 +3,8 @@
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <cmath>
 #include <map>
 #include <memory>
 #include <random>
@@ -26,6 +28,9 @@ std::int32_t next_token(const std::vector<std::int32_t>& prefix) {
   for (const auto token : prefix) hash = hash * 31 + static_cast<std::uint32_t>(token);
   return static_cast<std::int32_t>(hash % 199) + 1;
 }
+
+/// A token after which no logit is finite.
+constexpr std::int32_t overflowing_token = 250;
 
 /// Ranks in one process: keys and values are the tokens stored by (rank, page, offset).
 class Fleet {
@@ -56,11 +61,15 @@ class Fleet {
     for (const auto& rank : ranks_) {
       for (auto& done : rank->finished()) {
         EXPECT_TRUE(results.emplace(done.request, done.result).second) << "finished twice";
+        if (!done.error.empty()) errors[done.request] = done.error;
       }
     }
     EXPECT_EQ(results.size(), requests.size());
+    for (const auto& rank : ranks_) EXPECT_EQ(rank->load().free_pages, options_.num_pages);
     return results;
   }
+
+  std::map<int, std::string> errors;  ///< of the requests that failed
 
  private:
   void compute(std::size_t r) {
@@ -82,11 +91,14 @@ class Fleet {
       }
       EXPECT_EQ(row, static_cast<std::int32_t>(chunk.tokens.size()));
       for (const HeadRow& head : chunk.head) {
+        const bool bad = std::count(prefix_at[head.row].begin(), prefix_at[head.row].end(),
+                                    overflowing_token) > 0;
         if (options_.mode == Mode::score) {
           chunk.logprobs.push_back(
-              static_cast<float>(head.target == next_target(prefix_at[head.row])));
+              bad ? std::nanf("")
+                  : static_cast<float>(head.target == next_target(prefix_at[head.row])));
         } else {
-          chunk.sampled.push_back({next_token(prefix_at[head.row]), -1.0F});
+          chunk.sampled.push_back({bad ? -1 : next_token(prefix_at[head.row]), -1.0F});
         }
       }
     }
@@ -180,6 +192,49 @@ TEST(Batcher, StopsAtAStopTokenAndLeavesItOut) {
   EXPECT_EQ(
       results.at(0).tokens,
       std::vector<std::int32_t>(all.begin(), all.begin() + static_cast<std::ptrdiff_t>(first)));
+}
+
+/// A request ends with an error at the first position whose logits are not finite, the same in
+/// every layout, and gives its pages back; the others get what they get without it.
+TEST(Batcher, WhatIsNotFiniteEndsItsRequestAlone) {
+  auto requests = mixed_requests();
+  requests[3].tokens = request_of(80, 1, 3).tokens;
+  requests[3].tokens[33] = overflowing_token;
+  requests[23].tokens[299] = overflowing_token;
+  for (const Mode mode : {Mode::generate, Mode::score}) {
+    for (const int ranks : {1, 3}) {
+      for (const int chunks : {1, 4}) {
+        for (const int step_tokens : {7, 400}) {
+          BatchOptions options;
+          options.mode = mode;
+          options.max_sequences = 5;
+          options.max_step_tokens = step_tokens;
+          options.min_chunk_tokens = 1;
+          options.max_chunks = chunks;
+          options.page_tokens = 8;
+          options.num_pages = 60;
+          options.dtype = DType::float16;
+          Fleet fleet(requests, options, ranks);
+          const auto results = fleet.run(requests);
+          if (mode == Mode::score) {  // nothing is asked of the last token
+            ASSERT_EQ(fleet.errors.size(), 1U);
+            EXPECT_TRUE(
+                fleet.errors.at(3).starts_with("the logits at position 33 (token 34 of "
+                                               "the prompt's 80) are not finite: "));
+            EXPECT_EQ(results.at(23).logprobs.size(), 299U);
+            continue;
+          }
+          ASSERT_EQ(fleet.errors.size(), 2U);
+          EXPECT_TRUE(fleet.errors.at(3).starts_with("the logits at position 79 (token 80 of"));
+          EXPECT_TRUE(fleet.errors.at(23).starts_with("the logits at position 299 (token 300 of"));
+          for (std::size_t i = 0; i < requests.size(); ++i) {
+            if (fleet.errors.contains(static_cast<int>(i))) continue;
+            EXPECT_EQ(results.at(static_cast<int>(i)).tokens, expected_tokens(requests[i]));
+          }
+        }
+      }
+    }
+  }
 }
 
 }  // namespace

@@ -4,7 +4,11 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <array>
+#include <cmath>
+#include <cstring>
+#include <limits>
 #include <numeric>
 #include <string>
 #include <tuple>
@@ -73,6 +77,17 @@ TEST_P(CpuKernels, RmsNorm) {
     }
     expect_close(decoded(out), wanted);
   }
+}
+
+TEST_P(CpuKernels, NormOfSquaresThatOverflowIsNaNInItsRowAlone) {
+  if (dtype_ == DType::float16) return;  // its squares are float32's
+  auto x = random_.vector(3 * 40, 0, 2);
+  x[40 + 7] = 1e25;
+  auto out = space(x.size());
+  const std::vector<float> weight(40, 1.0F);
+  kernels_->rms_norm(encoded(x).data(), weight.data(), 1e-5F, out.data(), 3, 40);
+  const auto got = decoded(out);
+  for (std::size_t i = 0; i < got.size(); ++i) EXPECT_EQ(std::isnan(got[i]), i / 40 == 1) << i;
 }
 
 TEST_P(CpuKernels, Activations) {
@@ -188,6 +203,48 @@ TEST_P(CpuKernels, LogProb) {
   }
 }
 
+constexpr float infinite = std::numeric_limits<float>::infinity();
+constexpr float not_a_number = std::numeric_limits<float>::quiet_NaN();
+
+TEST_P(CpuKernels, TopKChoosesDifferentExpertsWhateverTheLogits) {
+  for (const int experts : {2, 5, 16, 37}) {
+    for (const float bad : {not_a_number, -not_a_number, infinite, -infinite}) {
+      for (int at = 0; at < experts; ++at) {
+        auto logits = floats(random_.vector(experts, 0, 3));
+        logits[static_cast<std::size_t>(at)] = bad;
+        const int top_k = std::min(experts - 1, 4);
+        std::vector<std::int32_t> chosen(4, -1);
+        std::vector<float> weights(4);
+        kernels_->top_k(logits.data(), experts, top_k, true, chosen.data(), weights.data());
+        for (int j = 0; j < top_k; ++j) {
+          const auto expert = chosen[static_cast<std::size_t>(j)];
+          const bool known = bad == -infinite;
+          EXPECT_EQ(std::isfinite(weights[static_cast<std::size_t>(j)]), known);
+          if (known) {
+            EXPECT_TRUE(expert >= 0 && expert < experts && expert != at);
+            EXPECT_EQ(std::count(chosen.begin(), chosen.begin() + top_k, expert), 1);
+          } else {
+            EXPECT_EQ(expert, j);
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_P(CpuKernels, LogProbIsNaNWhereALogitIsNotFinite) {
+  for (const int count : {1, 2, 15, 16, 17, 100}) {
+    for (const float bad : {not_a_number, infinite, -infinite}) {
+      for (int at = 0; at < count; ++at) {
+        auto logits = floats(random_.vector(count, 0, 10));
+        logits[static_cast<std::size_t>(at)] = bad;
+        EXPECT_TRUE(std::isnan(kernels_->log_prob(logits.data(), count, count / 2)))
+            << bad << " at " << at << " of " << count;
+      }
+    }
+  }
+}
+
 TEST_P(CpuKernels, PanelGemm) {
   for (const auto& [k, n] : {std::pair{3, 5}, {300, 16}, {520, 39}}) {
     const auto a = random_.matrix(15, k);
@@ -269,6 +326,7 @@ struct AttentionCase {
     for (const auto& row : rows) flat.insert(flat.end(), row.begin(), row.end());
     qkv = encode(flat, dtype);
     kv = AlignedBuffer(static_cast<std::size_t>(layout.page_elements()) * 5 * size_of(dtype));
+    std::memset(kv.data(), former_owner, static_cast<std::size_t>(kv.bytes()));
     std::vector<std::int32_t> positions(tokens), page_of;
     std::iota(positions.begin(), positions.end(), 0);
     for (int t = 0; t < tokens; ++t) page_of.push_back(pages[t / 64U]);
@@ -325,6 +383,7 @@ struct AttentionCase {
   reference::Vector q_norm;
   reference::Vector k_norm;
   std::vector<std::int32_t> pages = {4, 1, 3};
+  int former_owner = 0;  ///< byte that the pages hold before
   std::vector<std::byte> qkv;
   AlignedBuffer kv;
 };
@@ -349,6 +408,43 @@ TEST_P(CpuKernels, RopeAndAttention) {
       for (std::size_t i = 0; i < got.size(); ++i) {
         ASSERT_NEAR(got[i], wanted[i / q_width][i % q_width], allowed)
             << "row " << i / q_width << ", head_dim " << head_dim;
+      }
+    }
+  }
+}
+
+/// Rows before a position that is not finite, other heads, and what lies in pages beyond the
+/// sequence: none of it is multiplied.
+TEST_P(CpuKernels, AttentionKeepsWhatIsNotFiniteToTheRowsThatSeeIt) {
+  for (const int group : {1, 3}) {
+    ModelShape shape;
+    shape.num_heads = 2 * group;
+    shape.num_kv_heads = 2;
+    shape.head_dim = 16;
+    shape.qk_norm = QkNorm::per_head;
+    AttentionCase attention(shape, dtype_, random_);
+    attention.rotate(*kernels_);
+    const auto clean = attention.attend(*kernels_);
+    const auto good_rows = attention.rows;
+    attention.former_owner = 0xff;
+    for (const int position : {0, 1, 49, 50, 62, 66, 128, 139}) {
+      for (const bool of_keys : {false, true}) {
+        attention.rows = good_rows;
+        const int first = shape.q_width() + (of_keys ? 0 : shape.kv_width());
+        attention.rows[static_cast<std::size_t>(position)][static_cast<std::size_t>(first + 5)] =
+            of_keys ? not_a_number : infinite;
+        attention.rotate(*kernels_);
+        const auto got = attention.attend(*kernels_);
+        const int d = shape.head_dim;
+        for (int i = 0; i < static_cast<int>(got.size()); i += d) {
+          const int row = i / shape.q_width();
+          const bool sees = row >= position && i % shape.q_width() / d < group;
+          const auto at = got.begin() + i;
+          EXPECT_EQ(std::all_of(at, at + d, [](double x) { return std::isfinite(x); }), !sees)
+              << "row " << row << ", position " << position;
+          if (sees) continue;
+          EXPECT_TRUE(std::equal(at, at + d, clean.begin() + i)) << "row " << row;
+        }
       }
     }
   }
