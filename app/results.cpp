@@ -8,6 +8,7 @@
 
 #include "app/identity.hpp"
 #include "compute/error.hpp"
+#include "io/json_shown.hpp"
 
 namespace atl {
 
@@ -113,10 +114,8 @@ std::vector<bool> ResultStore::begin(const std::vector<io::Request>& requests,
       }
       journal_->resume();
     } else {
-      journal_->start(
-          ordered_json(
-              {{"format", journal_format}, {"format_version", journal_version}, {"run", identity}})
-              .dump());
+      journal_->start(io::json_text(ordered_json(
+          {{"format", journal_format}, {"format_version", journal_version}, {"run", identity}})));
     }
   });
   flags = world_.broadcast(flags, 0);

@@ -27,6 +27,7 @@
 #include "comm/deadline.hpp"
 #include "comm/topology.hpp"
 #include "comm/transports/choice.hpp"
+#include "io/json_shown.hpp"
 #include "io/text_file.hpp"
 
 namespace atl {
@@ -394,7 +395,7 @@ class Job {
       if (!root()) return;
       results_.write();
       if (report_) {
-        report_->write(report.dump(1) + "\n");
+        report_->write(io::json_text(report, 1) + "\n");
         report_->close();
       }
       if (!options_.trace.empty()) write_trace(events);

@@ -190,7 +190,7 @@ bool is_blank(const std::string& line) {
 }
 
 std::string json_string(const std::string& text) {
-  return Json(text).dump(-1, ' ', false, Json::error_handler_t::replace);
+  return json_text(Json(text));
 }
 
 /// The shortest digits that give the same float back.
