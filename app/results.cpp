@@ -7,7 +7,6 @@
 #include <nlohmann/json.hpp>
 
 #include "app/identity.hpp"
-#include "compute/error.hpp"
 #include "io/json_shown.hpp"
 
 namespace atl {
@@ -218,9 +217,27 @@ void ResultStore::write() {
     const bool finished = journal_->has(request.line);
     require(finished || !request.error.empty(), "internal: request {} (line {}) was never finished",
             request.id, request.line);
-    output.write((finished ? journal_->result(request.line) : io::error_line(request)) + "\n");
+    const std::string line = finished ? journal_->result(request.line) : io::error_line(request);
+    if (const auto error = io::error_in(line)) {
+      if (num_errors_ == 0) first_error_ = fmt::format("line {}: {}", request.line, *error);
+      ++num_errors_;
+    }
+    output.write(line + "\n");
   }
   output.close();
+}
+
+void ResultStore::require_served() const {
+  if (num_errors_ == 0) return;
+  const auto all = static_cast<std::int64_t>(requests_->size());
+  if (num_errors_ == all) {
+    throw NothingServed(
+        fmt::format("no request could be served ({} of {} failed, the first in {}); mend them and "
+                    "run again; {} says why for each",
+                    num_errors_, all, first_error_, output_));
+  }
+  fmt::print(stderr, "{} of {} requests failed, the first in {}; {} says why for each\n",
+             num_errors_, all, first_error_, output_);
 }
 
 void ResultStore::remove_journal() {

@@ -108,8 +108,10 @@ class Job {
     find_ranks();
     read_requests();
     size_batches();
-    load();
-    steps();
+    if (any_to_serve()) {
+      load();
+      steps();
+    }
     finish();
   }
 
@@ -364,8 +366,41 @@ class Job {
     };
   }
 
+  /// Nothing is loaded for requests that are all refused.
+  bool any_to_serve() const {
+    return std::any_of(requests_.begin(), requests_.end(),
+                       [](const io::Request& request) { return request.error.empty(); });
+  }
+
   void finish() {
-    if (dump_) dump_->close();
+    nlohmann::json report;
+    std::vector<std::vector<io::TraceEvent>> events;
+    if (driver_) {
+      if (dump_) dump_->close();
+      report = report_of_steps();
+      if (!options_.trace.empty()) {
+        events = world_.gather_vectors(std::span(timeline_->trace()), 0);
+      }
+    }
+    world_.agree([&] {
+      if (!root()) return;
+      results_.write();
+      if (driver_) {
+        if (report_) {
+          report_->write(io::json_text(report, 1) + "\n");
+          report_->close();
+        }
+        if (!options_.trace.empty()) write_trace(events);
+        fmt::print("{}", summary_table(report));
+        require(std::fflush(stdout) == 0, "cannot write the table of speeds to standard output");
+      }
+      results_.remove_journal();
+      results_.require_served();
+    });
+  }
+
+  /// Collective; on rank 0 the report.
+  nlohmann::json report_of_steps() const {
     const RequestSummary summary = results_.summary();
     RunFacts facts;
     facts.options = &options_;
@@ -387,22 +422,7 @@ class Job {
     mine.bytes_read = file_->bytes_read();
     mine.load_seconds = load_seconds_;
     mine.checkpoints = checkpoints_.cost();
-    const auto report = gather_report(world_, facts, mine, summary);
-    const auto events = options_.trace.empty()
-                            ? std::vector<std::vector<io::TraceEvent>>{}
-                            : world_.gather_vectors(std::span(timeline_->trace()), 0);
-    world_.agree([&] {
-      if (!root()) return;
-      results_.write();
-      if (report_) {
-        report_->write(io::json_text(report, 1) + "\n");
-        report_->close();
-      }
-      if (!options_.trace.empty()) write_trace(events);
-      fmt::print("{}", summary_table(report));
-      require(std::fflush(stdout) == 0, "cannot write the table of speeds to standard output");
-      results_.remove_journal();
-    });
+    return gather_report(world_, facts, mine, summary);
   }
 
   void write_trace(const std::vector<std::vector<io::TraceEvent>>& events) const {

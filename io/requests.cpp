@@ -17,6 +17,7 @@
 #include "compute/error.hpp"
 #include "io/json_depth.hpp"
 #include "io/json_shown.hpp"
+#include "io/request_forms.hpp"
 
 namespace atl::io {
 namespace {
@@ -40,6 +41,12 @@ class LineReader {
     require(!std::filesystem::is_directory(path, ignored),
             "cannot read {}: it is a folder; give a file of requests, one JSON object a line",
             path);
+  }
+
+  /// The file's first bytes, before any line is read; a few at least, where it has them.
+  std::string_view start() {
+    if (end_ == 0) refill();
+    return {buffer_.data(), end_};
   }
 
   /// The next line without its end, and how long it was; false at the end of the file.
@@ -169,16 +176,38 @@ void check_keys(const Json& json) {
   }
 }
 
+Json parsed(const std::string& line) {
+  require_shallow_json(line, "not usable");
+  try {
+    return Json::parse(line);
+  } catch (const Json::parse_error& error) {
+    fail("not valid JSON at byte {}: {}", error.byte, shown(Json(line)));
+  } catch (const Json::out_of_range& error) {
+    const std::string_view what = error.what();  // "... number overflow parsing '1e999'"
+    fail("the number {} is too large", what.substr(std::min(what.find('\''), what.size())));
+  }
+}
+
+void require_no_envelope(const Json& json) {
+  for (const char* key : {"body", "params", "request", "modelInput"}) {
+    require(!json.contains(key) || !json[key].is_object(),
+            "it is an envelope, such as OpenAI's batch format has; give \"id\" and, beside it and "
+            "not in \"{}\", prompt, max_tokens and the like",
+            key);
+  }
+}
+
 /// Fills `request` from a line. Throws Error with the reason; what was read until then stays.
 void parse_line(const std::string& line, const RequestLimits& limits, Request& request) {
-  require_shallow_json(line, "not usable");
-  const Json json = Json::parse(line, nullptr, /*allow_exceptions=*/false);
-  require(!json.is_discarded(), "not valid JSON: {}", shown(Json(line)));
+  const Json json = parsed(line);
   require(json.is_object(), "{} instead of a JSON object", shown(json));
+  require_no_envelope(json);
   require(json.contains("id"), "it has no \"id\"; give a string");
-  require(json["id"].is_string() && !json["id"].get_ref<const std::string&>().empty(),
-          "\"id\" is {}, must be a non-empty string", shown(json["id"]));
-  request.id = json["id"].get<std::string>();
+  const Json& id = json["id"];
+  require(!id.is_number(), "\"id\" is {0}, must be a non-empty string; write \"{0}\"", shown(id));
+  require(id.is_string() && !id.get_ref<const std::string&>().empty(),
+          "\"id\" is {}, must be a non-empty string", shown(id));
+  request.id = id.get<std::string>();
   check_keys(json);
   parse_prompt(json, limits, request);
   parse_sampling(json, limits, request);
@@ -243,6 +272,12 @@ std::vector<Request> read_requests(const std::string& path, const RequestLimits&
   // The longest sensible line: 12 bytes for each id of a full prompt, or 6 for each escaped byte.
   const std::size_t max_line = (1 << 20) + 32 * static_cast<std::size_t>(limits.max_positions);
   LineReader reader(path, max_line);
+  if (std::string problem = problem_of_file(reader.start()); !problem.empty()) {
+    Request all;
+    all.line = 1;
+    all.error = std::move(problem);
+    return {all};
+  }
   std::vector<Request> requests;
   std::unordered_map<std::string, std::int64_t> line_of;
   std::string line;
@@ -257,6 +292,8 @@ std::vector<Request> read_requests(const std::string& path, const RequestLimits&
       parse_line(line, limits, request);
     } catch (const Error& error) {
       request.error = error.what();
+      const std::string advice = requests.empty() ? advice_for_file(line) : "";
+      if (!advice.empty()) request.error += "; " + advice;
     }
     if (!request.id.empty()) {
       const auto [first, is_new] = line_of.emplace(request.id, number);
@@ -264,6 +301,8 @@ std::vector<Request> read_requests(const std::string& path, const RequestLimits&
         request.error = fmt::format("\"id\" {} is that of line {} already; make it unique",
                                     json_string(request.id), first->second);
       }
+    } else {
+      request.id = id_in(line);  // for its result; a broken line takes no id from a whole one
     }
     requests.push_back(std::move(request));
   }
@@ -289,6 +328,12 @@ std::string error_line(const Request& request) {
   const std::string id =
       request.id.empty() ? "" : fmt::format(R"("id":{},)", json_string(request.id));
   return fmt::format(R"({{{}"line":{},"error":{}}})", id, request.line, json_string(request.error));
+}
+
+std::optional<std::string> error_in(std::string_view line) {
+  // Within strings quotes are escaped, so that this is a key.
+  if (line.find(",\"error\":\"") == std::string_view::npos) return std::nullopt;
+  return Json::parse(line).at("error").get<std::string>();
 }
 
 std::string text_of(const std::vector<std::int32_t>& tokens) {

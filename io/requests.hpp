@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace atl::io {
@@ -29,8 +30,9 @@ struct RequestLimits {
   bool scoring = false;        ///< no tokens are generated
 };
 
-/// Reads all requests; a bad line becomes a Request with `error`. Blank lines are skipped.
-/// Throws Error when the file cannot be read or holds no request at all.
+/// Reads all requests; a bad line becomes a Request with `error`, and with its id where that can be
+/// read. Blank lines are skipped. A file that holds no lines of text (compressed, UTF-16) becomes
+/// one such Request. Throws Error when the file cannot be read or holds no request at all.
 std::vector<Request> read_requests(const std::string& path, const RequestLimits& limits);
 
 /// The outcome of one request.
@@ -45,6 +47,8 @@ struct Result {
 std::string result_line(const Request& request, const Result& result, bool scoring);
 /// The line for a refused request: id (if it had one), line, error.
 std::string error_line(const Request& request);
+/// The reason in a line that error_line() made; nothing for other lines of results.
+std::optional<std::string> error_in(std::string_view line);
 
 /// Bytes of a byte-level token sequence as text; bytes that are not UTF-8 become U+FFFD.
 std::string text_of(const std::vector<std::int32_t>& tokens);
