@@ -84,14 +84,23 @@ class LineReader {
   std::size_t end_ = 0;
 };
 
-std::int64_t integer(const Json& value, const char* key, std::int64_t low, std::int64_t high) {
-  const bool wraps = value.is_number_unsigned() &&
-                     value.get<std::uint64_t>() >
-                         static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max());
-  const bool fits = value.is_number_integer() && !wraps && value.get<std::int64_t>() >= low &&
-                    value.get<std::int64_t>() <= high;
+/// A whole number from 0 on, also one that is written 6.0 or 1e3. Nothing for others, and from 2^53
+/// on for those written so, since a double may be another number than the one written.
+std::optional<std::uint64_t> whole_number(const Json& value) {
+  if (value.is_number_unsigned()) return value.get<std::uint64_t>();
+  if (!value.is_number()) return std::nullopt;
+  constexpr double inexact = 9007199254740992.0;  // 2^53
+  const auto exact = value.get<double>();
+  if (!(exact >= 0 && exact < inexact) || exact != std::floor(exact)) return std::nullopt;
+  return static_cast<std::uint64_t>(exact);
+}
+
+int integer(const Json& value, const char* key, int low, int high) {
+  const auto whole = whole_number(value);
+  const bool fits = whole && *whole >= static_cast<std::uint64_t>(low) &&
+                    *whole <= static_cast<std::uint64_t>(high);
   require(fits, "\"{}\" is {}, must be an integer from {} to {}", key, shown(value), low, high);
-  return value.get<std::int64_t>();
+  return static_cast<int>(*whole);
 }
 
 double number(const Json& value, const char* key) {
@@ -104,7 +113,7 @@ std::vector<std::int32_t> token_ids(const Json& value, const char* key, int voca
   std::vector<std::int32_t> ids;
   ids.reserve(value.size());
   for (const Json& id : value) {
-    ids.push_back(static_cast<std::int32_t>(integer(id, key, 0, vocab - 1)));
+    ids.push_back(integer(id, key, 0, vocab - 1));
   }
   return ids;
 }
@@ -134,8 +143,8 @@ void parse_prompt(const Json& json, const RequestLimits& limits, Request& reques
 
 void parse_sampling(const Json& json, const RequestLimits& limits, Request& request) {
   if (json.contains("max_tokens")) {
-    request.max_tokens = static_cast<int>(
-        integer(json["max_tokens"], "max_tokens", 1, std::numeric_limits<int>::max()));
+    request.max_tokens =
+        integer(json["max_tokens"], "max_tokens", 1, std::numeric_limits<int>::max());
   }
   if (json.contains("temperature"))
     request.temperature = number(json["temperature"], "temperature");
@@ -145,9 +154,10 @@ void parse_sampling(const Json& json, const RequestLimits& limits, Request& requ
   require(request.top_p > 0 && request.top_p <= 1, "\"top_p\" is {}, must be above 0 and at most 1",
           request.top_p);
   if (json.contains("seed")) {
-    require(json["seed"].is_number_unsigned(),
-            "\"seed\" is {}, must be an integer from 0 to 2^64-1", shown(json["seed"]));
-    request.seed = json["seed"].get<std::uint64_t>();
+    const auto seed = whole_number(json["seed"]);
+    require(seed.has_value(), "\"seed\" is {}, must be an integer from 0 to 2^64-1",
+            shown(json["seed"]));
+    request.seed = *seed;
   }
   if (json.contains("stop_token_ids")) {
     request.stop_token_ids = token_ids(json["stop_token_ids"], "stop_token_ids", limits.vocab);
@@ -188,6 +198,13 @@ Json parsed(const std::string& line) {
   }
 }
 
+/// Null stands for "not given" in what many clients write.
+void remove_nulls(Json& json) {
+  for (auto member = json.begin(); member != json.end();) {
+    member = member->is_null() ? json.erase(member) : std::next(member);
+  }
+}
+
 void require_no_envelope(const Json& json) {
   for (const char* key : {"body", "params", "request", "modelInput"}) {
     require(!json.contains(key) || !json[key].is_object(),
@@ -199,8 +216,9 @@ void require_no_envelope(const Json& json) {
 
 /// Fills `request` from a line. Throws Error with the reason; what was read until then stays.
 void parse_line(const std::string& line, const RequestLimits& limits, Request& request) {
-  const Json json = parsed(line);
+  Json json = parsed(line);
   require(json.is_object(), "{} instead of a JSON object", shown(json));
+  remove_nulls(json);
   require_no_envelope(json);
   require(json.contains("id"), "it has no \"id\"; give a string");
   const Json& id = json["id"];

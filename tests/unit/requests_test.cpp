@@ -81,7 +81,8 @@ TEST_F(Requests, RefusesLinesWithTheirReason) {
   EXPECT_TRUE(contains(refusal(R"({"id":"a"})"), "neither"));
   EXPECT_TRUE(contains(refusal(R"({"id":"a","prompt":"x","tokens":[1]})"), "both"));
   EXPECT_TRUE(contains(refusal(R"({"id":"a","prompt":7})"), "must be a string"));
-  EXPECT_TRUE(contains(refusal(R"({"id":"a","prompt":null})"), "must be a string"));
+  EXPECT_TRUE(contains(refusal(R"({"id":"a","prompt":null})"), "neither"));
+  EXPECT_TRUE(contains(refusal(R"({"id":null,"prompt":"x"})"), "no \"id\""));
   EXPECT_TRUE(contains(refusal(R"({"id":"a","prompt":""})"), "empty"));
   EXPECT_TRUE(contains(refusal(R"({"id":"a","tokens":[]})"), "empty"));
   EXPECT_TRUE(contains(refusal(R"({"id":"a","tokens":"x"})"), "list of token ids"));
@@ -106,6 +107,41 @@ TEST_F(Requests, RefusesLinesWithTheirReason) {
       contains(refusal(R"({"id":"a","prompt":"x","max_tokens":2147483648})"), "max_tokens"));
   EXPECT_TRUE(contains(refusal(R"({"id":"a","prompt":"x","stop_token_ids":[256]})"), "stop_token"));
   EXPECT_TRUE(contains(refusal(R"({"id":"a","prompt":"x","n":2})"), "unknown key \"n\""));
+}
+
+TEST_F(Requests, NullIsNotGiven) {
+  const auto requests = read(
+      R"({"id":"a","prompt":"x","tokens":null,"max_tokens":null,"temperature":null,"top_p":null,)"
+      R"("seed":null,"stop_token_ids":null,"stop":null})"
+      "\n"
+      R"({"id":"a2","prompt":"x"})");
+  ASSERT_EQ(requests.size(), 2U);
+  EXPECT_EQ(requests[0].error, "");
+  EXPECT_EQ(requests[0].tokens, requests[1].tokens);
+  EXPECT_FALSE(requests[0].max_tokens.has_value());
+  EXPECT_EQ(requests[0].temperature, 0.0);
+  EXPECT_EQ(requests[0].top_p, 1.0);
+  EXPECT_TRUE(requests[0].stop_token_ids.empty());
+}
+
+TEST_F(Requests, TakesWholeNumbersHoweverTheyAreWritten) {
+  const Request r = read(R"({"id":"a","tokens":[7.0,1e2,-0.0,-0],"max_tokens":0.5e1,)"
+                         R"("seed":9007199254740991.0,"stop_token_ids":[255.0]})")
+                        .at(0);
+  EXPECT_EQ(r.error, "");
+  EXPECT_EQ(r.tokens, (std::vector<std::int32_t>{7, 100, 0, 0}));
+  EXPECT_EQ(r.max_tokens, 5);
+  EXPECT_EQ(r.seed, 9007199254740991U);
+  EXPECT_EQ(r.stop_token_ids, (std::vector<std::int32_t>{255}));
+  for (const char* bad : {"6.5", "9007199254740992.0", "18446744073709551616", "1e300", "-1",
+                          "-1.0", "true", "\"6\"", "[6]"}) {
+    const std::string seed = fmt::format(R"({{"id":"a","prompt":"x","seed":{}}})", bad);
+    EXPECT_TRUE(contains(refusal(seed), "\"seed\" is ")) << bad;
+    const std::string token = fmt::format(R"({{"id":"a","tokens":[{}]}})", bad);
+    EXPECT_TRUE(contains(refusal(token), "\"tokens\" is ")) << bad;
+    const std::string most = fmt::format(R"({{"id":"a","prompt":"x","max_tokens":{}}})", bad);
+    EXPECT_TRUE(contains(refusal(most), "\"max_tokens\" is ")) << bad;
+  }
 }
 
 TEST_F(Requests, BrokenLinesKeepTheirIdsAndTakeNone) {
