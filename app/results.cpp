@@ -25,9 +25,9 @@ std::string to_text(const json& value) {
 }
 
 json request_json(const io::Request& r) {
-  return {r.line,        r.id,    r.tokens, r.max_tokens ? json(*r.max_tokens) : json(nullptr),
-          r.temperature, r.top_p, r.seed,   r.stop_token_ids,
-          r.error};
+  return {r.line,           r.id,    r.tokens, r.max_tokens ? json(*r.max_tokens) : json(nullptr),
+          r.temperature,    r.top_p, r.seed,   r.own_seed,
+          r.stop_token_ids, r.error};
 }
 
 io::Request request_from(const json& j) {
@@ -39,8 +39,9 @@ io::Request request_from(const json& j) {
   r.temperature = j[4].get<double>();
   r.top_p = j[5].get<double>();
   r.seed = j[6].get<std::uint64_t>();
-  r.stop_token_ids = j[7].get<std::vector<std::int32_t>>();
-  r.error = j[8].get<std::string>();
+  r.own_seed = j[7].get<bool>();
+  r.stop_token_ids = j[8].get<std::vector<std::int32_t>>();
+  r.error = j[9].get<std::string>();
   return r;
 }
 

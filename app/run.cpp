@@ -147,6 +147,7 @@ class Job {
       limits.max_positions = config_.shape.max_positions;
       limits.default_max_tokens = options_.max_tokens;
       limits.scoring = mode_ == Mode::score;
+      limits.seed = options_.seed;
       require_separate_files(options_);
       requests_ = io::read_requests(options_.input, limits);
       // Opened now, so that hours of work are not lost to a mistyped path.

@@ -11,12 +11,14 @@
 #include <limits>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <span>
 #include <string_view>
 #include <unordered_map>
 
 #include "compute/error.hpp"
 #include "io/json_depth.hpp"
 #include "io/json_shown.hpp"
+#include "io/model_file.hpp"
 #include "io/request_forms.hpp"
 
 namespace atl::io {
@@ -158,6 +160,7 @@ void parse_sampling(const Json& json, const RequestLimits& limits, Request& requ
     require(seed.has_value(), "\"seed\" is {}, must be an integer from 0 to 2^64-1",
             shown(json["seed"]));
     request.seed = *seed;
+    request.own_seed = true;
   }
   if (json.contains("stop_token_ids")) {
     request.stop_token_ids = token_ids(json["stop_token_ids"], "stop_token_ids", limits.vocab);
@@ -228,6 +231,7 @@ void parse_line(const std::string& line, const RequestLimits& limits, Request& r
   request.id = id.get<std::string>();
   check_keys(json);
   parse_prompt(json, limits, request);
+  request.seed = sample_seed(limits.seed, request.id);
   parse_sampling(json, limits, request);
   check_length(request, limits);
 }
@@ -285,6 +289,11 @@ int utf8_sequence(const unsigned char* bytes, std::size_t size) {
 }
 
 }  // namespace
+
+std::uint64_t sample_seed(std::uint64_t job_seed, std::string_view id, std::uint64_t sample) {
+  const std::string text = fmt::format("{} {} {}", job_seed, sample, id);
+  return checksum_of(std::as_bytes(std::span(text)));
+}
 
 std::vector<Request> read_requests(const std::string& path, const RequestLimits& limits) {
   // The longest sensible line: 12 bytes for each id of a full prompt, or 6 for each escaped byte.

@@ -17,18 +17,25 @@ struct Request {
   std::optional<int> max_tokens;
   double temperature = 0.0;  ///< 0 is greedy
   double top_p = 1.0;
-  std::uint64_t seed = 0;
+  std::uint64_t seed = 0;  ///< its own, or sample_seed()
+  bool own_seed = false;   ///< the line names a seed
   std::vector<std::int32_t> stop_token_ids;
   std::string error;  ///< set: this line is refused with this reason
 };
 
-/// What a prompt may be, for the checks of a single line.
+/// What a prompt may be, for the checks of a single line, and what holds where a line says nothing.
 struct RequestLimits {
   int vocab = 0;
   int max_positions = 0;
   int default_max_tokens = 0;  ///< for requests that name none
   bool scoring = false;        ///< no tokens are generated
+  std::uint64_t seed = 0;      ///< of the job, for requests that name none
 };
+
+/// The seed of a request that names none: the XXH3 (64 bits) of "SEED SAMPLE ID", numbers in
+/// decimal. It depends on nothing else, so that a part of a file draws as the whole file does.
+/// `sample` counts the samples of one request.
+std::uint64_t sample_seed(std::uint64_t job_seed, std::string_view id, std::uint64_t sample = 0);
 
 /// Reads all requests; a bad line becomes a Request with `error`, and with its id where that can be
 /// read. Blank lines are skipped. A file that holds no lines of text (compressed, UTF-16) becomes

@@ -7,6 +7,7 @@
 #include <fstream>
 #include <limits>
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "compute/error.hpp"
 #include "tests/fixtures.hpp"
@@ -121,6 +122,7 @@ TEST_F(Requests, NullIsNotGiven) {
   EXPECT_FALSE(requests[0].max_tokens.has_value());
   EXPECT_EQ(requests[0].temperature, 0.0);
   EXPECT_EQ(requests[0].top_p, 1.0);
+  EXPECT_FALSE(requests[0].own_seed);
   EXPECT_TRUE(requests[0].stop_token_ids.empty());
 }
 
@@ -142,6 +144,33 @@ TEST_F(Requests, TakesWholeNumbersHoweverTheyAreWritten) {
     const std::string most = fmt::format(R"({{"id":"a","prompt":"x","max_tokens":{}}})", bad);
     EXPECT_TRUE(contains(refusal(most), "\"max_tokens\" is ")) << bad;
   }
+}
+
+TEST_F(Requests, GivesEachRequestWithoutASeedOneOfItsOwn) {
+  limits_.seed = 5;
+  const auto requests = read(
+      "\n{\"id\":\"a\",\"prompt\":\"x\"}\n{\"id\":\"b\",\"prompt\":\"x\"}\n"
+      "{\"id\":\"c\",\"prompt\":\"x\",\"seed\":0}\n");
+  ASSERT_EQ(requests.size(), 3U);
+  EXPECT_EQ(requests[0].seed, sample_seed(5, "a"));
+  EXPECT_EQ(requests[1].seed, sample_seed(5, "b"));
+  EXPECT_FALSE(requests[1].own_seed);
+  EXPECT_EQ(requests[2].seed, 0U);
+  EXPECT_TRUE(requests[2].own_seed);
+}
+
+TEST(SampleSeed, IsTheHashOfSeedSampleAndId) {
+  // As `printf '0 0 a' | xxhsum -H3` has them: results depend on these numbers for good.
+  EXPECT_EQ(sample_seed(0, "a"), 0xac14f4ded227d2b8U);
+  EXPECT_EQ(sample_seed(18446744073709551615U, "request 7", 3), 0x0d6fa4c7ab021289U);
+  std::set<std::uint64_t> seeds;
+  for (const std::uint64_t seed : {0, 1, 10}) {
+    for (const std::uint64_t sample : {0, 1, 10}) {
+      for (const char* id : {"", "0", "1", "10", "0 1"})
+        seeds.insert(sample_seed(seed, id, sample));
+    }
+  }
+  EXPECT_EQ(seeds.size(), 45U);
 }
 
 TEST_F(Requests, BrokenLinesKeepTheirIdsAndTakeNone) {
