@@ -14,6 +14,7 @@
 #include "comm/deadline.hpp"
 #include "compute/clock.hpp"
 #include "compute/error.hpp"
+#include "io/json_shown.hpp"
 
 namespace atl {
 
@@ -184,11 +185,13 @@ bool Checkpoints::try_checkpoint(const std::string& path, const std::vector<io::
 
 void Checkpoints::find(const std::vector<io::Request>& requests, const ModelShape& shape,
                        DType dtype, std::vector<KeptProgress>& kept) {
-  std::string names;
-  if (root()) names = fmt::format("{}", fmt::join(checkpoints_in(options_.checkpoint_dir), "\n"));
+  std::string names;  // each ends with the one byte that no path has
+  if (root()) {
+    for (const std::string& path : checkpoints_in(options_.checkpoint_dir)) names += path + '\0';
+  }
   names = world_.broadcast(names, 0);
   while (!names.empty()) {
-    const std::string path = names.substr(0, names.find('\n'));
+    const std::string path = names.substr(0, names.find('\0'));
     names.erase(0, path.size() + 1);
     if (try_checkpoint(path, requests, shape, dtype)) break;
   }
@@ -343,15 +346,15 @@ void Checkpoints::begin(const CheckpointSource& source) {
   list_sequences(*source.batcher, contents, tokens, logprobs);
   ordered_json options = ordered_json::object();
   for (const auto& [name, value] : options_.items()) options[name] = value;
-  contents.state = ordered_json({{"run", identity_},
-                                 {"step", step_},
-                                 {"ranks", world_.size()},
-                                 {"sampler",
-                                  "random numbers are counted: a request's seed and the "
-                                  "number of its generated tokens are the whole state"},
-                                 {"placement", {{"rank_of_expert", source.placement->rank_of}}},
-                                 {"options", options}})
-                       .dump();
+  contents.state =
+      io::json_text(ordered_json({{"run", identity_},
+                                  {"step", step_},
+                                  {"ranks", world_.size()},
+                                  {"sampler",
+                                   "random numbers are counted: a request's seed and the "
+                                   "number of its generated tokens are the whole state"},
+                                  {"placement", {{"rank_of_expert", source.placement->rank_of}}},
+                                  {"options", options}}));
   row_bytes_ = contents.row_bytes();
   cursor_ = {};
   try {

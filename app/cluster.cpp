@@ -13,6 +13,7 @@
 
 #include "comm/communicator.hpp"
 #include "io/json_depth.hpp"
+#include "io/json_shown.hpp"
 #include "io/text_file.hpp"
 
 namespace atl {
@@ -112,7 +113,7 @@ std::string cluster_text(const Cluster& cluster) {
                              {"links", links_json(cluster.links)},
                              {"measured", cluster.measured},
                              {"mpi", cluster.mpi}};
-  return file.dump(1) + "\n";
+  return io::json_text(file, 1) + "\n";
 }
 
 Cluster parse_cluster(const std::string& text, const std::string& name) {

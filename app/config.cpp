@@ -16,6 +16,7 @@ std::vector<std::pair<std::string, std::string>> RunOptions::items() const {
           {"output", output},
           {"mode", mode},
           {"max-tokens", std::to_string(max_tokens)},
+          {"seed", std::to_string(seed)},
           {"backend", backend},
           {"dtype", dtype},
           {"chunks", std::to_string(chunks)},
@@ -95,6 +96,15 @@ std::vector<std::string> transport_names() {
   return names;
 }
 
+/// What is wrong with a seed; CLI11 by itself takes a number beyond 64 bits for the largest.
+std::string problem_of_seed(const std::string& text) {
+  std::uint64_t seed = 0;
+  const char* end = text.data() + text.size();
+  const auto [parsed, error] = std::from_chars(text.data(), end, seed);
+  if (error == std::errc() && parsed == end) return "";
+  return fmt::format("\"{}\" is not an integer from 0 to 2^64-1", text);
+}
+
 void add_run(CLI::App& app, RunOptions& o) {
   // Expanded by with_config_files before parsing; here for the help text.
   app.add_option("--config", o.config, "Read options from this file (TOML, same names)");
@@ -106,6 +116,9 @@ void add_run(CLI::App& app, RunOptions& o) {
       ->capture_default_str();
   app.add_option("--max-tokens", o.max_tokens, "New tokens for requests that name no number")
       ->check(CLI::Range(1, 1 << 24))
+      ->capture_default_str();
+  app.add_option("--seed", o.seed, "Seed of the job, for requests that name none")
+      ->check(problem_of_seed)
       ->capture_default_str();
   app.add_option("--backend", o.backend, "Where the arithmetic runs")
       ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
@@ -253,7 +266,7 @@ CommandLine parse_command_line(int argc, const char* const* argv) {
       ->required()
       ->check(CLI::IsMember(preset_names()));
   init.add_option("--seed", line.init.seed, "Seed of the weights")
-      ->check(CLI::NonNegativeNumber)
+      ->check(problem_of_seed)
       ->capture_default_str();
   init.add_option("--output", line.init.output, "Model file to write")->required();
   init.add_option("--deadline", line.init.deadline,

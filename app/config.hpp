@@ -15,6 +15,7 @@ struct RunOptions {
   std::string output;
   std::string mode = "generate";  ///< generate | score
   int max_tokens = 64;
+  std::uint64_t seed = 0;        ///< for the draws of requests that name none
   std::string backend = "auto";  ///< auto | cpu | cuda
   std::string dtype = "auto";    ///< auto | bfloat16 | float16 | float32
   int chunks = 2;

@@ -13,8 +13,8 @@
 
 namespace atl {
 
-/// Name and value of all that changes results: model, input, mode, max-tokens, kv-tokens, dtype,
-/// backend. An object of strings.
+/// Name and value of all that changes results: model, input, mode, max-tokens, kv-tokens, seed
+/// (where a request draws from it), dtype, backend. An object of strings.
 nlohmann::ordered_json identity_of(const RunOptions& options, std::uint64_t model, DType dtype,
                                    const std::string& backend,
                                    const std::vector<io::Request>& requests);

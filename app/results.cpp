@@ -7,7 +7,7 @@
 #include <nlohmann/json.hpp>
 
 #include "app/identity.hpp"
-#include "compute/error.hpp"
+#include "io/json_shown.hpp"
 
 namespace atl {
 
@@ -25,9 +25,9 @@ std::string to_text(const json& value) {
 }
 
 json request_json(const io::Request& r) {
-  return {r.line,        r.id,    r.tokens, r.max_tokens ? json(*r.max_tokens) : json(nullptr),
-          r.temperature, r.top_p, r.seed,   r.stop_token_ids,
-          r.error};
+  return {r.line,           r.id,    r.tokens, r.max_tokens ? json(*r.max_tokens) : json(nullptr),
+          r.temperature,    r.top_p, r.seed,   r.own_seed,
+          r.stop_token_ids, r.error};
 }
 
 io::Request request_from(const json& j) {
@@ -39,8 +39,9 @@ io::Request request_from(const json& j) {
   r.temperature = j[4].get<double>();
   r.top_p = j[5].get<double>();
   r.seed = j[6].get<std::uint64_t>();
-  r.stop_token_ids = j[7].get<std::vector<std::int32_t>>();
-  r.error = j[8].get<std::string>();
+  r.own_seed = j[7].get<bool>();
+  r.stop_token_ids = j[8].get<std::vector<std::int32_t>>();
+  r.error = j[9].get<std::string>();
   return r;
 }
 
@@ -122,10 +123,8 @@ std::vector<bool> ResultStore::begin(const std::vector<io::Request>& requests,
       }
       journal_->resume();
     } else {
-      journal_->start(
-          ordered_json(
-              {{"format", journal_format}, {"format_version", journal_version}, {"run", identity}})
-              .dump());
+      journal_->start(io::json_text(ordered_json(
+          {{"format", journal_format}, {"format_version", journal_version}, {"run", identity}})));
     }
   });
   flags = world_.broadcast(flags, 0);
@@ -236,9 +235,27 @@ void ResultStore::write() {
     const bool finished = journal_->has(request.line);
     require(finished || !request.error.empty(), "internal: request {} (line {}) was never finished",
             request.id, request.line);
-    output.write((finished ? journal_->result(request.line) : io::error_line(request)) + "\n");
+    const std::string line = finished ? journal_->result(request.line) : io::error_line(request);
+    if (const auto error = io::error_in(line)) {
+      if (num_errors_ == 0) first_error_ = fmt::format("line {}: {}", request.line, *error);
+      ++num_errors_;
+    }
+    output.write(line + "\n");
   }
   output.close();
+}
+
+void ResultStore::require_served() const {
+  if (num_errors_ == 0) return;
+  const auto all = static_cast<std::int64_t>(requests_->size());
+  if (num_errors_ == all) {
+    throw NothingServed(
+        fmt::format("no request could be served ({} of {} failed, the first in {}); mend them and "
+                    "run again; {} says why for each",
+                    num_errors_, all, first_error_, output_));
+  }
+  fmt::print(stderr, "{} of {} requests failed, the first in {}; {} says why for each\n",
+             num_errors_, all, first_error_, output_);
 }
 
 void ResultStore::remove_journal() {

@@ -11,11 +11,20 @@
 #include "app/batch.hpp"
 #include "app/report.hpp"
 #include "comm/communicator.hpp"
+#include "compute/error.hpp"
 #include "io/journal.hpp"
 #include "io/requests.hpp"
 #include "io/text_file.hpp"
 
 namespace atl {
+
+/// Every request of a job failed; the results, which say why, are written. Exit code 65, which
+/// sysexits.h has for input that cannot be used.
+class NothingServed : public Error {
+ public:
+  using Error::Error;
+  int exit_code() const override { return 65; }
+};
 
 /// Collective: rank 0's requests on every rank.
 std::vector<io::Request> broadcast_requests(const comm::Communicator& world,
@@ -56,6 +65,9 @@ class ResultStore {
   RequestSummary summary() const;
   /// On rank 0, at the end: writes the output.
   void write();
+  /// On rank 0, after write(): says on stderr how many results are errors. Throws NothingServed
+  /// where all are.
+  void require_served() const;
   /// On rank 0, when nothing can fail any more that would have to be made from it.
   void remove_journal();
 
@@ -83,6 +95,8 @@ class ResultStore {
   std::string waiting_;                         // journal lines for rank 0
   std::vector<Outcome> outcomes_;               // of this rank
   std::vector<std::size_t> resumed_;            // rank 0: requests that an earlier run finished
+  std::int64_t num_errors_ = 0;                 // rank 0, as written: results that are errors
+  std::string first_error_;                     // the first of them, with its line
 };
 
 }  // namespace atl

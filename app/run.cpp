@@ -27,6 +27,7 @@
 #include "comm/deadline.hpp"
 #include "comm/topology.hpp"
 #include "comm/transports/choice.hpp"
+#include "io/json_shown.hpp"
 #include "io/text_file.hpp"
 
 namespace atl {
@@ -107,8 +108,10 @@ class Job {
     find_ranks();
     read_requests();
     size_batches();
-    load();
-    steps();
+    if (any_to_serve()) {
+      load();
+      steps();
+    }
     finish();
   }
 
@@ -144,6 +147,7 @@ class Job {
       limits.max_positions = config_.shape.max_positions;
       limits.default_max_tokens = options_.max_tokens;
       limits.scoring = mode_ == Mode::score;
+      limits.seed = options_.seed;
       require_separate_files(options_);
       requests_ = io::read_requests(options_.input, limits);
       // Opened now, so that hours of work are not lost to a mistyped path.
@@ -367,9 +371,43 @@ class Job {
     };
   }
 
+  /// Nothing is loaded for requests that are all refused.
+  bool any_to_serve() const {
+    return std::any_of(requests_.begin(), requests_.end(),
+                       [](const io::Request& request) { return request.error.empty(); });
+  }
+
   void finish() {
-    if (dump_) dump_->close();
     const RequestSummary summary = results_.summary();
+    nlohmann::json report;
+    std::vector<std::vector<io::TraceEvent>> events;
+    if (driver_) {
+      if (dump_) dump_->close();
+      report = report_of_steps(summary);
+      if (!options_.trace.empty()) {
+        events = world_.gather_vectors(std::span(timeline_->trace()), 0);
+      }
+    }
+    world_.agree([&] {
+      if (!root()) return;
+      results_.write();
+      fmt::print(stderr, "{}", failures_line(summary, dtype_));
+      if (driver_) {
+        if (report_) {
+          report_->write(io::json_text(report, 1) + "\n");
+          report_->close();
+        }
+        if (!options_.trace.empty()) write_trace(events);
+        fmt::print("{}", summary_table(report));
+        require(std::fflush(stdout) == 0, "cannot write the table of speeds to standard output");
+      }
+      results_.remove_journal();
+      results_.require_served();
+    });
+  }
+
+  /// Collective; on rank 0 the report.
+  nlohmann::json report_of_steps(const RequestSummary& summary) const {
     RunFacts facts;
     facts.options = &options_;
     facts.config = &config_;
@@ -390,23 +428,7 @@ class Job {
     mine.bytes_read = file_->bytes_read();
     mine.load_seconds = load_seconds_;
     mine.checkpoints = checkpoints_.cost();
-    const auto report = gather_report(world_, facts, mine, summary);
-    const auto events = options_.trace.empty()
-                            ? std::vector<std::vector<io::TraceEvent>>{}
-                            : world_.gather_vectors(std::span(timeline_->trace()), 0);
-    world_.agree([&] {
-      if (!root()) return;
-      results_.write();
-      fmt::print(stderr, "{}", failures_line(summary, dtype_));
-      if (report_) {
-        report_->write(report.dump(1) + "\n");
-        report_->close();
-      }
-      if (!options_.trace.empty()) write_trace(events);
-      fmt::print("{}", summary_table(report));
-      require(std::fflush(stdout) == 0, "cannot write the table of speeds to standard output");
-      results_.remove_journal();
-    });
+    return gather_report(world_, facts, mine, summary);
   }
 
   void write_trace(const std::vector<std::vector<io::TraceEvent>>& events) const {

@@ -5,7 +5,7 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <cstring>
+#include <string_view>
 
 #include "compute/error.hpp"
 #include "io/parallel_file.hpp"
@@ -313,8 +313,9 @@ void ActivationReader::Impl::read_index() {
   std::string packed(num_requests * length, '\0');
   read_rows(ids.get(), text_type(length, what).get(), 0, count, 1, packed.data(), what);
   for (std::size_t r = 0; r < num_requests; ++r) {
-    const char* id = packed.data() + r * length;
-    layout.requests.emplace_back(id, strnlen(id, length));
+    // Zeros fill what is shorter; one within an id belongs to it.
+    const std::string_view id = std::string_view(packed).substr(r * length, length);
+    layout.requests.emplace_back(id.substr(0, id.find_last_not_of('\0') + 1));
   }
   extents[0] = -1;
   tokens = dataset("/tokens", extents);

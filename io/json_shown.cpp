@@ -1,7 +1,5 @@
 #include "io/json_shown.hpp"
 
-#include <nlohmann/json.hpp>
-
 namespace atl::io {
 
 std::string shown(const nlohmann::json& value) {

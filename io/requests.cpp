@@ -11,12 +11,15 @@
 #include <limits>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <span>
 #include <string_view>
 #include <unordered_map>
 
 #include "compute/error.hpp"
 #include "io/json_depth.hpp"
 #include "io/json_shown.hpp"
+#include "io/model_file.hpp"
+#include "io/request_forms.hpp"
 
 namespace atl::io {
 namespace {
@@ -40,6 +43,12 @@ class LineReader {
     require(!std::filesystem::is_directory(path, ignored),
             "cannot read {}: it is a folder; give a file of requests, one JSON object a line",
             path);
+  }
+
+  /// The file's first bytes, before any line is read; a few at least, where it has them.
+  std::string_view start() {
+    if (end_ == 0) refill();
+    return {buffer_.data(), end_};
   }
 
   /// The next line without its end, and how long it was; false at the end of the file.
@@ -77,14 +86,23 @@ class LineReader {
   std::size_t end_ = 0;
 };
 
-std::int64_t integer(const Json& value, const char* key, std::int64_t low, std::int64_t high) {
-  const bool wraps = value.is_number_unsigned() &&
-                     value.get<std::uint64_t>() >
-                         static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max());
-  const bool fits = value.is_number_integer() && !wraps && value.get<std::int64_t>() >= low &&
-                    value.get<std::int64_t>() <= high;
+/// A whole number from 0 on, also one that is written 6.0 or 1e3. Nothing for others, and from 2^53
+/// on for those written so, since a double may be another number than the one written.
+std::optional<std::uint64_t> whole_number(const Json& value) {
+  if (value.is_number_unsigned()) return value.get<std::uint64_t>();
+  if (!value.is_number()) return std::nullopt;
+  constexpr double inexact = 9007199254740992.0;  // 2^53
+  const auto exact = value.get<double>();
+  if (!(exact >= 0 && exact < inexact) || exact != std::floor(exact)) return std::nullopt;
+  return static_cast<std::uint64_t>(exact);
+}
+
+int integer(const Json& value, const char* key, int low, int high) {
+  const auto whole = whole_number(value);
+  const bool fits = whole && *whole >= static_cast<std::uint64_t>(low) &&
+                    *whole <= static_cast<std::uint64_t>(high);
   require(fits, "\"{}\" is {}, must be an integer from {} to {}", key, shown(value), low, high);
-  return value.get<std::int64_t>();
+  return static_cast<int>(*whole);
 }
 
 double number(const Json& value, const char* key) {
@@ -97,7 +115,7 @@ std::vector<std::int32_t> token_ids(const Json& value, const char* key, int voca
   std::vector<std::int32_t> ids;
   ids.reserve(value.size());
   for (const Json& id : value) {
-    ids.push_back(static_cast<std::int32_t>(integer(id, key, 0, vocab - 1)));
+    ids.push_back(integer(id, key, 0, vocab - 1));
   }
   return ids;
 }
@@ -127,8 +145,8 @@ void parse_prompt(const Json& json, const RequestLimits& limits, Request& reques
 
 void parse_sampling(const Json& json, const RequestLimits& limits, Request& request) {
   if (json.contains("max_tokens")) {
-    request.max_tokens = static_cast<int>(
-        integer(json["max_tokens"], "max_tokens", 1, std::numeric_limits<int>::max()));
+    request.max_tokens =
+        integer(json["max_tokens"], "max_tokens", 1, std::numeric_limits<int>::max());
   }
   if (json.contains("temperature"))
     request.temperature = number(json["temperature"], "temperature");
@@ -138,9 +156,11 @@ void parse_sampling(const Json& json, const RequestLimits& limits, Request& requ
   require(request.top_p > 0 && request.top_p <= 1, "\"top_p\" is {}, must be above 0 and at most 1",
           request.top_p);
   if (json.contains("seed")) {
-    require(json["seed"].is_number_unsigned(),
-            "\"seed\" is {}, must be an integer from 0 to 2^64-1", shown(json["seed"]));
-    request.seed = json["seed"].get<std::uint64_t>();
+    const auto seed = whole_number(json["seed"]);
+    require(seed.has_value(), "\"seed\" is {}, must be an integer from 0 to 2^64-1",
+            shown(json["seed"]));
+    request.seed = *seed;
+    request.own_seed = true;
   }
   if (json.contains("stop_token_ids")) {
     request.stop_token_ids = token_ids(json["stop_token_ids"], "stop_token_ids", limits.vocab);
@@ -169,18 +189,49 @@ void check_keys(const Json& json) {
   }
 }
 
+Json parsed(const std::string& line) {
+  require_shallow_json(line, "not usable");
+  try {
+    return Json::parse(line);
+  } catch (const Json::parse_error& error) {
+    fail("not valid JSON at byte {}: {}", error.byte, shown(Json(line)));
+  } catch (const Json::out_of_range& error) {
+    const std::string_view what = error.what();  // "... number overflow parsing '1e999'"
+    fail("the number {} is too large", what.substr(std::min(what.find('\''), what.size())));
+  }
+}
+
+/// Null stands for "not given" in what many clients write.
+void remove_nulls(Json& json) {
+  for (auto member = json.begin(); member != json.end();) {
+    member = member->is_null() ? json.erase(member) : std::next(member);
+  }
+}
+
+void require_no_envelope(const Json& json) {
+  for (const char* key : {"body", "params", "request", "modelInput"}) {
+    require(!json.contains(key) || !json[key].is_object(),
+            "it is an envelope, such as OpenAI's batch format has; give \"id\" and, beside it and "
+            "not in \"{}\", prompt, max_tokens and the like",
+            key);
+  }
+}
+
 /// Fills `request` from a line. Throws Error with the reason; what was read until then stays.
 void parse_line(const std::string& line, const RequestLimits& limits, Request& request) {
-  require_shallow_json(line, "not usable");
-  const Json json = Json::parse(line, nullptr, /*allow_exceptions=*/false);
-  require(!json.is_discarded(), "not valid JSON: {}", shown(Json(line)));
+  Json json = parsed(line);
   require(json.is_object(), "{} instead of a JSON object", shown(json));
+  remove_nulls(json);
+  require_no_envelope(json);
   require(json.contains("id"), "it has no \"id\"; give a string");
-  require(json["id"].is_string() && !json["id"].get_ref<const std::string&>().empty(),
-          "\"id\" is {}, must be a non-empty string", shown(json["id"]));
-  request.id = json["id"].get<std::string>();
+  const Json& id = json["id"];
+  require(!id.is_number(), "\"id\" is {0}, must be a non-empty string; write \"{0}\"", shown(id));
+  require(id.is_string() && !id.get_ref<const std::string&>().empty(),
+          "\"id\" is {}, must be a non-empty string", shown(id));
+  request.id = id.get<std::string>();
   check_keys(json);
   parse_prompt(json, limits, request);
+  request.seed = sample_seed(limits.seed, request.id);
   parse_sampling(json, limits, request);
   check_length(request, limits);
 }
@@ -190,7 +241,7 @@ bool is_blank(const std::string& line) {
 }
 
 std::string json_string(const std::string& text) {
-  return Json(text).dump(-1, ' ', false, Json::error_handler_t::replace);
+  return json_text(Json(text));
 }
 
 /// The shortest digits that give the same float back.
@@ -239,10 +290,21 @@ int utf8_sequence(const unsigned char* bytes, std::size_t size) {
 
 }  // namespace
 
+std::uint64_t sample_seed(std::uint64_t job_seed, std::string_view id, std::uint64_t sample) {
+  const std::string text = fmt::format("{} {} {}", job_seed, sample, id);
+  return checksum_of(std::as_bytes(std::span(text)));
+}
+
 std::vector<Request> read_requests(const std::string& path, const RequestLimits& limits) {
   // The longest sensible line: 12 bytes for each id of a full prompt, or 6 for each escaped byte.
   const std::size_t max_line = (1 << 20) + 32 * static_cast<std::size_t>(limits.max_positions);
   LineReader reader(path, max_line);
+  if (std::string problem = problem_of_file(reader.start()); !problem.empty()) {
+    Request all;
+    all.line = 1;
+    all.error = std::move(problem);
+    return {all};
+  }
   std::vector<Request> requests;
   std::unordered_map<std::string, std::int64_t> line_of;
   std::string line;
@@ -257,6 +319,8 @@ std::vector<Request> read_requests(const std::string& path, const RequestLimits&
       parse_line(line, limits, request);
     } catch (const Error& error) {
       request.error = error.what();
+      const std::string advice = requests.empty() ? advice_for_file(line) : "";
+      if (!advice.empty()) request.error += "; " + advice;
     }
     if (!request.id.empty()) {
       const auto [first, is_new] = line_of.emplace(request.id, number);
@@ -264,6 +328,8 @@ std::vector<Request> read_requests(const std::string& path, const RequestLimits&
         request.error = fmt::format("\"id\" {} is that of line {} already; make it unique",
                                     json_string(request.id), first->second);
       }
+    } else {
+      request.id = id_in(line);  // for its result; a broken line takes no id from a whole one
     }
     requests.push_back(std::move(request));
   }
@@ -289,6 +355,12 @@ std::string error_line(const Request& request) {
   const std::string id =
       request.id.empty() ? "" : fmt::format(R"("id":{},)", json_string(request.id));
   return fmt::format(R"({{{}"line":{},"error":{}}})", id, request.line, json_string(request.error));
+}
+
+std::optional<std::string> error_in(std::string_view line) {
+  // Within strings quotes are escaped, so that this is a key.
+  if (line.find(",\"error\":\"") == std::string_view::npos) return std::nullopt;
+  return Json::parse(line).at("error").get<std::string>();
 }
 
 std::string text_of(const std::vector<std::int32_t>& tokens) {

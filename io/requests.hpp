@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace atl::io {
@@ -16,21 +17,29 @@ struct Request {
   std::optional<int> max_tokens;
   double temperature = 0.0;  ///< 0 is greedy
   double top_p = 1.0;
-  std::uint64_t seed = 0;
+  std::uint64_t seed = 0;  ///< its own, or sample_seed()
+  bool own_seed = false;   ///< the line names a seed
   std::vector<std::int32_t> stop_token_ids;
   std::string error;  ///< set: this line is refused with this reason
 };
 
-/// What a prompt may be, for the checks of a single line.
+/// What a prompt may be, for the checks of a single line, and what holds where a line says nothing.
 struct RequestLimits {
   int vocab = 0;
   int max_positions = 0;
   int default_max_tokens = 0;  ///< for requests that name none
   bool scoring = false;        ///< no tokens are generated
+  std::uint64_t seed = 0;      ///< of the job, for requests that name none
 };
 
-/// Reads all requests; a bad line becomes a Request with `error`. Blank lines are skipped.
-/// Throws Error when the file cannot be read or holds no request at all.
+/// The seed of a request that names none: the XXH3 (64 bits) of "SEED SAMPLE ID", numbers in
+/// decimal. It depends on nothing else, so that a part of a file draws as the whole file does.
+/// `sample` counts the samples of one request.
+std::uint64_t sample_seed(std::uint64_t job_seed, std::string_view id, std::uint64_t sample = 0);
+
+/// Reads all requests; a bad line becomes a Request with `error`, and with its id where that can be
+/// read. Blank lines are skipped. A file that holds no lines of text (compressed, UTF-16) becomes
+/// one such Request. Throws Error when the file cannot be read or holds no request at all.
 std::vector<Request> read_requests(const std::string& path, const RequestLimits& limits);
 
 /// The outcome of one request.
@@ -45,6 +54,8 @@ struct Result {
 std::string result_line(const Request& request, const Result& result, bool scoring);
 /// The line for a refused request: id (if it had one), line, error.
 std::string error_line(const Request& request);
+/// The reason in a line that error_line() made; nothing for other lines of results.
+std::optional<std::string> error_in(std::string_view line);
 
 /// Bytes of a byte-level token sequence as text; bytes that are not UTF-8 become U+FFFD.
 std::string text_of(const std::vector<std::int32_t>& tokens);

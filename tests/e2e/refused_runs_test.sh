@@ -176,7 +176,7 @@ EOF
 done
 sed -n '2,6p' "$work/lines.jsonl" >"$work/all_bad.jsonl"
 atoll_on 5 run --model "$model" --input "$work/all_bad.jsonl" --output "$results"
-succeeds "nothing but bad lines"
+refused "nothing but bad lines" 65 "no request could be served \\(5 of 5 failed, the first in line 1: "
 if [[ "$(grep -c '"error"' "$results")" == 5 ]]; then passed; else failed "nothing but bad lines: results missing"; fi
 
 # --- a prompt as long as the model allows, and a request that would grow beyond
@@ -184,10 +184,10 @@ python3 -c "
 import json
 print(json.dumps({'id': 'beyond', 'prompt': 'ab ' * 5461, 'max_tokens': 8}))" >"$work/beyond.jsonl"
 capture "$ATOLL" run --model "$model" --input "$work/beyond.jsonl" --output "$results"
-succeeds "a request that would grow beyond max_position_embeddings"
+refused "a request that would grow beyond max_position_embeddings" 65 "exceed the model's 16384 positions"
 json_check "a request that would grow beyond max_position_embeddings" "$results" <<'EOF'
 (result,) = lines[0]
-assert "error" in result or len(result["tokens"]) in (1, 2), result
+assert "error" in result, result
 EOF
 
 # --- outputs

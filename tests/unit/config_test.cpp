@@ -46,6 +46,7 @@ TEST(Config, ReadsTheRunCommand) {
   EXPECT_TRUE(line.run.no_overlap);
   EXPECT_EQ(line.run.mode, "score");
   EXPECT_EQ(line.run.max_tokens, 64);
+  EXPECT_EQ(line.run.seed, 0U);
 }
 
 TEST(Config, TheCommandLineHasTheLastWordOverAFile) {
@@ -68,6 +69,10 @@ TEST(Config, RefusesWithTheReason) {
   EXPECT_NE(needed({"--chunks", "two"}).find("two"), std::string::npos);
   EXPECT_NE(needed({"--mode", "dream"}).find("generate,score"), std::string::npos);
   EXPECT_NE(needed({"--bogus", "1"}).find("--bogus"), std::string::npos);
+  EXPECT_NE(needed({"--seed", "-1"}).find("--seed"), std::string::npos);
+  EXPECT_EQ(needed({"--seed", "18446744073709551615"}), "accepted");
+  EXPECT_NE(needed({"--seed", "18446744073709551616"}).find("--seed"), std::string::npos);
+  EXPECT_NE(needed({"--seed", "1.5"}).find("--seed"), std::string::npos);
   EXPECT_NE(needed({"--deadline", "-1"}).find("--deadline"), std::string::npos);
   EXPECT_NE(needed({"--config", "/nowhere/at/all"}).find("/nowhere/at/all"), std::string::npos);
   EXPECT_NE(refusal({"run"}).find("--model is required"), std::string::npos);

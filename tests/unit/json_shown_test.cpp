@@ -20,5 +20,12 @@ TEST(JsonShown, IsShortAndAscii) {
   EXPECT_EQ(shown(Json("\xff")), R"("\ufffd")");  // no UTF-8
 }
 
+TEST(JsonText, TakesPathsOfAnyBytes) {
+  const Json paths = {{"a", "mod\xe8le/\n"}, {"b", "\u00e9"}};
+  EXPECT_EQ(json_text(paths), "{\"a\":\"mod\xef\xbf\xbdle/\\n\",\"b\":\"\u00e9\"}");
+  EXPECT_EQ(json_text(nlohmann::ordered_json{{"b", 1}, {"a", "\xff"}}, 1),
+            "{\n \"b\": 1,\n \"a\": \"\xef\xbf\xbd\"\n}");
+}
+
 }  // namespace
 }  // namespace atl::io

@@ -1,11 +1,13 @@
 #include "io/requests.hpp"
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include <cmath>
 #include <fstream>
 #include <limits>
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "compute/error.hpp"
 #include "tests/fixtures.hpp"
@@ -80,7 +82,8 @@ TEST_F(Requests, RefusesLinesWithTheirReason) {
   EXPECT_TRUE(contains(refusal(R"({"id":"a"})"), "neither"));
   EXPECT_TRUE(contains(refusal(R"({"id":"a","prompt":"x","tokens":[1]})"), "both"));
   EXPECT_TRUE(contains(refusal(R"({"id":"a","prompt":7})"), "must be a string"));
-  EXPECT_TRUE(contains(refusal(R"({"id":"a","prompt":null})"), "must be a string"));
+  EXPECT_TRUE(contains(refusal(R"({"id":"a","prompt":null})"), "neither"));
+  EXPECT_TRUE(contains(refusal(R"({"id":null,"prompt":"x"})"), "no \"id\""));
   EXPECT_TRUE(contains(refusal(R"({"id":"a","prompt":""})"), "empty"));
   EXPECT_TRUE(contains(refusal(R"({"id":"a","tokens":[]})"), "empty"));
   EXPECT_TRUE(contains(refusal(R"({"id":"a","tokens":"x"})"), "list of token ids"));
@@ -92,9 +95,10 @@ TEST_F(Requests, RefusesLinesWithTheirReason) {
   EXPECT_TRUE(contains(refusal(R"({"id":"a","tokens":[1e99]})"), "integer"));
   EXPECT_TRUE(contains(refusal(R"({"id":"a","prompt":"x","temperature":-0.1})"), "temperature"));
   EXPECT_TRUE(contains(refusal(R"({"id":"a","prompt":"x","temperature":"hot"})"), "temperature"));
-  EXPECT_TRUE(
-      contains(refusal(R"({"id":"a","prompt":"x","temperature":1e999})"), "not valid JSON"));
-  EXPECT_TRUE(contains(refusal(R"({"id":"a","prompt":"x","temperature":NaN})"), "not valid JSON"));
+  EXPECT_TRUE(contains(refusal(R"({"id":"a","prompt":"x","temperature":1e999})"),
+                       "the number '1e999' is too large"));
+  EXPECT_TRUE(contains(refusal(R"({"id":"a","prompt":"x","temperature":NaN})"),
+                       "not valid JSON at byte 38"));
   EXPECT_TRUE(contains(refusal(R"({"id":"a","prompt":"x","top_p":0})"), "top_p"));
   EXPECT_TRUE(contains(refusal(R"({"id":"a","prompt":"x","top_p":1.01})"), "top_p"));
   EXPECT_TRUE(contains(refusal(R"({"id":"a","prompt":"x","seed":-1})"), "seed"));
@@ -104,6 +108,134 @@ TEST_F(Requests, RefusesLinesWithTheirReason) {
       contains(refusal(R"({"id":"a","prompt":"x","max_tokens":2147483648})"), "max_tokens"));
   EXPECT_TRUE(contains(refusal(R"({"id":"a","prompt":"x","stop_token_ids":[256]})"), "stop_token"));
   EXPECT_TRUE(contains(refusal(R"({"id":"a","prompt":"x","n":2})"), "unknown key \"n\""));
+}
+
+TEST_F(Requests, NullIsNotGiven) {
+  const auto requests = read(
+      R"({"id":"a","prompt":"x","tokens":null,"max_tokens":null,"temperature":null,"top_p":null,)"
+      R"("seed":null,"stop_token_ids":null,"stop":null})"
+      "\n"
+      R"({"id":"a2","prompt":"x"})");
+  ASSERT_EQ(requests.size(), 2U);
+  EXPECT_EQ(requests[0].error, "");
+  EXPECT_EQ(requests[0].tokens, requests[1].tokens);
+  EXPECT_FALSE(requests[0].max_tokens.has_value());
+  EXPECT_EQ(requests[0].temperature, 0.0);
+  EXPECT_EQ(requests[0].top_p, 1.0);
+  EXPECT_FALSE(requests[0].own_seed);
+  EXPECT_TRUE(requests[0].stop_token_ids.empty());
+}
+
+TEST_F(Requests, TakesWholeNumbersHoweverTheyAreWritten) {
+  const Request r = read(R"({"id":"a","tokens":[7.0,1e2,-0.0,-0],"max_tokens":0.5e1,)"
+                         R"("seed":9007199254740991.0,"stop_token_ids":[255.0]})")
+                        .at(0);
+  EXPECT_EQ(r.error, "");
+  EXPECT_EQ(r.tokens, (std::vector<std::int32_t>{7, 100, 0, 0}));
+  EXPECT_EQ(r.max_tokens, 5);
+  EXPECT_EQ(r.seed, 9007199254740991U);
+  EXPECT_EQ(r.stop_token_ids, (std::vector<std::int32_t>{255}));
+  for (const char* bad : {"6.5", "9007199254740992.0", "18446744073709551616", "1e300", "-1",
+                          "-1.0", "true", "\"6\"", "[6]"}) {
+    const std::string seed = fmt::format(R"({{"id":"a","prompt":"x","seed":{}}})", bad);
+    EXPECT_TRUE(contains(refusal(seed), "\"seed\" is ")) << bad;
+    const std::string token = fmt::format(R"({{"id":"a","tokens":[{}]}})", bad);
+    EXPECT_TRUE(contains(refusal(token), "\"tokens\" is ")) << bad;
+    const std::string most = fmt::format(R"({{"id":"a","prompt":"x","max_tokens":{}}})", bad);
+    EXPECT_TRUE(contains(refusal(most), "\"max_tokens\" is ")) << bad;
+  }
+}
+
+TEST_F(Requests, GivesEachRequestWithoutASeedOneOfItsOwn) {
+  limits_.seed = 5;
+  const auto requests = read(
+      "\n{\"id\":\"a\",\"prompt\":\"x\"}\n{\"id\":\"b\",\"prompt\":\"x\"}\n"
+      "{\"id\":\"c\",\"prompt\":\"x\",\"seed\":0}\n");
+  ASSERT_EQ(requests.size(), 3U);
+  EXPECT_EQ(requests[0].seed, sample_seed(5, "a"));
+  EXPECT_EQ(requests[1].seed, sample_seed(5, "b"));
+  EXPECT_FALSE(requests[1].own_seed);
+  EXPECT_EQ(requests[2].seed, 0U);
+  EXPECT_TRUE(requests[2].own_seed);
+}
+
+TEST(SampleSeed, IsTheHashOfSeedSampleAndId) {
+  // As `printf '0 0 a' | xxhsum -H3` has them: results depend on these numbers for good.
+  EXPECT_EQ(sample_seed(0, "a"), 0xac14f4ded227d2b8U);
+  EXPECT_EQ(sample_seed(18446744073709551615U, "request 7", 3), 0x0d6fa4c7ab021289U);
+  std::set<std::uint64_t> seeds;
+  for (const std::uint64_t seed : {0, 1, 10}) {
+    for (const std::uint64_t sample : {0, 1, 10}) {
+      for (const char* id : {"", "0", "1", "10", "0 1"})
+        seeds.insert(sample_seed(seed, id, sample));
+    }
+  }
+  EXPECT_EQ(seeds.size(), 45U);
+}
+
+TEST_F(Requests, BrokenLinesKeepTheirIdsAndTakeNone) {
+  for (const char* line :
+       {R"({"id":"a","prompt":"cut)", R"({"id":"a","prompt":"x","temperature":1e999})",
+        R"({"temperature":-1e999, "id" : "a"})", R"({"x":{"id":"b"},"y":["id"],"id":"a",})",
+        R"({"x":"id","id":"\u0061", NaN})", R"({"\"id\":\"b\"":1,"id":"a")"}) {
+    const auto requests = read(std::string(line) + "\n{\"id\":\"a\",\"prompt\":\"x\"}");
+    ASSERT_EQ(requests.size(), 2U);
+    EXPECT_EQ(requests[0].id, "a") << line;
+    EXPECT_NE(requests[0].error, "");
+    EXPECT_EQ(requests[1].error, "");
+  }
+  for (const char* line : {R"({"id":7,)", R"({"id":"cut)", R"([{"id":"a"}])",
+                           R"({"id":{"id":"b"},)", R"({"id" "a",)", "", "{"}) {
+    EXPECT_EQ(read(std::string(line) + "\n{\"id\":\"z\",\"prompt\":\"x\"}").at(0).id,
+              *line == '\0' ? "z" : "")
+        << line;
+  }
+}
+
+TEST_F(Requests, KnowsFilesOfAnotherForm) {
+  const auto utf16 = [](const std::string& text, bool big) {
+    std::string wide;
+    for (const char c : text) wide += big ? std::string{'\0', c} : std::string{c, '\0'};
+    return wide;
+  };
+  const std::string line = "{\"id\":\"a\",\"prompt\":\"x\"}\n";
+  const std::pair<std::string, std::string> files[] = {
+      {"\xff\xfe" + utf16(line, false), "UTF-16LE text"},
+      {"\xfe\xff" + utf16(line, true), "UTF-16BE text"},
+      {utf16(line, false), "UTF-16LE text"},
+      {utf16(line, true), "UTF-16BE text"},
+      {utf16("\r\n" + line, false), "UTF-16LE text"},
+      {std::string("\xff\xfe\0\0{\0\0\0", 8), "UTF-32LE text"},
+      {std::string("\0\0\0{\0\0\0}", 8), "UTF-32BE text"},
+      {"\x1f\x8b\x08", "gzip"},
+      {"\x28\xb5\x2f\xfd", "zstd"},
+      {std::string("\xfd\x37zXZ\0", 6), "xz"},
+      {"BZh91AY", "bzip2"},
+      {"PK\x03\x04", "ZIP"},
+      {"\x89HDF\r\n\x1a\n", "--input"},
+  };
+  for (const auto& [text, word] : files) {
+    const auto requests = read(text + line + line);
+    ASSERT_EQ(requests.size(), 1U) << word;
+    EXPECT_EQ(requests[0].line, 1);
+    EXPECT_TRUE(contains(requests[0].error, word)) << requests[0].error;
+  }
+}
+
+TEST_F(Requests, AdvisesWhereTheFirstLineIsNone) {
+  EXPECT_TRUE(contains(refusal("[]"), "looks like one JSON array"));
+  EXPECT_TRUE(contains(read("\n [\n{\"id\":\"a\"},\n]").at(0).error, "one JSON array"));
+  EXPECT_TRUE(contains(read("{\n\"id\":\"a\"\n}").at(0).error, "spread over lines"));
+  EXPECT_TRUE(contains(read("{ \"id\": \"a\",\n\"prompt\": \"x\" }").at(0).error, "over lines"));
+  EXPECT_TRUE(contains(refusal("id,prompt"), "table or plain text"));
+  EXPECT_TRUE(contains(refusal("{'id': 'a'}"), "json.dumps"));
+  EXPECT_TRUE(contains(refusal(R"({"id":7})"), "write \"7\""));
+  EXPECT_TRUE(contains(refusal(R"({"custom_id":"a","body":{"prompt":"x"}})"), "envelope"));
+  for (const char* line : {R"({"id":"a","prompt":"cut)", R"({"id":"a","prompt":"x"},)"}) {
+    EXPECT_FALSE(contains(refusal(line), "write")) << refusal(line);
+  }
+  const std::string good = "{\"id\":\"a\",\"prompt\":\"x\"}\n";
+  EXPECT_FALSE(contains(read(good + "[\n").at(1).error, "array"));
 }
 
 TEST_F(Requests, LimitsLengths) {
@@ -202,6 +334,14 @@ TEST_F(Requests, WritesErrors) {
   EXPECT_EQ(error_line(request), "{\"line\":12,\"error\":\"bad \\\"thing\\\" \xef\xbf\xbd\"}");
   request.id = "x";
   EXPECT_EQ(Json::parse(error_line(request))["id"], "x");
+  EXPECT_EQ(error_in(error_line(request)), "bad \"thing\" \xef\xbf\xbd");
+  request.id = R"(",error":"no)";
+  Result result;
+  result.finish_reason = "stop";
+  for (const char c : std::string(R"(",error":"no)")) result.tokens.push_back(c);
+  for (const bool scoring : {false, true}) {
+    EXPECT_EQ(error_in(result_line(request, result, scoring)), std::nullopt);
+  }
 }
 
 TEST(TextOf, ReplacesWhatIsNotUtf8) {
