@@ -109,7 +109,8 @@ void add_run(CLI::App& app, RunOptions& o) {
       ->check(CLI::Range(1, 8))
       ->capture_default_str();
   app.add_flag("--no-overlap", o.no_overlap, "One step after the other (same results)");
-  app.add_option("--threads", o.threads, "Arithmetic threads per rank; 0: cores / ranks of a node")
+  app.add_option("--threads", o.threads,
+                 "Arithmetic threads per rank; 0: the job's cores / ranks of a node")
       ->check(CLI::Range(0, 4096))
       ->capture_default_str();
   app.add_option("--transport", o.transport,

@@ -19,7 +19,7 @@ struct RunOptions {
   std::string dtype = "auto";    ///< auto | bfloat16 | float16 | float32
   int chunks = 2;
   bool no_overlap = false;
-  int threads = 0;                 ///< per rank; 0: cores of the node / ranks on it
+  int threads = 0;                 ///< per rank; 0: this rank's share of the job's cores
   std::string transport = "auto";  ///< auto | ialltoallv | pairwise | ...-staged
   std::string cluster;             ///< file with what the links carry; read, or written
   bool measure_links = false;      ///< also where the file has them

@@ -170,6 +170,21 @@ void add_matrices(json& report, const std::vector<std::vector<std::int64_t>>& by
 }
 
 void add_links(json& report, const Cluster* cluster) {
+/// What the job was given on its nodes, and by whom.
+void add_given(json& report, const comm::Allotment& given, const comm::Topology& topology) {
+  json nodes = json::array();
+  for (std::size_t node = 0; node < given.nodes.size(); ++node) {
+    const comm::Allotment::Node& one = given.nodes[node];
+    nodes.push_back({{"host", topology.node_names[node]},
+                     {"ranks", topology.ranks_on(static_cast<int>(node))},
+                     {"cores", std::round(one.cores * 100) / 100},
+                     {"cores_by", one.cores_by},
+                     {"free_memory_bytes", static_cast<std::int64_t>(one.memory_bytes)},
+                     {"free_memory_by", one.memory_by}});
+  }
+  report["given"] = {{"nodes", nodes}, {"openmp_binding_not_followed", given.openmp_not_followed}};
+}
+
   report["links"] = nullptr;
   if (cluster == nullptr) return;
   report["links"] = links_json(cluster->links);
@@ -229,6 +244,7 @@ json gather_report(const comm::Communicator& world, const RunFacts& facts,
   add_experts(report, tokens, facts.config->shape);
   add_matrices(report, bytes, waits, *facts.topology);
   add_links(report, facts.cluster);
+  add_given(report, *facts.given, *facts.topology);
   json per_rank = json::array();
   for (const RankNumbers& rank : ranks) {
     per_rank.push_back({{"expert_rows", rank.expert_rows},

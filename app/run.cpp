@@ -1,12 +1,9 @@
 #include "app/run.hpp"
 
 #include <fmt/format.h>
-#include <sched.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <filesystem>
-#include <fstream>
 #include <memory>
 #include <optional>
 
@@ -25,6 +22,7 @@
 #include "app/results.hpp"
 #include "app/stop.hpp"
 #include "comm/deadline.hpp"
+#include "comm/allotment.hpp"
 #include "comm/topology.hpp"
 #include "comm/transport.hpp"
 #include "io/text_file.hpp"
@@ -74,18 +72,6 @@ void require_separate_files(const RunOptions& options) {
                                    files[other].first));
     }
   }
-}
-
-std::int64_t free_memory_bytes() {
-  std::ifstream meminfo("/proc/meminfo");
-  std::string key;
-  std::string unit;
-  std::int64_t kib = 0;
-  while (meminfo >> key >> kib) {
-    if (key == "MemAvailable:") return kib * 1024;
-    std::getline(meminfo, unit);
-  }
-  return sysconf(_SC_AVPHYS_PAGES) * sysconf(_SC_PAGESIZE);
 }
 
 DType activation_type(const std::string& wanted, DType on_file) {
@@ -166,9 +152,8 @@ class Job {
 
   void find_ranks() {
     topology_ = comm::discover_topology(world_);
-    const int node = topology_.node_of[static_cast<std::size_t>(world_.rank())];
-    ranks_on_node_ = topology_.ranks_on(node);
-    threads_ = threads_per_rank(options_.threads, ranks_on_node_);
+    given_ = comm::find_allotment(world_, topology_);
+    threads_ = options_.threads > 0 ? options_.threads : given_.mine.threads();
     if (options_.measure_links || !options_.cluster.empty()) {
       cluster_ = find_cluster(world_, topology_, options_.cluster, options_.measure_links);
     }
@@ -224,8 +209,7 @@ class Job {
     const ModelShape& shape = config_.shape;
     const std::int64_t page_bytes = std::int64_t{2} * page_tokens * shape.num_layers *
                                     shape.kv_width() * static_cast<std::int64_t>(size_of(dtype_));
-    return static_cast<std::int64_t>(static_cast<double>(free_memory_bytes()) *
-                                     kv_share_of_free_memory / ranks_on_node_) /
+    return static_cast<std::int64_t>(given_.mine.memory_bytes * kv_share_of_free_memory) /
            page_bytes;
   }
 
@@ -273,7 +257,7 @@ class Job {
     driver.num_chunks = options_.chunks;
     driver.overlap = !options_.no_overlap;
     driver.transport = transport_;
-    driver.shares_cores = ranks_on_node_ > comm::Environment::cores_of_node();
+    driver.shares_cores = given_.mine.cores < 1;
     driver.row_bytes = static_cast<std::size_t>(config_.shape.hidden) * size_of(dtype_);
     driver.mode = mode_;
     driver.max_chunk_tokens = options.max_chunk_tokens;
@@ -390,6 +374,7 @@ class Job {
     const auto events = options_.trace.empty()
                             ? std::vector<std::vector<io::TraceEvent>>{}
                             : world_.gather_vectors(std::span(timeline_->trace()), 0);
+    facts.given = &given_;
     world_.agree([&] {
       if (!root()) return;
       results_.write();
@@ -429,7 +414,7 @@ class Job {
   Placement placement_;
   comm::Topology topology_;
   std::optional<Cluster> cluster_;
-  int ranks_on_node_ = 1;
+  comm::Allotment given_;
   int threads_ = 1;
   comm::TransportKind transport_ = comm::TransportKind::ialltoallv;
   std::vector<io::Request> requests_;
@@ -451,16 +436,6 @@ class Job {
 };
 
 }  // namespace
-
-int threads_per_rank(int wanted, int ranks_on_node) {
-  if (wanted > 0) return wanted;
-  cpu_set_t allowed;
-  CPU_ZERO(&allowed);
-  const int cores = comm::Environment::cores_of_node();
-  const int bound =
-      sched_getaffinity(0, sizeof(allowed), &allowed) == 0 ? CPU_COUNT(&allowed) : cores;
-  return std::max(1, std::min(bound, cores / ranks_on_node));
-}
 
 void run_job(const comm::Communicator& world, const RunOptions& options) {
   Job(world, options).run();
