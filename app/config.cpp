@@ -17,6 +17,7 @@ std::vector<std::pair<std::string, std::string>> RunOptions::items() const {
           {"max-tokens", std::to_string(max_tokens)},
           {"backend", backend},
           {"dtype", dtype},
+          {"isa", isa},
           {"chunks", std::to_string(chunks)},
           {"no-overlap", no_overlap ? "true" : "false"},
           {"threads", std::to_string(threads)},
@@ -104,6 +105,10 @@ void add_run(CLI::App& app, RunOptions& o) {
       ->capture_default_str();
   app.add_option("--dtype", o.dtype, "Activations and GEMM operands; auto: as on file")
       ->check(CLI::IsMember({"auto", "bfloat16", "float16", "float32"}))
+      ->capture_default_str();
+  app.add_option("--isa", o.isa,
+                 "Instruction sets of the CPU; auto: the widest that all ranks have")
+      ->check(CLI::IsMember({"auto", "avx2", "avx512", "avx512_bf16", "avx512_amx"}))
       ->capture_default_str();
   app.add_option("--chunks", o.chunks, "Micro-batches that overlap, at most")
       ->check(CLI::Range(1, 8))

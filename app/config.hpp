@@ -17,6 +17,7 @@ struct RunOptions {
   int max_tokens = 64;
   std::string backend = "auto";  ///< auto | cpu | cuda
   std::string dtype = "auto";    ///< auto | bfloat16 | float16 | float32
+  std::string isa = "auto";      ///< auto | a name of compute::CpuIsa
   int chunks = 2;
   bool no_overlap = false;
   int threads = 0;                 ///< per rank; 0: this rank's share of the job's cores

@@ -30,15 +30,25 @@ std::uint64_t checksum_of(const std::vector<io::Request>& requests) {
 }  // namespace
 
 ordered_json identity_of(const RunOptions& options, std::uint64_t model, DType dtype,
-                         const std::string& backend, const std::vector<io::Request>& requests) {
-  return {{"model", fmt::format("{:016x}", model)},
-          {"input", fmt::format("{:016x}", checksum_of(requests))},
-          {"mode", options.mode},
-          {"max-tokens", std::to_string(options.max_tokens)},
-          {"kv-tokens", std::to_string(options.kv_tokens)},  // requests that do not fit are refused
-          {"sampler", sampler_version},
-          {"dtype", std::string(name_of(dtype))},
-          {"backend", backend}};
+                         const Arithmetic& arithmetic, const std::vector<io::Request>& requests) {
+  ordered_json identity = {
+      {"model", fmt::format("{:016x}", model)},
+      {"input", fmt::format("{:016x}", checksum_of(requests))},
+      {"mode", options.mode},
+      {"max-tokens", std::to_string(options.max_tokens)},
+      {"kv-tokens", std::to_string(options.kv_tokens)},  // requests that do not fit are refused
+      {"sampler", sampler_version},
+      {"dtype", std::string(name_of(dtype))},
+      {"backend", arithmetic.backend}};
+  if (!arithmetic.isa.empty()) identity["isa"] = arithmetic.isa;
+  if (!arithmetic.devices.empty()) identity["devices"] = arithmetic.devices;
+  return identity;
+}
+
+std::string isa_of(const ordered_json& identity) {
+  if (!identity.is_object()) return "";
+  const auto found = identity.find("isa");
+  return found != identity.end() && found->is_string() ? found->get<std::string>() : "";
 }
 
 std::string difference(const ordered_json& was, const ordered_json& is) {

@@ -107,6 +107,7 @@ json facts_json(const RunFacts& facts) {
        {{"identity", fmt::format("{:016x}", facts.model_identity)},
         {"config", json::parse(facts.config->to_json())}}},
       {"backend", facts.backend},
+      {"isa", facts.isa.empty() ? json(nullptr) : json(facts.isa)},
       {"dtype", std::string(name_of(facts.dtype))},
       {"threads_per_rank", facts.threads},
       {"mpi", comm::Environment::library()},
@@ -169,7 +170,6 @@ void add_matrices(json& report, const std::vector<std::vector<std::int64_t>>& by
   report["bytes_between_nodes"] = between;
 }
 
-void add_links(json& report, const Cluster* cluster) {
 /// What the job was given on its nodes, and by whom.
 void add_given(json& report, const comm::Allotment& given, const comm::Topology& topology) {
   json nodes = json::array();
@@ -185,6 +185,7 @@ void add_given(json& report, const comm::Allotment& given, const comm::Topology&
   report["given"] = {{"nodes", nodes}, {"openmp_binding_not_followed", given.openmp_not_followed}};
 }
 
+void add_links(json& report, const Cluster* cluster) {
   report["links"] = nullptr;
   if (cluster == nullptr) return;
   report["links"] = links_json(cluster->links);
@@ -243,8 +244,8 @@ json gather_report(const comm::Communicator& world, const RunFacts& facts,
   if (!facts.options->checkpoint_dir.empty()) report["checkpoints"] = checkpoints_json(ranks);
   add_experts(report, tokens, facts.config->shape);
   add_matrices(report, bytes, waits, *facts.topology);
-  add_links(report, facts.cluster);
   add_given(report, *facts.given, *facts.topology);
+  add_links(report, facts.cluster);
   json per_rank = json::array();
   for (const RankNumbers& rank : ranks) {
     per_rank.push_back({{"expert_rows", rank.expert_rows},

@@ -28,6 +28,7 @@ struct RunFacts {
   const comm::Allotment* given = nullptr;
   const Cluster* cluster = nullptr;  ///< null: the links' speed is not known
   std::string backend;
+  std::string isa;  ///< empty: not the CPU's
   std::string transport;
   std::uint64_t model_identity = 0;
   std::uint64_t schedule_hash = 0;

@@ -15,14 +15,15 @@
 #include "app/driver.hpp"
 #include "app/identity.hpp"
 #include "app/inspect.hpp"
+#include "app/isa.hpp"
 #include "app/load.hpp"
 #include "app/model.hpp"
 #include "app/progress.hpp"
 #include "app/report.hpp"
 #include "app/results.hpp"
 #include "app/stop.hpp"
-#include "comm/deadline.hpp"
 #include "comm/allotment.hpp"
+#include "comm/deadline.hpp"
 #include "comm/topology.hpp"
 #include "comm/transport.hpp"
 #include "io/text_file.hpp"
@@ -138,7 +139,9 @@ class Job {
       if (!options_.trace.empty()) io::TextFile(options_.trace);  // can be written
     });
     requests_ = broadcast_requests(world_, std::move(requests_));
-    identity_ = identity_of(options_, file_->identity(), dtype_, choice_.name(), requests_);
+    choose_isa();
+    identity_ = identity_of(options_, file_->identity(), dtype_,
+                            {choice_.name(), isa_, choice_.devices}, requests_);
     const auto finished = results_.begin(requests_, identity_, options_.resume, mode_,
                                          config_.shape.vocab == byte_vocab);
     kept_.resize(requests_.size());
@@ -148,6 +151,22 @@ class Job {
                  requests_.size());
     }
     checkpoints_.open(identity_, requests_, config_.shape, dtype_, kept_);
+  }
+
+  /// After results_.open(): a resumed run computes as the run before did.
+  void choose_isa() {
+    if (choice_.cuda) {
+      if (options_.isa == "auto") return;
+      throw comm::AgreedFailure("--isa is for CPUs, and this run takes CUDA; add --backend cpu", 2,
+                                root());
+    }
+    std::string recorded;
+    world_.agree([&] {
+      if (!root() || !options_.resume) return;
+      recorded = isa_of(results_.recorded());
+      if (recorded.empty()) recorded = isa_of(checkpoints_.recorded());
+    });
+    isa_ = name_of(use_agreed_isa(world_, options_.isa, recorded));
   }
 
   void find_ranks() {
@@ -355,8 +374,10 @@ class Job {
     facts.config = &config_;
     facts.placement = &placement_;
     facts.topology = &topology_;
+    facts.given = &given_;
     facts.cluster = cluster_ ? &*cluster_ : nullptr;
     facts.backend = backend_->description();
+    facts.isa = isa_;
     facts.transport = name_of(transport_);
     facts.model_identity = file_->identity();
     facts.schedule_hash = driver_->schedule(options_.chunks).hash();
@@ -374,7 +395,6 @@ class Job {
     const auto events = options_.trace.empty()
                             ? std::vector<std::vector<io::TraceEvent>>{}
                             : world_.gather_vectors(std::span(timeline_->trace()), 0);
-    facts.given = &given_;
     world_.agree([&] {
       if (!root()) return;
       results_.write();
@@ -426,6 +446,7 @@ class Job {
   Checkpoints checkpoints_;
   std::optional<io::TextFile> report_;
   BackendChoice choice_;
+  std::string isa_;  // of the CPU; empty on CUDA
   BatchOptions batch_;
   compute::BackendOptions backend_options_;
   std::unique_ptr<compute::Backend> backend_;
