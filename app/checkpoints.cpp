@@ -91,6 +91,18 @@ std::string Checkpoints::path_of(std::int64_t step) const {
   return fmt::format("{}/{}{:09}{}", options_.checkpoint_dir, file_prefix, step, file_suffix);
 }
 
+ordered_json Checkpoints::recorded() const {
+  if (options_.checkpoint_dir.empty()) return nullptr;
+  for (const std::string& path : checkpoints_in(options_.checkpoint_dir)) {
+    try {
+      return state_of(io::CheckpointReader(path)).at("run");
+    } catch (const Error&) {
+      // damaged, or no checkpoint at all
+    }
+  }
+  return nullptr;
+}
+
 void Checkpoints::open(const ordered_json& identity, const std::vector<io::Request>& requests,
                        const ModelShape& shape, DType dtype, std::vector<KeptProgress>& kept) {
   identity_ = identity;

@@ -53,6 +53,8 @@ class Checkpoints {
  public:
   Checkpoints(const comm::Communicator& world, const RunOptions& options);
 
+  /// The identity of the run that left the newest checkpoint that can be read; null without any.
+  nlohmann::ordered_json recorded() const;
   /// Collective, before any work: prepares the folder. With --resume finds the newest checkpoint
   /// that is whole, and notes in `kept` how far its requests had come. Throws Error when the folder
   /// cannot be written or belongs to another run.

@@ -19,6 +19,7 @@ std::vector<std::pair<std::string, std::string>> RunOptions::items() const {
           {"seed", std::to_string(seed)},
           {"backend", backend},
           {"dtype", dtype},
+          {"isa", isa},
           {"chunks", std::to_string(chunks)},
           {"no-overlap", no_overlap ? "true" : "false"},
           {"threads", std::to_string(threads)},
@@ -126,11 +127,16 @@ void add_run(CLI::App& app, RunOptions& o) {
   app.add_option("--dtype", o.dtype, "Activations and GEMM operands; auto: as on file")
       ->check(CLI::IsMember({"auto", "bfloat16", "float16", "float32"}))
       ->capture_default_str();
+  app.add_option("--isa", o.isa,
+                 "Instruction sets of the CPU; auto: the widest that all ranks have")
+      ->check(CLI::IsMember({"auto", "avx2", "avx512", "avx512_bf16", "avx512_amx"}))
+      ->capture_default_str();
   app.add_option("--chunks", o.chunks, "Micro-batches that overlap, at most")
       ->check(CLI::Range(1, 8))
       ->capture_default_str();
   app.add_flag("--no-overlap", o.no_overlap, "One step after the other (same results)");
-  app.add_option("--threads", o.threads, "Arithmetic threads per rank; 0: cores / ranks of a node")
+  app.add_option("--threads", o.threads,
+                 "Arithmetic threads per rank; 0: the job's cores / ranks of a node")
       ->check(CLI::Range(0, 4096))
       ->capture_default_str();
   app.add_option("--transport", o.transport,

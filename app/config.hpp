@@ -18,9 +18,10 @@ struct RunOptions {
   std::uint64_t seed = 0;        ///< for the draws of requests that name none
   std::string backend = "auto";  ///< auto | cpu | cuda
   std::string dtype = "auto";    ///< auto | bfloat16 | float16 | float32
+  std::string isa = "auto";      ///< auto | a name of compute::CpuIsa
   int chunks = 2;
   bool no_overlap = false;
-  int threads = 0;                 ///< per rank; 0: cores of the node / ranks on it
+  int threads = 0;                 ///< per rank; 0: this rank's share of the job's cores
   std::string transport = "auto";  ///< auto | ialltoallv | pairwise | ...-staged
   std::string cluster;             ///< file with what the links carry; read, or written
   bool measure_links = false;      ///< also where the file has them

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <set>
+#include <string_view>
 
 #include "compute/error.hpp"
 
@@ -19,6 +21,15 @@ struct DeviceOfRank {
   std::int64_t free_bytes = 0;
   bool same_device(const DeviceOfRank& other) const { return node == other.node && id == other.id; }
 };
+
+/// The value names no device: CUDA takes the list up to the first entry that it does not know.
+bool names_none(std::string_view value) {
+  const std::size_t begin = value.find_first_not_of(" \t");
+  if (begin == std::string_view::npos) return true;
+  const std::string_view first = value.substr(begin, value.find(',', begin) - begin);
+  const bool number = first[0] >= '0' && first[0] <= '9';
+  return !number && !first.starts_with("GPU-") && !first.starts_with("MIG-");
+}
 
 /// Takes the rank's device and learns who shares it.
 compute::CudaShare share_device(const comm::Communicator& world, const comm::Topology& topology,
@@ -48,11 +59,36 @@ compute::CudaShare share_device(const comm::Communicator& world, const comm::Top
 
 }  // namespace
 
+std::string why_gpus_are_hidden(const comm::launcher::Variables& variables) {
+  const char* cuda = variables("CUDA_VISIBLE_DEVICES");
+  if (cuda != nullptr) {
+    return names_none(cuda) ? fmt::format("CUDA_VISIBLE_DEVICES={} hides all", cuda) : "";
+  }
+  // Of container runtimes; GPUs that were given otherwise are named by CUDA's own variable.
+  for (const char* name : {"NVIDIA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"}) {
+    const char* value = variables(name);
+    if (value == nullptr) continue;
+    const std::string_view text(value);
+    for (const char* none : {"", "void", "none", "-1", "NoDevFiles"}) {
+      if (text == none) return fmt::format("{}={} hides all", name, value);
+    }
+  }
+  return "";
+}
+
 BackendChoice choose_backend(const comm::Communicator& world, const comm::Topology& topology,
                              const std::string& wanted) {
   BackendChoice choice;
   if (wanted == "cpu") return choice;
-  const compute::CudaDevices devices = compute::find_cuda_devices();
+  const std::string hidden = why_gpus_are_hidden(comm::launcher::own_environment());
+  compute::CudaDevices devices;
+  if (hidden.empty()) {
+    devices = compute::find_cuda_devices();
+  } else {
+    devices.why_none = fmt::format(
+        "no CUDA device may be used ({}); ask the batch system for GPUs, or use --backend cpu",
+        hidden);
+  }
   const auto counts = world.allgather(devices.count);
   const auto without = std::find(counts.begin(), counts.end(), 0);
   const bool none = std::all_of(counts.begin(), counts.end(), [](int count) { return count == 0; });
@@ -67,6 +103,9 @@ BackendChoice choose_backend(const comm::Communicator& world, const comm::Topolo
   });
   choice.cuda = true;
   choice.share = share_device(world, topology, devices.count);
+  const auto names = world.allgather_texts(choice.share.device.name);
+  const std::set<std::string> kinds(names.begin(), names.end());
+  choice.devices = fmt::format("{}", fmt::join(kinds, ", "));
   return choice;
 }
 

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "comm/communicator.hpp"
+#include "comm/launcher.hpp"
 #include "comm/topology.hpp"
 #include "compute/backend.hpp"
 #include "compute/cuda_backend.hpp"
@@ -15,9 +16,14 @@ namespace atl {
 struct BackendChoice {
   bool cuda = false;
   compute::CudaShare share;  ///< where cuda
+  std::string devices;       ///< where cuda: the kinds of all ranks' devices by name, with commas
 
   const char* name() const { return cuda ? "cuda" : "cpu"; }
 };
+
+/// Why GPUs that are there may not be used, as "CUDA_VISIBLE_DEVICES= hides all GPUs"; empty where
+/// nothing hides them. A batch system or container hides them so from jobs that were given none.
+std::string why_gpus_are_hidden(const comm::launcher::Variables& variables);
 
 /// Collective. `wanted` is auto, cpu or cuda; auto takes CUDA where every rank sees a device. Ranks
 /// of a node take its devices in turn by their local rank; several may share one, each with an

@@ -22,7 +22,7 @@ struct DriverOptions {
   int num_chunks = 1;
   bool overlap = true;
   comm::TransportKind transport = comm::TransportKind::ialltoallv;
-  bool shares_cores = false;  ///< more ranks on this node than cores
+  bool shares_cores = false;  ///< this rank has less than a core of its own
   std::size_t row_bytes = 0;  ///< of one token on the wire
   Mode mode = Mode::generate;
   int max_head_rows = 0;  ///< tokens to choose per chunk (generate)

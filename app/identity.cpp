@@ -41,8 +41,8 @@ bool draws_from_job_seed(const RunOptions& options, const std::vector<io::Reques
 }  // namespace
 
 ordered_json identity_of(const RunOptions& options, std::uint64_t model, DType dtype,
-                         const std::string& backend, const std::vector<io::Request>& requests) {
-  return {
+                         const Arithmetic& arithmetic, const std::vector<io::Request>& requests) {
+  ordered_json identity = {
       {"model", fmt::format("{:016x}", model)},
       {"input", fmt::format("{:016x}", checksum_of(requests))},
       {"mode", options.mode},
@@ -51,7 +51,16 @@ ordered_json identity_of(const RunOptions& options, std::uint64_t model, DType d
       {"sampler", sampler_version},
       {"seed", draws_from_job_seed(options, requests) ? std::to_string(options.seed) : "unused"},
       {"dtype", std::string(name_of(dtype))},
-      {"backend", backend}};
+      {"backend", arithmetic.backend}};
+  if (!arithmetic.isa.empty()) identity["isa"] = arithmetic.isa;
+  if (!arithmetic.devices.empty()) identity["devices"] = arithmetic.devices;
+  return identity;
+}
+
+std::string isa_of(const ordered_json& identity) {
+  if (!identity.is_object()) return "";
+  const auto found = identity.find("isa");
+  return found != identity.end() && found->is_string() ? found->get<std::string>() : "";
 }
 
 std::string difference(const ordered_json& was, const ordered_json& is) {

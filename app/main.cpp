@@ -16,8 +16,12 @@
 #include "app/model.hpp"
 #include "app/run.hpp"
 #include "app/stop.hpp"
+#include "comm/allotment.hpp"
 #include "comm/communicator.hpp"
 #include "comm/deadline.hpp"
+#include "comm/launcher.hpp"
+#include "comm/openmp_binding.hpp"
+#include "io/model_file.hpp"
 
 namespace {
 
@@ -49,32 +53,40 @@ void require_equal_lines(const comm::Communicator& world, const CommandLine& lin
   });
 }
 
-void execute(const CommandLine& line, const comm::Communicator& world) {
+/// What one process does by itself: alone it needs no MPI, under a launcher rank 0 does it.
+void execute_alone(const CommandLine& line) {
   switch (line.command) {
-    case Command::run:
-      return run_job(world, line.run);
     case Command::init:
-      return world.agree([&] {
-        init_model(preset(line.init.preset), line.init.seed, line.init.output, world.rank(),
-                   world.size(), world.fortran_handle());
-      });
+      return init_model(preset(line.init.preset), line.init.seed, line.init.output, 0, 1,
+                        io::single_process);
     case Command::import:
-      return world.agree([&] {
-        if (world.rank() == 0) import_hf(line.import.folder, line.import.output);
-      });
+      return import_hf(line.import.folder, line.import.output);
     case Command::inspect:
-      return world.agree([&] {
-        if (world.rank() != 0) return;
-        fmt::print("{}", inspect_text(line.inspect.file, !line.inspect.no_verify));
-      });
+      return fmt::print("{}", inspect_text(line.inspect.file, !line.inspect.no_verify));
     case Command::diff:
-      return world.agree([&] {
-        if (world.rank() == 0) diff_activations(line.diff);
-      });
+      return diff_activations(line.diff);
     case Command::none:
-      if (world.rank() == 0) fmt::print("{}", line.text);
-      return;
+      return fmt::print("{}", line.text);
+    case Command::run:
+      break;
   }
+}
+
+/// Every command but this one works without MPI when the process is alone.
+bool needs_mpi(Command command) {
+  return command == Command::run;
+}
+
+void execute(const CommandLine& line, const comm::Communicator& world) {
+  if (line.command == Command::run) return run_job(world, line.run);
+  world.agree([&] {
+    if (line.command == Command::init) {
+      init_model(preset(line.init.preset), line.init.seed, line.init.output, world.rank(),
+                 world.size(), world.fortran_handle());
+    } else if (world.rank() == 0) {
+      execute_alone(line);
+    }
+  });
 }
 
 /// A failure that all ranks know of ends them all in order; any other ends them by MPI_Abort.
@@ -87,6 +99,7 @@ int run_command(const CommandLine& line, const std::optional<UsageError>& wrong_
     world.agree([&] {
       if (wrong_use) throw UsageError(*wrong_use);
     });
+    if (line.command == Command::run) comm::launcher::require_joined(world.size());
     require_equal_lines(world, line);
     execute(line, world);
     return 0;
@@ -100,19 +113,27 @@ int run_command(const CommandLine& line, const std::optional<UsageError>& wrong_
   }
 }
 
+int run_alone(const CommandLine& line, const std::optional<UsageError>& wrong_use) {
+  const comm::Failure failure = comm::failure_of([&] {
+    if (wrong_use) throw UsageError(*wrong_use);
+    execute_alone(line);
+  });
+  if (failure.exit_code != 0) print_error(failure.message.c_str());
+  return failure.exit_code;
+}
+
 /// The threads of an OpenMP team spin for milliseconds at every barrier, by default. Where ranks
 /// and threads outnumber the cores, each spins away the time that another needs: 2 ranks x 2
 /// threads on 2 busy cores took more than 30 times as long, 1 rank x 2 threads up to 10 times. The
 /// policy is read before main(), hence the restart. A user's own choice stands.
 void let_waiting_threads_sleep(const RunOptions& options, char** argv) {
-  const int ranks = comm::Environment::announced_local_ranks();
-  const int threads = threads_per_rank(options.threads, ranks);
-  const auto cores = comm::Environment::cores_of_node();
-  if (threads == 1 || ranks * (threads + 1) <= cores)
-    return;  // each rank drives on one more thread
+  const int threads = options.threads > 0 ? options.threads : comm::share_before_mpi(1).threads();
+  const double cores = comm::share_before_mpi(comm::launcher::announced_local_ranks()).cores;
+  if (threads == 1 || threads + 1 <= cores) return;  // each rank drives on one more thread
   if (std::getenv("OMP_WAIT_POLICY") != nullptr || std::getenv("GOMP_SPINCOUNT") != nullptr) return;
   setenv("OMP_WAIT_POLICY", "passive", 1);
-  execv("/proc/self/exe", argv);  // returns only when it fails: then the threads just spin
+  comm::restore_openmp_bindings();  // for the report
+  execv("/proc/self/exe", argv);    // returns only when it fails: then the threads just spin
 }
 
 }  // namespace
@@ -125,13 +146,8 @@ int main(int argc, char** argv) {
   } catch (const UsageError& error) {
     wrong_use = error;
   }
-  if (wrong_use && !comm::Environment::launched()) {
-    print_error(wrong_use->what());
-    return wrong_use->exit_code();
-  }
-  if (line.command == Command::none && !wrong_use && !comm::Environment::launched()) {
-    fmt::print("{}", line.text);
-    return 0;
+  if (comm::launcher::alone() && (wrong_use || !needs_mpi(line.command))) {
+    return run_alone(line, wrong_use);
   }
   if (line.command == Command::run) {
     let_waiting_threads_sleep(line.run, argv);

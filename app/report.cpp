@@ -107,6 +107,7 @@ json facts_json(const RunFacts& facts) {
        {{"identity", fmt::format("{:016x}", facts.model_identity)},
         {"config", json::parse(facts.config->to_json())}}},
       {"backend", facts.backend},
+      {"isa", facts.isa.empty() ? json(nullptr) : json(facts.isa)},
       {"dtype", std::string(name_of(facts.dtype))},
       {"threads_per_rank", facts.threads},
       {"mpi", comm::Environment::library()},
@@ -167,6 +168,21 @@ void add_matrices(json& report, const std::vector<std::vector<std::int64_t>>& by
   report["wait_s_by_for"] = waits;
   report["bytes_inside_nodes"] = inside;
   report["bytes_between_nodes"] = between;
+}
+
+/// What the job was given on its nodes, and by whom.
+void add_given(json& report, const comm::Allotment& given, const comm::Topology& topology) {
+  json nodes = json::array();
+  for (std::size_t node = 0; node < given.nodes.size(); ++node) {
+    const comm::Allotment::Node& one = given.nodes[node];
+    nodes.push_back({{"host", topology.node_names[node]},
+                     {"ranks", topology.ranks_on(static_cast<int>(node))},
+                     {"cores", std::round(one.cores * 100) / 100},
+                     {"cores_by", one.cores_by},
+                     {"free_memory_bytes", static_cast<std::int64_t>(one.memory_bytes)},
+                     {"free_memory_by", one.memory_by}});
+  }
+  report["given"] = {{"nodes", nodes}, {"openmp_binding_not_followed", given.openmp_not_followed}};
 }
 
 void add_links(json& report, const Cluster* cluster) {
@@ -231,6 +247,7 @@ json gather_report(const comm::Communicator& world, const RunFacts& facts,
   if (!facts.options->checkpoint_dir.empty()) report["checkpoints"] = checkpoints_json(ranks);
   add_experts(report, tokens, facts.config->shape);
   add_matrices(report, bytes, waits, *facts.topology);
+  add_given(report, *facts.given, *facts.topology);
   add_links(report, facts.cluster);
   json per_rank = json::array();
   for (const RankNumbers& rank : ranks) {

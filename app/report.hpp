@@ -14,6 +14,7 @@
 #include "app/model.hpp"
 #include "app/plan/placement.hpp"
 #include "app/timeline.hpp"
+#include "comm/allotment.hpp"
 #include "comm/topology.hpp"
 
 namespace atl {
@@ -24,8 +25,10 @@ struct RunFacts {
   const ModelConfig* config = nullptr;
   const Placement* placement = nullptr;
   const comm::Topology* topology = nullptr;
+  const comm::Allotment* given = nullptr;
   const Cluster* cluster = nullptr;  ///< null: the links' speed is not known
   std::string backend;
+  std::string isa;  ///< empty: not the CPU's
   std::string transport;
   std::uint64_t model_identity = 0;
   std::uint64_t schedule_hash = 0;

@@ -80,6 +80,12 @@ void ResultStore::open(const std::string& output) {
   journal_ = std::make_unique<io::ResultJournal>(output_, direct);
 }
 
+ordered_json ResultStore::recorded() const {
+  if (journal_->num_results() == 0) return nullptr;
+  const auto header = ordered_json::parse(journal_->header(), nullptr, false);
+  return header.is_object() && header.contains("run") ? header.at("run") : nullptr;
+}
+
 void ResultStore::check_journal(const ordered_json& identity, bool resume) const {
   const std::string& path = journal_->path();
   if (journal_->num_results() == 0) return;

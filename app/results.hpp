@@ -42,6 +42,9 @@ class ResultStore {
   /// written.
   void open(const std::string& output);
 
+  /// On rank 0, after open(): the identity of the run that left finished results; null without any.
+  nlohmann::ordered_json recorded() const;
+
   /// Collective: starts the journal, or with `resume` takes up what an earlier run of the same
   /// `identity` has finished. Throws Error when that was another run, or when results of an
   /// interrupted run would be lost. Returns for each request whether it is finished already.

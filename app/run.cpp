@@ -1,12 +1,9 @@
 #include "app/run.hpp"
 
 #include <fmt/format.h>
-#include <sched.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <filesystem>
-#include <fstream>
 #include <memory>
 #include <optional>
 
@@ -18,12 +15,14 @@
 #include "app/driver.hpp"
 #include "app/identity.hpp"
 #include "app/inspect.hpp"
+#include "app/isa.hpp"
 #include "app/load.hpp"
 #include "app/model.hpp"
 #include "app/progress.hpp"
 #include "app/report.hpp"
 #include "app/results.hpp"
 #include "app/stop.hpp"
+#include "comm/allotment.hpp"
 #include "comm/deadline.hpp"
 #include "comm/topology.hpp"
 #include "comm/transports/choice.hpp"
@@ -75,18 +74,6 @@ void require_separate_files(const RunOptions& options) {
                                    files[other].first));
     }
   }
-}
-
-std::int64_t free_memory_bytes() {
-  std::ifstream meminfo("/proc/meminfo");
-  std::string key;
-  std::string unit;
-  std::int64_t kib = 0;
-  while (meminfo >> key >> kib) {
-    if (key == "MemAvailable:") return kib * 1024;
-    std::getline(meminfo, unit);
-  }
-  return sysconf(_SC_AVPHYS_PAGES) * sysconf(_SC_PAGESIZE);
 }
 
 DType activation_type(const std::string& wanted, DType on_file) {
@@ -156,7 +143,9 @@ class Job {
       if (!options_.trace.empty()) io::TextFile(options_.trace);  // can be written
     });
     requests_ = broadcast_requests(world_, std::move(requests_));
-    identity_ = identity_of(options_, file_->identity(), dtype_, choice_.name(), requests_);
+    choose_isa();
+    identity_ = identity_of(options_, file_->identity(), dtype_,
+                            {choice_.name(), isa_, choice_.devices}, requests_);
     const auto finished = results_.begin(requests_, identity_, options_.resume, mode_,
                                          config_.shape.vocab == byte_vocab);
     kept_.resize(requests_.size());
@@ -168,11 +157,26 @@ class Job {
     checkpoints_.open(identity_, requests_, config_.shape, dtype_, kept_);
   }
 
+  /// After results_.open(): a resumed run computes as the run before did.
+  void choose_isa() {
+    if (choice_.cuda) {
+      if (options_.isa == "auto") return;
+      throw comm::AgreedFailure("--isa is for CPUs, and this run takes CUDA; add --backend cpu", 2,
+                                root());
+    }
+    std::string recorded;
+    world_.agree([&] {
+      if (!root() || !options_.resume) return;
+      recorded = isa_of(results_.recorded());
+      if (recorded.empty()) recorded = isa_of(checkpoints_.recorded());
+    });
+    isa_ = name_of(use_agreed_isa(world_, options_.isa, recorded));
+  }
+
   void find_ranks() {
     topology_ = comm::discover_topology(world_);
-    const int node = topology_.node_of[static_cast<std::size_t>(world_.rank())];
-    ranks_on_node_ = topology_.ranks_on(node);
-    threads_ = threads_per_rank(options_.threads, ranks_on_node_);
+    given_ = comm::find_allotment(world_, topology_);
+    threads_ = options_.threads > 0 ? options_.threads : given_.mine.threads();
     if (options_.measure_links || !options_.cluster.empty()) {
       cluster_ = find_cluster(world_, topology_, options_.cluster, options_.measure_links);
     }
@@ -229,8 +233,7 @@ class Job {
     const ModelShape& shape = config_.shape;
     const std::int64_t page_bytes = std::int64_t{2} * page_tokens * shape.num_layers *
                                     shape.kv_width() * static_cast<std::int64_t>(size_of(dtype_));
-    return static_cast<std::int64_t>(static_cast<double>(free_memory_bytes()) *
-                                     kv_share_of_free_memory / ranks_on_node_) /
+    return static_cast<std::int64_t>(given_.mine.memory_bytes * kv_share_of_free_memory) /
            page_bytes;
   }
 
@@ -281,7 +284,7 @@ class Job {
     driver.num_chunks = options_.chunks;
     driver.overlap = !options_.no_overlap;
     driver.transport = transport_;
-    driver.shares_cores = ranks_on_node_ > comm::Environment::cores_of_node();
+    driver.shares_cores = given_.mine.cores < 1;
     driver.row_bytes = static_cast<std::size_t>(config_.shape.hidden) * size_of(dtype_);
     driver.mode = mode_;
     driver.max_chunk_tokens = options.max_chunk_tokens;
@@ -413,8 +416,10 @@ class Job {
     facts.config = &config_;
     facts.placement = &placement_;
     facts.topology = &topology_;
+    facts.given = &given_;
     facts.cluster = cluster_ ? &*cluster_ : nullptr;
     facts.backend = backend_->description();
+    facts.isa = isa_;
     facts.transport = name_of(transport_);
     facts.model_identity = file_->identity();
     facts.schedule_hash = driver_->schedule(options_.chunks).hash();
@@ -456,7 +461,7 @@ class Job {
   Placement placement_;
   comm::Topology topology_;
   std::optional<Cluster> cluster_;
-  int ranks_on_node_ = 1;
+  comm::Allotment given_;
   int threads_ = 1;
   comm::TransportKind transport_ = comm::TransportKind::ialltoallv;
   std::vector<io::Request> requests_;
@@ -468,6 +473,7 @@ class Job {
   Checkpoints checkpoints_;
   std::optional<io::TextFile> report_;
   BackendChoice choice_;
+  std::string isa_;  // of the CPU; empty on CUDA
   BatchOptions batch_;
   compute::BackendOptions backend_options_;
   std::unique_ptr<compute::Backend> backend_;
@@ -478,16 +484,6 @@ class Job {
 };
 
 }  // namespace
-
-int threads_per_rank(int wanted, int ranks_on_node) {
-  if (wanted > 0) return wanted;
-  cpu_set_t allowed;
-  CPU_ZERO(&allowed);
-  const int cores = comm::Environment::cores_of_node();
-  const int bound =
-      sched_getaffinity(0, sizeof(allowed), &allowed) == 0 ? CPU_COUNT(&allowed) : cores;
-  return std::max(1, std::min(bound, cores / ranks_on_node));
-}
 
 void run_job(const comm::Communicator& world, const RunOptions& options) {
   Job(world, options).run();

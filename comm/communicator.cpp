@@ -1,7 +1,6 @@
 #include "comm/communicator.hpp"
 
 #include <sched.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
@@ -11,7 +10,9 @@
 #include <thread>
 #include <utility>
 
+#include "comm/allotment.hpp"
 #include "comm/deadline.hpp"
+#include "comm/launcher.hpp"
 
 namespace atl::comm {
 
@@ -29,25 +30,6 @@ int to_int(std::size_t value, std::string_view what) {
           "{} is {} (MPI counts at most 2147483647); use more chunks or fewer tokens a step", what,
           value);
   return static_cast<int>(value);
-}
-
-bool Environment::launched() {
-  for (const char* name : {"OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK", "PMI_SIZE"}) {
-    if (std::getenv(name) != nullptr) return true;
-  }
-  return false;
-}
-
-int Environment::announced_local_ranks() {
-  for (const char* name :
-       {"OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "SLURM_NTASKS_PER_NODE"}) {
-    if (const char* value = std::getenv(name)) return std::max(1, std::atoi(value));
-  }
-  return 1;
-}
-
-int Environment::cores_of_node() {
-  return std::max(1, static_cast<int>(sysconf(_SC_NPROCESSORS_ONLN)));
 }
 
 std::string Environment::library() {
@@ -81,7 +63,7 @@ bool Environment::ucx_may_use_tcp(const char* transports, const char* devices) {
 
 Environment::Environment(int* argc, char*** argv) {
   // Where ranks share cores, Open MPI's blocking calls must give the core away while they wait.
-  if (announced_local_ranks() > cores_of_node()) {
+  if (share_before_mpi(launcher::announced_local_ranks()).cores < 1) {
     setenv("OMPI_MCA_mpi_yield_when_idle", "1", /*overwrite=*/0);
   }
   // Over TCP, UCX's writes into the receiver's memory let all messages that are under way share the
@@ -306,21 +288,22 @@ std::vector<std::string> Communicator::allgather_texts(const std::string& text) 
   return all;
 }
 
-void Communicator::agree(const std::function<void()>& work) const {
-  std::string message;
-  int code = 0;
+Failure failure_of(const std::function<void()>& work) {
   try {
     work();
   } catch (const Error& error) {
-    message = error.what();
-    code = error.exit_code();
+    return {error.what(), error.exit_code()};
   } catch (const std::bad_alloc&) {
-    message = "out of memory (an allocation was refused); use more ranks, nodes or a smaller model";
-    code = 1;
+    return {"out of memory (an allocation was refused); use more ranks, nodes or a smaller model",
+            1};
   } catch (const std::exception& error) {
-    message = error.what();
-    code = 1;
+    return {error.what(), 1};
   }
+  return {};
+}
+
+void Communicator::agree(const std::function<void()>& work) const {
+  auto [message, code] = failure_of(work);
   const auto codes = allgather(code);
   const auto first = std::find_if(codes.begin(), codes.end(), [](int c) { return c != 0; });
   if (first == codes.end()) return;

@@ -32,18 +32,20 @@ class Environment {
   Environment(const Environment&) = delete;
   Environment& operator=(const Environment&) = delete;
 
-  /// True when a launcher such as mpirun or srun started this process.
-  static bool launched();
   /// The MPI library's own name and version.
   static std::string library();
-  /// Ranks on this node as the launcher announced them, before MPI_Init; 1 where it says nothing.
-  static int announced_local_ranks();
   /// Whether UCX may choose TCP, given the values of UCX_TLS and UCX_NET_DEVICES (nullptr: not
   /// set).
   static bool ucx_may_use_tcp(const char* transports, const char* devices);
-  /// Cores of this node, also where this process is bound to some of them.
-  static int cores_of_node();
 };
+
+/// How a piece of work ended: exit code 0, or the message to print.
+struct Failure {
+  std::string message;
+  int exit_code = 0;
+};
+/// Runs `work`; what it throws becomes a message.
+Failure failure_of(const std::function<void()>& work);
 
 /// Thrown on every rank after one rank has reported a failure that all agreed on.
 class AgreedFailure : public Error {

@@ -19,7 +19,7 @@ constexpr int panel_columns = 16;
 GemmPath path_of(DType dtype, CpuIsa isa) {
   if (isa == CpuIsa::avx2) return GemmPath::float32_panels;
   if (dtype == DType::float32) return GemmPath::native;
-  return dtype == DType::bfloat16 && isa == CpuIsa::avx512_bf16 ? GemmPath::native
+  return dtype == DType::bfloat16 && isa >= CpuIsa::avx512_bf16 ? GemmPath::native
                                                                 : GemmPath::float32;
 }
 
@@ -219,21 +219,18 @@ void Gemm::run_exact(const PackedWeight& weight, const void* a, std::int64_t row
 std::string Gemm::description() const {
   const dnnl_version_t* version = dnnl_version();
   const std::string one_dnn = fmt::format("oneDNN {}.{}", version->major, version->minor);
-  const char* isa = isa_ == CpuIsa::avx512_bf16 ? "avx512_bf16"
-                    : isa_ == CpuIsa::avx512    ? "avx512"
-                                                : "avx2";
   switch (path_) {
     case GemmPath::native:
-      return fmt::format("{}, {} GEMMs ({})", one_dnn, name_of(dtype_), isa);
+      return fmt::format("{}, {} GEMMs ({})", one_dnn, name_of(dtype_), name_of(isa_));
     case GemmPath::float32:
       if (dtype_ == DType::float16) {
         return fmt::format("{}, float32 GEMMs (oneDNN has no float16 on CPUs)", one_dnn);
       }
-      return fmt::format("{}, float32 GEMMs (no avx512_bf16 on this CPU)", one_dnn);
+      return fmt::format("{}, float32 GEMMs ({}, which has no bfloat16)", one_dnn, name_of(isa_));
     case GemmPath::float32_panels:
       break;
   }
-  return "float32 GEMMs of its own (no avx512_bf16 on this CPU, only AVX2)";
+  return "float32 GEMMs of its own (avx2, which has no bfloat16)";
 }
 
 }  // namespace atl::compute

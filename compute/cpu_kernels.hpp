@@ -7,6 +7,7 @@
 
 #include <cstdint>
 
+#include "compute/cpu_isa.hpp"
 #include "compute/types.hpp"
 
 namespace atl::compute {
@@ -104,11 +105,7 @@ struct Kernels {
                      int begin, int end);
 };
 
-/// The widest instruction set that both this CPU and oneDNN's limit (ONEDNN_MAX_CPU_ISA) allow.
-enum class CpuIsa : std::uint8_t { avx2, avx512, avx512_bf16 };
-CpuIsa cpu_isa();
-
-/// Kernels whose T is `dtype`. Throws Error when the CPU has no AVX2.
+/// Kernels whose T is `dtype`.
 const Kernels& kernels_for(DType dtype, CpuIsa isa);
 
 // One table per translation unit: cpu_kernels_<isa>.cpp.

@@ -2,7 +2,8 @@
 # Binds a rank to its GPU, to the network card nearest to that GPU, and to the cores of its NUMA node,
 # says so on stderr, and runs a command: mpirun ... jobs/bind.sh atoll run ...
 #
-# The rank's number on its node chooses among the GPUs that Slurm gave (CUDA_VISIBLE_DEVICES) or all.
+# The rank's number on its node chooses among the GPUs that Slurm gave (CUDA_VISIBLE_DEVICES) or all. A
+# list that names none, and a container's NVIDIA_VISIBLE_DEVICES=void, hide them all, also from Atoll.
 # Distance between GPU and card is the number of PCI bridges between them, from sysfs; cards equally
 # near are shared out in order. What the caller has set (UCX_NET_DEVICES) stands; without GPUs or cards
 # nothing is set. ATOLL_SYSFS: sysfs, /sys unless set.
@@ -34,18 +35,39 @@ find_gpus() {
   done
 }
 
+# hidden_by: what hides all GPUs from this job, as NAME=VALUE; given_gpus: the names that CUDA takes of
+# CUDA_VISIBLE_DEVICES, which are those before the first that is none.
+read_given_gpus() {
+  local name entry entries=()
+  hidden_by="" given_gpus=()
+  if [[ -v CUDA_VISIBLE_DEVICES ]]; then
+    IFS=, read -ra entries <<<"${CUDA_VISIBLE_DEVICES//[[:space:]]/}"
+    for entry in "${entries[@]}"; do
+      [[ "$entry" =~ ^([0-9]+|GPU-.*|MIG-.*)$ ]] || break
+      given_gpus+=("$entry")
+    done
+    ((${#given_gpus[@]} > 0)) || hidden_by="CUDA_VISIBLE_DEVICES=$CUDA_VISIBLE_DEVICES"
+    return 0
+  fi
+  for name in NVIDIA_VISIBLE_DEVICES ROCR_VISIBLE_DEVICES; do
+    [[ -v "$name" ]] || continue
+    case "${!name}" in
+      "" | void | none | -1 | NoDevFiles) hidden_by="$name=${!name}" ;;
+    esac
+  done
+}
+
 # own_gpu: index of this rank's GPU among those found; visible: its name for CUDA.
 choose_gpu() {
-  local given i
+  local i
   own_gpu="" visible=""
-  ((${#gpu_addresses[@]} > 0)) || return 0
-  if [[ -z "${CUDA_VISIBLE_DEVICES:-}" ]]; then
+  [[ -z "$hidden_by" ]] && ((${#gpu_addresses[@]} > 0)) || return 0
+  if ((${#given_gpus[@]} == 0)); then
     own_gpu=$((local_rank % ${#gpu_addresses[@]}))
     visible="$own_gpu"
     return
   fi
-  IFS=, read -ra given <<<"$CUDA_VISIBLE_DEVICES"
-  visible="${given[local_rank % ${#given[@]}]}"
+  visible="${given_gpus[local_rank % ${#given_gpus[@]}]}"
   if [[ "$visible" =~ ^[0-9]+$ ]]; then
     ((visible >= ${#gpu_addresses[@]})) || own_gpu="$visible"
     return
@@ -101,9 +123,14 @@ choose_nic() { # own_nic, nic_distance: for own_gpu
 }
 
 find_gpus
+read_given_gpus
 choose_gpu
 find_nics
 gpu_text=none nic_text="chosen by MPI" cores="" cores_text=any
+if [[ -n "$hidden_by" ]]; then
+  export CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES-}"
+  gpu_text="none ($hidden_by)"
+fi
 if [[ -n "$visible" ]]; then
   export CUDA_DEVICE_ORDER=PCI_BUS_ID CUDA_VISIBLE_DEVICES="$visible"
   gpu_text="$visible"

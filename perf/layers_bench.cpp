@@ -409,7 +409,7 @@ class LayersBench {
     const double peak = std::max(expert_gemm, gemm_rate(world_, 1024, 1024));
     const double stream = stream_rate(world_, topology_, small ? 1 : 8, 7);
     result["machine"] = {
-        {"cores_of_node", comm::Environment::cores_of_node()},
+        {"cores_of_job_on_node", comm::find_allotment(world_, topology_).nodes[0].cores},
         {"gemm_flops_per_s_per_rank", peak},
         {"expert_gemm_flops_per_s_per_rank", expert_gemm},
         {"memory_bytes_per_s_per_rank", memory_rate(world_, std::size_t{small ? 4U : 64U} << 20)},
@@ -454,10 +454,9 @@ int run(int argc, char** argv, const comm::Communicator& world, comm::Watchdog& 
   if (code >= 0) return code;
   comm::watched::stage("the measurement", 120, /*work_may_last=*/true);
   LayersOptions& options = arguments.options;
-  const comm::Communicator node = world.split_shared();
-  options.shares_cores = arguments.shares_cores == "auto"
-                             ? node.size() > comm::Environment::cores_of_node()
-                             : arguments.shares_cores == "yes";
+  const comm::Allotment given = comm::find_allotment(world, comm::discover_topology(world));
+  options.shares_cores =
+      arguments.shares_cores == "auto" ? given.mine.cores < 1 : arguments.shares_cores == "yes";
   LayersBench bench(world, options);
   if (!arguments.routing_file.empty()) {
     bench.write_routing(arguments.routing_file);

@@ -2,10 +2,22 @@
 
 #include <gtest/gtest.h>
 
+#include <map>
+#include <string>
+
+#include "app/devices.hpp"
 #include "comm/communicator.hpp"
+#include "comm/launcher.hpp"
 
 namespace atl::comm {
 namespace {
+
+launcher::Variables variables(std::map<std::string, std::string> values) {
+  return [values](const char* name) -> const char* {
+    const auto found = values.find(name);
+    return found == values.end() ? nullptr : found->second.c_str();
+  };
+}
 
 TEST(Environment, KnowsWhereUcxMayUseTcp) {
   const auto may = Environment::ucx_may_use_tcp;
@@ -22,6 +34,90 @@ TEST(Environment, KnowsWhereUcxMayUseTcp) {
   EXPECT_FALSE(may("^ib,tcp", nullptr));
   EXPECT_FALSE(may(nullptr, "mlx5_0:1"));
   EXPECT_FALSE(may("all", "mlx5_0:1,mlx5_1:1"));
+}
+
+TEST(Launcher, OnlyLaunchersOfMpiCount) {
+  const auto alone = [](std::map<std::string, std::string> values) {
+    return launcher::alone(variables(std::move(values)));
+  };
+  EXPECT_TRUE(alone({}));
+  EXPECT_TRUE(alone({{"SLURM_JOB_ID", "7"},
+                     {"SLURM_NTASKS", "3"},
+                     {"SLURM_PROCID", "0"},
+                     {"SLURM_STEP_ID", "0"},
+                     {"SLURM_NODELIST", "node1"}}));
+  EXPECT_TRUE(alone({{"OMPI_COMM_WORLD_SIZE", "1"}, {"PMIX_RANK", "0"}}));
+  EXPECT_TRUE(alone({{"PMI_RANK", "0"}, {"PMI_SIZE", "1"}}));
+  EXPECT_FALSE(alone({{"OMPI_COMM_WORLD_SIZE", "4"}}));
+  EXPECT_FALSE(alone({{"PMI_SIZE", "2"}, {"PMI_RANK", "1"}}));
+  EXPECT_FALSE(alone({{"PMIX_RANK", "0"}}));  // which does not say how many there are
+  EXPECT_FALSE(alone({{"PMI_RANK", "0"}}));
+  EXPECT_FALSE(alone({{"OMPI_COMM_WORLD_SIZE", "1"}, {"PMI_SIZE", "2"}}));
+}
+
+TEST(Launcher, RanksThatMpiDidNotJoinAreSeen) {
+  const auto why = [](int size, std::map<std::string, std::string> values,
+                      const std::string& cgroup = "0::/\n") {
+    return launcher::why_split(size, variables(std::move(values)), 100, cgroup);
+  };
+  using Values = std::map<std::string, std::string>;
+  const Values step = {{"SLURM_JOB_ID", "7"},
+                       {"SLURM_STEP_ID", "0"},
+                       {"SLURM_STEP_NUM_TASKS", "3"},
+                       {"SLURM_NTASKS", "3"},
+                       {"SLURM_PROCID", "0"}};
+  const auto with = [](Values values, const Values& more) {
+    for (const auto& [name, value] : more) values[name] = value;
+    return values;
+  };
+  EXPECT_NE(why(1, step).find("srun started 3 tasks"), std::string::npos);
+  EXPECT_NE(why(1, with(step, {{"SLURM_TASK_PID", "100"}})), "");
+  EXPECT_NE(why(1, with(step, {{"SLURM_TASK_PID", "99"}})), "");  // below a script
+  EXPECT_NE(why(1, with(step, {{"PMIX_RANK", "1"}})), "");
+  EXPECT_NE(why(1, {{"SLURM_PROCID", "2"}}), "");
+  for (const char* name : {"PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"})
+    EXPECT_NE(why(1, {{name, "3"}}).find(name), std::string::npos);
+
+  EXPECT_EQ(why(1, {}), "");
+  EXPECT_EQ(why(3, step), "");
+  EXPECT_EQ(why(3, {{"PMI_SIZE", "3"}}), "");
+  EXPECT_EQ(why(1, with(step, {{"SLURM_STEP_NUM_TASKS", "1"}})), "");
+  // mpirun inside a step, or below another launcher.
+  EXPECT_EQ(why(1, with(step, {{"OMPI_COMM_WORLD_SIZE", "1"}})), "");
+  EXPECT_EQ(why(2, {{"OMPI_COMM_WORLD_SIZE", "2"}, {"PMI_SIZE", "4"}}), "");
+  // One process of a batch script, of salloc, of an interactive step, of srun --pty bash.
+  EXPECT_EQ(why(1, {{"SLURM_JOB_ID", "7"}, {"SLURM_NTASKS", "3"}, {"SLURM_PROCID", "0"}}), "");
+  EXPECT_EQ(why(1, step, "1:cpu:/slurm/uid_0/job_7/step_batch/task_0\n"), "");
+  EXPECT_EQ(why(1, with(step, {{"SLURM_STEP_ID", "4294967291"}})), "");
+  EXPECT_EQ(why(1, with(step, {{"SLURM_STEP_ID", "4294967290"}})), "");
+  const Values terminal = with(step, {{"SLURM_PTY_PORT", "4000"}});
+  EXPECT_EQ(why(1, with(terminal, {{"SLURM_TASK_PID", "99"}})), "");
+  EXPECT_NE(why(1, with(terminal, {{"SLURM_TASK_PID", "100"}})), "");  // srun -n 3 --pty atoll
+}
+
+TEST(Launcher, RanksOfThisNodeAreAnnounced) {
+  const auto ranks = [](std::map<std::string, std::string> values) {
+    return launcher::announced_local_ranks(variables(std::move(values)));
+  };
+  EXPECT_EQ(ranks({}), 1);
+  EXPECT_EQ(ranks({{"OMPI_COMM_WORLD_LOCAL_SIZE", "4"}, {"SLURM_NTASKS_PER_NODE", "2"}}), 4);
+  EXPECT_EQ(ranks({{"SLURM_STEP_TASKS_PER_NODE", "8(x2),3"}}), 8);
+  EXPECT_EQ(ranks({{"SLURM_NTASKS_PER_NODE", "many"}}), 1);
+}
+
+TEST(Devices, HiddenGpusAreSeenAsSuch) {
+  const auto hidden = [](std::map<std::string, std::string> values) {
+    return !why_gpus_are_hidden(variables(std::move(values))).empty();
+  };
+  EXPECT_FALSE(hidden({}));
+  for (const char* none : {"", " ", "-1", "NoDevFiles", "none", "void", "-1,0", ",0"})
+    EXPECT_TRUE(hidden({{"CUDA_VISIBLE_DEVICES", none}})) << none;
+  for (const char* some : {"0", "0,1", " 2", "3,-1", "GPU-12ab", "MIG-34cd"})
+    EXPECT_FALSE(hidden({{"CUDA_VISIBLE_DEVICES", some}})) << some;
+  for (const char* none : {"", "void", "none"})
+    EXPECT_TRUE(hidden({{"NVIDIA_VISIBLE_DEVICES", none}})) << none;
+  EXPECT_FALSE(hidden({{"NVIDIA_VISIBLE_DEVICES", "all"}}));
+  EXPECT_FALSE(hidden({{"NVIDIA_VISIBLE_DEVICES", "void"}, {"CUDA_VISIBLE_DEVICES", "0"}}));
 }
 
 }  // namespace

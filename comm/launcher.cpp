@@ -1,0 +1,107 @@
+#include "comm/launcher.hpp"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cstdlib>
+#include <fstream>
+#include <iterator>
+#include <string_view>
+
+#include "comm/communicator.hpp"
+
+namespace atl::comm::launcher {
+
+namespace {
+
+/// Number of all ranks, as the launchers of MPI announce it.
+constexpr std::array size_names = {"OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE",
+                                   "JSM_NAMESPACE_SIZE"};
+constexpr std::array rank_names = {"PMIX_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK", "PALS_RANKID"};
+
+/// The variable's leading number; `otherwise` where there is none.
+long number(const char* value, long otherwise) {
+  if (value == nullptr) return otherwise;
+  char* end = nullptr;
+  const long found = std::strtol(value, &end, 10);
+  return end == value ? otherwise : found;
+}
+
+/// Whether Slurm runs this process in a batch script or in an interactive shell, whose variables
+/// speak of the whole job's tasks, or of those of a step that it was submitted from.
+bool is_slurm_shell(const Variables& variables, long task, const std::string& cgroup) {
+  constexpr long first_special_step = 0xfffffff0;  // batch, extern, interactive, pending
+  for (const char* name : {"SLURM_STEP_ID", "SLURM_STEPID"}) {
+    if (number(variables(name), 0) >= first_special_step) return true;
+  }
+  for (const char* step : {"/step_batch", "/step_interactive", "/step_extern"}) {
+    if (cgroup.find(step) != std::string::npos) return true;
+  }
+  // Of `srun --pty bash` the first task is a person's shell, and this is one of its commands.
+  return variables("SLURM_PTY_PORT") != nullptr && number(variables("SLURM_PROCID"), 0) == 0 &&
+         number(variables("SLURM_TASK_PID"), task) != task;
+}
+
+}  // namespace
+
+Variables own_environment() {
+  return [](const char* name) -> const char* { return std::getenv(name); };
+}
+
+bool started_this(const Variables& variables) {
+  const auto set = [&](const char* name) { return variables(name) != nullptr; };
+  return std::any_of(size_names.begin(), size_names.end(), set) ||
+         std::any_of(rank_names.begin(), rank_names.end(), set);
+}
+
+bool alone(const Variables& variables) {
+  bool one = false;
+  for (const char* name : size_names) {
+    const long size = number(variables(name), 0);
+    if (size > 1) return false;
+    one = one || size == 1;
+  }
+  return one || !started_this(variables);
+}
+
+int announced_local_ranks(const Variables& variables) {
+  for (const char* name :
+       {"OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "MV2_COMM_WORLD_LOCAL_SIZE",
+        "SLURM_STEP_TASKS_PER_NODE", "SLURM_NTASKS_PER_NODE"}) {
+    if (const char* value = variables(name))
+      return static_cast<int>(std::clamp(number(value, 1), 1L, 1L << 20));
+  }
+  return 1;
+}
+
+std::string why_split(int size, const Variables& variables, long task, const std::string& cgroup) {
+  const char* larger = nullptr;
+  for (const char* name : size_names) {
+    const long announced = number(variables(name), 0);
+    if (announced == size) return "";  // another's variable may be left over from around this job
+    if (announced > size && larger == nullptr) larger = name;
+  }
+  if (larger != nullptr) {
+    return fmt::format("the launcher started {} processes ({})", variables(larger), larger);
+  }
+  if (size > 1 || is_slurm_shell(variables, task, cgroup)) return "";
+  const long tasks = number(variables("SLURM_STEP_NUM_TASKS"), 1);
+  const long this_task = number(variables("SLURM_PROCID"), 0);
+  if (tasks <= 1 && this_task == 0) return "";
+  if (tasks <= 1) return fmt::format("srun started this as its task {} (SLURM_PROCID)", this_task);
+  return fmt::format("srun started {} tasks (SLURM_STEP_NUM_TASKS)", tasks);
+}
+
+void require_joined(int size) {
+  std::ifstream file("/proc/self/cgroup");
+  const std::string cgroup{std::istreambuf_iterator<char>(file), {}};
+  const std::string why = why_split(size, own_environment(), getpid(), cgroup);
+  require(why.empty(),
+          "{}, and MPI ({}) knows of {}, so that each would do the whole job; under Slurm use srun "
+          "--mpi=pmix (srun --mpi=list shows what there is) or mpirun inside the allocation, "
+          "elsewhere the mpirun of this MPI library; a run that is to be one process: mpirun -n 1",
+          why, Environment::library(), size);
+}
+
+}  // namespace atl::comm::launcher

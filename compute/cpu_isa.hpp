@@ -1,0 +1,34 @@
+#pragma once
+// Which instruction sets the CPU backend computes with. Results have other bits with each, so that
+// all ranks of a run, and all runs of a job, must use the same.
+
+#include <cstdint>
+#include <optional>
+#include <string_view>
+
+namespace atl::compute {
+
+/// Rising: a CPU that has one has those before it.
+enum class CpuIsa : std::uint8_t { avx2, avx512, avx512_bf16, avx512_amx };
+
+/// "avx2", "avx512", "avx512_bf16", "avx512_amx".
+const char* name_of(CpuIsa isa);
+std::optional<CpuIsa> cpu_isa_named(std::string_view name);
+
+/// The widest under oneDNN's limit of this name, as in "AVX512_CORE"; an unknown name limits
+/// nothing.
+CpuIsa most_under_limit(std::string_view limit);
+
+/// The widest that both this CPU and ONEDNN_MAX_CPU_ISA allow. Throws Error when the CPU has no
+/// AVX2.
+CpuIsa widest_cpu_isa();
+
+/// Before any arithmetic: this process, oneDNN's matrix multiplications included, computes with
+/// `isa`, which is at most the widest. Throws Error where it computes with another one already, or
+/// where oneDNN does not follow.
+void use_cpu_isa(CpuIsa isa);
+
+/// What this process computes with: what use_cpu_isa() said, else the widest from now on.
+CpuIsa cpu_isa();
+
+}  // namespace atl::compute
