@@ -13,6 +13,7 @@
 #include "app/import.hpp"
 #include "app/init.hpp"
 #include "app/inspect.hpp"
+#include "app/join.hpp"
 #include "app/model.hpp"
 #include "app/run.hpp"
 #include "app/stop.hpp"
@@ -70,6 +71,10 @@ void execute(const CommandLine& line, const comm::Communicator& world) {
     case Command::diff:
       return world.agree([&] {
         if (world.rank() == 0) diff_activations(line.diff);
+      });
+    case Command::join:
+      return world.agree([&] {
+        if (world.rank() == 0) join_parts(line.join);
       });
     case Command::none:
       if (world.rank() == 0) fmt::print("{}", line.text);
