@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "app/identity.hpp"
+#include "app/results.hpp"
 #include "app/shards.hpp"
 #include "compute/error.hpp"
 #include "io/part.hpp"
@@ -33,6 +34,11 @@ std::string command_of(const std::string& output, const Shard& shard) {
   return fmt::format("atoll run --shard {} --output {} --resume", shard.text(), output);
 }
 
+bool is_error(std::string_view result) {
+  const auto json = nlohmann::json::parse(result, nullptr, false);
+  return json.is_object() && json.contains("error");
+}
+
 class Join {
  public:
   explicit Join(const JoinOptions& options) : options_(options) {}
@@ -43,8 +49,8 @@ class Join {
     if (count_ == 0) return say_joined();
     const std::optional<Shard> missing = open_parts();
     if (missing && joined_before()) {  // then a join was interrupted while it removed the parts
-      say_joined();
-      return remove_parts();
+      remove_parts();
+      return say_joined();
     }
     if (missing) refuse_missing(*missing);
     if (!parts_[0]->lock()) {
@@ -56,6 +62,7 @@ class Join {
     write_record(options_.output, whole_);
     remove_parts();
     fmt::print("{}: {} results of {} shards\n", options_.output, whole_.requests, count_);
+    require_served(whole_);
   }
 
  private:
@@ -82,6 +89,15 @@ class Join {
             "shard first: {}",
             options_.output, example, command_of(options_.output, {0, example}));
     fmt::print("{}: has been joined before, {} results\n", options_.output, joined->requests);
+    require_served(*joined);
+  }
+
+  void require_served(const PartFacts& facts) const {
+    if (facts.served) return;
+    throw NothingServed(fmt::format(
+        "no request could be served, of {} in all shards; {} says why for each: mend them and run "
+        "again",
+        facts.requests, options_.output));
   }
 
   /// Opens the parts that are there. Returns the first that is not.
@@ -126,7 +142,7 @@ class Join {
 
   void require_one_run() {
     whole_ = facts_[0];
-    whole_.refused = 0;
+    whole_.served = false;  // so far
     for (std::size_t i = 0; i < parts_.size(); ++i) {
       std::string differs = difference(whole_.run, facts_[i].run);
       if (differs.empty() && facts_[i].requests != whole_.requests) {
@@ -137,7 +153,6 @@ class Join {
           "cannot join {}: {} is of another run than {}: {}; remove the one that is not wanted and "
           "compute its shard with the other's options",
           options_.output, parts_[i]->path(), parts_[0]->path(), differs);
-      whole_.refused += facts_[i].refused;
     }
   }
 
@@ -150,6 +165,7 @@ class Join {
       require(entry && entry->line > line, "{} is damaged or has lost lines; {}", part.path(),
               advice(part));
       line = entry->line;
+      whole_.served = whole_.served || !is_error(entry->result);
       file.write(std::string(entry->result) + "\n");
     }
     for (const auto& part : parts_) {

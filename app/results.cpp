@@ -2,7 +2,6 @@
 
 #include <fmt/format.h>
 
-#include <algorithm>
 #include <cmath>
 #include <map>
 #include <nlohmann/json.hpp>
@@ -216,11 +215,7 @@ void ResultStore::write() {
   std::optional<io::TextFile> file;
   if (!pipe_) file.emplace(output_);
   io::TextFile& output = pipe_ ? *pipe_ : *file;
-  if (part_) {
-    part_->refused = std::ranges::count_if(
-        *requests_, [this](const io::Request& r) { return !journal_->has(r.line); });
-    output.write(part_header(*part_));
-  }
+  if (part_) output.write(part_header(*part_));
   for (const io::Request& request : *requests_) {
     const bool finished = journal_->has(request.line);
     require(finished || !request.error.empty(), "internal: request {} (line {}) was never finished",

@@ -12,11 +12,20 @@
 #include "app/report.hpp"
 #include "app/shards.hpp"
 #include "comm/communicator.hpp"
+#include "compute/error.hpp"
 #include "io/journal.hpp"
 #include "io/requests.hpp"
 #include "io/text_file.hpp"
 
 namespace atl {
+
+/// Every request of a job failed; the results, which say why, are written. Exit code 65, which
+/// sysexits.h has for input that cannot be used.
+class NothingServed : public Error {
+ public:
+  using Error::Error;
+  int exit_code() const override { return 65; }
+};
 
 /// Collective: rank 0's requests on every rank.
 std::vector<io::Request> broadcast_requests(const comm::Communicator& world,
@@ -33,8 +42,7 @@ class ResultStore {
   /// On rank 0, before any work: opens output and journal. Throws Error when they cannot be
   /// written.
   void open(const std::string& output);
-  /// On rank 0: the output is a part of which these facts hold; its number of refused requests is
-  /// not known yet.
+  /// On rank 0: the output is a part, of which these facts hold.
   void make_part(PartFacts facts) { part_ = std::move(facts); }
 
   /// Collective: starts the journal, or with `resume` takes up what an earlier run of the same

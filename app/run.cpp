@@ -148,7 +148,7 @@ class Job {
         finished = finished_before(options_.output, *shard_, identity_);
       }
       if (!finished.empty()) fmt::print(stderr, "nothing to do: {}\n", finished);
-      results_.make_part({identity_, *shard_, all, 0});
+      results_.make_part({identity_, *shard_, all});
     });
     nothing_to_do_ = !world_.broadcast(finished, 0).empty();
     keep_share(requests_, *shard_);

@@ -45,8 +45,7 @@ std::string facts_line(const char* format, const ordered_json& run, const PartFa
   return io::journal_line(0, ordered_json({{"format", format},
                                            {"format_version", format_version},
                                            {"run", run},
-                                           {"requests", facts.requests},
-                                           {"refused", facts.refused}})
+                                           {"requests", facts.requests}})
                                  .dump());
 }
 
@@ -54,19 +53,23 @@ std::string facts_line(const char* format, const ordered_json& run, const PartFa
 std::optional<PartFacts> facts_from(const std::string& text, const char* format) {
   const auto json = ordered_json::parse(text, nullptr, false);
   if (!json.is_object()) return {};
-  for (const char* name : {"format", "format_version", "run", "requests", "refused"}) {
+  for (const char* name : {"format", "format_version", "run", "requests"}) {
     if (!json.contains(name)) return {};
   }
   if (json["format"] != format || json["format_version"] != format_version ||
-      !json["run"].is_object() || !json["requests"].is_number_unsigned() ||
-      !json["refused"].is_number_unsigned()) {
+      !json["run"].is_object() || !json["requests"].is_number_unsigned()) {
     return {};
   }
   PartFacts facts;
   facts.run = json["run"];
   facts.requests = json["requests"].get<std::int64_t>();
-  facts.refused = json["refused"].get<std::int64_t>();
   return facts;
+}
+
+/// What a record says of the joined results.
+ordered_json results_json(const io::FileSum& sum, bool served) {
+  return {
+      {"bytes", sum.bytes}, {"xxh3_64", fmt::format("{:016x}", sum.checksum)}, {"served", served}};
 }
 
 std::string record_path(const std::string& output) {
@@ -180,9 +183,7 @@ void write_record(const std::string& output, const PartFacts& facts) {
   require(sum.has_value(), "cannot read {} back; check the disk", output);
   io::TextFile file(record_path(output));
   file.write(facts_line(joined_format, facts.run, facts));
-  file.write(io::journal_line(
-      1, ordered_json({{"bytes", sum->bytes}, {"xxh3_64", fmt::format("{:016x}", sum->checksum)}})
-             .dump()));
+  file.write(io::journal_line(1, results_json(*sum, facts.served).dump()));
   file.close();
 }
 
@@ -194,12 +195,14 @@ std::optional<PartFacts> joined_facts(const std::string& output) {
   const auto header = io::parse_journal_line(first);
   const auto of_file = io::parse_journal_line(second);
   if (!header || !of_file) return {};
-  const auto facts = facts_from(std::string(header->result), joined_format);
-  const auto was = ordered_json::parse(of_file->result, nullptr, false);
-  const auto is = io::sum_of_file(output);
-  const bool same = is && was == ordered_json({{"bytes", is->bytes},
-                                               {"xxh3_64", fmt::format("{:016x}", is->checksum)}});
-  return same ? facts : std::nullopt;
+  auto facts = facts_from(std::string(header->result), joined_format);
+  const auto sum = io::sum_of_file(output);
+  if (!facts || !sum) return {};
+  for (const bool served : {true, false}) {
+    facts->served = served;
+    if (of_file->result == results_json(*sum, served).dump()) return facts;
+  }
+  return {};
 }
 
 std::string finished_before(const std::string& output, const Shard& shard,

@@ -43,7 +43,7 @@ struct PartFacts {
   nlohmann::ordered_json run;  ///< identity, without the shard
   Shard shard;
   std::int64_t requests = 0;  ///< of the whole input
-  std::int64_t refused = 0;   ///< of the part's requests, those with an error (in a record of all)
+  bool served = true;         ///< in a record: not all results are errors
 };
 /// The first line of a part, with its newline.
 std::string part_header(const PartFacts& facts);

@@ -12,6 +12,7 @@
 #include <map>
 
 #include "app/join.hpp"
+#include "app/results.hpp"
 #include "io/journal.hpp"
 #include "tests/fixtures.hpp"
 
@@ -38,7 +39,7 @@ class Shards : public FolderTest {
   /// A part as a run leaves it, of requests on every second line.
   static std::string part_text(const Shard& shard, int requests,
                                const ordered_json& run = identity) {
-    std::string text = part_header({run, shard, requests, 0});
+    std::string text = part_header({run, shard, requests});
     for (int i = shard.index; i < requests; i += shard.count) {
       text += io::journal_line(2 * i + 1, result(i));
     }
@@ -188,6 +189,21 @@ TEST_F(Shards, AnInterruptedRemovalIsCompleted) {
   set_text(output_, "another\n");
   EXPECT_NE(refusal().find("1 of 3 parts are missing"), std::string::npos);
   EXPECT_EQ(text_of(output_), "another\n");
+}
+
+TEST_F(Shards, NothingServedIsSaidOfAllShardsTogether) {
+  const auto write = [this](const std::string& first, const std::string& second) {
+    set_text(part(0, 2), part_header({identity, {0, 2}, 2}) + io::journal_line(1, first));
+    set_text(part(1, 2), part_header({identity, {1, 2}, 2}) + io::journal_line(2, second));
+  };
+  const std::string error = R"({"line":1,"error":"not JSON"})";
+  write(error, result(1));
+  join();
+  write(error, error);
+  EXPECT_THROW(join(), NothingServed);
+  EXPECT_EQ(text_of(output_), error + "\n" + error + "\n");
+  EXPECT_TRUE(parts_beside(output_).empty());
+  EXPECT_THROW(join(), NothingServed) << "again";
 }
 
 TEST_F(Shards, OneJoinAtATime) {
