@@ -5,6 +5,7 @@
 #include <charconv>
 
 #include "app/model.hpp"
+#include "app/shards.hpp"
 #include "comm/transports/transport.hpp"
 #include "compute/error.hpp"
 
@@ -39,7 +40,8 @@ std::vector<std::pair<std::string, std::string>> RunOptions::items() const {
           {"progress", progress},
           {"checkpoint-dir", checkpoint_dir},
           {"checkpoint-every", checkpoint_every},
-          {"resume", resume ? "true" : "false"}};
+          {"resume", resume ? "true" : "false"},
+          {"shard", shard}};
 }
 
 std::vector<std::pair<std::string, std::string>> CommandLine::items() const {
@@ -64,6 +66,11 @@ std::vector<std::pair<std::string, std::string>> CommandLine::items() const {
               {"a", diff.a},
               {"b", diff.b},
               {"tolerance", fmt::format("{}", diff.tolerance)}};
+    case Command::join:
+      return {{"command", "join"},
+              {"output", join.output},
+              {"shards", std::to_string(join.shards)},
+              {"keep-parts", join.keep_parts ? "true" : "false"}};
     case Command::none:
       break;
   }
@@ -181,6 +188,8 @@ void add_run(CLI::App& app, RunOptions& o) {
                  "Steps (200 or 200steps) or time (90s, 10m, 2h) between two checkpoints")
       ->capture_default_str();
   app.add_flag("--resume", o.resume, "Go on where an interrupted run of the same job stopped");
+  app.add_option("--shard", o.shard,
+                 "K/N, K from 0: compute every Nth request, for join; N such runs are one");
   app.add_option("--progress", o.progress, "Progress on stderr")
       ->check(CLI::IsMember({"auto", "bar", "lines", "none"}))
       ->capture_default_str();
@@ -298,6 +307,15 @@ CommandLine parse_command_line(int argc, const char* const* argv) {
       ->check(CLI::Range(0.0, 1e30))
       ->capture_default_str();
 
+  CLI::App& join =
+      *app.add_subcommand("join", "Make the results of the parts that runs with --shard left");
+  join.add_option("--output", line.join.output, "Results to write: --output of those runs")
+      ->required();
+  join.add_option("--shards", line.join.shards, "How many shards; 0: as the parts' names say")
+      ->check(CLI::Range(0, 1000000))
+      ->capture_default_str();
+  join.add_flag("--keep-parts", line.join.keep_parts, "Do not remove the parts afterwards");
+
   try {
     std::vector<std::string> arguments = with_config_files(argc, argv);
     require_known_command(app, arguments);
@@ -315,6 +333,7 @@ CommandLine parse_command_line(int argc, const char* const* argv) {
   }
   if (run.parsed()) {
     interval_of(line.run.checkpoint_every);
+    if (run.count("--shard") > 0) shard_of(line.run.shard);
     if (line.run.resume && !line.run.dump_activations.empty()) {
       throw UsageError(
           "--dump-activations: a resumed run does not compute all tokens; leave one of "
@@ -330,6 +349,7 @@ CommandLine parse_command_line(int argc, const char* const* argv) {
                  : init.parsed()   ? Command::init
                  : import.parsed() ? Command::import
                  : diff.parsed()   ? Command::diff
+                 : join.parsed()   ? Command::join
                                    : Command::inspect;
   return line;
 }

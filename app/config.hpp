@@ -39,6 +39,7 @@ struct RunOptions {
   std::string checkpoint_dir;            ///< empty: no checkpoints
   std::string checkpoint_every = "10m";  ///< see interval_of()
   bool resume = false;                   ///< go on where an interrupted run stopped
+  std::string shard;                     ///< see shard_of(); empty: all requests
 
   /// Every option with its value as text, in a fixed order: for the report, and to compare ranks.
   std::vector<std::pair<std::string, std::string>> items() const;
@@ -75,7 +76,13 @@ struct DiffOptions {
   double tolerance = 0;
 };
 
-enum class Command : std::uint8_t { none, run, init, import, inspect, diff };
+struct JoinOptions {
+  std::string output;
+  int shards = 0;  ///< 0: as the parts' names say
+  bool keep_parts = false;
+};
+
+enum class Command : std::uint8_t { none, run, init, import, inspect, diff, join };
 
 /// The layers that `text` names ("all", or numbers with commas) of a model with `num_layers`,
 /// rising. Throws UsageError.
@@ -88,6 +95,7 @@ struct CommandLine {
   ImportOptions import;
   InspectOptions inspect;
   DiffOptions diff;
+  JoinOptions join;
   std::string text;  ///< help or version
 
   /// The command and all its options as text, in a fixed order.

@@ -13,6 +13,7 @@
 #include "app/import.hpp"
 #include "app/init.hpp"
 #include "app/inspect.hpp"
+#include "app/join.hpp"
 #include "app/model.hpp"
 #include "app/run.hpp"
 #include "app/stop.hpp"
@@ -65,6 +66,8 @@ void execute_alone(const CommandLine& line) {
       return fmt::print("{}", inspect_text(line.inspect.file, !line.inspect.no_verify));
     case Command::diff:
       return diff_activations(line.diff);
+    case Command::join:
+      return join_parts(line.join);
     case Command::none:
       return fmt::print("{}", line.text);
     case Command::run:

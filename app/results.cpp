@@ -237,6 +237,7 @@ void ResultStore::write() {
   std::optional<io::TextFile> file;
   if (!pipe_) file.emplace(output_);
   io::TextFile& output = pipe_ ? *pipe_ : *file;
+  if (part_) output.write(part_header(*part_));
   for (const io::Request& request : *requests_) {
     const bool finished = journal_->has(request.line);
     require(finished || !request.error.empty(), "internal: request {} (line {}) was never finished",
@@ -246,7 +247,7 @@ void ResultStore::write() {
       if (num_errors_ == 0) first_error_ = fmt::format("line {}: {}", request.line, *error);
       ++num_errors_;
     }
-    output.write(line + "\n");
+    output.write(part_ ? io::journal_line(request.line, line) : line + "\n");
   }
   output.close();
 }
@@ -254,7 +255,7 @@ void ResultStore::write() {
 void ResultStore::require_served() const {
   if (num_errors_ == 0) return;
   const auto all = static_cast<std::int64_t>(requests_->size());
-  if (num_errors_ == all) {
+  if (num_errors_ == all && !part_) {  // of all parts, `atoll join` says it
     throw NothingServed(
         fmt::format("no request could be served ({} of {} failed, the first in {}); mend them and "
                     "run again; {} says why for each",

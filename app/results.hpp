@@ -10,6 +10,7 @@
 
 #include "app/batch.hpp"
 #include "app/report.hpp"
+#include "app/shards.hpp"
 #include "comm/communicator.hpp"
 #include "compute/error.hpp"
 #include "io/journal.hpp"
@@ -41,6 +42,8 @@ class ResultStore {
   /// On rank 0, before any work: opens output and journal. Throws Error when they cannot be
   /// written.
   void open(const std::string& output);
+  /// On rank 0: the output is a part, of which these facts hold.
+  void make_part(PartFacts facts) { part_ = std::move(facts); }
 
   /// On rank 0, after open(): the identity of the run that left finished results; null without any.
   nlohmann::ordered_json recorded() const;
@@ -93,6 +96,7 @@ class ResultStore {
   Mode mode_ = Mode::generate;
   bool has_text_ = false;
   std::string output_;
+  std::optional<PartFacts> part_;               // rank 0: of an output that is a part
   std::optional<io::TextFile> pipe_;            // rank 0: output that is no regular file
   std::unique_ptr<io::ResultJournal> journal_;  // rank 0
   std::string waiting_;                         // journal lines for rank 0

@@ -21,7 +21,9 @@
 #include "app/progress.hpp"
 #include "app/report.hpp"
 #include "app/results.hpp"
+#include "app/shards.hpp"
 #include "app/stop.hpp"
+#include "app/written_files.hpp"
 #include "comm/allotment.hpp"
 #include "comm/deadline.hpp"
 #include "comm/topology.hpp"
@@ -38,44 +40,6 @@ constexpr int byte_vocab = 256;                   // ids are bytes
 constexpr std::size_t max_trace_events = 200000;  // per rank, about 100 bytes each on file
 constexpr double kv_share_of_free_memory = 0.4;
 
-/// Results over the requests, or over the model, would destroy them.
-void require_separate_files(const RunOptions& options) {
-  namespace fs = std::filesystem;
-  std::vector<std::pair<std::string, std::string>> files = {{"--model", options.model},
-                                                            {"--input", options.input},
-                                                            {"--output", options.output},
-                                                            {"--cluster", options.cluster},
-                                                            {"--report", options.report},
-                                                            {"--trace", options.trace},
-                                                            {"--activations", options.activations}};
-  // What else is written beside these.
-  for (const std::size_t text : {2, 4, 5}) {
-    const auto [name, path] = files[text];
-    const io::TextPlace place = io::text_place_of(path);
-    if (path.empty() || place.direct) continue;
-    files.emplace_back("the unfinished " + name, place.partial());
-    if (name == "--output") files.emplace_back("the journal of --output", place.path + ".journal");
-  }
-  const auto same = [](const std::string& a, const std::string& b) {
-    std::error_code ignored;
-    if (a.empty() || b.empty()) return false;
-    if (fs::exists(a, ignored) && !fs::is_regular_file(a, ignored)) return false;  // /dev/null
-    const auto whole =
-        [&](const std::string& path) {  // a file that is not there stays relative else
-          return fs::weakly_canonical(fs::absolute(path, ignored), ignored);
-        };
-    return whole(a) == whole(b) || fs::equivalent(a, b, ignored);
-  };
-  for (std::size_t written = 2; written < files.size(); ++written) {
-    for (std::size_t other = 0; other < written; ++other) {
-      if (!same(files[written].second, files[other].second)) continue;
-      throw UsageError(fmt::format("{} {} is the same file as {}; give each its own",
-                                   files[written].first, files[written].second,
-                                   files[other].first));
-    }
-  }
-}
-
 DType activation_type(const std::string& wanted, DType on_file) {
   if (wanted == "bfloat16") return DType::bfloat16;
   if (wanted == "float16") return DType::float16;
@@ -87,13 +51,17 @@ DType activation_type(const std::string& wanted, DType on_file) {
 class Job {
  public:
   Job(const comm::Communicator& world, const RunOptions& options)
-      : world_(world), options_(options), results_(world), checkpoints_(world, options) {}
+      : world_(world), options_(options), results_(world), checkpoints_(world, options) {
+    if (!options.shard.empty()) shard_ = shard_of(options.shard);
+  }
 
   void run() {
     comm::watched::stage("set-up", setup_deadlines * options_.deadline);
     open_model();
     find_ranks();
     read_requests();
+    if (nothing_to_do_) return;
+    find_links();
     size_batches();
     if (any_to_serve()) {
       load();
@@ -134,11 +102,12 @@ class Job {
       limits.max_positions = config_.shape.max_positions;
       limits.default_max_tokens = options_.max_tokens;
       limits.scoring = mode_ == Mode::score;
+      const std::string written = shard_ ? part_path(options_.output, *shard_) : options_.output;
+      require_separate_files(options_, written);
       limits.seed = options_.seed;
-      require_separate_files(options_);
       requests_ = io::read_requests(options_.input, limits);
       // Opened now, so that hours of work are not lost to a mistyped path.
-      results_.open(options_.output);
+      results_.open(written);
       if (!options_.report.empty()) report_.emplace(options_.report);
       if (!options_.trace.empty()) io::TextFile(options_.trace);  // can be written
     });
@@ -146,6 +115,8 @@ class Job {
     choose_isa();
     identity_ = identity_of(options_, file_->identity(), dtype_,
                             {choice_.name(), isa_, choice_.devices}, requests_);
+    if (shard_) take_shard();
+    if (nothing_to_do_) return;
     const auto finished = results_.begin(requests_, identity_, options_.resume, mode_,
                                          config_.shape.vocab == byte_vocab);
     kept_.resize(requests_.size());
@@ -154,6 +125,7 @@ class Job {
       fmt::print(stderr, "resuming: {} of {} requests are finished\n", results_.num_finished(),
                  requests_.size());
     }
+    if (requests_.empty()) return leave_empty_part();
     checkpoints_.open(identity_, requests_, config_.shape, dtype_, kept_);
   }
 
@@ -173,14 +145,47 @@ class Job {
     isa_ = name_of(use_agreed_isa(world_, options_.isa, recorded));
   }
 
+  /// All ranks have read all requests, which the identity is of; from here on those of this shard
+  /// are all there are.
+  void take_shard() {
+    const auto all = static_cast<std::int64_t>(requests_.size());
+    std::string finished;
+    world_.agree([&] {
+      if (!root()) return;
+      // A journal with results is of a run that has not come to its very end.
+      if (options_.resume && results_.num_finished() == 0) {
+        finished = finished_before(options_.output, *shard_, identity_);
+      }
+      if (!finished.empty()) fmt::print(stderr, "nothing to do: {}\n", finished);
+      results_.make_part({identity_, *shard_, all});
+    });
+    nothing_to_do_ = !world_.broadcast(finished, 0).empty();
+    keep_share(requests_, *shard_);
+    identity_ = with_shard(identity_, *shard_);
+  }
+
+  /// A shard beyond the last request has none.
+  void leave_empty_part() {
+    world_.agree([this] {
+      if (!root()) return;
+      results_.write();
+      results_.remove_journal();
+      fmt::print(stderr, "nothing to do: shard {} has no request\n", shard_->text());
+    });
+    nothing_to_do_ = true;
+  }
+
   void find_ranks() {
     topology_ = comm::discover_topology(world_);
     given_ = comm::find_allotment(world_, topology_);
     threads_ = options_.threads > 0 ? options_.threads : given_.mine.threads();
+    choice_ = choose_backend(world_, topology_, options_.backend);
+  }
+
+  void find_links() {
     if (options_.measure_links || !options_.cluster.empty()) {
       cluster_ = find_cluster(world_, topology_, options_.cluster, options_.measure_links);
     }
-    choice_ = choose_backend(world_, topology_, options_.backend);
   }
 
   void size_batches() {
@@ -464,6 +469,8 @@ class Job {
   comm::Allotment given_;
   int threads_ = 1;
   comm::TransportKind transport_ = comm::TransportKind::ialltoallv;
+  std::optional<Shard> shard_;
+  bool nothing_to_do_ = false;
   std::vector<io::Request> requests_;
   std::vector<int> dumped_layers_;
   std::optional<ActivationDump> dump_;

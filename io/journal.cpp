@@ -12,7 +12,6 @@
 #include <charconv>
 #include <chrono>
 #include <cstring>
-#include <optional>
 #include <span>
 #include <utility>
 #include <vector>
@@ -37,19 +36,24 @@ std::uint64_t sum_of(std::int64_t line, std::string_view result) {
   return checksum_of(std::as_bytes(std::span(text)));
 }
 
-struct Entry {
-  std::int64_t line = 0;
-  std::string_view result;
-};
+[[noreturn]] void refuse(const std::string& path, int error) {
+  fail("cannot write {} ({}); check the path and its permissions", path, std::strerror(error));
+}
 
-/// Reads one journal line (without its newline); nothing unless it is whole and undamaged.
-std::optional<Entry> parse(std::string_view text) {
+}  // namespace
+
+std::string journal_line(std::int64_t line, std::string_view result) {
+  return fmt::format("{}{}{}{:016x}{}{}}}\n", line_key, line, sum_key, sum_of(line, result),
+                     result_key, result);
+}
+
+std::optional<JournalEntry> parse_journal_line(std::string_view text) {
   const auto skip = [&text](std::string_view expected) {
     if (!text.starts_with(expected)) return false;
     text.remove_prefix(expected.size());
     return true;
   };
-  Entry entry;
+  JournalEntry entry;
   if (!skip(line_key)) return {};
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), entry.line);
   if (error != std::errc()) return {};
@@ -64,17 +68,6 @@ std::optional<Entry> parse(std::string_view text) {
   if (sum_of(entry.line, text) != sum) return {};
   entry.result = text;
   return entry;
-}
-
-[[noreturn]] void refuse(const std::string& path, int error) {
-  fail("cannot write {} ({}); check the path and its permissions", path, std::strerror(error));
-}
-
-}  // namespace
-
-std::string journal_line(std::int64_t line, std::string_view result) {
-  return fmt::format("{}{}{}{:016x}{}{}}}\n", line_key, line, sum_key, sum_of(line, result),
-                     result_key, result);
 }
 
 ResultJournal::ResultJournal(const std::string& output, bool in_memory)
@@ -143,7 +136,7 @@ void ResultJournal::read() {
 void ResultJournal::find_lines(std::string_view text, std::uint64_t offset) {
   while (!text.empty()) {
     const std::string_view line = text.substr(0, text.find('\n'));
-    const auto entry = parse(line);
+    const auto entry = parse_journal_line(line);
     if (entry && entry->line == 0) {
       header_ = entry->result;
     } else if (entry) {

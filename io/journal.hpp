@@ -4,6 +4,7 @@
 #include <condition_variable>
 #include <cstdint>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <thread>
@@ -14,6 +15,14 @@ namespace atl::io {
 /// One finished request as the journal keeps it: {"line":N,"xxh3_64":"...","result":RESULT} and a
 /// newline. `line` is the request's line in the input, `result` its line of the results.
 std::string journal_line(std::int64_t line, std::string_view result);
+
+/// What such a line says.
+struct JournalEntry {
+  std::int64_t line = 0;
+  std::string_view result;  ///< a part of the text that was parsed
+};
+/// Reads one journal line (without its newline); nothing unless it is whole and undamaged.
+std::optional<JournalEntry> parse_journal_line(std::string_view text);
 
 /// The file OUTPUT.journal: a header (as if of line 0), then a line for each finished request, in
 /// the order in which they were finished. One process holds it (a lock keeps a second run out); a

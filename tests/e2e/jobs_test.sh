@@ -8,7 +8,7 @@ jobs="$ATOLL_SOURCE/jobs"
 
 # Options. Those of other programs that the scripts call are few, and listed.
 others=" --bind-to --host --sequences --prompt-tokens --vocab --format --short --untracked-files "
-help="$("$ATOLL" --help && "$ATOLL" run --help && "$ATOLL" init --help)"
+help="$("$ATOLL" --help && "$ATOLL" run --help && "$ATOLL" init --help && "$ATOLL" join --help)"
 used="$(sed 's/^ *#.*//' "$jobs"/*.sbatch "$jobs/env.sh" "$jobs/workload.sh" |
   grep -oE -- '(^|[ (])--[a-z][a-z-]+' | tr -d ' (' | sort -u)"
 for option in $used; do
@@ -18,7 +18,7 @@ for option in $used; do
     failed "job scripts use $option, which atoll does not have"
   fi
 done
-for option in --model --input --output --report --trace --cluster --checkpoint-dir --resume; do
+for option in --model --input --output --report --trace --cluster --checkpoint-dir --resume --shard; do
   if grep -qx -- "$option" <<<"$used"; then passed; else failed "no job script uses $option"; fi
 done
 

@@ -49,6 +49,24 @@ TEST(Config, ReadsTheRunCommand) {
   EXPECT_EQ(line.run.seed, 0U);
 }
 
+TEST(Config, ReadsShardsAndTheirJoin) {
+  const CommandLine run =
+      parse({"run", "--model", "m", "--input", "i", "--output", "o", "--shard", "1/2"});
+  EXPECT_EQ(run.run.shard, "1/2");
+  EXPECT_NE(refusal({"run", "--model", "m", "--input", "i", "--output", "o", "--shard", "2/2"})
+                .find("numbers 0 to 1"),
+            std::string::npos);
+  EXPECT_NE(
+      refusal({"run", "--model", "m", "--input", "i", "--output", "o", "--shard="}).find("--shard"),
+      std::string::npos);
+  const CommandLine join = parse({"join", "--output", "o", "--shards", "3", "--keep-parts"});
+  EXPECT_EQ(join.command, Command::join);
+  EXPECT_EQ(join.join.output, "o");
+  EXPECT_EQ(join.join.shards, 3);
+  EXPECT_TRUE(join.join.keep_parts);
+  EXPECT_NE(refusal({"join"}).find("--output is required"), std::string::npos);
+}
+
 TEST(Config, TheCommandLineHasTheLastWordOverAFile) {
   const TemporaryFile file(
       "model = \"m\"\ninput = \"a b\"\noutput = \"o\"\nchunks = 3\nno-overlap = true\n");
