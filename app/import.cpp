@@ -10,6 +10,7 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <set>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -121,11 +122,15 @@ struct Import {
   std::vector<Source> slabs;
 };
 
-/// Reads a part of a tensor and converts it.
-void read_as(const io::Safetensors& stored, const std::string& name, const io::StoredTensor& part,
-             DType dtype, std::vector<std::byte>& bytes, std::vector<std::byte>& converted) {
+/// Reads a part of a tensor. `bytes` has it as stored; what is returned, as `dtype`, is there or in
+/// `converted`.
+std::span<const std::byte> read_as(const io::Safetensors& stored, const std::string& name,
+                                   const io::StoredTensor& part, DType dtype,
+                                   std::vector<std::byte>& bytes,
+                                   std::vector<std::byte>& converted) {
   bytes.resize(static_cast<std::size_t>(part.bytes));
   stored.read(part, bytes);
+  if (part.dtype == dtype) return bytes;
   converted.resize(bytes.size() / size_of(*part.dtype) * size_of(dtype));
   try {
     io::convert(bytes, *part.dtype, converted, dtype);
@@ -133,6 +138,7 @@ void read_as(const io::Safetensors& stored, const std::string& name, const io::S
     fail("tensor {} in {}: {} (key \"dtype\" of config.json)", name, stored.file_of(part),
          error.what());
   }
+  return converted;
 }
 
 class Importer {
@@ -241,18 +247,17 @@ class Importer {
     bool equal = head.shape == embedding.shape;
     constexpr std::int64_t at_once = 1 << 22;  // elements
     const std::int64_t elements = head.bytes / static_cast<std::int64_t>(size_of(*head.dtype));
-    std::vector<std::byte> bytes;
-    std::array<std::vector<std::byte>, 2> values;
+    std::array<std::vector<std::byte>, 4> buffers;
     for (std::int64_t at = 0; equal && at < elements; at += at_once) {
-      for (const io::StoredTensor* tensor : {&head, &embedding}) {
-        const auto size = static_cast<std::int64_t>(size_of(*tensor->dtype));
-        io::StoredTensor part = *tensor;
+      const auto values = [&](const std::string& name, const io::StoredTensor& tensor,
+                              std::size_t first) {
+        const auto size = static_cast<std::int64_t>(size_of(*tensor.dtype));
+        io::StoredTensor part = tensor;
         part.offset += at * size;
         part.bytes = std::min(at_once, elements - at) * size;
-        read_as(stored_, tensor == &head ? head_name : place->first, part, config_.dtype, bytes,
-                values[tensor == &head ? 0 : 1]);
-      }
-      equal = values[0] == values[1];
+        return read_as(stored_, name, part, config_.dtype, buffers[first], buffers[first + 1]);
+      };
+      equal = std::ranges::equal(values(head_name, head, 0), values(place->first, embedding, 2));
     }
     require(equal,
             "tensor {} differs from {} although tie_word_embeddings is true; set it to false in "
@@ -326,9 +331,10 @@ void write_all(const io::Safetensors& stored, const ModelConfig& config,
   for (std::size_t d = 0; d < imports.size(); ++d) {
     for (std::size_t slab = 0; slab < imports[d].slabs.size(); ++slab) {
       const Source& source = imports[d].slabs[slab];
-      read_as(stored, source.name, source.part, config.dtype, bytes, converted);
+      const std::span<const std::byte> values =
+          read_as(stored, source.name, source.part, config.dtype, bytes, converted);
       report.look(source, bytes);
-      writer.write_slab(d, static_cast<std::int64_t>(slab), converted);
+      writer.write_slab(d, static_cast<std::int64_t>(slab), values);
     }
   }
   writer.close();

@@ -59,7 +59,10 @@ Safetensors open_index(const std::map<std::string, std::string>& file_of, const 
   std::set<std::string> shards;
   for (const auto& [name, shard] : file_of) shards.insert(shard);
   for (const std::string& shard : shards) {
-    require(is_file(shard), "cannot read {}: {} names it, but it is missing", shard, index);
+    require(is_file(shard),
+            "cannot read {}: {} names it, but it is missing; add the file, or remove the index if "
+            "it is of an earlier save",
+            shard, index);
   }
   Safetensors result({shards.begin(), shards.end()}, file_of);
   if (!result.doubled().empty()) {
