@@ -3,6 +3,9 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <charconv>
+#include <fstream>
+#include <iterator>
+#include <sstream>
 
 #include "app/model.hpp"
 #include "app/shards.hpp"
@@ -195,6 +198,17 @@ void add_run(CLI::App& app, RunOptions& o) {
       ->capture_default_str();
 }
 
+/// The options that a file sets. Editors of some systems begin it with a byte order mark.
+std::vector<CLI::ConfigItem> items_of_file(const std::string& path) {
+  constexpr std::string_view mark = "\xef\xbb\xbf";
+  std::ifstream file(path, std::ios::binary);
+  if (!file.good()) throw CLI::FileError::Missing(path);
+  std::string text{std::istreambuf_iterator<char>(file), {}};
+  if (text.starts_with(mark)) text.erase(0, mark.size());
+  std::istringstream options(text);
+  return CLI::ConfigTOML().from_config(options);
+}
+
 /// The arguments with every `--config FILE` preceded by the options that the file sets, so that the
 /// command line has the last word.
 std::vector<std::string> with_config_files(int argc, const char* const* argv) {
@@ -206,7 +220,7 @@ std::vector<std::string> with_config_files(int argc, const char* const* argv) {
     if (given[i].starts_with("--config=")) path = given[i].substr(9);
     if (path.empty()) continue;
     try {
-      for (const CLI::ConfigItem& item : CLI::ConfigTOML().from_file(path)) {
+      for (const CLI::ConfigItem& item : items_of_file(path)) {
         for (const std::string& value : item.inputs) {
           from_files.push_back(fmt::format("--{}={}", item.fullname(), value));
         }

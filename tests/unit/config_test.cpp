@@ -75,6 +75,9 @@ TEST(Config, TheCommandLineHasTheLastWordOverAFile) {
   EXPECT_EQ(line.run.input, "a b");
   EXPECT_EQ(line.run.chunks, 5);
   EXPECT_TRUE(line.run.no_overlap);
+  const TemporaryFile marked("\xef\xbb\xbfmodel = \"m\"\r\ninput = \"i\"\r\noutput = \"o\"\r\n");
+  const std::string marked_path = marked.path();
+  EXPECT_EQ(parse({"run", "--config", marked_path.c_str()}).run.model, "m");
 }
 
 TEST(Config, RefusesWithTheReason) {
