@@ -38,22 +38,37 @@ void* ActivationDump::buffer(int chunk, int layer, std::size_t tokens) {
 }
 
 void ActivationDump::write(Batcher& batch) {
+  ended_.clear();
   for (int c = 0; c < batch.num_chunks(); ++c) {
     const ChunkBatch& chunk = batch.chunk(c);
-    const auto first_buffer = static_cast<std::size_t>(c) * layout_.layers.size();
+    std::size_t head = 0;
     for (std::size_t s = 0; s < chunk.segments.size(); ++s) {
-      const compute::Segment& segment = chunk.segments[s];
-      const auto request = static_cast<std::size_t>(chunk.requests[s]);
-      const auto first = static_cast<std::size_t>(segment.first_row);
-      const auto rows = static_cast<std::size_t>(segment.num_rows);
-      writer_->write_tokens(request, segment.first_position,
-                            std::span(chunk.tokens).subspan(first, rows));
-      for (std::size_t layer = 0; layer < layout_.layers.size(); ++layer) {
-        const std::span<const std::byte> x(buffers_[first_buffer + layer]);
-        writer_->write(layer, request, segment.first_position,
-                       x.subspan(first * row_bytes_, rows * row_bytes_));
+      compute::Segment segment = chunk.segments[s];
+      const std::int32_t request = chunk.requests[s];
+      if (std::find(ended_.begin(), ended_.end(), request) != ended_.end()) segment.num_rows = 0;
+      for (; head < chunk.head.size(); ++head) {
+        const std::int32_t row = chunk.head[head].row - segment.first_row;
+        if (row >= chunk.segments[s].num_rows) break;
+        if (row >= segment.num_rows || chunk.finite(head)) continue;
+        segment.num_rows = row + 1;
+        ended_.push_back(request);
       }
+      if (segment.num_rows > 0) write(c, chunk, segment, static_cast<std::size_t>(request));
     }
+  }
+}
+
+void ActivationDump::write(int chunk_index, const ChunkBatch& chunk,
+                           const compute::Segment& segment, std::size_t request) {
+  const auto first_buffer = static_cast<std::size_t>(chunk_index) * layout_.layers.size();
+  const auto first = static_cast<std::size_t>(segment.first_row);
+  const auto rows = static_cast<std::size_t>(segment.num_rows);
+  writer_->write_tokens(request, segment.first_position,
+                        std::span(chunk.tokens).subspan(first, rows));
+  for (std::size_t layer = 0; layer < layout_.layers.size(); ++layer) {
+    const std::span<const std::byte> x(buffers_[first_buffer + layer]);
+    writer_->write(layer, request, segment.first_position,
+                   x.subspan(first * row_bytes_, rows * row_bytes_));
   }
 }
 

@@ -2,6 +2,7 @@
 // Keeps x after chosen layers of a run, for comparison with other runs.
 
 #include <cstddef>
+#include <cstdint>
 #include <optional>
 #include <string>
 #include <vector>
@@ -27,16 +28,22 @@ class ActivationDump {
 
   /// Where x [tokens, H] of a chunk after a layer goes; null for layers that are not kept.
   void* buffer(int chunk, int layer, std::size_t tokens);
-  /// Writes the rows of the step that has just run, before the batcher's finish_step().
+  /// Writes the rows of the step that has just run, before the batcher's finish_step(). Of a
+  /// sequence that ends there since its logits are not finite, rows up to those: how many come
+  /// after them depends on how steps are cut.
   void write(Batcher& batch);
   /// Collective: the file gets its name.
   void close();
 
  private:
+  void write(int chunk_index, const ChunkBatch& chunk, const compute::Segment& segment,
+             std::size_t request);
+
   io::ActivationLayout layout_;
   std::size_t row_bytes_;
   std::optional<io::ActivationWriter> writer_;
   std::vector<std::vector<std::byte>> buffers_;  // [chunks * layers]
+  std::vector<std::int32_t> ended_;              // requests that ended in the step being written
 };
 
 }  // namespace atl

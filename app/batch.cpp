@@ -10,6 +10,11 @@
 
 namespace atl {
 
+bool ChunkBatch::finite(std::size_t head_row) const {
+  if (sampled.empty()) return std::isfinite(logprobs[head_row]);
+  return sampled[head_row].token >= 0 && std::isfinite(sampled[head_row].logprob);
+}
+
 void ChunkBatch::clear() {
   tokens.clear();
   segments.clear();
@@ -284,20 +289,16 @@ StepTokens Batcher::finish_step(double now) {
     const ChunkBatch& chunk = chunks_[static_cast<std::size_t>(c)];
     for (std::size_t i = 0; i < chunk.head.size(); ++i) {
       Sequence& sequence = slots_[static_cast<std::size_t>(chunk.head[i].slot)];
-      if (options_.mode == Mode::score) {
-        if (sequence.request < 0) continue;  // ended at an earlier row of this step
-        if (std::isfinite(chunk.logprobs[i])) {
-          sequence.logprobs.push_back(chunk.logprobs[i]);
-        } else {
-          finish_not_finite(sequence);
-        }
-        continue;
-      }
-      const SampledToken& sampled = chunk.sampled[i];
-      if (sampled.token < 0 || !std::isfinite(sampled.logprob)) {
+      if (sequence.request < 0) continue;  // ended at an earlier row of this step
+      if (!chunk.finite(i)) {
         finish_not_finite(sequence);
         continue;
       }
+      if (options_.mode == Mode::score) {
+        sequence.logprobs.push_back(chunk.logprobs[i]);
+        continue;
+      }
+      const SampledToken& sampled = chunk.sampled[i];
       const bool first =
           static_cast<std::int32_t>(sequence.tokens.size()) == sequence.prompt_length;
       if (first) sequence.times.first_token = now;

@@ -74,6 +74,8 @@ struct ChunkBatch {
   std::vector<HeadRow> head;
   std::vector<SampledToken> sampled;  ///< generate: [head], filled by the head step
   std::vector<float> logprobs;        ///< score: [head], filled by the head step
+  /// Whether the logits of a head row were finite; after the head step.
+  bool finite(std::size_t head_row) const;
   void clear();
 };
 

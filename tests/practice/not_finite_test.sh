@@ -99,6 +99,15 @@ for mode in generate score; do
   check "$mode: float32 serves them" test "$(grep -c '"error"' "$work/again")" = 0
 done
 
+# What such requests leave in a file of activations does not depend on the layout either.
+activations=(run --progress none --model "$model" --input "$work/all.jsonl" --mode score --threads 1
+  --output "$work/layout" --dump-activations all --activations)
+atoll_on 1 "${activations[@]}" "$work/a.h5"
+succeeds "activations"
+atoll_on 3 "${activations[@]}" "$work/b.h5" --chunks 3 --min-chunk-tokens 1 --step-tokens 9
+succeeds "activations on 3 ranks"
+same "activations" "$work/a.h5" "$work/b.h5"
+
 # X is at position 6 of one prompt and 70 of the other; generating needs logits from its end on.
 json_check "positions" "$work/generate.all" "$work/score.all" <<'EOF'
 generated, scored = ({line["id"]: line for line in part} for part in lines)
