@@ -29,6 +29,7 @@ for ranks in 1 2 3 4; do
   given "$ranks" "$ranks ranks that share all cores" "
 assert report['threads_per_rank'] == max(1, n // $ranks), report['threads_per_rank']
 assert (given['cores'], given['cores_by'], given['ranks']) == (n, 'affinity', $ranks), given
+assert [rank['threads'] for rank in report['per_rank']] == [max(1, n // $ranks)] * $ranks
 assert report['given']['openmp_binding_not_followed'] == []" env
 done
 given 2 "ranks on one core" "
