@@ -24,6 +24,7 @@ struct RankNumbers {
   std::int64_t expert_rows = 0;
   std::int64_t largest_exchange = 0;
   std::int64_t receive_growths = 0;
+  std::int64_t threads = 0;
   CheckpointCost checkpoints;
 };
 
@@ -220,6 +221,7 @@ json gather_report(const comm::Communicator& world, const RunFacts& facts,
   numbers.load_seconds = mine.load_seconds;
   numbers.expert_rows = mine.traffic->rows_computed;
   numbers.checkpoints = mine.checkpoints;
+  numbers.threads = facts.threads;
   numbers.largest_exchange = mine.traffic->bytes_sent_at_once;
   numbers.receive_growths = mine.traffic->receive_growths;
   const auto ranks = world.allgather(numbers);
@@ -257,6 +259,7 @@ json gather_report(const comm::Communicator& world, const RunFacts& facts,
                         {"kv_cache_bytes", rank.memory.kv_cache},
                         {"buffer_bytes", rank.memory.buffers},
                         {"receive_buffer_growths", rank.receive_growths},
+                        {"threads", rank.threads},
                         {"model_bytes_read", rank.bytes_read},
                         {"load_s", rank.load_seconds}});
   }

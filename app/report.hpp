@@ -32,7 +32,7 @@ struct RunFacts {
   std::string transport;
   std::uint64_t model_identity = 0;
   std::uint64_t schedule_hash = 0;
-  int threads = 1;
+  int threads = 1;  ///< of this rank
   DType dtype = DType::bfloat16;
   Mode mode = Mode::generate;
 };

@@ -6,7 +6,6 @@
 #include <array>
 #include <cstdlib>
 #include <fstream>
-#include <iterator>
 #include <string_view>
 
 #include "comm/communicator.hpp"
@@ -30,17 +29,34 @@ long number(const char* value, long otherwise) {
 
 /// Whether Slurm runs this process in a batch script or in an interactive shell, whose variables
 /// speak of the whole job's tasks, or of those of a step that it was submitted from.
-bool is_slurm_shell(const Variables& variables, long task, const std::string& cgroup) {
+bool is_slurm_shell(const Variables& variables, long task, const std::string& step_daemon) {
   constexpr long first_special_step = 0xfffffff0;  // batch, extern, interactive, pending
   for (const char* name : {"SLURM_STEP_ID", "SLURM_STEPID"}) {
     if (number(variables(name), 0) >= first_special_step) return true;
   }
-  for (const char* step : {"/step_batch", "/step_interactive", "/step_extern"}) {
-    if (cgroup.find(step) != std::string::npos) return true;
+  for (const char* step : {".batch]", ".interactive]", ".extern]"}) {
+    if (step_daemon.find(step) != std::string::npos) return true;
   }
   // Of `srun --pty bash` the first task is a person's shell, and this is one of its commands.
   return variables("SLURM_PTY_PORT") != nullptr && number(variables("SLURM_PROCID"), 0) == 0 &&
          number(variables("SLURM_TASK_PID"), task) != task;
+}
+
+/// What the nearest of Slurm's daemons above this process calls itself, such as
+/// "slurmstepd: [7.batch]"; empty where there is none.
+std::string slurm_step_daemon() {
+  for (long process = getppid(); process > 1;) {
+    const std::string folder = fmt::format("/proc/{}/", process);
+    std::string name;
+    std::getline(std::ifstream(folder + "cmdline") >> std::ws, name, '\0');
+    if (name.starts_with("slurmstepd")) return name;
+    process = 0;
+    std::ifstream status(folder + "status");
+    for (std::string line; std::getline(status, line);) {
+      if (line.starts_with("PPid:")) process = std::strtol(line.c_str() + 5, nullptr, 10);
+    }
+  }
+  return "";
 }
 
 }  // namespace
@@ -75,7 +91,8 @@ int announced_local_ranks(const Variables& variables) {
   return 1;
 }
 
-std::string why_split(int size, const Variables& variables, long task, const std::string& cgroup) {
+std::string why_split(int size, const Variables& variables, long task,
+                      const std::string& step_daemon) {
   const char* larger = nullptr;
   for (const char* name : size_names) {
     const long announced = number(variables(name), 0);
@@ -85,18 +102,21 @@ std::string why_split(int size, const Variables& variables, long task, const std
   if (larger != nullptr) {
     return fmt::format("the launcher started {} processes ({})", variables(larger), larger);
   }
-  if (size > 1 || is_slurm_shell(variables, task, cgroup)) return "";
-  const long tasks = number(variables("SLURM_STEP_NUM_TASKS"), 1);
+  if (size > 1 || is_slurm_shell(variables, task, step_daemon)) return "";
+  long tasks = 1;
+  if (variables("SLURM_STEP_NUM_TASKS") != nullptr) {
+    tasks = number(variables("SLURM_STEP_NUM_TASKS"), 1);
+  } else if (variables("SLURM_STEP_ID") != nullptr || variables("SLURM_STEPID") != nullptr) {
+    tasks = number(variables("SLURM_NTASKS"), 1);  // of the step; without one, of the whole job
+  }
   const long this_task = number(variables("SLURM_PROCID"), 0);
   if (tasks <= 1 && this_task == 0) return "";
   if (tasks <= 1) return fmt::format("srun started this as its task {} (SLURM_PROCID)", this_task);
-  return fmt::format("srun started {} tasks (SLURM_STEP_NUM_TASKS)", tasks);
+  return fmt::format("srun started {} tasks (as Slurm's variables say)", tasks);
 }
 
 void require_joined(int size) {
-  std::ifstream file("/proc/self/cgroup");
-  const std::string cgroup{std::istreambuf_iterator<char>(file), {}};
-  const std::string why = why_split(size, own_environment(), getpid(), cgroup);
+  const std::string why = why_split(size, own_environment(), getpid(), slurm_step_daemon());
   require(why.empty(),
           "{}, and MPI ({}) knows of {}, so that each would do the whole job; under Slurm use srun "
           "--mpi=pmix (srun --mpi=list shows what there is) or mpirun inside the allocation, "

@@ -23,8 +23,9 @@ int announced_local_ranks(const Variables& variables = own_environment());
 
 /// Why this process is one of several that were started together and that MPI, which knows of
 /// `size` ranks, did not join: each would do the whole job. Empty where nothing says so. `task` is
-/// the process's id, `cgroup` the text of /proc/self/cgroup.
-std::string why_split(int size, const Variables& variables, long task, const std::string& cgroup);
+/// the process's id, `step_daemon` the name of Slurm's daemon above it.
+std::string why_split(int size, const Variables& variables, long task,
+                      const std::string& step_daemon);
 
 /// Throws Error where why_split() of this process has a reason.
 void require_joined(int size);

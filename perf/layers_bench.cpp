@@ -27,6 +27,7 @@
 #include "app/build_info.hpp"
 #include "app/driver.hpp"
 #include "app/model.hpp"
+#include "comm/allotment.hpp"
 #include "comm/deadline.hpp"
 #include "comm/transports/choice.hpp"
 #include "io/text_file.hpp"

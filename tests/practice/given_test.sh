@@ -29,6 +29,7 @@ for ranks in 1 2 3 4; do
   given "$ranks" "$ranks ranks that share all cores" "
 assert report['threads_per_rank'] == max(1, n // $ranks), report['threads_per_rank']
 assert (given['cores'], given['cores_by'], given['ranks']) == (n, 'affinity', $ranks), given
+assert [rank['threads'] for rank in report['per_rank']] == [max(1, n // $ranks)] * $ranks
 assert report['given']['openmp_binding_not_followed'] == []" env
 done
 given 2 "ranks on one core" "
@@ -96,10 +97,20 @@ for binding in OMP_PROC_BIND=spread OMP_PLACES=cores GOMP_CPU_AFFINITY="${cores[
   fi
 done
 
-# Memory: Slurm's, and a control group's where this test may make one.
+# Memory: Slurm's, and a control group's where this test may make one. The requests could use more keys
+# and values than that, and end with their first token.
+python3 - >"$work/r.jsonl" <<'PY'
+import json
+for i in range(100):
+    print(json.dumps({"id": str(i), "prompt": "Ge1:1", "max_tokens": 16000,
+                      "stop_token_ids": list(range(256))}))
+PY
+within="
+cache = sum(rank['kv_cache_bytes'] for rank in report['per_rank'])
+assert given['free_memory_bytes'] / 4 < cache < given['free_memory_bytes'] / 2, (cache, given)"
 given 2 "memory by Slurm" "
 assert given['free_memory_by'] == 'SLURM_MEM_PER_NODE', given
-assert given['free_memory_bytes'] < 600 << 20, given" env SLURM_MEM_PER_NODE=600
+assert given['free_memory_bytes'] < 600 << 20, given$within" env SLURM_MEM_PER_NODE=600
 group=/sys/fs/cgroup/memory/atoll-given-test.$$
 if mkdir "$group" 2>/dev/null; then
   limit="$group/memory.limit_in_bytes"
@@ -113,7 +124,7 @@ if [[ -n "$limit" ]] && echo $((700 << 20)) >"$limit" 2>/dev/null; then
   # shellcheck disable=SC2016  # of the shell that enters the group
   given 2 "memory by a control group" "
 assert given['free_memory_by'] == 'cgroup', given
-assert given['free_memory_bytes'] < 700 << 20, given" \
+assert given['free_memory_bytes'] < 700 << 20, given$within" \
     bash -c 'echo $$ >'"$group"'/cgroup.procs && exec "$@"' bash
 else
   echo "not tried: a control group of its own (none can be made here)"

@@ -57,8 +57,8 @@ TEST(Launcher, OnlyLaunchersOfMpiCount) {
 
 TEST(Launcher, RanksThatMpiDidNotJoinAreSeen) {
   const auto why = [](int size, std::map<std::string, std::string> values,
-                      const std::string& cgroup = "0::/\n") {
-    return launcher::why_split(size, variables(std::move(values)), 100, cgroup);
+                      const std::string& daemon = "") {
+    return launcher::why_split(size, variables(std::move(values)), 100, daemon);
   };
   using Values = std::map<std::string, std::string>;
   const Values step = {{"SLURM_JOB_ID", "7"},
@@ -73,12 +73,15 @@ TEST(Launcher, RanksThatMpiDidNotJoinAreSeen) {
   EXPECT_NE(why(1, step).find("srun started 3 tasks"), std::string::npos);
   EXPECT_NE(why(1, with(step, {{"SLURM_TASK_PID", "100"}})), "");
   EXPECT_NE(why(1, with(step, {{"SLURM_TASK_PID", "99"}})), "");  // below a script
+  EXPECT_NE(why(1, step, "slurmstepd: [7.0]"), "");
   EXPECT_NE(why(1, with(step, {{"PMIX_RANK", "1"}})), "");
   EXPECT_NE(why(1, {{"SLURM_PROCID", "2"}}), "");
+  EXPECT_NE(why(1, {{"SLURM_STEPID", "0"}, {"SLURM_NTASKS", "2"}, {"SLURM_PROCID", "0"}}), "");
   for (const char* name : {"PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"})
     EXPECT_NE(why(1, {{name, "3"}}).find(name), std::string::npos);
 
   EXPECT_EQ(why(1, {}), "");
+  EXPECT_EQ(why(1, {{"SLURM_STEPID", "0"}, {"SLURM_NTASKS", "1"}, {"SLURM_PROCID", "0"}}), "");
   EXPECT_EQ(why(3, step), "");
   EXPECT_EQ(why(3, {{"PMI_SIZE", "3"}}), "");
   EXPECT_EQ(why(1, with(step, {{"SLURM_STEP_NUM_TASKS", "1"}})), "");
@@ -87,7 +90,7 @@ TEST(Launcher, RanksThatMpiDidNotJoinAreSeen) {
   EXPECT_EQ(why(2, {{"OMPI_COMM_WORLD_SIZE", "2"}, {"PMI_SIZE", "4"}}), "");
   // One process of a batch script, of salloc, of an interactive step, of srun --pty bash.
   EXPECT_EQ(why(1, {{"SLURM_JOB_ID", "7"}, {"SLURM_NTASKS", "3"}, {"SLURM_PROCID", "0"}}), "");
-  EXPECT_EQ(why(1, step, "1:cpu:/slurm/uid_0/job_7/step_batch/task_0\n"), "");
+  EXPECT_EQ(why(1, step, "slurmstepd: [7.batch]"), "");
   EXPECT_EQ(why(1, with(step, {{"SLURM_STEP_ID", "4294967291"}})), "");
   EXPECT_EQ(why(1, with(step, {{"SLURM_STEP_ID", "4294967290"}})), "");
   const Values terminal = with(step, {{"SLURM_PTY_PORT", "4000"}});
