@@ -295,13 +295,12 @@ std::string growth_line(const json& per_rank) {
 
 std::string failures_line(const RequestSummary& requests, DType dtype) {
   if (requests.failed == 0) return "";
-  return fmt::format(
-      "{} of {} requests failed, since numbers of theirs were not finite: their result lines say "
-      "where{}\n",
-      requests.failed, requests.requests,
-      dtype == DType::float32 ? ""
-                              : "; run these again with --dtype float32, with an --input and an "
-                                "--output of their own");
+  return fmt::format("numbers were not finite in {} of {} requests; {}\n", requests.failed,
+                     requests.requests,
+                     dtype == DType::float32
+                         ? "see what atoll inspect says of the model file"
+                         : "run these again with --dtype float32, with an --input and an --output "
+                           "of their own");
 }
 
 std::string summary_table(const json& report) {

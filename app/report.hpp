@@ -63,7 +63,7 @@ struct RequestSummary {
 nlohmann::json gather_report(const comm::Communicator& world, const RunFacts& facts,
                              const RankMeasurements& mine, const RequestSummary& requests);
 
-/// One line that says how many requests failed and what to do; "" where none did.
+/// One line that says in how many requests numbers were not finite and what to do; "" for none.
 std::string failures_line(const RequestSummary& requests, DType dtype);
 
 /// A few lines for the end of a run, from the report.

@@ -186,8 +186,7 @@ ResultStore::Outcome ResultStore::kept_outcome(std::size_t request) const {
   outcome.request = static_cast<std::int32_t>(request);
   outcome.times.first_token = -1;
   const std::string line = journal_->result((*requests_)[request].line);
-  // Within a string the quotation marks would be escaped: only a key reads like this.
-  outcome.failed = line.find(R"("error":)") != std::string::npos;
+  outcome.failed = io::error_in(line).has_value();
   if (mode_ != Mode::score || outcome.failed) return outcome;
   const json result = json::parse(line);
   for (const json& logprob : result.at("prompt_logprobs")) {

@@ -78,7 +78,7 @@ for mode in generate score; do
   run_one --model "$model" --input "$work/all.jsonl" --output "$work/$mode.all" --mode "$mode" \
     --report "$work/$mode.all.json"
   succeeds "$mode"
-  check "$mode: one line says how many" test "$(grep -c '^2 of 6 requests failed' "$work/stderr")" = 1
+  check "$mode: one line says how many" test "$(grep -c '^numbers were not finite in 2 of 6 requests; .*--dtype float32' "$work/stderr")" = 1
   check "$mode: the table says how many" grep -q '6 requests (2 failed' "$work/stdout"
   good_lines "$work/$mode.all"
   same "$mode: the others are served" "$work/$mode.good" "$work/good_lines"
@@ -140,7 +140,7 @@ for mode in generate score; do
     --report "$work/kept.json"
   succeeds "$mode: resumed"
   check "$mode: errors are not computed again" grep -q '^resuming: 5 of 6' "$work/stderr"
-  check "$mode: resumed, and told all the same" grep -q '^2 of 6 requests failed' "$work/stderr"
+  check "$mode: resumed, and told all the same" grep -q '^numbers were not finite in 2 of 6 requests; .*--dtype float32' "$work/stderr"
   same "$mode: resumed" "$work/$mode.all" "$work/kept"
   json_check "$mode: a resumed report" "$work/kept.json" "$work/$mode.all.json" <<'EOF'
 resumed, whole = lines
@@ -185,7 +185,8 @@ set_values("model.layers.0.self_attn.v_proj.weight",
 '
 capture "$ATOLL" inspect "$work/large_weight.h5"
 check "finite on file" test "$(grep -c 'not finite' "$work/stdout")" = 0
-run_one --model "$work/large_weight.h5" --input "$work/all.jsonl" --output "$work/large" --dtype float16
+run_one --model "$work/large_weight.h5" --input "$work/all.jsonl" --output "$work/large" \
+  --mode score --dtype float16
 succeeds "a weight that is too large"
 check "a weight that is too large is named" \
   grep -q 'v_proj/weight: 1 value that is not finite (1 too large), the first at \[1, 2\]' "$work/stderr"
