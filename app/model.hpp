@@ -10,7 +10,7 @@
 
 namespace atl {
 
-/// What a model file's `config` says. Keys are Hugging Face's (see README, "File formats").
+/// What a model file's `config` says. Keys are Hugging Face's (see io/README.md).
 struct ModelConfig {
   ModelShape shape;
   DType dtype = DType::bfloat16;     ///< of the tensors on file (`torch_dtype`)

@@ -1,6 +1,6 @@
 #pragma once
 // The checkpoint of a run: one HDF5 file, written by all ranks through MPI-IO, in a form that knows
-// no ranks, pages or backends. See README, "File formats".
+// no ranks, pages or backends. See io/README.md.
 
 #include <cstddef>
 #include <cstdint>
