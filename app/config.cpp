@@ -7,8 +7,8 @@
 #include <iterator>
 #include <sstream>
 
-#include "app/model.hpp"
-#include "app/shards.hpp"
+#include "app/model/model_config.hpp"
+#include "app/run/shards.hpp"
 #include "comm/transports/transport.hpp"
 #include "compute/error.hpp"
 

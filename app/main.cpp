@@ -1,4 +1,4 @@
-// The commands. The only try/catch: an exception becomes one message and an exit code.
+// The commands: here an exception becomes one message and an exit code.
 
 #include <fmt/format.h>
 #include <unistd.h>
@@ -9,19 +9,19 @@
 #include <optional>
 
 #include "app/config.hpp"
-#include "app/diff.hpp"
-#include "app/import.hpp"
-#include "app/init.hpp"
-#include "app/inspect.hpp"
-#include "app/join.hpp"
-#include "app/model.hpp"
-#include "app/run.hpp"
-#include "app/stop.hpp"
+#include "app/model/import.hpp"
+#include "app/model/init.hpp"
+#include "app/model/inspect.hpp"
+#include "app/model/model_config.hpp"
+#include "app/run/diff.hpp"
+#include "app/run/join.hpp"
+#include "app/run/run.hpp"
+#include "app/run/stop.hpp"
 #include "comm/allotment.hpp"
 #include "comm/communicator.hpp"
-#include "comm/deadline.hpp"
 #include "comm/launcher.hpp"
 #include "comm/openmp_binding.hpp"
+#include "comm/watchdog.hpp"
 #include "io/model_file.hpp"
 
 namespace {

@@ -11,8 +11,8 @@
 #include <utility>
 
 #include "comm/allotment.hpp"
-#include "comm/deadline.hpp"
 #include "comm/launcher.hpp"
+#include "comm/watchdog.hpp"
 
 namespace atl::comm {
 

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "comm/communicator.hpp"
-#include "comm/requests.hpp"
+#include "comm/poller.hpp"
 #include "comm/row_move.hpp"
 
 namespace atl::comm {

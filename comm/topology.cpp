@@ -6,7 +6,7 @@
 #include <limits>
 
 #include "comm/communicator.hpp"
-#include "comm/deadline.hpp"
+#include "comm/watchdog.hpp"
 #include "compute/clock.hpp"
 
 namespace atl::comm {

@@ -2,7 +2,7 @@
 
 #include <array>
 
-#include "compute/cpu_kernels.hpp"
+#include "compute/cpu/kernels.hpp"
 #include "compute/error.hpp"
 
 namespace atl::compute {

@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "comm/communicator.hpp"
-#include "comm/deadline.hpp"
+#include "comm/watchdog.hpp"
 
 namespace atl::perf {
 

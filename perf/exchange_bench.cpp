@@ -22,7 +22,7 @@
 #include <numeric>
 #include <thread>
 
-#include "app/chunk_moves.hpp"
+#include "app/run/chunk_moves.hpp"
 #include "comm/lane.hpp"
 #include "compute/clock.hpp"
 #include "perf/bench_main.hpp"

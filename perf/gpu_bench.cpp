@@ -33,9 +33,9 @@
 #include <optional>
 #include <string_view>
 
-#include "app/model.hpp"
+#include "app/model/model_config.hpp"
 #include "compute/clock.hpp"
-#include "compute/cuda_backend.hpp"
+#include "compute/cuda/backend.hpp"
 #include "perf/gpu_layer.hpp"
 #include "perf/gpu_rates.hpp"
 

@@ -13,8 +13,8 @@
 #include <utility>
 #include <vector>
 
-#include "app/init.hpp"
-#include "app/model.hpp"
+#include "app/model/init.hpp"
+#include "app/model/model_config.hpp"
 #include "compute/backend.hpp"
 #include "compute/error.hpp"
 

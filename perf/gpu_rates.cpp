@@ -8,9 +8,9 @@
 #include <cstring>
 #include <numeric>
 
-#include "app/init.hpp"
-#include "compute/cuda_error.hpp"
-#include "compute/cuda_kernels.hpp"
+#include "app/model/init.hpp"
+#include "compute/cuda/error.hpp"
+#include "compute/cuda/kernels.hpp"
 #include "compute/error.hpp"
 
 namespace atl::gpu_bench {

@@ -7,8 +7,8 @@
 #include <memory>
 #include <vector>
 
-#include "compute/cuda_gemm.hpp"
-#include "compute/cuda_memory.hpp"
+#include "compute/cuda/gemm.hpp"
+#include "compute/cuda/memory.hpp"
 #include "compute/sampling.hpp"
 #include "compute/types.hpp"
 

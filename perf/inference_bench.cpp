@@ -25,12 +25,12 @@
 #include <string_view>
 #include <vector>
 
-#include "app/batch.hpp"
-#include "app/driver.hpp"
-#include "app/init.hpp"
-#include "app/model.hpp"
+#include "app/model/init.hpp"
+#include "app/model/model_config.hpp"
+#include "app/run/batch.hpp"
+#include "app/run/driver.hpp"
 #include "comm/communicator.hpp"
-#include "compute/cpu_gemm.hpp"
+#include "compute/cpu/gemm.hpp"
 
 namespace atl {
 namespace {

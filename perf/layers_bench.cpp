@@ -25,11 +25,11 @@
 #include <optional>
 
 #include "app/build_info.hpp"
-#include "app/driver.hpp"
-#include "app/model.hpp"
+#include "app/model/model_config.hpp"
+#include "app/run/driver.hpp"
 #include "comm/allotment.hpp"
-#include "comm/deadline.hpp"
 #include "comm/transports/choice.hpp"
+#include "comm/watchdog.hpp"
 #include "io/text_file.hpp"
 #include "perf/layers_model.hpp"
 #include "perf/layers_options.hpp"

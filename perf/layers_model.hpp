@@ -15,7 +15,7 @@
 #include <string>
 #include <vector>
 
-#include "app/init.hpp"
+#include "app/model/init.hpp"
 #include "comm/topology.hpp"
 #include "compute/backend.hpp"
 #include "compute/error.hpp"

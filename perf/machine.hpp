@@ -17,7 +17,7 @@
 #include "comm/lane.hpp"
 #include "comm/topology.hpp"
 #include "compute/clock.hpp"
-#include "compute/cpu_gemm.hpp"
+#include "compute/cpu/gemm.hpp"
 
 namespace atl::perf {
 

@@ -10,7 +10,7 @@
 #include <thread>
 #include <vector>
 
-#include "app/model.hpp"
+#include "app/model/model_config.hpp"
 #include "compute/backend.hpp"
 #include "compute/clock.hpp"
 #include "compute/error.hpp"

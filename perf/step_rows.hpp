@@ -7,10 +7,10 @@
 #include <string>
 #include <vector>
 
-#include "app/batch.hpp"
-#include "app/chunk_moves.hpp"
 #include "app/plan/expert_rows.hpp"
 #include "app/plan/placement.hpp"
+#include "app/run/batch.hpp"
+#include "app/run/chunk_moves.hpp"
 #include "comm/communicator.hpp"
 #include "perf/layers_model.hpp"
 

@@ -13,8 +13,8 @@
 #include <thread>
 #include <vector>
 
-#include "comm/deadline.hpp"
 #include "comm/lane.hpp"
+#include "comm/watchdog.hpp"
 
 namespace atl::comm {
 

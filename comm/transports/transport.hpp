@@ -10,7 +10,7 @@
 #include <string_view>
 
 #include "comm/communicator.hpp"
-#include "comm/requests.hpp"
+#include "comm/poller.hpp"
 #include "comm/row_move.hpp"
 #include "compute/device_memory.hpp"
 

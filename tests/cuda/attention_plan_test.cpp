@@ -1,11 +1,11 @@
 // Attention's tiles: every row and every key exactly once, whatever the segments. Needs no device.
 
+#include "compute/cuda/attention_plan.hpp"
+
 #include <gtest/gtest.h>
 
 #include <algorithm>
 #include <map>
-
-#include "compute/cuda_attention_plan.hpp"
 
 namespace atl::testing {
 namespace {

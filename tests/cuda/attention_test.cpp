@@ -10,8 +10,8 @@
 #include <numeric>
 #include <string>
 
-#include "compute/cuda_attention_plan.hpp"
-#include "compute/cuda_kernels.hpp"
+#include "compute/cuda/attention_plan.hpp"
+#include "compute/cuda/kernels.hpp"
 #include "tests/cuda/device_memory.hpp"
 #include "tests/unit/tiny_model.hpp"
 

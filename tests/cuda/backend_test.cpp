@@ -2,13 +2,14 @@
 // The CUDA backend as a whole: random tiny models of every supported kind against the oracle and
 // the CPU backend, the same bits whatever the pieces, tickets of several streams, refusals.
 
+#include "compute/cuda/backend.hpp"
+
 #include <gtest/gtest.h>
 
 #include <numeric>
 #include <string>
 
-#include "app/devices.hpp"
-#include "compute/cuda_backend.hpp"
+#include "app/run/devices.hpp"
 #include "compute/error.hpp"
 #include "tests/cuda/device_memory.hpp"
 #include "tests/unit/model_checks.hpp"

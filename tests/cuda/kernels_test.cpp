@@ -1,13 +1,14 @@
 // The row kernels against plain formulas, with widths and addresses that allow 16-byte accesses and
 // such that do not.
 
+#include "compute/cuda/kernels.hpp"
+
 #include <gtest/gtest.h>
 
 #include <cmath>
 #include <numeric>
 #include <string>
 
-#include "compute/cuda_kernels.hpp"
 #include "tests/cuda/device_memory.hpp"
 #include "tests/unit/tiny_model.hpp"
 

@@ -9,7 +9,7 @@
 #include <random>
 #include <set>
 
-#include "compute/cuda_kernels.hpp"
+#include "compute/cuda/kernels.hpp"
 #include "tests/cuda/device_memory.hpp"
 #include "tests/reference.hpp"
 

@@ -8,7 +8,7 @@
 #include <limits>
 #include <random>
 
-#include "compute/cuda_kernels.hpp"
+#include "compute/cuda/kernels.hpp"
 #include "tests/cuda/device_memory.hpp"
 #include "tests/plain_sampler.hpp"
 

@@ -2,8 +2,8 @@
 // was read survives being written and read again.
 #include <string_view>
 
-#include "app/import.hpp"
-#include "app/model.hpp"
+#include "app/model/import.hpp"
+#include "app/model/model_config.hpp"
 #include "tests/fuzz/fuzz_input.hpp"
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {

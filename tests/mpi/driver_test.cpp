@@ -1,13 +1,13 @@
 // ranks: 1 2 5
 //
 // The step loop itself: nothing is allocated once it has warmed up.
-#include "app/driver.hpp"
+#include "app/run/driver.hpp"
 
 #include <gtest/gtest.h>
 
-#include "app/init.hpp"
-#include "app/load.hpp"
-#include "app/model.hpp"
+#include "app/model/init.hpp"
+#include "app/model/load.hpp"
+#include "app/model/model_config.hpp"
 #include "mpi_main.hpp"
 #include "tests/count_allocations.hpp"
 

@@ -9,7 +9,7 @@
 #include <fstream>
 #include <string>
 
-#include "app/cluster.hpp"
+#include "app/run/cluster.hpp"
 #include "comm/communicator.hpp"
 #include "tests/mpi/mpi_main.hpp"
 #include "tests/mpi/shared_folder.hpp"

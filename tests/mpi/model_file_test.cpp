@@ -10,8 +10,8 @@
 #include <fstream>
 #include <string>
 
-#include "app/init.hpp"
-#include "app/inspect.hpp"
+#include "app/model/init.hpp"
+#include "app/model/inspect.hpp"
 #include "compute/error.hpp"
 #include "tests/fixtures.hpp"
 #include "tests/mpi/mpi_main.hpp"

@@ -1,14 +1,13 @@
 // ranks: 1 2 4
 // Many requests tested with one call: what is complete is found, once, in whatever order it comes.
 
-#include "comm/requests.hpp"
-
 #include <gtest/gtest.h>
 
 #include <memory>
 #include <vector>
 
 #include "comm/communicator.hpp"
+#include "comm/poller.hpp"
 #include "mpi_main.hpp"
 
 namespace atl::comm {

@@ -10,9 +10,9 @@
 #include <nlohmann/json.hpp>
 #include <string>
 
-#include "app/import.hpp"
-#include "app/model.hpp"
-#include "app/run.hpp"
+#include "app/model/import.hpp"
+#include "app/model/model_config.hpp"
+#include "app/run/run.hpp"
 #include "io/model_file.hpp"
 #include "mpi_main.hpp"
 #include "tests/mpi/shared_folder.hpp"

@@ -1,5 +1,5 @@
 // ranks: 1 2 3
-#include "app/timeline.hpp"
+#include "app/run/timeline.hpp"
 
 #include <gtest/gtest.h>
 

@@ -1,4 +1,4 @@
-#include "app/batch.hpp"
+#include "app/run/batch.hpp"
 
 #include <fmt/format.h>
 #include <gtest/gtest.h>

@@ -4,7 +4,7 @@
 
 #include <string>
 
-#include "app/cluster.hpp"
+#include "app/run/cluster.hpp"
 #include "compute/error.hpp"
 
 namespace atl {

@@ -1,6 +1,6 @@
 // Finding values that are not finite: every type, every place in a block, and what is too large.
 
-#include "io/convert.hpp"
+#include "compute/convert.hpp"
 
 #include <gtest/gtest.h>
 
@@ -9,7 +9,7 @@
 #include <limits>
 #include <vector>
 
-namespace atl::io {
+namespace atl::compute {
 namespace {
 
 constexpr float nan = std::numeric_limits<float>::quiet_NaN();
@@ -89,4 +89,4 @@ TEST(FindNonFinite, AddsSlabsInAnyOrder) {
 }
 
 }  // namespace
-}  // namespace atl::io
+}  // namespace atl::compute

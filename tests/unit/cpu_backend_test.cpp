@@ -9,7 +9,7 @@
 #include <string>
 #include <thread>
 
-#include "compute/cpu_queue.hpp"
+#include "compute/cpu/queue.hpp"
 #include "compute/error.hpp"
 #include "tests/count_allocations.hpp"
 #include "tests/unit/model_checks.hpp"

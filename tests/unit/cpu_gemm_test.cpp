@@ -1,13 +1,12 @@
 // GEMMs against the oracle, and the property everything rests on: a row's result does not depend on
 // how many rows came with it, where in a tile it lies, or the number of threads.
 
-#include "compute/cpu_gemm.hpp"
-
 #include <gtest/gtest.h>
 #include <omp.h>
 
 #include <cstring>
 
+#include "compute/cpu/gemm.hpp"
 #include "tests/unit/tiny_model.hpp"
 
 namespace atl::testing {

@@ -1,7 +1,5 @@
 // Every kernel of every instruction set this CPU has, against the oracle's functions.
 
-#include "compute/cpu_kernels.hpp"
-
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -13,7 +11,8 @@
 #include <string>
 #include <tuple>
 
-#include "compute/cpu_memory.hpp"
+#include "compute/cpu/kernels.hpp"
+#include "compute/cpu/memory.hpp"
 #include "tests/unit/tiny_model.hpp"
 
 namespace atl::testing {

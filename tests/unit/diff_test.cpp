@@ -1,5 +1,5 @@
 // Activations files and their comparison.
-#include "app/diff.hpp"
+#include "app/run/diff.hpp"
 
 #include <gtest/gtest.h>
 

@@ -5,7 +5,7 @@
 #include <map>
 #include <string>
 
-#include "app/devices.hpp"
+#include "app/run/devices.hpp"
 #include "comm/communicator.hpp"
 #include "comm/launcher.hpp"
 

@@ -14,11 +14,11 @@
 #include <utility>
 #include <vector>
 
-#include "app/import.hpp"
-#include "app/inspect.hpp"
-#include "app/model.hpp"
+#include "app/model/import.hpp"
+#include "app/model/inspect.hpp"
+#include "app/model/model_config.hpp"
+#include "compute/convert.hpp"
 #include "compute/error.hpp"
-#include "io/convert.hpp"
 #include "io/model_file.hpp"
 #include "tests/fixtures.hpp"
 
@@ -142,7 +142,7 @@ class ImportTest : public FolderTest {
       if (folder.values.contains(name)) values = folder.values.at(name);
       const DType type = folder.types.contains(name) ? folder.types.at(name) : stored;
       std::vector<std::byte> bytes(elements * size_of(type));
-      io::convert(std::as_bytes(std::span(values)), DType::float32, bytes, type);
+      compute::convert(std::as_bytes(std::span(values)), DType::float32, bytes, type);
       std::string type_name = names.at(type);
       if (folder.other_types.contains(name)) {
         type_name = folder.other_types.at(name);
@@ -205,7 +205,7 @@ class ImportTest : public FolderTest {
       values.push_back(value_of(name, static_cast<std::size_t>(i)));
     }
     std::vector<std::byte> expected(bytes.size());
-    io::convert(std::as_bytes(std::span(values)), DType::float32, expected, info.dtype);
+    compute::convert(std::as_bytes(std::span(values)), DType::float32, expected, info.dtype);
     EXPECT_EQ(bytes, expected) << path << " slab " << slab;
   }
 

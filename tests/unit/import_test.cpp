@@ -1,11 +1,11 @@
-#include "app/import.hpp"
+#include "app/model/import.hpp"
 
 #include <gtest/gtest.h>
 
 #include <filesystem>
 #include <fstream>
 
-#include "app/inspect.hpp"
+#include "app/model/inspect.hpp"
 #include "compute/error.hpp"
 #include "io/model_file.hpp"
 #include "io/safetensors.hpp"

@@ -18,7 +18,7 @@ includes() {
   local pattern="$1"
   shift
   grep -rnE "^[[:space:]]*#[[:space:]]*include[[:space:]]*[<\"]($pattern)" "$@" \
-    --include='*.hpp' --include='*.cpp' --include='*.h' --include='*.cu' || true
+    --include='*.hpp' --include='*.cpp' --include='*.h' --include='*.cu' --include='*.cuh' || true
 }
 
 report "compute knows no other room" "$(includes '(app|comm|io)/' compute)"
@@ -28,12 +28,14 @@ report "rooms include no tests" "$(includes '(tests|perf)/' app comm compute io)
 report "mpi.h belongs in comm, and in io for parallel files" \
   "$(includes 'mpi(-ext)?\.h|mpi\.hpp' app compute)"
 report "hdf5.h belongs in io" "$(includes 'H5[A-Za-z]*\.h|hdf5(_hl)?\.h' app comm compute)"
-report "CUDA headers belong in compute/cuda_*" \
-  "$(includes 'cuda|cublas|nvtx3?/|nccl' app comm compute io | grep -v '^compute/cuda_' || true)"
+report "CUDA headers belong in compute/cuda" \
+  "$(includes 'cuda|cublas|nvtx3?/|nccl' app comm compute io | grep -v '^compute/cuda/' || true)"
+report "the CUDA backend does not stand on the CPU's" \
+  "$(includes 'compute/cpu/' compute/cuda)"
 report "oneDNN belongs in compute" "$(includes '(oneapi/dnnl/)?dnnl' app comm io)"
 if [[ -d app/plan ]]; then
   report "app/plan stays pure, so that it runs on a login node" \
-    "$(includes 'comm/(communicator|exchange|deadline)|io/' app/plan)"
+    "$(includes 'comm/(communicator|lane|watchdog)|io/' app/plan)"
 fi
 report "include from the repository's root, not relatively" \
   "$(includes '\.\.?/' app comm compute io tests perf)"

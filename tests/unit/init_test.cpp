@@ -1,4 +1,4 @@
-#include "app/init.hpp"
+#include "app/model/init.hpp"
 
 #include <gtest/gtest.h>
 
@@ -8,8 +8,8 @@
 #include <filesystem>
 #include <vector>
 
+#include "compute/convert.hpp"
 #include "compute/error.hpp"
-#include "io/convert.hpp"
 #include "io/model_file.hpp"
 #include "tests/fixtures.hpp"
 
@@ -63,8 +63,8 @@ TEST(FillRandom, RoundsTheSameValuesToEachType) {
   fill_random(5, "x", 7, 1.0, DType::bfloat16, std::as_writable_bytes(std::span(brain)));
   fill_random(5, "x", 7, 1.0, DType::float16, std::as_writable_bytes(std::span(half)));
   for (std::size_t i = 0; i < exact.size(); ++i) {
-    EXPECT_EQ(brain[i], io::bfloat16_of(exact[i]));
-    EXPECT_EQ(half[i], io::float16_of(exact[i]));
+    EXPECT_EQ(brain[i], compute::bfloat16_of(exact[i]));
+    EXPECT_EQ(half[i], compute::float16_of(exact[i]));
   }
 }
 
@@ -87,7 +87,7 @@ TEST_F(InitModel, WritesEveryTensorOfThePreset) {
     std::vector<std::uint16_t> values(static_cast<std::size_t>(info.slab_elements()));
     for (std::int64_t slab = 0; slab < info.num_slabs(); ++slab) {
       reader.read_slab(info, slab, std::as_writable_bytes(std::span(values)));
-      for (std::uint16_t v : values) squares += std::pow(io::float_of_float16(v), 2);
+      for (std::uint16_t v : values) squares += std::pow(compute::float_of_float16(v), 2);
     }
     const double rms =
         std::sqrt(squares / static_cast<double>(info.num_slabs() * info.slab_elements()));

@@ -1,10 +1,10 @@
 // Which instruction sets the ranks of a run agree on.
 
-#include "app/isa.hpp"
+#include "app/run/isa.hpp"
 
 #include <gtest/gtest.h>
 
-#include "app/identity.hpp"
+#include "app/run/identity.hpp"
 
 namespace atl {
 namespace {

@@ -10,12 +10,17 @@
 #include <fstream>
 #include <random>
 
+#include "compute/convert.hpp"
 #include "compute/error.hpp"
-#include "io/convert.hpp"
 #include "tests/fixtures.hpp"
 
 namespace atl::io {
 namespace {
+
+using compute::bfloat16_of;
+using compute::float16_of;
+using compute::float_of_bfloat16;
+using compute::float_of_float16;
 
 namespace fs = std::filesystem;
 

@@ -1,9 +1,8 @@
-#include "app/model.hpp"
-
 #include <gtest/gtest.h>
 
 #include <nlohmann/json.hpp>
 
+#include "app/model/model_config.hpp"
 #include "compute/error.hpp"
 #include "compute/sampling.hpp"
 

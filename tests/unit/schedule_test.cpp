@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <set>
 
-#include "app/model.hpp"
+#include "app/model/model_config.hpp"
 #include "app/plan/placement.hpp"
 #include "compute/error.hpp"
 

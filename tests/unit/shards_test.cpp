@@ -1,7 +1,7 @@
 // Runs that share their requests: whose a request is, what their parts say, and that joining them
 // takes nothing that is missing, damaged or of another run.
 
-#include "app/shards.hpp"
+#include "app/run/shards.hpp"
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
@@ -11,8 +11,8 @@
 #include <fstream>
 #include <map>
 
-#include "app/join.hpp"
-#include "app/results.hpp"
+#include "app/run/join.hpp"
+#include "app/run/results.hpp"
 #include "io/journal.hpp"
 #include "tests/fixtures.hpp"
 

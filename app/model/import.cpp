@@ -1,0 +1,431 @@
+#include "app/model/import.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <charconv>
+#include <cstdio>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <set>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "app/model/architectures.hpp"
+#include "app/model/model_config.hpp"
+#include "compute/convert.hpp"
+#include "compute/error.hpp"
+#include "io/json_shown.hpp"
+#include "io/json_text.hpp"
+#include "io/model_file.hpp"
+#include "io/safetensors.hpp"
+
+namespace atl {
+namespace {
+
+namespace fs = std::filesystem;
+using Json = nlohmann::json;
+using Shape = std::vector<std::int64_t>;
+
+constexpr const char* head_name = "lm_head.weight";
+constexpr const char* embedding_name = "model.embed_tokens.weight";
+constexpr std::size_t max_tensors_named = 8;  // in a warning, or in as many warnings
+
+/// Where a slab of a model file may be in a Hugging Face folder.
+struct Place {
+  std::string name;
+  Shape shape;            ///< of the whole tensor
+  std::int64_t part = 0;  ///< the tensor is cut into `num_parts` along its first dimensions
+  std::int64_t num_parts = 1;
+};
+
+/// All places where a slab may be, the usual ones first. Experts have a tensor each, or one for all
+/// of a layer, as `transformers` 5 has them in memory: gate_up_proj [experts, 2 width, hidden] with
+/// the gate's rows first, and down_proj [experts, hidden, width]; the block is then `mlp` in every
+/// architecture. A model saved without its head has no `model.` before its names.
+std::vector<Place> places_of(const TensorInfo& target, std::int64_t slab,
+                             const Architecture& architecture) {
+  std::string name = target.path.substr(1);
+  std::replace(name.begin(), name.end(), '/', '.');
+  const std::size_t mlp = name.find(".mlp.");
+  const bool in_block = target.per_expert || name.ends_with(".mlp.gate.weight");
+  std::vector<Place> places;
+  if (!in_block) {
+    places.push_back({name, target.shape});
+  } else {
+    const std::string layer = name.substr(0, mlp);
+    for (const char* block : {architecture.moe_block, "mlp"}) {
+      const std::string prefix = fmt::format("{}.{}.", layer, block);
+      if (!target.per_expert) {
+        places.push_back({prefix + "gate.weight", target.shape});
+        continue;
+      }
+      const Shape& s = target.shape;  // [experts, out, in]
+      const bool down = name.ends_with(".down_proj.weight");
+      const bool gate = name.ends_with(".gate_proj.weight");
+      const char* matrix = down ? architecture.down : gate ? architecture.gate : architecture.up;
+      places.push_back({fmt::format("{}experts.{}.{}.weight", prefix, slab, matrix), {s[1], s[2]}});
+      if (down) {
+        places.push_back({prefix + "experts.down_proj", s, slab, s[0]});
+      } else {
+        places.push_back({prefix + "experts.gate_up_proj",
+                          {s[0], 2 * s[1], s[2]},
+                          2 * slab + (gate ? 0 : 1),
+                          2 * s[0]});
+      }
+    }
+  }
+  const std::size_t num_places = places.size();
+  for (std::size_t i = 0; i < num_places; ++i) {
+    if (!places[i].name.starts_with("model.")) continue;
+    places.push_back(places[i]);
+    places.back().name.erase(0, 6);
+  }
+  return places;
+}
+
+/// Buffers that old checkpoints carry and every implementation computes anew.
+bool is_ignored(const std::string& name) {
+  return name.find(".rotary_emb.") != std::string::npos;
+}
+
+/// Whether a tensor that no place asks for would belong to what the model computes: to one of its
+/// layers, the embedding, the last norm or the head.
+bool is_of_model(const std::string& name, const io::StoredTensor& tensor, int num_layers) {
+  std::string_view rest = name;
+  if (rest.starts_with("model.")) rest.remove_prefix(6);
+  for (const char* module : {"embed_tokens.", "norm.", "lm_head."}) {
+    if (rest.starts_with(module)) return true;
+  }
+  if (!rest.starts_with("layers.")) return false;
+  int layer = -1;
+  std::from_chars(rest.data() + 7, rest.data() + rest.size(), layer);
+  // Integers are counters and masks: no weight of a module.
+  const bool number = tensor.dtype_name.find('F') != std::string::npos;
+  return layer < num_layers && number;
+}
+
+/// A slab's bytes in the folder: a tensor, or a part of one.
+struct Source {
+  std::string name;
+  io::StoredTensor part;
+  Shape shape;               ///< of the whole tensor
+  std::int64_t element = 0;  ///< of the whole tensor, at which the part begins
+};
+
+/// One model file tensor and where its slabs come from.
+struct Import {
+  TensorInfo target;
+  std::vector<Source> slabs;
+};
+
+/// Reads a part of a tensor. `bytes` has it as stored; what is returned, as `dtype`, is there or in
+/// `converted`.
+std::span<const std::byte> read_as(const io::Safetensors& stored, const std::string& name,
+                                   const io::StoredTensor& part, DType dtype,
+                                   std::vector<std::byte>& bytes,
+                                   std::vector<std::byte>& converted) {
+  bytes.resize(static_cast<std::size_t>(part.bytes));
+  stored.read(part, bytes);
+  if (part.dtype == dtype) return bytes;
+  converted.resize(bytes.size() / size_of(*part.dtype) * size_of(dtype));
+  try {
+    compute::convert(bytes, *part.dtype, converted, dtype);
+  } catch (const Error& error) {
+    fail("tensor {} in {}: {} (key \"dtype\" of config.json)", name, stored.file_of(part),
+         error.what());
+  }
+  return converted;
+}
+
+class Importer {
+ public:
+  Importer(const io::Safetensors& stored, const ModelConfig& config,
+           const Architecture& architecture, const io::Warn& warn)
+      : stored_(stored), config_(config), architecture_(architecture), warn_(warn) {}
+
+  /// Finds every tensor before the first is written, so that a missing one costs no time.
+  std::vector<Import> plan() {
+    std::vector<Import> imports;
+    for (TensorInfo& target : tensors_of(config_)) {
+      Import import{std::move(target), {}};
+      const std::int64_t num_slabs = import.target.per_expert ? import.target.shape[0] : 1;
+      for (std::int64_t slab = 0; slab < num_slabs; ++slab) {
+        import.slabs.push_back(find(import.target, slab));
+      }
+      imports.push_back(std::move(import));
+    }
+    check_rest();
+    tell(fused_,
+         "taken apart: {2} ({0} {1} all experts of a layer, as transformers 5 saves them with "
+         "save_original_format=False)",
+         "tensor holds", "tensors hold");
+    tell(off_index_, "{} {} not where the index says; taken from where they are: {}", "tensor is",
+         "tensors are");
+    return imports;
+  }
+
+ private:
+  Source find(const TensorInfo& target, std::int64_t slab) {
+    std::vector<Place> places = places_of(target, slab, architecture_);
+    for (const bool off_index : {false, true}) {  // what the index gives comes before what is left
+      for (const Place& place : places) {
+        const auto found = stored_.tensors().find(place.name);
+        if (found != stored_.tensors().end() && found->second.off_index == off_index) {
+          return checked(place, found->second);
+        }
+      }
+    }
+    const auto head = stored_.tensors().find(head_name);
+    if (places[0].name == embedding_name && config_.tie_word_embeddings &&
+        head != stored_.tensors().end()) {
+      warn_(fmt::format("took {} as {} too: tie_word_embeddings is true, and there is no other",
+                        head_name, embedding_name));
+      places[0].name = head_name;
+      return checked(places[0], head->second);
+    }
+    const std::string indexed = stored_.indexed_file(places[0].name);
+    fail("tensor {} [{}] is missing; the folder is incomplete{}", places[0].name,
+         fmt::join(places[0].shape, ", "),
+         indexed.empty() ? "" : fmt::format(" (by its index it should be in {})", indexed));
+  }
+
+  /// The part of a stored tensor at `place`, if type and shape are right.
+  Source checked(const Place& place, const io::StoredTensor& tensor) {
+    require(tensor.dtype.has_value(),
+            "tensor {} in {}: its dtype is {}; BF16, F16 and F32 are supported", place.name,
+            stored_.file_of(tensor), tensor.dtype_name);
+    require(
+        tensor.shape == place.shape,
+        "tensor {} in {} has shape [{}], config.json makes it [{}]; they do not belong together",
+        place.name, stored_.file_of(tensor), fmt::join(tensor.shape, ", "),
+        fmt::join(place.shape, ", "));
+    used_.insert(place.name);
+    if (tensor.off_index) off_index_.insert(place.name);
+    if (place.num_parts > 1) fused_.insert(place.name);
+    Source source{place.name, tensor, tensor.shape};
+    source.part.bytes = tensor.bytes / place.num_parts;
+    source.part.offset = tensor.offset + place.part * source.part.bytes;
+    source.element =
+        place.part * source.part.bytes / static_cast<std::int64_t>(size_of(*tensor.dtype));
+    return source;
+  }
+
+  /// What nobody asked for: other models' tensors and later layers are left out, as `transformers`
+  /// does; a tensor that would change what the model computes is not.
+  void check_rest() {
+    std::set<std::string> left_out;
+    for (const auto& [name, tensor] : stored_.tensors()) {
+      if (used_.contains(name) || is_ignored(name) || tensor.off_index) continue;
+      if (name == head_name && config_.tie_word_embeddings) {
+        check_tied(tensor);
+        continue;
+      }
+      require(!is_of_model(name, tensor, config_.shape.num_layers),
+              "tensor {} in {} has no place in a {} of this configuration; such models are not "
+              "supported",
+              name, stored_.file_of(tensor), architecture_.name);
+      left_out.insert(name);
+    }
+    tell(left_out, "{} {} no place in this model and left out: {}", "tensor has", "tensors have");
+  }
+
+  /// A tied head may be stored all the same, if the model file would hold the embedding twice.
+  void check_tied(const io::StoredTensor& head) const {
+    const auto place =
+        std::find_if(stored_.tensors().begin(), stored_.tensors().end(), [&](const auto& tensor) {
+          return used_.contains(tensor.first) &&
+                 (tensor.first == embedding_name || tensor.first == "embed_tokens.weight");
+        });
+    const io::StoredTensor& embedding = place->second;
+    require(head.dtype.has_value(),
+            "tensor {} in {}: its dtype is {}; BF16, F16 and F32 are supported", head_name,
+            stored_.file_of(head), head.dtype_name);
+    bool equal = head.shape == embedding.shape;
+    constexpr std::int64_t at_once = 1 << 22;  // elements
+    const std::int64_t elements = head.bytes / static_cast<std::int64_t>(size_of(*head.dtype));
+    std::array<std::vector<std::byte>, 4> buffers;
+    for (std::int64_t at = 0; equal && at < elements; at += at_once) {
+      const auto values = [&](const std::string& name, const io::StoredTensor& tensor,
+                              std::size_t first) {
+        const auto size = static_cast<std::int64_t>(size_of(*tensor.dtype));
+        io::StoredTensor part = tensor;
+        part.offset += at * size;
+        part.bytes = std::min(at_once, elements - at) * size;
+        return read_as(stored_, name, part, config_.dtype, buffers[first], buffers[first + 1]);
+      };
+      equal = std::ranges::equal(values(head_name, head, 0), values(place->first, embedding, 2));
+    }
+    require(equal,
+            "tensor {} differs from {} although tie_word_embeddings is true; set it to false in "
+            "config.json to use both",
+            head_name, place->first);
+  }
+
+  /// One line about tensors, if there are any: how many, what of them, and the first names.
+  void tell(const std::set<std::string>& names, fmt::string_view format, const char* one,
+            const char* several) const {
+    if (names.empty()) return;
+    const std::vector<std::string> all(names.begin(), names.end());
+    const std::size_t shown = std::min(all.size(), max_tensors_named);
+    std::string list = fmt::format("{}", fmt::join(all.begin(), all.begin() + shown, ", "));
+    if (shown < all.size()) list += fmt::format(" and {} more", all.size() - shown);
+    warn_(fmt::format(fmt::runtime(format), all.size(), all.size() == 1 ? one : several, list));
+  }
+
+  const io::Safetensors& stored_;
+  const ModelConfig& config_;
+  const Architecture& architecture_;
+  const io::Warn& warn_;
+  std::set<std::string> used_;
+  std::set<std::string> fused_;      // hold the experts of a layer
+  std::set<std::string> off_index_;  // found elsewhere than the index says
+};
+
+/// Values that are not finite, by stored tensor.
+class NonFiniteReport {
+ public:
+  void look(const Source& source, std::span<const std::byte> bytes) {
+    const std::optional<compute::NonFinite> found =
+        compute::find_non_finite(bytes, *source.part.dtype);
+    if (!found) return;
+    if (tensors_.empty() || tensors_.back().name != source.name) {
+      tensors_.push_back({source.name, source.shape, {}});
+    }
+    tensors_.back().found.add(*found, source.element);
+  }
+
+  void tell(const io::Warn& warn) const {
+    for (std::size_t i = 0; i < std::min(tensors_.size(), max_tensors_named); ++i) {
+      const Tensor& tensor = tensors_[i];
+      warn(fmt::format("tensor {} has {}", tensor.name, text_of(tensor.found, tensor.shape)));
+    }
+    if (tensors_.size() > max_tensors_named) {
+      warn(fmt::format("{} more tensors have values that are not finite",
+                       tensors_.size() - max_tensors_named));
+    }
+  }
+
+ private:
+  struct Tensor {
+    std::string name;
+    Shape shape;
+    compute::NonFinite found;
+  };
+  std::vector<Tensor> tensors_;
+};
+
+void write_all(const io::Safetensors& stored, const ModelConfig& config,
+               const std::vector<Import>& imports, const std::string& output,
+               const io::Warn& warn) {
+  std::vector<io::ModelFileWriter::Dataset> datasets;
+  for (const Import& i : imports) {
+    datasets.push_back({i.target.path, i.target.shape, i.target.per_expert});
+  }
+  io::ModelFileWriter writer(output, config.to_json(), config.dtype, datasets, io::single_process);
+  NonFiniteReport report;
+  std::vector<std::byte> bytes;
+  std::vector<std::byte> converted;
+  for (std::size_t d = 0; d < imports.size(); ++d) {
+    for (std::size_t slab = 0; slab < imports[d].slabs.size(); ++slab) {
+      const Source& source = imports[d].slabs[slab];
+      const std::span<const std::byte> values =
+          read_as(stored, source.name, source.part, config.dtype, bytes, converted);
+      report.look(source, bytes);
+      writer.write_slab(d, static_cast<std::int64_t>(slab), values);
+    }
+  }
+  writer.close();
+  report.tell(warn);
+}
+
+/// Runs `work`, putting the file at fault before what it says is wrong.
+template <class Work>
+auto naming(const fs::path& path, Work&& work) {
+  try {
+    return work();
+  } catch (const Error& error) {
+    fail("cannot import {}: {}", path.string(), error.what());
+  }
+}
+
+Json read_config(const fs::path& path, const std::string& what, const io::Warn& warn) {
+  std::vector<std::string> repeated;
+  Json json = io::read_json_object(path.string(), what, &repeated);
+  for (const std::string& key : repeated) {
+    warn(fmt::format("{}: key {} comes twice; the last one counts", path.string(), io::shown(key)));
+  }
+  return json;
+}
+
+/// `transformers` generates until an id of generation_config.json, where there is one that it can
+/// read.
+void take_generation_stop_ids(const fs::path& folder, Json& hf, const io::Warn& warn) {
+  const fs::path path = folder / "generation_config.json";
+  std::error_code ignored;
+  if (!fs::exists(path, ignored)) return;
+  try {
+    const Json generation = read_config(path, fmt::format("ignored {}", path.string()), warn);
+    if (!generation.contains("eos_token_id") || generation["eos_token_id"].is_null()) return;
+    const Json& ids = generation["eos_token_id"];
+    const Json list = ids.is_array() ? ids : Json::array({ids});
+    require(std::all_of(list.begin(), list.end(), [](const Json& id) { return id.is_number(); }),
+            "ignored {}: its \"eos_token_id\" is {}, must be an integer or a list of them",
+            path.string(), io::shown(ids));
+    hf["eos_token_id"] = ids;
+  } catch (const Error& error) {
+    warn(error.what());
+  }
+}
+
+DType stored_dtype_of(const io::Safetensors& stored) {
+  for (const char* name : {embedding_name, "embed_tokens.weight", head_name}) {
+    const auto found = stored.tensors().find(name);
+    if (found != stored.tensors().end() && found->second.dtype) return *found->second.dtype;
+  }
+  return DType::float32;  // what is missing is named later
+}
+
+}  // namespace
+
+std::string config_from_hf(const std::string& hf_json, const std::string& stored_dtype) {
+  const auto ignore = [](const std::string&) {};
+  const Json hf = io::parse_json_object(hf_json, "the configuration");
+  const Json config = convert_config(hf, architecture_of(hf, ignore), stored_dtype, ignore);
+  return ModelConfig::from_json(config.dump()).to_json();
+}
+
+void warn_of_import(const std::string& line) {
+  fmt::print(stderr, "import: {}\n", line);
+}
+
+void import_hf(const std::string& folder, const std::string& output, const io::Warn& warn) {
+  const fs::path base(folder);
+  const fs::path config_path = base / "config.json";
+  std::error_code ignored;
+  require(fs::is_directory(base, ignored),
+          "cannot import {}: no such folder (working directory {}); give a Hugging Face folder",
+          folder, fs::current_path(ignored).string());
+  require(fs::exists(config_path, ignored),
+          "cannot import {}: it has no config.json; give a Hugging Face folder", folder);
+  Json hf = read_config(config_path, fmt::format("cannot import {}", config_path.string()), warn);
+  take_generation_stop_ids(base, hf, warn);
+  // An unsupported architecture is the likeliest mistake: say so before reading headers.
+  const Architecture& architecture =
+      naming(config_path, [&] { return std::cref(architecture_of(hf, warn)); });
+  const Json weights = hf.value("transformers_weights", Json());
+  const io::Safetensors stored = io::Safetensors::open_folder(
+      folder, warn, weights.is_string() ? weights.get<std::string>() : std::string());
+  const ModelConfig config = naming(config_path, [&] {
+    const std::string stored_dtype(name_of(stored_dtype_of(stored)));
+    return ModelConfig::from_json(convert_config(hf, architecture, stored_dtype, warn).dump());
+  });
+  const std::vector<Import> imports =
+      naming(base, [&] { return Importer(stored, config, architecture, warn).plan(); });
+  write_all(stored, config, imports, output, warn);
+}
+
+}  // namespace atl

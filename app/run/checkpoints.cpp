@@ -1,0 +1,495 @@
+#include "app/run/checkpoints.hpp"
+
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <charconv>
+#include <chrono>
+#include <filesystem>
+#include <thread>
+
+#include "app/run/identity.hpp"
+#include "app/run/run.hpp"
+#include "comm/watchdog.hpp"
+#include "compute/clock.hpp"
+#include "compute/error.hpp"
+#include "io/json_shown.hpp"
+
+namespace atl {
+
+using nlohmann::ordered_json;
+namespace fs = std::filesystem;
+
+namespace {
+
+constexpr std::string_view file_prefix = "checkpoint-";
+constexpr std::string_view file_suffix = ".h5";
+constexpr std::size_t num_kept = 2;
+/// Files with higher numbers are nobody's checkpoints, and leave room to count on.
+constexpr std::int64_t max_number = 1000000000000;
+/// While a checkpoint is being written, so much of a step's time goes to it.
+constexpr double share_of_step = 0.1;
+
+/// The number in a checkpoint's file name; -1 for other files.
+std::int64_t step_of(const std::string& name) {
+  if (!name.starts_with(file_prefix) || !name.ends_with(file_suffix)) return -1;
+  const char* begin = name.data() + file_prefix.size();
+  const char* end = name.data() + name.size() - file_suffix.size();
+  std::int64_t step = -1;
+  return std::from_chars(begin, end, step).ptr == end && step <= max_number ? step : -1;
+}
+
+bool is_leftover(const std::string& name) {
+  return name.starts_with(file_prefix) && name.find(".h5.partial.") != std::string::npos;
+}
+
+/// Checkpoints in a folder, newest first.
+std::vector<std::string> checkpoints_in(const std::string& folder) {
+  std::vector<std::pair<std::int64_t, std::string>> found;
+  std::error_code error;
+  for (const auto& entry : fs::directory_iterator(folder, error)) {
+    const std::int64_t step = step_of(entry.path().filename().string());
+    if (step >= 0) found.emplace_back(step, entry.path().string());
+  }
+  std::sort(found.rbegin(), found.rend());
+  std::vector<std::string> paths;
+  for (auto& [step, path] : found) paths.push_back(std::move(path));
+  return paths;
+}
+
+ordered_json state_of(const io::CheckpointReader& reader) {
+  auto state = ordered_json::parse(reader.contents().state, nullptr, false);
+  require(state.is_object() && state.contains("run") && state.contains("step") &&
+              state["step"].is_number_integer(),
+          "cannot read {}: its state says neither run nor step", reader.path());
+  return state;
+}
+
+/// That a sequence of a checkpoint is one that its request can have.
+void require_possible(const io::CheckpointSequence& s, const std::vector<io::Request>& requests,
+                      bool scoring, const std::string& path) {
+  const bool known = s.request >= 0 && s.request < static_cast<std::int64_t>(requests.size());
+  const auto prompt =
+      known ? static_cast<std::int64_t>(requests[static_cast<std::size_t>(s.request)].tokens.size())
+            : 0;
+  const std::int64_t length = prompt + s.generated;
+  const bool good =
+      known && s.cached < length &&
+      (scoring ? s.generated == 0 && s.logprobs == s.cached
+               : s.logprobs == s.generated && (s.generated == 0 || s.cached == length - 1));
+  require(good, "cannot read {}: {} tokens cached and {} generated cannot be those of request {}",
+          path, s.cached, s.generated, s.request);
+}
+
+}  // namespace
+
+Checkpoints::Checkpoints(const comm::Communicator& world, const RunOptions& options)
+    : world_(world), options_(options), every_(interval_of(options.checkpoint_every)) {}
+
+std::string Checkpoints::path_of(std::int64_t step) const {
+  return fmt::format("{}/{}{:09}{}", options_.checkpoint_dir, file_prefix, step, file_suffix);
+}
+
+ordered_json Checkpoints::recorded() const {
+  if (options_.checkpoint_dir.empty()) return nullptr;
+  for (const std::string& path : checkpoints_in(options_.checkpoint_dir)) {
+    try {
+      return state_of(io::CheckpointReader(path)).at("run");
+    } catch (const Error&) {
+      // damaged, or no checkpoint at all
+    }
+  }
+  return nullptr;
+}
+
+void Checkpoints::open(const ordered_json& identity, const std::vector<io::Request>& requests,
+                       const ModelShape& shape, DType dtype, std::vector<KeptProgress>& kept) {
+  identity_ = identity;
+  if (options_.checkpoint_dir.empty()) return;
+  world_.agree([this] {
+    if (!root()) return;
+    std::error_code error;
+    fs::create_directories(options_.checkpoint_dir, error);
+    const int writable = access(options_.checkpoint_dir.c_str(), W_OK | X_OK);
+    require(!error && writable == 0,
+            "cannot write checkpoints to {} ({}); check --checkpoint-dir and its permissions",
+            options_.checkpoint_dir, error ? error.message() : std::strerror(errno));
+  });
+  world_.agree([this] {
+    require(fs::is_directory(options_.checkpoint_dir),
+            "--checkpoint-dir {} is not a folder that rank {} sees; give one that all ranks share",
+            options_.checkpoint_dir, world_.rank());
+  });
+  if (options_.resume) find(requests, shape, dtype, kept);
+  std::int64_t number = 0;
+  world_.agree([&] {
+    if (root()) number = take_over_folder();
+  });
+  world_.allreduce(std::span(&number, 1), comm::Communicator::Reduce::max);
+  step_ = std::max(step_, number);
+  last_step_ = step_;
+}
+
+std::int64_t Checkpoints::take_over_folder() {
+  const auto paths = checkpoints_in(options_.checkpoint_dir);
+  for (auto path = paths.rbegin(); path != paths.rend(); ++path) {
+    ordered_json state;
+    try {
+      state = state_of(io::CheckpointReader(*path));
+    } catch (const Error&) {
+      continue;  // damaged, or no checkpoint at all: it is in nobody's way
+    }
+    if (!options_.resume) require_own(*path, state);
+    if (difference(state.at("run"), identity_).empty()) own_files_.push_back(*path);
+  }
+  std::error_code ignored;
+  std::vector<fs::path> leftovers;
+  for (const auto& entry : fs::directory_iterator(options_.checkpoint_dir, ignored)) {
+    if (is_leftover(entry.path().filename().string())) leftovers.push_back(entry.path());
+  }
+  for (const fs::path& path : leftovers) fs::remove(path, ignored);
+  return paths.empty() ? 0 : step_of(fs::path(paths[0]).filename().string()) + 1;
+}
+
+void Checkpoints::require_own(const std::string& path, const ordered_json& state) const {
+  const std::string differs = difference(state.at("run"), identity_);
+  require(differs.empty(),
+          "{} is the checkpoint of another run: {}; run with what it was started with, or give "
+          "another --checkpoint-dir",
+          path, differs);
+}
+
+bool Checkpoints::try_checkpoint(const std::string& path, const std::vector<io::Request>& requests,
+                                 const ModelShape& shape, DType dtype) {
+  try {
+    world_.agree([&] {
+      reader_ = std::make_unique<io::CheckpointReader>(path);
+      state_of(*reader_);
+    });
+  } catch (const comm::AgreedFailure& failure) {
+    if (root()) fmt::print(stderr, "not used: {}\n", failure.what());
+    reader_.reset();
+    return false;
+  }
+  const ordered_json state = state_of(*reader_);
+  world_.agree([&] { require_own(path, state); });
+  try {
+    world_.agree([&] {
+      const io::CheckpointContents& c = reader_->contents();
+      require(c.num_layers == shape.num_layers && c.num_kv_heads == shape.num_kv_heads &&
+                  c.head_dim == shape.head_dim && c.dtype == dtype,
+              "cannot read {}: its keys have another shape than the model's", path);
+      for (const auto& s : c.sequences) {
+        require_possible(s, requests, options_.mode == "score", path);
+      }
+      reader_->verify(static_cast<std::size_t>(world_.rank()),
+                      static_cast<std::size_t>(world_.size()));
+    });
+  } catch (const comm::AgreedFailure& failure) {
+    if (root()) fmt::print(stderr, "not used: {}\n", failure.what());
+    reader_.reset();
+    return false;
+  }
+  step_ = state.at("step").get<std::int64_t>();
+  return true;
+}
+
+void Checkpoints::find(const std::vector<io::Request>& requests, const ModelShape& shape,
+                       DType dtype, std::vector<KeptProgress>& kept) {
+  std::string names;  // each ends with the one byte that no path has
+  if (root()) {
+    for (const std::string& path : checkpoints_in(options_.checkpoint_dir)) names += path + '\0';
+  }
+  names = world_.broadcast(names, 0);
+  while (!names.empty()) {
+    const std::string path = names.substr(0, names.find('\0'));
+    names.erase(0, path.size() + 1);
+    if (try_checkpoint(path, requests, shape, dtype)) break;
+  }
+  if (!reader_) {
+    if (root()) {
+      fmt::print(stderr,
+                 "{} holds no usable checkpoint: unfinished requests start from their "
+                 "beginning\n",
+                 options_.checkpoint_dir);
+    }
+    return;
+  }
+  const io::CheckpointContents& contents = reader_->contents();
+  std::size_t taken = 0;
+  for (std::size_t i = 0; i < contents.sequences.size(); ++i) {
+    const io::CheckpointSequence& s = contents.sequences[i];
+    KeptProgress& progress = kept[static_cast<std::size_t>(s.request)];
+    if (progress.finished || s.complete == 0 || s.cached == 0) continue;
+    progress.cached = static_cast<std::int32_t>(s.cached);
+    progress.generated = static_cast<std::int32_t>(s.generated);
+    saved_[s.request] = i;
+    ++taken;
+  }
+  restoring_ = taken > 0;
+  earlier_loads_ = contents.expert_loads;
+  if (root()) {
+    fmt::print(stderr, "resuming from {}: step {}, {} requests under way\n", reader_->path(), step_,
+               taken);
+  }
+}
+
+Restore Checkpoints::restore_into(compute::Backend& backend) {
+  return [this, &backend](std::int32_t request, std::span<const std::int32_t> pages) {
+    const std::size_t index = saved_.at(request);
+    const io::CheckpointContents& contents = reader_->contents();
+    const io::CheckpointSequence& s = contents.sequences[index];
+    for (std::int64_t piece = 0; piece < s.num_pieces(); ++piece) {
+      const auto [first, count] = io::piece_of(s, piece);
+      keys_.resize(static_cast<std::size_t>(count * contents.row_bytes()));
+      values_.resize(keys_.size());
+      for (int layer = 0; layer < contents.num_layers; ++layer) {
+        reader_->read_piece(index, layer, piece, keys_, values_);
+        backend.finish(backend.load_kv(layer, pages, static_cast<int>(first),
+                                       static_cast<int>(count), keys_.data(), values_.data()));
+      }
+    }
+    const auto tokens = reader_->tokens_of(index);
+    const auto logprobs = reader_->logprobs_of(index);
+    return SavedSequence{{tokens.begin(), tokens.end()}, {logprobs.begin(), logprobs.end()}};
+  };
+}
+
+std::int32_t Checkpoints::phase() {
+  if (phase_ == CheckpointPhase::idle && root() && !options_.checkpoint_dir.empty()) {
+    if (last_time_ == 0) last_time_ = now_seconds();  // the steps begin now
+    const bool due = every_.steps > 0 ? step_ - last_step_ >= every_.steps
+                                      : now_seconds() - last_time_ >= every_.seconds;
+    if (due) return static_cast<std::int32_t>(CheckpointPhase::due);
+  }
+  if (phase_ == CheckpointPhase::writing && cursor_.sequence == own_.size()) {
+    try {
+      if (writer_->synced()) phase_ = CheckpointPhase::written;
+    } catch (const Error& error) {
+      failure_ = error.what();
+      phase_ = CheckpointPhase::failed;
+    }
+  }
+  return static_cast<std::int32_t>(phase_);
+}
+
+void Checkpoints::advance(std::span<const RankLoad> loads, const CheckpointSource& source,
+                          double step_seconds) {
+  const double start = now_seconds();
+  const auto is = [&loads](std::size_t rank, CheckpointPhase phase) {
+    return loads[rank].checkpoint == static_cast<std::int32_t>(phase);
+  };
+  if (restoring_ && !source.batcher->restoring()) restoring_ = false;
+  if (writer_) {
+    std::size_t failed = 0;
+    while (failed < loads.size() && !is(failed, CheckpointPhase::failed)) ++failed;
+    std::size_t written = 0;
+    while (written < loads.size() && is(written, CheckpointPhase::written)) ++written;
+    if (failed < loads.size()) {
+      give_up(failure_, static_cast<int>(failed) == world_.rank());
+    } else if (written == loads.size()) {
+      end();
+    } else if (phase_ == CheckpointPhase::writing && cursor_.sequence < own_.size()) {
+      write_some(source, share_of_step * step_seconds);
+    }
+    cost_.seconds += now_seconds() - start;
+  } else if (is(0, CheckpointPhase::due)) {
+    begin(source);
+    cost_.seconds += now_seconds() - start;
+  }
+  ++step_;
+}
+
+/// Collective: what goes into a checkpoint of now, and which of it this rank writes.
+void Checkpoints::list_sequences(const Batcher& batcher, io::CheckpointContents& contents,
+                                 std::vector<std::int32_t>& tokens, std::vector<float>& logprobs) {
+  own_.clear();
+  const auto add = [&](const io::CheckpointSequence& s, std::span<const std::int32_t> generated,
+                       std::span<const float> scored) {
+    own_.push_back(s);
+    own_.back().complete = 0;
+    tokens.insert(tokens.end(), generated.begin(), generated.end());
+    logprobs.insert(logprobs.end(), scored.begin(), scored.end());
+  };
+  for (const Batcher::View& view : batcher.sequences()) {
+    add({view.request, static_cast<std::int64_t>(view.generated.size()),
+         static_cast<std::int64_t>(view.logprobs.size()), view.cached, 0},
+        view.generated, view.logprobs);
+  }
+  first_carried_ = own_.size();
+  int turn = 0;
+  for (const std::int32_t request : batcher.waiting()) {
+    const auto saved = saved_.find(request);
+    if (saved == saved_.end()) {
+      contents.pending.push_back(request);
+    } else if (turn++ % world_.size() == world_.rank()) {
+      add(reader_->contents().sequences[saved->second], reader_->tokens_of(saved->second),
+          reader_->logprobs_of(saved->second));
+    }
+  }
+  for (const std::string& text : world_.allgather_texts(std::string(
+           reinterpret_cast<const char*>(own_.data()), own_.size() * sizeof(own_[0])))) {
+    const auto* first = reinterpret_cast<const io::CheckpointSequence*>(text.data());
+    const std::size_t count = text.size() / sizeof(own_[0]);
+    contents.sequences.insert(contents.sequences.end(), first, first + count);
+    contents.sequences_of.push_back(static_cast<std::int64_t>(count));
+  }
+}
+
+void Checkpoints::begin(const CheckpointSource& source) {
+  last_step_ = step_;
+  last_time_ = now_seconds();
+  const ModelShape& shape = *source.shape;
+  io::CheckpointContents contents;
+  contents.num_layers = shape.num_layers;
+  contents.num_kv_heads = shape.num_kv_heads;
+  contents.head_dim = shape.head_dim;
+  contents.num_experts = shape.num_experts;
+  contents.dtype = source.dtype;
+  contents.expert_loads = source.traffic->tokens_of_expert;
+  contents.expert_loads.resize(static_cast<std::size_t>(shape.num_layers * shape.num_experts));
+  world_.allreduce(std::span(contents.expert_loads), comm::Communicator::Reduce::sum);
+  for (std::size_t i = 0; i < earlier_loads_.size() && i < contents.expert_loads.size(); ++i) {
+    contents.expert_loads[i] += earlier_loads_[i];
+  }
+  std::vector<std::int32_t> tokens;
+  std::vector<float> logprobs;
+  list_sequences(*source.batcher, contents, tokens, logprobs);
+  ordered_json options = ordered_json::object();
+  for (const auto& [name, value] : options_.items()) options[name] = value;
+  contents.state =
+      io::json_text(ordered_json({{"run", identity_},
+                                  {"step", step_},
+                                  {"ranks", world_.size()},
+                                  {"sampler",
+                                   "random numbers are counted: a request's seed and the "
+                                   "number of its generated tokens are the whole state"},
+                                  {"placement", {{"rank_of_expert", source.placement->rank_of}}},
+                                  {"options", options}}));
+  row_bytes_ = contents.row_bytes();
+  cursor_ = {};
+  try {
+    const comm::Waiting waiting("creating the checkpoint");
+    writer_ = std::make_unique<io::CheckpointWriter>(path_of(step_), contents, tokens, logprobs,
+                                                     world_.fortran_handle());
+    phase_ = CheckpointPhase::writing;
+    if (own_.empty()) writer_->start_sync();
+  } catch (const Error& error) {
+    give_up(error.what(), root());
+  }
+}
+
+void Checkpoints::write_some(const CheckpointSource& source, double seconds) {
+  const double end = now_seconds() + seconds;
+  try {
+    bool wrote = false;
+    while (cursor_.sequence < own_.size() && (!wrote || now_seconds() < end)) {
+      const io::CheckpointSequence& s = own_[cursor_.sequence];
+      const auto pages = source.batcher->pages_of(static_cast<std::int32_t>(s.request));
+      const bool kept = carried() || !pages.empty();
+      if (kept && cursor_.piece < s.num_pieces()) {
+        write_piece(source, pages);
+        wrote = true;
+        if (++cursor_.layer < source.shape->num_layers) continue;
+        cursor_.layer = 0;
+        if (++cursor_.piece < s.num_pieces()) continue;
+      }
+      if (kept) writer_->set_complete(static_cast<std::int64_t>(cursor_.sequence));
+      cursor_ = {cursor_.sequence + 1, 0, 0};
+    }
+    if (cursor_.sequence == own_.size()) writer_->start_sync();
+  } catch (const std::exception& error) {
+    failure_ = error.what();
+    phase_ = CheckpointPhase::failed;
+  }
+}
+
+void Checkpoints::write_piece(const CheckpointSource& source, std::span<const std::int32_t> pages) {
+  const io::CheckpointSequence& s = own_[cursor_.sequence];
+  const auto [first, count] = io::piece_of(s, cursor_.piece);
+  keys_.resize(static_cast<std::size_t>(count * row_bytes_));
+  values_.resize(keys_.size());
+  if (carried()) {
+    reader_->read_piece(saved_.at(s.request), cursor_.layer, cursor_.piece, keys_, values_);
+  } else {
+    compute::Backend& backend = *source.backend;
+    backend.finish(backend.save_kv(cursor_.layer, pages, static_cast<int>(first),
+                                   static_cast<int>(count), keys_.data(), values_.data()));
+  }
+  writer_->write_piece(static_cast<std::int64_t>(cursor_.sequence), cursor_.layer, cursor_.piece,
+                       keys_, values_);
+  comm::watched::progress();  // all of a large checkpoint may take longer than any step
+}
+
+void Checkpoints::end() {
+  try {
+    const comm::Waiting waiting("closing the checkpoint");
+    writer_->finish();
+    cost_.written += 1;
+    cost_.bytes += writer_->bytes_written();
+    writer_.reset();
+    phase_ = CheckpointPhase::idle;
+    if (root()) {
+      own_files_.push_back(path_of(last_step_));
+      remove_older();
+    }
+  } catch (const Error& error) {
+    give_up(error.what(), root());
+  }
+}
+
+void Checkpoints::give_up(const std::string& reason, bool reporter) {
+  if (reporter)
+    fmt::print(stderr, "no checkpoint of step {}: {}; the run goes on\n", last_step_, reason);
+  close();
+  cost_.failed += 1;
+  phase_ = CheckpointPhase::idle;
+  failure_.clear();
+}
+
+/// The newest two of this run stay, and the one that it resumed from while ranks still read it.
+void Checkpoints::remove_older() {
+  for (std::size_t i = 0; i + num_kept < own_files_.size();) {
+    if (restoring_ && reader_ && reader_->path() == own_files_[i]) {
+      ++i;
+      continue;
+    }
+    std::error_code ignored;
+    fs::remove(own_files_[i], ignored);
+    own_files_.erase(own_files_.begin() + static_cast<std::ptrdiff_t>(i));
+  }
+}
+
+std::string Checkpoints::write_now(const CheckpointSource& source) {
+  if (options_.checkpoint_dir.empty()) return "";
+  comm::watched::stage("the last checkpoint", setup_deadlines * options_.deadline);
+  close();
+  const std::int64_t before = cost_.written;
+  begin(source);
+  if (!writer_) return "no checkpoint could be written";
+  constexpr double for_ever = 1e9;
+  if (cursor_.sequence < own_.size()) write_some(source, for_ever);
+  while (phase() == static_cast<std::int32_t>(CheckpointPhase::writing)) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+  const auto phases = world_.allgather(static_cast<std::int32_t>(phase_));
+  const auto failed =
+      std::find(phases.begin(), phases.end(), static_cast<std::int32_t>(CheckpointPhase::failed));
+  if (failed == phases.end()) {
+    end();
+  } else {
+    give_up(failure_, failed - phases.begin() == world_.rank());
+  }
+  if (cost_.written == before) return "no checkpoint could be written";
+  return fmt::format("{} holds the rest", path_of(step_));
+}
+
+void Checkpoints::close() {
+  if (!writer_) return;
+  const comm::Waiting waiting("removing an unfinished checkpoint");
+  writer_->abandon();
+  writer_.reset();
+}
+
+}  // namespace atl

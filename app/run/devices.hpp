@@ -1,0 +1,55 @@
+#pragma once
+// Where each rank computes: which backend, which GPU, and how much of its memory.
+
+#include <memory>
+#include <string>
+
+#include "comm/communicator.hpp"
+#include "comm/launcher.hpp"
+#include "comm/topology.hpp"
+#include "compute/backend.hpp"
+#include "compute/cuda/backend.hpp"
+
+namespace atl {
+
+/// What choose_backend decided, alike on all ranks but for the device.
+struct BackendChoice {
+  bool cuda = false;
+  compute::CudaShare share;  ///< where cuda
+  std::string devices;       ///< where cuda: the kinds of all ranks' devices by name, with commas
+
+  const char* name() const { return cuda ? "cuda" : "cpu"; }
+};
+
+/// Why GPUs that are there may not be used, as "CUDA_VISIBLE_DEVICES= hides all GPUs"; empty where
+/// nothing hides them. A batch system or container hides them so from jobs that were given none.
+std::string why_gpus_are_hidden(const comm::launcher::Variables& variables);
+
+/// Collective. `wanted` is auto, cpu or cuda; auto takes CUDA where every rank sees a device. Ranks
+/// of a node take its devices in turn by their local rank; several may share one, each with an
+/// equal part of its memory. Throws Error when what is wanted cannot be had.
+BackendChoice choose_backend(const comm::Communicator& world, const comm::Topology& topology,
+                             const std::string& wanted);
+
+/// Whether all that these options say fits the device; true without one.
+bool fits(const BackendChoice& choice, const compute::BackendOptions& options);
+
+/// The most KV pages, up to `wanted` >= 1, that fit beside everything else these options say (their
+/// `num_pages` does not matter); 0 where not even one does.
+std::int64_t fitting_pages(const BackendChoice& choice, compute::BackendOptions options,
+                           std::int64_t wanted);
+
+/// The same options with receive buffers that never grow.
+compute::BackendOptions for_any_routing(compute::BackendOptions options);
+
+/// The KV pages that a rank takes unless it is told how many: up to `useful`, and what fits beside
+/// buffers for any routing. Where one request of `largest` <= `useful` pages would not fit then, or
+/// the cache were less than half as large, the buffers are those of `options`, which may grow.
+std::int64_t automatic_pages(const BackendChoice& choice, const compute::BackendOptions& options,
+                             std::int64_t useful, std::int64_t largest);
+
+/// Throws Error where the options do not fit the device.
+std::unique_ptr<compute::Backend> make_backend(const BackendChoice& choice,
+                                               const compute::BackendOptions& options);
+
+}  // namespace atl

@@ -1,0 +1,157 @@
+#include "app/run/diff.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <limits>
+#include <map>
+
+#include "compute/error.hpp"
+#include "io/activation_file.hpp"
+
+namespace atl {
+
+namespace {
+
+constexpr std::int64_t block_elements = 1 << 20;  // compared at once
+
+/// A request that both files have, and how many positions saw the same tokens in both.
+struct CommonRequest {
+  std::size_t in_a = 0;
+  std::size_t in_b = 0;
+  std::int64_t rows = 0;
+};
+
+struct Common {
+  std::vector<CommonRequest> requests;
+  std::int64_t diverged = 0;  ///< requests whose tokens differ somewhere
+};
+
+Common common_requests(io::ActivationReader& a, io::ActivationReader& b) {
+  std::map<std::string, std::size_t> of_b;
+  for (std::size_t r = 0; r < b.layout().requests.size(); ++r) of_b[b.layout().requests[r]] = r;
+  Common common;
+  for (std::size_t r = 0; r < a.layout().requests.size(); ++r) {
+    const auto found = of_b.find(a.layout().requests[r]);
+    if (found == of_b.end()) continue;
+    const auto tokens_a = a.tokens(r);
+    const auto tokens_b = b.tokens(found->second);
+    const auto [end_a, end_b] =
+        std::mismatch(tokens_a.begin(), tokens_a.end(), tokens_b.begin(), tokens_b.end());
+    if (end_a != tokens_a.end() || end_b != tokens_b.end()) ++common.diverged;
+    const auto rows = static_cast<std::int64_t>(end_a - tokens_a.begin());
+    if (rows > 0) common.requests.push_back({r, found->second, rows});
+  }
+  return common;
+}
+
+double difference_of(float a, float b) {
+  if (a == b || (std::isnan(a) && std::isnan(b))) return 0;
+  const double difference = std::abs(static_cast<double>(a) - static_cast<double>(b));
+  return std::isfinite(difference) ? difference : std::numeric_limits<double>::infinity();
+}
+
+/// Adds one block of rows of a request to a layer's figures; `mean` and `rms` are sums so far.
+void add_block(std::span<const float> a, std::span<const float> b, std::int64_t hidden,
+               const std::string& request, std::int64_t first_position, LayerDifference& sum) {
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    const double difference = difference_of(a[i], b[i]);
+    sum.mean += difference;
+    sum.rms += static_cast<double>(a[i]) * static_cast<double>(a[i]);
+    if (difference > sum.largest) {
+      sum.largest = difference;
+      sum.request = request;
+      sum.position = first_position + static_cast<std::int64_t>(i) / hidden;
+    }
+  }
+}
+
+LayerDifference compare_layer(io::ActivationReader& a, std::size_t layer_a, io::ActivationReader& b,
+                              std::size_t layer_b, const Common& common) {
+  const std::int64_t hidden = a.layout().hidden;
+  const std::int64_t rows_at_once = std::max<std::int64_t>(1, block_elements / hidden);
+  LayerDifference result;
+  result.layer = a.layout().layers[layer_a];
+  std::vector<float> x_a;
+  std::vector<float> x_b;
+  for (const CommonRequest& request : common.requests) {
+    for (std::int64_t row = 0; row < request.rows; row += rows_at_once) {
+      const std::int64_t rows = std::min(rows_at_once, request.rows - row);
+      x_a.resize(static_cast<std::size_t>(rows * hidden));
+      x_b.resize(x_a.size());
+      a.read(layer_a, request.in_a, row, rows, x_a);
+      b.read(layer_b, request.in_b, row, rows, x_b);
+      add_block(x_a, x_b, hidden, a.layout().requests[request.in_a], row, result);
+      result.rows += rows;
+    }
+  }
+  const double elements = static_cast<double>(result.rows) * static_cast<double>(hidden);
+  result.mean /= elements;
+  result.rms = std::sqrt(result.rms / elements);
+  return result;
+}
+
+void require_comparable(const io::ActivationReader& a, const io::ActivationReader& b) {
+  require(a.layout().hidden == b.layout().hidden,
+          "cannot compare {} with {}: their tokens are {} and {} wide; give runs of like models",
+          a.path(), b.path(), a.layout().hidden, b.layout().hidden);
+}
+
+std::vector<LayerDifference> compare(io::ActivationReader& a, io::ActivationReader& b,
+                                     const Common& common) {
+  require(!common.requests.empty(),
+          "cannot compare {} with {}: no request has the same id and first token in both; give "
+          "runs of the same requests",
+          a.path(), b.path());
+  std::vector<LayerDifference> layers;
+  const auto& of_b = b.layout().layers;
+  for (std::size_t i = 0; i < a.layout().layers.size(); ++i) {
+    const auto found = std::find(of_b.begin(), of_b.end(), a.layout().layers[i]);
+    if (found == of_b.end()) continue;
+    layers.push_back(
+        compare_layer(a, i, b, static_cast<std::size_t>(found - of_b.begin()), common));
+  }
+  require(!layers.empty(), "cannot compare {} with {}: no layer is in both", a.path(), b.path());
+  return layers;
+}
+
+}  // namespace
+
+std::vector<LayerDifference> compare_activations(io::ActivationReader& a, io::ActivationReader& b) {
+  require_comparable(a, b);
+  return compare(a, b, common_requests(a, b));
+}
+
+void diff_activations(const DiffOptions& options) {
+  io::ActivationReader a(options.a);
+  io::ActivationReader b(options.b);
+  require_comparable(a, b);
+  const Common common = common_requests(a, b);
+  const auto layers = compare(a, b, common);
+  fmt::print(
+      "{} requests, {} tokens compared; {} requests have other tokens from some position "
+      "on\n{:>6} {:>12} {:>12} {:>12}  largest at\n",
+      common.requests.size(), layers.front().rows, common.diverged, "layer", "largest", "mean",
+      "rms of A");
+  for (const LayerDifference& layer : layers) {
+    const std::string where = layer.largest > 0 ? fmt::format("request \"{}\", position {}",
+                                                              layer.request, layer.position)
+                                                : "-";
+    fmt::print("{:>6} {:>12.4g} {:>12.4g} {:>12.4g}  {}\n", layer.layer, layer.largest, layer.mean,
+               layer.rms, where);
+  }
+  require(std::fflush(stdout) == 0, "cannot write the comparison to standard output");
+  const auto first = std::find_if(layers.begin(), layers.end(), [&](const LayerDifference& layer) {
+    return layer.largest > options.tolerance;
+  });
+  if (first == layers.end()) return;
+  fail(
+      "{} and {} differ by more than {} from layer {} on (there by {:.4g} at most, in request "
+      "\"{}\" at position {})",
+      options.a, options.b, options.tolerance, first->layer, first->largest, first->request,
+      first->position);
+}
+
+}  // namespace atl

@@ -1,0 +1,95 @@
+#pragma once
+// Executes a Schedule on this rank: the only loop that posts, polls and launches.
+//
+// The thread that calls run_step owns MPI. Arithmetic is enqueued on the backend's queue and runs
+// beside it; what becomes ready first, runs first, in the schedule's order of priority.
+
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "app/plan/placement.hpp"
+#include "app/plan/ready.hpp"
+#include "app/plan/schedule.hpp"
+#include "app/run/batch.hpp"
+#include "app/run/chunk_moves.hpp"
+#include "app/run/timeline.hpp"
+#include "compute/backend.hpp"
+
+namespace atl {
+
+struct DriverOptions {
+  int num_chunks = 1;
+  bool overlap = true;
+  comm::TransportKind transport = comm::TransportKind::ialltoallv;
+  bool shares_cores = false;  ///< this rank has less than a core of its own
+  std::size_t row_bytes = 0;  ///< of one token on the wire
+  Mode mode = Mode::generate;
+  int max_head_rows = 0;  ///< tokens to choose per chunk (generate)
+  int max_chunk_tokens = 0;
+  /// Host memory for x [tokens, H] of a chunk after a layer, or null where it is not wanted; it is
+  /// filled when run_step returns. Empty: never.
+  std::function<void*(int chunk, int layer, std::size_t tokens)> save_x;
+  /// How rows travel; empty: over MPI, by `transport`.
+  MakeChunkMoves moves;
+};
+
+class Driver {
+ public:
+  /// Collective.
+  Driver(compute::Backend& backend, const comm::Communicator& world, const ModelShape& shape,
+         const Placement& placement, const DriverOptions& options, Timeline& timeline);
+  ~Driver();
+
+  /// The schedule for `num_chunks` chunks; built once, equal on all ranks.
+  const Schedule& schedule(int num_chunks) const;
+
+  /// Takes the batch's chunks through all steps; afterwards each chunk's head rows are filled.
+  void run_step(Batcher& batch);
+
+  const Traffic& traffic() const { return traffic_; }
+
+ private:
+  struct ChunkState;
+  struct Running {
+    std::int32_t step;
+    compute::Event first;  // arithmetic: first and last operation of the step
+    compute::Event event;
+    double posted;  // messages
+  };
+
+  void make_schedules();
+  void prepare(Batcher& batch);
+  void launch();
+  Running launch_compute(std::int32_t step);
+  compute::Event save_x(const Step& step, const compute::Chunk& chunk, compute::Event last);
+  compute::Event launch_head(ChunkState& state);
+  ChunkState& chunk_of(const Step& step);
+  bool poll();
+  bool poll_compute();
+  bool poll_exchanges();
+  void record_intervals(const Running& running);
+  void back_off();
+  void say_where();
+  std::string awaited();
+
+  compute::Backend& backend_;
+  const comm::Communicator& world_;
+  ModelShape shape_;
+  Placement placement_;
+  DriverOptions options_;
+  Timeline& timeline_;
+  std::vector<ReadySteps> passes_;  // [num_chunks - 1]
+  Traffic traffic_;
+  std::vector<std::unique_ptr<ChunkState>> chunks_;
+
+  // Of the pass under way.
+  Batcher* batch_ = nullptr;
+  ReadySteps* steps_ = nullptr;
+  std::vector<Running> running_compute_;  // in order of their launch
+  std::vector<Running> running_exchange_;
+  comm::Poller poller_;
+  int idle_polls_ = 0;
+};
+
+}  // namespace atl

@@ -1,0 +1,46 @@
+#include "app/run/isa.hpp"
+
+#include <algorithm>
+
+namespace atl {
+
+using compute::CpuIsa;
+
+CpuIsa agreed_isa(const std::string& wanted, const std::string& recorded,
+                  const std::vector<CpuIsa>& able) {
+  const auto narrowest = std::min_element(able.begin(), able.end());
+  const auto rank = narrowest - able.begin();
+  if (wanted != "auto") {
+    const auto isa = compute::cpu_isa_named(wanted);
+    require(isa.has_value(), "--isa {} is not known to this version", wanted);
+    require(*isa <= *narrowest,
+            "--isa {}: the CPU of rank {} has only {}; give that, or auto, or use other nodes",
+            wanted, rank, name_of(*narrowest));
+    return *isa;
+  }
+  if (recorded.empty()) return *narrowest;
+  const auto isa = compute::cpu_isa_named(recorded);
+  require(
+      isa && *isa <= *narrowest,
+      "cannot resume: the interrupted run computed with {}, whose bits the CPU of rank {} cannot "
+      "give (it has {}); resume on nodes that have it, or remove journal and checkpoints to "
+      "start anew",
+      recorded, rank, name_of(*narrowest));
+  return *isa;
+}
+
+CpuIsa use_agreed_isa(const comm::Communicator& world, const std::string& wanted,
+                      const std::string& recorded) {
+  CpuIsa mine = CpuIsa::avx2;
+  world.agree([&] { mine = compute::widest_cpu_isa(); });
+  const std::string of_first = world.broadcast(recorded, 0);
+  const auto able = world.allgather(mine);
+  CpuIsa isa = mine;
+  world.agree([&] {
+    isa = agreed_isa(wanted, of_first, able);
+    compute::use_cpu_isa(isa);
+  });
+  return isa;
+}
+
+}  // namespace atl

@@ -1,0 +1,75 @@
+#include "app/run/progress.hpp"
+
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <filesystem>
+
+namespace atl {
+
+namespace {
+
+constexpr double bar_period_s = 0.1;
+constexpr double line_period_s = 10.0;
+constexpr int bar_width = 30;
+
+/// mpirun passes our stderr through a pipe; its own stderr tells whether a person is watching.
+bool watched_by_a_person() {
+  if (isatty(STDERR_FILENO) != 0) return true;
+  std::error_code error;
+  const auto target = std::filesystem::read_symlink(
+      fmt::format("/proc/{}/fd/2", static_cast<long>(getppid())), error);
+  return !error &&
+         (target.string().starts_with("/dev/pts/") || target.string().starts_with("/dev/tty"));
+}
+
+std::string duration(double seconds) {
+  const auto s = static_cast<long>(std::clamp(seconds, 0.0, 1e7));
+  if (s >= 3600) return fmt::format("{}h{:02}m", s / 3600, s / 60 % 60);
+  if (s >= 60) return fmt::format("{}m{:02}s", s / 60, s % 60);
+  return fmt::format("{}s", s);
+}
+
+}  // namespace
+
+Progress::Progress(const std::string& style, std::int64_t total)
+    : style_(style == "none"    ? Style::none
+             : style == "bar"   ? Style::bar
+             : style == "lines" ? Style::lines
+                                : (watched_by_a_person() ? Style::bar : Style::lines)),
+      total_(std::max<std::int64_t>(total, 1)) {}
+
+void Progress::update(std::int64_t done, double seconds) {
+  if (style_ == Style::none) return;
+  const double period = style_ == Style::bar ? bar_period_s : line_period_s;
+  // The first line of a log comes after one period: a short job needs none.
+  if (style_ == Style::lines && !printed_ && seconds < period) return;
+  if (seconds - last_print_ < period) return;
+  last_print_ = seconds;
+  printed_ = true;
+  done = std::clamp<std::int64_t>(done, 0, total_);
+  const double rate = seconds > 0 ? static_cast<double>(done) / seconds : 0;
+  const std::string eta =
+      rate > 0 ? duration(static_cast<double>(total_ - done) / rate) : std::string("?");
+  const double share = static_cast<double>(done) / static_cast<double>(total_);
+  if (style_ == Style::bar) {
+    const int full = static_cast<int>(share * bar_width);
+    fmt::print(stderr, "\r[{:#<{}}{:.<{}}] {:3.0f} %  {}/{} tokens  {:.0f} tokens/s  ETA {}   ", "",
+               full, "", bar_width - full, share * 100, done, total_, rate, eta);
+  } else {
+    fmt::print(stderr, "{:.0f} s: {} of at most {} tokens ({:.0f} %), {:.0f} tokens/s, ETA {}\n",
+               seconds, done, total_, share * 100, rate, eta);
+  }
+  std::fflush(stderr);
+}
+
+void Progress::finish() {
+  if (style_ == Style::bar && printed_) {
+    fmt::print(stderr, "\n");
+    std::fflush(stderr);
+  }
+}
+
+}  // namespace atl

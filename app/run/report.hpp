@@ -1,0 +1,72 @@
+#pragma once
+// The report of a run: gathered from all ranks, written as JSON, and its short table for the eye.
+
+#include <cstdint>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "app/config.hpp"
+#include "app/model/model_config.hpp"
+#include "app/plan/placement.hpp"
+#include "app/run/batch.hpp"
+#include "app/run/checkpoints.hpp"
+#include "app/run/cluster.hpp"
+#include "app/run/driver.hpp"
+#include "app/run/timeline.hpp"
+#include "comm/allotment.hpp"
+#include "comm/topology.hpp"
+
+namespace atl {
+
+/// What the report says that does not depend on time.
+struct RunFacts {
+  const RunOptions* options = nullptr;
+  const ModelConfig* config = nullptr;
+  const Placement* placement = nullptr;
+  const comm::Topology* topology = nullptr;
+  const comm::Allotment* given = nullptr;
+  const Cluster* cluster = nullptr;  ///< null: the links' speed is not known
+  std::string backend;
+  std::string isa;  ///< empty: not the CPU's
+  std::string transport;
+  std::uint64_t model_identity = 0;
+  std::uint64_t schedule_hash = 0;
+  int threads = 1;  ///< of this rank
+  DType dtype = DType::bfloat16;
+  Mode mode = Mode::generate;
+};
+
+/// This rank's part of the measurements.
+struct RankMeasurements {
+  const Timeline* timeline = nullptr;
+  const Traffic* traffic = nullptr;
+  compute::Backend::Memory memory;
+  std::int64_t bytes_read = 0;
+  double load_seconds = 0;
+  CheckpointCost checkpoints;
+};
+
+/// When the requests of all ranks got their tokens; filled on rank 0.
+struct RequestSummary {
+  std::int64_t requests = 0;
+  std::int64_t refused = 0;
+  std::int64_t failed = 0;            ///< their numbers were not finite
+  std::int64_t resumed = 0;           ///< finished by an earlier run
+  std::vector<double> first_token_s;  ///< of each finished request, since the first step
+  std::vector<double> per_token_s;    ///< mean time per token after the first
+  double perplexity = 0;              ///< scoring; 0 otherwise
+  std::int64_t scored_tokens = 0;
+};
+
+/// Collective. The whole report on rank 0, null elsewhere.
+nlohmann::json gather_report(const comm::Communicator& world, const RunFacts& facts,
+                             const RankMeasurements& mine, const RequestSummary& requests);
+
+/// One line that says in how many requests numbers were not finite and what to do; "" for none.
+std::string failures_line(const RequestSummary& requests, DType dtype);
+
+/// A few lines for the end of a run, from the report.
+std::string summary_table(const nlohmann::json& report);
+
+}  // namespace atl

@@ -1,0 +1,109 @@
+#pragma once
+// Requests to all ranks, results back to rank 0 and onto its disk as soon as they are finished.
+
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "app/run/batch.hpp"
+#include "app/run/report.hpp"
+#include "app/run/shards.hpp"
+#include "comm/communicator.hpp"
+#include "compute/error.hpp"
+#include "io/journal.hpp"
+#include "io/requests.hpp"
+#include "io/text_file.hpp"
+
+namespace atl {
+
+/// Every request of a job failed; the results, which say why, are written. Exit code 65, which
+/// sysexits.h has for input that cannot be used.
+class NothingServed : public Error {
+ public:
+  using Error::Error;
+  int exit_code() const override { return 65; }
+};
+
+/// Collective: rank 0's requests on every rank.
+std::vector<io::Request> broadcast_requests(const comm::Communicator& world,
+                                            std::vector<io::Request> requests);
+
+/// The results of a run. Each rank writes the lines of its own finished requests; rank 0 takes them
+/// at the next step's start and appends them to the journal beside the output, from which the
+/// output is made at the end, in the order of the input. Rank 0 alone, because the output may lie
+/// on a disk that the other nodes do not see.
+class ResultStore {
+ public:
+  explicit ResultStore(const comm::Communicator& world) : world_(world) {}
+
+  /// On rank 0, before any work: opens output and journal. Throws Error when they cannot be
+  /// written.
+  void open(const std::string& output);
+  /// On rank 0: the output is a part, of which these facts hold.
+  void make_part(PartFacts facts) { part_ = std::move(facts); }
+
+  /// On rank 0, after open(): the identity of the run that left finished results; null without any.
+  nlohmann::ordered_json recorded() const;
+
+  /// Collective: starts the journal, or with `resume` takes up what an earlier run of the same
+  /// `identity` has finished. Throws Error when that was another run, or when results of an
+  /// interrupted run would be lost. Returns for each request whether it is finished already.
+  std::vector<bool> begin(const std::vector<io::Request>& requests,
+                          const nlohmann::ordered_json& identity, bool resume, Mode mode,
+                          bool has_text);
+
+  /// Takes over the requests that this rank has finished; `finished` is empty afterwards.
+  void take(std::vector<FinishedRequest>& finished);
+  /// Bytes that this rank has for rank 0, for RankLoad::result_bytes.
+  std::int64_t waiting_bytes() const { return static_cast<std::int64_t>(waiting_.size()); }
+  /// Collective, with all ranks' loads: afterwards the results taken so far are in the journal.
+  void collect(std::span<const RankLoad> loads);
+  /// On rank 0: returns when the journal is on the disk.
+  void sync();
+
+  std::int64_t num_finished() const { return journal_ ? journal_->num_results() : 0; }
+
+  /// Collective: when the requests got their tokens and what they scored, on rank 0. Those that
+  /// ended with an error count in neither.
+  RequestSummary summary() const;
+  /// On rank 0, at the end: writes the output.
+  void write();
+  /// On rank 0, after write(): says on stderr how many results are errors. Throws NothingServed
+  /// where all are.
+  void require_served() const;
+  /// On rank 0, when nothing can fail any more that would have to be made from it.
+  void remove_journal();
+
+ private:
+  /// What the report needs of one finished request.
+  struct Outcome {
+    std::int32_t request = 0;
+    std::int32_t tokens = 0;
+    RequestTimes times;
+    double logprob_sum = 0;
+    std::int64_t scored = 0;
+    bool failed = false;
+  };
+  bool root() const { return world_.rank() == 0; }
+  void check_journal(const nlohmann::ordered_json& identity, bool resume) const;
+  Outcome kept_outcome(std::size_t request) const;
+
+  const comm::Communicator& world_;
+  const std::vector<io::Request>* requests_ = nullptr;
+  Mode mode_ = Mode::generate;
+  bool has_text_ = false;
+  std::string output_;
+  std::optional<PartFacts> part_;               // rank 0: of an output that is a part
+  std::optional<io::TextFile> pipe_;            // rank 0: output that is no regular file
+  std::unique_ptr<io::ResultJournal> journal_;  // rank 0
+  std::string waiting_;                         // journal lines for rank 0
+  std::vector<Outcome> outcomes_;               // of this rank
+  std::vector<std::size_t> resumed_;            // rank 0: requests that an earlier run finished
+  std::int64_t num_errors_ = 0;                 // rank 0, as written: results that are errors
+  std::string first_error_;                     // the first of them, with its line
+};
+
+}  // namespace atl

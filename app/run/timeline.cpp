@@ -1,0 +1,150 @@
+#include "app/run/timeline.hpp"
+
+#include <algorithm>
+
+#include "comm/communicator.hpp"
+
+namespace atl {
+
+double PhaseTimes::overlap_efficiency() const {
+  const double shorter = std::min(compute, exchange);
+  return shorter > 0 ? overlapped / shorter : 1.0;
+}
+
+Timeline::Timeline(int num_ranks, double clock_offset, std::size_t max_trace_events)
+    : clock_offset_(clock_offset),
+      max_trace_events_(max_trace_events),
+      waited_for_(static_cast<std::size_t>(num_ranks)) {
+  steps_.reserve(steps_per_flush);
+}
+
+void Timeline::begin_step(Phase phase, const Schedule& schedule, double begin, double agreed) {
+  if (schedule_ != &schedule) {
+    schedule_ = &schedule;
+    exchange_slot_.assign(schedule.steps.size(), -1);
+    std::int32_t slot = 0;
+    for (std::size_t i = 0; i < schedule.steps.size(); ++i) {
+      if (is_exchange(schedule.steps[i].kind)) exchange_slot_[i] = slot++;
+    }
+    // Room for every step until the next flush, so that recording does not allocate.
+    intervals_.reserve(steps_per_flush * schedule.steps.size() * parts_per_step_);
+    exchanges_.reserve(steps_per_flush * static_cast<std::size_t>(slot));
+  }
+  const auto num_exchanges = static_cast<std::size_t>(std::count_if(
+      exchange_slot_.begin(), exchange_slot_.end(), [](std::int32_t slot) { return slot >= 0; }));
+  StepRecord record;
+  record.phase = phase;
+  record.begin = begin;
+  record.agreed = agreed;
+  record.first_interval = intervals_.size();
+  record.first_exchange = exchanges_.size();
+  record.num_exchanges = num_exchanges;
+  exchanges_.resize(exchanges_.size() + num_exchanges);
+  steps_.push_back(record);
+}
+
+void Timeline::computed(std::size_t step, std::span<const compute::Interval> parts) {
+  parts_per_step_ = std::max(parts_per_step_, parts.size());
+  for (const compute::Interval& part : parts) {
+    if (!part.only_copies) intervals_.push_back(part);
+    add_trace(schedule_->steps[step], part.begin, part.end, part.stream);
+  }
+}
+
+void Timeline::exchanged(std::size_t step, double posted, double done) {
+  const auto slot = static_cast<std::size_t>(exchange_slot_[step]);
+  exchanges_[steps_.back().first_exchange + slot] = {posted, done};
+  add_trace(schedule_->steps[step], posted, done);
+}
+
+void Timeline::add_trace(const Step& step, double begin, double end, int stream) {
+  if (max_trace_events_ == 0) return;
+  if (trace_.size() >= max_trace_events_) {
+    ++dropped_;
+    return;
+  }
+  if (trace_.capacity() == 0) trace_.reserve(max_trace_events_);
+  io::TraceEvent event;
+  event.kind = static_cast<std::uint8_t>(step.kind);
+  event.layer = step.layer;
+  event.chunk = step.chunk;
+  event.stream = static_cast<std::uint8_t>(stream);
+  event.begin = begin + clock_offset_;
+  event.end = end + clock_offset_;
+  trace_.push_back(event);
+}
+
+void Timeline::end_step(const StepTokens& tokens) {
+  StepRecord& record = steps_.back();
+  record.end = now_seconds();
+  record.num_intervals = intervals_.size() - record.first_interval;
+  record.tokens = tokens;
+}
+
+void Timeline::flush(const comm::Communicator& world) {
+  posts_.clear();
+  for (const Exchanged& e : exchanges_) posts_.push_back(e.posted + clock_offset_);
+  last_posts_.resize(posts_.size());
+  last_ranks_.resize(posts_.size());
+  world.allreduce_max_where(posts_, last_posts_, last_ranks_);
+  for (std::size_t i = 0; i < exchanges_.size(); ++i) {
+    last_posts_[i] =
+        std::clamp(last_posts_[i] - clock_offset_, exchanges_[i].posted, exchanges_[i].done);
+    waited_for_[static_cast<std::size_t>(last_ranks_[i])] += last_posts_[i] - exchanges_[i].posted;
+  }
+  for (const StepRecord& step : steps_) {
+    account(step, std::span(last_posts_).subspan(step.first_exchange, step.num_exchanges));
+  }
+  steps_.clear();
+  intervals_.clear();
+  exchanges_.clear();
+}
+
+void Timeline::account(const StepRecord& step, std::span<const double> last_posts) {
+  edges_.clear();
+  const auto add = [this](double begin, double end, int state) {
+    if (end <= begin) return;
+    edges_.push_back({begin, state, +1});
+    edges_.push_back({end, state, -1});
+  };
+  for (std::size_t i = 0; i < step.num_intervals; ++i) {
+    const auto& interval = intervals_[step.first_interval + i];
+    add(interval.begin, interval.end, 0);
+  }
+  for (std::size_t i = 0; i < step.num_exchanges; ++i) {
+    const Exchanged& exchange = exchanges_[step.first_exchange + i];
+    add(last_posts[i], exchange.done, 1);
+    add(exchange.posted, last_posts[i], 2);
+  }
+  add(step.begin, step.agreed, 2);  // agreeing on a batch waits for the slowest rank
+  std::sort(edges_.begin(), edges_.end(),
+            [](const Edge& a, const Edge& b) { return a.time < b.time; });
+
+  PhaseTimes& sum = times_[static_cast<std::size_t>(step.phase)];
+  std::array<int, 3> active{};
+  double at = step.begin;
+  const auto pass = [&](double until) {
+    const double span = std::max(0.0, until - at);
+    if (active[0] > 0) sum.compute += span;
+    if (active[1] > 0) sum.exchange += span;
+    if (active[0] > 0 && active[1] > 0) sum.overlapped += span;
+    if (active[0] == 0) {
+      (active[1] > 0   ? sum.communication
+       : active[2] > 0 ? sum.synchronisation
+                       : sum.overhead) += span;
+    }
+    at = std::max(at, until);
+  };
+  for (const Edge& edge : edges_) {
+    pass(edge.time);
+    active[static_cast<std::size_t>(edge.state)] += edge.change;
+  }
+  pass(step.end);
+  sum.wall += step.end - step.begin;
+  sum.steps += 1;
+  sum.processed_tokens += static_cast<double>(step.tokens.processed);
+  sum.prompt_tokens += static_cast<double>(step.tokens.prompt);
+  sum.new_tokens += static_cast<double>(step.tokens.generated);
+}
+
+}  // namespace atl

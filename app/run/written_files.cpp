@@ -1,0 +1,56 @@
+#include "app/run/written_files.hpp"
+
+#include <fmt/format.h>
+
+#include <filesystem>
+#include <utility>
+#include <vector>
+
+#include "compute/error.hpp"
+#include "io/text_file.hpp"
+
+namespace atl {
+
+void require_separate_files(const RunOptions& options, const std::string& written) {
+  namespace fs = std::filesystem;
+  std::vector<std::pair<std::string, std::string>> files = {{"--model", options.model},
+                                                            {"--input", options.input},
+                                                            {"--output", options.output},
+                                                            {"--cluster", options.cluster},
+                                                            {"--report", options.report},
+                                                            {"--trace", options.trace},
+                                                            {"--activations", options.activations}};
+  // What else is written beside these.
+  const auto add_beside = [&files](const std::string& name, const std::string& path, bool journal) {
+    const io::TextPlace place = io::text_place_of(path);
+    if (path.empty() || place.direct) return;
+    files.emplace_back("the unfinished " + name, place.partial());
+    if (journal) files.emplace_back("the journal of " + name, place.path + ".journal");
+  };
+  add_beside("--output", options.output, written == options.output);
+  add_beside("--report", options.report, false);
+  add_beside("--trace", options.trace, false);
+  if (written != options.output) {
+    files.emplace_back("the part of --output", written);
+    add_beside("the part of --output", written, true);
+  }
+  const auto same = [](const std::string& a, const std::string& b) {
+    std::error_code ignored;
+    if (a.empty() || b.empty()) return false;
+    if (fs::exists(a, ignored) && !fs::is_regular_file(a, ignored)) return false;  // /dev/null
+    const auto whole =
+        [&](const std::string& path) {  // a file that is not there stays relative else
+          return fs::weakly_canonical(fs::absolute(path, ignored), ignored);
+        };
+    return whole(a) == whole(b) || fs::equivalent(a, b, ignored);
+  };
+  for (std::size_t one = 2; one < files.size(); ++one) {
+    for (std::size_t other = 0; other < one; ++other) {
+      if (!same(files[one].second, files[other].second)) continue;
+      throw UsageError(fmt::format("{} {} is the same file as {}; give each its own",
+                                   files[one].first, files[one].second, files[other].first));
+    }
+  }
+}
+
+}  // namespace atl

@@ -1,0 +1,184 @@
+// The CPU backend as callers see it: checks on the calling thread, arithmetic on the worker.
+
+#include <omp.h>
+
+#include <memory>
+
+#include "compute/cpu/operations.hpp"
+#include "compute/error.hpp"
+#include "compute/loading.hpp"
+
+namespace atl::compute {
+
+namespace {
+
+void check(const BackendOptions& options) {
+  check_options(options, max_head_dim);
+  require(options.page_tokens % panel_tokens == 0,
+          "cannot use KV pages of {} tokens; use a multiple of {}", options.page_tokens,
+          panel_tokens);
+}
+
+class CpuBackend final : public Backend {
+ public:
+  explicit CpuBackend(const BackendOptions& options)
+      : options_(options),
+        layers_((check(options), options)),
+        queue_([this] { omp_set_num_threads(options_.num_threads); },
+               [this](const CpuOp& op) { layers_.execute(op); }) {
+    omp_set_num_threads(options_.num_threads);  // finish() may compute on this thread
+  }
+
+  std::string description() const override { return layers_.description(); }
+
+  void load_weight(Weight weight, int layer, int local_expert, const HostTensor& tensor) override;
+
+  void finish_loading() override {
+    run_on_worker([this] { layers_.prepare(); });
+    memory_ = layers_.memory();
+  }
+
+  std::unique_ptr<Chunk> make_chunk() override {
+    return std::make_unique<CpuChunk>(options_, chunk_bytes_);
+  }
+
+  Event embed(Chunk& chunk) override { return step(CpuOp::Kind::embed, chunk, 0); }
+  Event attention(Chunk& chunk, int layer) override {
+    return step(CpuOp::Kind::attention, chunk, layer);
+  }
+  Event mlp(Chunk& chunk, int layer) override { return step(CpuOp::Kind::mlp, chunk, layer); }
+  Event route(Chunk& chunk, int layer) override { return step(CpuOp::Kind::route, chunk, layer); }
+  Event merge(Chunk& chunk, int layer) override { return step(CpuOp::Kind::merge, chunk, layer); }
+
+  Event experts(Chunk& chunk, int layer, std::span<const RowBlock> blocks) override {
+    CpuOp op = op_of(CpuOp::Kind::experts, chunk, layer);
+    op.blocks = blocks;
+    return queue_.enqueue(op);
+  }
+
+  Event sample(Chunk& chunk, std::span<const std::int32_t> rows,
+               std::span<const SamplingRequest> how, SampledToken* out) override {
+    require(rows.size() == how.size(), "sampling of {} rows got {} requests", rows.size(),
+            how.size());
+    CpuOp op = op_of(CpuOp::Kind::sample, chunk, 0);
+    op.rows = rows;
+    op.how = how;
+    op.sampled = out;
+    return queue_.enqueue(op);
+  }
+
+  Event logits(Chunk& chunk, std::span<const std::int32_t> rows, float* logits) override {
+    CpuOp op = op_of(CpuOp::Kind::logits, chunk, 0);
+    op.rows = rows;
+    op.out = logits;
+    return queue_.enqueue(op);
+  }
+
+  Event logprobs(Chunk& chunk, std::span<const std::int32_t> rows,
+                 std::span<const std::int32_t> targets, float* logprobs) override {
+    require(rows.size() == targets.size(), "logprobs of {} rows got {} targets", rows.size(),
+            targets.size());
+    CpuOp op = op_of(CpuOp::Kind::logprobs, chunk, 0);
+    op.rows = rows;
+    op.targets = targets;
+    op.out = logprobs;
+    return queue_.enqueue(op);
+  }
+
+  Event save_x(const Chunk& chunk, void* x) override {
+    // An operation may change its chunk; this one does not.
+    CpuOp op = op_of(CpuOp::Kind::save_x, const_cast<Chunk&>(chunk), 0);
+    op.x = x;
+    return queue_.enqueue(op);
+  }
+
+  Event save_kv(int layer, std::span<const std::int32_t> pages, int first_position,
+                int num_positions, void* keys, void* values) override {
+    return move_kv(CpuOp::Kind::save_kv, layer, pages, first_position, num_positions, keys, values);
+  }
+  Event load_kv(int layer, std::span<const std::int32_t> pages, int first_position,
+                int num_positions, const void* keys, const void* values) override {
+    return move_kv(CpuOp::Kind::load_kv, layer, pages, first_position, num_positions,
+                   const_cast<void*>(keys), const_cast<void*>(values));
+  }
+
+  bool done(Event event) override { return queue_.done(event); }
+  void start() override { queue_.start(); }
+  bool wait(Event event, int timeout_us) override { return queue_.wait(event, timeout_us); }
+  void finish(Event event) override {
+    // Several threads are a team that belongs to the worker.
+    queue_.finish(event, options_.num_threads == 1);
+  }
+  Interval interval(Event event) const override { return queue_.interval(event); }
+
+  Memory memory() const override {
+    Memory memory = memory_;
+    memory.buffers += *chunk_bytes_;
+    return memory;
+  }
+
+ private:
+  CpuOp op_of(CpuOp::Kind kind, Chunk& chunk, int layer) const {
+    require(layer >= 0 && layer < options_.shape.num_layers, "there is no layer {}", layer);
+    require(chunk.tokens.size() <= static_cast<std::size_t>(options_.max_chunk_tokens),
+            "a chunk of {} tokens is larger than the {} it was made for", chunk.tokens.size(),
+            options_.max_chunk_tokens);
+    CpuOp op;
+    op.kind = kind;
+    op.chunk = &static_cast<CpuChunk&>(chunk);
+    op.layer = layer;
+    return op;
+  }
+
+  Event step(CpuOp::Kind kind, Chunk& chunk, int layer) {
+    return queue_.enqueue(op_of(kind, chunk, layer));
+  }
+
+  Event move_kv(CpuOp::Kind kind, int layer, std::span<const std::int32_t> pages, int first,
+                int count, void* keys, void* values) {
+    require(layer >= 0 && layer < options_.shape.num_layers, "there is no layer {}", layer);
+    const auto held = static_cast<std::int64_t>(pages.size()) * options_.page_tokens;
+    require(first >= 0 && count >= 0 && std::int64_t{first} + count <= held,
+            "positions {} to {} are not in {} KV pages", first, std::int64_t{first} + count,
+            pages.size());
+    CpuOp op;
+    op.kind = kind;
+    op.layer = layer;
+    op.pages = pages;
+    op.first_position = first;
+    op.num_positions = count;
+    op.keys = keys;
+    op.values = values;
+    return queue_.enqueue(op);
+  }
+
+  /// Everything that touches oneDNN runs on the worker, whose OpenMP team size is set.
+  void run_on_worker(const std::function<void()>& task) {
+    CpuOp op;
+    op.task = &task;
+    queue_.finish(queue_.enqueue(op), /*may_run_here=*/false);
+  }
+
+  const BackendOptions options_;
+  CpuLayers layers_;
+  Memory memory_;
+  std::shared_ptr<std::int64_t> chunk_bytes_ = std::make_shared<std::int64_t>(0);
+  CpuQueue queue_;  // last: its worker must stop before the rest goes
+};
+
+void CpuBackend::load_weight(Weight weight, int layer, int local_expert, const HostTensor& tensor) {
+  const auto [rows, cols] = check_weight(options_, weight, layer, local_expert, tensor);
+  run_on_worker([&, num_rows = static_cast<int>(rows), num_cols = static_cast<int>(cols)] {
+    AlignedBuffer buffer;
+    const void* data = converted(tensor, options_.dtype, buffer);
+    layers_.load(weight, layer, local_expert, data, num_rows, num_cols);
+  });
+}
+
+}  // namespace
+
+std::unique_ptr<Backend> make_cpu_backend(const BackendOptions& options) {
+  return std::make_unique<CpuBackend>(options);
+}
+
+}  // namespace atl::compute

@@ -1,0 +1,10 @@
+// Compiled with the flags of its instruction set (see CMakeLists.txt).
+#include "compute/cpu/kernels/impl.hpp"
+
+namespace atl::compute {
+
+const Kernels& kernels_avx2(DType dtype) {
+  return table_of(dtype, "avx2");
+}
+
+}  // namespace atl::compute

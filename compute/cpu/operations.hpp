@@ -1,0 +1,161 @@
+#pragma once
+// What the CPU backend's operations do: weights, chunks and the arithmetic between them. Runs on
+// the queue's worker thread; backend.cpp is the part that callers see.
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "compute/backend.hpp"
+#include "compute/cpu/gemm.hpp"
+#include "compute/cpu/kernels.hpp"
+#include "compute/cpu/memory.hpp"
+#include "compute/cpu/queue.hpp"
+
+namespace atl::compute {
+
+/// A dense MLP or an expert; `gate` is empty for GELU.
+struct CpuMlp {
+  PackedWeight up;
+  PackedWeight gate;
+  PackedWeight down;
+};
+
+/// One layer's weights. Norms are kept as float32.
+struct CpuLayer {
+  AlignedBuffer attention_norm;
+  AlignedBuffer ffn_norm;
+  AlignedBuffer q_norm;
+  AlignedBuffer k_norm;
+  PackedWeight qkv;
+  PackedWeight o;
+  PackedWeight router;
+  CpuMlp dense;
+  std::vector<CpuMlp> experts;  // [num_local_experts]
+};
+
+/// A chunk's own memory: what must survive from one operation to the next.
+class CpuChunk final : public Chunk {
+ public:
+  /// `account` is the backend's sum of chunk bytes; the chunk adds and subtracts its own.
+  CpuChunk(const BackendOptions& options, std::shared_ptr<std::int64_t> account);
+  ~CpuChunk() override;
+  CpuChunk(const CpuChunk&) = delete;
+  CpuChunk& operator=(const CpuChunk&) = delete;
+  void reserve_receive(std::int64_t rows) override;
+
+  std::int64_t num_tokens() const { return static_cast<std::int64_t>(tokens.size()); }
+  std::int64_t bytes() const;
+
+  AlignedBuffer x;                      // [max_tokens, H]
+  std::vector<float> router_logits;     // [max_tokens, num_experts]
+  std::vector<std::int32_t> experts;    // [max_tokens, top_k], chosen, falling weight
+  std::vector<float> weights;           // [max_tokens, top_k]
+  std::vector<std::int32_t> slots;      // [max_tokens, top_k], row in dispatch_send
+  std::vector<std::int32_t> counts;     // [num_experts]
+  std::vector<std::int32_t> next_slot;  // [num_experts], while packing
+
+ private:
+  std::int64_t row_bytes_;
+  std::shared_ptr<std::int64_t> account_;
+  AlignedBuffer send_;
+  AlignedBuffer combined_;
+  AlignedBuffer received_;
+  AlignedBuffer results_;
+};
+
+/// Weights, KV cache and workspace, and the operations on them.
+class CpuLayers {
+ public:
+  explicit CpuLayers(const BackendOptions& options);
+
+  /// Packs one weight, already checked and converted to the activations' type.
+  void load(Weight weight, int layer, int local_expert, const void* data, int rows, int cols);
+  /// Creates primitives and workspaces.
+  void prepare();
+  /// Fails with the name of the first weight that is missing.
+  void require_complete() const;
+  void execute(const CpuOp& op);
+
+  std::string description() const;
+  Backend::Memory memory() const;  ///< without chunks
+
+ private:
+  // Rows of one tile of attention: consecutive rows of one segment.
+  struct AttendTask {
+    const Segment* segment;
+    int first_row;
+    int num_rows;
+  };
+
+  void embed(CpuChunk& chunk);
+  void attention(CpuChunk& chunk, int layer);
+  void mlp(CpuChunk& chunk, int layer);
+  void route(CpuChunk& chunk, int layer);
+  void pack(CpuChunk& chunk);
+  void experts(int layer, std::span<const RowBlock> blocks);
+  void merge(CpuChunk& chunk);
+  void sample(CpuChunk& chunk, std::span<const std::int32_t> rows,
+              std::span<const SamplingRequest> how, SampledToken* out);
+  void logits(CpuChunk& chunk, std::span<const std::int32_t> rows, float* out);
+  void logprobs(CpuChunk& chunk, std::span<const std::int32_t> rows,
+                std::span<const std::int32_t> targets, float* out);
+
+  void move_kv(const CpuOp& op);
+  void rotate_and_store(CpuChunk& chunk, int layer);
+  void attend(CpuChunk& chunk, int layer);
+  /// out [rows, H] = mlp(in [rows, H]); at most tile_rows rows, `out` a whole tile.
+  void run_mlp(const CpuMlp& mlp, int width, const void* in, int rows, void* out);
+  void norm(const void* x, const AlignedBuffer& weight, void* out, std::int64_t rows);
+  void add(void* x, const void* y, std::int64_t rows);
+  template <class Visit>
+  void for_logits(CpuChunk& chunk, std::span<const std::int32_t> rows, const Visit& visit);
+  /// out[i] = final norm of x[rows[i]].
+  void norm_rows(CpuChunk& chunk, std::span<const std::int32_t> rows, void* out);
+  void prepare_mlp(const CpuMlp& mlp);
+  void make_rope_tables();
+  void load_layer(CpuLayer& layer, Weight weight, int local_expert, const void* data, int rows,
+                  int cols);
+  AlignedBuffer floats_of(const void* data, std::int64_t count) const;
+  char* row(void* base, std::int64_t index, std::int64_t width) const {
+    return static_cast<char*>(base) + index * width * element_bytes_;
+  }
+  char* row(const AlignedBuffer& base, std::int64_t index, std::int64_t width) const {
+    return row(base.data(), index, width);
+  }
+
+  BackendOptions options_;
+  const ModelShape& shape_;
+  std::int64_t element_bytes_;
+  KvLayout layout_;
+  Gemm gemm_;
+  const Kernels& kernels_;
+
+  std::vector<CpuLayer> layers_;
+  AlignedBuffer embedding_;  // [vocab, H]
+  AlignedBuffer final_norm_;
+  PackedWeight lm_head_;
+  std::vector<AlignedBuffer> kv_;  // [num_layers], num_pages pages each
+  AlignedBuffer rope_coarse_;
+  AlignedBuffer rope_fine_;
+
+  // Workspace, used by one operation at a time. Row counts are whole tiles.
+  AlignedBuffer h_;               // [max_tokens, H], normed rows
+  AlignedBuffer qkv_;             // [max_tokens, (heads + 2 kv_heads) * head_dim]
+  AlignedBuffer context_;         // [max_tokens, heads * head_dim]
+  AlignedBuffer in_;              // [tile, H]
+  AlignedBuffer out_;             // [tile, H]
+  AlignedBuffer inner_;           // [tile, widest MLP]
+  AlignedBuffer inner_float_;     // [tile, widest MLP], float32
+  AlignedBuffer vocab_;           // [vocab_rows, vocab], float32
+  AlignedBuffer attend_scratch_;  // per thread
+  int vocab_rows_ = 0;
+  std::int64_t scratch_floats_ = 0;
+  int attend_rows_ = 0;                  // rows per attention task
+  std::vector<std::int32_t> positions_;  // [max_tokens]
+  std::vector<std::int32_t> pages_;      // [max_tokens]
+  std::vector<AttendTask> tasks_;        // capacity max_tokens
+};
+
+}  // namespace atl::compute

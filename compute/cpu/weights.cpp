@@ -1,0 +1,284 @@
+// CpuLayers and CpuChunk before the first step: weights, tables, workspaces.
+
+#include <algorithm>
+#include <cmath>
+#include <numbers>
+
+#include "compute/cpu/operations.hpp"
+#include "compute/error.hpp"
+
+namespace atl::compute {
+
+namespace {
+
+std::int64_t whole_tiles(std::int64_t rows) {
+  return std::max<std::int64_t>(1, (rows + tile_rows - 1) / tile_rows) * tile_rows;
+}
+
+KvLayout layout_of(const BackendOptions& options) {
+  const ModelShape& shape = options.shape;
+  return {shape.num_heads, shape.num_kv_heads, shape.head_dim, (shape.head_dim + 15) / 16 * 16,
+          options.page_tokens};
+}
+
+/// log-prob tiles hold whole rows of logits; at most about 32 MiB of them.
+int vocab_rows_for(int vocab) {
+  const std::int64_t rows = (std::int64_t{8} << 20) / std::max(vocab, 1);
+  return static_cast<int>(std::clamp<std::int64_t>(rows, 1, tile_rows));
+}
+
+std::int64_t bytes_of(const CpuMlp& mlp) {
+  return mlp.up.bytes() + mlp.gate.bytes() + mlp.down.bytes();
+}
+
+template <class T>
+std::int64_t bytes_of(const std::vector<T>& values) {
+  return static_cast<std::int64_t>(values.size() * sizeof(T));
+}
+
+}  // namespace
+
+CpuChunk::CpuChunk(const BackendOptions& options, std::shared_ptr<std::int64_t> account)
+    : row_bytes_(options.shape.hidden * static_cast<std::int64_t>(size_of(options.dtype))),
+      account_(std::move(account)) {
+  const ModelShape& shape = options.shape;
+  const std::int64_t tokens_capacity = whole_tiles(options.max_chunk_tokens);
+  const auto rows = [this](std::int64_t count) {
+    return AlignedBuffer(static_cast<std::size_t>(count * row_bytes_));
+  };
+  x = rows(tokens_capacity);
+  const std::int64_t pairs = tokens_capacity * shape.top_k;
+  router_logits.resize(static_cast<std::size_t>(tokens_capacity * shape.num_experts));
+  experts.resize(static_cast<std::size_t>(pairs));
+  weights.resize(static_cast<std::size_t>(pairs));
+  slots.resize(static_cast<std::size_t>(pairs));
+  counts.resize(static_cast<std::size_t>(shape.num_experts));
+  next_slot.resize(static_cast<std::size_t>(shape.num_experts));
+  send_ = rows(pairs);
+  combined_ = rows(pairs);
+  dispatch_send = send_.data();
+  combine_recv = combined_.data();
+  expert_counts = counts;
+  *account_ += bytes();
+}
+
+CpuChunk::~CpuChunk() {
+  *account_ -= bytes();
+}
+
+void CpuChunk::reserve_receive(std::int64_t rows) {
+  if (rows <= receive_capacity) return;
+  *account_ -= bytes();
+  receive_capacity = std::max({rows, 2 * receive_capacity, std::int64_t{tile_rows}});
+  const auto new_bytes = static_cast<std::size_t>(receive_capacity * row_bytes_);
+  received_ = AlignedBuffer();
+  results_ = AlignedBuffer();
+  received_ = AlignedBuffer(new_bytes);
+  results_ = AlignedBuffer(new_bytes);
+  dispatch_recv = received_.data();
+  combine_send = results_.data();
+  *account_ += bytes();
+}
+
+std::int64_t CpuChunk::bytes() const {
+  return x.bytes() + send_.bytes() + combined_.bytes() + received_.bytes() + results_.bytes() +
+         bytes_of(router_logits) + bytes_of(experts) + bytes_of(weights) + bytes_of(slots);
+}
+
+CpuLayers::CpuLayers(const BackendOptions& options)
+    : options_(options),
+      shape_(options_.shape),
+      element_bytes_(static_cast<std::int64_t>(size_of(options.dtype))),
+      layout_(layout_of(options)),
+      gemm_(options.dtype, options.num_threads),
+      kernels_(kernels_for(options.dtype, gemm_.isa())),
+      layers_(static_cast<std::size_t>(options.shape.num_layers)) {
+  for (CpuLayer& layer : layers_) {
+    layer.experts.resize(static_cast<std::size_t>(options.num_local_experts));
+  }
+}
+
+AlignedBuffer CpuLayers::floats_of(const void* data, std::int64_t count) const {
+  AlignedBuffer floats(static_cast<std::size_t>(count) * sizeof(float));
+  kernels_.to_float(data, floats.as<float>(), count);
+  return floats;
+}
+
+void CpuLayers::load(Weight weight, int layer, int local_expert, const void* data, int rows,
+                     int cols) {
+  const std::int64_t count = std::int64_t{rows} * cols;
+  switch (weight) {
+    case Weight::embedding:
+      embedding_ = AlignedBuffer(static_cast<std::size_t>(count * element_bytes_));
+      std::memcpy(embedding_.data(), data, static_cast<std::size_t>(count * element_bytes_));
+      return;
+    case Weight::final_norm:
+      final_norm_ = floats_of(data, count);
+      return;
+    case Weight::lm_head:
+      lm_head_ = gemm_.pack(data, rows, cols);
+      return;
+    default:
+      load_layer(layers_[static_cast<std::size_t>(layer)], weight, local_expert, data, rows, cols);
+  }
+}
+
+void CpuLayers::load_layer(CpuLayer& layer, Weight weight, int local_expert, const void* data,
+                           int rows, int cols) {
+  const std::int64_t count = std::int64_t{rows} * cols;
+  CpuMlp& mlp =
+      local_expert < 0 ? layer.dense : layer.experts[static_cast<std::size_t>(local_expert)];
+  switch (weight) {
+    case Weight::attention_norm:
+      layer.attention_norm = floats_of(data, count);
+      return;
+    case Weight::ffn_norm:
+      layer.ffn_norm = floats_of(data, count);
+      return;
+    case Weight::q_norm:
+      layer.q_norm = floats_of(data, count);
+      return;
+    case Weight::k_norm:
+      layer.k_norm = floats_of(data, count);
+      return;
+    case Weight::qkv:
+      layer.qkv = gemm_.pack(data, rows, cols);
+      return;
+    case Weight::o:
+      layer.o = gemm_.pack(data, rows, cols);
+      return;
+    case Weight::router:
+      layer.router = gemm_.pack(data, rows, cols);
+      return;
+    case Weight::up:
+      mlp.up = gemm_.pack(data, rows, cols);
+      return;
+    case Weight::gate:
+      mlp.gate = gemm_.pack(data, rows, cols);
+      return;
+    case Weight::down:
+      mlp.down = gemm_.pack(data, rows, cols);
+      return;
+    case Weight::embedding:
+    case Weight::final_norm:
+    case Weight::lm_head:
+      break;
+  }
+}
+
+void CpuLayers::require_complete() const {
+  const auto there = [](bool loaded, const char* name, std::size_t layer) {
+    require(loaded, "cannot start: weight {} of layer {} was not loaded", name, layer);
+  };
+  require(embedding_.bytes() > 0 && final_norm_.bytes() > 0 && !lm_head_.empty(),
+          "cannot start: the embedding, the final norm or lm_head was not loaded");
+  const auto complete = [&](const CpuMlp& mlp) {
+    return !mlp.up.empty() && !mlp.down.empty() &&
+           (shape_.activation != Activation::swiglu || !mlp.gate.empty());
+  };
+  for (std::size_t i = 0; i < layers_.size(); ++i) {
+    const CpuLayer& layer = layers_[i];
+    there(layer.attention_norm.bytes() > 0 && layer.ffn_norm.bytes() > 0, "norm", i);
+    there(!layer.qkv.empty() && !layer.o.empty(), "qkv or o", i);
+    there(shape_.qk_norm == QkNorm::none || (layer.q_norm.bytes() > 0 && layer.k_norm.bytes() > 0),
+          "q_norm or k_norm", i);
+    if (shape_.is_dense(static_cast<int>(i))) {
+      there(complete(layer.dense), "up, gate or down", i);
+      continue;
+    }
+    there(!layer.router.empty(), "router", i);
+    for (const CpuMlp& expert : layer.experts) there(complete(expert), "up, gate or down", i);
+  }
+}
+
+void CpuLayers::make_rope_tables() {
+  const int half = shape_.head_dim / 2;
+  const auto fill = [&](AlignedBuffer& table, int count, int step) {
+    table = AlignedBuffer(static_cast<std::size_t>(count) * 2 * half * sizeof(double));
+    auto* values = table.as<double>();
+    for (int index = 0; index < count; ++index) {
+      for (int i = 0; i < half; ++i) {
+        const double frequency = std::pow(shape_.rope_theta, -2.0 * i / shape_.head_dim);
+        const double angle = static_cast<double>(index) * step * frequency;
+        values[std::int64_t{index} * 2 * half + i] = std::cos(angle);
+        values[std::int64_t{index} * 2 * half + half + i] = std::sin(angle);
+      }
+    }
+  };
+  fill(rope_coarse_, shape_.max_positions / 64 + 1, 64);
+  fill(rope_fine_, 64, 1);
+}
+
+void CpuLayers::prepare_mlp(const CpuMlp& mlp) {
+  using Output = Gemm::Output;
+  if (mlp.up.empty()) return;
+  const bool swiglu = shape_.activation == Activation::swiglu;
+  gemm_.prepare(mlp.up, swiglu ? Output::activation : Output::float32);
+  if (swiglu) gemm_.prepare(mlp.gate, Output::float32);
+  gemm_.prepare(mlp.down, Output::activation);
+}
+
+void CpuLayers::prepare() {
+  require_complete();
+  using Output = Gemm::Output;
+  for (const CpuLayer& layer : layers_) {
+    gemm_.prepare(layer.qkv, Output::activation);
+    gemm_.prepare(layer.o, Output::activation);
+    if (!layer.router.empty()) gemm_.prepare(layer.router, Output::float32);
+    prepare_mlp(layer.dense);
+    for (const CpuMlp& expert : layer.experts) prepare_mlp(expert);
+  }
+  gemm_.prepare(lm_head_, Output::float32);
+  make_rope_tables();
+
+  const std::int64_t tokens = whole_tiles(options_.max_chunk_tokens);
+  const auto rows = [this](std::int64_t count, std::int64_t width, std::int64_t bytes) {
+    return AlignedBuffer(static_cast<std::size_t>(count * width * bytes));
+  };
+  const std::int64_t inner = std::max(shape_.intermediate, shape_.moe_intermediate);
+  h_ = rows(tokens, shape_.hidden, element_bytes_);
+  qkv_ = rows(tokens, shape_.q_width() + 2 * shape_.kv_width(), element_bytes_);
+  context_ = rows(tokens, shape_.q_width(), element_bytes_);
+  in_ = rows(tile_rows, shape_.hidden, element_bytes_);
+  out_ = rows(tile_rows, shape_.hidden, element_bytes_);
+  inner_ = rows(tile_rows, inner, element_bytes_);
+  inner_float_ = rows(tile_rows, inner, sizeof(float));
+  vocab_rows_ = vocab_rows_for(shape_.vocab);
+  vocab_ = rows(vocab_rows_, shape_.vocab, sizeof(float));
+
+  const int group = shape_.num_heads / shape_.num_kv_heads;
+  attend_rows_ = std::max(1, 96 / group);
+  scratch_floats_ = (attend_scratch_floats(layout_, attend_rows_ * group) + 15) / 16 * 16;
+  attend_scratch_ = rows(options_.num_threads, scratch_floats_, sizeof(float));
+  positions_.resize(static_cast<std::size_t>(tokens));
+  pages_.resize(static_cast<std::size_t>(tokens));
+  tasks_.reserve(static_cast<std::size_t>(tokens));
+  kv_.clear();
+  for (int i = 0; i < shape_.num_layers; ++i) {
+    kv_.push_back(rows(options_.num_pages, layout_.page_elements(), element_bytes_));
+  }
+}
+
+std::string CpuLayers::description() const {
+  return fmt::format("cpu: {}, {} kernels, {} thread{}", gemm_.description(), kernels_.isa,
+                     options_.num_threads, options_.num_threads == 1 ? "" : "s");
+}
+
+Backend::Memory CpuLayers::memory() const {
+  Backend::Memory memory;
+  memory.weights = embedding_.bytes() + final_norm_.bytes() + lm_head_.bytes();
+  for (const CpuLayer& layer : layers_) {
+    memory.weights += layer.attention_norm.bytes() + layer.ffn_norm.bytes() + layer.q_norm.bytes() +
+                      layer.k_norm.bytes() + layer.qkv.bytes() + layer.o.bytes() +
+                      layer.router.bytes() + bytes_of(layer.dense);
+    for (const CpuMlp& expert : layer.experts) memory.weights += bytes_of(expert);
+  }
+  for (const AlignedBuffer& pages : kv_) memory.kv_cache += pages.bytes();
+  memory.buffers = h_.bytes() + qkv_.bytes() + context_.bytes() + in_.bytes() + out_.bytes() +
+                   inner_.bytes() + inner_float_.bytes() + vocab_.bytes() +
+                   attend_scratch_.bytes() + rope_coarse_.bytes() + rope_fine_.bytes() +
+                   gemm_.buffer_bytes();
+  return memory;
+}
+
+}  // namespace atl::compute

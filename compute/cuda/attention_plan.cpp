@@ -1,0 +1,129 @@
+#include "compute/cuda/attention_plan.hpp"
+
+#include <algorithm>
+
+namespace atl::compute::cuda {
+
+namespace {
+
+constexpr std::int64_t workspace_bytes = std::int64_t{64} << 20;
+/// Blocks per multiprocessor below which tiles are split along their keys.
+constexpr int enough_blocks = 2;
+
+std::int64_t row_floats(const ModelShape& shape) {
+  return shape.num_heads * partial_floats_per_head(shape.head_dim);
+}
+
+int divide_up(int a, int b) {
+  return (a + b - 1) / b;
+}
+
+/// Tokens of a tile whose matrices have `rows` rows.
+int tokens_of(const ModelShape& shape, int rows) {
+  return rows / heads_per_tile(shape, rows);
+}
+
+/// Blocks that compute one tile.
+std::int64_t blocks_of(const ModelShape& shape, int rows) {
+  const int group = shape.num_heads / shape.num_kv_heads;
+  return std::int64_t{shape.num_kv_heads} * divide_up(group, heads_per_tile(shape, rows));
+}
+
+bool is_narrow(const ModelShape& shape, int num_rows) {
+  return num_rows <= tokens_of(shape, narrow_rows);
+}
+
+/// Appends the tiles of the segments that are narrow, or of those that are not.
+void cut(const ModelShape& shape, std::span<const Segment> segments, bool narrow,
+         std::vector<AttentionTile>& tiles) {
+  const int tokens = tokens_of(shape, narrow ? narrow_rows : wide_rows(shape.head_dim));
+  for (std::size_t s = 0; s < segments.size(); ++s) {
+    const Segment& segment = segments[s];
+    if (is_narrow(shape, segment.num_rows) != narrow) continue;
+    for (int first = 0; first < segment.num_rows; first += tokens) {
+      AttentionTile tile;
+      tile.first_row = segment.first_row + first;
+      tile.num_rows = std::min(tokens, segment.num_rows - first);
+      tile.sequence = static_cast<std::int32_t>(s);
+      tile.first_position = segment.first_position + first;
+      tile.num_keys = tile.first_position + tile.num_rows;
+      tiles.push_back(tile);
+    }
+  }
+}
+
+/// Replaces tiles [begin, end) by one tile per split where the workspace lasts; returns their
+/// number.
+int split(AttentionPlan& plan, std::size_t begin, std::size_t end, std::int64_t workspace_rows,
+          std::int64_t& used) {
+  std::vector<AttentionTile>& tiles = plan.tiles;
+  int added = 0;
+  for (std::size_t i = begin; i < end; ++i) {
+    const AttentionTile whole = tiles[i];
+    const int splits = divide_up(whole.num_keys, split_keys);
+    const std::int64_t rows = std::int64_t{splits} * whole.num_rows;
+    if (splits == 1 || used + rows > workspace_rows) continue;
+    for (int s = 0; s < splits; ++s) {
+      AttentionTile part = whole;
+      part.first_key = s * split_keys;
+      part.num_keys = std::min(split_keys, whole.num_keys - part.first_key);
+      part.partial = static_cast<std::int32_t>(used) + s * whole.num_rows;
+      if (s == 0) {
+        tiles[i] = part;
+      } else {
+        tiles.push_back(part);
+        ++added;
+      }
+    }
+    for (int r = 0; r < whole.num_rows; ++r) {
+      plan.merges.push_back(
+          {whole.first_row + r, static_cast<std::int32_t>(used) + r, splits, whole.num_rows});
+    }
+    used += rows;
+  }
+  return added;
+}
+
+}  // namespace
+
+std::int64_t attention_workspace_rows(const ModelShape& shape, int max_chunk_tokens) {
+  const int splits = divide_up(std::max(shape.max_positions, 1), split_keys);
+  const std::int64_t needed = splits == 1 ? 0 : std::int64_t{splits} * max_chunk_tokens;
+  const std::int64_t affordable =
+      workspace_bytes / (static_cast<std::int64_t>(sizeof(float)) * row_floats(shape));
+  return std::min(needed, affordable);
+}
+
+std::int64_t attention_workspace_floats(const ModelShape& shape, int max_chunk_tokens) {
+  return attention_workspace_rows(shape, max_chunk_tokens) * row_floats(shape);
+}
+
+void plan_attention(const ModelShape& shape, std::span<const Segment> segments, int multiprocessors,
+                    std::int64_t workspace_rows, AttentionPlan& plan) {
+  plan.tiles.clear();
+  plan.merges.clear();
+  const auto longest_first = [](const AttentionTile& a, const AttentionTile& b) {
+    return a.num_keys > b.num_keys;
+  };
+  const std::int64_t enough = std::int64_t{enough_blocks} * multiprocessors;
+  std::int64_t used = 0;
+  for (const bool narrow : {false, true}) {
+    const std::size_t begin = plan.tiles.size();
+    cut(shape, segments, narrow, plan.tiles);
+    const auto count = static_cast<int>(plan.tiles.size() - begin);
+    int& total = narrow ? plan.num_narrow : plan.num_wide;
+    total = count;
+    const int rows = narrow ? narrow_rows : wide_rows(shape.head_dim);
+    if (count * blocks_of(shape, rows) < enough) {
+      total += split(plan, begin, plan.tiles.size(), workspace_rows, used);
+    }
+    std::stable_sort(plan.tiles.begin() + static_cast<std::ptrdiff_t>(begin), plan.tiles.end(),
+                     longest_first);
+  }
+}
+
+std::int64_t max_attention_tiles(const ModelShape& shape, int max_chunk_tokens) {
+  return max_chunk_tokens + attention_workspace_rows(shape, max_chunk_tokens);
+}
+
+}  // namespace atl::compute::cuda

@@ -1,0 +1,211 @@
+// The CUDA backend as callers see it: checks, the memory plan, and the seam's functions.
+
+#include "compute/cuda/backend.hpp"
+
+#include <algorithm>
+
+#include "compute/cuda/error.hpp"
+#include "compute/cuda/operations.hpp"
+#include "compute/error.hpp"
+#include "compute/loading.hpp"
+
+namespace atl::compute {
+
+namespace {
+
+void check_all(const BackendOptions& options) {
+  check_options(options, cuda::max_head_dim);
+  cuda::check_shape(options.shape, options.page_tokens);
+}
+
+std::string gib(std::int64_t bytes) {
+  return fmt::format("{:.2f} GiB", static_cast<double>(bytes) / (1 << 30));
+}
+
+/// Refuses what is larger than the share, with a table and what would fit.
+void require_fit(const BackendOptions& options, const CudaShare& share) {
+  const Backend::Memory need = cuda_memory_need(options);
+  const std::int64_t limit =
+      share.memory_bytes > 0 ? share.memory_bytes : share.device.free_bytes / share.num_ranks;
+  const std::int64_t total = need.weights + need.kv_cache + need.buffers;
+  if (total <= limit) return;
+  const std::int64_t tokens = options.num_pages * options.page_tokens;
+  const std::int64_t page_bytes = options.num_pages > 0 ? need.kv_cache / options.num_pages : 1;
+  const std::int64_t for_pages = limit - need.weights - need.buffers;
+  const std::int64_t pages = for_pages > 0 ? for_pages / std::max<std::int64_t>(page_bytes, 1) : 0;
+  std::string advice =
+      pages > 0 ? fmt::format("--kv-tokens {} would fit", pages * options.page_tokens)
+                : std::string(
+                      "no KV cache fits beside that; use more ranks (fewer experts each), fewer "
+                      "ranks on one device, or a smaller --step-tokens");
+  fail(
+      "this rank's part does not fit on device {} ({}):\n"
+      "  weights    {:>12}\n"
+      "  KV cache   {:>12}  ({} tokens)\n"
+      "  buffers    {:>12}  ({} chunks of up to {} tokens, room for {} from other ranks)\n"
+      "  together   {:>12}\n"
+      "  available  {:>12}  ({} free, for {} rank{})\n"
+      "{}",
+      share.device.index, share.device.name, gib(need.weights), gib(need.kv_cache), tokens,
+      gib(need.buffers), options.num_chunks, options.max_chunk_tokens, options.receive_rows,
+      gib(total), gib(limit), gib(share.device.free_bytes), share.num_ranks,
+      share.num_ranks == 1 ? "" : "s", advice);
+}
+
+const BackendOptions& checked(const BackendOptions& options, const CudaShare& share) {
+  check_all(options);
+  require_fit(options, share);
+  return options;
+}
+
+class CudaBackend final : public Backend {
+ public:
+  CudaBackend(const BackendOptions& options, const CudaShare& share)
+      : options_(options), share_(share), layers_(checked(options, share)) {}
+
+  std::string description() const override {
+    std::string text = fmt::format("cuda: {} (device {}", share_.device.name, share_.device.index);
+    if (share_.num_ranks > 1) text += fmt::format(", shared by {} ranks", share_.num_ranks);
+    text += fmt::format("), {}, {} GEMMs", cuda::CudaGemm::library(), name_of(options_.dtype));
+    if (options_.shape.activation == Activation::gelu_tanh) {
+      text += layers_.fuses_gelu() ? ", GELU fused" : ", GELU by a kernel";
+    }
+    const cuda::CudaGemm& gemm = layers_.gemm();
+    if (const std::string kinds = gemm.row_dependent_kinds(); !kinds.empty()) {
+      text += fmt::format(
+          ", rows of the GEMMs {} depend on how many come together (results depend on the layout)",
+          kinds);
+    }
+    if (gemm.num_replaced() > 0) {
+      text += fmt::format(", {} GEMMs refused and done by another algorithm", gemm.num_replaced());
+    }
+    if (gemm.num_replaced_untried() > 0) {
+      text += fmt::format(", {} of them by one not tried before (results depend on the layout)",
+                          gemm.num_replaced_untried());
+    }
+    return text;
+  }
+
+  void load_weight(Weight weight, int layer, int local_expert, const HostTensor& tensor) override {
+    const cuda::Doing doing("loading weights", layer);
+    const Extent extent = check_weight(options_, weight, layer, local_expert, tensor);
+    AlignedBuffer buffer;
+    const void* data = converted(tensor, options_.dtype, buffer);
+    layers_.load(weight, layer, local_expert, data, extent.rows * extent.cols);
+  }
+  void finish_loading() override { layers_.prepare(); }
+
+  std::unique_ptr<Chunk> make_chunk() override {
+    return std::make_unique<cuda::CudaChunk>(options_, num_chunks_++, chunk_bytes_);
+  }
+
+  Event embed(Chunk& chunk) override { return layers_.embed(known(chunk)); }
+  Event attention(Chunk& chunk, int layer) override {
+    return layers_.attention(known(chunk, layer), layer);
+  }
+  Event mlp(Chunk& chunk, int layer) override { return layers_.mlp(known(chunk, layer), layer); }
+  Event route(Chunk& chunk, int layer) override {
+    return layers_.route(known(chunk, layer), layer);
+  }
+  Event experts(Chunk& chunk, int layer, std::span<const RowBlock> blocks) override {
+    return layers_.experts(known(chunk, layer), layer, blocks);
+  }
+  Event merge(Chunk& chunk, int layer) override {
+    return layers_.merge(known(chunk, layer), layer);
+  }
+  Event sample(Chunk& chunk, std::span<const std::int32_t> rows,
+               std::span<const SamplingRequest> how, SampledToken* out) override {
+    require(rows.size() == how.size(), "sampling of {} rows got {} requests", rows.size(),
+            how.size());
+    return layers_.sample(known(chunk), rows, how, out);
+  }
+  Event logits(Chunk& chunk, std::span<const std::int32_t> rows, float* logits) override {
+    return layers_.logits(known(chunk), rows, logits);
+  }
+  Event logprobs(Chunk& chunk, std::span<const std::int32_t> rows,
+                 std::span<const std::int32_t> targets, float* logprobs) override {
+    require(rows.size() == targets.size(), "logprobs of {} rows got {} targets", rows.size(),
+            targets.size());
+    return layers_.logprobs(known(chunk), rows, targets, logprobs);
+  }
+  Event save_x(const Chunk& chunk, void* x) override {
+    return layers_.save_x(static_cast<const cuda::CudaChunk&>(chunk), x);
+  }
+  Event save_kv(int layer, std::span<const std::int32_t> pages, int first_position,
+                int num_positions, void* keys, void* values) override {
+    check_positions(layer, pages, first_position, num_positions);
+    return layers_.save_kv(layer, pages, first_position, num_positions, keys, values);
+  }
+  Event load_kv(int layer, std::span<const std::int32_t> pages, int first_position,
+                int num_positions, const void* keys, const void* values) override {
+    check_positions(layer, pages, first_position, num_positions);
+    return layers_.load_kv(layer, pages, first_position, num_positions, keys, values);
+  }
+
+  void start() override {}  // the device has begun already
+  bool done(Event event) override { return layers_.queue().done(event); }
+  bool wait(Event event, int timeout_us) override {
+    return layers_.queue().wait(event, timeout_us);
+  }
+  void finish(Event event) override {
+    constexpr int long_us = 100000;
+    while (!layers_.queue().wait(event, long_us)) {
+    }
+  }
+  Interval interval(Event event) const override { return layers_.queue().interval(event); }
+  std::size_t intervals(Event event, std::span<Interval> parts) const override {
+    return layers_.queue().intervals(event, parts);
+  }
+  std::span<const char* const> stream_names() const override { return cuda::stream_names; }
+  bool in_order() const override { return false; }
+  DeviceMemory* device_memory() override { return &memory_; }
+
+  Memory memory() const override {
+    Memory memory = layers_.memory();
+    memory.buffers += *chunk_bytes_;
+    return memory;
+  }
+
+ private:
+  cuda::CudaChunk& known(Chunk& chunk, int layer = 0) const {
+    require(layer >= 0 && layer < options_.shape.num_layers, "there is no layer {}", layer);
+    require(chunk.tokens.size() <= static_cast<std::size_t>(options_.max_chunk_tokens),
+            "a chunk of {} tokens is larger than the {} it was made for", chunk.tokens.size(),
+            options_.max_chunk_tokens);
+    return static_cast<cuda::CudaChunk&>(chunk);
+  }
+
+  void check_positions(int layer, std::span<const std::int32_t> pages, int first_position,
+                       int num_positions) const {
+    require(layer >= 0 && layer < options_.shape.num_layers, "there is no layer {}", layer);
+    const std::int64_t held = static_cast<std::int64_t>(pages.size()) * options_.page_tokens;
+    require(first_position >= 0 && num_positions >= 0 && first_position + num_positions <= held,
+            "positions {} to {} do not lie in {} pages of {} tokens", first_position,
+            first_position + num_positions, pages.size(), options_.page_tokens);
+    for (const std::int32_t page : pages) {
+      require(page >= 0 && page < options_.num_pages, "there is no KV page {} (of {})", page,
+              options_.num_pages);
+    }
+  }
+
+  const BackendOptions options_;
+  const CudaShare share_;
+  int num_chunks_ = 0;
+  std::shared_ptr<std::int64_t> chunk_bytes_ = std::make_shared<std::int64_t>(0);
+  cuda::CudaMemory memory_;
+  cuda::CudaLayers layers_;
+};
+
+}  // namespace
+
+Backend::Memory cuda_memory_need(const BackendOptions& options) {
+  check_all(options);
+  return cuda::planned_memory(options);
+}
+
+std::unique_ptr<Backend> make_cuda_backend(const BackendOptions& options, const CudaShare& share) {
+  const cuda::Doing doing("setting up");
+  return std::make_unique<CudaBackend>(options, share);
+}
+
+}  // namespace atl::compute

@@ -1,0 +1,212 @@
+// The head of the CUDA backend: tokens, log-probabilities and logits, and their way to the host.
+
+#include <algorithm>
+#include <cstring>
+
+#include "compute/cuda/error.hpp"
+#include "compute/cuda/operations.hpp"
+#include "compute/error.hpp"
+
+namespace atl::compute::cuda {
+
+/// What is done with the rows comes first, since it is aligned to more.
+CudaLayers::HeadInputs CudaLayers::upload_head(const Stream& stream, CudaChunk& chunk,
+                                               std::span<const std::int32_t> rows,
+                                               std::span<const SamplingRequest> how,
+                                               std::span<const std::int32_t> targets) {
+  require(rows.size() <= static_cast<std::size_t>(options_.max_chunk_tokens),
+          "{} rows of logits are more than the {} tokens of a chunk", rows.size(),
+          options_.max_chunk_tokens);
+  std::byte* const host = chunk.head_uploads.next();
+  std::byte* const device = chunk.memory.head;
+  std::transform(how.begin(), how.end(), reinterpret_cast<Draw*>(host), draw_of);
+  std::copy(targets.begin(), targets.end(), reinterpret_cast<std::int32_t*>(host));
+  const std::size_t at = how.size() * sizeof(Draw) + targets.size_bytes();
+  std::copy(rows.begin(), rows.end(), reinterpret_cast<std::int32_t*>(host + at));
+  chunk.head_uploads.copy(stream, device, at + rows.size_bytes());
+  return {reinterpret_cast<const std::int32_t*>(device + at), reinterpret_cast<const Draw*>(device),
+          reinterpret_cast<const std::int32_t*>(device)};
+}
+
+/// Logits [count, vocab] = lm_head * RMSNorm(x[rows]) in the workspace, in pieces.
+template <class Work>
+void CudaLayers::for_logits(const Stream& stream, CudaChunk& chunk, const std::int32_t* rows,
+                            std::size_t num_rows, const Work& work) {
+  const auto step = static_cast<std::size_t>(work_.vocab_rows);
+  for (std::size_t first = 0; first < num_rows; first += step) {
+    const int count = static_cast<int>(std::min(step, num_rows - first));
+    rms_norm(stream.raw(), dtype_, chunk.memory.x, rows + first, weights_.final_norm,
+             shape_.rms_eps, work_.head, count, shape_.hidden);
+    logits_free_.hold(stream);
+    gemm_.run(stream, lm_head_, weights_.lm_head, work_.head, count, work_.logits);
+    work(first, count);
+  }
+}
+
+Event CudaLayers::logits(CudaChunk& chunk, std::span<const std::int32_t> rows, float* out) {
+  Op op(queue_, "head", -1, &chunk.order);
+  if (rows.empty()) {
+    op.begin(StreamId::compute);
+    return op.close();
+  }
+  const HeadInputs inputs = upload_head(op.begin(StreamId::copy), chunk, rows, {}, {});
+  const Stream& stream = op.begin(StreamId::compute);
+  const Stream& copying = op.begin_beside(StreamId::host);
+  const auto vocab = static_cast<std::size_t>(shape_.vocab);
+  for_logits(stream, chunk, inputs.rows, rows.size(), [&](std::size_t first, int count) {
+    chunk.computed.record(stream);
+    chunk.computed.hold(copying);
+    to_host(copying, out + first * vocab, work_.logits,
+            static_cast<std::size_t>(count) * vocab * sizeof(float));
+    logits_free_.record(copying);
+  });
+  return op.close();
+}
+
+Event CudaLayers::logprobs(CudaChunk& chunk, std::span<const std::int32_t> rows,
+                           std::span<const std::int32_t> targets, float* out) {
+  Op op(queue_, "head", -1, &chunk.order);
+  if (rows.empty()) {
+    op.begin(StreamId::compute);
+    return op.close();
+  }
+  for (const std::int32_t target : targets) {
+    require(target >= 0 && target < shape_.vocab,
+            "cannot score token {} (the vocabulary has ids 0 to {})", target, shape_.vocab - 1);
+  }
+  const HeadInputs inputs = upload_head(op.begin(StreamId::copy), chunk, rows, {}, targets);
+  const Stream& stream = op.begin(StreamId::compute);
+  for_logits(stream, chunk, inputs.rows, rows.size(), [&](std::size_t first, int count) {
+    log_probs(stream.raw(), work_.logits, inputs.targets + first, chunk.memory.logprobs + first,
+              count, shape_.vocab);
+  });
+  chunk.computed.record(stream);
+  const Stream& copying = op.begin_beside(StreamId::host);
+  chunk.computed.hold(copying);
+  to_host(copying, out, chunk.memory.logprobs, rows.size() * sizeof(float));
+  return op.close();
+}
+
+Event CudaLayers::sample(CudaChunk& chunk, std::span<const std::int32_t> rows,
+                         std::span<const SamplingRequest> how, SampledToken* out) {
+  Op op(queue_, "head", -1, &chunk.order);
+  if (rows.empty()) {
+    op.begin(StreamId::compute);
+    return op.close();
+  }
+  const HeadInputs inputs = upload_head(op.begin(StreamId::copy), chunk, rows, how, {});
+  const Stream& stream = op.begin(StreamId::compute);
+  for_logits(stream, chunk, inputs.rows, rows.size(), [&](std::size_t first, int count) {
+    cuda::sample(stream.raw(), work_.logits, inputs.draws + first, chunk.memory.sampled + first,
+                 count, shape_.vocab);
+  });
+  chunk.computed.record(stream);
+  const Stream& copying = op.begin_beside(StreamId::host);
+  chunk.computed.hold(copying);
+  to_host(copying, chunk.sampled.data(), chunk.memory.sampled, rows.size() * sizeof(SampledToken));
+  op.run_on_host([from = chunk.sampled.as<SampledToken>(), out, count = rows.size()] {
+    std::copy_n(from, count, out);
+  });
+  return op.close();
+}
+
+namespace {
+
+/// A copy within host memory that follows one from the device.
+struct Delivery {
+  void* to;
+  const void* from;
+  std::size_t bytes;
+};
+
+void deliver(void* data) {
+  const std::unique_ptr<Delivery> delivery(static_cast<Delivery*>(data));
+  std::memcpy(delivery->to, delivery->from, delivery->bytes);
+}
+
+}  // namespace
+
+void CudaLayers::to_host(const Stream& stream, void* host, const void* device, std::size_t bytes) {
+  const auto copy = [&](void* to, const void* from, std::size_t count) {
+    check(cudaMemcpyAsync(to, from, count, cudaMemcpyDeviceToHost, stream.raw()),
+          "cudaMemcpyAsync");
+  };
+  if (is_pinned(host)) return copy(host, device, bytes);
+  for (std::size_t at = 0; at < bytes; at += bounce_.bytes()) {
+    const std::size_t count = std::min(bounce_.bytes(), bytes - at);
+    copy(bounce_.data(), static_cast<const std::byte*>(device) + at, count);
+    auto delivery = std::make_unique<Delivery>(
+        Delivery{static_cast<std::byte*>(host) + at, bounce_.data(), count});
+    check(cudaLaunchHostFunc(stream.raw(), deliver, delivery.get()), "cudaLaunchHostFunc");
+    delivery.release();  // NOLINT(bugprone-unused-return-value): deliver() owns it now
+  }
+}
+
+Event CudaLayers::save_x(const CudaChunk& chunk, void* x) {
+  Op op(queue_, "save x", -1, &chunk.order);
+  const Stream& stream = op.begin(StreamId::host);
+  to_host(stream, x, chunk.memory.x, static_cast<std::size_t>(chunk.num_tokens()) * row_bytes());
+  return op.close();
+}
+
+const std::int32_t* CudaLayers::upload_pages(const Stream& stream,
+                                             std::span<const std::int32_t> pages) {
+  const auto count = std::min(pages.size(), static_cast<std::size_t>(most_pages(options_)));
+  std::copy_n(pages.begin(), count, reinterpret_cast<std::int32_t*>(page_uploads_.next()));
+  page_uploads_.copy(stream, work_.pages, count * sizeof(std::int32_t));
+  return work_.pages;
+}
+
+/// Through the workspace of q, k and v, which holds keys and values of a chunk's tokens at least.
+Event CudaLayers::save_kv(int layer, std::span<const std::int32_t> pages, int first_position,
+                          int num_positions, void* keys, void* values) {
+  Op op(queue_, "save kv", layer, nullptr);
+  const Stream& stream = op.begin(StreamId::compute);
+  if (num_positions == 0) return op.close();
+  const Stream& copying = op.begin_beside(StreamId::host);
+  const std::int32_t* const device_pages = upload_pages(stream, pages);
+  const std::size_t width = static_cast<std::size_t>(shape_.kv_width()) * size_of(dtype_);
+  for (int done = 0; done < num_positions;) {
+    const int count = std::min(options_.max_chunk_tokens, num_positions - done);
+    const std::size_t bytes = static_cast<std::size_t>(count) * width;
+    const std::size_t offset = static_cast<std::size_t>(done) * width;
+    auto* const half = static_cast<std::byte*>(work_.qkv) + bytes;
+    gather_kv(stream.raw(), dtype_, kv_.layers[static_cast<std::size_t>(layer)], device_pages,
+              first_position + done, count, work_.qkv, half);
+    kv_moved_.record(stream);
+    kv_moved_.hold(copying);
+    to_host(copying, static_cast<std::byte*>(keys) + offset, work_.qkv, bytes);
+    to_host(copying, static_cast<std::byte*>(values) + offset, half, bytes);
+    kv_moved_.record(copying);
+    kv_moved_.hold(stream);
+    done += count;
+  }
+  return op.close();
+}
+
+Event CudaLayers::load_kv(int layer, std::span<const std::int32_t> pages, int first_position,
+                          int num_positions, const void* keys, const void* values) {
+  Op op(queue_, "load kv", layer, nullptr);
+  const Stream& stream = op.begin(StreamId::compute);
+  if (num_positions == 0) return op.close();
+  const std::int32_t* const device_pages = upload_pages(stream, pages);
+  const std::size_t width = static_cast<std::size_t>(shape_.kv_width()) * size_of(dtype_);
+  for (int done = 0; done < num_positions;) {
+    const int count = std::min(options_.max_chunk_tokens, num_positions - done);
+    const std::size_t bytes = static_cast<std::size_t>(count) * width;
+    const std::size_t offset = static_cast<std::size_t>(done) * width;
+    auto* const half = static_cast<std::byte*>(work_.qkv) + bytes;
+    for (const auto& [to, from] :
+         {std::pair<void*, const void*>{work_.qkv, keys}, {half, values}}) {
+      check(cudaMemcpyAsync(to, static_cast<const std::byte*>(from) + offset, bytes,
+                            cudaMemcpyHostToDevice, stream.raw()),
+            "cudaMemcpyAsync");
+    }
+    scatter_kv(stream.raw(), dtype_, kv_.layers[static_cast<std::size_t>(layer)], device_pages,
+               first_position + done, count, work_.qkv, half);
+    done += count;
+  }
+  return op.close();
+}
+
+}  // namespace atl::compute::cuda

@@ -1,0 +1,361 @@
+#pragma once
+// Attention of one tile on tensor cores; included by one .cu file per element type.
+//
+// A block of threads takes the query heads of one kv head for a tile of rows: up to `rows` matrix
+// rows (one query head of one token each) against blocks of 64 keys. Sixteen rows belong to a group
+// of `columns` warps, which share out the keys of a score block and the columns of the result. For
+// each block of keys:
+//   scores   S = Q K'          tensor cores, then through shared memory (element order is unknown)
+//   softmax  running maximum m and sum l; P = e^((S - m) scale), rounded to the element type
+//   result   O = O e^(m_old - m) + P V         tensor cores, O in registers
+// After each split of 512 keys O, m and l are merged into totals and start afresh.
+//
+// A row's operations and their order do not depend on its place, on the other rows of the tile or
+// on the variant of the kernel (wide or narrow): products of other rows never enter its sums, sums
+// over keys follow one tree (see sum_of_block), and blocks in which a row has no keys change
+// nothing: the factor is then 1 and what is added is 0.
+
+#include <algorithm>
+
+#include "compute/cuda/attention_plan.hpp"
+#include "compute/cuda/kernels.hpp"
+#include "compute/cuda/kernels/attention_tile.cuh"
+#include "compute/cuda/kernels/device.cuh"
+
+namespace atl::compute::cuda {
+
+/// How a block's threads share out rows of `width` elements by 16-byte pieces: each thread has a
+/// column of its own and takes every row_step-th row.
+template <class T, int width, int num_rows, int threads>
+struct Pieces {
+  static constexpr int per_row = width / wide<T>;
+  static constexpr int row_step = threads / per_row;
+  static constexpr int count = num_rows / row_step;  ///< rows of one thread
+  static_assert(threads % per_row == 0 && num_rows % row_step == 0);
+};
+
+/// Copies slices of keys and values into the ring, in the order in which they are used: for each
+/// block of 64 keys the slices of K, then those of V.
+template <class V>
+class Copier {
+ public:
+  using T = typename V::Type;
+
+  __device__ Copier(const KvPages& kv, const std::int32_t* pages, int kv_head, bool wide_ok,
+                    int first, int end, T* ring)
+      : kv_(kv),
+        wide_ok_(wide_ok),
+        left_(end - first),
+        token_(first % kv.page_tokens),
+        ring_(ring) {
+    pages_ = pages + first / kv.page_tokens;
+    head_ = std::int64_t{kv_head} * kv.page_tokens * kv.head_dim;
+    page_elements_ = std::int64_t{kv.num_kv_heads} * kv.page_tokens * kv.head_dim;
+    next_page_ = *pages_;
+  }
+
+  /// Starts the next slice's copy, if there is one; a group of copies either way.
+  __device__ void advance() {
+    if (left_ > 0) {
+      if (part_ == 0) enter_block();
+      const bool of_keys = part_ < V::slices;
+      const int column = (of_keys ? part_ : part_ - V::slices) * V::slice;
+      copy_slice(static_cast<const T*>(of_keys ? kv_.keys : kv_.values) + block_, column,
+                 ring_ + slot_ * V::slice_elements);
+      slot_ = slot_ + 1 == V::stages ? 0 : slot_ + 1;
+      if (++part_ == 2 * V::slices) {
+        part_ = 0;
+        left_ -= key_block;
+      }
+    }
+    commit_copies();
+  }
+
+ private:
+  /// Finds the next block's place; its page was looked up one block ahead, so that nobody waits.
+  __device__ void enter_block() {
+    block_ = next_page_ * page_elements_ + head_ + std::int64_t{token_} * kv_.head_dim;
+    token_ += key_block;
+    if (token_ == kv_.page_tokens) {
+      token_ = 0;
+      if (left_ > key_block) next_page_ = *++pages_;
+    }
+  }
+
+  /// Zeros stand for keys and dimensions that do not exist.
+  __device__ void copy_slice(const T* from, int column, T* to) const {
+    const int thread = static_cast<int>(threadIdx.x);
+    const int d = kv_.head_dim;
+    if (wide_ok_) {
+      using P = Pieces<T, V::slice, key_block, V::threads>;
+      const int row = thread / P::per_row;
+      const int c = thread % P::per_row * wide<T>;
+      const int rows = column + c < d ? left_ - row : 0;
+      const T* piece = from + row * d + column + c;
+      to += row * V::slice_stride + c;
+#pragma unroll
+      for (int i = 0; i < P::count; ++i) {
+        const bool exists = i * P::row_step < rows;
+        copy_async(to + i * P::row_step * V::slice_stride,
+                   exists ? piece + i * P::row_step * d : from, exists);
+      }
+    } else {
+#pragma unroll 1
+      for (int i = thread; i < key_block * V::slice; i += V::threads) {
+        const int row = i / V::slice;
+        const int c = i % V::slice;
+        const bool exists = row < left_ && column + c < d;
+        to[row * V::slice_stride + c] = exists ? from[row * d + column + c] : round_to<T>(0.0F);
+      }
+    }
+  }
+
+  const KvPages& kv_;
+  bool wide_ok_;
+  int left_;   ///< keys from the block that is copied next to the end
+  int token_;  ///< of that block in its page
+  T* ring_;
+  const std::int32_t* pages_;
+  std::int64_t head_;
+  std::int64_t page_elements_;
+  std::int64_t block_ = 0;  ///< where the block's keys (and values) begin
+  std::int32_t next_page_;
+  int part_ = 0;  ///< of the block: slices of K, then of V
+  int slot_ = 0;
+};
+
+/// Says which token and query head each matrix row stands for; returns after a barrier. `heads`
+/// query heads beside each other have room, from first_head on; only those before end_head exist.
+template <class V>
+__device__ void place_rows(typename V::Shared& shared, const AttentionTile& tile, int heads,
+                           int first_head, int end_head) {
+  if (threadIdx.x == 0) shared.first_bad = no_key;
+  for (int row = static_cast<int>(threadIdx.x); row < V::rows; row += V::threads) {
+    const int token = row / heads;
+    const int head = first_head + row % heads;
+    shared.token[row] = token < tile.num_rows && head < end_head ? token : -1;
+    shared.head[row] = head;
+  }
+  __syncthreads();
+}
+
+/// Starts copying the queries; rows and dimensions that do not exist become zeros.
+template <class V>
+__device__ void load_queries(const AttentionArgs& args, const AttentionTile& tile,
+                             typename V::Shared& shared, bool wide_ok) {
+  using T = typename V::Type;
+  const int d = args.kv.head_dim;
+  const T* q = static_cast<const T*>(args.qkv) + tile.first_row * args.qkv_stride;
+  const int thread = static_cast<int>(threadIdx.x);
+  if (wide_ok) {
+    using P = Pieces<T, V::head_dim, V::rows, V::threads>;
+    const int c = thread % P::per_row * wide<T>;
+#pragma unroll
+    for (int i = 0; i < P::count; ++i) {
+      const int row = thread / P::per_row + i * P::row_step;
+      const int token = shared.token[row];
+      const bool exists = token >= 0 && c < d;
+      const T* from = q + token * args.qkv_stride + shared.head[row] * d + c;
+      copy_async(shared.queries + row * V::query_stride + c, exists ? from : q, exists);
+    }
+  } else {
+#pragma unroll 1
+    for (int i = thread; i < V::rows * V::head_dim; i += V::threads) {
+      const int row = i / V::head_dim;
+      const int c = i % V::head_dim;
+      const int token = shared.token[row];
+      const bool exists = token >= 0 && c < d;
+      shared.queries[row * V::query_stride + c] =
+          exists ? q[token * args.qkv_stride + shared.head[row] * d + c] : round_to<T>(0.0F);
+    }
+  }
+}
+
+/// Barrier of the warps that share 16 rows.
+template <class V>
+__device__ inline void sync_group() {
+  if constexpr (V::columns == 1) {
+    __syncwarp();
+  } else {
+    __syncthreads();
+  }
+}
+
+/// Results of the worker's rows, normalised, to `out`.
+template <class V>
+__device__ void write_results(const AttentionArgs& args, const AttentionTile& tile,
+                              Worker<V>& worker, bool wide_ok) {
+  using T = typename V::Type;
+  typename V::Shared& shared = worker.shared;
+  if (worker.part == 0) shared.factor[worker.row] = 1.0F / worker.total.sum;
+  sync_group<V>();
+  const int d = args.kv.head_dim;
+  T* out = static_cast<T*>(args.out) + std::int64_t{tile.first_row} * args.num_heads * d;
+  worker.for_pieces([&](int row, int column, float(&values)[8]) {
+    const int token = shared.token[row];
+    if (column >= d || token < 0) return;
+    const float inverse = shared.factor[row];
+    T* to = out + std::int64_t{token * args.num_heads + shared.head[row]} * d + column;
+    // + 0 turns a negative zero, whose sign depends on the block, into a positive one.
+#pragma unroll
+    for (int k = 0; k < 8; ++k) values[k] = values[k] * inverse + 0.0F;
+    if (wide_ok) {
+      store_raw(to, to_raw<T>(values));
+    } else {
+#pragma unroll
+      for (int k = 0; k < 8; ++k) {
+        if (column + k < d) to[k] = round_to<T>(values[k]);
+      }
+    }
+  });
+}
+
+/// Results of a single split with its maximum and sum, to the workspace.
+template <class V>
+__device__ void write_partials(const AttentionArgs& args, const AttentionTile& tile,
+                               Worker<V>& worker, int head_floats) {
+  typename V::Shared& shared = worker.shared;
+  const int d = args.kv.head_dim;
+  float* rows = args.workspace + std::int64_t{tile.partial} * args.num_heads * head_floats;
+  const auto place = [&](int row, int token) {
+    return rows + std::int64_t{token * args.num_heads + shared.head[row]} * head_floats;
+  };
+  worker.for_pieces([&](int row, int column, float(&values)[8]) {
+    const int token = shared.token[row];
+    if (token < 0) return;
+    float* to = place(row, token) + column;
+#pragma unroll
+    for (int k = 0; k < 8; k += 4) {  // rows are padded to four values
+      if (column + k < d) {
+        *reinterpret_cast<float4*>(to + k) =
+            float4{values[k], values[k + 1], values[k + 2], values[k + 3]};
+      }
+    }
+  });
+  const int token = shared.token[worker.row];
+  if (worker.part == 0 && token >= 0) {
+    float* to = place(worker.row, token) + head_floats - 4;
+    to[0] = worker.total.top;
+    to[1] = worker.total.sum;
+  }
+}
+
+template <class V>
+__global__ void __launch_bounds__(V::threads, 1)
+    attention_kernel(AttentionArgs args, const AttentionTile* tiles, int groups_per_kv_head,
+                     int head_floats) {
+  using T = typename V::Type;
+  auto& shared = *dynamic_shared<typename V::Shared>();
+  const int kv_head = static_cast<int>(blockIdx.y) / groups_per_kv_head;
+  const int sub_group = static_cast<int>(blockIdx.y) % groups_per_kv_head;
+  const int group = args.num_heads / args.kv.num_kv_heads;
+  const int heads = min(group, V::rows);
+  const int first_head = kv_head * group + sub_group * heads;
+  const AttentionTile tile = tiles[blockIdx.x];
+  place_rows<V>(shared, tile, heads, first_head, (kv_head + 1) * group);
+  const int end = tile.first_key + tile.num_keys;
+  const bool wide_ok = args.kv.head_dim % wide<T> == 0;  // and pointers are aligned: see launch
+
+  Copier<V> copier(args.kv, args.map.pages + std::int64_t{tile.sequence} * args.map.max_pages,
+                   kv_head, wide_ok, tile.first_key, end, shared.ring);
+  load_queries<V>(args, tile, shared, wide_ok);
+  for (int i = 0; i < V::stages - 1; ++i) copier.advance();  // the first with the queries
+
+  Worker<V> worker(shared);
+  const float scale = score_scale(args.kv.head_dim);
+  // Rows that do not exist count as the last token's.
+  const int last_token = tile.num_rows - 1;
+  const int row_position = tile.first_position + min(worker.row / heads, last_token);
+  const int last_position =
+      tile.first_position + min((worker.first_row + 15) / heads, last_token);  // of the group's
+  const bool any_rows = worker.first_row < tile.num_rows * heads;
+  int slot = 0;
+  const auto next_slice = [&] {
+    wait_copies<V::stages - 2>();
+    __syncthreads();  // the slice is there, and nobody reads the one that is overwritten next
+    copier.advance();
+    T* slice = shared.ring + slot * V::slice_elements;
+    slot = slot + 1 == V::stages ? 0 : slot + 1;
+    return slice;
+  };
+  const auto next_values = [&](int start) {
+    T* values = next_slice();
+    if (tile.first_position + 1 < min(start + key_block, end)) {  // not all rows see all keys
+      clear_non_finite<V>(shared, values, start);
+      __syncthreads();
+    }
+    return values;
+  };
+  for (int split = tile.first_key; split < end; split += split_keys) {
+    const int split_end = min(split + split_keys, end);
+    for (int start = split; start < split_end; start += key_block) {
+      const bool live = any_rows && start <= last_position;
+#pragma unroll
+      for (int s = 0; s < V::slices; ++s) {
+        const T* keys = next_slice();
+        if (live) worker.add_scores(keys, s);
+      }
+      if (live) worker.store_scores();
+      sync_group<V>();
+      if (live) worker.soften_row(row_position + 1 - start, scale);
+      const T* values = next_values(start);
+      if (live) {
+        worker.rescale();
+        worker.template add_values<0>(values);
+      }
+      if constexpr (V::slices > 1) {
+        values = next_values(start);
+        if (live) worker.template add_values<1>(values);
+      }
+    }
+    const bool first = split == tile.first_key;
+    worker.settle_split(first, scale);
+    sync_group<V>();
+    worker.merge_split(first);
+  }
+  if (shared.first_bad <= row_position) worker.total.sum = NAN;
+  if (tile.partial >= 0) {
+    write_partials(args, tile, worker, head_floats);
+  } else {
+    write_results(args, tile, worker, wide_ok);
+  }
+}
+
+template <class V>
+void launch_attention(cudaStream_t stream, const AttentionArgs& args, const AttentionTile* tiles,
+                      int num_tiles) {
+  const int group = args.num_heads / args.kv.num_kv_heads;
+  const int groups = divide_up(group, std::min(group, V::rows));
+  launch(
+      stream, "attention", &attention_kernel<V>,
+      dim3(static_cast<unsigned>(num_tiles), static_cast<unsigned>(args.kv.num_kv_heads * groups)),
+      V::threads, sizeof(typename V::Shared), args, tiles, groups,
+      partial_floats_per_head(args.kv.head_dim));
+}
+
+template <class T, int head_dim>
+void launch_tiles(cudaStream_t stream, const AttentionArgs& args) {
+  // About 64 result registers per thread and as many for totals, whatever the head_dim.
+  constexpr int columns = head_dim <= 128 ? 1 : head_dim / 128;
+  launch_attention<Variant<T, head_dim, wide_rows(head_dim), columns, 3>>(stream, args, args.tiles,
+                                                                          args.num_wide);
+  launch_attention<Variant<T, head_dim, narrow_rows, 4, 4>>(
+      stream, args, args.tiles + args.num_wide, args.num_narrow);
+}
+
+/// Tiles of both kinds for elements of type T; defined in one file per type.
+template <class T>
+void attention_tiles(cudaStream_t stream, const AttentionArgs& args) {
+  const int d = args.kv.head_dim;
+  if (d <= 64) {
+    launch_tiles<T, 64>(stream, args);
+  } else if (d <= 128) {
+    launch_tiles<T, 128>(stream, args);
+  } else if (d <= 256) {
+    launch_tiles<T, 256>(stream, args);
+  } else {
+    launch_tiles<T, 512>(stream, args);
+  }
+}
+
+}  // namespace atl::compute::cuda

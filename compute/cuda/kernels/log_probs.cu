@@ -1,0 +1,71 @@
+// Log-probabilities of given tokens: what sampling and scoring need of a row of logits.
+
+#include "compute/cuda/kernels.hpp"
+#include "compute/cuda/kernels/device.cuh"
+#include "compute/sampling_arithmetic.hpp"
+
+namespace atl::compute::cuda {
+
+namespace {
+
+constexpr int threads = 512;
+
+/// One block per row: the largest logit, then the sum of exponentials, four logits at a time where
+/// the row allows it.
+template <int N>
+__global__ void __launch_bounds__(threads)
+    log_prob_kernel(const float* logits, const std::int32_t* targets, float* out, int vocab) {
+  float* partial = dynamic_shared<float>();
+  const float* row = logits + std::int64_t{blockIdx.x} * vocab;
+  const int first = static_cast<int>(threadIdx.x) * N;
+  float top = -INFINITY;
+#pragma unroll 4
+  for (int i = first; i < vocab; i += threads * N) {
+    float values[N];
+    load_floats(row + i, values);
+#pragma unroll
+    for (int k = 0; k < N; ++k) top = fmaxf(top, values[k]);
+  }
+  top = block_max(top, partial);
+  float total = 0;
+#pragma unroll 4
+  for (int i = first; i < vocab; i += threads * N) {
+    float values[N];
+    load_floats(row + i, values);
+#pragma unroll
+    for (int k = 0; k < N; ++k) {
+      // Minus infinity has no weight, and the largest passes by NaN: neither may go unseen.
+      total += is_finite(values[k]) ? expf(values[k] - top) : NAN;
+    }
+  }
+  total = block_sum(total, partial + warp_lanes);
+  if (threadIdx.x == 0) {
+    out[blockIdx.x] = static_cast<float>(static_cast<double>(row[targets[blockIdx.x]]) - top -
+                                         log(static_cast<double>(total)));
+  }
+}
+
+}  // namespace
+
+cudaError_t find_kernels() {
+  cudaFuncAttributes attributes{};
+  return cudaFuncGetAttributes(&attributes, &log_prob_kernel<1>);
+}
+
+std::string built_architectures() {
+#ifdef ATL_CUDA_ARCHITECTURES
+  return ATL_CUDA_ARCHITECTURES;
+#else
+  return "the emulated device";
+#endif
+}
+
+void log_probs(cudaStream_t stream, const float* logits, const std::int32_t* targets, float* out,
+               int num_rows, int vocab) {
+  const bool aligned = rows_are_aligned(static_cast<std::size_t>(vocab) * sizeof(float), logits);
+  launch(stream, "log_probs", aligned ? &log_prob_kernel<4> : &log_prob_kernel<1>,
+         dim3(static_cast<unsigned>(num_rows)), threads, 2 * warp_lanes * sizeof(float), logits,
+         targets, out, vocab);
+}
+
+}  // namespace atl::compute::cuda

@@ -1,0 +1,173 @@
+// Normalises and rotates q and k, and appends k and v to their pages: one block per row.
+
+#include <algorithm>
+
+#include "compute/cuda/kernels.hpp"
+#include "compute/cuda/kernels/device.cuh"
+
+namespace atl::compute::cuda {
+
+namespace {
+
+constexpr int threads = 256;
+
+/// How the heads of a row lie on the threads: `lanes` (a power of two) neighbours share a head, and
+/// `heads_at_once` heads are under way in a block.
+struct HeadLanes {
+  int lanes = 0;
+  int heads_at_once = 0;
+};
+
+/// Sum over each group of `lanes` neighbours; all groups together.
+__device__ inline float group_sum(float x, int lanes) {
+  for (int lane = lanes / 2; lane > 0; lane /= 2) x += __shfl_xor_sync(all_lanes, x, lane);
+  return x;
+}
+
+template <int N, class T>
+__device__ float sum_of_squares(const T* from, int begin, int end, int step) {
+  float total = 0;
+  for (int i = begin; i < end; i += step) {
+    float values[N];
+    to_floats(load_raw<N>(from + i), values);
+#pragma unroll
+    for (int k = 0; k < N; ++k) total = fmaf(values[k], values[k], total);
+  }
+  return total;
+}
+
+/// out = round(rotate(in * scale * weight)) for the elements i.. of both halves.
+template <int N, class T>
+__device__ void rotate(const T* in, float scale, const float* weight, const float* angles, int half,
+                       int i, T* out) {
+  float a[N];
+  float b[N];
+  float cosine[N];
+  float sine[N];
+  to_floats(load_raw<N>(in + i), a);
+  to_floats(load_raw<N>(in + half + i), b);
+  load_floats(angles + i, cosine);
+  load_floats(angles + half + i, sine);
+  if (weight != nullptr) {
+    float weight_a[N];
+    float weight_b[N];
+    load_floats(weight + i, weight_a);
+    load_floats(weight + half + i, weight_b);
+#pragma unroll
+    for (int k = 0; k < N; ++k) {
+      a[k] = a[k] * scale * weight_a[k];
+      b[k] = b[k] * scale * weight_b[k];
+    }
+  }
+  float first[N];
+  float second[N];
+#pragma unroll
+  for (int k = 0; k < N; ++k) {
+    first[k] = fmaf(a[k], cosine[k], -(b[k] * sine[k]));
+    second[k] = fmaf(b[k], cosine[k], a[k] * sine[k]);
+  }
+  store_raw(out + i, to_raw<T>(first));
+  store_raw(out + half + i, to_raw<T>(second));
+}
+
+/// One head of q, k or v: where it comes from and where its result goes.
+template <class T>
+struct Head {
+  const T* in;
+  T* out;
+  const float* weight;
+  bool is_value;
+};
+
+template <class T>
+__device__ Head<T> head_of(const RopeArgs& args, T* row, std::int64_t page, int token, int index) {
+  const int d = args.kv.head_dim;
+  T* in = row + std::int64_t{index} * d;
+  if (index < args.num_heads) {
+    const float* weight = args.q_norm;
+    if (args.norm == QkNorm::whole_row) weight += index * d;
+    return {in, in, args.norm == QkNorm::none ? nullptr : weight, false};
+  }
+  const bool is_value = index >= args.num_heads + args.kv.num_kv_heads;
+  const int head = index - args.num_heads - (is_value ? args.kv.num_kv_heads : 0);
+  T* pages = static_cast<T*>(is_value ? args.kv.values : args.kv.keys);
+  T* out = pages + ((page * args.kv.num_kv_heads + head) * args.kv.page_tokens + token) * d;
+  const float* weight = args.k_norm;
+  if (args.norm == QkNorm::whole_row) weight += head * d;
+  return {in, out, args.norm == QkNorm::none || is_value ? nullptr : weight, is_value};
+}
+
+template <class T, int N>
+__global__ void __launch_bounds__(threads) rope_kernel(RopeArgs args, HeadLanes layout) {
+  const std::int64_t r = blockIdx.x;
+  const int d = args.kv.head_dim;
+  const int half = d / 2;
+  const int q_width = args.num_heads * d;
+  const int kv_width = args.kv.num_kv_heads * d;
+  T* row = static_cast<T*>(args.qkv) + r * (q_width + 2 * kv_width);
+  const int position = args.map.position[r];
+  const std::int64_t page = args.map.pages[std::int64_t{args.map.sequence[r]} * args.map.max_pages +
+                                           position / args.kv.page_tokens];
+  const int token = position % args.kv.page_tokens;
+  const float* angles = args.angles + std::int64_t{position} * d;
+  const int thread = static_cast<int>(threadIdx.x);
+  float q_scale = 1;
+  float k_scale = 1;
+  if (args.norm == QkNorm::whole_row) {
+    float* partial = dynamic_shared<float>();
+    const float q = sum_of_squares<N>(row, thread * N, q_width, threads * N);
+    const float k = sum_of_squares<N>(row + q_width, thread * N, kv_width, threads * N);
+    q_scale = inverse_rms(block_sum(q, partial), q_width, args.eps);
+    k_scale = inverse_rms(block_sum(k, partial + warp_lanes), kv_width, args.eps);
+    __syncthreads();  // all have read q before anybody overwrites it
+  }
+  const int num_heads = args.num_heads + 2 * args.kv.num_kv_heads;
+  const int begin = thread % layout.lanes * N;
+  const int step = layout.lanes * N;
+  for (int first = 0; first < num_heads; first += layout.heads_at_once) {
+    const int index = first + thread / layout.lanes;
+    const bool live = index < num_heads;  // the others still take part in sums
+    const Head<T> head = head_of(args, row, page, token, live ? index : 0);
+    float scale = index < args.num_heads ? q_scale : k_scale;
+    if (args.norm == QkNorm::per_head) {
+      const float squares = live ? sum_of_squares<N>(head.in, begin, d, step) : 0.0F;
+      scale = inverse_rms(group_sum(squares, layout.lanes), d, args.eps);
+    }
+    if (!live) continue;
+    for (int i = begin; i < half; i += step) {
+      if (head.is_value) {
+        store_raw(head.out + i, load_raw<N>(head.in + i));
+        store_raw(head.out + half + i, load_raw<N>(head.in + half + i));
+      } else {
+        rotate<N>(head.in, scale, head.weight, angles, half, i, head.out);
+      }
+    }
+  }
+}
+
+template <class T, int N>
+void launch_rope(cudaStream_t stream, const RopeArgs& args) {
+  HeadLanes layout;
+  layout.lanes = 1;
+  while (layout.lanes < warp_lanes && layout.lanes * N < args.kv.head_dim / 2) layout.lanes *= 2;
+  layout.heads_at_once = threads / layout.lanes;
+  launch(stream, "rope_and_store", &rope_kernel<T, N>, dim3(static_cast<unsigned>(args.num_rows)),
+         threads, 2 * warp_lanes * sizeof(float), args, layout);
+}
+
+}  // namespace
+
+void rope_and_store(cudaStream_t stream, DType dtype, const RopeArgs& args) {
+  with_element(dtype, [&](auto element) {
+    using T = typename decltype(element)::type;
+    const std::size_t half_bytes = static_cast<std::size_t>(args.kv.head_dim / 2) * sizeof(T);
+    if (rows_are_aligned(half_bytes, args.qkv, args.kv.keys, args.kv.values, args.q_norm,
+                         args.k_norm, args.angles)) {
+      launch_rope<T, wide<T>>(stream, args);
+    } else {
+      launch_rope<T, 1>(stream, args);
+    }
+  });
+}
+
+}  // namespace atl::compute::cuda

@@ -1,0 +1,21 @@
+#include "compute/cuda/kernels.hpp"
+#include "compute/error.hpp"
+
+namespace atl::compute::cuda {
+
+void check_shape(const ModelShape& shape, int page_tokens) {
+  require(shape.num_experts <= max_experts && shape.top_k <= max_top_k,
+          "cannot route to {} of {} experts on CUDA (at most {} of {}); use --backend cpu",
+          shape.top_k, shape.num_experts, max_top_k, max_experts);
+  require(shape.head_dim >= 2 && shape.head_dim <= max_head_dim && shape.head_dim % 2 == 0,
+          "cannot attend with head_dim {} on CUDA (even numbers up to {}); use --backend cpu",
+          shape.head_dim, max_head_dim);
+  require(shape.num_kv_heads >= 1 && shape.num_heads % shape.num_kv_heads == 0,
+          "cannot attend with {} query heads over {} kv heads (not a multiple); check the model's "
+          "configuration",
+          shape.num_heads, shape.num_kv_heads);
+  require(page_tokens > 0 && page_tokens % key_block == 0,
+          "cannot use KV pages of {} tokens; use a multiple of {}", page_tokens, key_block);
+}
+
+}  // namespace atl::compute::cuda

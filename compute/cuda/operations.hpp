@@ -1,0 +1,122 @@
+#pragma once
+// The operations of the CUDA backend: which kernels and GEMMs a step is, on which stream.
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+
+#include "compute/cuda/backend.hpp"
+#include "compute/cuda/gemm.hpp"
+#include "compute/cuda/model.hpp"
+#include "compute/cuda/queue.hpp"
+
+namespace atl::compute::cuda {
+
+/// Bytes on the device, by kind.
+Backend::Memory planned_memory(const BackendOptions& options);
+
+class CudaLayers {
+ public:
+  /// Takes all memory but the chunks'.
+  explicit CudaLayers(const BackendOptions& options);
+
+  void load(Weight weight, int layer, int local_expert, const void* data, std::int64_t count) {
+    weights_.load(options_, weight, layer, local_expert, data, count);
+  }
+  /// Fails where a weight is missing; chooses GEMM algorithms, which takes a while.
+  void prepare();
+
+  Event embed(CudaChunk& chunk);
+  Event attention(CudaChunk& chunk, int layer);
+  Event mlp(CudaChunk& chunk, int layer);
+  Event route(CudaChunk& chunk, int layer);
+  Event experts(CudaChunk& chunk, int layer, std::span<const RowBlock> blocks);
+  Event merge(CudaChunk& chunk, int layer);
+  Event sample(CudaChunk& chunk, std::span<const std::int32_t> rows,
+               std::span<const SamplingRequest> how, SampledToken* out);
+  Event logits(CudaChunk& chunk, std::span<const std::int32_t> rows, float* out);
+  Event logprobs(CudaChunk& chunk, std::span<const std::int32_t> rows,
+                 std::span<const std::int32_t> targets, float* out);
+  Event save_x(const CudaChunk& chunk, void* x);
+  Event save_kv(int layer, std::span<const std::int32_t> pages, int first_position,
+                int num_positions, void* keys, void* values);
+  Event load_kv(int layer, std::span<const std::int32_t> pages, int first_position,
+                int num_positions, const void* keys, const void* values);
+
+  CudaQueue& queue() { return queue_; }
+  const CudaQueue& queue() const { return queue_; }
+  bool fuses_gelu() const { return fuses_gelu_; }
+  const CudaGemm& gemm() const { return gemm_; }
+  Backend::Memory memory() const;  ///< without chunks
+
+ private:
+  /// The GEMMs of an MLP; `up` is with its activation where that is fused.
+  struct MlpKinds {
+    CudaGemm::Kind up = -1;
+    CudaGemm::Kind up_float = -1;  ///< float32 results, for GELU by a kernel
+    CudaGemm::Kind gate = -1;
+    CudaGemm::Kind down = -1;
+    int width = 0;
+  };
+  /// Rows of one expert that are adjacent in memory, as are their results.
+  struct Run {
+    std::byte* in;
+    std::byte* out;
+    std::int64_t rows;
+  };
+
+  MlpKinds add_mlp(const CudaMlp& mlp, int width);
+  void run_mlp(const Stream& stream, const MlpKinds& kinds, const CudaMlp& mlp, const void* in,
+               std::int64_t rows, void* out);
+  void run_expert(const Stream& stream, const CudaMlp& mlp);
+  /// `runs` have `rows` rows, at most the workspace's mlp_rows.
+  void run_gathered(const Stream& stream, const CudaMlp& mlp, std::span<const Run> runs,
+                    std::int64_t rows);
+  void collect_runs(std::span<const RowBlock> blocks);
+  /// memory.normed = RMSNorm(x) * weight, unless it is already.
+  void norm(const Stream& stream, CudaChunk& chunk, const float* weight);
+  /// The norm that the next step takes after this layer, or null after the last layer.
+  const float* norm_after(int layer) const;
+  /// What upload_head brought to the device; `draws` or `targets`, whichever were given.
+  struct HeadInputs {
+    const std::int32_t* rows;
+    const Draw* draws;
+    const std::int32_t* targets;
+  };
+  HeadInputs upload_head(const Stream& stream, CudaChunk& chunk, std::span<const std::int32_t> rows,
+                         std::span<const SamplingRequest> how,
+                         std::span<const std::int32_t> targets);
+  /// Calls work(first, count) for pieces of the rows, each time that logits of `count` rows from
+  /// rows[first] on are enqueued; they are there until the next piece.
+  template <class Work>
+  void for_logits(const Stream& stream, CudaChunk& chunk, const std::int32_t* rows,
+                  std::size_t num_rows, const Work& work);
+  /// Copies results to host memory on `stream`, through pinned memory where the host's is not.
+  void to_host(const Stream& stream, void* host, const void* device, std::size_t bytes);
+  const std::int32_t* upload_pages(const Stream& stream, std::span<const std::int32_t> pages);
+  std::size_t row_bytes() const {
+    return static_cast<std::size_t>(shape_.hidden) * size_of(options_.dtype);
+  }
+
+  const BackendOptions options_;
+  const ModelShape& shape_;
+  const DType dtype_;
+  int multiprocessors_ = 0;
+  DeviceBuffer weight_memory_, kv_memory_, workspace_memory_;
+  CudaWeights weights_;
+  KvCache kv_;
+  Workspace work_;
+  CudaGemm gemm_;
+  CudaGemm::Kind qkv_ = -1, o_ = -1, router_ = -1, lm_head_ = -1;
+  MlpKinds dense_, expert_;
+  bool fuses_gelu_ = false;
+  std::vector<Run> runs_;
+  CudaEvent logits_free_;  // what lay in the workspace's logits is with the host
+  CudaEvent kv_moved_;     // what lay in its qkv is
+  PinnedBuffer bounce_;    // used by the host stream, one piece after the other
+  UploadRing page_uploads_;
+  CudaQueue queue_;  // last: waits for what is under way before memory goes
+};
+
+}  // namespace atl::compute::cuda

@@ -1,7 +1,0 @@
-#include "compute/cuda_attention.cuh"
-
-namespace atl::compute::cuda {
-
-template void attention_tiles<__nv_bfloat16>(cudaStream_t stream, const AttentionArgs& args);
-
-}  // namespace atl::compute::cuda

@@ -1,7 +1,0 @@
-#include "compute/cuda_attention.cuh"
-
-namespace atl::compute::cuda {
-
-template void attention_tiles<__half>(cudaStream_t stream, const AttentionArgs& args);
-
-}  // namespace atl::compute::cuda
