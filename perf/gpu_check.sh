@@ -186,7 +186,7 @@ for name in names[1:]:
     failed |= not ok
     with open(f"{output}/{name}.json", encoding="utf-8") as file:
         report = json.load(file)
-    overlap = {key: phase.get("overlap_efficiency") for key, phase in report.get("phases", {}).items()
+    overlap = {key: phase.get("overlapped_share") for key, phase in report.get("phases", {}).items()
                if isinstance(phase, dict)}
     print(f"{name}: {len(pairs)} log-probabilities, mean difference from {names[0]} {mean:.5f}"
           f"{'' if ok else ' (too large)'}, same bytes as {names[1]}: "

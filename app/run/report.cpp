@@ -64,12 +64,12 @@ json phase_json(const std::vector<RankNumbers>& ranks, std::size_t phase, const 
       {"compute_s_per_rank", sum.compute / num_ranks},
       {"exchange_s_per_rank", sum.exchange / num_ranks},
       {"overlapped_s_per_rank", sum.overlapped / num_ranks},
-      {"overlap_efficiency", nullptr},
+      {"overlapped_share", nullptr},
       {"gemm_flops_per_s", flops / wall},
       {"mfu", nullptr},
   };
   if (std::min(sum.compute, sum.exchange) > 0) {
-    phase_report["overlap_efficiency"] = sum.overlap_efficiency();
+    phase_report["overlapped_share"] = sum.overlapped_share();
   }
   if (facts.options->peak_tflops > 0) {
     phase_report["mfu"] = flops / wall / (facts.options->peak_tflops * 1e12 * num_ranks);
@@ -315,7 +315,7 @@ std::string summary_table(const json& report) {
       return fmt::format("{:.0f} %", share.at(key).get<double>() * 100);
     };
     const double tokens = phase.at("tokens_per_s").get<double>() * phase.at("wall_s").get<double>();
-    const json& overlap = phase.at("overlap_efficiency");
+    const json& overlap = phase.at("overlapped_share");
     text += fmt::format("{:<10}{:>10.0f}{:>12.0f}{:>9}{:>7}{:>7}{:>10}{:>9}\n", name, tokens,
                         phase.at("tokens_per_s").get<double>(), percent("compute"),
                         percent("communication"), percent("synchronisation"), percent("overhead"),

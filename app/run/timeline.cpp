@@ -6,7 +6,7 @@
 
 namespace atl {
 
-double PhaseTimes::overlap_efficiency() const {
+double PhaseTimes::overlapped_share() const {
   const double shorter = std::min(compute, exchange);
   return shorter > 0 ? overlapped / shorter : 1.0;
 }

@@ -41,7 +41,7 @@ for name in ("prefill", "decode"):
     assert abs(sum(phase["share"].values()) - 1) < 1e-6, phase["share"]
     assert all(0 <= share <= 1 for share in phase["share"].values()), phase["share"]
     assert phase["tokens_per_s"] > 0 and phase["wall_s"] > 0
-    overlap = phase["overlap_efficiency"]
+    overlap = phase["overlapped_share"]
     assert overlap is None or 0 <= overlap <= 1
 written = sum(phase["new_tokens"] for phase in phases.values())
 # The stop token itself was generated and is not among the tokens of the result.

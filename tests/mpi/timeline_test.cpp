@@ -52,7 +52,7 @@ TEST(Timeline, SplitsAStepIntoItsShares) {
   EXPECT_NEAR(times.synchronisation, waited ? 1.5 : 0.5, 1e-6);  // 3 to 4, and agreeing
   EXPECT_NEAR(times.wall,
               times.compute + times.communication + times.synchronisation + times.overhead, 1e-9);
-  EXPECT_NEAR(times.overlap_efficiency(), 0.5, 1e-6);
+  EXPECT_NEAR(times.overlapped_share(), 0.5, 1e-6);
   EXPECT_EQ(times.processed_tokens, 7);
   EXPECT_EQ(times.prompt_tokens, 5);
   EXPECT_EQ(times.new_tokens, 2);
