@@ -7,16 +7,10 @@
 #include <set>
 #include <vector>
 
+#include "plan_shapes.hpp"
+
 namespace atl {
 namespace {
-
-ModelShape shape_with(int layers, int dense) {
-  ModelShape shape;
-  shape.num_layers = layers;
-  shape.layer_is_dense.assign(static_cast<std::size_t>(layers), false);
-  for (int i = 0; i < dense; ++i) shape.layer_is_dense[static_cast<std::size_t>(i)] = true;
-  return shape;
-}
 
 Step step_of(StepKind kind, int chunk, std::vector<std::int32_t> deps) {
   return {kind, 0, static_cast<std::int16_t>(chunk), std::move(deps)};

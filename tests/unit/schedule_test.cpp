@@ -8,17 +8,10 @@
 #include "app/model/model_config.hpp"
 #include "app/plan/placement.hpp"
 #include "compute/error.hpp"
+#include "plan_shapes.hpp"
 
 namespace atl {
 namespace {
-
-ModelShape shape_with(int layers, int dense) {
-  ModelShape shape;
-  shape.num_layers = layers;
-  shape.layer_is_dense.assign(static_cast<std::size_t>(layers), false);
-  for (int i = 0; i < dense; ++i) shape.layer_is_dense[static_cast<std::size_t>(i)] = true;
-  return shape;
-}
 
 TEST(Schedule, EveryChunkRunsThroughEveryLayerInBothOrders) {
   const ModelShape shape = shape_with(5, 2);

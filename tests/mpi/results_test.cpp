@@ -1,0 +1,175 @@
+// ranks: 1 3
+#include "app/run/results.hpp"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+#include <string>
+#include <vector>
+
+#include "compute/error.hpp"
+#include "mpi_main.hpp"
+#include "shared_folder.hpp"
+
+namespace atl {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr int num_requests = 7;
+
+/// Request i is on line 2i + 1; the one on line 5 was refused.
+std::vector<io::Request> requests() {
+  std::vector<io::Request> all(num_requests);
+  for (int i = 0; i < num_requests; ++i) {
+    auto& request = all[static_cast<std::size_t>(i)];
+    request.line = 2 * i + 1;
+    request.id = "r" + std::to_string(i);
+    request.tokens = {1, 2, 3};
+  }
+  all[2].error = "it is refused";
+  return all;
+}
+
+nlohmann::ordered_json identity(const char* model) {
+  return {{"model", model}, {"mode", "score"}};
+}
+
+FinishedRequest finished(int request, float logprob) {
+  FinishedRequest done;
+  done.request = request;
+  done.result.tokens = {1, 2, 3};
+  done.result.logprobs = {logprob, logprob};
+  done.result.finish_reason = "length";
+  return done;
+}
+
+class Results : public testing::Test {
+ protected:
+  /// Request i is finished on rank i mod size, later ones first.
+  void finish(ResultStore& store, int from, int to, bool last_fails = false) {
+    std::vector<FinishedRequest> done;
+    for (int i = to - 1; i >= from; --i) {
+      if (i == 2 || i % world_.size() != world_.rank()) continue;
+      done.push_back(finished(i, -static_cast<float>(i)));
+      if (last_fails && i == to - 1) done.back().error = "logits are not finite";
+    }
+    store.take(done);
+    EXPECT_TRUE(done.empty());
+    RankLoad mine;
+    mine.result_bytes = store.waiting_bytes();
+    store.collect(world_.allgather(mine));
+    EXPECT_EQ(store.waiting_bytes(), 0);
+  }
+  void open(ResultStore& store, const std::string& path) {
+    world_.agree([&] {
+      if (world_.rank() == 0) store.open(path);
+    });
+  }
+  std::vector<nlohmann::json> lines_of(const std::string& path) const {
+    std::vector<nlohmann::json> lines;
+    std::ifstream file(path);
+    for (std::string line; std::getline(file, line);) lines.push_back(nlohmann::json::parse(line));
+    return lines;
+  }
+
+  comm::Communicator world_ = comm::Communicator::world();
+  SharedFolder folder_{world_};
+  std::vector<io::Request> requests_ = requests();
+};
+
+TEST_F(Results, AreInTheOrderOfTheInputWhoeverFinishesFirst) {
+  const std::string path = folder_ / "out";
+  ResultStore store(world_);
+  open(store, path);
+  const auto before = store.begin(requests_, identity("a"), false, Mode::score, true);
+  EXPECT_EQ(before, std::vector<bool>(num_requests, false));
+  finish(store, 4, 7);
+  finish(store, 0, 4);
+  const RequestSummary summary = store.summary();
+  if (world_.rank() != 0) return;
+  EXPECT_EQ(summary.requests, num_requests);
+  EXPECT_EQ(summary.refused, 1);
+  EXPECT_EQ(summary.failed, 0);
+  EXPECT_EQ(summary.scored_tokens, 2 * (num_requests - 1));
+  EXPECT_NEAR(summary.perplexity, std::exp((0 + 1 + 3 + 4 + 5 + 6) / 6.0), 1e-3);
+  store.write();
+  store.remove_journal();
+  EXPECT_FALSE(fs::exists(path + ".journal"));
+  const auto lines = lines_of(path);
+  ASSERT_EQ(lines.size(), static_cast<std::size_t>(num_requests));
+  for (int i = 0; i < num_requests; ++i) {
+    const auto& line = lines[static_cast<std::size_t>(i)];
+    EXPECT_EQ(line["id"], "r" + std::to_string(i));
+    EXPECT_EQ(line.contains("error"), i == 2);
+  }
+  EXPECT_EQ(lines[2]["line"], 5);
+}
+
+TEST_F(Results, OfAnInterruptedRunAreKeptOnlyByTheSameRunResumed) {
+  const std::string path = folder_ / "out";
+  {
+    ResultStore store(world_);
+    open(store, path);
+    store.begin(requests_, identity("a"), false, Mode::score, true);
+    finish(store, 3, 6);
+  }  // interrupted: the journal stays
+  {
+    ResultStore store(world_);
+    open(store, path);
+    EXPECT_THROW(store.begin(requests_, identity("a"), false, Mode::score, true),
+                 comm::AgreedFailure);  // they would be lost
+    EXPECT_THROW(store.begin(requests_, identity("b"), true, Mode::score, true),
+                 comm::AgreedFailure);  // another model's
+  }
+  ResultStore store(world_);
+  open(store, path);
+  if (world_.rank() == 0) {
+    EXPECT_EQ(store.recorded(), identity("a"));
+  }
+  const auto before = store.begin(requests_, identity("a"), true, Mode::score, true);
+  EXPECT_EQ(before, (std::vector<bool>{false, false, false, true, true, true, false}));
+  finish(store, 0, 3);
+  finish(store, 6, 7);
+  const RequestSummary summary = store.summary();
+  if (world_.rank() != 0) return;
+  EXPECT_EQ(summary.resumed, 3);
+  EXPECT_NEAR(summary.perplexity, std::exp((0 + 1 + 3 + 4 + 5 + 6) / 6.0), 1e-3);
+  store.write();
+  EXPECT_EQ(lines_of(path).size(), static_cast<std::size_t>(num_requests));
+}
+
+TEST_F(Results, LeaveFailedRequestsOutOfWhatIsCounted) {
+  const std::string path = folder_ / "out";
+  ResultStore store(world_);
+  open(store, path);
+  store.begin(requests_, identity("a"), false, Mode::score, true);
+  finish(store, 0, num_requests, /*last_fails=*/true);
+  const RequestSummary summary = store.summary();
+  if (world_.rank() != 0) return;
+  EXPECT_EQ(summary.failed, 1);
+  EXPECT_EQ(summary.refused, 1);
+  EXPECT_EQ(summary.scored_tokens, 2 * (num_requests - 2));
+  EXPECT_NEAR(summary.perplexity, std::exp((0 + 1 + 3 + 4 + 5) / 5.0), 1e-3);
+  store.write();
+  EXPECT_EQ(lines_of(path).back()["error"], "logits are not finite");
+  EXPECT_NO_THROW(store.require_served());
+}
+
+TEST_F(Results, OfWhichNoneIsServedAreWrittenAndRefused) {
+  for (auto& request : requests_) request.error = "it is refused";
+  const std::string path = folder_ / "out";
+  ResultStore store(world_);
+  open(store, path);
+  store.begin(requests_, identity("a"), false, Mode::score, true);
+  store.summary();
+  if (world_.rank() != 0) return;
+  store.write();
+  EXPECT_EQ(lines_of(path).size(), static_cast<std::size_t>(num_requests));
+  EXPECT_THROW(store.require_served(), NothingServed);
+}
+
+}  // namespace
+}  // namespace atl
