@@ -76,8 +76,9 @@ class Chunk {
   std::span<const std::int32_t> tokens;  ///< [T], T <= max_tokens; may be empty
   std::span<const Segment> segments;     ///< cover rows 0..T-1 in order
 
-  std::span<const std::int32_t> expert_counts;  ///< [num_experts], rows per expert; after route
-  void* dispatch_send = nullptr;                ///< [T * top_k, H], packed by route
+  /// [num_experts], rows of dispatch_send at each place of the send_order; after route.
+  std::span<const std::int32_t> packed_counts;
+  void* dispatch_send = nullptr;      ///< [T * top_k, H], packed by route
   void* combine_recv = nullptr;       ///< [T * top_k, H], read by merge, order of dispatch_send
   void* dispatch_recv = nullptr;      ///< [receive_capacity, H], rows from other ranks
   void* combine_send = nullptr;       ///< [receive_capacity, H], their results
@@ -130,7 +131,7 @@ class Backend {
   virtual Event embed(Chunk& chunk) = 0;                 ///< x = embedding[tokens]
   virtual Event attention(Chunk& chunk, int layer) = 0;  ///< x += Attention(RMSNorm(x)); fills KV
   virtual Event mlp(Chunk& chunk, int layer) = 0;        ///< x += Mlp(RMSNorm(x)), dense layers
-  virtual Event route(Chunk& chunk, int layer) = 0;      ///< router, expert_counts, dispatch_send
+  virtual Event route(Chunk& chunk, int layer) = 0;      ///< router, packed_counts, dispatch_send
   /// Blocks are sorted by local_expert; the span and what it points to live until completion.
   virtual Event experts(Chunk& chunk, int layer, std::span<const RowBlock> blocks) = 0;
   virtual Event merge(Chunk& chunk, int layer) = 0;  ///< x += weighted sum of combine_recv

@@ -140,7 +140,8 @@ class Passage {
   }
 
   int num_tokens() const { return static_cast<int>(tokens_.size()); }
-  std::span<const std::int32_t> expert_counts() const { return chunk_->expert_counts; }
+  /// Every expert is this rank's own, so that the sending order is that of the experts.
+  std::span<const std::int32_t> expert_counts() const { return chunk_->packed_counts; }
 
   compute::Event embed() { return backend_.embed(*chunk_); }
   compute::Event attention() { return backend_.attention(*chunk_, 0); }
@@ -152,7 +153,7 @@ class Passage {
     blocks_.clear();
     std::size_t offset = 0;
     for (int expert = 0; expert < config_.shape.num_experts; ++expert) {
-      const std::int32_t rows = chunk_->expert_counts[static_cast<std::size_t>(expert)];
+      const std::int32_t rows = chunk_->packed_counts[static_cast<std::size_t>(expert)];
       if (rows == 0) continue;
       blocks_.push_back({expert, rows, static_cast<std::byte*>(chunk_->dispatch_send) + offset,
                          static_cast<std::byte*>(chunk_->combine_recv) + offset});

@@ -64,7 +64,11 @@ class PacedBackend final : public compute::Backend {
   }
   compute::Event mlp(compute::Chunk&, int) override { return enqueue(0); }
   compute::Event route(compute::Chunk& chunk, int layer) override {
-    chunk.expert_counts = rows_.counts(layer, static_cast<PacedChunk&>(chunk).index, rank_);
+    auto& paced = static_cast<PacedChunk&>(chunk);
+    const auto counts = rows_.counts(layer, paced.index, rank_);
+    for (std::size_t e = 0; e < counts.size(); ++e) {
+      paced.counts[static_cast<std::size_t>(options_.send_order[e])] = counts[e];
+    }
     return enqueue(0);
   }
   compute::Event experts(compute::Chunk&, int, std::span<const compute::RowBlock> blocks) override {
@@ -122,6 +126,8 @@ class PacedBackend final : public compute::Backend {
         out[i] = static_cast<std::uint32_t>(rank) * 2654435761U +
                  static_cast<std::uint32_t>(index) * 40503U + static_cast<std::uint32_t>(i) * 97U;
       }
+      counts.resize(static_cast<std::size_t>(options.shape.num_experts));
+      packed_counts = counts;
       dispatch_send = out.data();
       combine_recv = back.data();
       reserve_receive(0);
@@ -148,7 +154,8 @@ class PacedBackend final : public compute::Backend {
     }
 
     int index;
-    std::size_t words;  // of one row
+    std::size_t words;                 // of one row
+    std::vector<std::int32_t> counts;  // in sending order
     std::vector<std::uint32_t> out, in, back;
   };
 

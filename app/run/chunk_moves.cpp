@@ -26,8 +26,7 @@ class LaneMoves final : public ChunkMoves {
         chunk_(chunk),
         lane_(*setup.world, lane_options(setup)),
         rows_(*setup.placement, setup.world->rank()),
-        move_(setup.world->size()),
-        counts_(static_cast<std::size_t>(setup.num_experts)) {
+        move_(setup.world->size()) {
     expert_blocks_.reserve(rows_.most_blocks());
     blocks_.reserve(rows_.most_blocks());
   }
@@ -94,12 +93,11 @@ class LaneMoves final : public ChunkMoves {
   /// Tells the other ranks how many rows go to each of their experts; few rows go along.
   void tell(int layer) {
     const auto first = static_cast<std::size_t>(layer * setup_.num_experts);
-    for (std::size_t place = 0; place < counts_.size(); ++place) {
+    for (std::size_t place = 0; place < chunk_.packed_counts.size(); ++place) {
       const auto expert = static_cast<std::size_t>(setup_.placement->expert_at[place]);
-      counts_[place] = chunk_.expert_counts[expert];
-      setup_.traffic->tokens_of_expert[first + expert] += counts_[place];
+      setup_.traffic->tokens_of_expert[first + expert] += chunk_.packed_counts[place];
     }
-    rows_.packed(counts_);
+    rows_.packed(chunk_.packed_counts);
     rows_.plan_sends(move_);
     for (int rank = 0; rank < rows_.num_ranks(); ++rank) {
       const auto told = rows_.told_to(rank);
@@ -124,7 +122,6 @@ class LaneMoves final : public ChunkMoves {
   comm::Lane lane_;
   ExpertRows rows_;
   comm::RowMove move_;
-  std::vector<std::int32_t> counts_;  // [experts], sending order
   std::vector<ExpertBlock> expert_blocks_;
   std::vector<compute::RowBlock> blocks_;
 };

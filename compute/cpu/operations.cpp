@@ -222,17 +222,13 @@ void CpuLayers::pack(CpuChunk& chunk) {
   const int top_k = shape_.top_k;
   const std::int64_t pairs = chunk.num_tokens() * top_k;
   std::fill(chunk.counts.begin(), chunk.counts.end(), 0);
-  for (std::int64_t i = 0; i < pairs; ++i) ++chunk.counts[chunk.experts[i]];
-  // next_slot first holds, at an expert's place in the sending order, its rows; then, by prefix
-  // sum, where its rows begin.
-  for (std::size_t e = 0; e < chunk.counts.size(); ++e) {
-    chunk.next_slot[static_cast<std::size_t>(options_.send_order[e])] = chunk.counts[e];
-  }
-  std::exclusive_scan(chunk.next_slot.begin(), chunk.next_slot.end(), chunk.next_slot.begin(), 0);
-  for (std::int64_t i = 0; i < pairs; ++i) {
-    const int place = options_.send_order[static_cast<std::size_t>(chunk.experts[i])];
-    chunk.slots[i] = chunk.next_slot[static_cast<std::size_t>(place)]++;
-  }
+  const auto place_of = [&](std::int64_t i) {
+    const auto expert = static_cast<std::size_t>(chunk.experts[static_cast<std::size_t>(i)]);
+    return static_cast<std::size_t>(options_.send_order[expert]);
+  };
+  for (std::int64_t i = 0; i < pairs; ++i) ++chunk.counts[place_of(i)];
+  std::exclusive_scan(chunk.counts.begin(), chunk.counts.end(), chunk.next_slot.begin(), 0);
+  for (std::int64_t i = 0; i < pairs; ++i) chunk.slots[i] = chunk.next_slot[place_of(i)]++;
   const int width = shape_.hidden;
   const auto bytes = static_cast<std::size_t>(width * element_bytes_);
   parallel_ranges(options_.num_threads, pairs, grain_rows(width),

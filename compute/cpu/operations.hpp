@@ -53,8 +53,8 @@ class CpuChunk final : public Chunk {
   std::vector<std::int32_t> experts;    // [max_tokens, top_k], chosen, falling weight
   std::vector<float> weights;           // [max_tokens, top_k]
   std::vector<std::int32_t> slots;      // [max_tokens, top_k], row in dispatch_send
-  std::vector<std::int32_t> counts;     // [num_experts]
-  std::vector<std::int32_t> next_slot;  // [num_experts], while packing
+  std::vector<std::int32_t> counts;     // [num_experts], in sending order
+  std::vector<std::int32_t> next_slot;  // the same, while packing
 
  private:
   std::int64_t row_bytes_;

@@ -58,7 +58,7 @@ CpuChunk::CpuChunk(const BackendOptions& options, std::shared_ptr<std::int64_t> 
   combined_ = rows(pairs);
   dispatch_send = send_.data();
   combine_recv = combined_.data();
-  expert_counts = counts;
+  packed_counts = counts;
   *account_ += bytes();
 }
 

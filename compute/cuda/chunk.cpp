@@ -130,7 +130,7 @@ CudaChunk::CudaChunk(const BackendOptions& options, int index,
   dispatch_send = memory.send;
   combine_recv = memory.combined;
   std::fill_n(counts.as<std::int32_t>(), options.shape.num_experts, 0);
-  expert_counts = {counts.as<std::int32_t>(), static_cast<std::size_t>(options.shape.num_experts)};
+  packed_counts = {counts.as<std::int32_t>(), static_cast<std::size_t>(options.shape.num_experts)};
   *account_ += static_cast<std::int64_t>(device_.bytes());
   reserve_receive(options.receive_rows);
 }

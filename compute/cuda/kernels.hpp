@@ -109,8 +109,9 @@ void attention(cudaStream_t stream, DType dtype, const AttentionArgs& args);
 
 /// Softmax over logits float32 [T, experts], the top_k largest in falling order (ties to the lower
 /// index), weights rescaled to sum 1 where `renormalise`; then, in the same order for every layout,
-/// counts [experts] and for each (token, choice) its row among the packed ones: rows are grouped by
-/// send_order [experts] of their expert and keep token order inside a group.
+/// counts [experts], by their place in the send_order, and for each (token, choice) its row among
+/// the packed ones: rows are grouped by send_order [experts] of their expert and keep token order
+/// inside a group.
 struct RouteArgs {
   const float* logits = nullptr;
   const std::int32_t* send_order = nullptr;
@@ -121,7 +122,7 @@ struct RouteArgs {
   std::int32_t* experts = nullptr;  ///< [T, top_k]
   float* weights = nullptr;         ///< [T, top_k]
   std::int32_t* slots = nullptr;    ///< [T, top_k]
-  std::int32_t* counts = nullptr;   ///< [experts]
+  std::int32_t* counts = nullptr;   ///< [experts], in sending order
   std::int32_t* scratch = nullptr;  ///< route_scratch_ints(num_tokens, num_experts)
 };
 std::int64_t route_scratch_ints(int max_tokens, int num_experts);

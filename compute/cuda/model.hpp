@@ -109,7 +109,7 @@ struct ChunkMemory {
   std::int32_t* experts = nullptr;  // [T, top_k]
   float* weights = nullptr;         // [T, top_k]
   std::int32_t* slots = nullptr;    // [T, top_k]
-  std::int32_t* counts = nullptr;   // [num_experts]
+  std::int32_t* counts = nullptr;   // [num_experts], in sending order
   std::byte* inputs = nullptr;      // what an upload brings
   std::byte* head = nullptr;        // what an upload for the head brings
   float* logprobs = nullptr;        // [T]
@@ -168,7 +168,7 @@ class CudaChunk final : public Chunk {
   ChunkMemory memory;
   ChunkInputs inputs;
   const float* normed_with = nullptr;  ///< weight of the norm that memory.normed holds x after
-  PinnedBuffer counts;                 ///< [num_experts]
+  PinnedBuffer counts;                 ///< [num_experts], in sending order
   UploadRing head_uploads;
   PinnedBuffer sampled;  ///< [T], what the device chose, on its way to the caller
   CudaEvent computed{CudaEvent::Timing::off};  ///< the head's results, for their way to the host

@@ -91,15 +91,12 @@ class CudaRouter : public ::testing::Test {
         const std::size_t at = t * wanted.size() + j;
         ASSERT_EQ(got.experts[at], wanted[j].expert) << "token " << t << " choice " << j;
         ASSERT_NEAR(got.weights[at], wanted[j].weight, 1e-6);
-        ++counts[static_cast<std::size_t>(wanted[j].expert)];
+        ++counts[static_cast<std::size_t>(order[static_cast<std::size_t>(wanted[j].expert)])];
       }
     }
     EXPECT_EQ(got.counts, counts);
     std::vector<std::int32_t> next(experts, 0);
-    for (std::size_t e = 0; e < experts; ++e) {
-      next[static_cast<std::size_t>(order[e])] = counts[e];
-    }
-    std::exclusive_scan(next.begin(), next.end(), next.begin(), 0);
+    std::exclusive_scan(counts.begin(), counts.end(), next.begin(), 0);
     for (std::size_t i = 0; i < got.slots.size(); ++i) {
       const auto expert = static_cast<std::size_t>(got.experts[i]);
       ASSERT_EQ(got.slots[i], next[static_cast<std::size_t>(order[expert])]++) << "pair " << i;

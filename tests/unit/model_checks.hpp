@@ -70,7 +70,7 @@ inline void expect_empty_chunk_passes(const RankOptions& options) {
   rank.finish(rank.backend().logits(rank.chunk(), {}, nullptr));
   rank.finish(rank.backend().sample(rank.chunk(), {}, {}, nullptr));
   rank.finish(rank.backend().logprobs(rank.chunk(), {}, {}, nullptr));
-  for (const std::int32_t count : rank.chunk().expert_counts) EXPECT_EQ(count, 0);
+  for (const std::int32_t count : rank.chunk().packed_counts) EXPECT_EQ(count, 0);
   rank.finish(rank.backend().experts(rank.chunk(), 1, {}));
 }
 

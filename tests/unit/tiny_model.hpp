@@ -405,13 +405,11 @@ class SingleRank {
     blocks_.clear();
     const auto row_bytes = static_cast<std::int64_t>(size_of(dtype_)) * shape_.hidden;
     for (int e = 0; e < shape_.num_experts; ++e) {
-      std::int64_t offset = 0;
-      for (int other = 0; other < shape_.num_experts; ++other) {
-        if (order_[static_cast<std::size_t>(other)] < order_[static_cast<std::size_t>(e)]) {
-          offset += chunk_->expert_counts[static_cast<std::size_t>(other)];
-        }
-      }
-      blocks_.push_back({e, chunk_->expert_counts[static_cast<std::size_t>(e)],
+      const auto place = static_cast<std::size_t>(order_[static_cast<std::size_t>(e)]);
+      const auto& counts = chunk_->packed_counts;
+      const std::int64_t offset = std::accumulate(
+          counts.begin(), counts.begin() + static_cast<std::ptrdiff_t>(place), std::int64_t{0});
+      blocks_.push_back({e, counts[place],
                          static_cast<char*>(chunk_->dispatch_send) + offset * row_bytes,
                          static_cast<char*>(chunk_->combine_recv) + offset * row_bytes});
     }

@@ -181,7 +181,7 @@ __global__ void __launch_bounds__(threads)
   __syncthreads();
   if (thread < args.num_experts) {
     places[args.send_order[thread]] = totals[thread];
-    if (tile == 0) args.counts[thread] = totals[thread];
+    if (tile == 0) args.counts[args.send_order[thread]] = totals[thread];
   }
   __syncthreads();
   exclusive_scan(places, thread);
