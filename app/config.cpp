@@ -9,7 +9,7 @@
 
 #include "app/model/model_config.hpp"
 #include "app/run/shards.hpp"
-#include "comm/transports/transport.hpp"
+#include "comm/transports/kind.hpp"
 #include "compute/error.hpp"
 
 namespace atl {
@@ -102,8 +102,7 @@ namespace {
 
 std::vector<std::string> transport_names() {
   std::vector<std::string> names = {"auto"};
-  for (const comm::TransportInfo& transport : comm::transports())
-    names.emplace_back(transport.name);
+  for (const comm::TransportInfo& transport : comm::transports) names.emplace_back(transport.name);
   return names;
 }
 

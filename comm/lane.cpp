@@ -6,8 +6,8 @@ Lane::Lane(const Communicator& group, const LaneOptions& options)
     : comm_(group.duplicate()),
       row_type_(options.row_bytes),
       counters_(comm_, options.counts_per_member, options.row_bytes, options.first_message_bytes),
-      rows_(info_of(options.transport)
-                .make({&comm_, row_type_.raw(), options.row_bytes, options.device})),
+      rows_(make_transport(options.transport,
+                           {&comm_, row_type_.raw(), options.row_bytes, options.device})),
       posted_(group.size()) {}
 
 void Lane::start(const RowMove& move, const void* send, void* recv) {

@@ -183,7 +183,7 @@ bool over_ucx() {
 
 std::vector<TransportKind> transports_to_try(bool on_device, bool over_ucx) {
   std::vector<TransportKind> order;
-  for (const TransportInfo& transport : transports()) order.push_back(transport.kind);
+  for (const TransportInfo& transport : transports) order.push_back(transport.kind);
   if (on_device && !over_ucx) {
     std::stable_partition(order.begin(), order.end(),
                           [](TransportKind kind) { return kind == TransportKind::pairwise; });

@@ -16,17 +16,10 @@ RowType::~RowType() {
   if (finalized == 0) MPI_Type_free(&type_);
 }
 
-std::span<const TransportInfo> transports() {
-  static constexpr std::array<TransportInfo, 3> table = {{
-      {TransportKind::ialltoallv, "ialltoallv", false, make_ialltoallv},
-      {TransportKind::pairwise, "pairwise", false, make_pairwise},
-      {TransportKind::pairwise_staged, "pairwise-staged", true, make_pairwise_staged},
-  }};
-  return table;
-}
-
-const TransportInfo& info_of(TransportKind kind) {
-  return transports()[static_cast<std::size_t>(kind)];
+std::unique_ptr<Transport> make_transport(TransportKind kind, const TransportSetup& setup) {
+  constexpr std::array makers = {make_ialltoallv, make_pairwise, make_pairwise_staged};
+  static_assert(makers.size() == transports.size());
+  return makers[static_cast<std::size_t>(kind)](setup);
 }
 
 }  // namespace atl::comm

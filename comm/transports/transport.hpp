@@ -1,17 +1,16 @@
 #pragma once
-// The ways in which rows travel: one interface, one table, one file each.
+// The ways in which rows travel: one interface, one table (kind.hpp), one file each.
 
 #include <mpi.h>
 
 #include <cstddef>
 #include <cstdint>
 #include <memory>
-#include <span>
-#include <string_view>
 
 #include "comm/communicator.hpp"
 #include "comm/poller.hpp"
 #include "comm/row_move.hpp"
+#include "comm/transports/kind.hpp"
 #include "compute/device_memory.hpp"
 
 namespace atl::comm {
@@ -51,21 +50,8 @@ class Transport {
   virtual Awaited awaited() const = 0;
 };
 
-enum class TransportKind : std::uint8_t { ialltoallv, pairwise, pairwise_staged };
-
-/// A row of the table.
-struct TransportInfo {
-  TransportKind kind;
-  std::string_view name;  ///< as on the command line
-  bool staged;            ///< device memory, through pinned host memory
-  std::unique_ptr<Transport> (*make)(const TransportSetup&);
-};
-/// All there are, in order of TransportKind.
-std::span<const TransportInfo> transports();
-const TransportInfo& info_of(TransportKind kind);
-inline std::string_view name_of(TransportKind kind) {
-  return info_of(kind).name;
-}
+/// The transport of this kind.
+std::unique_ptr<Transport> make_transport(TransportKind kind, const TransportSetup& setup);
 
 std::unique_ptr<Transport> make_ialltoallv(const TransportSetup& setup);
 std::unique_ptr<Transport> make_pairwise(const TransportSetup& setup);

@@ -101,7 +101,7 @@ import json, sys
 
 with open(sys.argv[1], "w", encoding="utf-8") as file:
     for number in range(60):
-        print(json.dumps({"id": str(number), "prompt": "tide", "max_tokens": 16000}), file=file)
+        print(json.dumps({"id": str(number), "prompt": "tide", "max_tokens": 12000}), file=file)
 EOF
 for limited in "1 300" "1 333" "3 400"; do
   read -r ranks mebibytes <<<"$limited"

@@ -18,6 +18,7 @@ namespace atl::io {
 namespace {
 
 using compute::bfloat16_of;
+using compute::convert;
 using compute::float16_of;
 using compute::float_of_bfloat16;
 using compute::float_of_float16;
