@@ -7,6 +7,7 @@
 #include <cstdlib>
 #include <fstream>
 #include <string_view>
+#include <utility>
 
 #include "comm/communicator.hpp"
 
@@ -25,6 +26,25 @@ long number(const char* value, long otherwise) {
   char* end = nullptr;
   const long found = std::strtol(value, &end, 10);
   return end == value ? otherwise : found;
+}
+
+/// The largest of the numbers that launchers gave this process, and who gave it; -1: none did.
+std::pair<const char*, long> highest_rank(const Variables& variables) {
+  std::pair<const char*, long> highest = {"", -1};
+  for (const char* name : rank_names) {
+    const long rank = number(variables(name), -1);
+    if (rank > highest.second) highest = {name, rank};
+  }
+  return highest;
+}
+
+/// Tasks of the Slurm step that this process may be of; 0 where nothing says.
+long step_tasks(const Variables& variables) {
+  if (const char* tasks = variables("SLURM_STEP_NUM_TASKS")) return number(tasks, 1);
+  if (variables("SLURM_STEP_ID") != nullptr || variables("SLURM_STEPID") != nullptr) {
+    return number(variables("SLURM_NTASKS"), 1);  // of the step; without one, of the whole job
+  }
+  return 0;
 }
 
 /// Whether Slurm runs this process in a batch script or in an interactive shell, whose variables
@@ -78,7 +98,9 @@ bool alone(const Variables& variables) {
     if (size > 1) return false;
     one = one || size == 1;
   }
-  return one || !started_this(variables);
+  if (one || !started_this(variables)) return true;
+  // A launcher that numbers its processes and leaves it to Slurm to say how many they are.
+  return highest_rank(variables).second <= 0 && step_tasks(variables) == 1;
 }
 
 int announced_local_ranks(const Variables& variables) {
@@ -102,13 +124,10 @@ std::string why_split(int size, const Variables& variables, long task,
   if (larger != nullptr) {
     return fmt::format("the launcher started {} processes ({})", variables(larger), larger);
   }
+  const auto [name, rank] = highest_rank(variables);
+  if (rank >= size) return fmt::format("the launcher calls this process {} ({})", rank, name);
   if (size > 1 || is_slurm_shell(variables, task, step_daemon)) return "";
-  long tasks = 1;
-  if (variables("SLURM_STEP_NUM_TASKS") != nullptr) {
-    tasks = number(variables("SLURM_STEP_NUM_TASKS"), 1);
-  } else if (variables("SLURM_STEP_ID") != nullptr || variables("SLURM_STEPID") != nullptr) {
-    tasks = number(variables("SLURM_NTASKS"), 1);  // of the step; without one, of the whole job
-  }
+  const long tasks = step_tasks(variables);
   const long this_task = number(variables("SLURM_PROCID"), 0);
   if (tasks <= 1 && this_task == 0) return "";
   if (tasks <= 1) return fmt::format("srun started this as its task {} (SLURM_PROCID)", this_task);

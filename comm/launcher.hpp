@@ -15,7 +15,7 @@ Variables own_environment();
 bool started_this(const Variables& variables = own_environment());
 
 /// True when this process is all there is, so that commands for one process need no MPI: no
-/// launcher started it, or one that started only this.
+/// launcher started it, or one that started only this, as far as its and Slurm's variables say.
 bool alone(const Variables& variables = own_environment());
 
 /// Ranks on this node as announced, before MPI_Init; 1 where nothing says how many.

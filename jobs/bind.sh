@@ -35,6 +35,21 @@ find_gpus() {
   done
 }
 
+# is_gpu NAME: CUDA would find a GPU of this name, as far as the GPUs that were found tell.
+is_gpu() {
+  local id
+  [[ "$1" =~ ^([0-9]+|GPU-.*|MIG-.*)$ ]] || return 1
+  if ((${#gpu_addresses[@]} == 0)) || [[ "$1" == MIG-* ]]; then return 0; fi
+  if [[ "$1" =~ ^[0-9]+$ ]]; then
+    ((10#$1 < ${#gpu_addresses[@]}))
+    return
+  fi
+  for id in "${gpu_ids[@]}"; do
+    [[ "$id" != unknown && "$id" != "$1"* ]] || return 0
+  done
+  return 1
+}
+
 # hidden_by: what hides all GPUs from this job, as NAME=VALUE; given_gpus: the names that CUDA takes of
 # CUDA_VISIBLE_DEVICES, which are those before the first that is none.
 read_given_gpus() {
@@ -43,7 +58,8 @@ read_given_gpus() {
   if [[ -v CUDA_VISIBLE_DEVICES ]]; then
     IFS=, read -ra entries <<<"${CUDA_VISIBLE_DEVICES//[[:space:]]/}"
     for entry in "${entries[@]}"; do
-      [[ "$entry" =~ ^([0-9]+|GPU-.*|MIG-.*)$ ]] || break
+      is_gpu "$entry" || break
+      if [[ "$entry" =~ ^[0-9]+$ ]]; then entry=$((10#$entry)); fi
       given_gpus+=("$entry")
     done
     ((${#given_gpus[@]} > 0)) || hidden_by="CUDA_VISIBLE_DEVICES=$CUDA_VISIBLE_DEVICES"

@@ -51,6 +51,13 @@ sees "CUDA's list has the last word" 2 1 NVIDIA_VISIBLE_DEVICES=void CUDA_VISIBL
 for rank in 0 1 2; do
   sees "a list that breaks off, rank $rank" 2 "$rank" CUDA_VISIBLE_DEVICES=2,-1,0
 done
+for rank in 0 1 2; do
+  sees "a list that breaks off at no such number, rank $rank" 0 "$rank" CUDA_VISIBLE_DEVICES=0,9,1
+  sees "a list that breaks off at no such name, rank $rank" GPU-bbbb "$rank" \
+    CUDA_VISIBLE_DEVICES=GPU-bbbb,GPU-zzzz,GPU-aaaa
+  sees "a list that begins with none, rank $rank" 9,0 "$rank" CUDA_VISIBLE_DEVICES=9,0
+done
+sees "a number with a zero before it" 2 1 CUDA_VISIBLE_DEVICES=0,02
 sees "a list with blanks" 2 1 CUDA_VISIBLE_DEVICES="0, 2"
 sees "by name" GPU-cccc 1 CUDA_VISIBLE_DEVICES=GPU-aaaa,GPU-cccc
 

@@ -22,7 +22,7 @@ in_every_place() {
   local what="$1" place
   shift
   places=("${one[*]}" "${step[*]} SLURM_NTASKS=3 SLURM_STEP_NUM_TASKS=3" "-u HOME -u USER"
-    "TMPDIR=/proc/none" "PMI_RANK=0 PMI_SIZE=1 PMI_FD=99" "OMPI_MCA_orte_launch_agent=/none OPAL_PREFIX=/none")
+    "TMPDIR=/proc/none" "${one[*]} PMIX_RANK=0 PMIX_NAMESPACE=slurm.pmix.77.0" "PMI_RANK=0 PMI_SIZE=1 PMI_FD=99" "OMPI_MCA_orte_launch_agent=/none OPAL_PREFIX=/none")
   for place in "${places[@]}"; do
     rm -f "$work/started"
     # shellcheck disable=SC2086  # assignments, one word each
@@ -82,6 +82,7 @@ for rank in 0 1 2; do
 done
 split "a task that knows its number only" 'its task 2 .*SLURM_PROCID' SLURM_PROCID=2
 split "mpiexec of another MPI" 'PMI_SIZE.*mpirun of this MPI' PMI_SIZE=3 PMI_RANK=1
+split "a rank that one process cannot have" 'calls this process 3 .PALS_RANKID' PALS_RANKID=3
 split "another MPI again" 'MV2_COMM_WORLD_SIZE' MV2_COMM_WORLD_SIZE=2 MV2_COMM_WORLD_RANK=0
 
 # One process that is meant to be one.

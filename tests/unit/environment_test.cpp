@@ -52,6 +52,10 @@ TEST(Launcher, OnlyLaunchersOfMpiCount) {
   EXPECT_FALSE(alone({{"PMI_SIZE", "2"}, {"PMI_RANK", "1"}}));
   EXPECT_FALSE(alone({{"PMIX_RANK", "0"}}));  // which does not say how many there are
   EXPECT_FALSE(alone({{"PMI_RANK", "0"}}));
+  EXPECT_TRUE(alone({{"PMIX_RANK", "0"}, {"SLURM_STEP_NUM_TASKS", "1"}}));  // Slurm says it
+  EXPECT_TRUE(alone({{"PMI_RANK", "0"}, {"SLURM_STEP_ID", "0"}, {"SLURM_NTASKS", "1"}}));
+  EXPECT_FALSE(alone({{"PMIX_RANK", "0"}, {"SLURM_STEP_NUM_TASKS", "4"}}));
+  EXPECT_FALSE(alone({{"PMIX_RANK", "2"}, {"SLURM_STEP_NUM_TASKS", "1"}}));
   EXPECT_FALSE(alone({{"OMPI_COMM_WORLD_SIZE", "1"}, {"PMI_SIZE", "2"}}));
 }
 
