@@ -6,7 +6,9 @@
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
+#include <filesystem>
 #include <optional>
+#include <system_error>
 
 #include "app/config.hpp"
 #include "app/model/import.hpp"
@@ -136,7 +138,12 @@ void let_waiting_threads_sleep(const RunOptions& options, char** argv) {
   if (std::getenv("OMP_WAIT_POLICY") != nullptr || std::getenv("GOMP_SPINCOUNT") != nullptr) return;
   setenv("OMP_WAIT_POLICY", "passive", 1);
   comm::restore_openmp_bindings();  // for the report
-  execv("/proc/self/exe", argv);    // returns only when it fails: then the threads just spin
+  // By its path, whose last part is the name that a process is known by; the link also leads to a
+  // program that has been removed meanwhile. Returns only when it fails: then the threads just
+  // spin.
+  std::error_code ignored;
+  execv(std::filesystem::read_symlink("/proc/self/exe", ignored).c_str(), argv);
+  execv("/proc/self/exe", argv);
 }
 
 }  // namespace

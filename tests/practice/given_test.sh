@@ -81,6 +81,7 @@ for i in range(40):
     sleep 0.05
   done
   for pid in $(pgrep -P "$job"); do
+    [[ "$(cat "/proc/$pid/comm" 2>/dev/null)" == atoll ]] || echo "called $(cat "/proc/$pid/comm")"
     sed -n 's/^Cpus_allowed_list:\s*//p' "/proc/$pid"/task/*/status 2>/dev/null || true
   done | sort -u
   kill "$job" 2>/dev/null || true
