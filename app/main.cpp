@@ -132,9 +132,9 @@ int run_alone(const CommandLine& line, const std::optional<UsageError>& wrong_us
 /// threads on 2 busy cores took more than 30 times as long, 1 rank x 2 threads up to 10 times. The
 /// policy is read before main(), hence the restart. A user's own choice stands.
 void let_waiting_threads_sleep(const RunOptions& options, char** argv) {
-  const int threads = options.threads > 0 ? options.threads : comm::share_before_mpi(1).threads();
-  const double cores = comm::share_before_mpi(comm::launcher::announced_local_ranks()).cores;
-  if (threads == 1 || threads + 1 <= cores) return;  // each rank drives on one more thread
+  const comm::Share share = comm::share_before_mpi(comm::launcher::announced_local_ranks());
+  const int threads = options.threads > 0 ? options.threads : share.threads();
+  if (threads == 1 || threads + 1 <= share.cores) return;  // each rank drives on one more thread
   if (std::getenv("OMP_WAIT_POLICY") != nullptr || std::getenv("GOMP_SPINCOUNT") != nullptr) return;
   setenv("OMP_WAIT_POLICY", "passive", 1);
   comm::restore_openmp_bindings();  // for the report
