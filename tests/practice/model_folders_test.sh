@@ -151,6 +151,12 @@ def tied(name, **tensors):
 tied("tied-equal", **{"lm_head.weight": embedding})
 wide = tensor_of(values_of(embedding), embedding[1], "F32")
 tied("tied-wide", **{"lm_head.weight": wide})
+zeros = [0.0] + values_of(embedding)[1:]
+signed = {"model.embed_tokens.weight": zeros, "lm_head.weight": [-0.0] + zeros[1:]}
+for name, values in signed.items():
+    signed[name] = tensor_of(values, embedding[1], "BF16")
+tied("tied-zero", **signed)
+tied("tied-one-zero", **{"model.embed_tokens.weight": signed["model.embed_tokens.weight"]})
 tied("tied-different", **{"lm_head.weight": head})
 other = tied("tied-head-only", **{"lm_head.weight": embedding})
 del other.tensors["model.embed_tokens.weight"]
@@ -265,6 +271,8 @@ for kind in qwen3 mixtral olmoe; do
 done
 becomes tied tied-equal ''
 becomes tied tied-wide ''
+import_folder tied-one-zero
+becomes tied-one-zero tied-zero ''
 becomes tied tied-head-only 'took lm_head.weight as model.embed_tokens.weight too'
 becomes tied tied-in-the-index ''
 
