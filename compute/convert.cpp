@@ -135,9 +135,10 @@ void convert(std::span<const std::byte> from, DType from_type, std::span<std::by
   for (std::size_t i = 0; i < elements; ++i) {
     const float value = load(from.data() + i * size_of(from_type), from_type);
     const float stored = store(value, to.data() + i * size_of(to_type), to_type);
-    require(!std::isinf(stored) || std::isinf(value),
-            "element {} is {}, too large for {}; convert to bfloat16 or float32", i, value,
-            name_of(to_type));
+    if (!std::isinf(stored) || std::isinf(value)) continue;
+    const bool fits_bfloat16 = !std::isinf(float_of_bfloat16(bfloat16_of(value)));
+    fail("element {} is {} ({}), too large for {}; convert to {}", i, value, name_of(from_type),
+         name_of(to_type), fits_bfloat16 ? "bfloat16 or float32" : "float32");
   }
 }
 

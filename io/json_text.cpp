@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cmath>
+#include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -34,6 +36,25 @@ struct Quoted {
   }
 };
 
+/// How long the number is that `text` begins with, by JSON's grammar; 0 where it begins with none.
+std::size_t number_length(std::string_view text) {
+  const auto digits_from = [&](std::size_t place) {
+    const std::size_t end = text.find_first_not_of("0123456789", std::min(place, text.size()));
+    return (end == std::string_view::npos ? text.size() : end) - std::min(place, text.size());
+  };
+  std::size_t length = text.starts_with('-') ? 1 : 0;
+  std::size_t digits = digits_from(length);
+  if (digits == 0) return 0;
+  length += text[length] == '0' ? 1 : digits;
+  digits = digits_from(length + 1);
+  if (text.substr(length).starts_with('.') && digits > 0) length += 1 + digits;
+  if (length == text.size() || (text[length] != 'e' && text[length] != 'E')) return length;
+  const std::string_view exponent = text.substr(length + 1);
+  const std::size_t sign = exponent.starts_with('-') || exponent.starts_with('+') ? 1 : 0;
+  digits = digits_from(length + 1 + sign);
+  return digits == 0 ? length : length + 1 + sign + digits;
+}
+
 Quoted quote_special_numbers(std::string_view text) {
   Quoted result;
   const auto quote = [&] {
@@ -48,8 +69,16 @@ Quoted quote_special_numbers(std::string_view text) {
     for (const std::string_view name : {"NaN", "Infinity", "-Infinity"}) {
       if (!in_string && text.substr(i).starts_with(name)) number = name;
     }
+    std::size_t finite = 1;  // bytes that stay as they are
+    if (!in_string && number.empty()) {
+      const std::string_view digits = text.substr(i, number_length(text.substr(i)));
+      const bool infinite = std::isinf(std::strtod(std::string(digits).c_str(), nullptr));
+      if (infinite) number = digits;
+      finite = std::max<std::size_t>(digits.size(), 1);
+    }
     if (number.empty()) {
-      result.text += text[i];
+      result.text += text.substr(i, finite);
+      i += finite - 1;
       continue;
     }
     quote();
@@ -85,17 +114,13 @@ bool is_utf16(std::string_view text) {
          (text.size() > 1 && (text[0] == '\0') != (text[1] == '\0'));
 }
 
-}  // namespace
-
-Json parse_json(std::string_view text, std::string_view what, std::vector<std::string>* repeated) {
-  require_shallow_json(text, what);
-  require(!is_utf16(text), "{}: not valid JSON: it is UTF-16; write it as UTF-8", what);
-  require(text.find_first_not_of(" \t\r\n") != std::string_view::npos,
-          "{}: not valid JSON: it is empty", what);
+/// Parses `text`, with what JSON does not know in quotes if `quote`. Throws Json::out_of_range at a
+/// number that no double holds.
+Json parse_quoted(std::string_view text, bool quote, std::string_view what,
+                  std::vector<std::string>* repeated) {
   Quoted quoted;
   std::string_view parsed = text;
-  if (text.find("NaN") != std::string_view::npos ||
-      text.find("Infinity") != std::string_view::npos) {
+  if (quote) {
     quoted = quote_special_numbers(text);
     parsed = quoted.text;
   }
@@ -119,9 +144,26 @@ Json parse_json(std::string_view text, std::string_view what, std::vector<std::s
     const std::size_t place = quoted.original(std::max<std::size_t>(error.byte, 1) - 1);
     fail("{}: not valid JSON: {}{}: {}", what, place_text(text, place),
          last_key.empty() ? "" : fmt::format(" (after key {})", shown(last_key)), reason_of(error));
+  }
+}
+
+}  // namespace
+
+Json parse_json(std::string_view text, std::string_view what, std::vector<std::string>* repeated) {
+  require(!text.starts_with("version https://git-lfs"),
+          "{}: it is a pointer of Git LFS in place of the file; run git lfs pull", what);
+  require_shallow_json(text, what);
+  require(!is_utf16(text), "{}: not valid JSON: it is UTF-16; write it as UTF-8", what);
+  require(text.find_first_not_of(" \t\r\n") != std::string_view::npos,
+          "{}: not valid JSON: it is empty", what);
+  const bool special =
+      text.find("NaN") != std::string_view::npos || text.find("Infinity") != std::string_view::npos;
+  const std::size_t num_repeated = repeated == nullptr ? 0 : repeated->size();
+  try {
+    return parse_quoted(text, special, what, repeated);
   } catch (const Json::out_of_range&) {
-    fail("{}: not valid JSON: a number is too large{}", what,
-         last_key.empty() ? "" : fmt::format(" (after key {})", shown(last_key)));
+    if (repeated != nullptr) repeated->resize(num_repeated);
+    return parse_quoted(text, true, what, repeated);
   }
 }
 

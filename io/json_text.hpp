@@ -9,7 +9,8 @@
 namespace atl::io {
 
 /// Parses a JSON text as Python's `json` does: of a key that comes twice the last value counts, and
-/// NaN, Infinity and -Infinity are values (they become strings, which no key of ours takes).
+/// NaN, Infinity, -Infinity and numbers that no double holds are values (they become strings, which
+/// no key of ours takes).
 /// `repeated`, where given, gets the keys that come twice in an object. Throws Error that starts
 /// with `what` and names line and column (both from 1, columns in bytes) and the last key before
 /// the fault.

@@ -89,8 +89,7 @@ std::int64_t count_of(const Json& value, std::int64_t limit, const std::string& 
 }
 
 /// One entry of the header; offsets are counted from the end of the header, at `data_begin`.
-StoredTensor parse_entry(const Json& entry, std::int64_t data_begin, std::int64_t file_bytes,
-                         const std::string& what) {
+StoredTensor parse_entry(const Json& entry, std::int64_t data_begin, const std::string& what) {
   require(entry.is_object() && entry.contains("dtype") && entry["dtype"].is_string() &&
               entry.contains("shape") && entry["shape"].is_array() &&
               entry.contains("data_offsets") && entry["data_offsets"].is_array() &&
@@ -99,18 +98,16 @@ StoredTensor parse_entry(const Json& entry, std::int64_t data_begin, std::int64_
   StoredTensor tensor;
   tensor.dtype_name = entry["dtype"].get<std::string>();
   tensor.dtype = dtype_of(tensor.dtype_name);
-  const std::int64_t data_bytes = file_bytes - data_begin;
-  const std::int64_t begin = count_of(entry["data_offsets"][0], data_bytes, what, "data_offsets");
-  const std::int64_t end = count_of(entry["data_offsets"][1], data_bytes, what, "data_offsets");
+  const std::int64_t begin = count_of(entry["data_offsets"][0], max_extent, what, "data_offsets");
+  const std::int64_t end = count_of(entry["data_offsets"][1], max_extent, what, "data_offsets");
   require(begin <= end, "{}: data_offsets {} decrease", what, shown(entry["data_offsets"]));
   tensor.offset = data_begin + begin;
   tensor.bytes = end - begin;
   const std::optional<std::int64_t> of_element = element_bytes(tensor.dtype_name);
   std::int64_t bytes = of_element.value_or(0);
   for (const Json& extent : entry["shape"]) {
-    // Bounded by the file's size at each step, so that the product cannot overflow.
-    const std::int64_t limit =
-        !of_element ? max_extent : file_bytes / std::max<std::int64_t>(bytes, 1);
+    // Bounded at each step, so that the product cannot overflow.
+    const std::int64_t limit = max_extent / std::max<std::int64_t>(bytes, 1);
     tensor.shape.push_back(count_of(extent, limit, what, "shape"));
     bytes *= tensor.shape.back();
   }
@@ -128,18 +125,29 @@ void check_coverage(std::vector<std::pair<std::string, StoredTensor>>& tensors,
   });
   std::int64_t end = data_begin;
   for (const auto& [name, tensor] : tensors) {
-    require(tensor.offset == end, "cannot read {}: tensor {} {} (it begins at {}, {} was expected)",
-            path, name, tensor.offset < end ? "overlaps the one before" : "leaves a hole before it",
-            tensor.offset - data_begin, end - data_begin);
+    if (tensor.offset != end) {
+      const auto& [last_name, last] = tensors.back();
+      require(last.offset + last.bytes <= file_bytes,
+              "cannot read {}: tensor {} ends at byte {} by its data_offsets, the file has {}",
+              path, last_name, last.offset + last.bytes, file_bytes);
+      fail("cannot read {}: tensor {} {} (it begins at {}, {} was expected)", path, name,
+           tensor.offset < end ? "overlaps the one before" : "leaves a hole before it",
+           tensor.offset - data_begin, end - data_begin);
+    }
     end += tensor.bytes;
   }
+  require(end <= file_bytes,
+          "cannot read {}: it is truncated (by its header it has {} bytes, here are {}); download "
+          "or copy it again",
+          path, end, file_bytes);
   require(end == file_bytes, "cannot read {}: its tensors end at byte {}, the file has {}", path,
           end, file_bytes);
 }
 
 std::string read_header(const File& file, const std::string& path) {
-  require(file.size() >= 8, "cannot read {}: {} bytes are too few for a safetensors file", path,
-          file.size());
+  require(file.size() >= 8,
+          "cannot read {}: {} bytes are too few for a safetensors file; download or copy it again",
+          path, file.size());
   std::array<std::byte, 8> length{};
   file.read(0, length);
   std::uint64_t header_bytes = 0;
@@ -153,8 +161,9 @@ std::string read_header(const File& file, const std::string& path) {
           "cannot read {}: header length {}, must be at most {}; not a safetensors file?", path,
           header_bytes, max_header_bytes);
   require(static_cast<std::int64_t>(header_bytes) <= file.size() - 8,
-          "cannot read {}: a header of {} bytes does not fit the file of {}; copy it again", path,
-          header_bytes, file.size());
+          "cannot read {}: a header of {} bytes does not fit the file of {} (truncated, or no "
+          "safetensors file); download or copy it again",
+          path, header_bytes, file.size());
   std::string header(header_bytes, '\0');
   file.read(8, std::as_writable_bytes(std::span(header)));
   return header;
@@ -180,8 +189,8 @@ void Safetensors::add_file(std::size_t index) {
   std::vector<std::pair<std::string, StoredTensor>> found;
   for (const auto& [name, entry] : json.items()) {
     if (name == "__metadata__") continue;
-    found.emplace_back(name, parse_entry(entry, data_begin, file.size(),
-                                         fmt::format("cannot read {}: tensor {}", path, name)));
+    found.emplace_back(
+        name, parse_entry(entry, data_begin, fmt::format("cannot read {}: tensor {}", path, name)));
     found.back().second.file = index;
   }
   check_coverage(found, data_begin, file.size(), path);

@@ -18,6 +18,10 @@ namespace atl::io {
 /// Takes a line for the user: what was chosen where there was a choice, or left aside.
 using Warn = std::function<void(const std::string&)>;
 
+/// Throws Error when `path` is a symbolic link to what cannot be read, as an unfinished download
+/// leaves it: the file is meant to be there.
+void refuse_dangling_link(const std::string& path);
+
 /// Where one tensor is.
 struct StoredTensor {
   std::size_t file = 0;        ///< index into Safetensors::files()
@@ -38,8 +42,9 @@ class Safetensors {
   /// `model.safetensors.index.json` names, and of a tensor in several the one that the index says;
   /// else every other `*.safetensors` that is neither hidden nor another model's. `warn` hears of
   /// files that were left aside. Throws Error naming file and tensor: header malformed, too long or
-  /// beyond the file; offsets out of range, overlapping, leaving holes or not fitting shape and
-  /// type; a name twice without an index; a shard missing.
+  /// beyond the file; offsets overlapping, leaving holes, not fitting shape and type or beyond the
+  /// file; a name twice without an index; a shard missing, or without an index of another save by
+  /// its name; a link to nowhere.
   static Safetensors open_folder(const std::string& folder, const Warn& warn = {},
                                  const std::string& weights = {});
 

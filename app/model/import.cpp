@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <charconv>
+#include <cmath>
 #include <cstdio>
 #include <filesystem>
 #include <nlohmann/json.hpp>
@@ -135,10 +136,22 @@ std::span<const std::byte> read_as(const io::Safetensors& stored, const std::str
   try {
     compute::convert(bytes, *part.dtype, converted, dtype);
   } catch (const Error& error) {
-    fail("tensor {} in {}: {} (key \"dtype\" of config.json)", name, stored.file_of(part),
+    fail("tensor {} in {}: {} (write that as \"dtype\" of config.json)", name, stored.file_of(part),
          error.what());
   }
   return converted;
+}
+
+/// Whether two spans of `dtype` hold the same values: 0 is -0, and NaN is NaN.
+bool same_values(std::span<const std::byte> a, std::span<const std::byte> b, DType dtype) {
+  if (std::ranges::equal(a, b)) return true;
+  std::vector<float> values(a.size() / size_of(dtype));
+  std::vector<float> others(b.size() / size_of(dtype));
+  compute::to_float(a.data(), dtype, values);
+  compute::to_float(b.data(), dtype, others);
+  return std::ranges::equal(values, others, [](float value, float other) {
+    return value == other || (std::isnan(value) && std::isnan(other));
+  });
 }
 
 class Importer {
@@ -257,7 +270,8 @@ class Importer {
         part.bytes = std::min(at_once, elements - at) * size;
         return read_as(stored_, name, part, config_.dtype, buffers[first], buffers[first + 1]);
       };
-      equal = std::ranges::equal(values(head_name, head, 0), values(place->first, embedding, 2));
+      equal = same_values(values(head_name, head, 0), values(place->first, embedding, 2),
+                          config_.dtype);
     }
     require(equal,
             "tensor {} differs from {} although tie_word_embeddings is true; set it to false in "
@@ -366,13 +380,18 @@ Json read_config(const fs::path& path, const std::string& what, const io::Warn& 
 void take_generation_stop_ids(const fs::path& folder, Json& hf, const io::Warn& warn) {
   const fs::path path = folder / "generation_config.json";
   std::error_code ignored;
-  if (!fs::exists(path, ignored)) return;
+  if (!fs::exists(path, ignored) && !fs::is_symlink(path, ignored)) return;
   try {
     const Json generation = read_config(path, fmt::format("ignored {}", path.string()), warn);
     if (!generation.contains("eos_token_id") || generation["eos_token_id"].is_null()) return;
     const Json& ids = generation["eos_token_id"];
     const Json list = ids.is_array() ? ids : Json::array({ids});
-    require(std::all_of(list.begin(), list.end(), [](const Json& id) { return id.is_number(); }),
+    constexpr double exact = 9007199254740992.0;  // up to here a double has every integer
+    const auto is_id = [](const Json& id) {
+      const double number = id.is_number() ? id.get<double>() : 0.5;
+      return id.is_number_integer() || (std::trunc(number) == number && std::abs(number) <= exact);
+    };
+    require(std::all_of(list.begin(), list.end(), is_id),
             "ignored {}: its \"eos_token_id\" is {}, must be an integer or a list of them",
             path.string(), io::shown(ids));
     hf["eos_token_id"] = ids;
@@ -409,6 +428,7 @@ void import_hf(const std::string& folder, const std::string& output, const io::W
   require(fs::is_directory(base, ignored),
           "cannot import {}: no such folder (working directory {}); give a Hugging Face folder",
           folder, fs::current_path(ignored).string());
+  io::refuse_dangling_link(config_path.string());
   require(fs::exists(config_path, ignored),
           "cannot import {}: it has no config.json; give a Hugging Face folder", folder);
   Json hf = read_config(config_path, fmt::format("cannot import {}", config_path.string()), warn);

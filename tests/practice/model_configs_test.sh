@@ -113,6 +113,7 @@ text() {
   rm -f "$work/changed.h5"
   capture "$ATOLL" import "$work/olmoe" --output "$work/changed.h5"
 }
+zeros="$(printf '0%.0s' {1..400})"
 body="$(python3 -c 'import sys; print(open(sys.argv[1]).read()[1:])' "$work/olmoe/original.json")"
 text config.json "{\"router_jitter_noise\": NaN, \"initializer_range\": Infinity, $body"
 succeeds "numbers that only Python writes"
@@ -131,15 +132,31 @@ text config.json "[]"
 refused "a list" 1 'config.json: \[\] instead of an object'
 text config.json "{\"rope_theta\": -Infinity, ${body/\"rope_theta\": 10000.0, /}"
 refused "no theta" 1 'rope_theta.*-Infinity'
+text config.json "{\"a\": 1e400, \"b\": [-1e400, 1${zeros}], $body"
+succeeds "numbers beyond a double"
+same "numbers beyond a double" "$work/olmoe.h5" "$work/changed.h5"
+text config.json "{\"rope_theta\": 1e400, ${body/\"rope_theta\": 10000.0, /}"
+refused "a theta beyond a double" 1 'rope_theta.*1e400'
+text config.json "{\n\"a\": 1e400,\n\"b\": 1e400x,\n$body"
+refused "after numbers beyond a double" 1 'line 3, column 11 .after key "b"'
+pointer="version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12345\n"
+text config.json "$pointer"
+refused "a pointer of Git LFS" 1 'olmoe/config.json: it is a pointer of Git LFS.*git lfs pull'
+rm "$work/olmoe/config.json"
+ln -s nowhere "$work/olmoe/config.json"
+capture "$ATOLL" import "$work/olmoe" --output "$work/changed.h5"
+refused "a link to nowhere" 1 'olmoe/config.json: it is a symbolic link to nowhere'
+rm "$work/olmoe/config.json"
 
 cp "$work/olmoe/original.json" "$work/olmoe/config.json"
-for content in '' '{"eos_token_id": ' '[1]' '{"eos_token_id": "</s>"}'; do
+for content in '' '{"eos_token_id": ' '[1]' '{"eos_token_id": "</s>"}' '{"eos_token_id": [1, 6.5]}' \
+  '{"eos_token_id": 1e30}' '{"eos_token_id": [true]}' "$pointer"; do
   text generation_config.json "$content"
   succeeds "generation_config.json '$content'"
   same "generation_config.json '$content'" "$work/olmoe.h5" "$work/changed.h5"
   check "generation_config.json '$content' is named" grep -q '^import: ignored .*generation_config.json' "$work/stderr"
 done
-text generation_config.json '{"eos_token_id": [200, 201, 151645]}'
+text generation_config.json '{"eos_token_id": [200.0, 201, 151645, -1]}'
 succeeds "stop ids of generation_config.json"
 capture "$ATOLL" inspect "$work/changed.h5"
 check "stop ids of generation_config.json" python3 -c '

@@ -151,6 +151,12 @@ def tied(name, **tensors):
 tied("tied-equal", **{"lm_head.weight": embedding})
 wide = tensor_of(values_of(embedding), embedding[1], "F32")
 tied("tied-wide", **{"lm_head.weight": wide})
+zeros = [0.0] + values_of(embedding)[1:]
+signed = {"model.embed_tokens.weight": zeros, "lm_head.weight": [-0.0] + zeros[1:]}
+for name, values in signed.items():
+    signed[name] = tensor_of(values, embedding[1], "BF16")
+tied("tied-zero", **signed)
+tied("tied-one-zero", **{"model.embed_tokens.weight": signed["model.embed_tokens.weight"]})
 tied("tied-different", **{"lm_head.weight": head})
 other = tied("tied-head-only", **{"lm_head.weight": embedding})
 del other.tensors["model.embed_tokens.weight"]
@@ -174,6 +180,53 @@ open(made.path("model.safetensors"), "w").write(
 made = sharded("shard-missing")
 write_index(made, shard(made, made.tensors))
 os.remove(made.path("model-00002-of-00002.safetensors"))
+
+
+# --- shards without an index, whose names do not go together
+def split(made, files):
+    for number, file in enumerate(files):
+        names = list(made.tensors)[number::len(files)]
+        write_safetensors(made.path(file), {name: made.tensors[name] for name in names})
+
+
+def names(count, numbers, stem="model"):
+    return [f"{stem}-{number:05}-of-{count:05}.safetensors" for number in numbers]
+
+
+split(sharded("two-saves"), names(2, [1]) + names(4, [3, 4]))
+split(sharded("two-stems"), names(2, [1]) + names(2, [2], "model.fp16"))
+split(sharded("incomplete"), names(4, [1, 3]))
+split(sharded("last-missing"), names(3, [1, 2]))
+split(sharded("above-the-count"), names(2, [1, 2, 3]))
+split(sharded("from-zero"), names(3, [0, 1, 2]))
+split(sharded("without-padding"), [f"model-{number}-of-11.safetensors" for number in range(1, 12)])
+
+# --- links to what is not there
+made = sharded("link-beside-shards")
+shard(made, made.tensors)
+os.symlink("../blobs/0123", made.path("model.safetensors"))
+made = sharded("link-beside-an-index")
+write_index(made, shard(made, made.tensors))
+os.symlink("../blobs/0123", made.path("model.safetensors"))
+made = sharded("link-alone")
+os.symlink("model.safetensors", made.path("model.safetensors"))
+for name, index in (("link-of-a-shard", False), ("link-of-a-shard-in-the-index", True)):
+    made = sharded(name)
+    weight_map = shard(made, made.tensors)
+    if index:
+        write_index(made, weight_map)
+    os.remove(made.path("model-00002-of-00002.safetensors"))
+    os.symlink("../blobs/0123", made.path("model-00002-of-00002.safetensors"))
+made = sharded("link-of-the-index")
+shard(made, made.tensors)
+os.symlink("../blobs/0123", made.path("model.safetensors.index.json"))
+made = sharded("links")
+for file in shard(made, made.tensors, ("blobs/4567", "blobs/89ab")).values():
+    if not os.path.islink(made.path(f"{file[6:]}.safetensors")):
+        os.symlink(file, made.path(f"{file[6:]}.safetensors"))
+
+made = folder("truncated")
+os.truncate(made.path("model.safetensors"), os.path.getsize(made.path("model.safetensors")) - 100)
 PYTHON
 
 import_folder() { capture "$ATOLL" import "$work/$1" --output "$work/$1.h5"; }
@@ -209,12 +262,17 @@ becomes plain not-in-the-index '1 tensor is not where the index says.*model.norm
 becomes plain no-index 'adapter_model.safetensors was not read'
 becomes plain named-file ''
 becomes plain base-names ''
+becomes plain from-zero ''
+becomes plain without-padding ''
+becomes plain links ''
 becomes plain others-beside '3 tensors have no place in this model and left out'
 for kind in qwen3 mixtral olmoe; do
   becomes "$kind" "$kind-fused" 'taken apart: .*gate_up_proj.*save_original_format=False'
 done
 becomes tied tied-equal ''
 becomes tied tied-wide ''
+import_folder tied-one-zero
+becomes tied-one-zero tied-zero ''
 becomes tied tied-head-only 'took lm_head.weight as model.embed_tokens.weight too'
 becomes tied tied-in-the-index ''
 
@@ -231,4 +289,25 @@ import_folder pointer
 refused "a pointer of Git LFS" 1 'git lfs pull'
 import_folder shard-missing
 refused "a shard that is missing" 1 'model-00002-of-00002.safetensors.*missing'
+
+# not_read FOLDER PATTERN: refused, with this said.
+not_read() {
+  import_folder "$1"
+  refused "$1" 1 "$2"
+  check "$1: no model file" test ! -e "$work/$1.h5"
+}
+not_read two-saves 'model-00001-of-00002.safetensors and model-00003-of-00004.safetensors are of different saves.*remove'
+not_read two-stems 'model-00001-of-00002.safetensors and model.fp16-00002-of-00002.safetensors are of different'
+not_read incomplete 'model-00002-of-00004.safetensors is missing .2 of 4'
+not_read last-missing 'model-00003-of-00003.safetensors is missing .2 of 3'
+not_read above-the-count 'model-00003-of-00002.safetensors has a number above its count'
+for kind in beside-shards beside-an-index; do
+  not_read "link-$kind" '/model.safetensors: it is a symbolic link to ../blobs/0123, .*No such file.*download'
+done
+not_read link-alone '/model.safetensors: it is a symbolic link .*Too many levels'
+for kind in of-a-shard of-a-shard-in-the-index; do
+  not_read "link-$kind" '/model-00002-of-00002.safetensors: it is a symbolic link to ../blobs/0123'
+done
+not_read link-of-the-index '/model.safetensors.index.json: it is a symbolic link to ../blobs/0123'
+not_read truncated 'model.safetensors: it is truncated .by its header it has [0-9]+ bytes, here are [0-9]+.; download'
 finish

@@ -35,6 +35,9 @@ spoiled("few-rounded", few, "F32", "bfloat16")
 spoiled("many", {"all": {0: math.nan}})
 spoiled("none", {})
 spoiled("large", {expert: {33: 1e30}}, "F32", "float16")
+spoiled("too-large-bf16", {expert: {33: 3.4028e38}}, "F32", "bfloat16")
+spoiled("too-large-f16", {expert: {33: 3.4028e38}}, "F32", "float16")
+spoiled("too-large-f32", {expert: {33: 3.4028e38}}, "F32", "float32")
 spoiled("large-bf16", {expert: {33: 1e30}}, "F32", "bfloat16")
 PYTHON
 
@@ -63,4 +66,15 @@ sed -i 's/"torch_dtype": "float16"/"dtype": "bfloat16"/' "$work/large/config.jso
 import_folder large
 succeeds "too large for float16, as bfloat16"
 same "too large for float16, as bfloat16" "$work/large-bf16.h5" "$work/large.h5"
+import_folder too-large-f32
+succeeds "too large for bfloat16, as float32"
+for kind in bf16 f16; do
+  import_folder "too-large-$kind"
+  refused "too large for all but float32, $kind" 1 \
+    'experts.3.up_proj.weight in .*: element 33 is 3.4028e.38 .float32., too large for b?float16; convert to float32 .*"dtype" of config.json'
+  sed -i 's/"torch_dtype": "[a-z0-9]*"/"dtype": "float32"/' "$work/too-large-$kind/config.json"
+  import_folder "too-large-$kind"
+  succeeds "$kind, as the message says"
+  same "$kind, as the message says" "$work/too-large-f32.h5" "$work/too-large-$kind.h5"
+done
 finish

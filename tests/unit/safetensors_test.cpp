@@ -161,6 +161,50 @@ TEST_F(SafetensorsFolder, OneFileComesBeforeTheIndex) {
   EXPECT_EQ(said_, "");
 }
 
+TEST_F(SafetensorsFolder, WithoutAnIndexShardsBelongTogetherByTheirNames) {
+  write_one("model-00001-of-00003.safetensors", "a", "aa");
+  write_one("model-00003-of-00003.safetensors", "c", "cc");
+  EXPECT_TRUE(contains(refused(), "model-00002-of-00003.safetensors is missing (2 of 3"));
+  write_one("model-00002-of-00003.safetensors", "b", "bb");
+  EXPECT_EQ(opened(), "a=aa b=bb c=cc");
+  for (const char* other : {"model-00002-of-00002", "more-00001-of-00003", "model-00001-of-00003.x",
+                            "model-00004-of-00003"}) {
+    const std::string name = other + std::string(".safetensors");
+    write_one(name, "d", "dd");
+    const std::string message = refused();
+    EXPECT_TRUE(contains(message, name) && contains(message, "remove")) << message;
+    fs::remove(folder_ / name);
+  }
+  // No shards by their names.
+  for (const char* other :
+       {"x-of-3", "1-of-2", "model--of-2", "model-1-of-", "model-1-of-99999999999"})
+    write_one(other + std::string(".safetensors"), other, "xx");
+  opened();
+  write_index(R"({"a":"model-00001-of-00003.safetensors"})");
+  EXPECT_EQ(opened(), "a=aa") << "an index says which files are the model";
+}
+
+TEST_F(SafetensorsFolder, ALinkToNowhereIsAFileThatIsMissing) {
+  const auto refused_link = [&](const std::string& name) {
+    fs::create_symlink("nowhere", folder_ / name);
+    const std::string message = refused();
+    EXPECT_TRUE(contains(message, name + ": it is a symbolic link to nowhere")) << message;
+    fs::remove(folder_ / name);
+  };
+  refused_link("model.safetensors");
+  write_one("a.safetensors", "a", "aa");
+  refused_link("b.safetensors");
+  refused_link("model.safetensors");
+  refused_link("model.safetensors.index.json");
+  write_index(R"({"a":"a.safetensors","b":"b.safetensors"})");
+  refused_link("b.safetensors");
+  refused_link("model.safetensors");
+  fs::create_symlink("nowhere", folder_ / "c.safetensors");
+  EXPECT_TRUE(contains(error_of([&] { opened("c.safetensors"); }), "symbolic link to nowhere"));
+  write_one("b.safetensors", "b", "bb");
+  EXPECT_EQ(opened(), "a=aa b=bb") << "no part of the model";
+}
+
 TEST_F(SafetensorsFolder, TheConfigurationMayNameTheFile) {
   write_one("model.safetensors", "a", "no");
   write_one("sub/quantised.safetensors", "a", "ye");
@@ -249,7 +293,9 @@ TEST_F(SafetensorsTest, RefusesOffsetsAndShapes) {
   EXPECT_TRUE(contains(one("I64", "[2]", "[0,8]", 8), "takes 16 bytes"));
   EXPECT_TRUE(contains(one("F8_E4M3", "[1]", "[0,2]", 2), "takes 1 bytes"));
   EXPECT_TRUE(contains(one("F3", "[-1]", "[0,2]", 2), "shape"));
-  EXPECT_TRUE(contains(one("F16", "[2]", "[0,4]", 3), "data_offsets"));
+  EXPECT_TRUE(contains(one("F16", "[2]", "[0,4]", 3), "it is truncated"));
+  EXPECT_TRUE(contains(one("F16", "[2]", "[0,4]", 0), "it is truncated"));
+  EXPECT_TRUE(contains(one("F16", "[2]", "[4,8]", 4), "tensor a ends at byte"));
   EXPECT_TRUE(contains(one("F16", "[2]", "[2,0]", 4), "decrease"));
   EXPECT_TRUE(contains(one("F16", "[2]", "[-4,0]", 4), "data_offsets"));
   EXPECT_TRUE(contains(one("F16", "[2]", "[0,18446744073709551615]", 4), "data_offsets"));
@@ -268,6 +314,8 @@ TEST_F(SafetensorsTest, RefusesOffsetsAndShapes) {
                        R"(},"b":{"dtype":"F16","shape":[2],"data_offsets":)" + second + "}}",
                    data_bytes);
   };
+  EXPECT_TRUE(contains(two("[0,4]", "[4,8]", 6), "it is truncated"));
+  EXPECT_TRUE(contains(two("[0,4]", "[1099511627776,1099511627780]", 8), "tensor b ends at byte"));
   EXPECT_TRUE(contains(two("[0,4]", "[2,6]", 6), "overlaps"));
   EXPECT_TRUE(contains(two("[0,4]", "[0,4]", 4), "overlaps"));
   EXPECT_TRUE(contains(two("[0,4]", "[6,10]", 10), "hole"));
