@@ -157,7 +157,9 @@ void parse_sampling(const Json& json, const RequestLimits& limits, Request& requ
           request.top_p);
   if (json.contains("seed")) {
     const auto seed = whole_number(json["seed"]);
-    require(seed.has_value(), "\"seed\" is {}, must be an integer from 0 to 2^64-1",
+    require(seed.has_value(),
+            "\"seed\" is {}, must be an integer from 0 to 2^64-1, without a point or an "
+            "exponent from 2^53 on",
             shown(json["seed"]));
     request.seed = *seed;
     request.own_seed = true;
@@ -194,7 +196,9 @@ Json parsed(const std::string& line) {
   try {
     return Json::parse(line);
   } catch (const Json::parse_error& error) {
-    fail("not valid JSON at byte {}: {}", error.byte, shown(Json(line)));
+    std::string why = several_objects(line);
+    if (why.empty()) why = not_utf8(line);
+    fail("not valid JSON at byte {}: {}", error.byte, why.empty() ? shown(Json(line)) : why);
   } catch (const Json::out_of_range& error) {
     const std::string_view what = error.what();  // "... number overflow parsing '1e999'"
     fail("the number {} is too large", what.substr(std::min(what.find('\''), what.size())));
@@ -217,15 +221,31 @@ void require_no_envelope(const Json& json) {
   }
 }
 
+void require_no_list(const Json& json) {
+  if (json.contains("id")) return;
+  for (const auto& [key, value] : json.items()) {
+    const bool holds_requests = value.is_array() && !value.empty() && value[0].is_object() &&
+                                (value[0].contains("prompt") || value[0].contains("tokens"));
+    require(!holds_requests,
+            "it is an object around requests, in {0}; write each of these as a line, with "
+            "jq -c '.[{0}][]'",
+            shown(Json(key)));
+  }
+}
+
 /// Fills `request` from a line. Throws Error with the reason; what was read until then stays.
 void parse_line(const std::string& line, const RequestLimits& limits, Request& request) {
   Json json = parsed(line);
   require(json.is_object(), "{} instead of a JSON object", shown(json));
   remove_nulls(json);
   require_no_envelope(json);
+  require_no_list(json);
   require(json.contains("id"), "it has no \"id\"; give a string");
   const Json& id = json["id"];
-  require(!id.is_number(), "\"id\" is {0}, must be a non-empty string; write \"{0}\"", shown(id));
+  require(!id.is_number_integer(), "\"id\" is {0}, must be a non-empty string; write \"{0}\"",
+          shown(id));
+  // Its digits may be others than those written.
+  require(!id.is_number(), "\"id\" is a number, must be a non-empty string; write it in quotes");
   require(id.is_string() && !id.get_ref<const std::string&>().empty(),
           "\"id\" is {}, must be a non-empty string", shown(id));
   request.id = id.get<std::string>();
@@ -234,6 +254,19 @@ void parse_line(const std::string& line, const RequestLimits& limits, Request& r
   request.seed = sample_seed(limits.seed, request.id);
   parse_sampling(json, limits, request);
   check_length(request, limits);
+}
+
+/// Adds to the first line's error what the file may be. Where all lines together are something else
+/// than requests, none is served: those that can be read are not all that were meant.
+void explain_form(const std::string& problem, const std::string& advice,
+                  std::vector<Request>& requests) {
+  std::string& first = requests.front().error;
+  const std::string& word = problem.empty() ? advice : problem;
+  if (!first.empty() && !word.empty()) first += "; " + word;
+  if (problem.empty()) return;
+  for (Request& request : requests) {
+    if (request.error.empty()) request.error = problem;
+  }
 }
 
 bool is_blank(const std::string& line) {
@@ -258,36 +291,6 @@ std::string list_of(const std::vector<float>& values, bool null_first) {
   return text + ']';
 }
 
-/// Length of the well-formed UTF-8 sequence at the start of `bytes`, or minus the length of the
-/// longest part of one (at least 1), which stands for one U+FFFD.
-int utf8_sequence(const unsigned char* bytes, std::size_t size) {
-  const unsigned char lead = bytes[0];
-  if (lead < 0x80) return 1;
-  int length = 0;
-  unsigned char low = 0x80;  // bounds of the second byte
-  unsigned char high = 0xbf;
-  if (lead >= 0xc2 && lead <= 0xdf) {
-    length = 2;
-  } else if ((lead & 0xf0) == 0xe0) {
-    length = 3;
-    if (lead == 0xe0) low = 0xa0;   // shorter forms exist
-    if (lead == 0xed) high = 0x9f;  // surrogates
-  } else if (lead >= 0xf0 && lead <= 0xf4) {
-    length = 4;
-    if (lead == 0xf0) low = 0x90;
-    if (lead == 0xf4) high = 0x8f;  // above U+10FFFF
-  } else {
-    return -1;
-  }
-  for (int i = 1; i < length; ++i) {
-    const auto at = static_cast<std::size_t>(i);
-    if (at >= size || bytes[at] < low || bytes[at] > high) return -i;
-    low = 0x80;
-    high = 0xbf;
-  }
-  return length;
-}
-
 }  // namespace
 
 std::uint64_t sample_seed(std::uint64_t job_seed, std::string_view id, std::uint64_t sample) {
@@ -307,20 +310,26 @@ std::vector<Request> read_requests(const std::string& path, const RequestLimits&
   }
   std::vector<Request> requests;
   std::unordered_map<std::string, std::int64_t> line_of;
+  FileForm form;
+  std::string advice;
   std::string line;
   std::size_t length = 0;
   for (std::int64_t number = 1; reader.next(line, length); ++number) {
     if (number == 1 && line.starts_with("\xef\xbb\xbf")) line.erase(0, 3);
     if (length <= max_line && is_blank(line)) continue;
+    form.add(line);
     Request request;
     request.line = number;
     try {
-      require(length <= max_line, "the line has {} bytes, must have at most {}", length, max_line);
+      if (length > max_line) {
+        const std::string why = several_objects(line);
+        fail("the line has {} bytes, must have at most {}{}{}", length, max_line,
+             why.empty() ? "" : "; ", why);
+      }
       parse_line(line, limits, request);
     } catch (const Error& error) {
       request.error = error.what();
-      const std::string advice = requests.empty() ? advice_for_file(line) : "";
-      if (!advice.empty()) request.error += "; " + advice;
+      if (requests.empty()) advice = advice_for_file(line);
     }
     if (!request.id.empty()) {
       const auto [first, is_new] = line_of.emplace(request.id, number);
@@ -337,6 +346,7 @@ std::vector<Request> read_requests(const std::string& path, const RequestLimits&
           "cannot read {}: it holds no request; give one JSON object a line, such as "
           "{{\"id\": \"a\", \"prompt\": \"Hello\"}}",
           path);
+  explain_form(form.problem(), advice, requests);
   return requests;
 }
 
@@ -366,12 +376,12 @@ std::optional<std::string> error_in(std::string_view line) {
 std::string text_of(const std::vector<std::int32_t>& tokens) {
   constexpr const char* replacement = "\xef\xbf\xbd";
   std::string text;
-  std::vector<unsigned char> bytes;
+  std::string bytes;
   const auto flush = [&] {
     for (std::size_t i = 0; i < bytes.size();) {
-      const int length = utf8_sequence(&bytes[i], bytes.size() - i);
+      const int length = utf8_sequence(std::string_view(bytes).substr(i));
       if (length > 0) {
-        text.append(reinterpret_cast<const char*>(&bytes[i]), static_cast<std::size_t>(length));
+        text.append(bytes, i, static_cast<std::size_t>(length));
       } else {
         text += replacement;
       }
@@ -381,7 +391,7 @@ std::string text_of(const std::vector<std::int32_t>& tokens) {
   };
   for (const std::int32_t token : tokens) {
     if (token >= 0 && token < byte_vocab) {
-      bytes.push_back(static_cast<unsigned char>(token));
+      bytes.push_back(static_cast<char>(token));
     } else {
       flush();
       text += replacement;

@@ -142,14 +142,14 @@ std::vector<NonFiniteSlab> load_weights(io::ModelFileReader& file, const ModelCo
   return std::move(loader.non_finite());
 }
 
-void warn_of_non_finite(const comm::Communicator& world, const io::ModelFileReader& file,
+bool warn_of_non_finite(const comm::Communicator& world, const io::ModelFileReader& file,
                         DType dtype, const std::vector<NonFiniteSlab>& found) {
   // Ranks share what is not an expert's, and a tied head is read twice.
   std::map<std::pair<std::int64_t, std::int64_t>, compute::NonFinite> slabs;
   for (const auto& of_rank : world.gather_vectors(std::span(found), 0)) {
     for (const NonFiniteSlab& slab : of_rank) slabs[{slab.dataset, slab.slab}] = slab.found;
   }
-  if (slabs.empty()) return;
+  if (slabs.empty()) return false;
   const std::vector<io::DatasetInfo> datasets = file.datasets();
   std::map<std::int64_t, compute::NonFinite> by_dataset;
   for (const auto& [place, slab] : slabs) {
@@ -170,6 +170,9 @@ void warn_of_non_finite(const comm::Communicator& world, const io::ModelFileRead
     text += fmt::format("  and {} more tensors\n", by_dataset.size() - most_named);
   }
   fmt::print(stderr, "{}", text);
+  return std::any_of(by_dataset.begin(), by_dataset.end(), [](const auto& entry) {
+    return entry.second.num_nan + entry.second.num_infinite > 0;
+  });
 }
 
 }  // namespace atl

@@ -28,7 +28,8 @@ std::vector<NonFiniteSlab> load_weights(io::ModelFileReader& file, const ModelCo
                                         compute::Backend& backend);
 
 /// Collective: a warning on rank 0's stderr that names the tensors of what the ranks have `found`.
-void warn_of_non_finite(const comm::Communicator& world, const io::ModelFileReader& file,
+/// Returns there whether any of them is not finite on file already, which no `dtype` mends.
+bool warn_of_non_finite(const comm::Communicator& world, const io::ModelFileReader& file,
                         DType dtype, const std::vector<NonFiniteSlab>& found);
 
 }  // namespace atl

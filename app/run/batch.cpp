@@ -362,9 +362,24 @@ void Batcher::finish_not_finite(Sequence& sequence) {
       options_.dtype == DType::float32
           ? "a weight of the model is not finite, or an activation overflowed even float32; see "
             "what atoll inspect says of the model file"
-          : fmt::format("an activation overflowed {}, or a weight of the model is not finite; run "
-                        "this request again with --dtype float32, with an --output of its own",
+          : fmt::format("an activation overflowed {}, or a weight of the model is not finite; "
+                        "where atoll inspect names no such weight, run this request again with "
+                        "--dtype float32, with an --output of its own",
                         name_of(options_.dtype)));
+}
+
+void refuse_beyond_cache(std::vector<io::Request>& requests, const std::vector<KeptProgress>& kept,
+                         const BatchOptions& options, const std::string& sized_by) {
+  for (std::size_t i = 0; i < requests.size(); ++i) {
+    io::Request& request = requests[i];
+    if (!request.error.empty() || kept[i].finished) continue;
+    const std::int64_t pages = Batcher::pages_needed(request, options);
+    if (pages <= options.num_pages) continue;
+    request.error = fmt::format(
+        "prompt and new tokens need {} tokens of KV cache, but a rank holds {} ({}); "
+        "raise --kv-tokens or shorten the request",
+        pages * options.page_tokens, options.num_pages * options.page_tokens, sized_by);
+  }
 }
 
 }  // namespace atl

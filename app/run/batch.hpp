@@ -183,4 +183,9 @@ class Batcher {
   std::int64_t step_prompt_tokens_ = 0;
 };
 
+/// Refuses the requests that need more KV cache than options.num_pages, but for those in `kept`
+/// that are finished. `sized_by` says what gave the cache its size.
+void refuse_beyond_cache(std::vector<io::Request>& requests, const std::vector<KeptProgress>& kept,
+                         const BatchOptions& options, const std::string& sized_by);
+
 }  // namespace atl

@@ -293,14 +293,18 @@ std::string growth_line(const json& per_rank) {
 
 }  // namespace
 
-std::string failures_line(const RequestSummary& requests, DType dtype) {
+std::string failures_line(const RequestSummary& requests, DType dtype, bool stored_non_finite) {
   if (requests.failed == 0) return "";
+  const char* advice =
+      "run these again with --dtype float32, with an --input and an --output of their own";
+  if (dtype == DType::float32) advice = "see what atoll inspect says of the model file";
+  if (stored_non_finite) {
+    advice =
+        "weights of the model file are not finite (named above), which no --dtype mends: make the "
+        "file again from a whole checkpoint, with atoll import";
+  }
   return fmt::format("numbers were not finite in {} of {} requests; {}\n", requests.failed,
-                     requests.requests,
-                     dtype == DType::float32
-                         ? "see what atoll inspect says of the model file"
-                         : "run these again with --dtype float32, with an --input and an --output "
-                           "of their own");
+                     requests.requests, advice);
 }
 
 std::string summary_table(const json& report) {

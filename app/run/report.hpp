@@ -64,7 +64,8 @@ nlohmann::json gather_report(const comm::Communicator& world, const RunFacts& fa
                              const RankMeasurements& mine, const RequestSummary& requests);
 
 /// One line that says in how many requests numbers were not finite and what to do; "" for none.
-std::string failures_line(const RequestSummary& requests, DType dtype);
+/// `stored_non_finite`: weights are not finite on file, so that no type of activations helps.
+std::string failures_line(const RequestSummary& requests, DType dtype, bool stored_non_finite);
 
 /// A few lines for the end of a run, from the report.
 std::string summary_table(const nlohmann::json& report);

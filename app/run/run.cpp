@@ -202,16 +202,16 @@ class Job {
     world_.agree([this] { batch_.num_pages = std::max<std::int64_t>(1, kv_pages()); });
     backend_options_.num_pages = batch_.num_pages;
     world_.agree([this] { reserve_for_any_routing(); });
-    for (std::size_t i = 0; i < requests_.size(); ++i) {
-      io::Request& request = requests_[i];
-      const std::int64_t pages = Batcher::pages_needed(request, batch_);
-      if (request.error.empty() && !kept_[i].finished && pages > batch_.num_pages) {
-        request.error = fmt::format(
-            "prompt and new tokens need {} tokens of KV cache, but a rank holds {}; raise "
-            "--kv-tokens or shorten the request",
-            pages * page_tokens, batch_.num_pages * page_tokens);
-      }
-    }
+    refuse_beyond_cache(requests_, kept_, batch_, kv_limit());
+  }
+
+  /// What the KV cache was sized by, for a message.
+  std::string kv_limit() const {
+    if (options_.kv_tokens > 0) return "as --kv-tokens says";
+    if (choice_.cuda) return "what the memory of a GPU leaves beside the weights";
+    const std::string& by = given_.mine.memory_by;
+    return fmt::format("{:.0f} % of its memory{}{}", kv_share_of_free_memory * 100,
+                       by.empty() ? "" : ", which is limited by ", by);
   }
 
   /// The same on all ranks: asked for, or what the requests can use and the memory allows.
@@ -284,7 +284,7 @@ class Job {
     std::vector<NonFiniteSlab> non_finite;
     world_.agree(
         [&] { non_finite = load_weights(*file_, config_, local_experts(), dtype_, *backend_); });
-    warn_of_non_finite(world_, *file_, dtype_, non_finite);
+    stored_non_finite_ = warn_of_non_finite(world_, *file_, dtype_, non_finite);
     DriverOptions driver;
     driver.num_chunks = options_.chunks;
     driver.overlap = !options_.no_overlap;
@@ -399,7 +399,7 @@ class Job {
     world_.agree([&] {
       if (!root()) return;
       results_.write();
-      fmt::print(stderr, "{}", failures_line(summary, dtype_));
+      fmt::print(stderr, "{}", failures_line(summary, dtype_, stored_non_finite_));
       if (driver_) {
         if (report_) {
           report_->write(io::json_text(report, 1) + "\n");
@@ -487,6 +487,7 @@ class Job {
   std::optional<Timeline> timeline_;
   std::optional<Batcher> batcher_;
   std::optional<Driver> driver_;
+  bool stored_non_finite_ = false;  // weights on file; known on rank 0
   double load_seconds_ = 0;
 };
 

@@ -175,6 +175,9 @@ for ranks in 1 3; do
     check "named once at load by $ranks ranks: $tensor" test "$(grep -c "$tensor" "$work/stderr")" = 1
   done
 done
+check "advice that works" \
+  grep -q '^numbers were not finite in [1-6] of 6 requests; weights of the model file .*atoll import' "$work/stderr"
+check "no advice that does not" test "$(grep -c '^numbers.*--dtype float32' "$work/stderr")" = 0
 same "weights that are not finite, in any layout" "$work/weights.1" "$work/weights.3"
 check "requests with X fail there" test "$(grep -cE '"r[25]".*"error"' "$work/weights.1")" = 2
 
@@ -190,6 +193,7 @@ run_one --model "$work/large_weight.h5" --input "$work/all.jsonl" --output "$wor
 succeeds "a weight that is too large"
 check "a weight that is too large is named" \
   grep -q 'v_proj/weight: 1 value that is not finite (1 too large), the first at \[1, 2\]' "$work/stderr"
+check "another type mends it" grep -q '^numbers were not finite in .*--dtype float32' "$work/stderr"
 run_one --model "$work/large_weight.h5" --input "$work/all.jsonl" --output "$work/large"
 succeeds "a weight that is large"
 check "and not where it fits" test "$(grep -c 'not finite' "$work/stderr")" = 0

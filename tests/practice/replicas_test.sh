@@ -122,6 +122,27 @@ wait
 succeeds "requests from a pipe"
 same "requests from a pipe" "$work/expected" "$work/piped"
 
+# A failed job shows atoll's own message before the end of the log, of this run and no other.
+submit 2 "$work/requests" "$work/failing" --step-tokens 4 --resume-is-no-such-option
+check "an option that is none" test "$code" != 0
+check "its message is shown" grep -q '^atoll: .*no-such-option' "$work/stdout"
+job=$((job - 1))
+submit 2 "$work/none" "$work/failing"
+check "the job fails again" test "$code" = 1
+check "the message is shown" test "$(grep -c "^atoll: cannot read $work/none" "$work/stdout")" -ge 2
+first="$(grep -n '^atoll: ' "$work/stdout" | head -n 1)"
+check "this run's first of all" grep -q 'cannot read' <<<"$first"
+
+# A part of the requests by hand: what was written is named.
+for shard in "--shard 0/2" "--shard=0/2"; do
+  # shellcheck disable=SC2086  # options are words
+  submit 1 "$work/requests" "$work/part" $shard
+  succeeds "one replica, $shard"
+  said="$(sed -n 's/^== done: //p' "$work/stdout")"
+  check "what was written is named, $shard" test "$said" = "$work/part.shard-0-of-2" -a -s "$said"
+  rm -f "$work/part"*
+done
+
 submit 2 "$work/requests" "$work/wrong" --shard 0/2
 if ((code == 1)) && grep -q 'ATOLL_REPLICAS=2' "$work/stderr"; then passed; else failed "--shard and replicas"; fi
 finish

@@ -10,7 +10,7 @@ model="$work/model.h5"
 import_sample "$model"
 mkdir "$work/files"
 python3 - "$work/files" <<'PY'
-import bz2, gzip, io, json, lzma, sys, zipfile
+import bz2, gzip, io, json, lzma, sys, tarfile, zipfile
 folder = sys.argv[1]
 rows = [{"id": f"r{i}", "prompt": "Ge1:1 In", "max_tokens": 3} for i in range(4)]
 def each(change):
@@ -18,6 +18,12 @@ def each(change):
 text = each(lambda row: row)
 archive = io.BytesIO()
 zipfile.ZipFile(archive, "w").writestr("requests.jsonl", text)
+elements = text.splitlines()
+tar = io.BytesIO()
+with tarfile.open(fileobj=tar, mode="w") as into:
+    member = tarfile.TarInfo("requests.jsonl")
+    member.size = len(text)
+    into.addfile(member, io.BytesIO(text))
 files = {f"utf-{name}": b"" + text.decode().encode(code) for name, code in [
     ("16", "utf-16"), ("16le", "utf-16-le"), ("16be", "utf-16-be"), ("32", "utf-32"),
     ("32le", "utf-32-le"), ("32be", "utf-32-be")]}
@@ -28,6 +34,27 @@ files |= {
     "array": json.dumps(rows).encode(),
     "array-over-lines": json.dumps(rows, indent=1).encode(),
     "array-of-lines": b"[\n" + b",\n".join(text.splitlines()) + b",\n]\n",
+    "array-one-a-line": b"[\n" + b",\n".join(elements) + b"\n]\n",
+    "array-crlf": b"\xef\xbb\xbf\r\n[\r\n" + b",\r\n".join(elements) + b"\r\n]\r\n",
+    "array-of-one": b"[\n" + elements[0] + b"\n]\n",
+    "array-cut": b"[\n" + b",\n".join(elements) + b"\n",
+    "array-from-brackets": b"[" + b",\n".join(elements) + b"]\n",
+    "array-commas-first": b"[ " + b"\n, ".join(elements) + b"\n]\n",
+    "commas": b",\n".join(elements) + b"\n",
+    "commas-all": b",\n".join(elements) + b",\n",
+    "commas-first": b"\n,".join(elements) + b"\n",
+    "commas-two": b",\n".join(elements[:2]) + b"\n",
+    "wrapped": json.dumps({"requests": rows}).encode(),
+    "wrapped-lines": b'{"requests":[\n' + b",\n".join(elements) + b"\n]}\n",
+    "wrapped-more": b'{\n "model": "m",\n "data": [\n' + b",\n".join(elements) + b"\n ]\n}\n",
+    "wrapped-one": b'{"requests":[\n' + elements[0] + b"\n]}\n",
+    "tar": tar.getvalue(),
+    "cr": text.replace(b"\n", b"\r"),
+    "concatenated": b"".join(elements),
+    "two-a-line": elements[0] + b" " + elements[1] + b"\n" + elements[2] + b" " + elements[3] + b"\n",
+    "sequence": b"".join(b"\x1e" + line + b"\n" for line in elements),
+    "strings": b"".join(json.dumps(line.decode()).encode() + b"\n" for line in elements),
+    "latin-1": "".join(f'{{"id":"{i}","prompt":"caf\u00e9"}}\n' for i in "ab").encode("latin-1"),
     "object-over-lines": json.dumps(rows[0], indent=2).encode(),
     "envelope": each(lambda row: {"custom_id": row["id"], "method": "POST", "url": "/v1/completions",
                                   "body": {"model": "m", "prompt": row["prompt"], "max_tokens": 3}}),
@@ -65,6 +92,25 @@ nothing model 1 "HDF5.*--input"
 nothing array 1 "one JSON array: write one object a line, with jq -c '\\.\\[\\]'"
 nothing array-over-lines 22 "one JSON array"
 nothing array-of-lines 6 "one JSON array"
+nothing array-one-a-line 6 "one JSON array: .*jq -c '\\.\\[\\]'"
+nothing array-crlf 6 "one JSON array"
+nothing array-of-one 3 "one JSON array"
+nothing array-cut 5 "one JSON array"
+nothing array-from-brackets 4 "one JSON array"
+nothing array-commas-first 5 "one JSON array"
+for name in commas commas-all commas-first; do nothing "$name" 4 "commas between its objects.*sed"; done
+nothing commas-two 2 "commas between its objects"
+nothing wrapped 1 "around requests.*jq -c '\\.\\[\"requests\"\\]\\[\\]'"
+nothing wrapped-lines 6 "around all requests.*jq -c '\\.requests\\[\\]'"
+nothing wrapped-more 9 "around all requests.*jq -c '\\.data\\[\\]'"
+nothing wrapped-one 3 "around all requests"
+nothing tar 1 "tar archive"
+nothing cr 1 "carriage return.*tr"
+nothing concatenated 1 "several objects.*jq -c"
+nothing two-a-line 2 "several objects.*jq -c"
+nothing sequence 4 "text sequence.*tr -d"
+nothing strings 4 "string that holds JSON.*jq -r"
+nothing latin-1 2 "not UTF-8 \\(byte 0xe9\\).*iconv -f LATIN1"
 nothing object-over-lines 5 "spread over lines.*jq -c"
 nothing envelope 4 "envelope.*\"body\""
 nothing envelope-params 4 "envelope.*\"params\""
@@ -83,6 +129,15 @@ gzip -dc "$work/files/gzip" >"$work/advised"
 run_one --model "$model" --input "$work/advised" --output "$work/out.jsonl"
 succeeds "decompressed as advised"
 same "one text, two ways" "$work/advised.out.jsonl" "$work/out.jsonl"
+advised() { # NAME COMMAND...: reads the file of that name
+  "${@:2}" <"$work/files/$1" >"$work/converted"
+  run_one --model "$model" --input "$work/converted" --output "$work/out.jsonl"
+  succeeds "$1 converted as advised"
+  same "$1 converted as advised" "$work/advised.out.jsonl" "$work/out.jsonl"
+}
+for name in commas commas-all commas-first; do advised "$name" sed 's/^,//; s/,\r*$//'; done
+advised cr tr '\r' '\n'
+advised sequence tr -d '\036'
 
 # --- on several ranks, from a pipe, without room for any request, and nothing is loaded for it
 atoll_on 3 run --model "$model" --input "$work/files/array" --output "$work/out.jsonl" --report "$work/report.json"
@@ -91,7 +146,9 @@ capture bash -c "'$ATOLL' run --progress none --model '$model' --input <(cat '$w
 refused "gzip from a pipe" "$nothing_served" "gzip"
 printf '{"id":"%s","prompt":"Ge1:1 In the","max_tokens":500}\n' a b >"$work/large"
 run_one --model "$model" --input "$work/large" --output "$work/out.jsonl" --kv-tokens 64
-refused "requests beyond the KV cache" "$nothing_served" "2 of 2 failed, the first in line 1: .*--kv-tokens"
+refused "requests beyond the KV cache" "$nothing_served" "2 of 2 failed, the first in line 1: .*holds 64 \(as --kv-tokens says\); raise --kv-tokens"
+SLURM_JOB_ID=1 SLURM_MEM_PER_NODE=10 run_one --model "$model" --input "$work/large" --output "$work/out.jsonl"
+refused "requests beyond the job's memory" "$nothing_served" "holds [0-9]+ \(40 % of its memory, which is limited by SLURM_MEM_PER_NODE\)"
 check "no journal is left" test ! -e "$work/out.jsonl.journal"
 
 # --- one that is served is a success, and how many were not is said
@@ -100,6 +157,17 @@ run_one --model "$model" --input "$work/mixed" --output "$work/out.jsonl"
 succeeds "lines of an array without commas"
 check "how many failed" grep -qx "2 of 6 requests failed, the first in line 1: .*one JSON array.*" "$work/stderr"
 check "no message of failure" bash -c "! grep -q '^atoll: ' '$work/stderr'"
+# A broken line, wherever it is and whatever it leaves open, keeps none of the others from being served.
+for broken in '{"id":"x","tokens":[1,2' '{"id":"x",' '{' '{"id":"x","prompt":"cut' '{"id":"x","prompt":"a"},' '[]' ']}'; do
+  for place in 1 3 5; do
+    sed "$((place - 1))r /dev/stdin" "$work/advised" <<<"$broken" >"$work/broken"
+    if ((place == 1)); then { echo "$broken" && cat "$work/advised"; } >"$work/broken"; fi
+    run_one --model "$model" --input "$work/broken" --output "$work/out.jsonl"
+    succeeds "line $place is $broken"
+    grep -v '"error"' "$work/out.jsonl" >"$work/served" || true
+    same "line $place is $broken" "$work/advised.out.jsonl" "$work/served"
+  done
+done
 run_one --model "$model" --input "$work/advised" --output "$work/out.jsonl"
 succeeds "a good file"
 check "silence about failures" test ! -s "$work/stderr"

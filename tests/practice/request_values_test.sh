@@ -87,6 +87,16 @@ assert 'write "2"' in results[-4]["error"] and 'no "id"' in results[-2]["error"]
 PY
 check "how many failed is said" grep -qE "29 of 30 requests failed, the first in line 2: \"max_tokens\" is 6.5" \
   "$work/stderr"
+# Advice has no digits that nobody wrote, and says how seeds beyond 2^53 are taken.
+printf '%s\n' '{"id":18446744073709551616,"prompt":"a"}' \
+  '{"id":"a","prompt":"a","seed":9007199254740992.0}' \
+  '{"id":"b","prompt":"Ge1:1 In","max_tokens":2,"seed":9007199254740992}' >"$work/large.jsonl"
+run_one --model "$model" --input "$work/large.jsonl" --output "$work/large.out.jsonl"
+json_check "large numbers" "$work/large.out.jsonl" <<'PY'
+number, seed, whole = lines[0]
+assert "e+19" not in number["error"] and "write it in quotes" in number["error"], number
+assert "without a point or an exponent from 2^53 on" in seed["error"] and "tokens" in whole, seed
+PY
 # An id of a broken line is not taken from the whole line that has it too.
 printf '{"id":"a","prompt":"Ge\n{"id":"a","prompt":"Ge1:1 In","max_tokens":2}\n' >"$work/again.jsonl"
 run_one --model "$model" --input "$work/again.jsonl" --output "$work/again.out.jsonl"

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <fstream>
 #include <limits>
@@ -236,6 +237,55 @@ TEST_F(Requests, AdvisesWhereTheFirstLineIsNone) {
   }
   const std::string good = "{\"id\":\"a\",\"prompt\":\"x\"}\n";
   EXPECT_FALSE(contains(read(good + "[\n").at(1).error, "array"));
+}
+
+TEST_F(Requests, ServesNothingOfAFileThatIsOneValue) {
+  const std::string a = R"({"id":"a","prompt":"x"})";
+  const std::string b = R"({"id":"b","prompt":"x"})";
+  const std::string c = R"({"id":"c","prompt":"x"})";
+  const std::pair<std::string, std::string> files[] = {
+      {"[\n" + a + ",\n" + b + "\n]\n", "one JSON array"},
+      {"[\n" + a + "\n]", "one JSON array"},
+      {"[\n" + a + ",\n" + b, "one JSON array"},
+      {"[" + a + ",\n" + b + "\n,\n" + c + "\n]", "one JSON array"},
+      {"{\"requests\" : [\n" + a + ",\n" + b + "\n]}\n", "jq -c '.requests[]'"},
+      {"{\n\"to do\":\n[\n" + a + "\n]\n}\n", "jq -c '.[]'"},
+      {"{\"id\":\"z\",\n\"prompt\":\"x\"\n}\n" + a, "spread over lines"},
+      {a + ",\n" + b + "\n", "commas between"},
+      {a + "\n," + b + "\n, " + c + "\n", "commas between"},
+  };
+  for (const auto& [text, word] : files) {
+    const auto requests = read(text);
+    EXPECT_TRUE(contains(requests.at(0).error, word)) << text << requests[0].error;
+    for (const Request& request : requests) EXPECT_NE(request.error, "") << text;
+  }
+  for (const std::string broken :
+       {"[", "{", "]", "}", R"({"id":"z",)", R"({"id":"z","tokens":[1,2)",
+        R"({"id":"z","prompt":")", R"({"id":"z","prompt":"\"[)", R"({"id":"z","prompt":"[{"},)"}) {
+    for (const std::string& text :
+         {broken + "\n" + a + "\n" + b + "\n" + c, a + "\n" + broken + "\n" + b + "\n" + c,
+          a + "\n" + b + "\n" + c + "\n" + broken}) {
+      const auto requests = read(text);
+      const auto served = std::count_if(requests.begin(), requests.end(),
+                                        [](const Request& r) { return r.error.empty(); });
+      EXPECT_EQ(served, 3) << text;
+    }
+  }
+}
+
+TEST_F(Requests, SaysWhyALineIsNotJson) {
+  const std::string a = R"({"id":"a","prompt":"}{\"}{"})";
+  EXPECT_TRUE(contains(refusal(a + a), "several objects"));
+  EXPECT_TRUE(contains(refusal(a + " \t" + a), "several objects"));
+  EXPECT_TRUE(contains(refusal(a + "\r" + a + "\r"), "carriage return"));
+  EXPECT_FALSE(contains(refusal(a + "x"), "several objects"));
+  EXPECT_EQ(read(a + "\r").at(0).error, "");
+  EXPECT_EQ(read("{\r\"id\":\"a\",\r\"prompt\":\"x\"\r}\n").at(0).error, "");
+  EXPECT_TRUE(contains(refusal("{\"id\":\"\xe9\",\"prompt\":\"x\"}"), "not UTF-8 (byte 0xe9)"));
+  std::string many;
+  while (many.size() < (3U << 20)) many += a + "\r";
+  EXPECT_TRUE(contains(refusal(many), "carriage return"));
+  EXPECT_TRUE(contains(refusal(R"({"requests":[{"prompt":"x"}]})"), "jq -c '.[\"requests\"][]'"));
 }
 
 TEST_F(Requests, LimitsLengths) {
