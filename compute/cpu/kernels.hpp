@@ -108,7 +108,7 @@ struct Kernels {
 /// Kernels whose T is `dtype`.
 const Kernels& kernels_for(DType dtype, CpuIsa isa);
 
-// One table per translation unit: cpu_kernels_<isa>.cpp.
+// One table per translation unit: kernels/<isa>.cpp.
 const Kernels& kernels_avx2(DType dtype);
 const Kernels& kernels_avx512(DType dtype);
 const Kernels& kernels_avx512_bf16(DType dtype);

@@ -1,5 +1,5 @@
 #pragma once
-// RoPE and attention, included by cpu_kernels_impl.hpp once per instruction set.
+// RoPE and attention, included by impl.hpp once per instruction set.
 //
 // Attention goes through the keys a panel of 64 at a time, in order of position, with an online
 // softmax. Each query's operations and their order depend on its own position only, never on which

@@ -1,6 +1,6 @@
 #pragma once
 // Vectors of float32 as wide as the instruction set this file is compiled for. Included by the
-// cpu_kernels_<isa>.cpp only; everything is in an anonymous namespace, because the same names mean
+// kernels/<isa>.cpp only; everything is in an anonymous namespace, because the same names mean
 // different instructions in each of them.
 
 #include <immintrin.h>
