@@ -101,18 +101,12 @@ class NoMessages final : public ChunkMoves {
     }
     chunk.reserve_receive(most);
     fill(shape, chunk.dispatch_recv, most);
-    const auto row_bytes = static_cast<std::int64_t>(shape.hidden) * 2;
-    const auto at = [row_bytes](void* base, std::int64_t row) {
-      return static_cast<std::byte*>(base) + row * row_bytes;
-    };
     std::vector<ExpertBlock> blocks;
     for (const ExpertRows& of_layer : known) {
       of_layer.blocks(blocks);
       auto& list = blocks_.emplace_back();
       for (const ExpertBlock& b : blocks) {
-        list.push_back({b.local_expert, b.num_rows,
-                        at(b.own ? chunk.dispatch_send : chunk.dispatch_recv, b.first_row),
-                        at(b.own ? chunk.combine_recv : chunk.combine_send, b.first_row)});
+        list.push_back(row_block(b, chunk, static_cast<std::size_t>(shape.hidden) * 2));
       }
     }
   }

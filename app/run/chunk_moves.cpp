@@ -2,9 +2,6 @@
 
 #include <algorithm>
 
-#include "app/plan/expert_rows.hpp"
-#include "compute/error.hpp"
-
 namespace atl {
 
 namespace {
@@ -69,14 +66,8 @@ class LaneMoves final : public ChunkMoves {
   std::span<const compute::RowBlock> blocks(int /*layer*/) override {
     rows_.blocks(expert_blocks_);
     blocks_.clear();
-    const auto at = [this](void* base, std::int64_t row) {
-      return static_cast<std::byte*>(base) + static_cast<std::size_t>(row) * setup_.row_bytes;
-    };
     for (const ExpertBlock& block : expert_blocks_) {
-      blocks_.push_back(
-          {block.local_expert, block.num_rows,
-           at(block.own ? chunk_.dispatch_send : chunk_.dispatch_recv, block.first_row),
-           at(block.own ? chunk_.combine_recv : chunk_.combine_send, block.first_row)});
+      blocks_.push_back(row_block(block, chunk_, setup_.row_bytes));
       setup_.traffic->rows_computed += block.num_rows;
     }
     return blocks_;
@@ -127,6 +118,15 @@ class LaneMoves final : public ChunkMoves {
 };
 
 }  // namespace
+
+compute::RowBlock row_block(const ExpertBlock& block, const compute::Chunk& chunk,
+                            std::size_t row_bytes) {
+  const std::size_t offset = static_cast<std::size_t>(block.first_row) * row_bytes;
+  const auto at = [offset](void* base) { return static_cast<std::byte*>(base) + offset; };
+  return {block.local_expert, block.num_rows,
+          at(block.own ? chunk.dispatch_send : chunk.dispatch_recv),
+          at(block.own ? chunk.combine_recv : chunk.combine_send)};
+}
 
 std::unique_ptr<ChunkMoves> moves_over_mpi(const RowsSetup& setup, compute::Chunk& chunk) {
   return std::make_unique<LaneMoves>(setup, chunk);
