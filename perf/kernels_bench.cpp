@@ -19,7 +19,7 @@
 #include "perf/bench_main.hpp"
 #include "perf/layers_model.hpp"
 #include "perf/machine.hpp"
-#include "tests/unit/tiny_model.hpp"
+#include "tests/tiny_model.hpp"
 
 namespace atl::perf {
 namespace {

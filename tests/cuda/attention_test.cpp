@@ -13,7 +13,7 @@
 #include "compute/cuda/attention_plan.hpp"
 #include "compute/cuda/kernels.hpp"
 #include "tests/cuda/device_memory.hpp"
-#include "tests/unit/tiny_model.hpp"
+#include "tests/tiny_model.hpp"
 
 namespace atl::testing {
 namespace {

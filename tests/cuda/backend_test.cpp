@@ -11,8 +11,8 @@
 
 #include "app/run/devices.hpp"
 #include "compute/error.hpp"
+#include "tests/compute/model_checks.hpp"
 #include "tests/cuda/device_memory.hpp"
-#include "tests/unit/model_checks.hpp"
 
 namespace atl::testing {
 namespace {

@@ -10,7 +10,7 @@
 #include <string>
 
 #include "tests/cuda/device_memory.hpp"
-#include "tests/unit/tiny_model.hpp"
+#include "tests/tiny_model.hpp"
 
 namespace atl::testing {
 namespace {

@@ -11,8 +11,8 @@
 
 #include "compute/cpu/queue.hpp"
 #include "compute/error.hpp"
+#include "tests/compute/model_checks.hpp"
 #include "tests/count_allocations.hpp"
-#include "tests/unit/model_checks.hpp"
 
 namespace atl::testing {
 namespace {

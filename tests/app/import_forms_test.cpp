@@ -5,7 +5,7 @@
 #include <cmath>
 #include <limits>
 
-#include "tests/unit/import_folder.hpp"
+#include "tests/app/import_folder.hpp"
 
 namespace atl {
 namespace {

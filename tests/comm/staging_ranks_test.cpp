@@ -11,7 +11,7 @@
 
 #include "comm/lane.hpp"
 #include "comm/transports/choice.hpp"
-#include "mpi_main.hpp"
+#include "tests/mpi_main.hpp"
 
 namespace atl::comm {
 namespace {

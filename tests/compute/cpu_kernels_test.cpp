@@ -13,7 +13,7 @@
 
 #include "compute/cpu/kernels.hpp"
 #include "compute/cpu/memory.hpp"
-#include "tests/unit/tiny_model.hpp"
+#include "tests/tiny_model.hpp"
 
 namespace atl::testing {
 namespace {

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "compute/error.hpp"
-#include "tests/unit/tiny_model.hpp"
+#include "tests/tiny_model.hpp"
 
 namespace atl::testing {
 

@@ -1,8 +1,9 @@
+#include "app/model/model_config.hpp"
+
 #include <gtest/gtest.h>
 
 #include <nlohmann/json.hpp>
 
-#include "app/model/model_config.hpp"
 #include "compute/error.hpp"
 #include "compute/sampling.hpp"
 

@@ -8,7 +8,7 @@
 #include "app/model/model_config.hpp"
 #include "app/plan/placement.hpp"
 #include "compute/error.hpp"
-#include "plan_shapes.hpp"
+#include "tests/app/plan_shapes.hpp"
 
 namespace atl {
 namespace {

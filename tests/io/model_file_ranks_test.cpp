@@ -1,8 +1,6 @@
 // Writing one model file together.
 // ranks: 1 2 3 5
 
-#include "io/model_file.hpp"
-
 #include <gtest/gtest.h>
 #include <mpi.h>
 
@@ -13,9 +11,10 @@
 #include "app/model/init.hpp"
 #include "app/model/inspect.hpp"
 #include "compute/error.hpp"
+#include "io/model_file.hpp"
 #include "tests/fixtures.hpp"
-#include "tests/mpi/mpi_main.hpp"
-#include "tests/mpi/shared_folder.hpp"
+#include "tests/mpi_main.hpp"
+#include "tests/shared_folder.hpp"
 
 namespace atl {
 namespace {

@@ -7,7 +7,7 @@
 #include <set>
 #include <vector>
 
-#include "plan_shapes.hpp"
+#include "tests/app/plan_shapes.hpp"
 
 namespace atl {
 namespace {

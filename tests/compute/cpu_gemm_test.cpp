@@ -7,7 +7,7 @@
 #include <cstring>
 
 #include "compute/cpu/gemm.hpp"
-#include "tests/unit/tiny_model.hpp"
+#include "tests/tiny_model.hpp"
 
 namespace atl::testing {
 namespace {

@@ -8,7 +8,7 @@
 
 #include "comm/communicator.hpp"
 #include "comm/poller.hpp"
-#include "mpi_main.hpp"
+#include "tests/mpi_main.hpp"
 
 namespace atl::comm {
 namespace {

@@ -1,14 +1,13 @@
 // ranks: 1 2 3 5 8 16
-#include "comm/lane.hpp"
-
 #include <gtest/gtest.h>
 
 #include <algorithm>
 #include <cstddef>
 #include <vector>
 
+#include "comm/lane.hpp"
 #include "comm/transports/choice.hpp"
-#include "mpi_main.hpp"
+#include "tests/mpi_main.hpp"
 
 namespace atl::comm {
 namespace {

@@ -2,8 +2,6 @@
 // Links are measured to the same figures on all ranks, on nodes of unequal size as well, and a
 // cluster file is read where it is of the same nodes, and written where it is not.
 
-#include "comm/links.hpp"
-
 #include <gtest/gtest.h>
 
 #include <fstream>
@@ -11,8 +9,9 @@
 
 #include "app/run/cluster.hpp"
 #include "comm/communicator.hpp"
-#include "tests/mpi/mpi_main.hpp"
-#include "tests/mpi/shared_folder.hpp"
+#include "comm/links.hpp"
+#include "tests/mpi_main.hpp"
+#include "tests/shared_folder.hpp"
 
 namespace atl {
 namespace {

@@ -1,10 +1,9 @@
 // ranks: 1 2 3
-#include "app/run/timeline.hpp"
-
 #include <gtest/gtest.h>
 
+#include "app/run/timeline.hpp"
 #include "comm/communicator.hpp"
-#include "mpi_main.hpp"
+#include "tests/mpi_main.hpp"
 
 namespace atl {
 namespace {

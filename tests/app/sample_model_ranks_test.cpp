@@ -14,9 +14,9 @@
 #include "app/model/model_config.hpp"
 #include "app/run/run.hpp"
 #include "io/model_file.hpp"
-#include "mpi_main.hpp"
-#include "tests/mpi/shared_folder.hpp"
+#include "tests/mpi_main.hpp"
 #include "tests/reference.hpp"
+#include "tests/shared_folder.hpp"
 
 namespace atl {
 namespace {

@@ -1,8 +1,6 @@
 // ranks: 1 3
 //
 // What watchdogs tell one another.
-#include "comm/side_channel.hpp"
-
 #include <gtest/gtest.h>
 #include <unistd.h>
 
@@ -10,8 +8,9 @@
 #include <set>
 
 #include "comm/communicator.hpp"
+#include "comm/side_channel.hpp"
 #include "compute/clock.hpp"
-#include "mpi_main.hpp"
+#include "tests/mpi_main.hpp"
 
 namespace atl::comm {
 namespace {

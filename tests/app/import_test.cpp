@@ -9,7 +9,7 @@
 #include "compute/error.hpp"
 #include "io/model_file.hpp"
 #include "io/safetensors.hpp"
-#include "tests/unit/import_folder.hpp"
+#include "tests/app/import_folder.hpp"
 
 namespace atl {
 namespace {

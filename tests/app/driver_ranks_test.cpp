@@ -1,15 +1,14 @@
 // ranks: 1 2 5
 //
 // The step loop itself: nothing is allocated once it has warmed up.
-#include "app/run/driver.hpp"
-
 #include <gtest/gtest.h>
 
 #include "app/model/init.hpp"
 #include "app/model/load.hpp"
 #include "app/model/model_config.hpp"
-#include "mpi_main.hpp"
+#include "app/run/driver.hpp"
 #include "tests/count_allocations.hpp"
+#include "tests/mpi_main.hpp"
 
 namespace atl {
 namespace {

@@ -1,6 +1,4 @@
 // ranks: 1 3
-#include "app/run/results.hpp"
-
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -9,9 +7,10 @@
 #include <string>
 #include <vector>
 
+#include "app/run/results.hpp"
 #include "compute/error.hpp"
-#include "mpi_main.hpp"
-#include "shared_folder.hpp"
+#include "tests/mpi_main.hpp"
+#include "tests/shared_folder.hpp"
 
 namespace atl {
 namespace {

@@ -1,14 +1,13 @@
 // ranks: 1 2 3 5
-#include "comm/communicator.hpp"
-
 #include <gtest/gtest.h>
 
 #include <chrono>
 #include <numeric>
 #include <thread>
 
+#include "comm/communicator.hpp"
 #include "comm/topology.hpp"
-#include "mpi_main.hpp"
+#include "tests/mpi_main.hpp"
 
 namespace atl::comm {
 namespace {
