@@ -74,6 +74,21 @@ class Chunk {
   virtual void reserve_receive(std::int64_t rows) = 0;
 };
 
+/// Parts of attention and of experts between which rows may move (where several ranks share heads,
+/// or an expert's inner columns): what one part leaves in the chunk, the next takes. Together they
+/// are `all`, bit by bit; that is faster where nothing moves.
+enum class AttentionPart : std::uint8_t {
+  all,
+  project,  ///< q, k, v rows = Wqkv * RMSNorm(x)
+  attend,   ///< rotates them, appends k and v to the cache, leaves the heads' outputs
+  output,   ///< x += Wo * those
+};
+enum class ExpertPart : std::uint8_t {
+  all,
+  up,    ///< the blocks' inner rows, after the activation
+  down,  ///< `out` of the same blocks; after `up` of this chunk and layer
+};
+
 /// How a backend is set up, fixed before the first weight is loaded.
 struct BackendOptions {
   ModelShape shape;
@@ -83,7 +98,8 @@ struct BackendOptions {
   int page_tokens = 64;        ///< tokens per KV page
   std::int64_t num_pages = 0;  ///< KV pages this rank holds, all layers each
   int max_chunk_tokens = 0;
-  int num_chunks = 1;  ///< that will be made, for the plan of the memory
+  int num_chunks = 1;          ///< that will be made, for the plan of the memory
+  bool split_experts = false;  ///< ExpertPart::up and down will be used apart
   /// Rows that a chunk can receive from the start, where its rows lie on a device; in host memory
   /// buffers always grow as they are needed.
   std::int64_t receive_rows = 0;
@@ -110,12 +126,14 @@ class Backend {
   virtual std::unique_ptr<Chunk> make_chunk() = 0;
 
   // Steps, named as the schedule's. x [T, H] is the residual stream, kept in the chunk.
-  virtual Event embed(Chunk& chunk) = 0;                 ///< x = embedding[tokens]
-  virtual Event attention(Chunk& chunk, int layer) = 0;  ///< x += Attention(RMSNorm(x)); fills KV
-  virtual Event mlp(Chunk& chunk, int layer) = 0;        ///< x += Mlp(RMSNorm(x)), dense layers
-  virtual Event route(Chunk& chunk, int layer) = 0;      ///< router, packed_counts, dispatch_send
+  virtual Event embed(Chunk& chunk) = 0;  ///< x = embedding[tokens]
+  /// x += Attention(RMSNorm(x)); fills KV
+  virtual Event attention(Chunk& chunk, int layer, AttentionPart part = AttentionPart::all) = 0;
+  virtual Event mlp(Chunk& chunk, int layer) = 0;    ///< x += Mlp(RMSNorm(x)), dense layers
+  virtual Event route(Chunk& chunk, int layer) = 0;  ///< router, packed_counts, dispatch_send
   /// Blocks are sorted by local_expert; the span and what it points to live until completion.
-  virtual Event experts(Chunk& chunk, int layer, std::span<const RowBlock> blocks) = 0;
+  virtual Event experts(Chunk& chunk, int layer, std::span<const RowBlock> blocks,
+                        ExpertPart part = ExpertPart::all) = 0;
   virtual Event merge(Chunk& chunk, int layer) = 0;  ///< x += weighted sum of combine_recv
 
   /// out[i] = the next token after row rows[i], chosen from lm_head · RMSNorm(x[rows[i]]) (float32)

@@ -213,6 +213,7 @@ struct RankOptions {
   int max_chunk_tokens = 256;
   int num_pages = 32;
   bool reverse_experts = false;  // send_order from the last expert to the first
+  bool in_parts = false;         // attention and experts part by part, another chunk's in between
   std::function<std::unique_ptr<compute::Backend>(const compute::BackendOptions&)> make_backend =
       compute::make_cpu_backend;
 };
@@ -231,6 +232,7 @@ class SingleRank {
     options.num_threads = rank.num_threads;
     options.num_pages = rank.num_pages;
     options.max_chunk_tokens = rank.max_chunk_tokens;
+    options.split_experts = rank.in_parts;
     order_ = options.part.send_order;
     dtype_ = rank.dtype;
     num_pages_ = rank.num_pages;
@@ -238,6 +240,7 @@ class SingleRank {
     load(model, options.part);
     backend_->finish_loading();
     chunk_ = backend_->make_chunk();
+    if (rank.in_parts) make_other_chunk();
     blocks_.reserve(static_cast<std::size_t>(shape_.num_experts));
     tokens_.reserve(static_cast<std::size_t>(rank.max_chunk_tokens));
   }
@@ -294,14 +297,14 @@ class SingleRank {
   void run_layers() {
     backend_->embed(*chunk_);
     for (int l = 0; l < shape_.num_layers; ++l) {
-      backend_->attention(*chunk_, l);
+      attention(l);
       if (shape_.is_dense(l)) {
         backend_->mlp(*chunk_, l);
         continue;
       }
       finish(backend_->route(*chunk_, l));
       make_blocks();
-      backend_->experts(*chunk_, l, blocks_);
+      experts(l);
       finish(backend_->merge(*chunk_, l));
     }
   }
@@ -354,6 +357,40 @@ class SingleRank {
         });
   }
 
+  void attention(int layer) {
+    using compute::AttentionPart;
+    if (!other_) {
+      backend_->attention(*chunk_, layer);
+      return;
+    }
+    for (const auto part : {AttentionPart::project, AttentionPart::attend, AttentionPart::output}) {
+      backend_->attention(*chunk_, layer, part);
+      backend_->attention(*other_, layer);
+    }
+  }
+  void experts(int layer) {
+    using compute::ExpertPart;
+    if (!other_) {
+      backend_->experts(*chunk_, layer, blocks_);
+      return;
+    }
+    other_block_ = {0, 2, other_->dispatch_send, other_->combine_recv};
+    backend_->experts(*chunk_, layer, blocks_, ExpertPart::up);
+    backend_->experts(*other_, layer, {&other_block_, 1}, ExpertPart::up);
+    backend_->experts(*chunk_, layer, blocks_, ExpertPart::down);
+    backend_->experts(*other_, layer, {&other_block_, 1});
+  }
+  /// Two tokens of a sequence of its own.
+  void make_other_chunk() {
+    static constexpr std::int32_t tokens[] = {3, 1};
+    other_ = backend_->make_chunk();
+    other_->tokens = tokens;
+    other_page_ = num_pages_ - 1;
+    other_segment_ = {0, 2, 0, &other_page_};
+    other_->segments = {&other_segment_, 1};
+    finish(backend_->embed(*other_));
+  }
+
   /// Experts read dispatch_send and write combine_recv in place, as if a rank's own rows.
   void make_blocks() {
     blocks_.clear();
@@ -369,6 +406,10 @@ class SingleRank {
     }
   }
 
+  std::unique_ptr<compute::Chunk> other_;  // where operations run in parts
+  std::int32_t other_page_ = 0;
+  compute::Segment other_segment_;
+  compute::RowBlock other_block_;
   ModelShape shape_;
   int max_pages_;
   DType dtype_ = DType::float32;

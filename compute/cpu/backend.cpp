@@ -46,15 +46,19 @@ class CpuBackend final : public Backend {
   }
 
   Event embed(Chunk& chunk) override { return step(CpuOp::Kind::embed, chunk, 0); }
-  Event attention(Chunk& chunk, int layer) override {
-    return step(CpuOp::Kind::attention, chunk, layer);
+  Event attention(Chunk& chunk, int layer, AttentionPart part) override {
+    CpuOp op = op_of(CpuOp::Kind::attention, chunk, layer);
+    op.attention_part = part;
+    return queue_.enqueue(op);
   }
   Event mlp(Chunk& chunk, int layer) override { return step(CpuOp::Kind::mlp, chunk, layer); }
   Event route(Chunk& chunk, int layer) override { return step(CpuOp::Kind::route, chunk, layer); }
   Event merge(Chunk& chunk, int layer) override { return step(CpuOp::Kind::merge, chunk, layer); }
 
-  Event experts(Chunk& chunk, int layer, std::span<const RowBlock> blocks) override {
+  Event experts(Chunk& chunk, int layer, std::span<const RowBlock> blocks,
+                ExpertPart part) override {
     CpuOp op = op_of(CpuOp::Kind::experts, chunk, layer);
+    op.expert_part = part;
     op.blocks = blocks;
     return queue_.enqueue(op);
   }

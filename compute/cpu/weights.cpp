@@ -1,4 +1,4 @@
-// CpuLayers and CpuChunk before the first step: weights, tables, workspaces.
+// CpuLayers before the first pass: weights, tables, workspaces.
 
 #include <algorithm>
 #include <cmath>
@@ -10,10 +10,6 @@
 namespace atl::compute {
 
 namespace {
-
-std::int64_t whole_tiles(std::int64_t rows) {
-  return std::max<std::int64_t>(1, (rows + tile_rows - 1) / tile_rows) * tile_rows;
-}
 
 KvLayout layout_of(const BackendOptions& options) {
   const ModelShape& shape = options.shape;
@@ -31,59 +27,7 @@ std::int64_t bytes_of(const CpuMlp& mlp) {
   return mlp.up.bytes() + mlp.gate.bytes() + mlp.down.bytes();
 }
 
-template <class T>
-std::int64_t bytes_of(const std::vector<T>& values) {
-  return static_cast<std::int64_t>(values.size() * sizeof(T));
-}
-
 }  // namespace
-
-CpuChunk::CpuChunk(const BackendOptions& options, std::shared_ptr<std::int64_t> account)
-    : row_bytes_(options.shape.hidden * static_cast<std::int64_t>(size_of(options.dtype))),
-      account_(std::move(account)) {
-  const ModelShape& shape = options.shape;
-  const std::int64_t tokens_capacity = whole_tiles(options.max_chunk_tokens);
-  const auto rows = [this](std::int64_t count) {
-    return AlignedBuffer(static_cast<std::size_t>(count * row_bytes_));
-  };
-  x = rows(tokens_capacity);
-  const std::int64_t pairs = tokens_capacity * shape.top_k;
-  router_logits.resize(static_cast<std::size_t>(tokens_capacity * shape.num_experts));
-  experts.resize(static_cast<std::size_t>(pairs));
-  weights.resize(static_cast<std::size_t>(pairs));
-  slots.resize(static_cast<std::size_t>(pairs));
-  counts.resize(static_cast<std::size_t>(shape.num_experts));
-  next_slot.resize(static_cast<std::size_t>(shape.num_experts));
-  send_ = rows(pairs);
-  combined_ = rows(pairs);
-  dispatch_send = send_.data();
-  combine_recv = combined_.data();
-  packed_counts = counts;
-  *account_ += bytes();
-}
-
-CpuChunk::~CpuChunk() {
-  *account_ -= bytes();
-}
-
-void CpuChunk::reserve_receive(std::int64_t rows) {
-  if (rows <= receive_capacity) return;
-  *account_ -= bytes();
-  receive_capacity = std::max({rows, 2 * receive_capacity, std::int64_t{tile_rows}});
-  const auto new_bytes = static_cast<std::size_t>(receive_capacity * row_bytes_);
-  received_ = AlignedBuffer();
-  results_ = AlignedBuffer();
-  received_ = AlignedBuffer(new_bytes);
-  results_ = AlignedBuffer(new_bytes);
-  dispatch_recv = received_.data();
-  combine_send = results_.data();
-  *account_ += bytes();
-}
-
-std::int64_t CpuChunk::bytes() const {
-  return x.bytes() + send_.bytes() + combined_.bytes() + received_.bytes() + results_.bytes() +
-         bytes_of(router_logits) + bytes_of(experts) + bytes_of(weights) + bytes_of(slots);
-}
 
 CpuLayers::CpuLayers(const BackendOptions& options)
     : options_(options),
@@ -213,8 +157,6 @@ void CpuLayers::prepare() {
   };
   const std::int64_t inner = std::max(shape_.intermediate, shape_.moe_intermediate);
   h_ = rows(tokens, shape_.hidden, element_bytes_);
-  qkv_ = rows(tokens, shape_.q_width() + 2 * shape_.kv_width(), element_bytes_);
-  context_ = rows(tokens, shape_.q_width(), element_bytes_);
   in_ = rows(tile_rows, shape_.hidden, element_bytes_);
   out_ = rows(tile_rows, shape_.hidden, element_bytes_);
   inner_ = rows(tile_rows, inner, element_bytes_);
@@ -250,10 +192,9 @@ Backend::Memory CpuLayers::memory() const {
     for (const CpuMlp& expert : layer.experts) memory.weights += bytes_of(expert);
   }
   for (const AlignedBuffer& pages : kv_) memory.kv_cache += pages.bytes();
-  memory.buffers = h_.bytes() + qkv_.bytes() + context_.bytes() + in_.bytes() + out_.bytes() +
-                   inner_.bytes() + inner_float_.bytes() + vocab_.bytes() +
-                   attend_scratch_.bytes() + rope_coarse_.bytes() + rope_fine_.bytes() +
-                   gemm_.buffer_bytes();
+  memory.buffers = h_.bytes() + in_.bytes() + out_.bytes() + inner_.bytes() + inner_float_.bytes() +
+                   vocab_.bytes() + attend_scratch_.bytes() + rope_coarse_.bytes() +
+                   rope_fine_.bytes() + gemm_.buffer_bytes();
   return memory;
 }
 

@@ -106,15 +106,16 @@ class CudaBackend final : public Backend {
   }
 
   Event embed(Chunk& chunk) override { return layers_.embed(known(chunk)); }
-  Event attention(Chunk& chunk, int layer) override {
-    return layers_.attention(known(chunk, layer), layer);
+  Event attention(Chunk& chunk, int layer, AttentionPart part) override {
+    return layers_.attention(known(chunk, layer), layer, part);
   }
   Event mlp(Chunk& chunk, int layer) override { return layers_.mlp(known(chunk, layer), layer); }
   Event route(Chunk& chunk, int layer) override {
     return layers_.route(known(chunk, layer), layer);
   }
-  Event experts(Chunk& chunk, int layer, std::span<const RowBlock> blocks) override {
-    return layers_.experts(known(chunk, layer), layer, blocks);
+  Event experts(Chunk& chunk, int layer, std::span<const RowBlock> blocks,
+                ExpertPart part) override {
+    return layers_.experts(known(chunk, layer), layer, blocks, part);
   }
   Event merge(Chunk& chunk, int layer) override {
     return layers_.merge(known(chunk, layer), layer);

@@ -157,8 +157,7 @@ Workspace::Workspace(const BackendOptions& options, Arena& arena) {
       std::clamp<std::int64_t>(fitting, 128, std::min<std::int64_t>(useful, 8192)));
   vocab_rows = static_cast<int>(std::clamp<std::int64_t>(
       logits_bytes / (std::int64_t{4} * shape.vocab), 1, std::min<std::int64_t>(tokens, 1024)));
-  qkv = rows_of(tokens, shape.q_width() + 2 * shape.kv_width());
-  context = rows_of(tokens, shape.q_width());
+  kv_rows = rows_of(2 * tokens, shape.kv_width());
   out = rows_of(tokens, shape.hidden);
   inner = rows_of(mlp_rows, widest);
   inner_float = arena.take<float>(mlp_rows * widest);

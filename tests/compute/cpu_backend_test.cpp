@@ -113,6 +113,14 @@ TEST(CpuBackend, ExpertsTakeRowsFromScatteredBlocks) {
   for (std::size_t i = 0; i < width; ++i) EXPECT_NEAR(last[i], truth[i], 0.02);
 }
 
+TEST(CpuBackend, PartsMakeTheWhole) {
+  auto gelu = tiny_shape();
+  gelu.activation = Activation::gelu_tanh;
+  for (const auto& shape : {tiny_shape(), gelu}) {
+    expect_parts_make_the_whole(shape, {.dtype = DType::bfloat16, .num_threads = 2});
+  }
+}
+
 TEST(CpuBackend, AnEmptyChunkGoesThroughEveryStep) {
   expect_empty_chunk_passes({.dtype = DType::bfloat16});
 }

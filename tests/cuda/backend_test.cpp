@@ -98,6 +98,14 @@ TEST_F(CudaBackend, ExpertsTakeRowsFromScatteredBlocks) {
   }
 }
 
+TEST_F(CudaBackend, PartsMakeTheWhole) {
+  auto gelu = tiny_shape();
+  gelu.activation = Activation::gelu_tanh;
+  for (const auto& shape : {tiny_shape(), gelu}) {
+    expect_parts_make_the_whole(shape, on_cuda(DType::bfloat16));
+  }
+}
+
 TEST_F(CudaBackend, AnEmptyChunkGoesThroughEveryStep) {
   expect_empty_chunk_passes(on_cuda(DType::bfloat16));
 }
