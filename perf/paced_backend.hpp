@@ -70,7 +70,7 @@ class PacedBackend final : public compute::Backend {
     auto& paced = static_cast<PacedChunk&>(chunk);
     const auto counts = rows_.counts(layer, paced.index, rank_);
     for (std::size_t e = 0; e < counts.size(); ++e) {
-      paced.counts[static_cast<std::size_t>(options_.send_order[e])] = counts[e];
+      paced.counts[static_cast<std::size_t>(options_.part.send_order[e])] = counts[e];
     }
     return enqueue(0);
   }

@@ -170,8 +170,7 @@ TEST(CpuBackend, RefusesWhatDoesNotFitTheModel) {
   compute::BackendOptions options;
   options.shape = tiny_shape();
   options.max_chunk_tokens = 8;
-  options.num_local_experts = 5;
-  options.send_order = {0, 1, 2, 3, 4};
+  options.part = compute::whole_model(options.shape);
   EXPECT_THROW(compute::make_cpu_backend(options)->finish_loading(), Error);
   options.shape.head_dim = 33;
   EXPECT_THROW(compute::make_cpu_backend(options), Error);
