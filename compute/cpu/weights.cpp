@@ -1,4 +1,4 @@
-// CpuLayers and CpuChunk before the first step: weights, tables, workspaces.
+// CpuLayers and CpuChunk before the first pass: weights, tables, workspaces.
 
 #include <algorithm>
 #include <cmath>
