@@ -62,7 +62,7 @@ Batcher::Batcher(const std::vector<io::Request>& requests, const BatchOptions& o
   std::stable_partition(queue_.begin(), queue_.end(), [this](std::int32_t i) {
     return progress_[static_cast<std::size_t>(i)].cached > 0;
   });
-  // Everything a step touches is sized here, so that steps do not allocate.
+  // Everything a pass touches is sized here, so that passes do not allocate.
   slots_.resize(static_cast<std::size_t>(options_.max_sequences));
   for (Sequence& sequence : slots_) {
     sequence.tokens.reserve(longest);
@@ -76,7 +76,7 @@ Batcher::Batcher(const std::vector<io::Request>& requests, const BatchOptions& o
   }
   chunks_.resize(static_cast<std::size_t>(options_.max_chunks));
   for (ChunkBatch& chunk : chunks_) {
-    const auto rows = static_cast<std::size_t>(options_.max_step_tokens);
+    const auto rows = static_cast<std::size_t>(options_.max_pass_tokens);
     chunk.tokens.reserve(rows);
     chunk.segments.reserve(slots_.size() + 1);
     chunk.requests.reserve(slots_.size() + 1);
@@ -137,7 +137,7 @@ bool Batcher::restoring() const {
   return next_ < queue_.size() && progress_[static_cast<std::size_t>(queue_[next_])].cached > 0;
 }
 
-bool Batcher::next_step(std::span<const RankLoad> loads) {
+bool Batcher::next_pass(std::span<const RankLoad> loads) {
   loads_.assign(loads.begin(), loads.end());
   admit(loads_);
   std::int64_t most = 0;
@@ -145,12 +145,12 @@ bool Batcher::next_step(std::span<const RankLoad> loads) {
   for (const RankLoad& load : loads_) {
     has_prompt_ |= load.prompt_tokens > 0;
     most = std::max(
-        most, std::min<std::int64_t>(options_.max_step_tokens, load.prompt_tokens + load.decoding));
+        most, std::min<std::int64_t>(options_.max_pass_tokens, load.prompt_tokens + load.decoding));
   }
   if (most == 0) return false;
   num_chunks_ = static_cast<int>(
       std::clamp<std::int64_t>(most / options_.min_chunk_tokens, 1, options_.max_chunks));
-  fill_step();
+  fill_pass();
   return true;
 }
 
@@ -208,12 +208,12 @@ void Batcher::restore(Sequence& sequence) {
   sequence.times.first_token = -1;  // in another run
 }
 
-void Batcher::fill_step() {
+void Batcher::fill_pass() {
   for (ChunkBatch& chunk : chunks_) chunk.clear();
-  step_rows_ = 0;
-  step_prompt_tokens_ = 0;
+  pass_rows_ = 0;
+  pass_prompt_tokens_ = 0;
   // What fits: one token of every generating sequence, then prompts in order of admission.
-  std::int64_t budget = options_.max_step_tokens;
+  std::int64_t budget = options_.max_pass_tokens;
   std::int64_t total = 0;
   for (const bool prefill : {false, true}) {
     for (const std::int32_t slot : order_) {
@@ -232,20 +232,20 @@ void Batcher::fill_step() {
       const auto count = static_cast<std::int32_t>(std::min(wanted, budget));
       add_piece(slot, count, total);
       budget -= count;
-      if (prefill) step_prompt_tokens_ += count;
+      if (prefill) pass_prompt_tokens_ += count;
     }
   }
 }
 
-void Batcher::add_piece(std::int32_t slot, std::int32_t count, std::int64_t step_tokens) {
+void Batcher::add_piece(std::int32_t slot, std::int32_t count, std::int64_t pass_tokens) {
   Sequence& sequence = slots_[static_cast<std::size_t>(slot)];
   while (count > 0) {
-    // Chunk c holds rows [T c / C, T (c + 1) / C) of the step.
+    // Chunk c holds rows [T c / C, T (c + 1) / C) of the pass.
     std::int64_t index = 0;
-    while (step_tokens * (index + 1) / num_chunks_ <= step_rows_) ++index;
-    const std::int64_t end = step_tokens * (index + 1) / num_chunks_;
+    while (pass_tokens * (index + 1) / num_chunks_ <= pass_rows_) ++index;
+    const std::int64_t end = pass_tokens * (index + 1) / num_chunks_;
     ChunkBatch& chunk = chunks_[static_cast<std::size_t>(index)];
-    const auto rows = static_cast<std::int32_t>(std::min<std::int64_t>(count, end - step_rows_));
+    const auto rows = static_cast<std::int32_t>(std::min<std::int64_t>(count, end - pass_rows_));
     const auto first_row = static_cast<std::int32_t>(chunk.tokens.size());
     chunk.segments.push_back({first_row, rows, sequence.cached, sequence.pages.data()});
     chunk.requests.push_back(sequence.request);
@@ -262,7 +262,7 @@ void Batcher::add_piece(std::int32_t slot, std::int32_t count, std::int64_t step
       }
     }
     sequence.cached += rows;
-    step_rows_ += rows;
+    pass_rows_ += rows;
     count -= rows;
   }
 }
@@ -281,15 +281,15 @@ bool Batcher::is_stop(const Sequence& sequence, std::int32_t token) const {
              options_.stop_token_ids.end();
 }
 
-StepTokens Batcher::finish_step(double now) {
-  StepTokens tokens;
-  tokens.processed = step_rows_;
-  tokens.prompt = step_prompt_tokens_;
+PassTokens Batcher::finish_pass(double now) {
+  PassTokens tokens;
+  tokens.processed = pass_rows_;
+  tokens.prompt = pass_prompt_tokens_;
   for (int c = 0; c < num_chunks_; ++c) {
     const ChunkBatch& chunk = chunks_[static_cast<std::size_t>(c)];
     for (std::size_t i = 0; i < chunk.head.size(); ++i) {
       Sequence& sequence = slots_[static_cast<std::size_t>(chunk.head[i].slot)];
-      if (sequence.request < 0) continue;  // ended at an earlier row of this step
+      if (sequence.request < 0) continue;  // ended at an earlier row of this pass
       if (!chunk.finite(i)) {
         finish_not_finite(sequence);
         continue;

@@ -1,8 +1,8 @@
 #pragma once
-// Requests -> sequences on ranks -> the tokens of each step -> results.
+// Requests -> sequences on ranks -> the tokens of each pass -> results.
 //
 // Every rank runs the same Batcher over the same requests and hears the other ranks' load once per
-// step, so all ranks come to the same decisions without a coordinator.
+// pass, so all ranks come to the same decisions without a coordinator.
 
 #include <cstdint>
 #include <functional>
@@ -22,7 +22,7 @@ struct BatchOptions {
   Mode mode = Mode::generate;
   int max_tokens = 64;         ///< for requests that name none
   int max_sequences = 64;      ///< at once on one rank
-  int max_step_tokens = 2048;  ///< of one rank in one step
+  int max_pass_tokens = 2048;  ///< of one rank in one pass
   int min_chunk_tokens = 32;   ///< fewer tokens than this are not cut further
   int max_chunks = 1;
   int page_tokens = 64;
@@ -31,7 +31,7 @@ struct BatchOptions {
   DType dtype = DType::bfloat16;             ///< of the activations, for messages
 };
 
-/// What a rank tells the others before each step.
+/// What a rank tells the others before each pass.
 struct RankLoad {
   std::int64_t prompt_tokens = 0;   ///< of its sequences, not yet processed
   std::int64_t remaining_work = 0;  ///< prompt tokens plus tokens it may still generate
@@ -40,7 +40,7 @@ struct RankLoad {
   std::int32_t free_sequences = 0;
   std::int32_t stop_signal = 0;   ///< that this rank was sent; 0: none
   std::int32_t checkpoint = 0;    ///< a CheckpointPhase
-  std::int64_t result_bytes = 0;  ///< of requests finished since the last step, for rank 0
+  std::int64_t result_bytes = 0;  ///< of requests finished since the last pass, for rank 0
 };
 
 /// How far a request had come when this run began.
@@ -66,7 +66,7 @@ struct HeadRow {
   std::int32_t target = -1;  ///< score: the id whose log-probability is wanted
 };
 
-/// This rank's tokens of one chunk of one step.
+/// This rank's tokens of one chunk of one pass.
 struct ChunkBatch {
   std::vector<std::int32_t> tokens;        ///< [T]
   std::vector<compute::Segment> segments;  ///< cover the rows in order
@@ -79,7 +79,7 @@ struct ChunkBatch {
   void clear();
 };
 
-/// When things happened to one request, in seconds since the job's first step.
+/// When things happened to one request, in seconds since the job's first pass.
 struct RequestTimes {
   double first_token = 0;
   double last_token = 0;
@@ -105,18 +105,18 @@ class Batcher {
   RankLoad load() const;
 
   /// Takes all ranks' loads, gives waiting requests to ranks, and cuts this rank's part of the next
-  /// step into chunks. False when no rank has anything left to do.
-  bool next_step(std::span<const RankLoad> loads);
+  /// pass into chunks. False when no rank has anything left to do.
+  bool next_pass(std::span<const RankLoad> loads);
 
   /// Tokens of requests that no rank has taken yet, of prompts and still to generate.
   std::int64_t waiting_work() const { return waiting_work_; }
 
-  int num_chunks() const { return num_chunks_; }          ///< of this step, equal on all ranks
-  bool has_prompt_tokens() const { return has_prompt_; }  ///< on any rank in this step
+  int num_chunks() const { return num_chunks_; }          ///< of this pass, equal on all ranks
+  bool has_prompt_tokens() const { return has_prompt_; }  ///< on any rank in this pass
   ChunkBatch& chunk(int index) { return chunks_[static_cast<std::size_t>(index)]; }
   SamplingRequest sampling_of(const HeadRow& head) const;
 
-  /// A sequence under way on this rank, between two steps.
+  /// A sequence under way on this rank, between two passes.
   struct View {
     std::int32_t request = 0;
     std::int32_t cached = 0;                  ///< tokens whose keys and values are in the cache
@@ -132,9 +132,9 @@ class Batcher {
   /// Whether one of these was under way when this run began.
   bool restoring() const;
 
-  /// Takes the head steps' outcome; `now` in seconds since the job's first step. A sequence ends
+  /// Takes the head steps' outcome; `now` in seconds since the job's first pass. A sequence ends
   /// with an error at the first position where its logits are not finite; the others go on.
-  StepTokens finish_step(double now);
+  PassTokens finish_pass(double now);
 
   /// Requests this rank has finished, in order of completion; the caller may take them away.
   std::vector<FinishedRequest>& finished() { return finished_; }
@@ -157,8 +157,8 @@ class Batcher {
   void restore(Sequence& sequence);
   std::int64_t prompt_left(std::size_t request) const;  // tokens of a waiting request's prompt
   std::int64_t work_left(std::size_t request) const;    // and at most still to generate
-  void fill_step();
-  void add_piece(std::int32_t slot, std::int32_t count, std::int64_t step_tokens);
+  void fill_pass();
+  void add_piece(std::int32_t slot, std::int32_t count, std::int64_t pass_tokens);
   FinishedRequest& finish(Sequence& sequence, const char* reason);
   void finish_not_finite(Sequence& sequence);
   bool is_stop(const Sequence& sequence, std::int32_t token) const;
@@ -179,8 +179,8 @@ class Batcher {
   std::vector<FinishedRequest> finished_;
   int num_chunks_ = 0;
   bool has_prompt_ = false;
-  std::int64_t step_rows_ = 0;  // rows placed so far in this step
-  std::int64_t step_prompt_tokens_ = 0;
+  std::int64_t pass_rows_ = 0;  // rows placed so far in this pass
+  std::int64_t pass_prompt_tokens_ = 0;
 };
 
 /// Refuses the requests that need more KV cache than options.num_pages, but for those in `kept`

@@ -28,16 +28,16 @@ constexpr std::string_view file_suffix = ".h5";
 constexpr std::size_t num_kept = 2;
 /// Files with higher numbers are nobody's checkpoints, and leave room to count on.
 constexpr std::int64_t max_number = 1000000000000;
-/// While a checkpoint is being written, so much of a step's time goes to it.
-constexpr double share_of_step = 0.1;
+/// While a checkpoint is being written, so much of a pass's time goes to it.
+constexpr double share_of_pass = 0.1;
 
 /// The number in a checkpoint's file name; -1 for other files.
-std::int64_t step_of(const std::string& name) {
+std::int64_t number_of(const std::string& name) {
   if (!name.starts_with(file_prefix) || !name.ends_with(file_suffix)) return -1;
   const char* begin = name.data() + file_prefix.size();
   const char* end = name.data() + name.size() - file_suffix.size();
-  std::int64_t step = -1;
-  return std::from_chars(begin, end, step).ptr == end && step <= max_number ? step : -1;
+  std::int64_t pass = -1;
+  return std::from_chars(begin, end, pass).ptr == end && pass <= max_number ? pass : -1;
 }
 
 bool is_leftover(const std::string& name) {
@@ -49,12 +49,12 @@ std::vector<std::string> checkpoints_in(const std::string& folder) {
   std::vector<std::pair<std::int64_t, std::string>> found;
   std::error_code error;
   for (const auto& entry : fs::directory_iterator(folder, error)) {
-    const std::int64_t step = step_of(entry.path().filename().string());
-    if (step >= 0) found.emplace_back(step, entry.path().string());
+    const std::int64_t pass = number_of(entry.path().filename().string());
+    if (pass >= 0) found.emplace_back(pass, entry.path().string());
   }
   std::sort(found.rbegin(), found.rend());
   std::vector<std::string> paths;
-  for (auto& [step, path] : found) paths.push_back(std::move(path));
+  for (auto& [pass, path] : found) paths.push_back(std::move(path));
   return paths;
 }
 
@@ -87,8 +87,8 @@ void require_possible(const io::CheckpointSequence& s, const std::vector<io::Req
 Checkpoints::Checkpoints(const comm::Communicator& world, const RunOptions& options)
     : world_(world), options_(options), every_(interval_of(options.checkpoint_every)) {}
 
-std::string Checkpoints::path_of(std::int64_t step) const {
-  return fmt::format("{}/{}{:09}{}", options_.checkpoint_dir, file_prefix, step, file_suffix);
+std::string Checkpoints::path_of(std::int64_t pass) const {
+  return fmt::format("{}/{}{:09}{}", options_.checkpoint_dir, file_prefix, pass, file_suffix);
 }
 
 ordered_json Checkpoints::recorded() const {
@@ -127,8 +127,8 @@ void Checkpoints::open(const ordered_json& identity, const std::vector<io::Reque
     if (root()) number = take_over_folder();
   });
   world_.allreduce(std::span(&number, 1), comm::Communicator::Reduce::max);
-  step_ = std::max(step_, number);
-  last_step_ = step_;
+  pass_ = std::max(pass_, number);
+  last_pass_ = pass_;
 }
 
 std::int64_t Checkpoints::take_over_folder() {
@@ -149,7 +149,7 @@ std::int64_t Checkpoints::take_over_folder() {
     if (is_leftover(entry.path().filename().string())) leftovers.push_back(entry.path());
   }
   for (const fs::path& path : leftovers) fs::remove(path, ignored);
-  return paths.empty() ? 0 : step_of(fs::path(paths[0]).filename().string()) + 1;
+  return paths.empty() ? 0 : number_of(fs::path(paths[0]).filename().string()) + 1;
 }
 
 void Checkpoints::require_own(const std::string& path, const ordered_json& state) const {
@@ -191,7 +191,7 @@ bool Checkpoints::try_checkpoint(const std::string& path, const std::vector<io::
     reader_.reset();
     return false;
   }
-  step_ = state.at("step").get<std::int64_t>();
+  pass_ = state.at("step").get<std::int64_t>();
   return true;
 }
 
@@ -230,7 +230,7 @@ void Checkpoints::find(const std::vector<io::Request>& requests, const ModelShap
   restoring_ = taken > 0;
   earlier_loads_ = contents.expert_loads;
   if (root()) {
-    fmt::print(stderr, "resuming from {}: step {}, {} requests under way\n", reader_->path(), step_,
+    fmt::print(stderr, "resuming from {}: step {}, {} requests under way\n", reader_->path(), pass_,
                taken);
   }
 }
@@ -258,9 +258,9 @@ Restore Checkpoints::restore_into(compute::Backend& backend) {
 
 std::int32_t Checkpoints::phase() {
   if (phase_ == CheckpointPhase::idle && root() && !options_.checkpoint_dir.empty()) {
-    if (last_time_ == 0) last_time_ = now_seconds();  // the steps begin now
-    const bool due = every_.steps > 0 ? step_ - last_step_ >= every_.steps
-                                      : now_seconds() - last_time_ >= every_.seconds;
+    if (last_time_ == 0) last_time_ = now_seconds();  // the passes begin now
+    const bool due = every_.passes > 0 ? pass_ - last_pass_ >= every_.passes
+                                       : now_seconds() - last_time_ >= every_.seconds;
     if (due) return static_cast<std::int32_t>(CheckpointPhase::due);
   }
   if (phase_ == CheckpointPhase::writing && cursor_.sequence == own_.size()) {
@@ -275,7 +275,7 @@ std::int32_t Checkpoints::phase() {
 }
 
 void Checkpoints::advance(std::span<const RankLoad> loads, const CheckpointSource& source,
-                          double step_seconds) {
+                          double pass_seconds) {
   const double start = now_seconds();
   const auto is = [&loads](std::size_t rank, CheckpointPhase phase) {
     return loads[rank].checkpoint == static_cast<std::int32_t>(phase);
@@ -291,14 +291,14 @@ void Checkpoints::advance(std::span<const RankLoad> loads, const CheckpointSourc
     } else if (written == loads.size()) {
       end();
     } else if (phase_ == CheckpointPhase::writing && cursor_.sequence < own_.size()) {
-      write_some(source, share_of_step * step_seconds);
+      write_some(source, share_of_pass * pass_seconds);
     }
     cost_.seconds += now_seconds() - start;
   } else if (is(0, CheckpointPhase::due)) {
     begin(source);
     cost_.seconds += now_seconds() - start;
   }
-  ++step_;
+  ++pass_;
 }
 
 /// Collective: what goes into a checkpoint of now, and which of it this rank writes.
@@ -338,7 +338,7 @@ void Checkpoints::list_sequences(const Batcher& batcher, io::CheckpointContents&
 }
 
 void Checkpoints::begin(const CheckpointSource& source) {
-  last_step_ = step_;
+  last_pass_ = pass_;
   last_time_ = now_seconds();
   const ModelShape& shape = *source.shape;
   io::CheckpointContents contents;
@@ -360,7 +360,7 @@ void Checkpoints::begin(const CheckpointSource& source) {
   for (const auto& [name, value] : options_.items()) options[name] = value;
   contents.state =
       io::json_text(ordered_json({{"run", identity_},
-                                  {"step", step_},
+                                  {"step", pass_},
                                   {"ranks", world_.size()},
                                   {"sampler",
                                    "random numbers are counted: a request's seed and the "
@@ -371,7 +371,7 @@ void Checkpoints::begin(const CheckpointSource& source) {
   cursor_ = {};
   try {
     const comm::Waiting waiting("creating the checkpoint");
-    writer_ = std::make_unique<io::CheckpointWriter>(path_of(step_), contents, tokens, logprobs,
+    writer_ = std::make_unique<io::CheckpointWriter>(path_of(pass_), contents, tokens, logprobs,
                                                      world_.fortran_handle());
     phase_ = CheckpointPhase::writing;
     if (own_.empty()) writer_->start_sync();
@@ -419,7 +419,7 @@ void Checkpoints::write_piece(const CheckpointSource& source, std::span<const st
   }
   writer_->write_piece(static_cast<std::int64_t>(cursor_.sequence), cursor_.layer, cursor_.piece,
                        keys_, values_);
-  comm::watched::progress();  // all of a large checkpoint may take longer than any step
+  comm::watched::progress();  // all of a large checkpoint may take longer than any pass
 }
 
 void Checkpoints::end() {
@@ -431,7 +431,7 @@ void Checkpoints::end() {
     writer_.reset();
     phase_ = CheckpointPhase::idle;
     if (root()) {
-      own_files_.push_back(path_of(last_step_));
+      own_files_.push_back(path_of(last_pass_));
       remove_older();
     }
   } catch (const Error& error) {
@@ -441,7 +441,7 @@ void Checkpoints::end() {
 
 void Checkpoints::give_up(const std::string& reason, bool reporter) {
   if (reporter)
-    fmt::print(stderr, "no checkpoint of step {}: {}; the run goes on\n", last_step_, reason);
+    fmt::print(stderr, "no checkpoint of step {}: {}; the run goes on\n", last_pass_, reason);
   close();
   cost_.failed += 1;
   phase_ = CheckpointPhase::idle;
@@ -482,7 +482,7 @@ std::string Checkpoints::write_now(const CheckpointSource& source) {
     give_up(failure_, failed - phases.begin() == world_.rank());
   }
   if (cost_.written == before) return "no checkpoint could be written";
-  return fmt::format("{} holds the rest", path_of(step_));
+  return fmt::format("{} holds the rest", path_of(pass_));
 }
 
 void Checkpoints::close() {

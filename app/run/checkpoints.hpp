@@ -2,8 +2,8 @@
 // When checkpoints are written, what goes into them, and what a resumed run takes out.
 //
 // A snapshot costs no copy: keys and values of a position never change once they are written, and a
-// sequence keeps its pages until it is finished. So a checkpoint notes at a step boundary how far
-// every sequence has come, and its keys and values are written in small pieces between the steps
+// sequence keeps its pages until it is finished. So a checkpoint notes at a pass boundary how far
+// every sequence has come, and its keys and values are written in small pieces between the passes
 // that follow. What is finished meanwhile is in the results and not missed.
 
 #include <memory>
@@ -36,7 +36,7 @@ struct CheckpointCost {
   std::int64_t written = 0;
   std::int64_t failed = 0;
   std::int64_t bytes = 0;
-  double seconds = 0;  ///< of the thread that drives the steps
+  double seconds = 0;  ///< of the thread that drives the passes
 };
 
 /// What a checkpoint is made of.
@@ -63,15 +63,15 @@ class Checkpoints {
   /// How the Batcher gets back what the checkpoint kept.
   Restore restore_into(compute::Backend& backend);
 
-  /// What this rank says to the others before each step.
+  /// What this rank says to the others before each pass.
   std::int32_t phase();
-  /// Collective, between two steps, with all ranks' loads: begins, continues or ends a checkpoint.
-  /// `step_seconds` is what the last step took. A failure is reported, and the run goes on.
+  /// Collective, between two passes, with all ranks' loads: begins, continues or ends a checkpoint.
+  /// `pass_seconds` is what the last pass took. A failure is reported, and the run goes on.
   void advance(std::span<const RankLoad> loads, const CheckpointSource& source,
-               double step_seconds);
-  /// Collective, between two steps: writes a whole checkpoint now. Returns what to tell the user.
+               double pass_seconds);
+  /// Collective, between two passes: writes a whole checkpoint now. Returns what to tell the user.
   std::string write_now(const CheckpointSource& source);
-  /// Collective, after the last step: an unfinished checkpoint is not needed any more.
+  /// Collective, after the last pass: an unfinished checkpoint is not needed any more.
   void close();
 
   const CheckpointCost& cost() const { return cost_; }
@@ -84,7 +84,7 @@ class Checkpoints {
     int layer = 0;
   };
   bool root() const { return world_.rank() == 0; }
-  std::string path_of(std::int64_t step) const;
+  std::string path_of(std::int64_t pass) const;
   void find(const std::vector<io::Request>& requests, const ModelShape& shape, DType dtype,
             std::vector<KeptProgress>& kept);
   bool try_checkpoint(const std::string& path, const std::vector<io::Request>& requests,
@@ -111,8 +111,8 @@ class Checkpoints {
   nlohmann::ordered_json identity_;
   /// Of the whole job, over all its runs. It only orders the files: it begins above all in the
   /// folder, since the highest is tried first and may be a damaged one.
-  std::int64_t step_ = 0;
-  std::int64_t last_step_ = 0;
+  std::int64_t pass_ = 0;
+  std::int64_t last_pass_ = 0;
   double last_time_ = 0;
   CheckpointCost cost_;
   std::vector<std::string> own_files_;  // rank 0: this run's, oldest first; no other is removed
