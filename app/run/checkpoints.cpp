@@ -312,17 +312,18 @@ void Checkpoints::list_sequences(const Batcher& batcher, io::CheckpointContents&
     tokens.insert(tokens.end(), generated.begin(), generated.end());
     logprobs.insert(logprobs.end(), scored.begin(), scored.end());
   };
-  for (const Batcher::View& view : batcher.sequences()) {
-    add({view.request, static_cast<std::int64_t>(view.generated.size()),
-         static_cast<std::int64_t>(view.logprobs.size()), view.cached, 0},
-        view.generated, view.logprobs);
+  for (const std::int32_t slot : batcher.sequences().taken()) {
+    const Sequence& sequence = batcher.sequences().in_slot(slot);
+    add({sequence.request, sequence.num_generated(),
+         static_cast<std::int64_t>(sequence.logprobs.size()), sequence.cached, 0},
+        sequence.generated(), sequence.logprobs);
   }
   first_carried_ = own_.size();
   int turn = 0;
-  for (const std::int32_t request : batcher.waiting()) {
-    const auto saved = saved_.find(request);
+  for (const WaitingRequest& waiting : batcher.waiting()) {
+    const auto saved = saved_.find(waiting.request);
     if (saved == saved_.end()) {
-      contents.pending.push_back(request);
+      contents.pending.push_back(waiting.request);
     } else if (turn++ % world_.size() == world_.rank()) {
       add(reader_->contents().sequences[saved->second], reader_->tokens_of(saved->second),
           reader_->logprobs_of(saved->second));

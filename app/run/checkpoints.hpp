@@ -15,7 +15,7 @@
 
 #include "app/config.hpp"
 #include "app/plan/placement.hpp"
-#include "app/run/batch.hpp"
+#include "app/run/batcher.hpp"
 #include "app/run/driver.hpp"
 #include "comm/communicator.hpp"
 #include "io/checkpoint.hpp"
