@@ -17,25 +17,9 @@
 #include "compute/device_memory.hpp"
 #include "compute/sampling.hpp"
 #include "compute/types.hpp"
+#include "compute/weights.hpp"
 
 namespace atl::compute {
-
-/// The tensors of a model, as a backend receives them. Matrices are [out, in], as on file.
-enum class Weight : std::uint8_t {
-  embedding,       ///< [vocab, H]
-  attention_norm,  ///< [H]
-  qkv,             ///< [(heads + 2 kv_heads) * head_dim, H]: rows of q, then k, then v
-  q_norm,          ///< [head_dim] or [heads * head_dim], by QkNorm
-  k_norm,          ///< [head_dim] or [kv_heads * head_dim]
-  o,               ///< [H, heads * head_dim]
-  ffn_norm,        ///< [H]
-  router,          ///< [num_experts, H]
-  up,              ///< [I, H]; dense MLP when local_expert < 0
-  gate,            ///< [I, H]; swiglu only
-  down,            ///< [H, I]
-  final_norm,      ///< [H]
-  lm_head,         ///< [vocab, H]
-};
 
 /// Ticket of an enqueued operation; tickets complete in increasing order where in_order() says so.
 using Event = std::uint64_t;
@@ -90,18 +74,32 @@ class Chunk {
   virtual void reserve_receive(std::int64_t rows) = 0;
 };
 
+/// Parts of attention and of experts between which rows may move (where several ranks share heads,
+/// or an expert's inner columns): what one part leaves in the chunk, the next takes. Together they
+/// are `all`, bit by bit; that is faster where nothing moves.
+enum class AttentionPart : std::uint8_t {
+  all,
+  project,  ///< q, k, v rows = Wqkv * RMSNorm(x)
+  attend,   ///< rotates them, appends k and v to the cache, leaves the heads' outputs
+  output,   ///< x += Wo * those
+};
+enum class ExpertPart : std::uint8_t {
+  all,
+  up,    ///< the blocks' inner rows, after the activation
+  down,  ///< `out` of the same blocks; after `up` of this chunk and layer
+};
+
 /// How a backend is set up, fixed before the first weight is loaded.
 struct BackendOptions {
   ModelShape shape;
-  DType dtype = DType::bfloat16;         ///< of activations, KV cache and GEMM operands
-  int num_local_experts = 0;             ///< experts of every MoE layer held by this rank
-  std::vector<std::int32_t> send_order;  ///< [num_experts]: position of an expert's rows in
-                                         ///< dispatch_send (experts of rank 0 first, ...)
+  DType dtype = DType::bfloat16;  ///< of activations, KV cache and GEMM operands
+  Part part;                      ///< what this rank has of the model
   int num_threads = 1;
   int page_tokens = 64;        ///< tokens per KV page
   std::int64_t num_pages = 0;  ///< KV pages this rank holds, all layers each
   int max_chunk_tokens = 0;
-  int num_chunks = 1;  ///< that will be made, for the plan of the memory
+  int num_chunks = 1;          ///< that will be made, for the plan of the memory
+  bool split_experts = false;  ///< ExpertPart::up and down will be used apart
   /// Rows that a chunk can receive from the start, where its rows lie on a device; in host memory
   /// buffers always grow as they are needed.
   std::int64_t receive_rows = 0;
@@ -116,9 +114,9 @@ class Backend {
   /// For the report, e.g. "cpu: oneDNN 2.6, bfloat16 GEMMs (avx512_core_bf16), 2 threads".
   virtual std::string description() const = 0;
 
-  /// Copies (and packs) one weight; `tensor` may be freed afterwards. `layer` is -1 for the
-  /// embedding, final_norm and lm_head; `local_expert` is -1 outside experts. Throws Error when the
-  /// shape is not the model's.
+  /// Copies (and packs) one weight; `tensor` may be freed afterwards. `layer` is -1 outside the
+  /// layers, `local_expert` outside experts. Throws Error when this rank's part of the model has no
+  /// such weight, or one of another shape.
   virtual void load_weight(Weight weight, int layer, int local_expert,
                            const HostTensor& tensor) = 0;
 
@@ -128,12 +126,14 @@ class Backend {
   virtual std::unique_ptr<Chunk> make_chunk() = 0;
 
   // Steps, named as the schedule's. x [T, H] is the residual stream, kept in the chunk.
-  virtual Event embed(Chunk& chunk) = 0;                 ///< x = embedding[tokens]
-  virtual Event attention(Chunk& chunk, int layer) = 0;  ///< x += Attention(RMSNorm(x)); fills KV
-  virtual Event mlp(Chunk& chunk, int layer) = 0;        ///< x += Mlp(RMSNorm(x)), dense layers
-  virtual Event route(Chunk& chunk, int layer) = 0;      ///< router, packed_counts, dispatch_send
+  virtual Event embed(Chunk& chunk) = 0;  ///< x = embedding[tokens]
+  /// x += Attention(RMSNorm(x)); fills KV
+  virtual Event attention(Chunk& chunk, int layer, AttentionPart part = AttentionPart::all) = 0;
+  virtual Event mlp(Chunk& chunk, int layer) = 0;    ///< x += Mlp(RMSNorm(x)), dense layers
+  virtual Event route(Chunk& chunk, int layer) = 0;  ///< router, packed_counts, dispatch_send
   /// Blocks are sorted by local_expert; the span and what it points to live until completion.
-  virtual Event experts(Chunk& chunk, int layer, std::span<const RowBlock> blocks) = 0;
+  virtual Event experts(Chunk& chunk, int layer, std::span<const RowBlock> blocks,
+                        ExpertPart part = ExpertPart::all) = 0;
   virtual Event merge(Chunk& chunk, int layer) = 0;  ///< x += weighted sum of combine_recv
 
   /// out[i] = the next token after row rows[i], chosen from lm_head · RMSNorm(x[rows[i]]) (float32)

@@ -101,9 +101,7 @@ inline compute::BackendOptions options_for(const ModelConfig& config, int max_to
   compute::BackendOptions options;
   options.shape = config.shape;
   options.dtype = config.dtype;
-  options.num_local_experts = config.shape.num_experts;
-  options.send_order.resize(static_cast<std::size_t>(config.shape.num_experts));
-  std::iota(options.send_order.begin(), options.send_order.end(), 0);
+  options.part = compute::whole_model(config.shape);
   options.page_tokens = page_tokens;
   options.num_pages = num_pages;
   options.max_chunk_tokens = max_tokens;

@@ -73,8 +73,7 @@ class Bench {
     compute::BackendOptions options;
     options.shape = config_.shape;
     options.dtype = config_.dtype;
-    options.num_local_experts = static_cast<int>(own_experts().size());
-    options.send_order = placement_.send_order;
+    options.part = placement_.part_of(world.rank(), config_.shape);
     options.num_threads = 1;
     options.page_tokens = page_tokens;
     const int sequences = std::max(sizes_.sequences, sizes_.prompts);

@@ -168,8 +168,7 @@ void add_pack(const comm::Communicator& world, int tokens, int hidden, bool tiny
   const auto p = std::make_shared<Pack>();
   compute::BackendOptions backend;
   backend.shape = model.shape();
-  backend.num_local_experts = options.experts;
-  backend.send_order = placement.send_order;
+  backend.part = compute::whole_model(model.shape());
   backend.num_pages = 1;
   backend.max_chunk_tokens = tokens;
   p->backend = compute::make_cpu_backend(backend);

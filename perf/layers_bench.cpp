@@ -63,8 +63,7 @@ class LayersBench {
         clock_offset_(comm::clock_offset(world, topology_)) {
     compute::BackendOptions backend;
     backend.shape = model_.shape();
-    backend.num_local_experts = static_cast<int>(own_experts().size());
-    backend.send_order = placement_.send_order;
+    backend.part = placement_.part_of(world.rank(), model_.shape());
     backend.page_tokens = page_tokens;
     batch_.max_sequences = static_cast<int>(requests_.size()) / world.size();
     backend.num_pages =

@@ -59,19 +59,24 @@ class PacedBackend final : public compute::Backend {
   }
 
   compute::Event embed(compute::Chunk&) override { return enqueue(0); }
-  compute::Event attention(compute::Chunk& chunk, int) override {
-    return enqueue(pace_.per_token * static_cast<double>(chunk.tokens.size()));
+  // The first part of an operation takes its whole time.
+  compute::Event attention(compute::Chunk& chunk, int, compute::AttentionPart part) override {
+    using compute::AttentionPart;
+    const bool first = part == AttentionPart::all || part == AttentionPart::project;
+    return enqueue(first ? pace_.per_token * static_cast<double>(chunk.tokens.size()) : 0);
   }
   compute::Event mlp(compute::Chunk&, int) override { return enqueue(0); }
   compute::Event route(compute::Chunk& chunk, int layer) override {
     auto& paced = static_cast<PacedChunk&>(chunk);
     const auto counts = rows_.counts(layer, paced.index, rank_);
     for (std::size_t e = 0; e < counts.size(); ++e) {
-      paced.counts[static_cast<std::size_t>(options_.send_order[e])] = counts[e];
+      paced.counts[static_cast<std::size_t>(options_.part.send_order[e])] = counts[e];
     }
     return enqueue(0);
   }
-  compute::Event experts(compute::Chunk&, int, std::span<const compute::RowBlock> blocks) override {
+  compute::Event experts(compute::Chunk&, int, std::span<const compute::RowBlock> blocks,
+                         compute::ExpertPart part) override {
+    if (part == compute::ExpertPart::down) return enqueue(0);
     std::int64_t rows = 0;
     for (const compute::RowBlock& block : blocks) rows += block.num_rows;
     return enqueue(pace_.per_expert_row * static_cast<double>(rows));

@@ -17,6 +17,7 @@
 
 #include "app/model/architectures.hpp"
 #include "app/model/model_config.hpp"
+#include "app/model/tensors.hpp"
 #include "compute/convert.hpp"
 #include "compute/error.hpp"
 #include "io/json_shown.hpp"

@@ -258,8 +258,7 @@ class Job {
     compute::BackendOptions& options = backend_options_;
     options.shape = config_.shape;
     options.dtype = dtype_;
-    options.num_local_experts = static_cast<int>(local_experts().size());
-    options.send_order = placement_.send_order;
+    options.part = placement_.part_of(world_.rank(), config_.shape);
     options.num_threads = threads_;
     options.page_tokens = page_tokens;
     options.max_chunk_tokens =
@@ -284,7 +283,7 @@ class Job {
     });
     std::vector<NonFiniteSlab> non_finite;
     world_.agree(
-        [&] { non_finite = load_weights(*file_, config_, local_experts(), dtype_, *backend_); });
+        [&] { non_finite = load_weights(*file_, config_, options.part, dtype_, *backend_); });
     stored_non_finite_ = warn_of_non_finite(world_, *file_, dtype_, non_finite);
     DriverOptions driver;
     driver.num_chunks = options_.chunks;

@@ -21,6 +21,10 @@ namespace atl::compute {
 
 /// Rows of a GEMM tile; buffers that GEMMs read or write hold a multiple of it.
 inline constexpr int tile_rows = 128;
+/// `rows`, at least one, rounded up to whole tiles.
+constexpr std::int64_t whole_tiles(std::int64_t rows) {
+  return std::max<std::int64_t>(1, (rows + tile_rows - 1) / tile_rows) * tile_rows;
+}
 
 /// Numbers of rows for which primitives exist.
 inline constexpr std::array<int, 16> row_classes = {1,  2,  3,  4,  6,  8,  12,  16,

@@ -9,6 +9,12 @@
 
 namespace atl::compute {
 
+/// Fewest rows of `width` elements worth a thread of their own in an elementwise kernel.
+inline std::int64_t grain_rows(std::int64_t width) {
+  constexpr std::int64_t grain_elements = 16384;
+  return std::max<std::int64_t>(1, grain_elements / std::max<std::int64_t>(width, 1));
+}
+
 /// Calls body(begin, end, thread) so that the ranges cover [0, count), on at most `num_threads`
 /// threads that get at least `grain` items each; without a parallel region when one suffices.
 template <class Body>

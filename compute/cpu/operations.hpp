@@ -1,6 +1,6 @@
 #pragma once
-// What the CPU backend's operations do: weights, chunks and the arithmetic between them. Runs on
-// the queue's worker thread; backend.cpp is the part that callers see.
+// What the CPU backend's operations do: weights and the arithmetic between them. Runs on the
+// queue's worker thread; backend.cpp is the part that callers see.
 
 #include <cstdint>
 #include <memory>
@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "compute/backend.hpp"
+#include "compute/cpu/chunk.hpp"
 #include "compute/cpu/gemm.hpp"
 #include "compute/cpu/kernels.hpp"
 #include "compute/cpu/memory.hpp"
@@ -32,37 +33,7 @@ struct CpuLayer {
   PackedWeight o;
   PackedWeight router;
   CpuMlp dense;
-  std::vector<CpuMlp> experts;  // [num_local_experts]
-};
-
-/// A chunk's own memory: what must survive from one operation to the next.
-class CpuChunk final : public Chunk {
- public:
-  /// `account` is the backend's sum of chunk bytes; the chunk adds and subtracts its own.
-  CpuChunk(const BackendOptions& options, std::shared_ptr<std::int64_t> account);
-  ~CpuChunk() override;
-  CpuChunk(const CpuChunk&) = delete;
-  CpuChunk& operator=(const CpuChunk&) = delete;
-  void reserve_receive(std::int64_t rows) override;
-
-  std::int64_t num_tokens() const { return static_cast<std::int64_t>(tokens.size()); }
-  std::int64_t bytes() const;
-
-  AlignedBuffer x;                      // [max_tokens, H]
-  std::vector<float> router_logits;     // [max_tokens, num_experts]
-  std::vector<std::int32_t> experts;    // [max_tokens, top_k], chosen, falling weight
-  std::vector<float> weights;           // [max_tokens, top_k]
-  std::vector<std::int32_t> slots;      // [max_tokens, top_k], row in dispatch_send
-  std::vector<std::int32_t> counts;     // [num_experts], in sending order
-  std::vector<std::int32_t> next_slot;  // the same, while packing
-
- private:
-  std::int64_t row_bytes_;
-  std::shared_ptr<std::int64_t> account_;
-  AlignedBuffer send_;
-  AlignedBuffer combined_;
-  AlignedBuffer received_;
-  AlignedBuffer results_;
+  std::vector<CpuMlp> experts;  // by local number
 };
 
 /// Weights, KV cache and workspace, and the operations on them.
@@ -71,11 +42,9 @@ class CpuLayers {
   explicit CpuLayers(const BackendOptions& options);
 
   /// Packs one weight, already checked and converted to the activations' type.
-  void load(Weight weight, int layer, int local_expert, const void* data, int rows, int cols);
+  void load(const WeightInfo& info, int local_expert, const void* data);
   /// Creates primitives and workspaces.
   void prepare();
-  /// Fails with the name of the first weight that is missing.
-  void require_complete() const;
   void execute(const CpuOp& op);
 
   std::string description() const;
@@ -90,11 +59,13 @@ class CpuLayers {
   };
 
   void embed(CpuChunk& chunk);
-  void attention(CpuChunk& chunk, int layer);
+  void attention(CpuChunk& chunk, int layer, AttentionPart part);
+  void project(CpuChunk& chunk, const CpuLayer& weights);
+  void output(CpuChunk& chunk, const CpuLayer& weights);
   void mlp(CpuChunk& chunk, int layer);
   void route(CpuChunk& chunk, int layer);
   void pack(CpuChunk& chunk);
-  void experts(int layer, std::span<const RowBlock> blocks);
+  void experts(CpuChunk& chunk, int layer, std::span<const RowBlock> blocks, ExpertPart part);
   void merge(CpuChunk& chunk);
   void sample(CpuChunk& chunk, std::span<const std::int32_t> rows,
               std::span<const SamplingRequest> how, SampledToken* out);
@@ -105,8 +76,9 @@ class CpuLayers {
   void move_kv(const CpuOp& op);
   void rotate_and_store(CpuChunk& chunk, int layer);
   void attend(CpuChunk& chunk, int layer);
-  /// out [rows, H] = mlp(in [rows, H]); at most tile_rows rows, `out` a whole tile.
-  void run_mlp(const CpuMlp& mlp, int width, const void* in, int rows, void* out);
+  /// inner [rows, width] = the MLP's activation over in [rows, H]; at most tile_rows rows, `inner`
+  /// a whole tile.
+  void mlp_up(const CpuMlp& mlp, int width, const void* in, int rows, void* inner);
   void norm(const void* x, const AlignedBuffer& weight, void* out, std::int64_t rows);
   void add(void* x, const void* y, std::int64_t rows);
   template <class Visit>
@@ -115,8 +87,8 @@ class CpuLayers {
   void norm_rows(CpuChunk& chunk, std::span<const std::int32_t> rows, void* out);
   void prepare_mlp(const CpuMlp& mlp);
   void make_rope_tables();
-  void load_layer(CpuLayer& layer, Weight weight, int local_expert, const void* data, int rows,
-                  int cols);
+  void load_layer(CpuLayer& layer, const WeightInfo& info, int local_expert, const void* data);
+  PackedWeight packed(const WeightInfo& info, const void* data);
   AlignedBuffer floats_of(const void* data, std::int64_t count) const;
   char* row(void* base, std::int64_t index, std::int64_t width) const {
     return static_cast<char*>(base) + index * width * element_bytes_;
@@ -142,8 +114,6 @@ class CpuLayers {
 
   // Workspace, used by one operation at a time. Row counts are whole tiles.
   AlignedBuffer h_;               // [max_tokens, H], normed rows
-  AlignedBuffer qkv_;             // [max_tokens, (heads + 2 kv_heads) * head_dim]
-  AlignedBuffer context_;         // [max_tokens, heads * head_dim]
   AlignedBuffer in_;              // [tile, H]
   AlignedBuffer out_;             // [tile, H]
   AlignedBuffer inner_;           // [tile, widest MLP]

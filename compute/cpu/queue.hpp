@@ -37,6 +37,8 @@ struct CpuOp {
   Kind kind = Kind::host_task;
   CpuChunk* chunk = nullptr;
   int layer = 0;
+  AttentionPart attention_part = AttentionPart::all;
+  ExpertPart expert_part = ExpertPart::all;
   std::span<const RowBlock> blocks;
   std::span<const std::int32_t> rows;
   std::span<const std::int32_t> targets;

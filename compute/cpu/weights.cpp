@@ -1,4 +1,4 @@
-// CpuLayers and CpuChunk before the first pass: weights, tables, workspaces.
+// CpuLayers before the first pass: weights, tables, workspaces.
 
 #include <algorithm>
 #include <cmath>
@@ -10,10 +10,6 @@
 namespace atl::compute {
 
 namespace {
-
-std::int64_t whole_tiles(std::int64_t rows) {
-  return std::max<std::int64_t>(1, (rows + tile_rows - 1) / tile_rows) * tile_rows;
-}
 
 KvLayout layout_of(const BackendOptions& options) {
   const ModelShape& shape = options.shape;
@@ -31,59 +27,7 @@ std::int64_t bytes_of(const CpuMlp& mlp) {
   return mlp.up.bytes() + mlp.gate.bytes() + mlp.down.bytes();
 }
 
-template <class T>
-std::int64_t bytes_of(const std::vector<T>& values) {
-  return static_cast<std::int64_t>(values.size() * sizeof(T));
-}
-
 }  // namespace
-
-CpuChunk::CpuChunk(const BackendOptions& options, std::shared_ptr<std::int64_t> account)
-    : row_bytes_(options.shape.hidden * static_cast<std::int64_t>(size_of(options.dtype))),
-      account_(std::move(account)) {
-  const ModelShape& shape = options.shape;
-  const std::int64_t tokens_capacity = whole_tiles(options.max_chunk_tokens);
-  const auto rows = [this](std::int64_t count) {
-    return AlignedBuffer(static_cast<std::size_t>(count * row_bytes_));
-  };
-  x = rows(tokens_capacity);
-  const std::int64_t pairs = tokens_capacity * shape.top_k;
-  router_logits.resize(static_cast<std::size_t>(tokens_capacity * shape.num_experts));
-  experts.resize(static_cast<std::size_t>(pairs));
-  weights.resize(static_cast<std::size_t>(pairs));
-  slots.resize(static_cast<std::size_t>(pairs));
-  counts.resize(static_cast<std::size_t>(shape.num_experts));
-  next_slot.resize(static_cast<std::size_t>(shape.num_experts));
-  send_ = rows(pairs);
-  combined_ = rows(pairs);
-  dispatch_send = send_.data();
-  combine_recv = combined_.data();
-  packed_counts = counts;
-  *account_ += bytes();
-}
-
-CpuChunk::~CpuChunk() {
-  *account_ -= bytes();
-}
-
-void CpuChunk::reserve_receive(std::int64_t rows) {
-  if (rows <= receive_capacity) return;
-  *account_ -= bytes();
-  receive_capacity = std::max({rows, 2 * receive_capacity, std::int64_t{tile_rows}});
-  const auto new_bytes = static_cast<std::size_t>(receive_capacity * row_bytes_);
-  received_ = AlignedBuffer();
-  results_ = AlignedBuffer();
-  received_ = AlignedBuffer(new_bytes);
-  results_ = AlignedBuffer(new_bytes);
-  dispatch_recv = received_.data();
-  combine_send = results_.data();
-  *account_ += bytes();
-}
-
-std::int64_t CpuChunk::bytes() const {
-  return x.bytes() + send_.bytes() + combined_.bytes() + received_.bytes() + results_.bytes() +
-         bytes_of(router_logits) + bytes_of(experts) + bytes_of(weights) + bytes_of(slots);
-}
 
 CpuLayers::CpuLayers(const BackendOptions& options)
     : options_(options),
@@ -93,9 +37,13 @@ CpuLayers::CpuLayers(const BackendOptions& options)
       gemm_(options.dtype, options.num_threads),
       kernels_(kernels_for(options.dtype, gemm_.isa())),
       layers_(static_cast<std::size_t>(options.shape.num_layers)) {
-  for (CpuLayer& layer : layers_) {
-    layer.experts.resize(static_cast<std::size_t>(options.num_local_experts));
+  for (std::size_t i = 0; i < layers_.size(); ++i) {
+    layers_[i].experts.resize(options.part.experts[i].size());
   }
+}
+
+PackedWeight CpuLayers::packed(const WeightInfo& info, const void* data) {
+  return gemm_.pack(data, static_cast<int>(info.rows), static_cast<int>(info.cols));
 }
 
 AlignedBuffer CpuLayers::floats_of(const void* data, std::int64_t count) const {
@@ -104,90 +52,63 @@ AlignedBuffer CpuLayers::floats_of(const void* data, std::int64_t count) const {
   return floats;
 }
 
-void CpuLayers::load(Weight weight, int layer, int local_expert, const void* data, int rows,
-                     int cols) {
-  const std::int64_t count = std::int64_t{rows} * cols;
-  switch (weight) {
+void CpuLayers::load(const WeightInfo& info, int local_expert, const void* data) {
+  const auto bytes = static_cast<std::size_t>(info.num_elements() * element_bytes_);
+  switch (info.id) {
     case Weight::embedding:
-      embedding_ = AlignedBuffer(static_cast<std::size_t>(count * element_bytes_));
-      std::memcpy(embedding_.data(), data, static_cast<std::size_t>(count * element_bytes_));
+      embedding_ = AlignedBuffer(bytes);
+      std::memcpy(embedding_.data(), data, bytes);
       return;
     case Weight::final_norm:
-      final_norm_ = floats_of(data, count);
+      final_norm_ = floats_of(data, info.rows);
       return;
     case Weight::lm_head:
-      lm_head_ = gemm_.pack(data, rows, cols);
+      lm_head_ = packed(info, data);
       return;
     default:
-      load_layer(layers_[static_cast<std::size_t>(layer)], weight, local_expert, data, rows, cols);
+      load_layer(layers_[static_cast<std::size_t>(info.layer)], info, local_expert, data);
   }
 }
 
-void CpuLayers::load_layer(CpuLayer& layer, Weight weight, int local_expert, const void* data,
-                           int rows, int cols) {
-  const std::int64_t count = std::int64_t{rows} * cols;
+void CpuLayers::load_layer(CpuLayer& layer, const WeightInfo& info, int local_expert,
+                           const void* data) {
   CpuMlp& mlp =
       local_expert < 0 ? layer.dense : layer.experts[static_cast<std::size_t>(local_expert)];
-  switch (weight) {
+  switch (info.id) {
     case Weight::attention_norm:
-      layer.attention_norm = floats_of(data, count);
+      layer.attention_norm = floats_of(data, info.rows);
       return;
     case Weight::ffn_norm:
-      layer.ffn_norm = floats_of(data, count);
+      layer.ffn_norm = floats_of(data, info.rows);
       return;
     case Weight::q_norm:
-      layer.q_norm = floats_of(data, count);
+      layer.q_norm = floats_of(data, info.rows);
       return;
     case Weight::k_norm:
-      layer.k_norm = floats_of(data, count);
+      layer.k_norm = floats_of(data, info.rows);
       return;
     case Weight::qkv:
-      layer.qkv = gemm_.pack(data, rows, cols);
+      layer.qkv = packed(info, data);
       return;
     case Weight::o:
-      layer.o = gemm_.pack(data, rows, cols);
+      layer.o = packed(info, data);
       return;
     case Weight::router:
-      layer.router = gemm_.pack(data, rows, cols);
+      layer.router = packed(info, data);
       return;
     case Weight::up:
-      mlp.up = gemm_.pack(data, rows, cols);
+      mlp.up = packed(info, data);
       return;
     case Weight::gate:
-      mlp.gate = gemm_.pack(data, rows, cols);
+      mlp.gate = packed(info, data);
       return;
     case Weight::down:
-      mlp.down = gemm_.pack(data, rows, cols);
+      mlp.down = packed(info, data);
       return;
     case Weight::embedding:
     case Weight::final_norm:
     case Weight::lm_head:
       break;
-  }
-}
-
-void CpuLayers::require_complete() const {
-  const auto there = [](bool loaded, const char* name, std::size_t layer) {
-    require(loaded, "cannot start: weight {} of layer {} was not loaded", name, layer);
-  };
-  require(embedding_.bytes() > 0 && final_norm_.bytes() > 0 && !lm_head_.empty(),
-          "cannot start: the embedding, the final norm or lm_head was not loaded");
-  const auto complete = [&](const CpuMlp& mlp) {
-    return !mlp.up.empty() && !mlp.down.empty() &&
-           (shape_.activation != Activation::swiglu || !mlp.gate.empty());
-  };
-  for (std::size_t i = 0; i < layers_.size(); ++i) {
-    const CpuLayer& layer = layers_[i];
-    there(layer.attention_norm.bytes() > 0 && layer.ffn_norm.bytes() > 0, "norm", i);
-    there(!layer.qkv.empty() && !layer.o.empty(), "qkv or o", i);
-    there(shape_.qk_norm == QkNorm::none || (layer.q_norm.bytes() > 0 && layer.k_norm.bytes() > 0),
-          "q_norm or k_norm", i);
-    if (shape_.is_dense(static_cast<int>(i))) {
-      there(complete(layer.dense), "up, gate or down", i);
-      continue;
-    }
-    there(!layer.router.empty(), "router", i);
-    for (const CpuMlp& expert : layer.experts) there(complete(expert), "up, gate or down", i);
   }
 }
 
@@ -219,7 +140,6 @@ void CpuLayers::prepare_mlp(const CpuMlp& mlp) {
 }
 
 void CpuLayers::prepare() {
-  require_complete();
   using Output = Gemm::Output;
   for (const CpuLayer& layer : layers_) {
     gemm_.prepare(layer.qkv, Output::activation);
@@ -237,8 +157,6 @@ void CpuLayers::prepare() {
   };
   const std::int64_t inner = std::max(shape_.intermediate, shape_.moe_intermediate);
   h_ = rows(tokens, shape_.hidden, element_bytes_);
-  qkv_ = rows(tokens, shape_.q_width() + 2 * shape_.kv_width(), element_bytes_);
-  context_ = rows(tokens, shape_.q_width(), element_bytes_);
   in_ = rows(tile_rows, shape_.hidden, element_bytes_);
   out_ = rows(tile_rows, shape_.hidden, element_bytes_);
   inner_ = rows(tile_rows, inner, element_bytes_);
@@ -274,10 +192,9 @@ Backend::Memory CpuLayers::memory() const {
     for (const CpuMlp& expert : layer.experts) memory.weights += bytes_of(expert);
   }
   for (const AlignedBuffer& pages : kv_) memory.kv_cache += pages.bytes();
-  memory.buffers = h_.bytes() + qkv_.bytes() + context_.bytes() + in_.bytes() + out_.bytes() +
-                   inner_.bytes() + inner_float_.bytes() + vocab_.bytes() +
-                   attend_scratch_.bytes() + rope_coarse_.bytes() + rope_fine_.bytes() +
-                   gemm_.buffer_bytes();
+  memory.buffers = h_.bytes() + in_.bytes() + out_.bytes() + inner_.bytes() + inner_float_.bytes() +
+                   vocab_.bytes() + attend_scratch_.bytes() + rope_coarse_.bytes() +
+                   rope_fine_.bytes() + gemm_.buffer_bytes();
   return memory;
 }
 

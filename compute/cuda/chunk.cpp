@@ -71,18 +71,34 @@ std::int64_t receive_bytes(std::int64_t rows, std::int64_t row_bytes) {
   return 2 * ((rows * row_bytes + alignment - 1) / alignment * alignment);
 }
 
+std::int64_t inner_bytes(const BackendOptions& options, std::int64_t receive_rows) {
+  if (!options.split_experts) return 0;
+  std::int64_t local = 0;
+  for (const auto& experts : options.part.experts) {
+    local = std::max(local, static_cast<std::int64_t>(experts.size()));
+  }
+  const std::int64_t rows =
+      receive_rows + options.max_chunk_tokens * std::min<std::int64_t>(options.shape.top_k, local);
+  // Each tile of rows begins aligned; an expert has a tile more than its full ones, and those of
+  // long runs have at least a thousand rows.
+  const std::int64_t tiles = 2 * local + rows / 64;
+  return rows * options.shape.moe_intermediate * static_cast<std::int64_t>(size_of(options.dtype)) +
+         tiles * static_cast<std::int64_t>(Arena::alignment);
+}
+
 ChunkMemory::ChunkMemory(const BackendOptions& options, Arena& arena) {
   const ModelShape& shape = options.shape;
   const std::int64_t tokens = options.max_chunk_tokens;
   const std::int64_t pairs = tokens * shape.top_k;
-  const auto rows_of = [&](std::int64_t count) {
-    return arena.take_bytes(static_cast<std::size_t>(count * shape.hidden) *
-                            size_of(options.dtype));
+  const auto rows_of = [&](std::int64_t count, std::int64_t width) {
+    return arena.take_bytes(static_cast<std::size_t>(count * width) * size_of(options.dtype));
   };
-  x = rows_of(tokens);
-  normed = rows_of(tokens);
-  send = rows_of(pairs);
-  combined = rows_of(pairs);
+  x = rows_of(tokens, shape.hidden);
+  normed = rows_of(tokens, shape.hidden);
+  qkv = rows_of(tokens, shape.q_width() + 2 * shape.kv_width());
+  context = rows_of(tokens, shape.q_width());
+  send = rows_of(pairs, shape.hidden);
+  combined = rows_of(pairs, shape.hidden);
   experts = arena.take<std::int32_t>(pairs);
   weights = arena.take<float>(pairs);
   slots = arena.take<std::int32_t>(pairs);
@@ -117,8 +133,7 @@ CudaChunk::CudaChunk(const BackendOptions& options, int index,
     : counts(static_cast<std::size_t>(options.shape.num_experts) * sizeof(std::int32_t)),
       head_uploads(head_bytes(options)),
       sampled(static_cast<std::size_t>(options.max_chunk_tokens) * sizeof(SampledToken)),
-      row_bytes_(row_bytes(options)),
-      most_receive_rows_(options.most_receive_rows),
+      options_(options),
       account_(std::move(account)),
       uploads_(input_bytes(options)) {
   order.index = index;
@@ -131,24 +146,33 @@ CudaChunk::CudaChunk(const BackendOptions& options, int index,
   combine_recv = memory.combined;
   std::fill_n(counts.as<std::int32_t>(), options.shape.num_experts, 0);
   packed_counts = {counts.as<std::int32_t>(), static_cast<std::size_t>(options.shape.num_experts)};
-  *account_ += static_cast<std::int64_t>(device_.bytes());
+  take_inner();
+  *account_ += static_cast<std::int64_t>(device_.bytes() + inner.bytes());
   reserve_receive(options.receive_rows);
 }
 
 CudaChunk::~CudaChunk() {
-  *account_ -= static_cast<std::int64_t>(device_.bytes() + received_.bytes());
+  *account_ -= static_cast<std::int64_t>(device_.bytes() + received_.bytes() + inner.bytes());
 }
 
 void CudaChunk::reserve_receive(std::int64_t rows) {
   if (rows <= receive_capacity) return;
-  *account_ -= static_cast<std::int64_t>(received_.bytes());
-  receive_capacity = std::max(rows, std::min(2 * receive_capacity, most_receive_rows_));
+  *account_ -= static_cast<std::int64_t>(received_.bytes() + inner.bytes());
+  receive_capacity = std::max(rows, std::min(2 * receive_capacity, options_.most_receive_rows));
   received_ = DeviceBuffer();
-  received_ = DeviceBuffer(static_cast<std::size_t>(receive_bytes(receive_capacity, row_bytes_)),
-                           "received rows");
+  received_ =
+      DeviceBuffer(static_cast<std::size_t>(receive_bytes(receive_capacity, row_bytes(options_))),
+                   "received rows");
+  take_inner();
   dispatch_recv = received_.data();
   combine_send = static_cast<std::byte*>(received_.data()) + received_.bytes() / 2;
-  *account_ += static_cast<std::int64_t>(received_.bytes());
+  *account_ += static_cast<std::int64_t>(received_.bytes() + inner.bytes());
+}
+
+void CudaChunk::take_inner() {
+  inner = DeviceBuffer();
+  inner = DeviceBuffer(static_cast<std::size_t>(inner_bytes(options_, receive_capacity)),
+                       "inner rows of experts");
 }
 
 void CudaChunk::upload(const BackendOptions& options, int multiprocessors, const Stream& stream) {

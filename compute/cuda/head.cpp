@@ -157,7 +157,7 @@ const std::int32_t* CudaLayers::upload_pages(const Stream& stream,
   return work_.pages;
 }
 
-/// Through the workspace of q, k and v, which holds keys and values of a chunk's tokens at least.
+/// As many positions at once as a chunk has tokens.
 Event CudaLayers::save_kv(int layer, std::span<const std::int32_t> pages, int first_position,
                           int num_positions, void* keys, void* values) {
   Op op(queue_, "save kv", layer, nullptr);
@@ -170,12 +170,12 @@ Event CudaLayers::save_kv(int layer, std::span<const std::int32_t> pages, int fi
     const int count = std::min(options_.max_chunk_tokens, num_positions - done);
     const std::size_t bytes = static_cast<std::size_t>(count) * width;
     const std::size_t offset = static_cast<std::size_t>(done) * width;
-    auto* const half = static_cast<std::byte*>(work_.qkv) + bytes;
+    auto* const half = static_cast<std::byte*>(work_.kv_rows) + bytes;
     gather_kv(stream.raw(), dtype_, kv_.layers[static_cast<std::size_t>(layer)], device_pages,
-              first_position + done, count, work_.qkv, half);
+              first_position + done, count, work_.kv_rows, half);
     kv_moved_.record(stream);
     kv_moved_.hold(copying);
-    to_host(copying, static_cast<std::byte*>(keys) + offset, work_.qkv, bytes);
+    to_host(copying, static_cast<std::byte*>(keys) + offset, work_.kv_rows, bytes);
     to_host(copying, static_cast<std::byte*>(values) + offset, half, bytes);
     kv_moved_.record(copying);
     kv_moved_.hold(stream);
@@ -195,15 +195,15 @@ Event CudaLayers::load_kv(int layer, std::span<const std::int32_t> pages, int fi
     const int count = std::min(options_.max_chunk_tokens, num_positions - done);
     const std::size_t bytes = static_cast<std::size_t>(count) * width;
     const std::size_t offset = static_cast<std::size_t>(done) * width;
-    auto* const half = static_cast<std::byte*>(work_.qkv) + bytes;
+    auto* const half = static_cast<std::byte*>(work_.kv_rows) + bytes;
     for (const auto& [to, from] :
-         {std::pair<void*, const void*>{work_.qkv, keys}, {half, values}}) {
+         {std::pair<void*, const void*>{work_.kv_rows, keys}, {half, values}}) {
       check(cudaMemcpyAsync(to, static_cast<const std::byte*>(from) + offset, bytes,
                             cudaMemcpyHostToDevice, stream.raw()),
             "cudaMemcpyAsync");
     }
     scatter_kv(stream.raw(), dtype_, kv_.layers[static_cast<std::size_t>(layer)], device_pages,
-               first_position + done, count, work_.qkv, half);
+               first_position + done, count, work_.kv_rows, half);
     done += count;
   }
   return op.close();

@@ -5,9 +5,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
-#include <set>
 #include <span>
-#include <tuple>
 #include <vector>
 
 #include "compute/backend.hpp"
@@ -35,7 +33,7 @@ struct CudaLayer {
   void* o = nullptr;
   void* router = nullptr;
   CudaMlp dense;
-  std::vector<CudaMlp> experts;  // [num_local_experts]
+  std::vector<CudaMlp> experts;  // by local number
 };
 
 /// All weights of this rank, in place for the whole job.
@@ -45,9 +43,9 @@ class CudaWeights {
   CudaWeights(const BackendOptions& options, Arena& arena);
 
   /// Copies one weight, already checked, as elements of options.dtype.
-  void load(const BackendOptions& options, Weight weight, int layer, int local_expert,
-            const void* data, std::int64_t count);
-  /// Fills the table of angles; throws Error with the name of the first weight that is missing.
+  void load(const BackendOptions& options, const WeightInfo& info, int local_expert,
+            const void* data);
+  /// Fills the tables of angles and of the sending order.
   void finish(const BackendOptions& options);
 
   void* embedding = nullptr;  // [vocab, H]
@@ -58,10 +56,8 @@ class CudaWeights {
   std::vector<CudaLayer> layers;
 
  private:
-  void** place(Weight weight, int layer, int local_expert);
-  float** norm_place(Weight weight, int layer);
-
-  std::set<std::tuple<Weight, int, int>> loaded_;
+  void** matrix_place(const WeightInfo& info, int local_expert);
+  float** vector_place(const WeightInfo& info);
 };
 
 /// Positions that a sequence can reach: the model's, or fewer where the KV cache ends earlier.
@@ -81,8 +77,7 @@ struct Workspace {
 
   int mlp_rows = 0;              // rows of an MLP at once
   int vocab_rows = 0;            // rows of logits at once
-  void* qkv = nullptr;           // [T, (heads + 2 kv_heads) * head_dim]
-  void* context = nullptr;       // [T, heads * head_dim]
+  void* kv_rows = nullptr;       // [2, T, kv_heads * head_dim], on their way from or to the host
   void* out = nullptr;           // [T, H]
   void* inner = nullptr;         // [mlp_rows, widest MLP]
   float* inner_float = nullptr;  // [mlp_rows, widest MLP]
@@ -104,6 +99,8 @@ struct ChunkMemory {
 
   void* x = nullptr;                // [T, H]
   void* normed = nullptr;           // [T, H], x after a norm, see CudaChunk::normed_with
+  void* qkv = nullptr;              // [T, (heads + 2 kv_heads) * head_dim]
+  void* context = nullptr;          // [T, heads * head_dim]
   void* send = nullptr;             // [T * top_k, H]
   void* combined = nullptr;         // [T * top_k, H]
   std::int32_t* experts = nullptr;  // [T, top_k]
@@ -168,14 +165,16 @@ class CudaChunk final : public Chunk {
   ChunkMemory memory;
   ChunkInputs inputs;
   const float* normed_with = nullptr;  ///< weight of the norm that memory.normed holds x after
+  DeviceBuffer inner;                  ///< of experts, where options.split_experts; see inner_bytes
   PinnedBuffer counts;                 ///< [num_experts], in sending order
   UploadRing head_uploads;
   PinnedBuffer sampled;  ///< [T], what the device chose, on its way to the caller
   CudaEvent computed{CudaEvent::Timing::off};  ///< the head's results, for their way to the host
 
  private:
-  std::int64_t row_bytes_;
-  std::int64_t most_receive_rows_;
+  void take_inner();
+
+  const BackendOptions& options_;
   std::shared_ptr<std::int64_t> account_;
   DeviceBuffer device_;
   DeviceBuffer received_;
@@ -187,5 +186,8 @@ class CudaChunk final : public Chunk {
 std::int64_t row_bytes(const BackendOptions& options);
 /// Of both buffers for received rows together; each is half of it.
 std::int64_t receive_bytes(std::int64_t rows, std::int64_t row_bytes);
+/// Of the inner rows of this rank's experts, where as many rows come from other ranks; 0 unless
+/// options.split_experts.
+std::int64_t inner_bytes(const BackendOptions& options, std::int64_t receive_rows);
 
 }  // namespace atl::compute::cuda

@@ -44,7 +44,8 @@ Backend::Memory planned_memory(const BackendOptions& options) {
   memory.kv_cache = planned<KvCache>(options);
   memory.buffers = planned<Workspace>(options) +
                    options.num_chunks * (planned<ChunkMemory>(options) +
-                                         receive_bytes(options.receive_rows, row_bytes(options)));
+                                         receive_bytes(options.receive_rows, row_bytes(options)) +
+                                         inner_bytes(options, options.receive_rows));
   return memory;
 }
 
@@ -155,37 +156,51 @@ Event CudaLayers::embed(CudaChunk& chunk) {
   return op.close();
 }
 
-Event CudaLayers::attention(CudaChunk& chunk, int layer) {
+Event CudaLayers::attention(CudaChunk& chunk, int layer, AttentionPart part) {
   Op op(queue_, "attention", layer, &chunk.order);
   const Stream& stream = op.begin(StreamId::compute);
   const int rows = chunk.num_tokens();
   if (rows == 0) return op.close();
   const CudaLayer& weights = weights_.layers[static_cast<std::size_t>(layer)];
-  const KvPages& kv = kv_.layers[static_cast<std::size_t>(layer)];
-  norm(stream, chunk, weights.attention_norm);
-  gemm_.run(stream, qkv_, weights.qkv, chunk.memory.normed, rows, work_.qkv);
+  const bool all = part == AttentionPart::all;
+  if (all || part == AttentionPart::project) {
+    norm(stream, chunk, weights.attention_norm);
+    gemm_.run(stream, qkv_, weights.qkv, chunk.memory.normed, rows, chunk.memory.qkv);
+  }
+  if (all || part == AttentionPart::attend) attend(stream, chunk, layer);
+  if (all || part == AttentionPart::output) {
+    gemm_.run(stream, o_, weights.o, chunk.memory.context, rows, work_.out);
+    add_rms_norm(stream.raw(), dtype_, chunk.memory.x, work_.out, weights.ffn_norm, shape_.rms_eps,
+                 chunk.memory.normed, rows, shape_.hidden);
+    chunk.normed_with = weights.ffn_norm;
+  }
+  return op.close();
+}
 
+void CudaLayers::attend(const Stream& stream, CudaChunk& chunk, int layer) {
+  const CudaLayer& weights = weights_.layers[static_cast<std::size_t>(layer)];
+  const KvPages& kv = kv_.layers[static_cast<std::size_t>(layer)];
   RopeArgs rope;
   rope.kv = kv;
   rope.map = chunk.inputs.map;
   rope.num_heads = shape_.num_heads;
-  rope.num_rows = rows;
+  rope.num_rows = chunk.num_tokens();
   rope.norm = shape_.qk_norm;
   rope.q_norm = weights.q_norm;
   rope.k_norm = weights.k_norm;
   rope.eps = shape_.rms_eps;
   rope.angles = weights_.angles;
-  rope.qkv = work_.qkv;
+  rope.qkv = chunk.memory.qkv;
   rope_and_store(stream.raw(), dtype_, rope);
 
   AttentionArgs args;
   args.kv = kv;
   args.map = chunk.inputs.map;
   args.num_heads = shape_.num_heads;
-  args.num_rows = rows;
-  args.qkv = work_.qkv;
+  args.num_rows = chunk.num_tokens();
+  args.qkv = chunk.memory.qkv;
   args.qkv_stride = shape_.q_width() + 2 * shape_.kv_width();
-  args.out = work_.context;
+  args.out = chunk.memory.context;
   args.tiles = chunk.inputs.tiles;
   args.num_wide = chunk.inputs.num_wide;
   args.num_narrow = chunk.inputs.num_narrow;
@@ -193,28 +208,21 @@ Event CudaLayers::attention(CudaChunk& chunk, int layer) {
   args.num_merges = chunk.inputs.num_merges;
   args.workspace = work_.attention;
   cuda::attention(stream.raw(), dtype_, args);
-
-  gemm_.run(stream, o_, weights.o, work_.context, rows, work_.out);
-  add_rms_norm(stream.raw(), dtype_, chunk.memory.x, work_.out, weights.ffn_norm, shape_.rms_eps,
-               chunk.memory.normed, rows, shape_.hidden);
-  chunk.normed_with = weights.ffn_norm;
-  return op.close();
 }
 
-void CudaLayers::run_mlp(const Stream& stream, const MlpKinds& kinds, const CudaMlp& mlp,
-                         const void* in, std::int64_t rows, void* out) {
+void CudaLayers::mlp_up(const Stream& stream, const MlpKinds& kinds, const CudaMlp& mlp,
+                        const void* in, std::int64_t rows, void* inner) {
   const std::int64_t count = rows * kinds.width;
   if (shape_.activation == Activation::swiglu) {
-    gemm_.run(stream, kinds.up, mlp.up, in, rows, work_.inner);
+    gemm_.run(stream, kinds.up, mlp.up, in, rows, inner);
     gemm_.run(stream, kinds.gate, mlp.gate, in, rows, work_.inner_float);
-    swiglu(stream.raw(), dtype_, work_.inner_float, work_.inner, work_.inner, count);
+    swiglu(stream.raw(), dtype_, work_.inner_float, inner, inner, count);
   } else if (fuses_gelu_) {
-    gemm_.run(stream, kinds.up, mlp.up, in, rows, work_.inner);
+    gemm_.run(stream, kinds.up, mlp.up, in, rows, inner);
   } else {
     gemm_.run(stream, kinds.up_float, mlp.up, in, rows, work_.inner_float);
-    gelu(stream.raw(), dtype_, work_.inner_float, work_.inner, count);
+    gelu(stream.raw(), dtype_, work_.inner_float, inner, count);
   }
-  gemm_.run(stream, kinds.down, mlp.down, work_.inner, rows, out);
 }
 
 Event CudaLayers::mlp(CudaChunk& chunk, int layer) {
@@ -228,8 +236,9 @@ Event CudaLayers::mlp(CudaChunk& chunk, int layer) {
     return static_cast<std::byte*>(base) + static_cast<std::size_t>(row) * row_bytes();
   };
   for (int first = 0; first < rows; first += work_.mlp_rows) {
-    run_mlp(stream, dense_, weights.dense, at(chunk.memory.normed, first),
-            std::min(work_.mlp_rows, rows - first), at(work_.out, first));
+    const int count = std::min(work_.mlp_rows, rows - first);
+    mlp_up(stream, dense_, weights.dense, at(chunk.memory.normed, first), count, work_.inner);
+    gemm_.run(stream, dense_.down, weights.dense.down, work_.inner, count, at(work_.out, first));
   }
   const float* const next = norm_after(layer);
   add_rms_norm(stream.raw(), dtype_, chunk.memory.x, work_.out, next, shape_.rms_eps,
@@ -272,88 +281,6 @@ Event CudaLayers::route(CudaChunk& chunk, int layer) {
   const Stream& packing = op.begin(StreamId::pack);
   pack(packing.raw(), dtype_, chunk.memory.normed, chunk.memory.slots, chunk.memory.send, rows,
        shape_.top_k, shape_.hidden);
-  return op.close();
-}
-
-/// Joins blocks of one expert that are adjacent: where a rank has one expert, all rows from other
-/// ranks are, and only its own lie elsewhere.
-void CudaLayers::collect_runs(std::span<const RowBlock> blocks) {
-  runs_.clear();
-  for (const RowBlock& block : blocks) {
-    if (block.num_rows == 0) continue;
-    auto* in = static_cast<std::byte*>(const_cast<void*>(block.in));
-    auto* out = static_cast<std::byte*>(block.out);
-    const auto before = std::find_if(runs_.begin(), runs_.end(), [&](const Run& run) {
-      const auto bytes = static_cast<std::size_t>(run.rows) * row_bytes();
-      return run.in + bytes == in && run.out + bytes == out;
-    });
-    if (before != runs_.end()) {
-      before->rows += block.num_rows;
-    } else {
-      runs_.push_back({in, out, block.num_rows});
-    }
-  }
-}
-
-void CudaLayers::run_gathered(const Stream& stream, const CudaMlp& mlp, std::span<const Run> runs,
-                              std::int64_t rows) {
-  const auto move = [&](void* to, const void* from, std::int64_t count) {
-    check(cudaMemcpyAsync(to, from, static_cast<std::size_t>(count) * row_bytes(),
-                          cudaMemcpyDeviceToDevice, stream.raw()),
-          "cudaMemcpyAsync");
-  };
-  auto* at = static_cast<std::byte*>(work_.gathered);
-  for (const Run& run : runs) {
-    move(at, run.in, run.rows);
-    at += static_cast<std::size_t>(run.rows) * row_bytes();
-  }
-  run_mlp(stream, expert_, mlp, work_.gathered, rows, work_.results);
-  at = static_cast<std::byte*>(work_.results);
-  for (const Run& run : runs) {
-    move(run.out, at, run.rows);
-    at += static_cast<std::size_t>(run.rows) * row_bytes();
-  }
-}
-
-/// A GEMM of few rows takes as long as reading the weights, and one of some hundred does not fill
-/// the device: short runs are gathered, as many as there is memory for, and long ones computed
-/// where they lie.
-void CudaLayers::run_expert(const Stream& stream, const CudaMlp& mlp) {
-  constexpr std::int64_t long_run = 1024;
-  const auto longs = std::partition(runs_.begin(), runs_.end(),
-                                    [](const Run& run) { return run.rows < long_run; });
-  for (auto begin = runs_.begin(); begin != runs_.end();) {
-    std::int64_t rows = 0;
-    auto end = begin;
-    while (end < longs && rows + end->rows <= work_.mlp_rows) rows += (end++)->rows;
-    if (end - begin > 1) {
-      run_gathered(stream, mlp, {begin, end}, rows);
-      begin = end;
-      continue;
-    }
-    for (std::int64_t first = 0; first < begin->rows; first += work_.mlp_rows) {
-      const auto offset = static_cast<std::size_t>(first) * row_bytes();
-      run_mlp(stream, expert_, mlp, begin->in + offset,
-              std::min<std::int64_t>(work_.mlp_rows, begin->rows - first), begin->out + offset);
-    }
-    ++begin;
-  }
-}
-
-Event CudaLayers::experts(CudaChunk& chunk, int layer, std::span<const RowBlock> blocks) {
-  Op op(queue_, "experts", layer, &chunk.order);
-  const Stream& stream = op.begin(StreamId::compute);
-  const CudaLayer& weights = weights_.layers[static_cast<std::size_t>(layer)];
-  while (!blocks.empty()) {
-    const std::int32_t expert = blocks.front().local_expert;
-    const auto end = std::find_if(blocks.begin(), blocks.end(), [expert](const RowBlock& block) {
-      return block.local_expert != expert;
-    });
-    const auto count = static_cast<std::size_t>(end - blocks.begin());
-    collect_runs(blocks.first(count));
-    run_expert(stream, weights.experts[static_cast<std::size_t>(expert)]);
-    blocks = blocks.subspan(count);
-  }
   return op.close();
 }
 

@@ -21,17 +21,17 @@ class CudaLayers {
   /// Takes all memory but the chunks'.
   explicit CudaLayers(const BackendOptions& options);
 
-  void load(Weight weight, int layer, int local_expert, const void* data, std::int64_t count) {
-    weights_.load(options_, weight, layer, local_expert, data, count);
+  void load(const WeightInfo& info, int local_expert, const void* data) {
+    weights_.load(options_, info, local_expert, data);
   }
-  /// Fails where a weight is missing; chooses GEMM algorithms, which takes a while.
+  /// Chooses GEMM algorithms, which takes a while.
   void prepare();
 
   Event embed(CudaChunk& chunk);
-  Event attention(CudaChunk& chunk, int layer);
+  Event attention(CudaChunk& chunk, int layer, AttentionPart part);
   Event mlp(CudaChunk& chunk, int layer);
   Event route(CudaChunk& chunk, int layer);
-  Event experts(CudaChunk& chunk, int layer, std::span<const RowBlock> blocks);
+  Event experts(CudaChunk& chunk, int layer, std::span<const RowBlock> blocks, ExpertPart part);
   Event merge(CudaChunk& chunk, int layer);
   Event sample(CudaChunk& chunk, std::span<const std::int32_t> rows,
                std::span<const SamplingRequest> how, SampledToken* out);
@@ -67,12 +67,23 @@ class CudaLayers {
   };
 
   MlpKinds add_mlp(const CudaMlp& mlp, int width);
-  void run_mlp(const Stream& stream, const MlpKinds& kinds, const CudaMlp& mlp, const void* in,
-               std::int64_t rows, void* out);
-  void run_expert(const Stream& stream, const CudaMlp& mlp);
-  /// `runs` have `rows` rows, at most the workspace's mlp_rows.
-  void run_gathered(const Stream& stream, const CudaMlp& mlp, std::span<const Run> runs,
-                    std::int64_t rows);
+  void attend(const Stream& stream, CudaChunk& chunk, int layer);
+  /// inner [rows, width] = the MLP's activation over in [rows, H].
+  void mlp_up(const Stream& stream, const MlpKinds& kinds, const CudaMlp& mlp, const void* in,
+              std::int64_t rows, void* inner);
+  /// One expert's part of an operation; `inner` is where its next inner rows lie.
+  struct ExpertWork {
+    const Stream& stream;
+    const CudaMlp& mlp;
+    ExpertPart part;
+    std::byte*& inner;
+    bool up() const { return part != ExpertPart::down; }
+    bool down() const { return part != ExpertPart::up; }
+  };
+  void run_expert(const ExpertWork& work);
+  /// Of up to the workspace's mlp_rows rows.
+  void run_tile(const ExpertWork& work, const void* in, std::int64_t rows, void* out);
+  void run_gathered(const ExpertWork& work, std::span<const Run> runs, std::int64_t rows);
   void collect_runs(std::span<const RowBlock> blocks);
   /// memory.normed = RMSNorm(x) * weight, unless it is already.
   void norm(const Stream& stream, CudaChunk& chunk, const float* weight);

@@ -114,6 +114,14 @@ TEST(CpuBackend, ExpertsTakeRowsFromScatteredBlocks) {
   for (std::size_t i = 0; i < width; ++i) EXPECT_NEAR(last[i], truth[i], 0.02);
 }
 
+TEST(CpuBackend, PartsMakeTheWhole) {
+  auto gelu = tiny_shape();
+  gelu.activation = Activation::gelu_tanh;
+  for (const auto& shape : {tiny_shape(), gelu}) {
+    expect_parts_make_the_whole(shape, {.dtype = DType::bfloat16, .num_threads = 2});
+  }
+}
+
 TEST(CpuBackend, AnEmptyChunkGoesThroughEveryStep) {
   expect_empty_chunk_passes({.dtype = DType::bfloat16});
 }
@@ -163,8 +171,7 @@ TEST(CpuBackend, RefusesWhatDoesNotFitTheModel) {
   compute::BackendOptions options;
   options.shape = tiny_shape();
   options.max_chunk_tokens = 8;
-  options.num_local_experts = 5;
-  options.send_order = {0, 1, 2, 3, 4};
+  options.part = compute::whole_model(options.shape);
   EXPECT_THROW(compute::make_cpu_backend(options)->finish_loading(), Error);
   options.shape.head_dim = 33;
   EXPECT_THROW(compute::make_cpu_backend(options), Error);

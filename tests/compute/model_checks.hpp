@@ -74,6 +74,16 @@ inline void expect_empty_chunk_passes(const RankOptions& options) {
   rank.finish(rank.backend().experts(rank.chunk(), 1, {}));
 }
 
+/// Attention and experts in parts give what they give as a whole, whatever runs between the parts.
+inline void expect_parts_make_the_whole(const ModelShape& shape, RankOptions options) {
+  const auto model = random_model(shape, options.dtype, 4);
+  const auto tokens = Random(4, options.dtype).tokens(150, shape.vocab);
+  options.reverse_experts = true;
+  const auto whole = SingleRank(model, options).logits(tokens, 140);
+  options.in_parts = true;
+  EXPECT_EQ(SingleRank(model, options).logits(tokens, 140), whole);
+}
+
 /// sample() gives what sample_row() makes of the logits.
 inline void expect_sampled_from_logits(const reference::Model& model, const RankOptions& options) {
   const auto tokens = Random(6, options.dtype).tokens(100, model.shape.vocab);

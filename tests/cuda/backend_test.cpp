@@ -98,6 +98,14 @@ TEST_F(CudaBackend, ExpertsTakeRowsFromScatteredBlocks) {
   }
 }
 
+TEST_F(CudaBackend, PartsMakeTheWhole) {
+  auto gelu = tiny_shape();
+  gelu.activation = Activation::gelu_tanh;
+  for (const auto& shape : {tiny_shape(), gelu}) {
+    expect_parts_make_the_whole(shape, on_cuda(DType::bfloat16));
+  }
+}
+
 TEST_F(CudaBackend, AnEmptyChunkGoesThroughEveryStep) {
   expect_empty_chunk_passes(on_cuda(DType::bfloat16));
 }
@@ -236,8 +244,7 @@ compute::BackendOptions tiny_options() {
   options.shape = tiny_shape();
   options.max_chunk_tokens = 8;
   options.num_pages = 4;
-  options.num_local_experts = 5;
-  options.send_order = {0, 1, 2, 3, 4};
+  options.part = compute::whole_model(options.shape);
   return options;
 }
 

@@ -1,0 +1,106 @@
+// The CPU backend's attention, in its parts.
+
+#include <algorithm>
+#include <atomic>
+
+#include "compute/cpu/operations.hpp"
+
+namespace atl::compute {
+
+void CpuLayers::attention(CpuChunk& chunk, int layer, AttentionPart part) {
+  const CpuLayer& weights = layers_[static_cast<std::size_t>(layer)];
+  const bool all = part == AttentionPart::all;
+  if (all || part == AttentionPart::project) project(chunk, weights);
+  if (all || part == AttentionPart::attend) {
+    rotate_and_store(chunk, layer);
+    attend(chunk, layer);
+  }
+  if (all || part == AttentionPart::output) output(chunk, weights);
+}
+
+void CpuLayers::project(CpuChunk& chunk, const CpuLayer& weights) {
+  const std::int64_t num_tokens = chunk.num_tokens();
+  const int qkv_width = shape_.q_width() + 2 * shape_.kv_width();
+  for (std::int64_t t = 0; t < num_tokens; t += tile_rows) {
+    const std::int64_t rows = std::min<std::int64_t>(tile_rows, num_tokens - t);
+    norm(row(chunk.x, t, shape_.hidden), weights.attention_norm, in_.data(), rows);
+    gemm_.run(weights.qkv, in_.data(), rows, row(chunk.qkv, t, qkv_width),
+              Gemm::Output::activation);
+  }
+}
+
+void CpuLayers::output(CpuChunk& chunk, const CpuLayer& weights) {
+  const std::int64_t num_tokens = chunk.num_tokens();
+  for (std::int64_t t = 0; t < num_tokens; t += tile_rows) {
+    const std::int64_t rows = std::min<std::int64_t>(tile_rows, num_tokens - t);
+    gemm_.run(weights.o, row(chunk.context, t, shape_.q_width()), rows, out_.data(),
+              Gemm::Output::activation);
+    add(row(chunk.x, t, shape_.hidden), out_.data(), rows);
+  }
+}
+
+void CpuLayers::rotate_and_store(CpuChunk& chunk, int layer) {
+  for (const Segment& segment : chunk.segments) {
+    for (int i = 0; i < segment.num_rows; ++i) {
+      const int position = segment.first_position + i;
+      const auto at = static_cast<std::size_t>(segment.first_row + i);
+      positions_[at] = position;
+      pages_[at] = segment.pages[position / options_.page_tokens];
+    }
+  }
+  const CpuLayer& weights = layers_[static_cast<std::size_t>(layer)];
+  RopeArgs args;
+  args.layout = layout_;
+  args.tables = {rope_coarse_.as<double>(), rope_fine_.as<double>()};
+  args.norm = shape_.qk_norm;
+  args.q_norm = weights.q_norm.as<float>();
+  args.k_norm = weights.k_norm.as<float>();
+  args.eps = shape_.rms_eps;
+  args.qkv = chunk.qkv.data();
+  args.kv = kv_[static_cast<std::size_t>(layer)].data();
+  args.positions = positions_.data();
+  args.pages = pages_.data();
+  parallel_ranges(
+      options_.num_threads, chunk.num_tokens(), grain_rows(std::int64_t{4} * shape_.q_width()),
+      [&](std::int64_t begin, std::int64_t end, int) { kernels_.rope(args, begin, end); });
+}
+
+void CpuLayers::attend(CpuChunk& chunk, int layer) {
+  tasks_.clear();
+  for (const Segment& segment : chunk.segments) {
+    for (int first = 0; first < segment.num_rows; first += attend_rows_) {
+      tasks_.push_back({&segment, first, std::min(attend_rows_, segment.num_rows - first)});
+    }
+  }
+  const int num_kv_heads = shape_.num_kv_heads;
+  const int qkv_width = shape_.q_width() + 2 * shape_.kv_width();
+  const auto run = [&](std::int64_t index, int thread) {
+    const AttendTask& task = tasks_[static_cast<std::size_t>(index / num_kv_heads)];
+    const std::int64_t first_row = task.segment->first_row + task.first_row;
+    AttendArgs args;
+    args.layout = layout_;
+    args.qkv = row(chunk.qkv, first_row, qkv_width);
+    args.qkv_stride = qkv_width;
+    args.out = row(chunk.context, first_row, shape_.q_width());
+    args.kv = kv_[static_cast<std::size_t>(layer)].data();
+    args.pages = task.segment->pages;
+    args.num_rows = task.num_rows;
+    args.first_position = task.segment->first_position + task.first_row;
+    args.kv_head = static_cast<int>(index % num_kv_heads);
+    args.scratch = attend_scratch_.as<float>() + thread * scratch_floats_;
+    kernels_.attend(args);
+  };
+  const std::int64_t count = static_cast<std::int64_t>(tasks_.size()) * num_kv_heads;
+  if (options_.num_threads == 1 || count == 1) {
+    for (std::int64_t i = 0; i < count; ++i) run(i, 0);
+    return;
+  }
+  // Later rows have more keys, so tasks are handed out as threads become free.
+  std::atomic<std::int64_t> next{0};
+  parallel_ranges(options_.num_threads, options_.num_threads, 1,
+                  [&](std::int64_t, std::int64_t, int thread) {
+                    for (std::int64_t i = next++; i < count; i = next++) run(i, thread);
+                  });
+}
+
+}  // namespace atl::compute

@@ -1,0 +1,60 @@
+// The CPU backend's head: logits of chosen rows, and what is done with them.
+
+#include <algorithm>
+
+#include "compute/cpu/operations.hpp"
+
+namespace atl::compute {
+
+void CpuLayers::norm_rows(CpuChunk& chunk, std::span<const std::int32_t> rows, void* out) {
+  const int width = shape_.hidden;
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    kernels_.rms_norm(row(chunk.x, rows[i], width), final_norm_.as<float>(), shape_.rms_eps,
+                      row(out, static_cast<std::int64_t>(i), width), 1, width);
+  }
+}
+
+void CpuLayers::logits(CpuChunk& chunk, std::span<const std::int32_t> rows, float* out) {
+  for (std::size_t i = 0; i < rows.size(); i += tile_rows) {
+    const auto tile = rows.subspan(i, std::min<std::size_t>(tile_rows, rows.size() - i));
+    norm_rows(chunk, tile, in_.data());
+    gemm_.run_exact(lm_head_, in_.data(), static_cast<std::int64_t>(tile.size()),
+                    out + static_cast<std::int64_t>(i) * shape_.vocab);
+  }
+}
+
+/// Calls visit(i, logits [vocab] of rows[i]) for every row, on several threads.
+template <class Visit>
+void CpuLayers::for_logits(CpuChunk& chunk, std::span<const std::int32_t> rows,
+                           const Visit& visit) {
+  const std::int64_t vocab = shape_.vocab;
+  const auto step = static_cast<std::size_t>(vocab_rows_);
+  for (std::size_t i = 0; i < rows.size(); i += step) {
+    const auto tile = rows.subspan(i, std::min(step, rows.size() - i));
+    norm_rows(chunk, tile, in_.data());
+    gemm_.run_exact(lm_head_, in_.data(), static_cast<std::int64_t>(tile.size()),
+                    vocab_.as<float>());
+    parallel_ranges(options_.num_threads, static_cast<std::int64_t>(tile.size()), grain_rows(vocab),
+                    [&](std::int64_t begin, std::int64_t end, int) {
+                      for (std::int64_t r = begin; r < end; ++r) {
+                        visit(i + static_cast<std::size_t>(r), vocab_.as<float>() + r * vocab);
+                      }
+                    });
+  }
+}
+
+void CpuLayers::logprobs(CpuChunk& chunk, std::span<const std::int32_t> rows,
+                         std::span<const std::int32_t> targets, float* out) {
+  for_logits(chunk, rows, [&](std::size_t i, const float* logits) {
+    out[i] = kernels_.log_prob(logits, shape_.vocab, targets[i]);
+  });
+}
+
+void CpuLayers::sample(CpuChunk& chunk, std::span<const std::int32_t> rows,
+                       std::span<const SamplingRequest> how, SampledToken* out) {
+  for_logits(chunk, rows, [&](std::size_t i, const float* logits) {
+    out[i] = sample_row({logits, static_cast<std::size_t>(shape_.vocab)}, draw_of(how[i]));
+  });
+}
+
+}  // namespace atl::compute
