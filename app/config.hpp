@@ -6,6 +6,8 @@
 #include <utility>
 #include <vector>
 
+#include "app/plan/interval.hpp"
+
 namespace atl {
 
 struct RunOptions {
@@ -45,11 +47,6 @@ struct RunOptions {
   std::vector<std::pair<std::string, std::string>> items() const;
 };
 
-/// How often something is done: after so many passes, or so many seconds; the other is 0.
-struct Interval {
-  std::int64_t passes = 0;
-  double seconds = 0;
-};
 /// Reads "200" or "200steps", "90s", "10m", "2h". Throws UsageError.
 Interval interval_of(const std::string& text);
 

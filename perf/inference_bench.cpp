@@ -27,7 +27,7 @@
 
 #include "app/model/init.hpp"
 #include "app/model/model_config.hpp"
-#include "app/run/batch.hpp"
+#include "app/run/batcher.hpp"
 #include "app/run/driver.hpp"
 #include "comm/communicator.hpp"
 #include "compute/cpu/gemm.hpp"

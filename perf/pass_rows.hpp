@@ -9,7 +9,7 @@
 
 #include "app/plan/expert_rows.hpp"
 #include "app/plan/placement.hpp"
-#include "app/run/batch.hpp"
+#include "app/run/batcher.hpp"
 #include "app/run/chunk_moves.hpp"
 #include "comm/communicator.hpp"
 #include "perf/layers_model.hpp"

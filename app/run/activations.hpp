@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "app/run/batch.hpp"
+#include "app/run/batcher.hpp"
 #include "comm/communicator.hpp"
 #include "io/activation_file.hpp"
 

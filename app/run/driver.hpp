@@ -11,7 +11,7 @@
 #include "app/plan/placement.hpp"
 #include "app/plan/ready.hpp"
 #include "app/plan/schedule.hpp"
-#include "app/run/batch.hpp"
+#include "app/run/batcher.hpp"
 #include "app/run/chunk_moves.hpp"
 #include "app/run/timeline.hpp"
 #include "compute/backend.hpp"

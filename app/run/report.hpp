@@ -7,9 +7,9 @@
 #include <vector>
 
 #include "app/config.hpp"
+#include "app/mode.hpp"
 #include "app/model/model_config.hpp"
 #include "app/plan/placement.hpp"
-#include "app/run/batch.hpp"
 #include "app/run/checkpoints.hpp"
 #include "app/run/cluster.hpp"
 #include "app/run/driver.hpp"

@@ -8,7 +8,9 @@
 #include <string>
 #include <vector>
 
-#include "app/run/batch.hpp"
+#include "app/mode.hpp"
+#include "app/plan/rank_load.hpp"
+#include "app/run/finished_request.hpp"
 #include "app/run/report.hpp"
 #include "app/run/shards.hpp"
 #include "comm/communicator.hpp"

@@ -11,7 +11,7 @@
 #include "app/model/load.hpp"
 #include "app/model/model_config.hpp"
 #include "app/run/activations.hpp"
-#include "app/run/batch.hpp"
+#include "app/run/batcher.hpp"
 #include "app/run/checkpoints.hpp"
 #include "app/run/cluster.hpp"
 #include "app/run/devices.hpp"
@@ -20,6 +20,7 @@
 #include "app/run/isa.hpp"
 #include "app/run/progress.hpp"
 #include "app/run/report.hpp"
+#include "app/run/request_needs.hpp"
 #include "app/run/results.hpp"
 #include "app/run/shards.hpp"
 #include "app/run/stop.hpp"
@@ -221,7 +222,7 @@ class Job {
     std::int64_t all = 0;
     for (const io::Request& request : requests_) {
       if (!request.error.empty()) continue;
-      const std::int64_t pages = Batcher::pages_needed(request, batch_);
+      const std::int64_t pages = pages_needed(request, batch_);
       largest = std::max(largest, pages);
       all += pages;
     }

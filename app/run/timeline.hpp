@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "app/plan/schedule.hpp"
+#include "app/run/pass_tokens.hpp"
 #include "compute/backend.hpp"
 #include "compute/clock.hpp"
 #include "io/trace.hpp"
@@ -36,13 +37,6 @@ struct PhaseTimes {
   /// overlapped / min(compute, exchange); 1 where either is 0. Overlap efficiency, which needs both
   /// alone, is measured by perf/layers_bench.
   double overlapped_share() const;
-};
-
-/// What one pass did on one rank.
-struct PassTokens {
-  std::int64_t processed = 0;  ///< through the layers
-  std::int64_t prompt = 0;     ///< of these, tokens of prompts
-  std::int64_t generated = 0;
 };
 
 enum class Phase : std::uint8_t { prefill, decode };

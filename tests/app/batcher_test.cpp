@@ -1,4 +1,4 @@
-#include "app/run/batch.hpp"
+#include "app/run/batcher.hpp"
 
 #include <fmt/format.h>
 #include <gtest/gtest.h>
