@@ -6,6 +6,8 @@
 #include <utility>
 #include <vector>
 
+#include "app/plan/interval.hpp"
+
 namespace atl {
 
 struct RunOptions {
@@ -30,7 +32,7 @@ struct RunOptions {
   std::string dump_activations;  ///< layers: "all", or numbers with commas; empty: none
   std::string activations;       ///< file for them
   int max_sequences = 64;        ///< per rank at once
-  int step_tokens = 2048;        ///< per rank and step
+  int step_tokens = 2048;        ///< per rank and pass
   int min_chunk_tokens = 32;
   std::int64_t kv_tokens = 0;            ///< KV cache per rank in tokens; 0: from the requests
   double deadline = 300;                 ///< seconds without progress
@@ -45,11 +47,6 @@ struct RunOptions {
   std::vector<std::pair<std::string, std::string>> items() const;
 };
 
-/// How often something is done: after so many steps, or so many seconds; the other is 0.
-struct Interval {
-  std::int64_t steps = 0;
-  double seconds = 0;
-};
 /// Reads "200" or "200steps", "90s", "10m", "2h". Throws UsageError.
 Interval interval_of(const std::string& text);
 

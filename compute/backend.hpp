@@ -120,7 +120,7 @@ class Backend {
   virtual void load_weight(Weight weight, int layer, int local_expert,
                            const HostTensor& tensor) = 0;
 
-  /// Says that all weights are there; prepares what the first step would otherwise create.
+  /// Says that all weights are there; prepares what the first pass would otherwise create.
   virtual void finish_loading() = 0;
 
   virtual std::unique_ptr<Chunk> make_chunk() = 0;

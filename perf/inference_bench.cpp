@@ -3,7 +3,7 @@
 //   prefill  time of the whole forward pass against the time its GEMMs alone take (same shapes,
 //   same
 //            rows, same weights' sizes, measured right before and after it in the same process);
-//   decode   time of a step against the time to read the bytes it must read, at the memory
+//   decode   time of a pass against the time to read the bytes it must read, at the memory
 //   bandwidth
 //            measured before and after it by all ranks at once.
 //
@@ -28,7 +28,7 @@
 
 #include "app/model/init.hpp"
 #include "app/model/model_config.hpp"
-#include "app/run/batch.hpp"
+#include "app/run/batcher.hpp"
 #include "app/run/driver.hpp"
 #include "comm/communicator.hpp"
 #include "compute/cpu/gemm.hpp"
@@ -43,7 +43,7 @@ struct Sizes {
   int prompts = 4;  // per rank, prefill
   int prompt_tokens = 512;
   int sequences = 16;  // per rank, decode
-  int decode_steps = 16;
+  int decode_passes = 16;
   int chunks = 2;
   int repetitions = 7;
 };
@@ -81,11 +81,11 @@ class Bench {
     const int sequences = std::max(sizes_.sequences, sizes_.prompts);
     options.num_pages = sequences * (sizes_.prompt_tokens / page_tokens + 2);
     batch_.max_sequences = sequences;
-    batch_.max_step_tokens = sizes_.prompts * sizes_.prompt_tokens;
+    batch_.max_pass_tokens = sizes_.prompts * sizes_.prompt_tokens;
     batch_.max_chunks = sizes_.chunks;
     batch_.page_tokens = page_tokens;
     batch_.num_pages = options.num_pages;
-    options.max_chunk_tokens = batch_.max_step_tokens;
+    options.max_chunk_tokens = batch_.max_pass_tokens;
     backend_ = compute::make_cpu_backend(options);
     load(options.part);
     DriverOptions driver;
@@ -120,16 +120,16 @@ class Bench {
     return all;
   }
 
-  /// Runs one step if there is one; returns its seconds on this rank, or a negative number.
-  double step(Batcher& batcher) {
+  /// Runs one pass if there is one; returns its seconds on this rank, or a negative number.
+  double run_pass(Batcher& batcher) {
     const double begin = now_seconds();
     loads_.resize(static_cast<std::size_t>(world_.size()));
     world_.allgather_into(batcher.load(), std::span(loads_));
-    if (!batcher.next_step(loads_)) return -1;
-    timeline_.begin_step(batcher.has_prompt_tokens() ? Phase::prefill : Phase::decode,
+    if (!batcher.next_pass(loads_)) return -1;
+    timeline_.begin_pass(batcher.has_prompt_tokens() ? Phase::prefill : Phase::decode,
                          driver_->schedule(batcher.num_chunks()), begin, begin);
-    driver_->run_step(batcher);
-    timeline_.end_step(batcher.finish_step(0));
+    driver_->run_pass(batcher);
+    timeline_.end_pass(batcher.finish_pass(0));
     const double seconds = now_seconds() - begin;
     if (timeline_.full()) timeline_.flush(world_);
     return seconds;
@@ -176,8 +176,8 @@ class Bench {
     return now_seconds() - begin;
   }
 
-  /// Bytes of weights one decode step must read, and of keys and values at `context` tokens.
-  std::int64_t step_bytes(const std::vector<std::vector<std::int64_t>>& expert_rows,
+  /// Bytes of weights one decode pass must read, and of keys and values at `context` tokens.
+  std::int64_t pass_bytes(const std::vector<std::vector<std::int64_t>>& expert_rows,
                           std::int64_t context) const {
     const ModelShape& shape = config_.shape;
     std::int64_t bytes = 0;
@@ -286,7 +286,7 @@ void prefill(benchmark::State& state, Bench& bench) {
     Batcher batcher(requests, bench.batch_options(), bench.world().rank());
     bench.world().barrier();
     double seconds = 0;
-    for (double s = bench.step(batcher); s >= 0; s = bench.step(batcher)) seconds += s;
+    for (double s = bench.run_pass(batcher); s >= 0; s = bench.run_pass(batcher)) seconds += s;
     return bench.slowest(seconds);
   };
   bench.take_expert_rows();
@@ -312,24 +312,24 @@ void prefill(benchmark::State& state, Bench& bench) {
 
 void decode(benchmark::State& state, Bench& bench) {
   const Sizes& sizes = bench.sizes();
-  const auto requests = bench.requests(sizes.sequences, 1 + sizes.decode_steps);
+  const auto requests = bench.requests(sizes.sequences, 1 + sizes.decode_passes);
   double decode_s = 0;
   double ideal_s = 0;
   double bandwidth = 0;
   for (auto _ : state) {
     Batcher batcher(requests, bench.batch_options(), bench.world().rank());
     // Prompts first, untimed: they also bring every rank to the same number of sequences.
-    while (batcher.load().decoding < sizes.sequences) bench.step(batcher);
+    while (batcher.load().decoding < sizes.sequences) bench.run_pass(batcher);
     bandwidth = bench.memory_bandwidth();
     bench.take_expert_rows();
     double bytes = 0;
     double seconds = 0;
-    for (int i = 0; i < sizes.decode_steps; ++i) {
+    for (int i = 0; i < sizes.decode_passes; ++i) {
       bench.world().barrier();
-      seconds += bench.slowest(bench.step(batcher));
+      seconds += bench.slowest(bench.run_pass(batcher));
       const std::int64_t context = std::int64_t{sizes.sequences} * (sizes.prompt_tokens + i + 1);
       bytes +=
-          bench.slowest(static_cast<double>(bench.step_bytes(bench.take_expert_rows(), context)));
+          bench.slowest(static_cast<double>(bench.pass_bytes(bench.take_expert_rows(), context)));
     }
     bandwidth = (bandwidth + bench.memory_bandwidth()) / 2;
     const double ideal = bytes / bandwidth;
@@ -339,7 +339,7 @@ void decode(benchmark::State& state, Bench& bench) {
   }
   state.counters["memory_time_over_decode"] = ideal_s / decode_s;
   state.counters["memory_GB_per_s_per_rank"] = bandwidth / 1e9;
-  state.counters["tokens_per_s"] = static_cast<double>(sizes.sequences * sizes.decode_steps *
+  state.counters["tokens_per_s"] = static_cast<double>(sizes.sequences * sizes.decode_passes *
                                                        bench.world().size() * state.iterations()) /
                                    decode_s;
 }
@@ -362,7 +362,7 @@ int run(int argc, char** argv) {
                .prompts = 2,
                .prompt_tokens = 40,
                .sequences = 3,
-               .decode_steps = 4,
+               .decode_passes = 4,
                .chunks = 2,
                .repetitions = 1};
     } else if (argument.starts_with("--chunks=")) {

@@ -123,7 +123,7 @@ Driver::ChunkState& Driver::chunk_of(const Step& step) {
   return *chunks_[static_cast<std::size_t>(step.chunk)];
 }
 
-void Driver::run_step(Batcher& batch) {
+void Driver::run_pass(Batcher& batch) {
   prepare(batch);
   while (!steps_->all_completed()) {
     launch();
@@ -311,7 +311,7 @@ void Driver::say_where() {
   const auto& running = computing ? running_compute_ : running_exchange_;
   const Step& first = steps_->step(running.front().step);
   comm::watched::at(name_of(first.kind).data(), first.layer, first.chunk,
-                    computing ? Activity::stepping : Activity::waiting);
+                    computing ? Activity::computing : Activity::waiting);
   if (computing || !comm::watched::details_wanted() || idle_polls_ % 256 != 0) return;
   comm::watched::tell_details(awaited());
 }

@@ -7,9 +7,9 @@
 #include <vector>
 
 #include "app/config.hpp"
+#include "app/mode.hpp"
 #include "app/model/model_config.hpp"
 #include "app/plan/placement.hpp"
-#include "app/run/batch.hpp"
 #include "app/run/checkpoints.hpp"
 #include "app/run/cluster.hpp"
 #include "app/run/driver.hpp"
@@ -53,7 +53,7 @@ struct RequestSummary {
   std::int64_t refused = 0;
   std::int64_t failed = 0;            ///< their numbers were not finite
   std::int64_t resumed = 0;           ///< finished by an earlier run
-  std::vector<double> first_token_s;  ///< of each finished request, since the first step
+  std::vector<double> first_token_s;  ///< of each finished request, since the first pass
   std::vector<double> per_token_s;    ///< mean time per token after the first
   double perplexity = 0;              ///< scoring; 0 otherwise
   std::int64_t scored_tokens = 0;

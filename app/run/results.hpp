@@ -8,7 +8,9 @@
 #include <string>
 #include <vector>
 
-#include "app/run/batch.hpp"
+#include "app/mode.hpp"
+#include "app/plan/rank_load.hpp"
+#include "app/run/finished_request.hpp"
 #include "app/run/report.hpp"
 #include "app/run/shards.hpp"
 #include "comm/communicator.hpp"
@@ -32,7 +34,7 @@ std::vector<io::Request> broadcast_requests(const comm::Communicator& world,
                                             std::vector<io::Request> requests);
 
 /// The results of a run. Each rank writes the lines of its own finished requests; rank 0 takes them
-/// at the next step's start and appends them to the journal beside the output, from which the
+/// at the next pass's start and appends them to the journal beside the output, from which the
 /// output is made at the end, in the order of the input. Rank 0 alone, because the output may lie
 /// on a disk that the other nodes do not see.
 class ResultStore {

@@ -11,7 +11,7 @@
 #include "app/model/load.hpp"
 #include "app/model/model_config.hpp"
 #include "app/run/activations.hpp"
-#include "app/run/batch.hpp"
+#include "app/run/batcher.hpp"
 #include "app/run/checkpoints.hpp"
 #include "app/run/cluster.hpp"
 #include "app/run/devices.hpp"
@@ -20,6 +20,7 @@
 #include "app/run/isa.hpp"
 #include "app/run/progress.hpp"
 #include "app/run/report.hpp"
+#include "app/run/request_needs.hpp"
 #include "app/run/results.hpp"
 #include "app/run/shards.hpp"
 #include "app/run/stop.hpp"
@@ -192,8 +193,8 @@ class Job {
     batch_.mode = mode_;
     batch_.max_tokens = options_.max_tokens;
     batch_.max_sequences = std::min(options_.max_sequences, static_cast<int>(requests_.size()));
-    batch_.max_step_tokens = std::max(options_.step_tokens, batch_.max_sequences);
-    batch_.min_chunk_tokens = std::min(options_.min_chunk_tokens, batch_.max_step_tokens);
+    batch_.max_pass_tokens = std::max(options_.step_tokens, batch_.max_sequences);
+    batch_.min_chunk_tokens = std::min(options_.min_chunk_tokens, batch_.max_pass_tokens);
     batch_.max_chunks = options_.chunks;
     batch_.page_tokens = page_tokens;
     batch_.stop_token_ids = config_.stop_token_ids;
@@ -221,7 +222,7 @@ class Job {
     std::int64_t all = 0;
     for (const io::Request& request : requests_) {
       if (!request.error.empty()) continue;
-      const std::int64_t pages = Batcher::pages_needed(request, batch_);
+      const std::int64_t pages = pages_needed(request, batch_);
       largest = std::max(largest, pages);
       all += pages;
     }
@@ -249,7 +250,7 @@ class Job {
   }
 
   void set_backend_options() {
-    const auto chunk_rows = (batch_.max_step_tokens + options_.chunks - 1) / options_.chunks;
+    const auto chunk_rows = (batch_.max_pass_tokens + options_.chunks - 1) / options_.chunks;
     compute::BackendOptions& options = backend_options_;
     options.shape = config_.shape;
     options.dtype = dtype_;
@@ -257,7 +258,7 @@ class Job {
     options.num_threads = threads_;
     options.page_tokens = page_tokens;
     options.max_chunk_tokens =
-        std::min(batch_.max_step_tokens, std::max(chunk_rows + 1, 2 * batch_.min_chunk_tokens));
+        std::min(batch_.max_pass_tokens, std::max(chunk_rows + 1, 2 * batch_.min_chunk_tokens));
     options.num_chunks = options_.chunks;
     // All that the others send goes to this rank's experts.
     options.most_receive_rows =
@@ -304,28 +305,28 @@ class Job {
     std::vector<RankLoad> loads(static_cast<std::size_t>(world_.size()));
     const double start = now_seconds();
     double begin = start;
-    for (std::int64_t step = 0;; ++step) {
-      const double last_step_seconds = now_seconds() - begin;
+    for (std::int64_t pass = 0;; ++pass) {
+      const double last_pass_seconds = now_seconds() - begin;
       begin = now_seconds();
-      comm::watched::begin_step(step);
+      comm::watched::begin_pass(pass);
       world_.allgather_into(load_of_rank(), std::span(loads));
       const double agreed = now_seconds();
       results_.collect(loads);
       stop_if_asked(loads);
-      checkpoints_.advance(loads, checkpoint_source(), last_step_seconds);
-      if (!batcher_->next_step(loads)) break;
-      timeline_->begin_step(batcher_->has_prompt_tokens() ? Phase::prefill : Phase::decode,
+      checkpoints_.advance(loads, checkpoint_source(), last_pass_seconds);
+      if (!batcher_->next_pass(loads)) break;
+      timeline_->begin_pass(batcher_->has_prompt_tokens() ? Phase::prefill : Phase::decode,
                             driver_->schedule(batcher_->num_chunks()), begin, agreed);
-      driver_->run_step(*batcher_);
+      driver_->run_pass(*batcher_);
       if (dump_) dump_->write(*batcher_);
-      timeline_->end_step(batcher_->finish_step(now_seconds() - start));
+      timeline_->end_pass(batcher_->finish_pass(now_seconds() - start));
       results_.take(batcher_->finished());
       if (timeline_->full()) timeline_->flush(world_);
       std::int64_t left = batcher_->waiting_work();
       for (const RankLoad& load : loads) left += load.remaining_work;
       progress.update(total - left, now_seconds() - start);
     }
-    comm::watched::end_step();
+    comm::watched::end_pass();
     comm::watched::stage("the end", setup_deadlines * options_.deadline);
     checkpoints_.close();
     timeline_->flush(world_);

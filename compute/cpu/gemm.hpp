@@ -2,7 +2,7 @@
 // The CPU GEMMs: C [M, N] = A [M, K] * W^T with packed weights, rows independent of M.
 //
 // Rows run in tiles of at most 128; the rows of a last tile are rounded up to a class, so that a
-// handful of oneDNN primitives per shape, created before the first step, serve every M. A row's
+// handful of oneDNN primitives per shape, created before the first pass, serve every M. A row's
 // result does not depend on M, on its place in a tile, or on the number of threads.
 
 #include <array>

@@ -1,4 +1,4 @@
-// A chunk on the device: its buffers and what is uploaded for it before each step.
+// A chunk on the device: its buffers and what is uploaded for it before each pass.
 
 #include <algorithm>
 #include <cstring>

@@ -1,6 +1,6 @@
 // ranks: 1 2 5
 //
-// The step loop itself: nothing is allocated once it has warmed up.
+// The loop over passes: nothing is allocated once it has warmed up.
 #include <gtest/gtest.h>
 
 #include "app/model/init.hpp"
@@ -43,7 +43,7 @@ long allocations_in_decode(bool overlap, comm::TransportKind transport) {
   }
   BatchOptions batch;
   batch.max_sequences = 8;
-  batch.max_step_tokens = 256;
+  batch.max_pass_tokens = 256;
   batch.min_chunk_tokens = 2;
   batch.max_chunks = 3;
   batch.num_pages = 32;
@@ -67,19 +67,19 @@ long allocations_in_decode(bool overlap, comm::TransportKind transport) {
   Batcher batcher(requests, batch, world.rank());
   std::vector<RankLoad> loads(static_cast<std::size_t>(world.size()));
   counted::allocations = 0;
-  for (int step = 0; step < 50; ++step) {
-    counted::counting = step >= 10;  // prompts and the first tokens warm up
+  for (int pass = 0; pass < 50; ++pass) {
+    counted::counting = pass >= 10;  // prompts and the first tokens warm up
     world.allgather_into(batcher.load(), std::span(loads));
-    if (!batcher.next_step(loads)) break;
-    timeline.begin_step(Phase::decode, driver.schedule(batcher.num_chunks()), 0, 0);
-    driver.run_step(batcher);
-    timeline.end_step(batcher.finish_step(0));
+    if (!batcher.next_pass(loads)) break;
+    timeline.begin_pass(Phase::decode, driver.schedule(batcher.num_chunks()), 0, 0);
+    driver.run_pass(batcher);
+    timeline.end_pass(batcher.finish_pass(0));
     counted::counting = false;
   }
   return counted::allocations;
 }
 
-TEST(Driver, StepsDoNotAllocate) {
+TEST(Driver, PassesDoNotAllocate) {
   for (const bool overlap : {true, false}) {
     for (const auto transport : {comm::TransportKind::ialltoallv, comm::TransportKind::pairwise}) {
       EXPECT_EQ(allocations_in_decode(overlap, transport), 0)

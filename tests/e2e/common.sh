@@ -32,8 +32,9 @@ failed() {
   num_failed=$((num_failed + 1))
   printf 'FAILED: %s\n' "$*"
 }
-# Prints the end of what the last command said, for a failure's context.
-show_output() { tail -n 12 "$work/stdout" "$work/stderr" 2>/dev/null | sed 's/^/    /' || true; }
+# shellcheck disable=SC2120  # folders are given by scripts that source this one
+# show_output [FOLDER]: prints the end of what the last command there said, for a failure's context.
+show_output() { tail -n 12 "${1:-$work}/stdout" "${1:-$work}/stderr" 2>/dev/null | sed 's/^/    /' || true; }
 
 # Last line of every script: the count, and the exit code.
 finish() {
