@@ -3,6 +3,7 @@
 # executable of preset cpu is used.
 #   ATOLL          the executable
 #   ATOLL_SOURCE   the repository
+#   ATOLL_ALL      not empty: sweeps take all their cases instead of a part of them
 #   ATOLL_FAULT_LIBRARY   to be preloaded under ranks, for faults at exact calls of MPI (mpi_fault.cpp)
 set -euo pipefail
 
@@ -24,6 +25,10 @@ trap 'rm -rf "$work"' EXIT
 sample="$ATOLL_SOURCE/tests/data/sample-model"
 # shellcheck disable=SC2034
 fault_library="${ATOLL_FAULT_LIBRARY:-$ATOLL_SOURCE/build/cpu/tests/libmpi_fault.so}"
+
+all="${ATOLL_ALL:-}"
+# shellcheck disable=SC2034
+all_sweeps=$((${#all} > 0))
 
 num_passed=0
 num_failed=0
