@@ -7,7 +7,7 @@
 #include <memory>
 #include <optional>
 
-#include "app/model/inspect.hpp"
+#include "app/model/checked_config.hpp"
 #include "app/model/load.hpp"
 #include "app/model/model_config.hpp"
 #include "app/run/activations.hpp"
