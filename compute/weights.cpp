@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <array>
 #include <numeric>
 #include <utility>
@@ -91,6 +92,12 @@ std::vector<WeightInfo> weights_of(const ModelShape& shape) {
   top.vector(Weight::final_norm, Cut::none, {"model/norm", hidden});
   top.matrix(Weight::lm_head, Cut::none, hidden, {{"lm_head", shape.vocab}});
   return table;
+}
+
+std::int64_t Part::most_experts() const {
+  std::size_t most = 0;
+  for (const auto& of_layer : experts) most = std::max(most, of_layer.size());
+  return static_cast<std::int64_t>(most);
 }
 
 Part whole_model(const ModelShape& shape) {

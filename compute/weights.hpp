@@ -69,6 +69,9 @@ struct Part {
   std::vector<std::vector<std::int32_t>> experts;
   /// [num_experts]: position of an expert's rows in dispatch_send (experts of rank 0 first, ...).
   std::vector<std::int32_t> send_order;
+
+  /// In the layer with most of them.
+  std::int64_t most_experts() const;
 };
 
 /// The part of a rank that holds everything; rows are sent in the order of experts.

@@ -37,9 +37,10 @@ class Weights {
  public:
   explicit Weights(const ModelConfig& config) : dtype_(config.dtype) {
     const ModelShape& s = config.shape;
-    const std::int64_t hidden = s.hidden;
-    const std::int64_t largest = hidden * std::max({s.q_width() + 2 * s.kv_width(),
-                                                    s.moe_intermediate, vocab, s.num_experts});
+    std::int64_t largest = 0;
+    for (const compute::WeightInfo& info : compute::weights_of(s)) {
+      largest = std::max(largest, info.num_elements());
+    }
     bytes_.resize(static_cast<std::size_t>(largest + window * (2 * s.num_experts + 8)) *
                   size_of(dtype_));
     constexpr std::int64_t piece = 1 << 20;
@@ -47,7 +48,7 @@ class Weights {
 #pragma omp parallel for schedule(dynamic)
     for (std::int64_t first = 0; first < count; first += piece) {
       const std::int64_t n = std::min(piece, count - first);
-      fill_random(0, "gpu", first, 1.0 / std::sqrt(static_cast<double>(hidden)), dtype_,
+      fill_random(0, "gpu", first, 1.0 / std::sqrt(static_cast<double>(s.hidden)), dtype_,
                   std::span(bytes_).subspan(static_cast<std::size_t>(first) * size_of(dtype_),
                                             static_cast<std::size_t>(n) * size_of(dtype_)));
     }
@@ -70,29 +71,18 @@ class Weights {
 /// Gives a backend the weights of the layer.
 inline void load_layer(compute::Backend& backend, const ModelConfig& config,
                        const Weights& weights) {
-  using compute::Weight;
   const ModelShape& s = config.shape;
   require(s.activation == Activation::gelu_tanh && s.qk_norm == QkNorm::none,
           "the GPU benchmarks know presets with GELU and without norms of q and k");
+  const std::vector<float> ones(static_cast<std::size_t>(s.hidden), 1.0F);
   int place = 0;
-  const auto load = [&](Weight weight, int layer, int expert, std::int64_t rows,
-                        std::int64_t cols) {
-    backend.load_weight(weight, layer, expert, weights.matrix(place++, rows, cols));
+  const auto load = [&](const compute::WeightInfo& info, int, int local_expert) {
+    backend.load_weight(info.id, info.layer, local_expert,
+                        info.use == compute::Use::vector
+                            ? HostTensor{ones.data(), DType::float32, info.rows, info.cols}
+                            : weights.matrix(place++, info.rows, info.cols));
   };
-  std::vector<float> ones(static_cast<std::size_t>(s.hidden), 1.0F);
-  const HostTensor norm{ones.data(), DType::float32, 1, s.hidden};
-  load(Weight::embedding, -1, -1, s.vocab, s.hidden);
-  backend.load_weight(Weight::attention_norm, 0, -1, norm);
-  backend.load_weight(Weight::ffn_norm, 0, -1, norm);
-  backend.load_weight(Weight::final_norm, -1, -1, norm);
-  load(Weight::qkv, 0, -1, s.q_width() + 2 * s.kv_width(), s.hidden);
-  load(Weight::o, 0, -1, s.hidden, s.q_width());
-  load(Weight::router, 0, -1, s.num_experts, s.hidden);
-  for (int expert = 0; expert < s.num_experts; ++expert) {
-    load(Weight::up, 0, expert, s.moe_intermediate, s.hidden);
-    load(Weight::down, 0, expert, s.hidden, s.moe_intermediate);
-  }
-  load(Weight::lm_head, -1, -1, s.vocab, s.hidden);
+  compute::for_each_weight(s, compute::whole_model(s), load);
   backend.finish_loading();
 }
 

@@ -172,7 +172,7 @@ void add_pack(const comm::Communicator& world, int tokens, int hidden, bool tiny
   backend.num_pages = 1;
   backend.max_chunk_tokens = tokens;
   p->backend = compute::make_cpu_backend(backend);
-  model.load(*p->backend, placement.experts_of[0]);
+  model.load(*p->backend, backend.part);
   p->chunk = p->backend->make_chunk();
   p->tokens = model.requests(1).front().tokens;
   p->segment = {0, tokens, 0, p->page.data()};

@@ -79,7 +79,7 @@ class LayersBench {
     rows_.emplace(world_, model_, *std::make_unique<Batcher>(next_batch()));
     silent_ = std::make_unique<PacedBackend>(backend, *rows_, world_.rank());
     auto real = compute::make_cpu_backend(backend);
-    model_.load(*real, own_experts());
+    model_.load(*real, backend.part);
     backend_ = std::move(real);
     if (options.paced) pace_arithmetic();
     start_again();
@@ -264,9 +264,6 @@ class LayersBench {
     return driver;
   }
 
-  const std::vector<int>& own_experts() const {
-    return placement_.experts_of[static_cast<std::size_t>(world_.rank())];
-  }
   template <typename Pass>
   Measured measure_one(const Pass& pass) const {
     const CoreSeconds before = CoreSeconds::now();

@@ -243,10 +243,6 @@ class Job {
     if (fits(choice_, most)) backend_options_ = most;
   }
 
-  const std::vector<int>& local_experts() const {
-    return placement_.experts_of[static_cast<std::size_t>(world_.rank())];
-  }
-
   void set_backend_options() {
     const auto chunk_rows = (batch_.max_pass_tokens + options_.chunks - 1) / options_.chunks;
     compute::BackendOptions& options = backend_options_;
@@ -259,9 +255,9 @@ class Job {
         std::min(batch_.max_pass_tokens, std::max(chunk_rows + 1, 2 * batch_.min_chunk_tokens));
     options.num_chunks = options_.chunks;
     // All that the others send goes to this rank's experts.
-    const auto local = static_cast<std::int64_t>(local_experts().size());
-    options.most_receive_rows = std::int64_t{world_.size() - 1} * options.max_chunk_tokens *
-                                std::min<std::int64_t>(config_.shape.top_k, local);
+    options.most_receive_rows =
+        std::int64_t{world_.size() - 1} * options.max_chunk_tokens *
+        std::min<std::int64_t>(config_.shape.top_k, options.part.most_experts());
     // What an even routing brings, at least.
     options.receive_rows = std::min(options.most_receive_rows,
                                     std::int64_t{options.max_chunk_tokens} * config_.shape.top_k);

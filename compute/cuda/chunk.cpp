@@ -73,10 +73,7 @@ std::int64_t receive_bytes(std::int64_t rows, std::int64_t row_bytes) {
 
 std::int64_t inner_bytes(const BackendOptions& options, std::int64_t receive_rows) {
   if (!options.split_experts) return 0;
-  std::int64_t local = 0;
-  for (const auto& experts : options.part.experts) {
-    local = std::max(local, static_cast<std::int64_t>(experts.size()));
-  }
+  const std::int64_t local = options.part.most_experts();
   const std::int64_t rows =
       receive_rows + options.max_chunk_tokens * std::min<std::int64_t>(options.shape.top_k, local);
   // Each tile of rows begins aligned; an expert has a tile more than its full ones, and those of

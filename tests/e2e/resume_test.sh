@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # Runs that are killed, stopped by signals, or lose their disk: nothing hangs, no process stays, and
 # --resume gives the bytes of an uninterrupted run.
-#   ATOLL_KILLS   how many runs are killed, at moments of a printed seed (20)
+#   ATOLL_KILLS   how many runs are killed, at moments of a printed seed (8; 20 with ATOLL_ALL)
 #   ATOLL_SEED    that seed (the day's date)
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 command_limit=90
-kills="${ATOLL_KILLS:-20}"
+kills="${ATOLL_KILLS:-$((all_sweeps ? 20 : 8))}"
 seed="${ATOLL_SEED:-$(date +%Y%m%d)}"
 RANDOM=$((seed % 32768))
 
