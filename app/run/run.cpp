@@ -7,11 +7,12 @@
 #include <memory>
 #include <optional>
 
-#include "app/model/inspect.hpp"
+#include "app/model/checked_config.hpp"
 #include "app/model/load.hpp"
 #include "app/model/model_config.hpp"
 #include "app/run/activations.hpp"
 #include "app/run/batcher.hpp"
+#include "app/run/broadcast_requests.hpp"
 #include "app/run/checkpoints.hpp"
 #include "app/run/cluster.hpp"
 #include "app/run/devices.hpp"
@@ -40,13 +41,6 @@ constexpr int page_tokens = 64;
 constexpr int byte_vocab = 256;                   // ids are bytes
 constexpr std::size_t max_trace_events = 200000;  // per rank, about 100 bytes each on file
 constexpr double kv_share_of_free_memory = 0.4;
-
-DType activation_type(const std::string& wanted, DType on_file) {
-  if (wanted == "bfloat16") return DType::bfloat16;
-  if (wanted == "float16") return DType::float16;
-  if (wanted == "float32") return DType::float32;
-  return on_file;
-}
 
 /// Everything a job needs, set up in the order in which it can fail.
 class Job {
@@ -91,8 +85,8 @@ class Job {
               "ranks the same model file",
               options_.model, world_.rank());
     });
-    mode_ = options_.mode == "score" ? Mode::score : Mode::generate;
-    dtype_ = activation_type(options_.dtype, config_.dtype);
+    mode_ = options_.mode;
+    dtype_ = options_.dtype.value_or(config_.dtype);
   }
 
   void read_requests() {
@@ -133,7 +127,7 @@ class Job {
   /// After results_.open(): a resumed run computes as the run before did.
   void choose_isa() {
     if (choice_.cuda) {
-      if (options_.isa == "auto") return;
+      if (!options_.isa) return;
       throw comm::AgreedFailure("--isa is for CPUs, and this run takes CUDA; add --backend cpu", 2,
                                 root());
     }
@@ -301,7 +295,7 @@ class Job {
   void steps() {
     const std::int64_t total = batcher_->waiting_work();
     comm::watched::stage("the steps", options_.deadline);
-    Progress progress(root() ? options_.progress : "none", total);
+    Progress progress(root() ? options_.progress : ProgressStyle::none, total);
     std::vector<RankLoad> loads(static_cast<std::size_t>(world_.size()));
     const double start = now_seconds();
     double begin = start;
