@@ -10,6 +10,7 @@
 #include "app/model/inspect.hpp"
 #include "app/model/load.hpp"
 #include "app/model/model_config.hpp"
+#include "app/plan/memory.hpp"
 #include "app/run/activations.hpp"
 #include "app/run/batcher.hpp"
 #include "app/run/checkpoints.hpp"
@@ -39,7 +40,6 @@ namespace {
 constexpr int page_tokens = 64;
 constexpr int byte_vocab = 256;                   // ids are bytes
 constexpr std::size_t max_trace_events = 200000;  // per rank, about 100 bytes each on file
-constexpr double kv_share_of_free_memory = 0.4;
 
 DType activation_type(const std::string& wanted, DType on_file) {
   if (wanted == "bfloat16") return DType::bfloat16;
@@ -211,42 +211,30 @@ class Job {
     if (options_.kv_tokens > 0) return "as --kv-tokens says";
     if (choice_.cuda) return "what the memory of a GPU leaves beside the weights";
     const std::string& by = given_.mine.memory_by;
-    return fmt::format("{:.0f} % of its memory{}{}", kv_share_of_free_memory * 100,
+    return fmt::format("{:.0f} % of its memory{}{}", kv_share_of_host_memory * 100,
                        by.empty() ? "" : ", which is limited by ", by);
   }
 
   /// The same on all ranks: asked for, or what the requests can use and the memory allows.
   std::int64_t kv_pages() const {
     if (options_.kv_tokens > 0) return (options_.kv_tokens + page_tokens - 1) / page_tokens;
-    std::int64_t largest = 1;
-    std::int64_t all = 0;
+    std::vector<std::int64_t> pages;
     for (const io::Request& request : requests_) {
-      if (!request.error.empty()) continue;
-      const std::int64_t pages = pages_needed(request, batch_);
-      largest = std::max(largest, pages);
-      all += pages;
+      if (request.error.empty()) pages.push_back(pages_needed(request, batch_));
     }
-    // An even share and one large request more: ranks differ in what they were given.
-    const std::int64_t useful = std::max(largest, std::min(all, all / world_.size() + 2 * largest));
-    std::int64_t allowed = choice_.cuda
-                               ? automatic_pages(choice_, backend_options_, useful, largest)
-                               : std::min(useful, pages_in_host_memory());
+    const PagesWanted wanted = pages_wanted(pages, world_.size());
+    std::int64_t allowed =
+        choice_.cuda ? pages_on_device(backend_options_, choice_.share.memory_bytes, wanted)
+                     : pages_in_host_memory(backend_options_, given_.mine.memory_bytes, wanted);
     world_.allreduce(std::span(&allowed, 1), comm::Communicator::Reduce::min);
     return allowed;
   }
 
-  std::int64_t pages_in_host_memory() const {
-    const ModelShape& shape = config_.shape;
-    const std::int64_t page_bytes = std::int64_t{2} * page_tokens * shape.num_layers *
-                                    shape.kv_width() * static_cast<std::int64_t>(size_of(dtype_));
-    return static_cast<std::int64_t>(given_.mine.memory_bytes * kv_share_of_free_memory) /
-           page_bytes;
-  }
-
   /// Buffers for received rows never grow in a step, where memory is left beside all else.
   void reserve_for_any_routing() {
+    if (!choice_.cuda) return;
     const compute::BackendOptions most = for_any_routing(backend_options_);
-    if (fits(choice_, most)) backend_options_ = most;
+    if (fits_device(most, choice_.share.memory_bytes)) backend_options_ = most;
   }
 
   void set_backend_options() {
