@@ -15,6 +15,8 @@
 
 #include "app/model/init.hpp"
 #include "app/model/model_config.hpp"
+#include "app/plan/expert_rows.hpp"
+#include "app/plan/placement.hpp"
 #include "compute/backend.hpp"
 #include "compute/error.hpp"
 
@@ -138,14 +140,11 @@ class Passage {
   compute::Event experts() {
     const std::size_t row_bytes =
         static_cast<std::size_t>(config_.shape.hidden) * size_of(config_.dtype);
+    rows_known_.packed(chunk_->packed_counts);
+    rows_known_.blocks(expert_blocks_);
     blocks_.clear();
-    std::size_t offset = 0;
-    for (int expert = 0; expert < config_.shape.num_experts; ++expert) {
-      const std::int32_t rows = chunk_->packed_counts[static_cast<std::size_t>(expert)];
-      if (rows == 0) continue;
-      blocks_.push_back({expert, rows, static_cast<std::byte*>(chunk_->dispatch_send) + offset,
-                         static_cast<std::byte*>(chunk_->combine_recv) + offset});
-      offset += static_cast<std::size_t>(rows) * row_bytes;
+    for (const ExpertBlock& block : expert_blocks_) {
+      blocks_.push_back(row_block(block, *chunk_, row_bytes));
     }
     return backend_.experts(*chunk_, 0, blocks_);
   }
@@ -177,6 +176,8 @@ class Passage {
   std::vector<std::int32_t> tokens_, rows_;
   std::vector<compute::Segment> segments_;
   std::vector<std::vector<std::int32_t>> pages_;
+  ExpertRows rows_known_{contiguous_placement(config_.shape.num_experts, 1), 0};
+  std::vector<ExpertBlock> expert_blocks_;
   std::vector<compute::RowBlock> blocks_;
 };
 

@@ -56,7 +56,7 @@ class LayersBench {
       : world_(world),
         options_(options),
         topology_(comm::discover_topology(world)),
-        transport_(comm::choose_transport(world, options.transport)),
+        transport_(comm::choose_transport(world, comm::transport_named(options.transport))),
         placement_(contiguous_placement(options.experts, world.size())),
         model_(options, topology_, placement_.rank_of),
         requests_(model_.requests(world.size())),

@@ -94,10 +94,12 @@ class NoMessages final : public ChunkMoves {
     const ModelShape& shape = model.shape();
     if (index >= rows.num_chunks()) return;  // the pass has fewer
     std::vector<ExpertRows> known;
+    comm::RowMove move(placement.num_ranks());
     std::int64_t most = 0;
     for (int layer = 0; layer < shape.num_layers; ++layer) {
       known.push_back(rows.known_to(rank, layer, index, placement));
-      most = std::max(most, known.back().rows_received());
+      known.back().plan_receives(move);
+      most = std::max(most, move.rows_received());
     }
     chunk.reserve_receive(most);
     fill(shape, chunk.dispatch_recv, most);

@@ -86,7 +86,7 @@ bool Checkpoints::try_checkpoint(const std::string& path, const std::vector<io::
                   c.head_dim == shape.head_dim && c.dtype == dtype,
               "cannot read {}: its keys have another shape than the model's", path);
       for (const auto& s : c.sequences) {
-        require_possible(s, requests, options_.mode == "score", path);
+        require_possible(s, requests, options_.mode == Mode::score, path);
       }
       reader_->verify(static_cast<std::size_t>(world_.rank()),
                       static_cast<std::size_t>(world_.size()));

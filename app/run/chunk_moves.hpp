@@ -28,10 +28,6 @@ struct Traffic {
   std::int64_t receive_growths = 0;            ///< times that device memory was taken within a pass
 };
 
-/// Where the rows of `block` lie in the buffers of `chunk`, and where their results go.
-compute::RowBlock row_block(const ExpertBlock& block, const compute::Chunk& chunk,
-                            std::size_t row_bytes);
-
 /// The driver posts a message step once what it needs is there, polls until it is done, and asks
 /// for the blocks when the experts run. Benchmarks have others than the one over MPI.
 class ChunkMoves {

@@ -11,8 +11,10 @@
 #include "app/plan/placement.hpp"
 #include "app/plan/ready.hpp"
 #include "app/plan/schedule.hpp"
+#include "app/run/back_off.hpp"
 #include "app/run/batcher.hpp"
 #include "app/run/chunk_moves.hpp"
+#include "app/run/head_step.hpp"
 #include "app/run/timeline.hpp"
 #include "compute/backend.hpp"
 
@@ -58,18 +60,15 @@ class Driver {
     double posted;  // messages
   };
 
-  void make_schedules();
   void prepare(Batcher& batch);
   void launch();
   Running launch_compute(std::int32_t step);
   compute::Event save_x(const Step& step, const compute::Chunk& chunk, compute::Event last);
-  compute::Event launch_head(ChunkState& state);
   ChunkState& chunk_of(const Step& step);
   bool poll();
   bool poll_compute();
   bool poll_exchanges();
   void record_intervals(const Running& running);
-  void back_off();
   void say_where();
   std::string awaited();
 
@@ -89,7 +88,7 @@ class Driver {
   std::vector<Running> running_compute_;  // in order of their launch
   std::vector<Running> running_exchange_;
   comm::Poller poller_;
-  int idle_polls_ = 0;
+  BackOff back_off_;
 };
 
 }  // namespace atl

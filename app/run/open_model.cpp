@@ -1,25 +1,14 @@
 #include "app/run/open_model.hpp"
 
-#include "app/model/inspect.hpp"
+#include "app/model/checked_config.hpp"
 #include "compute/error.hpp"
 
 namespace atl {
 
-namespace {
-
-DType activation_type(const std::string& wanted, DType on_file) {
-  if (wanted == "bfloat16") return DType::bfloat16;
-  if (wanted == "float16") return DType::float16;
-  if (wanted == "float32") return DType::float32;
-  return on_file;
-}
-
-}  // namespace
-
-OpenModel::OpenModel(const std::string& path, const std::string& wanted)
+OpenModel::OpenModel(const std::string& path, std::optional<DType> wanted)
     : file(std::make_unique<io::ModelFileReader>(path)),
       config(checked_config(*file)),
-      dtype(activation_type(wanted, config.dtype)) {}
+      dtype(wanted.value_or(config.dtype)) {}
 
 void OpenModel::require_same(const comm::Communicator& world, const std::string& path) const {
   const std::uint64_t identity = file->identity();

@@ -2,6 +2,7 @@
 // The model of a run, as its file says.
 
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "app/model/model_config.hpp"
@@ -13,7 +14,7 @@ namespace atl {
 struct OpenModel {
   OpenModel() = default;
   /// `dtype` is --dtype. Throws Error when the file cannot be read or is none.
-  OpenModel(const std::string& path, const std::string& dtype);
+  OpenModel(const std::string& path, std::optional<DType> dtype);
 
   /// Collective. Throws Error where a rank reads another file.
   void require_same(const comm::Communicator& world, const std::string& path) const;

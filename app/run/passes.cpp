@@ -60,7 +60,7 @@ void Passes::open_dump(DriverOptions& driver) {
 void Passes::run() {
   const std::int64_t total = batcher_->waiting_work();
   comm::watched::stage("the steps", in_.options.deadline);
-  Progress progress(root() ? in_.options.progress : "none", total);
+  Progress progress(root() ? in_.options.progress : ProgressStyle::none, total);
   const double start = now_seconds();
   double begin = start;
   for (std::int64_t pass = 0;; ++pass) {

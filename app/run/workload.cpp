@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "app/run/broadcast_requests.hpp"
 #include "app/run/isa.hpp"
 #include "app/run/request_needs.hpp"
 #include "app/run/written_files.hpp"
@@ -22,7 +23,7 @@ Workload::Workload(const comm::Communicator& world, const RunOptions& options)
       checkpoints(world, options),
       world_(world),
       options_(options),
-      mode_(options.mode == "score" ? Mode::score : Mode::generate) {
+      mode_(options.mode) {
   if (!options.shard.empty()) shard_ = shard_of(options.shard);
 }
 
@@ -68,7 +69,7 @@ void Workload::read_files(const ModelShape& shape) {
 /// After results.open(): a resumed run computes as the run before did.
 void Workload::choose_isa() {
   if (arithmetic_.backend == "cuda") {
-    if (options_.isa == "auto") return;
+    if (!options_.isa) return;
     throw comm::AgreedFailure("--isa is for CPUs, and this run takes CUDA; add --backend cpu", 2,
                               root());
   }

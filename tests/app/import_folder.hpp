@@ -14,6 +14,7 @@
 #include <utility>
 #include <vector>
 
+#include "app/model/checked_config.hpp"
 #include "app/model/import.hpp"
 #include "app/model/inspect.hpp"
 #include "app/model/model_config.hpp"

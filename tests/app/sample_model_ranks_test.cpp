@@ -112,22 +112,22 @@ TEST(SampleModel, ScoresAgreeWithTheOracle) {
     }
     EXPECT_GT(expected.size(), 3U);
   }
-  for (const char* dtype : {"bfloat16", "float32"}) {
+  for (const DType dtype : {DType::bfloat16, DType::float32}) {
     RunOptions options;
     options.model = work / "model.h5";
     options.input = data + "heldout.jsonl";
     options.output = work / "results.jsonl";
-    options.mode = "score";
+    options.mode = Mode::score;
     options.dtype = dtype;
     options.chunks = 3;
     options.threads = 1;
-    options.progress = "none";
+    options.progress = ProgressStyle::none;
     run_job(world, options);
     if (world.rank() != 0) continue;
     const Comparison c = compare(read_results(options.output), expected);
-    std::printf("%s: mean |difference| %.2g, largest %.2g, perplexity ratio %.5f\n", dtype,
-                c.mean_difference, c.largest_difference, c.perplexity_ratio);
-    if (std::string(dtype) == "bfloat16") {
+    std::printf("%s: mean |difference| %.2g, largest %.2g, perplexity ratio %.5f\n",
+                name_of(dtype).data(), c.mean_difference, c.largest_difference, c.perplexity_ratio);
+    if (dtype == DType::bfloat16) {
       EXPECT_LT(c.mean_difference, 0.02);
       EXPECT_NEAR(c.perplexity_ratio, 1.0, 0.005);
     } else {

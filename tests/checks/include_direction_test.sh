@@ -18,7 +18,7 @@ report() {
 posix='unistd|fcntl|sched|signal|poll|pthread|strings|time|link|ifaddrs|cpuid'
 everywhere="[a-z_]+|(sys|net|netinet)/[a-z]+\\.h|($posix)\\.h|fmt/[a-z]+\\.h"
 own='[a-z_0-9]+\.hpp'
-rooms="app             (app|app/model|app/plan|app/run|comm|comm/transports|compute|io)/$own|CLI/CLI\\.hpp
+rooms="app             (app|app/model|app/plan|app/run|comm|comm/transports|compute|io)/$own|compute/cpu/isa\\.hpp|CLI/CLI\\.hpp
 app/model       (app/model|comm|compute|io)/$own|nlohmann/json\\.hpp
 app/plan        (app/plan|compute)/$own|comm/row_move\\.hpp
 app/run         (app|app/model|app/plan|app/run|comm|comm/transports|compute|io)/$own|nlohmann/json\\.hpp|compute/cpu/isa\\.hpp|compute/cuda/backend\\.hpp

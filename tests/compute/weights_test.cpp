@@ -1,4 +1,4 @@
-// The table of weights against what model files have always had, and parts against the whole.
+// The table of weights, and ranks' parts against the whole.
 #include "compute/weights.hpp"
 
 #include <gtest/gtest.h>
@@ -10,117 +10,16 @@
 #include <vector>
 
 #include "app/model/model_config.hpp"
-#include "app/model/tensors.hpp"
 #include "app/plan/placement.hpp"
+#include "tests/tiny_model.hpp"
 
 namespace atl::compute {
 namespace {
 
-using Shape = std::vector<std::int64_t>;
-
-/// Two layers, the first dense; every width is another number.
-ModelConfig small_model(Activation activation, QkNorm norm) {
-  ModelConfig config;
-  ModelShape& s = config.shape;
-  s.hidden = 24;
-  s.num_layers = 2;
-  s.num_heads = 5;
-  s.num_kv_heads = 1;
-  s.head_dim = 6;
-  s.intermediate = 40;
-  s.moe_intermediate = 16;
-  s.num_experts = 3;
-  s.top_k = 2;
-  s.vocab = 100;
-  s.activation = activation;
-  s.qk_norm = norm;
-  s.layer_is_dense = {true, false};
-  return config;
-}
-
-struct OnFile {
-  std::string path;
-  Shape shape;
-  bool operator==(const OnFile&) const = default;
-};
-
-std::ostream& operator<<(std::ostream& out, const OnFile& dataset) {
-  out << dataset.path;
-  for (const std::int64_t extent : dataset.shape) out << ' ' << extent;
-  return out;
-}
-
-std::vector<OnFile> on_file(const ModelConfig& config) {
-  std::vector<OnFile> datasets;
-  for (const TensorInfo& tensor : tensors_of(config)) {
-    datasets.push_back({tensor.path, tensor.shape});
-  }
-  return datasets;
-}
-
-TEST(WeightsOf, IsWhatModelFilesHave) {
-  const std::string dense = "/model/layers/0/";
-  const std::string moe = "/model/layers/1/";
-  const std::vector<OnFile> expected = {
-      {"/model/embed_tokens/weight", {100, 24}},
-      {dense + "input_layernorm/weight", {24}},
-      {dense + "self_attn/q_proj/weight", {30, 24}},
-      {dense + "self_attn/k_proj/weight", {6, 24}},
-      {dense + "self_attn/v_proj/weight", {6, 24}},
-      {dense + "self_attn/o_proj/weight", {24, 30}},
-      {dense + "self_attn/q_norm/weight", {6}},
-      {dense + "self_attn/k_norm/weight", {6}},
-      {dense + "post_attention_layernorm/weight", {24}},
-      {dense + "mlp/gate_proj/weight", {40, 24}},
-      {dense + "mlp/up_proj/weight", {40, 24}},
-      {dense + "mlp/down_proj/weight", {24, 40}},
-      {moe + "input_layernorm/weight", {24}},
-      {moe + "self_attn/q_proj/weight", {30, 24}},
-      {moe + "self_attn/k_proj/weight", {6, 24}},
-      {moe + "self_attn/v_proj/weight", {6, 24}},
-      {moe + "self_attn/o_proj/weight", {24, 30}},
-      {moe + "self_attn/q_norm/weight", {6}},
-      {moe + "self_attn/k_norm/weight", {6}},
-      {moe + "post_attention_layernorm/weight", {24}},
-      {moe + "mlp/gate/weight", {3, 24}},
-      {moe + "mlp/experts/gate_proj/weight", {3, 16, 24}},
-      {moe + "mlp/experts/up_proj/weight", {3, 16, 24}},
-      {moe + "mlp/experts/down_proj/weight", {3, 24, 16}},
-      {"/model/norm/weight", {24}},
-      {"/lm_head/weight", {100, 24}},
-  };
-  ModelConfig config = small_model(Activation::swiglu, QkNorm::per_head);
-  EXPECT_EQ(on_file(config), expected);
-  for (const TensorInfo& tensor : tensors_of(config)) {
-    EXPECT_EQ(tensor.per_expert, tensor.path.find("/experts/") != std::string::npos) << tensor.path;
-  }
-
-  config.shape.qk_norm = QkNorm::whole_row;
-  std::vector<OnFile> others = expected;
-  for (const std::size_t layer : {0, 11}) {
-    others[layer + 6].shape = {30};
-    others[layer + 7].shape = {6};
-  }
-  EXPECT_EQ(on_file(config), others);
-
-  config = small_model(Activation::gelu_tanh, QkNorm::none);
-  config.tie_word_embeddings = true;
-  others.clear();
-  for (const OnFile& dataset : expected) {
-    const bool absent = dataset.path.find("gate_proj") != std::string::npos ||
-                        dataset.path.find("_norm/") != std::string::npos ||
-                        dataset.path == "/lm_head/weight";
-    if (!absent) others.push_back(dataset);
-  }
-  EXPECT_EQ(on_file(config), others);
-}
-
-std::vector<std::pair<std::string, ModelShape>> shapes() {
-  std::vector<std::pair<std::string, ModelShape>> all;
-  for (const std::string& name : preset_names()) all.emplace_back(name, preset(name).shape);
-  for (const QkNorm norm : {QkNorm::none, QkNorm::per_head, QkNorm::whole_row}) {
-    all.emplace_back("swiglu", small_model(Activation::swiglu, norm).shape);
-  }
+/// Those of the presets and of every kind of model that backends support.
+std::vector<testing::ModelKind> shapes() {
+  std::vector<testing::ModelKind> all = testing::model_kinds();
+  for (const std::string& name : preset_names()) all.push_back({name, preset(name).shape});
   return all;
 }
 
@@ -170,6 +69,10 @@ TEST(WeightsOf, CutsFallBetweenHeadsAndInsideMlps) {
       const bool of_mlp =
           info.id == Weight::gate || info.id == Weight::up || info.id == Weight::down;
       EXPECT_EQ(info.cut == Cut::inner_rows || info.cut == Cut::inner_columns, of_mlp) << name;
+      const bool of_rows_norm = shape.qk_norm == QkNorm::whole_row &&
+                                (info.id == Weight::q_norm || info.id == Weight::k_norm);
+      const bool of_heads = info.id == Weight::qkv || info.id == Weight::o || of_rows_norm;
+      EXPECT_EQ(info.cut != Cut::none, of_mlp || of_heads) << name << name_of(info.id);
     }
   }
 }
@@ -206,13 +109,13 @@ TEST(ForEachWeight, RanksTogetherHaveEachExpertOnceAndAllElseEach) {
 }
 
 TEST(ForEachWeight, LocalNumbersFollowThePlacement) {
-  const ModelShape shape = small_model(Activation::swiglu, QkNorm::none).shape;
+  const ModelShape shape = testing::tiny_shape();
   const Placement placement = contiguous_placement(shape.num_experts, 2);
   const Part second = placement.part_of(1, shape);
   EXPECT_EQ(second.send_order, placement.send_order);
   for_each_weight(shape, second, [&](const WeightInfo& info, int expert, int local_expert) {
-    EXPECT_EQ(expert, info.per_expert ? 2 : -1);
-    EXPECT_EQ(local_expert, info.per_expert ? 0 : -1);
+    EXPECT_EQ(expert, info.per_expert ? 3 + local_expert : -1) << name_of(info.id);
+    EXPECT_EQ(local_expert >= 0, info.per_expert) << name_of(info.id);
   });
 }
 
