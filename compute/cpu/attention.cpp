@@ -23,8 +23,8 @@ void CpuLayers::project(CpuChunk& chunk, const CpuLayer& weights) {
   const int qkv_width = shape_.q_width() + 2 * shape_.kv_width();
   for (std::int64_t t = 0; t < num_tokens; t += tile_rows) {
     const std::int64_t rows = std::min<std::int64_t>(tile_rows, num_tokens - t);
-    norm(row(chunk.x, t, shape_.hidden), weights.attention_norm, in_.data(), rows);
-    gemm_.run(weights.qkv, in_.data(), rows, row(chunk.qkv, t, qkv_width),
+    norm(row(chunk.memory.x, t, shape_.hidden), weights.attention_norm, work_.in.data(), rows);
+    gemm_.run(weights.qkv, work_.in.data(), rows, row(chunk.memory.qkv, t, qkv_width),
               Gemm::Output::activation);
   }
 }
@@ -33,9 +33,9 @@ void CpuLayers::output(CpuChunk& chunk, const CpuLayer& weights) {
   const std::int64_t num_tokens = chunk.num_tokens();
   for (std::int64_t t = 0; t < num_tokens; t += tile_rows) {
     const std::int64_t rows = std::min<std::int64_t>(tile_rows, num_tokens - t);
-    gemm_.run(weights.o, row(chunk.context, t, shape_.q_width()), rows, out_.data(),
+    gemm_.run(weights.o, row(chunk.memory.context, t, shape_.q_width()), rows, work_.out.data(),
               Gemm::Output::activation);
-    add(row(chunk.x, t, shape_.hidden), out_.data(), rows);
+    add(row(chunk.memory.x, t, shape_.hidden), work_.out.data(), rows);
   }
 }
 
@@ -51,13 +51,13 @@ void CpuLayers::rotate_and_store(CpuChunk& chunk, int layer) {
   const CpuLayer& weights = layers_[static_cast<std::size_t>(layer)];
   RopeArgs args;
   args.layout = layout_;
-  args.tables = {rope_coarse_.as<double>(), rope_fine_.as<double>()};
+  args.tables = {work_.rope_coarse.as<double>(), work_.rope_fine.as<double>()};
   args.norm = shape_.qk_norm;
   args.q_norm = weights.q_norm.as<float>();
   args.k_norm = weights.k_norm.as<float>();
   args.eps = shape_.rms_eps;
-  args.qkv = chunk.qkv.data();
-  args.kv = kv_[static_cast<std::size_t>(layer)].data();
+  args.qkv = chunk.memory.qkv.data();
+  args.kv = kv_.layers[static_cast<std::size_t>(layer)].data();
   args.positions = positions_.data();
   args.pages = pages_.data();
   parallel_ranges(
@@ -68,8 +68,8 @@ void CpuLayers::rotate_and_store(CpuChunk& chunk, int layer) {
 void CpuLayers::attend(CpuChunk& chunk, int layer) {
   tasks_.clear();
   for (const Segment& segment : chunk.segments) {
-    for (int first = 0; first < segment.num_rows; first += attend_rows_) {
-      tasks_.push_back({&segment, first, std::min(attend_rows_, segment.num_rows - first)});
+    for (int first = 0; first < segment.num_rows; first += work_.attend_rows) {
+      tasks_.push_back({&segment, first, std::min(work_.attend_rows, segment.num_rows - first)});
     }
   }
   const int num_kv_heads = shape_.num_kv_heads;
@@ -79,15 +79,15 @@ void CpuLayers::attend(CpuChunk& chunk, int layer) {
     const std::int64_t first_row = task.segment->first_row + task.first_row;
     AttendArgs args;
     args.layout = layout_;
-    args.qkv = row(chunk.qkv, first_row, qkv_width);
+    args.qkv = row(chunk.memory.qkv, first_row, qkv_width);
     args.qkv_stride = qkv_width;
-    args.out = row(chunk.context, first_row, shape_.q_width());
-    args.kv = kv_[static_cast<std::size_t>(layer)].data();
+    args.out = row(chunk.memory.context, first_row, shape_.q_width());
+    args.kv = kv_.layers[static_cast<std::size_t>(layer)].data();
     args.pages = task.segment->pages;
     args.num_rows = task.num_rows;
     args.first_position = task.segment->first_position + task.first_row;
     args.kv_head = static_cast<int>(index % num_kv_heads);
-    args.scratch = attend_scratch_.as<float>() + thread * scratch_floats_;
+    args.scratch = work_.attend_scratch.as<float>() + thread * work_.scratch_floats;
     kernels_.attend(args);
   };
   const std::int64_t count = static_cast<std::int64_t>(tasks_.size()) * num_kv_heads;

@@ -76,10 +76,10 @@ void scatter(std::span<const RowBlock> blocks, const Tile& tile, std::int64_t ro
 void CpuLayers::mlp_up(const CpuMlp& mlp, int width, const void* in, int rows, void* inner) {
   const bool swiglu = shape_.activation == Activation::swiglu;
   if (swiglu) gemm_.run(mlp.up, in, rows, inner, Gemm::Output::activation);
-  gemm_.run(swiglu ? mlp.gate : mlp.up, in, rows, inner_float_.data(), Gemm::Output::float32);
+  gemm_.run(swiglu ? mlp.gate : mlp.up, in, rows, work_.inner_float.data(), Gemm::Output::float32);
   parallel_ranges(options_.num_threads, rows, grain_rows(width),
                   [&](std::int64_t begin, std::int64_t end, int) {
-                    const float* from = inner_float_.as<float>() + begin * width;
+                    const float* from = work_.inner_float.as<float>() + begin * width;
                     char* to = row(inner, begin, width);
                     const std::int64_t count = (end - begin) * width;
                     if (swiglu) {
@@ -94,10 +94,11 @@ void CpuLayers::mlp(CpuChunk& chunk, int layer) {
   const CpuLayer& weights = layers_[static_cast<std::size_t>(layer)];
   for (std::int64_t t = 0; t < chunk.num_tokens(); t += tile_rows) {
     const int rows = static_cast<int>(std::min<std::int64_t>(tile_rows, chunk.num_tokens() - t));
-    norm(row(chunk.x, t, shape_.hidden), weights.ffn_norm, in_.data(), rows);
-    mlp_up(weights.dense, shape_.intermediate, in_.data(), rows, inner_.data());
-    gemm_.run(weights.dense.down, inner_.data(), rows, out_.data(), Gemm::Output::activation);
-    add(row(chunk.x, t, shape_.hidden), out_.data(), rows);
+    norm(row(chunk.memory.x, t, shape_.hidden), weights.ffn_norm, work_.in.data(), rows);
+    mlp_up(weights.dense, shape_.intermediate, work_.in.data(), rows, work_.inner.data());
+    gemm_.run(weights.dense.down, work_.inner.data(), rows, work_.out.data(),
+              Gemm::Output::activation);
+    add(row(chunk.memory.x, t, shape_.hidden), work_.out.data(), rows);
   }
 }
 
@@ -115,14 +116,14 @@ void CpuLayers::experts(CpuChunk& chunk, int layer, std::span<const RowBlock> bl
   std::int64_t first = 0;  // row of chunk.inner
   for_tiles(blocks, [&](const Tile& tile) {
     const CpuMlp& expert = weights.experts[static_cast<std::size_t>(tile.expert)];
-    void* const inner = all ? inner_.data() : row(chunk.inner, first, width);
+    void* const inner = all ? work_.inner.data() : row(chunk.inner, first, width);
     if (all || part == ExpertPart::up) {
-      gather(blocks, tile, row_bytes, in_.data());
-      mlp_up(expert, width, in_.data(), tile.rows, inner);
+      gather(blocks, tile, row_bytes, work_.in.data());
+      mlp_up(expert, width, work_.in.data(), tile.rows, inner);
     }
     if (all || part == ExpertPart::down) {
-      gemm_.run(expert.down, inner, tile.rows, out_.data(), Gemm::Output::activation);
-      scatter(blocks, tile, row_bytes, out_.data());
+      gemm_.run(expert.down, inner, tile.rows, work_.out.data(), Gemm::Output::activation);
+      scatter(blocks, tile, row_bytes, work_.out.data());
     }
     first += tile.rows;
   });

@@ -50,11 +50,11 @@ struct Gemm::Primitive {
   dnnl::memory a;
   dnnl::memory c;
   dnnl::memory scratchpad;
-  std::size_t scratchpad_bytes = 0;
 };
 
 /// Primitives of one (n, k), by output and row class.
 struct PackedWeight::Shape {
+  std::array<bool, 2> prepared = {};
   std::array<std::array<std::unique_ptr<Gemm::Primitive>, row_classes.size()>, 2> primitives;
 };
 
@@ -75,6 +75,20 @@ PackedWeight::Shape& Gemm::shape_of(int n, int k) {
   return *shape;
 }
 
+dnnl::memory::desc Gemm::layout_of(int n, int k) const {
+  const Type type = operand_type(dtype_, path_);
+  return describe(engine_, tile_rows, n, k, type, type, dnnl::memory::desc({k, n}, type, Tag::any))
+      .weights_desc();
+}
+
+std::int64_t Gemm::packed_bytes(int n, int k) const {
+  if (path_ != GemmPath::float32_panels) {
+    return static_cast<std::int64_t>(layout_of(n, k).get_size());
+  }
+  const std::int64_t panels = (n + panel_columns - 1) / panel_columns;
+  return panels * k * panel_columns * static_cast<std::int64_t>(sizeof(float));
+}
+
 PackedWeight Gemm::pack(const void* weight, int n, int k) {
   PackedWeight packed;
   packed.k_ = k;
@@ -89,9 +103,7 @@ PackedWeight Gemm::pack(const void* weight, int n, int k) {
     operand = converted.data();
   }
   if (path_ == GemmPath::float32_panels) {
-    const int panels = (n + panel_columns - 1) / panel_columns;
-    packed.buffer_ =
-        AlignedBuffer(static_cast<std::size_t>(panels) * k * panel_columns * sizeof(float));
+    packed.buffer_ = AlignedBuffer(static_cast<std::size_t>(packed_bytes(n, k)));
     const auto* from = static_cast<const float*>(operand);
     auto* to = packed.buffer_.as<float>();
     for (std::int64_t row = 0; row < n; ++row) {
@@ -101,10 +113,9 @@ PackedWeight Gemm::pack(const void* weight, int n, int k) {
     return packed;
   }
   const Type type = operand_type(dtype_, path_);
-  const auto favourite =
-      describe(engine_, tile_rows, n, k, type, type, dnnl::memory::desc({k, n}, type, Tag::any));
-  packed.buffer_ = AlignedBuffer(favourite.weights_desc().get_size());
-  packed.memory_ = dnnl::memory(favourite.weights_desc(), engine_, packed.buffer_.data());
+  const dnnl::memory::desc layout = layout_of(n, k);
+  packed.buffer_ = AlignedBuffer(layout.get_size());
+  packed.memory_ = dnnl::memory(layout, engine_, packed.buffer_.data());
   dnnl::memory plain({{k, n}, type, Tag::ba}, engine_, const_cast<void*>(operand));
   dnnl::reorder(plain, packed.memory_).execute(stream_, plain, packed.memory_);
   stream_.wait();
@@ -121,28 +132,44 @@ std::unique_ptr<Gemm::Primitive> Gemm::create(const PackedWeight& weight, Output
   primitive->a = dnnl::memory(description.src_desc(), engine_, nullptr);
   primitive->c = dnnl::memory(description.dst_desc(), engine_, nullptr);
   primitive->scratchpad = dnnl::memory(description.scratchpad_desc(), engine_, nullptr);
-  primitive->scratchpad_bytes = description.scratchpad_desc().get_size();
   return primitive;
 }
 
-void Gemm::prepare(const PackedWeight& weight, Output output) {
+Gemm::Buffers Gemm::widened(Buffers buffers, int n, int k, Output output) const {
   if (path_ != GemmPath::native) {
-    const auto grow = [](AlignedBuffer& buffer, std::int64_t floats) {
-      const auto bytes = floats * static_cast<std::int64_t>(sizeof(float));
-      if (buffer.bytes() < bytes) buffer = AlignedBuffer(static_cast<std::size_t>(bytes));
-    };
-    grow(a_, std::int64_t{tile_rows} * weight.k());
+    constexpr auto tile_floats = static_cast<std::int64_t>(tile_rows * sizeof(float));
+    buffers.a = std::max(buffers.a, tile_floats * k);
     // Wide outputs (a vocabulary) go straight to the caller.
-    if (output == Output::activation) grow(c_, std::int64_t{tile_rows} * weight.n());
+    if (output == Output::activation) buffers.c = std::max(buffers.c, tile_floats * n);
   }
+  if (path_ == GemmPath::float32_panels) return buffers;
+  const Type operand = operand_type(dtype_, path_);
+  const Type result = rounds_itself() && output == Output::activation ? operand : Type::f32;
+  const dnnl::memory::desc layout = layout_of(n, k);
+  for (const int rows : row_classes) {
+    const auto description = describe(engine_, rows, n, k, operand, result, layout);
+    buffers.scratchpad = std::max(
+        buffers.scratchpad, static_cast<std::int64_t>(description.scratchpad_desc().get_size()));
+  }
+  return buffers;
+}
+
+void Gemm::prepare(const PackedWeight& weight, Output output) {
+  bool& prepared = weight.shape_->prepared[static_cast<std::size_t>(output)];
+  if (prepared) return;
+  prepared = true;
+  const auto grow = [](AlignedBuffer& buffer, std::int64_t bytes) {
+    if (buffer.bytes() < bytes) buffer = AlignedBuffer(static_cast<std::size_t>(bytes));
+  };
+  const Buffers needed = widened(buffers(), weight.n(), weight.k(), output);
+  grow(a_, needed.a);
+  grow(c_, needed.c);
+  grow(scratchpad_, needed.scratchpad);
   if (path_ == GemmPath::float32_panels) return;
-  if (!rounds_itself()) output = Output::float32;
-  auto& primitives = weight.shape_->primitives[static_cast<std::size_t>(output)];
+  const Output stored = rounds_itself() ? output : Output::float32;
+  auto& primitives = weight.shape_->primitives[static_cast<std::size_t>(stored)];
   for (std::size_t i = 0; i < row_classes.size(); ++i) {
-    if (primitives[i]) continue;
-    primitives[i] = create(weight, output, row_classes[i]);
-    const std::size_t needed = primitives[i]->scratchpad_bytes;
-    if (static_cast<std::size_t>(scratchpad_.bytes()) < needed) scratchpad_ = AlignedBuffer(needed);
+    if (!primitives[i]) primitives[i] = create(weight, stored, row_classes[i]);
   }
 }
 

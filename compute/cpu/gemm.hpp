@@ -74,6 +74,8 @@ class Gemm {
 
   /// Packs row-major `weight` [n, k] of the activations' type.
   PackedWeight pack(const void* weight, int n, int k);
+  /// Bytes of such a weight, packed.
+  std::int64_t packed_bytes(int n, int k) const;
 
   /// Creates everything run() needs for this weight and output.
   void prepare(const PackedWeight& weight, Output output);
@@ -88,8 +90,16 @@ class Gemm {
   GemmPath path() const { return path_; }
   CpuIsa isa() const { return isa_; }
   std::string description() const;
-  /// Bytes of conversion buffers.
-  std::int64_t buffer_bytes() const { return a_.bytes() + c_.bytes() + scratchpad_.bytes(); }
+  /// Bytes of the buffers that all weights share.
+  struct Buffers {
+    std::int64_t a = 0;           ///< converted operands of one tile
+    std::int64_t c = 0;           ///< float32 results of one tile
+    std::int64_t scratchpad = 0;  ///< oneDNN's
+    std::int64_t total() const { return a + c + scratchpad; }
+  };
+  Buffers buffers() const { return {a_.bytes(), c_.bytes(), scratchpad_.bytes()}; }
+  /// `buffers`, wide enough for a weight [n, k] and this output too: what prepare() makes sure of.
+  Buffers widened(Buffers buffers, int n, int k, Output output) const;
 
  private:
   /// Whether oneDNN writes rounded results; else every primitive writes float32.
@@ -99,6 +109,8 @@ class Gemm {
   void multiply(const PackedWeight& weight, const void* a, int rows, int row_class, void* c,
                 Output output);
   PackedWeight::Shape& shape_of(int n, int k);
+  /// oneDNN's favourite layout of a weight.
+  dnnl::memory::desc layout_of(int n, int k) const;
   std::unique_ptr<Primitive> create(const PackedWeight& weight, Output output, int rows);
 
   DType dtype_;

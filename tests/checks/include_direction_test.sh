@@ -28,8 +28,9 @@ io              (io|compute)/$own|mpi\\.h|hdf5\\.h|nlohmann/json(_fwd)?\\.hpp|xx
 compute         compute/$own|compute/cpu/(isa|kernels)\\.hpp
 compute/cpu     (compute|compute/cpu)/$own|dnnl\\.hpp|omp\\.h
 compute/cpu/kernels  compute/cpu/(kernels/)?$own|immintrin\\.h
-compute/cuda    (compute|compute/cuda)/$own|cublasLt\\.h|cuda_runtime_api\\.h|nvtx3/nvToolsExt\\.h
-compute/cuda/kernels  (compute|compute/cuda)/$own|compute/cuda/kernels/[a-z_]+\\.cuh|cuda_(bf16|fp16|runtime)\\.h|mma\\.h"
+compute/cuda    (compute|compute/cuda|compute/cuda/plan)/$own|cublasLt\\.h|cuda_runtime_api\\.h|nvtx3/nvToolsExt\\.h
+compute/cuda/plan  (compute|compute/cuda/plan)/$own
+compute/cuda/kernels  (compute|compute/cuda|compute/cuda/plan)/$own|compute/cuda/kernels/[a-z_]+\\.cuh|cuda_(bf16|fp16|runtime)\\.h|mma\\.h"
 
 while IFS= read -r file; do
   folder="$(dirname "$file")"
