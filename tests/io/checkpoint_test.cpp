@@ -1,5 +1,7 @@
+// timeout: 180
+//
 // Checkpoints: what is written is read back; every flipped bit and every cut is noticed or
-// harmless. timeout: 120
+// harmless.
 
 #include "io/checkpoint.hpp"
 
