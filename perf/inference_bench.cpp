@@ -69,7 +69,7 @@ class Bench {
         config_(preset(sizes.preset)),
         placement_(contiguous_placement(config_.shape.num_experts, world.size())),
         timeline_(world.size(), 0, 0),
-        gemm_(config_.dtype, 1) {
+        gemm_(compute::make_gemm(config_.dtype, 1)) {
     compute::BackendOptions options;
     options.shape = config_.shape;
     options.dtype = config_.dtype;
@@ -227,8 +227,8 @@ class Bench {
     with_weight(path, rows, cols, config_.dtype, [&](const HostTensor& tensor) {
       backend_->load_weight(weight, layer, expert, tensor);
       if (rows == 1) return;
-      packed = gemm_.pack(tensor.data, static_cast<int>(rows), static_cast<int>(cols));
-      gemm_.prepare(packed, compute::Gemm::Output::activation);
+      packed = gemm_->pack(tensor.data, static_cast<int>(rows), static_cast<int>(cols));
+      gemm_->prepare(packed, compute::Finish::rounded);
     });
     return packed;
   }
@@ -280,8 +280,8 @@ class Bench {
 
   void multiply(const Packed& weight, std::int64_t rows) {
     for (std::int64_t t = 0; t < rows; t += compute::tile_rows) {
-      gemm_.run(weight, a_.data(), std::min<std::int64_t>(compute::tile_rows, rows - t), c_.data(),
-                compute::Gemm::Output::activation);
+      gemm_->run(weight, a_.data(), std::min<std::int64_t>(compute::tile_rows, rows - t), c_.data(),
+                 compute::Finish::rounded);
     }
   }
   void multiply_mlp(const Packed& up, const Packed& down, std::int64_t rows) {
@@ -302,7 +302,7 @@ class Bench {
   std::unique_ptr<Driver> driver_;
   std::vector<RankLoad> loads_;
   std::vector<std::int64_t> before_;
-  compute::Gemm gemm_;
+  std::unique_ptr<compute::Gemm> gemm_;
   std::vector<Packed> qkv_, o_, dense_up_, dense_down_, router_;
   std::vector<std::vector<Packed>> expert_up_, expert_down_;
   Packed head_;

@@ -60,6 +60,20 @@ class CpuLayers {
     int num_rows;
   };
 
+  // Rows of MLPs that run at once, and the products over them.
+  struct MlpRows {
+    std::vector<const void*> in;
+    std::vector<void*> inner;
+    std::vector<void*> out;
+    std::vector<Product> up;
+    std::vector<Product> down;
+
+    /// Empties all, with room for `most` rows.
+    void clear(std::int64_t most);
+    /// The last `rows` rows through `mlp`; `finish` says how down's results go to `out`.
+    void add(const CpuMlp& mlp, int rows, Finish finish);
+  };
+
   void embed(CpuChunk& chunk);
   void attention(CpuChunk& chunk, int layer, AttentionPart part);
   void project(CpuChunk& chunk, const CpuLayer& weights);
@@ -78,11 +92,7 @@ class CpuLayers {
   void move_kv(const CpuOp& op);
   void rotate_and_store(CpuChunk& chunk, int layer);
   void attend(CpuChunk& chunk, int layer);
-  /// inner [rows, width] = the MLP's activation over in [rows, H]; at most tile_rows rows, `inner`
-  /// a whole tile.
-  void mlp_up(const CpuMlp& mlp, int width, const void* in, int rows, void* inner);
   void norm(const void* x, const AlignedBuffer& weight, void* out, std::int64_t rows);
-  void add(void* x, const void* y, std::int64_t rows);
   template <class Visit>
   void for_logits(CpuChunk& chunk, std::span<const std::int32_t> rows, const Visit& visit);
   /// out[i] = final norm of x[rows[i]].
@@ -103,7 +113,7 @@ class CpuLayers {
   const ModelShape& shape_;
   std::int64_t element_bytes_;
   KvLayout layout_;
-  Gemm gemm_;
+  std::unique_ptr<Gemm> gemm_;
   const Kernels& kernels_;
 
   std::vector<CpuLayer> layers_;
@@ -116,12 +126,11 @@ class CpuLayers {
 
   // Workspace, used by one operation at a time. Row counts are whole tiles.
   AlignedBuffer h_;               // [max_tokens, H], normed rows
-  AlignedBuffer in_;              // [tile, H]
-  AlignedBuffer out_;             // [tile, H]
-  AlignedBuffer inner_;           // [tile, widest MLP]
-  AlignedBuffer inner_float_;     // [tile, widest MLP], float32
+  AlignedBuffer inner_;           // [mlp_rows, widest MLP]
   AlignedBuffer vocab_;           // [vocab_rows, vocab], float32
   AlignedBuffer attend_scratch_;  // per thread
+  MlpRows work_;
+  std::int64_t mlp_rows_ = 0;  // that run at once
   int vocab_rows_ = 0;
   std::int64_t scratch_floats_ = 0;
   int attend_rows_ = 0;                  // rows per attention task

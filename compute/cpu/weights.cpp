@@ -34,8 +34,8 @@ CpuLayers::CpuLayers(const BackendOptions& options)
       shape_(options_.shape),
       element_bytes_(static_cast<std::int64_t>(size_of(options.dtype))),
       layout_(layout_of(options)),
-      gemm_(options.dtype, options.num_threads),
-      kernels_(kernels_for(options.dtype, gemm_.isa())),
+      gemm_(make_gemm(options.dtype, options.num_threads)),
+      kernels_(kernels_for(options.dtype, cpu_isa())),
       layers_(static_cast<std::size_t>(options.shape.num_layers)) {
   for (CpuLayer& layer : layers_) {
     layer.experts.resize(static_cast<std::size_t>(options.num_local_experts));
@@ -60,7 +60,7 @@ void CpuLayers::load(Weight weight, int layer, int local_expert, const void* dat
       final_norm_ = floats_of(data, count);
       return;
     case Weight::lm_head:
-      lm_head_ = gemm_.pack(data, rows, cols);
+      lm_head_ = gemm_->pack(data, rows, cols);
       return;
     default:
       load_layer(layers_[static_cast<std::size_t>(layer)], weight, local_expert, data, rows, cols);
@@ -86,22 +86,22 @@ void CpuLayers::load_layer(CpuLayer& layer, Weight weight, int local_expert, con
       layer.k_norm = floats_of(data, count);
       return;
     case Weight::qkv:
-      layer.qkv = gemm_.pack(data, rows, cols);
+      layer.qkv = gemm_->pack(data, rows, cols);
       return;
     case Weight::o:
-      layer.o = gemm_.pack(data, rows, cols);
+      layer.o = gemm_->pack(data, rows, cols);
       return;
     case Weight::router:
-      layer.router = gemm_.pack(data, rows, cols);
+      layer.router = gemm_->pack(data, rows, cols);
       return;
     case Weight::up:
-      mlp.up = gemm_.pack(data, rows, cols);
+      mlp.up = gemm_->pack(data, rows, cols);
       return;
     case Weight::gate:
-      mlp.gate = gemm_.pack(data, rows, cols);
+      mlp.gate = gemm_->pack(data, rows, cols);
       return;
     case Weight::down:
-      mlp.down = gemm_.pack(data, rows, cols);
+      mlp.down = gemm_->pack(data, rows, cols);
       return;
     case Weight::embedding:
     case Weight::final_norm:
@@ -154,25 +154,21 @@ void CpuLayers::make_rope_tables() {
 }
 
 void CpuLayers::prepare_mlp(const CpuMlp& mlp) {
-  using Output = Gemm::Output;
   if (mlp.up.empty()) return;
-  const bool swiglu = shape_.activation == Activation::swiglu;
-  gemm_.prepare(mlp.up, swiglu ? Output::activation : Output::float32);
-  if (swiglu) gemm_.prepare(mlp.gate, Output::float32);
-  gemm_.prepare(mlp.down, Output::activation);
+  gemm_->prepare(mlp.up, mlp.gate.empty() ? Finish::gelu : Finish::swiglu);
+  gemm_->prepare(mlp.down, Finish::add);
 }
 
 void CpuLayers::prepare() {
   require_complete();
-  using Output = Gemm::Output;
   for (const CpuLayer& layer : layers_) {
-    gemm_.prepare(layer.qkv, Output::activation);
-    gemm_.prepare(layer.o, Output::activation);
-    if (!layer.router.empty()) gemm_.prepare(layer.router, Output::float32);
+    gemm_->prepare(layer.qkv, Finish::rounded);
+    gemm_->prepare(layer.o, Finish::add);
+    if (!layer.router.empty()) gemm_->prepare(layer.router, Finish::float32);
     prepare_mlp(layer.dense);
     for (const CpuMlp& expert : layer.experts) prepare_mlp(expert);
   }
-  gemm_.prepare(lm_head_, Output::float32);
+  gemm_->prepare(lm_head_, Finish::float32);
   make_rope_tables();
 
   const std::int64_t tokens = whole_tiles(options_.max_chunk_tokens);
@@ -181,10 +177,8 @@ void CpuLayers::prepare() {
   };
   const std::int64_t inner = std::max(shape_.intermediate, shape_.moe_intermediate);
   h_ = rows(tokens, shape_.hidden, element_bytes_);
-  in_ = rows(tile_rows, shape_.hidden, element_bytes_);
-  out_ = rows(tile_rows, shape_.hidden, element_bytes_);
-  inner_ = rows(tile_rows, inner, element_bytes_);
-  inner_float_ = rows(tile_rows, inner, sizeof(float));
+  mlp_rows_ = gemm_->rows_at_once();
+  inner_ = rows(mlp_rows_, inner, element_bytes_);
   vocab_rows_ = vocab_rows_for(shape_.vocab);
   vocab_ = rows(vocab_rows_, shape_.vocab, sizeof(float));
 
@@ -202,7 +196,7 @@ void CpuLayers::prepare() {
 }
 
 std::string CpuLayers::description() const {
-  return fmt::format("cpu: {}, {} kernels, {} thread{}", gemm_.description(), kernels_.isa,
+  return fmt::format("cpu: {}, {} kernels, {} thread{}", gemm_->description(), kernels_.isa,
                      options_.num_threads, options_.num_threads == 1 ? "" : "s");
 }
 
@@ -216,9 +210,8 @@ Backend::Memory CpuLayers::memory() const {
     for (const CpuMlp& expert : layer.experts) memory.weights += bytes_of(expert);
   }
   for (const AlignedBuffer& pages : kv_) memory.kv_cache += pages.bytes();
-  memory.buffers = h_.bytes() + in_.bytes() + out_.bytes() + inner_.bytes() + inner_float_.bytes() +
-                   vocab_.bytes() + attend_scratch_.bytes() + rope_coarse_.bytes() +
-                   rope_fine_.bytes() + gemm_.buffer_bytes();
+  memory.buffers = h_.bytes() + inner_.bytes() + vocab_.bytes() + attend_scratch_.bytes() +
+                   rope_coarse_.bytes() + rope_fine_.bytes() + gemm_->buffer_bytes();
   return memory;
 }
 

@@ -244,32 +244,72 @@ TEST_P(CpuKernels, LogProbIsNaNWhereALogitIsNotFinite) {
   }
 }
 
-TEST_P(CpuKernels, PanelGemm) {
-  for (const auto& [k, n] : {std::pair{3, 5}, {300, 16}, {520, 39}}) {
-    const auto a = random_.matrix(15, k);
+/// c [rows, n] of panel_gemm() over rows that do not lie together.
+std::vector<float> panel_product(const compute::Kernels& kernels,
+                                 const std::vector<std::vector<std::byte>>& rows,
+                                 const std::vector<std::byte>& weight, int n, int k) {
+  const int columns = kernels.panel_columns;
+  const int panels = (n + columns - 1) / columns;
+  const std::size_t element = weight.size() / static_cast<std::size_t>(n * k);
+  const AlignedBuffer packed(static_cast<std::size_t>(panels * k * columns) * element);
+  for (int p = 0; p < panels; ++p) {
+    kernels.pack_panel(
+        weight.data(), n, k, p,
+        packed.as<std::byte>() + static_cast<std::size_t>(p * k * columns) * element);
+  }
+  std::vector<const void*> pointers;
+  for (const auto& row : rows) pointers.push_back(row.data());
+  const AlignedBuffer scratch(compute::panel_scratch_floats * sizeof(float));
+  const auto stride = static_cast<std::size_t>(panels * columns);
+  std::vector<float> c(rows.size() * stride, 99.0F);
+  compute::PanelTask task;
+  task.rows = pointers.data();
+  task.num_rows = static_cast<int>(rows.size());
+  task.k = k;
+  task.panels = packed.data();
+  task.num_panels = panels;
+  task.c = c.data();
+  task.c_stride = panels * columns;
+  task.scratch = scratch.as<float>();
+  kernels.panel_gemm(task);
+  std::vector<float> result;
+  for (std::size_t r = 0; r < rows.size(); ++r) {
+    const auto row = c.begin() + static_cast<std::ptrdiff_t>(r * stride);
+    result.insert(result.end(), row, row + n);
+  }
+  return result;
+}
+
+/// One chain of multiply-adds over k, which is what every element of panel_gemm() has to be.
+float chain(const std::vector<double>& row, const std::vector<double>& weight) {
+  float sum = 0;
+  for (std::size_t i = 0; i < row.size(); ++i) {
+    sum = std::fma(static_cast<float>(row[i]), static_cast<float>(weight[i]), sum);
+  }
+  return sum;
+}
+
+TEST_P(CpuKernels, PanelGemmIsOneChainPerElementForAnyNumberOfRows) {
+  for (const auto& [k, n] : {std::pair{3, 5}, {300, 16}, {520, 39}, {1100, 65}}) {
+    const auto a = random_.matrix(compute::panel_gemm_rows, k);
     const auto w = random_.matrix(n, k);
-    const int panels = (n + 15) / 16;
-    std::vector<float> packed(static_cast<std::size_t>(panels * k * 16));
-    std::vector<float> flat;
-    for (const auto& row : a) flat.insert(flat.end(), row.begin(), row.end());
-    for (int c = 0; c < n; ++c) {
-      for (int i = 0; i < k; ++i) {
-        packed[static_cast<std::size_t>((c / 16 * k + i) * 16 + c % 16)] =
-            static_cast<float>(w[static_cast<std::size_t>(c)][static_cast<std::size_t>(i)]);
-      }
+    std::vector<std::vector<std::byte>> rows;
+    for (const auto& row : a) rows.push_back(encoded(row));
+    std::vector<std::byte> weight;
+    for (const auto& row : w) {
+      const auto bytes = encoded(row);
+      weight.insert(weight.end(), bytes.begin(), bytes.end());
     }
-    std::vector<float> result(static_cast<std::size_t>(15 * n), 99.0F);
-    kernels_->panel_gemm(flat.data(), packed.data(), result.data(), 15, k, n, 0, panels);
-    for (int r = 0; r < 15; ++r) {
-      const auto wanted = reference::multiply(w, a[static_cast<std::size_t>(r)]);
-      for (int c = 0; c < n; ++c) {
-        EXPECT_NEAR(result[static_cast<std::size_t>(r * n + c)],
-                    wanted[static_cast<std::size_t>(c)], 1e-5);
-      }
+    std::vector<float> wanted;
+    for (const auto& row : a) {
+      for (const auto& column : w) wanted.push_back(chain(row, column));
     }
-    std::vector<float> alone(static_cast<std::size_t>(n));
-    kernels_->panel_gemm(flat.data() + 7 * k, packed.data(), alone.data(), 1, k, n, 0, panels);
-    EXPECT_TRUE(std::equal(alone.begin(), alone.end(), result.begin() + 7 * n));
+    for (int count = 1; count <= compute::panel_gemm_rows; count += count < 30 ? 1 : 7) {
+      const std::vector some(rows.end() - count, rows.end());
+      const auto got = panel_product(*kernels_, some, weight, n, k);
+      ASSERT_TRUE(std::equal(got.begin(), got.end(), wanted.end() - count * n))
+          << count << " rows, k " << k << ", n " << n;
+    }
   }
 }
 

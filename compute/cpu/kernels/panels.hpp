@@ -1,0 +1,230 @@
+#pragma once
+// GEMM with weights in panels, included by impl.hpp once per instruction set.
+//
+// A panel holds the weights of two vectors of columns, k after k, at their own width; they are
+// widened to float32 when they are loaded, which is exact. Every element is one chain of
+// multiply-adds over k: neither the other rows nor the cutting of k, rows and columns change it.
+
+#include "compute/cpu/kernels.hpp"
+#include "compute/cpu/kernels/simd.hpp"
+
+namespace atl::compute {
+namespace {
+
+template <class T>
+void to_float(const void* in, float* out, std::int64_t count);
+
+constexpr int panel_columns = 2 * lanes;
+/// Rows of a block: with two vectors of columns each they fill the registers.
+constexpr int panel_height = lanes == 16 ? 12 : 6;
+static_assert(panel_columns <= max_panel_columns);
+
+/// Place of a column in one k of a panel: bfloat16 lie in pairs, so that one vector of them is
+/// widened by a shift and a mask.
+template <class T>
+constexpr int panel_place(int column) {
+  if constexpr (__is_same(T, Bf16)) return column < lanes ? 2 * column : 2 * (column - lanes) + 1;
+  return column;
+}
+
+inline void load_panel(const Bf16* p, Vec (&v)[2]) {
+  v[0] = load_even(p);
+  v[1] = load_odd(p);
+}
+template <class T>
+inline void load_panel(const T* p, Vec (&v)[2]) {
+  v[0] = load(p);
+  v[1] = load(p + lanes);
+}
+
+template <class T>
+void pack_panel(const void* weight, int n, int k, int panel, void* out) {
+  const int first = panel * panel_columns;
+  const int columns = n - first < panel_columns ? n - first : panel_columns;
+  const T* from = static_cast<const T*>(weight) + std::int64_t{first} * k;
+  T* to = static_cast<T*>(out);
+  for (int i = 0; i < k; ++i, to += panel_columns) {
+    for (int c = 0; c < columns; ++c) to[panel_place<T>(c)] = from[std::int64_t{c} * k + i];
+    for (int c = columns; c < panel_columns; ++c) to[panel_place<T>(c)] = T{};
+  }
+}
+
+/// A block of panel_gemm: rows of `a` by panels `panel_stride` elements apart, over `k`.
+template <class T>
+struct PanelBlock {
+  const float* a;
+  std::int64_t a_stride;
+  const T* panels;
+  std::int64_t panel_stride;
+  int num_panels;
+  int k;
+  float* c;
+  std::int64_t c_stride;
+  bool first;  // else sums continue from c
+};
+
+/// Rows rows by Panels panels.
+template <int Rows, int Panels, class T>
+[[gnu::noinline]] void panel_block(const PanelBlock<T>& block, int panel) {
+  constexpr int ahead = 512;  // bytes; the hardware's own prefetching ends with each 4 KiB
+  const float* a = block.a;
+  const std::int64_t a_stride = block.a_stride;
+  const std::int64_t panel_stride = block.panel_stride;
+  const T* b = block.panels + panel * panel_stride;
+  float* c = block.c + panel * panel_columns;
+  Vec acc[Rows][Panels][2];
+#pragma GCC unroll 16
+  for (int r = 0; r < Rows; ++r) {
+#pragma GCC unroll 8
+    for (int p = 0; p < Panels; ++p) {
+#pragma GCC unroll 2
+      for (int v = 0; v < 2; ++v) {
+        acc[r][p][v] = block.first ? broadcast(0)
+                                   : load(c + r * block.c_stride + p * panel_columns + v * lanes);
+      }
+    }
+  }
+  for (int i = 0; i < block.k; ++i) {
+    Vec w[Panels][2];
+#pragma GCC unroll 8
+    for (int p = 0; p < Panels; ++p) {
+      const T* at = b + p * panel_stride + i * panel_columns;
+      load_panel(at, w[p]);
+      __builtin_prefetch(reinterpret_cast<const char*>(at) + ahead);
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < Rows; ++r) {
+      const Vec x = broadcast(a[r * a_stride + i]);
+#pragma GCC unroll 8
+      for (int p = 0; p < Panels; ++p) {
+#pragma GCC unroll 2
+        for (int v = 0; v < 2; ++v) acc[r][p][v] = fma(x, w[p][v], acc[r][p][v]);
+      }
+    }
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < Rows; ++r) {
+#pragma GCC unroll 8
+    for (int p = 0; p < Panels; ++p) {
+#pragma GCC unroll 2
+      for (int v = 0; v < 2; ++v) {
+        store(c + r * block.c_stride + p * panel_columns + v * lanes, acc[r][p][v]);
+      }
+    }
+  }
+}
+
+/// Rows rows by all panels of the block. Few rows take several panels at once: a multiply-add waits
+/// for the one before it in its chain, and a vector or two of chains leave the units idle.
+template <int Rows, class T>
+void panel_rows(const PanelBlock<T>& block) {
+  const int n = block.num_panels;
+  int p = 0;
+  if constexpr (Rows == 1) {
+    for (; p + 4 <= n; p += 4) panel_block<Rows, 4>(block, p);
+  }
+  if constexpr (3 * Rows <= panel_height) {
+    for (; p + 2 <= n; p += 2) panel_block<Rows, 2>(block, p);
+  }
+  for (; p < n; ++p) panel_block<Rows, 1>(block, p);
+}
+
+template <class T, int Rows = panel_height>
+void panel_rows(int rows, const PanelBlock<T>& block) {
+  if constexpr (Rows > 1) {
+    if (rows < Rows) return panel_rows<T, Rows - 1>(rows, block);
+  }
+  panel_rows<Rows>(block);
+}
+
+/// All rows of a task by the panels of the block, in blocks of equal height.
+template <class T>
+void panel_blocks(int rows, PanelBlock<T> block) {
+  const int count = (rows + panel_height - 1) / panel_height;
+  const float* a = block.a;
+  float* c = block.c;
+  for (int i = 0; i < count; ++i) {
+    const int first = rows * i / count;
+    block.a = a + first * block.a_stride;
+    block.c = c + first * block.c_stride;
+    panel_rows(rows * (i + 1) / count - first, block);
+  }
+}
+
+/// From how many rows on a panel is widened once for all blocks: float16 costs more than bfloat16.
+template <class T>
+constexpr int widened_from = __is_same(T, F16) ? 2 * panel_height + 1 : 96;
+template <>
+constexpr int widened_from<float> = panel_gemm_rows + 1;
+
+/// Bytes of a panel that are read again and again; with the rows of a block they stay in L1.
+constexpr int slice_bytes = 16384;
+
+/// How many k go through the rows of a task before the next: in one block nothing is read again.
+template <class T>
+constexpr int panel_depth(int rows) {
+  if (rows <= panel_height) return 1024;
+  const bool widened = rows >= widened_from<T>;
+  return slice_bytes / panel_columns / static_cast<int>(widened ? sizeof(float) : sizeof(T));
+}
+/// Floats between widened rows: not a multiple of a page, which the rows of a block would share a
+/// part of L1 for.
+constexpr int row_stride(int k) {
+  return k + 16;
+}
+static_assert((widened_from<Bf16> - 1) * row_stride(panel_depth<Bf16>(panel_height + 1)) <=
+              panel_scratch_floats);
+static_assert(panel_gemm_rows * row_stride(panel_depth<float>(panel_gemm_rows)) <=
+              panel_scratch_floats);
+static_assert(panel_height * row_stride(panel_depth<float>(1)) <= panel_scratch_floats);
+
+/// The block's one panel as float32 in `wide`.
+template <class T>
+PanelBlock<float> widened(const PanelBlock<T>& block, float* wide) {
+  for (int i = 0; i < block.k; ++i) {
+    Vec v[2];
+    load_panel(block.panels + i * panel_columns, v);
+    store(wide + i * panel_columns, v[0]);
+    store(wide + i * panel_columns + lanes, v[1]);
+  }
+  return {block.a, block.a_stride, wide, 0, 1, block.k, block.c, block.c_stride, block.first};
+}
+
+template <class T>
+void panel_gemm(const PanelTask& task) {
+  const int depth = panel_depth<T>(task.num_rows);
+  alignas(64) float wide[slice_bytes / sizeof(float)];
+  for (int k0 = 0; k0 < task.k; k0 += depth) {
+    const int k = task.k - k0 < depth ? task.k - k0 : depth;
+    for (int r = 0; r < task.num_rows; ++r) {
+      to_float<T>(static_cast<const T*>(task.rows[r]) + k0, task.scratch + r * row_stride(k), k);
+    }
+    PanelBlock<T> block;
+    block.a = task.scratch;
+    block.a_stride = row_stride(k);
+    block.panels = static_cast<const T*>(task.panels) + std::int64_t{k0} * panel_columns;
+    block.panel_stride = std::int64_t{task.k} * panel_columns;
+    block.num_panels = task.num_panels;
+    block.k = k;
+    block.c = task.c;
+    block.c_stride = task.c_stride;
+    block.first = k0 == 0;
+    if (task.num_rows <= panel_height) {
+      panel_rows(task.num_rows, block);
+      continue;
+    }
+    block.num_panels = 1;
+    for (int p = 0; p < task.num_panels; ++p) {
+      if (task.num_rows >= widened_from<T>) {
+        panel_blocks(task.num_rows, widened(block, wide));
+      } else {
+        panel_blocks(task.num_rows, block);
+      }
+      block.panels += block.panel_stride;
+      block.c += panel_columns;
+    }
+  }
+}
+
+}  // namespace
+}  // namespace atl::compute
