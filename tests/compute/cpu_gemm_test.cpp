@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "compute/cpu/gemm.hpp"
+#include "compute/cpu/kernels.hpp"
 #include "compute/cpu/one_dnn_gemm.hpp"
 #include "tests/tiny_model.hpp"
 
@@ -101,6 +102,62 @@ TEST_P(CpuGemm, FloatRunsWriteNothingBeyondTheirRows) {
     }
     const auto padded = run(1, 0, std::min(count, 128), Finish::float32);
     EXPECT_EQ(0, std::memcmp(padded.data(), c.data(), padded.size()));
+  }
+}
+
+TEST_P(CpuGemm, ProductsOverScatteredRowsAreWhatOneRunGives) {
+  // Rows 0 to 199 as products of 1, 7, 128 and 64 rows; row i comes from and goes to place 199 - i.
+  const std::vector<int> heights = {1, 7, 128, 64};
+  constexpr int all = 200;
+  const auto element = size_of(dtype_);
+  const auto gate_values = random_.vector(n_ * k_, 0, 1 / std::sqrt(k_));
+  const auto gate_bytes = encode(gate_values, dtype_);
+  const auto before = encode(random_.vector(all * n_, 0, 1), dtype_);
+  const auto& kernels = compute::kernels_for(dtype_, compute::cpu_isa());
+  const auto at = [element](auto& matrix, int row, int width) {
+    return matrix.data() + static_cast<std::size_t>(row * width) * element;
+  };
+  for (const int threads : {1, 3}) {
+    omp_set_num_threads(threads);
+    const auto gemm = compute::make_gemm(dtype_, threads);
+    const auto weight = gemm->pack(w_.data(), n_, k_);
+    const auto gate = gemm->pack(gate_bytes.data(), n_, k_);
+    for (const auto finish : {Finish::rounded, Finish::add, Finish::gelu, Finish::swiglu}) {
+      gemm->prepare(weight, finish);
+      gemm->prepare(weight, Finish::float32);
+      gemm->prepare(weight, Finish::rounded);
+      std::vector<float> sums(static_cast<std::size_t>(256 * n_));
+      gemm->run(finish == Finish::swiglu ? gate : weight, a_.data(), all, sums.data(),
+                Finish::float32);
+      std::vector<std::byte> wanted(static_cast<std::size_t>(256 * n_) * element);
+      gemm->run(weight, a_.data(), all, wanted.data(), Finish::rounded);
+      if (finish == Finish::gelu) kernels.gelu(sums.data(), wanted.data(), all * n_);
+      if (finish == Finish::swiglu) {
+        kernels.swiglu(sums.data(), wanted.data(), wanted.data(), all * n_);
+      }
+      std::vector<std::byte> got = before;
+      std::vector<const void*> in;
+      std::vector<void*> out;
+      for (int i = 0; i < all; ++i) {
+        in.push_back(at(a_, all - 1 - i, k_));
+        out.push_back(at(got, all - 1 - i, n_));
+      }
+      std::vector<compute::Product> products;
+      std::size_t first = 0;
+      for (const int height : heights) {
+        products.push_back({&weight, finish == Finish::swiglu ? &gate : nullptr, finish, height,
+                            in.data() + first, out.data() + first});
+        first += static_cast<std::size_t>(height);
+      }
+      gemm->run(products);
+      if (finish == Finish::add) {
+        auto sum = before;
+        kernels.add(sum.data(), wanted.data(), all * n_);
+        wanted = sum;
+      }
+      EXPECT_EQ(0, std::memcmp(got.data(), wanted.data(), got.size()))
+          << "finish " << static_cast<int>(finish) << ", " << threads << " threads";
+    }
   }
 }
 
