@@ -75,7 +75,7 @@ std::int64_t attend_scratch_floats(const KvLayout& layout, int num_queries);
 
 /// Most rows of a panel_gemm(), and what it needs of scratch for them.
 inline constexpr int panel_gemm_rows = 128;
-inline constexpr std::int64_t panel_scratch_floats = 96 * (512 + 16);
+inline constexpr std::int64_t panel_scratch_floats = 128 * (512 + 16);
 /// Most columns that a panel of any instruction set has.
 inline constexpr int max_panel_columns = 32;
 

@@ -1,5 +1,6 @@
 #include "compute/cpu/panel_gemm.hpp"
 
+#include <cmath>
 #include <cstring>
 
 #include "compute/cpu/memory.hpp"
@@ -12,9 +13,11 @@ namespace {
 static_assert(tile_rows == panel_gemm_rows);
 
 /// Most columns of a task: its sums stay in L2.
-constexpr int task_columns = 128;
-/// Tasks that each thread should have, for an even end.
-constexpr int tasks_per_thread = 4;
+constexpr int task_columns = 256;
+/// So many panels keep one row's chains of multiply-adds busy.
+constexpr int fewest_panels = 4;
+/// What widening the rows, which each task does for itself, costs, as a number of panels.
+constexpr double widening_in_panels = 0.16;
 
 constexpr std::int64_t sums_floats = std::int64_t{tile_rows} * task_columns;
 constexpr std::int64_t thread_floats = panel_scratch_floats + 2 * sums_floats;
@@ -46,16 +49,27 @@ void PanelGemm::prepare(const PackedWeight& /*weight*/, Finish /*finish*/) {}
 
 void PanelGemm::plan(std::span<const Product> products) {
   const int most = task_columns / kernels_.panel_columns;
-  const int fewest = std::max(1, most / 2);
-  for (panels_per_task_ = most;; panels_per_task_ /= 2) {
-    first_task_.assign(1, 0);
+  double least = 0;
+  // The fewest tasks that keep all threads busy up to an even end.
+  for (int panels = most; panels >= fewest_panels; panels /= 2) {
+    double tasks = 0;  // as many as if all had the rows of the largest
+    int most_rows = 1;
+    for (const Product& product : products) most_rows = std::max(most_rows, product.rows);
     for (const Product& product : products) {
-      const int panels = panels_of(*product.weight);
-      first_task_.push_back(first_task_.back() +
-                            (panels + panels_per_task_ - 1) / panels_per_task_);
+      const int count = (panels_of(*product.weight) + panels - 1) / panels;
+      tasks += static_cast<double>(count) * product.rows / most_rows;
     }
-    if (panels_per_task_ <= fewest || num_threads_ == 1) return;
-    if (first_task_.back() >= std::int64_t{tasks_per_thread} * num_threads_) return;
+    const double rounds = num_threads_ == 1 ? tasks : std::ceil(tasks / num_threads_) + 0.25;
+    const double time = rounds * (panels + widening_in_panels);
+    if (panels == most || time < least) {
+      least = time;
+      panels_per_task_ = panels;
+    }
+  }
+  first_task_.assign(1, 0);
+  for (const Product& product : products) {
+    const int count = (panels_of(*product.weight) + panels_per_task_ - 1) / panels_per_task_;
+    first_task_.push_back(first_task_.back() + count);
   }
 }
 

@@ -153,7 +153,7 @@ void panel_blocks(int rows, PanelBlock<T> block) {
 
 /// From how many rows on a panel is widened once for all blocks: float16 costs more than bfloat16.
 template <class T>
-constexpr int widened_from = __is_same(T, F16) ? 2 * panel_height + 1 : 96;
+constexpr int widened_from = __is_same(T, F16) ? 2 * panel_height + 1 : panel_gemm_rows;
 template <>
 constexpr int widened_from<float> = panel_gemm_rows + 1;
 
