@@ -9,25 +9,39 @@
 
 #include "app/model/model_config.hpp"
 #include "app/run/shards.hpp"
-#include "comm/transports/kind.hpp"
 #include "compute/error.hpp"
 
 namespace atl {
+
+using compute::CpuIsa;
+
+namespace {
+
+/// A value as on the command line.
+std::string text_of(Mode mode) {
+  return std::string(name_of(mode));
+}
+template <typename T>
+std::string text_of(const std::optional<T>& value) {
+  return value ? std::string(name_of(*value)) : "auto";
+}
+
+}  // namespace
 
 std::vector<std::pair<std::string, std::string>> RunOptions::items() const {
   return {{"model", model},
           {"input", input},
           {"output", output},
-          {"mode", mode},
+          {"mode", text_of(mode)},
           {"max-tokens", std::to_string(max_tokens)},
           {"seed", std::to_string(seed)},
-          {"backend", backend},
-          {"dtype", dtype},
-          {"isa", isa},
+          {"backend", text_of(backend)},
+          {"dtype", text_of(dtype)},
+          {"isa", text_of(isa)},
           {"chunks", std::to_string(chunks)},
           {"no-overlap", no_overlap ? "true" : "false"},
           {"threads", std::to_string(threads)},
-          {"transport", transport},
+          {"transport", text_of(transport)},
           {"cluster", cluster},
           {"measure-links", measure_links ? "true" : "false"},
           {"report", report},
@@ -40,7 +54,7 @@ std::vector<std::pair<std::string, std::string>> RunOptions::items() const {
           {"kv-tokens", std::to_string(kv_tokens)},
           {"deadline", fmt::format("{}", deadline)},
           {"peak-tflops", fmt::format("{}", peak_tflops)},
-          {"progress", progress},
+          {"progress", text_of(progress)},
           {"checkpoint-dir", checkpoint_dir},
           {"checkpoint-every", checkpoint_every},
           {"resume", resume ? "true" : "false"},
@@ -100,10 +114,26 @@ Interval interval_of(const std::string& text) {
 
 namespace {
 
-std::vector<std::string> transport_names() {
-  std::vector<std::string> names = {"auto"};
-  for (const comm::TransportInfo& transport : comm::transports) names.emplace_back(transport.name);
-  return names;
+/// An option that takes the text of one of these values.
+template <typename T>
+CLI::Option* add_choice(CLI::App& app, const std::string& name, T& value,
+                        const std::vector<T>& values, const std::string& about) {
+  std::vector<std::string> texts;
+  for (const T& each : values) texts.push_back(text_of(each));
+  const auto take = [&value, values, texts](const std::string& text) {
+    const auto found = std::find(texts.begin(), texts.end(), text);
+    value = values[static_cast<std::size_t>(found - texts.begin())];
+  };
+  return app.add_option_function<std::string>(name, take, about)
+      ->check(CLI::IsMember(texts))
+      ->default_str(text_of(value));
+}
+
+std::vector<std::optional<comm::TransportKind>> transport_choices() {
+  std::vector<std::optional<comm::TransportKind>> choices = {std::nullopt};
+  for (const comm::TransportInfo& transport : comm::transports)
+    choices.emplace_back(transport.kind);
+  return choices;
 }
 
 /// What is wrong with a seed; CLI11 by itself takes a number beyond 64 bits for the largest.
@@ -121,25 +151,22 @@ void add_run(CLI::App& app, RunOptions& o) {
   app.add_option("--model", o.model, "Model file (HDF5, from init or import)")->required();
   app.add_option("--input", o.input, "Requests, one JSON object a line")->required();
   app.add_option("--output", o.output, "Results, one JSON object a line")->required();
-  app.add_option("--mode", o.mode, "generate text, or score the prompts")
-      ->check(CLI::IsMember({"generate", "score"}))
-      ->capture_default_str();
+  add_choice(app, "--mode", o.mode, {Mode::generate, Mode::score},
+             "generate text, or score the prompts");
   app.add_option("--max-tokens", o.max_tokens, "New tokens for requests that name no number")
       ->check(CLI::Range(1, 1 << 24))
       ->capture_default_str();
   app.add_option("--seed", o.seed, "Seed of the job, for requests that name none")
       ->check(problem_of_seed)
       ->capture_default_str();
-  app.add_option("--backend", o.backend, "Where the arithmetic runs")
-      ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
-      ->capture_default_str();
-  app.add_option("--dtype", o.dtype, "Activations and GEMM operands; auto: as on file")
-      ->check(CLI::IsMember({"auto", "bfloat16", "float16", "float32"}))
-      ->capture_default_str();
-  app.add_option("--isa", o.isa,
-                 "Instruction sets of the CPU; auto: the widest that all ranks have")
-      ->check(CLI::IsMember({"auto", "avx2", "avx512", "avx512_bf16", "avx512_amx"}))
-      ->capture_default_str();
+  add_choice(app, "--backend", o.backend, {std::nullopt, BackendKind::cpu, BackendKind::cuda},
+             "Where the arithmetic runs");
+  add_choice(app, "--dtype", o.dtype,
+             {std::nullopt, DType::bfloat16, DType::float16, DType::float32},
+             "Activations and GEMM operands; auto: as on file");
+  add_choice(app, "--isa", o.isa,
+             {std::nullopt, CpuIsa::avx2, CpuIsa::avx512, CpuIsa::avx512_bf16, CpuIsa::avx512_amx},
+             "Instruction sets of the CPU; auto: the widest that all ranks have");
   app.add_option("--chunks", o.chunks, "Micro-batches that overlap, at most")
       ->check(CLI::Range(1, 8))
       ->capture_default_str();
@@ -148,10 +175,8 @@ void add_run(CLI::App& app, RunOptions& o) {
                  "Arithmetic threads per rank; 0: the job's cores / ranks of a node")
       ->check(CLI::Range(0, 4096))
       ->capture_default_str();
-  app.add_option("--transport", o.transport,
-                 "How tokens travel; auto: the first that passes a test")
-      ->check(CLI::IsMember(transport_names()))
-      ->capture_default_str();
+  add_choice(app, "--transport", o.transport, transport_choices(),
+             "How tokens travel; auto: the first that passes a test");
   app.add_option(
       "--cluster", o.cluster,
       "Speed of the links (JSON): read if it is of these nodes, else measured and written");
@@ -192,9 +217,9 @@ void add_run(CLI::App& app, RunOptions& o) {
   app.add_flag("--resume", o.resume, "Go on where an interrupted run of the same job stopped");
   app.add_option("--shard", o.shard,
                  "K/N, K from 0: compute every Nth request, for join; N such runs are one");
-  app.add_option("--progress", o.progress, "Progress on stderr")
-      ->check(CLI::IsMember({"auto", "bar", "lines", "none"}))
-      ->capture_default_str();
+  add_choice(app, "--progress", o.progress,
+             {std::nullopt, ProgressStyle::bar, ProgressStyle::lines, ProgressStyle::none},
+             "Progress on stderr");
 }
 
 /// The options that a file sets. Editors of some systems begin it with a byte order mark.

@@ -2,9 +2,18 @@
 // What the command line (or a configuration file) says: one printable struct per command.
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
+
+#include "app/backend_kind.hpp"
+#include "app/mode.hpp"
+#include "app/plan/interval.hpp"
+#include "app/progress_style.hpp"
+#include "comm/transports/kind.hpp"
+#include "compute/cpu/isa.hpp"
+#include "compute/types.hpp"
 
 namespace atl {
 
@@ -13,43 +22,38 @@ struct RunOptions {
   std::string model;
   std::string input;
   std::string output;
-  std::string mode = "generate";  ///< generate | score
+  Mode mode = Mode::generate;
   int max_tokens = 64;
-  std::uint64_t seed = 0;        ///< for the draws of requests that name none
-  std::string backend = "auto";  ///< auto | cpu | cuda
-  std::string dtype = "auto";    ///< auto | bfloat16 | float16 | float32
-  std::string isa = "auto";      ///< auto | a name of compute::CpuIsa
+  std::uint64_t seed = 0;              ///< for the draws of requests that name none
+  std::optional<BackendKind> backend;  ///< none: auto
+  std::optional<DType> dtype;          ///< none: auto, as on file
+  std::optional<compute::CpuIsa> isa;  ///< none: auto
   int chunks = 2;
   bool no_overlap = false;
-  int threads = 0;                 ///< per rank; 0: this rank's share of the job's cores
-  std::string transport = "auto";  ///< auto | ialltoallv | pairwise | ...-staged
-  std::string cluster;             ///< file with what the links carry; read, or written
-  bool measure_links = false;      ///< also where the file has them
+  int threads = 0;  ///< per rank; 0: this rank's share of the job's cores
+  std::optional<comm::TransportKind> transport;  ///< none: auto
+  std::string cluster;         ///< file with what the links carry; read, or written
+  bool measure_links = false;  ///< also where the file has them
   std::string report;
   std::string trace;
   std::string dump_activations;  ///< layers: "all", or numbers with commas; empty: none
   std::string activations;       ///< file for them
   int max_sequences = 64;        ///< per rank at once
-  int step_tokens = 2048;        ///< per rank and step
+  int step_tokens = 2048;        ///< per rank and pass
   int min_chunk_tokens = 32;
-  std::int64_t kv_tokens = 0;            ///< KV cache per rank in tokens; 0: from the requests
-  double deadline = 300;                 ///< seconds without progress
-  double peak_tflops = 0;                ///< stated peak of one rank, for MFU
-  std::string progress = "auto";         ///< auto | bar | lines | none
-  std::string checkpoint_dir;            ///< empty: no checkpoints
-  std::string checkpoint_every = "10m";  ///< see interval_of()
-  bool resume = false;                   ///< go on where an interrupted run stopped
-  std::string shard;                     ///< see shard_of(); empty: all requests
+  std::int64_t kv_tokens = 0;             ///< KV cache per rank in tokens; 0: from the requests
+  double deadline = 300;                  ///< seconds without progress
+  double peak_tflops = 0;                 ///< stated peak of one rank, for MFU
+  std::optional<ProgressStyle> progress;  ///< none: auto
+  std::string checkpoint_dir;             ///< empty: no checkpoints
+  std::string checkpoint_every = "10m";   ///< see interval_of()
+  bool resume = false;                    ///< go on where an interrupted run stopped
+  std::string shard;                      ///< see shard_of(); empty: all requests
 
   /// Every option with its value as text, in a fixed order: for the report, and to compare ranks.
   std::vector<std::pair<std::string, std::string>> items() const;
 };
 
-/// How often something is done: after so many steps, or so many seconds; the other is 0.
-struct Interval {
-  std::int64_t steps = 0;
-  double seconds = 0;
-};
 /// Reads "200" or "200steps", "90s", "10m", "2h". Throws UsageError.
 Interval interval_of(const std::string& text);
 

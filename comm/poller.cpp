@@ -1,5 +1,7 @@
 #include "comm/poller.hpp"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <span>
 
@@ -24,6 +26,15 @@ std::size_t test_some(std::span<MPI_Request> handles, std::vector<int>& indices)
   return 0;
 }
 }  // namespace
+
+std::string Awaited::text() const {
+  std::string text;
+  if (!from.empty()) text += fmt::format(" from ranks {}", fmt::join(from, " "));
+  if (!to.empty()) {
+    text += fmt::format("{} to ranks {}", from.empty() ? "" : " and", fmt::join(to, " "));
+  }
+  return text;
+}
 
 bool is_complete(MPI_Request request) {
   int complete = 0;

@@ -4,6 +4,7 @@
 #include <mpi.h>
 
 #include <cstddef>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -59,6 +60,8 @@ class Requests {
 struct Awaited {
   std::vector<int> from, to;
   bool empty() const { return from.empty() && to.empty(); }
+  /// " from ranks 1 2 and to ranks 3", or a part of it.
+  std::string text() const;
 };
 
 /// Tests the requests of many exchanges at once. A test drives MPI's progress, which over TCP takes

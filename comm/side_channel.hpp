@@ -16,16 +16,16 @@ namespace atl::comm {
 
 /// What a rank is doing.
 enum class Activity : std::uint8_t {
-  busy,      ///< work of its own
-  stepping,  ///< arithmetic of a step
-  waiting,   ///< for other ranks
+  busy,       ///< work of its own
+  computing,  ///< arithmetic of a pass
+  waiting,    ///< for other ranks
 };
 
 /// What a rank says about itself. Texts end with 0 or fill their array.
 struct RankState {
   Activity activity = Activity::busy;
   float seconds = 0;                ///< since anything changed
-  std::int64_t step = -1;           ///< of the step loop; -1 outside
+  std::int64_t pass = -1;           ///< -1: none is under way
   std::int16_t layer = -1;          ///< -1 where there is none
   std::int16_t chunk = -1;          ///< the same
   std::array<char, 40> what{};      ///< e.g. "dispatch", "MPI_Comm_dup"

@@ -48,7 +48,7 @@ struct State {
   std::atomic<const char*> stage{"start"};
   std::atomic<double> allowance_s{0};
   std::atomic<bool> work_may_last{false};
-  std::atomic<std::int64_t> step{-1};
+  std::atomic<std::int64_t> pass{-1};
   std::atomic<std::int32_t> layer{-1};
   std::atomic<std::int32_t> chunk{-1};
   std::atomic<bool> details_wanted{false};
@@ -82,7 +82,7 @@ int announced_rank() {
 
 /// "step 17, layer 3, chunk 1, dispatch" or "set-up, MPI_Comm_dup".
 std::string place_of(const RankState& s) {
-  std::string place = s.step < 0 ? text_of(s.stage) : fmt::format("step {}", s.step);
+  std::string place = s.pass < 0 ? text_of(s.stage) : fmt::format("step {}", s.pass);
   if (s.layer >= 0) place += fmt::format(", layer {}", s.layer);
   if (s.chunk >= 0) place += fmt::format(", chunk {}", s.chunk);
   const std::string what = text_of(s.what);
@@ -135,14 +135,14 @@ void stage(const char* name, double allowance_s, bool work_may_last) {
   state.changed();
 }
 
-void begin_step(std::int64_t step) {
-  state.step.store(step, std::memory_order_relaxed);
-  at("", -1, -1, Activity::stepping);
+void begin_pass(std::int64_t pass) {
+  state.pass.store(pass, std::memory_order_relaxed);
+  at("", -1, -1, Activity::computing);
   state.changed();
 }
 
-void end_step() {
-  state.step.store(-1, std::memory_order_relaxed);
+void end_pass() {
+  state.pass.store(-1, std::memory_order_relaxed);
   at("", -1, -1, Activity::busy);
   state.changed();
 }
@@ -235,7 +235,7 @@ RankState Watchdog::Impl::own_state() const {
   RankState s;
   s.activity = state.activity.load(std::memory_order_relaxed);
   s.seconds = static_cast<float>(still_s);
-  s.step = state.step.load(std::memory_order_relaxed);
+  s.pass = state.pass.load(std::memory_order_relaxed);
   s.layer = static_cast<std::int16_t>(state.layer.load(std::memory_order_relaxed));
   s.chunk = static_cast<std::int16_t>(state.chunk.load(std::memory_order_relaxed));
   put(s.what, state.what.load(std::memory_order_relaxed));

@@ -15,7 +15,7 @@ namespace atl::comm {
 class Communicator;
 
 /// What this process is at, for the watchdog: written by the thread that owns MPI in a few plain
-/// stores, cheap enough for the step loop. One per process, as there is one such thread.
+/// stores, cheap enough for the loop over passes. One per process, as there is one such thread.
 ///
 /// Names are string literals or otherwise live for ever.
 namespace watched {
@@ -25,13 +25,13 @@ namespace watched {
 /// their own never counts: some work, such as converting a model, takes as long as it takes.
 void stage(const char* name, double allowance_s, bool work_may_last = false);
 
-/// A step of the step loop begins; until end_step() the stage's allowance is for the time without
-/// any progress, be it in arithmetic or in exchanges.
-void begin_step(std::int64_t step);
-void end_step();
-/// Something of the step was completed.
+/// A pass begins; until end_pass() the stage's allowance is for the time
+/// without any progress, be it in arithmetic or in exchanges.
+void begin_pass(std::int64_t pass);
+void end_pass();
+/// Something of the pass was completed.
 void progress();
-/// What the step loop does now; `what` as in "dispatch".
+/// What the pass does now; `what` as in "dispatch".
 void at(const char* what, int layer, int chunk, Activity activity);
 
 /// True when the watchdog would like to know whom MPI still awaits, once the wait has become long.

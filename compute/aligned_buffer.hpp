@@ -12,7 +12,7 @@
 namespace atl::compute {
 
 /// Zeroed bytes aligned to 64; large ones take physical memory only where they are touched, in huge
-/// pages where the system gives them: weights and KV pages are read once per step, and small pages
+/// pages where the system gives them: weights and KV pages are read once per pass, and small pages
 /// cost a table walk every few lines.
 class AlignedBuffer {
  public:

@@ -17,25 +17,9 @@
 #include "compute/device_memory.hpp"
 #include "compute/sampling.hpp"
 #include "compute/types.hpp"
+#include "compute/weights.hpp"
 
 namespace atl::compute {
-
-/// The tensors of a model, as a backend receives them. Matrices are [out, in], as on file.
-enum class Weight : std::uint8_t {
-  embedding,       ///< [vocab, H]
-  attention_norm,  ///< [H]
-  qkv,             ///< [(heads + 2 kv_heads) * head_dim, H]: rows of q, then k, then v
-  q_norm,          ///< [head_dim] or [heads * head_dim], by QkNorm
-  k_norm,          ///< [head_dim] or [kv_heads * head_dim]
-  o,               ///< [H, heads * head_dim]
-  ffn_norm,        ///< [H]
-  router,          ///< [num_experts, H]
-  up,              ///< [I, H]; dense MLP when local_expert < 0
-  gate,            ///< [I, H]; swiglu only
-  down,            ///< [H, I]
-  final_norm,      ///< [H]
-  lm_head,         ///< [vocab, H]
-};
 
 /// Ticket of an enqueued operation; tickets complete in increasing order where in_order() says so.
 using Event = std::uint64_t;
@@ -108,10 +92,8 @@ enum class ExpertPart : std::uint8_t {
 /// How a backend is set up, fixed before the first weight is loaded.
 struct BackendOptions {
   ModelShape shape;
-  DType dtype = DType::bfloat16;         ///< of activations, KV cache and GEMM operands
-  int num_local_experts = 0;             ///< experts of every MoE layer held by this rank
-  std::vector<std::int32_t> send_order;  ///< [num_experts]: position of an expert's rows in
-                                         ///< dispatch_send (experts of rank 0 first, ...)
+  DType dtype = DType::bfloat16;  ///< of activations, KV cache and GEMM operands
+  Part part;                      ///< what this rank has of the model
   int num_threads = 1;
   int page_tokens = 64;        ///< tokens per KV page
   std::int64_t num_pages = 0;  ///< KV pages this rank holds, all layers each
@@ -132,13 +114,13 @@ class Backend {
   /// For the report, e.g. "cpu: oneDNN 2.6, bfloat16 GEMMs (avx512_core_bf16), 2 threads".
   virtual std::string description() const = 0;
 
-  /// Copies (and packs) one weight; `tensor` may be freed afterwards. `layer` is -1 for the
-  /// embedding, final_norm and lm_head; `local_expert` is -1 outside experts. Throws Error when the
-  /// shape is not the model's.
+  /// Copies (and packs) one weight; `tensor` may be freed afterwards. `layer` is -1 outside the
+  /// layers, `local_expert` outside experts. Throws Error when this rank's part of the model has no
+  /// such weight, or one of another shape.
   virtual void load_weight(Weight weight, int layer, int local_expert,
                            const HostTensor& tensor) = 0;
 
-  /// Says that all weights are there; prepares what the first step would otherwise create.
+  /// Says that all weights are there; prepares what the first pass would otherwise create.
   virtual void finish_loading() = 0;
 
   virtual std::unique_ptr<Chunk> make_chunk() = 0;

@@ -28,7 +28,7 @@ std::optional<JournalEntry> parse_journal_line(std::string_view text);
 /// the order in which they were finished. One process holds it (a lock keeps a second run out); a
 /// line counts when its newline and its checksum are there, so that a torn write costs that line
 /// only. What has been appended survives this process at once, and the machine after a second: a
-/// thread of its own syncs, so that no step waits for a disk.
+/// thread of its own syncs, so that no pass waits for a disk.
 class ResultJournal {
  public:
   /// Opens the journal beside `output` and reads what an earlier run left. Throws Error when it

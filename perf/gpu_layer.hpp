@@ -15,6 +15,8 @@
 
 #include "app/model/init.hpp"
 #include "app/model/model_config.hpp"
+#include "app/plan/expert_rows.hpp"
+#include "app/plan/placement.hpp"
 #include "compute/backend.hpp"
 #include "compute/error.hpp"
 
@@ -37,9 +39,10 @@ class Weights {
  public:
   explicit Weights(const ModelConfig& config) : dtype_(config.dtype) {
     const ModelShape& s = config.shape;
-    const std::int64_t hidden = s.hidden;
-    const std::int64_t largest = hidden * std::max({s.q_width() + 2 * s.kv_width(),
-                                                    s.moe_intermediate, vocab, s.num_experts});
+    std::int64_t largest = 0;
+    for (const compute::WeightInfo& info : compute::weights_of(s)) {
+      largest = std::max(largest, info.num_elements());
+    }
     bytes_.resize(static_cast<std::size_t>(largest + window * (2 * s.num_experts + 8)) *
                   size_of(dtype_));
     constexpr std::int64_t piece = 1 << 20;
@@ -47,7 +50,7 @@ class Weights {
 #pragma omp parallel for schedule(dynamic)
     for (std::int64_t first = 0; first < count; first += piece) {
       const std::int64_t n = std::min(piece, count - first);
-      fill_random(0, "gpu", first, 1.0 / std::sqrt(static_cast<double>(hidden)), dtype_,
+      fill_random(0, "gpu", first, 1.0 / std::sqrt(static_cast<double>(s.hidden)), dtype_,
                   std::span(bytes_).subspan(static_cast<std::size_t>(first) * size_of(dtype_),
                                             static_cast<std::size_t>(n) * size_of(dtype_)));
     }
@@ -70,29 +73,18 @@ class Weights {
 /// Gives a backend the weights of the layer.
 inline void load_layer(compute::Backend& backend, const ModelConfig& config,
                        const Weights& weights) {
-  using compute::Weight;
   const ModelShape& s = config.shape;
   require(s.activation == Activation::gelu_tanh && s.qk_norm == QkNorm::none,
           "the GPU benchmarks know presets with GELU and without norms of q and k");
+  const std::vector<float> ones(static_cast<std::size_t>(s.hidden), 1.0F);
   int place = 0;
-  const auto load = [&](Weight weight, int layer, int expert, std::int64_t rows,
-                        std::int64_t cols) {
-    backend.load_weight(weight, layer, expert, weights.matrix(place++, rows, cols));
+  const auto load = [&](const compute::WeightInfo& info, int, int local_expert) {
+    backend.load_weight(info.id, info.layer, local_expert,
+                        info.use == compute::Use::vector
+                            ? HostTensor{ones.data(), DType::float32, info.rows, info.cols}
+                            : weights.matrix(place++, info.rows, info.cols));
   };
-  std::vector<float> ones(static_cast<std::size_t>(s.hidden), 1.0F);
-  const HostTensor norm{ones.data(), DType::float32, 1, s.hidden};
-  load(Weight::embedding, -1, -1, s.vocab, s.hidden);
-  backend.load_weight(Weight::attention_norm, 0, -1, norm);
-  backend.load_weight(Weight::ffn_norm, 0, -1, norm);
-  backend.load_weight(Weight::final_norm, -1, -1, norm);
-  load(Weight::qkv, 0, -1, s.q_width() + 2 * s.kv_width(), s.hidden);
-  load(Weight::o, 0, -1, s.hidden, s.q_width());
-  load(Weight::router, 0, -1, s.num_experts, s.hidden);
-  for (int expert = 0; expert < s.num_experts; ++expert) {
-    load(Weight::up, 0, expert, s.moe_intermediate, s.hidden);
-    load(Weight::down, 0, expert, s.hidden, s.moe_intermediate);
-  }
-  load(Weight::lm_head, -1, -1, s.vocab, s.hidden);
+  compute::for_each_weight(s, compute::whole_model(s), load);
   backend.finish_loading();
 }
 
@@ -101,9 +93,7 @@ inline compute::BackendOptions options_for(const ModelConfig& config, int max_to
   compute::BackendOptions options;
   options.shape = config.shape;
   options.dtype = config.dtype;
-  options.num_local_experts = config.shape.num_experts;
-  options.send_order.resize(static_cast<std::size_t>(config.shape.num_experts));
-  std::iota(options.send_order.begin(), options.send_order.end(), 0);
+  options.part = compute::whole_model(config.shape);
   options.page_tokens = page_tokens;
   options.num_pages = num_pages;
   options.max_chunk_tokens = max_tokens;
@@ -150,14 +140,11 @@ class Passage {
   compute::Event experts() {
     const std::size_t row_bytes =
         static_cast<std::size_t>(config_.shape.hidden) * size_of(config_.dtype);
+    rows_known_.packed(chunk_->packed_counts);
+    rows_known_.blocks(expert_blocks_);
     blocks_.clear();
-    std::size_t offset = 0;
-    for (int expert = 0; expert < config_.shape.num_experts; ++expert) {
-      const std::int32_t rows = chunk_->packed_counts[static_cast<std::size_t>(expert)];
-      if (rows == 0) continue;
-      blocks_.push_back({expert, rows, static_cast<std::byte*>(chunk_->dispatch_send) + offset,
-                         static_cast<std::byte*>(chunk_->combine_recv) + offset});
-      offset += static_cast<std::size_t>(rows) * row_bytes;
+    for (const ExpertBlock& block : expert_blocks_) {
+      blocks_.push_back(row_block(block, *chunk_, row_bytes));
     }
     return backend_.experts(*chunk_, 0, blocks_);
   }
@@ -189,6 +176,8 @@ class Passage {
   std::vector<std::int32_t> tokens_, rows_;
   std::vector<compute::Segment> segments_;
   std::vector<std::vector<std::int32_t>> pages_;
+  ExpertRows rows_known_{contiguous_placement(config_.shape.num_experts, 1), 0};
+  std::vector<ExpertBlock> expert_blocks_;
   std::vector<compute::RowBlock> blocks_;
 };
 

@@ -3,7 +3,7 @@
 //   prefill  time of the whole forward pass against the time its GEMMs alone take (same shapes,
 //   same
 //            rows, same weights' sizes, measured right before and after it in the same process);
-//   decode   time of a step against the time to read the bytes it must read, at the memory
+//   decode   time of a pass against the time to read the bytes it must read, at the memory
 //   bandwidth
 //            measured before and after it by all ranks at once.
 //
@@ -17,17 +17,18 @@
 
 #include <algorithm>
 #include <cmath>
-#include <functional>
+#include <map>
 #include <memory>
 #include <numeric>
 #include <random>
 #include <string>
 #include <string_view>
+#include <tuple>
 #include <vector>
 
 #include "app/model/init.hpp"
 #include "app/model/model_config.hpp"
-#include "app/run/batch.hpp"
+#include "app/run/batcher.hpp"
 #include "app/run/driver.hpp"
 #include "comm/communicator.hpp"
 #include "compute/cpu/gemm.hpp"
@@ -42,22 +43,23 @@ struct Sizes {
   int prompts = 4;  // per rank, prefill
   int prompt_tokens = 512;
   int sequences = 16;  // per rank, decode
-  int decode_steps = 16;
+  int decode_passes = 16;
   int chunks = 2;
   int repetitions = 7;
 };
 
-/// Makes one weight and hands it to `use`.
-void with_weight(const std::string& path, std::int64_t rows, std::int64_t cols, DType dtype,
-                 const std::function<void(const HostTensor&)>& use) {
-  std::vector<std::byte> bytes(static_cast<std::size_t>(rows * cols) * size_of(dtype));
-  if (rows == 1) {  // norms are all ones
+/// The elements of a weight, or of one expert's.
+std::vector<std::byte> random_weight(const compute::WeightInfo& info, int expert, DType dtype) {
+  const auto count = static_cast<std::size_t>(info.num_elements());
+  std::vector<std::byte> bytes(count * size_of(dtype));
+  if (info.use == compute::Use::vector) {  // norms are all ones
     const std::uint16_t one = dtype == DType::bfloat16 ? 0x3f80 : 0x3c00;
-    std::fill_n(reinterpret_cast<std::uint16_t*>(bytes.data()), cols, one);
+    std::fill_n(reinterpret_cast<std::uint16_t*>(bytes.data()), count, one);
   } else {
-    fill_random(0, path, 0, 1.0 / std::sqrt(static_cast<double>(cols)), dtype, bytes);
+    const std::string name = fmt::format("{} {} {}", info.layer, name_of(info.id), expert);
+    fill_random(0, name, 0, 1.0 / std::sqrt(static_cast<double>(info.cols)), dtype, bytes);
   }
-  use({bytes.data(), dtype, rows, cols});
+  return bytes;
 }
 
 /// One rank's weights, backend and driver.
@@ -73,20 +75,19 @@ class Bench {
     compute::BackendOptions options;
     options.shape = config_.shape;
     options.dtype = config_.dtype;
-    options.num_local_experts = static_cast<int>(own_experts().size());
-    options.send_order = placement_.send_order;
+    options.part = placement_.part_of(world.rank(), config_.shape);
     options.num_threads = 1;
     options.page_tokens = page_tokens;
     const int sequences = std::max(sizes_.sequences, sizes_.prompts);
     options.num_pages = sequences * (sizes_.prompt_tokens / page_tokens + 2);
     batch_.max_sequences = sequences;
-    batch_.max_step_tokens = sizes_.prompts * sizes_.prompt_tokens;
+    batch_.max_pass_tokens = sizes_.prompts * sizes_.prompt_tokens;
     batch_.max_chunks = sizes_.chunks;
     batch_.page_tokens = page_tokens;
     batch_.num_pages = options.num_pages;
-    options.max_chunk_tokens = batch_.max_step_tokens;
+    options.max_chunk_tokens = batch_.max_pass_tokens;
     backend_ = compute::make_cpu_backend(options);
-    load();
+    load(options.part);
     DriverOptions driver;
     driver.num_chunks = sizes_.chunks;
     driver.row_bytes = static_cast<std::size_t>(config_.shape.hidden) * size_of(config_.dtype);
@@ -119,16 +120,16 @@ class Bench {
     return all;
   }
 
-  /// Runs one step if there is one; returns its seconds on this rank, or a negative number.
-  double step(Batcher& batcher) {
+  /// Runs one pass if there is one; returns its seconds on this rank, or a negative number.
+  double run_pass(Batcher& batcher) {
     const double begin = now_seconds();
     loads_.resize(static_cast<std::size_t>(world_.size()));
     world_.allgather_into(batcher.load(), std::span(loads_));
-    if (!batcher.next_step(loads_)) return -1;
-    timeline_.begin_step(batcher.has_prompt_tokens() ? Phase::prefill : Phase::decode,
+    if (!batcher.next_pass(loads_)) return -1;
+    timeline_.begin_pass(batcher.has_prompt_tokens() ? Phase::prefill : Phase::decode,
                          driver_->schedule(batcher.num_chunks()), begin, begin);
-    driver_->run_step(batcher);
-    timeline_.end_step(batcher.finish_step(0));
+    driver_->run_pass(batcher);
+    timeline_.end_pass(batcher.finish_pass(0));
     const double seconds = now_seconds() - begin;
     if (timeline_.full()) timeline_.flush(world_);
     return seconds;
@@ -159,37 +160,33 @@ class Bench {
     const ModelShape& shape = config_.shape;
     const double begin = now_seconds();
     for (int layer = 0; layer < shape.num_layers; ++layer) {
-      const auto l = static_cast<std::size_t>(layer);
-      multiply(qkv_[l], tokens);
-      multiply(o_[l], tokens);
+      multiply(packed(Weight::qkv, layer), tokens);
+      multiply(packed(Weight::o, layer), tokens);
       if (shape.is_dense(layer)) {
-        multiply_mlp(dense_up_[l], dense_down_[l], tokens);
+        multiply_mlp(layer, -1, tokens);
         continue;
       }
-      multiply(router_[l], tokens);
-      for (std::size_t e = 0; e < expert_rows[l].size(); ++e) {
-        multiply_mlp(expert_up_[l][e], expert_down_[l][e], expert_rows[l][e]);
+      multiply(packed(Weight::router, layer), tokens);
+      const std::vector<std::int64_t>& rows = expert_rows[static_cast<std::size_t>(layer)];
+      for (std::size_t e = 0; e < rows.size(); ++e) {
+        multiply_mlp(layer, static_cast<int>(e), rows[e]);
       }
     }
-    multiply(head_, head_rows);
+    multiply(packed(Weight::lm_head, -1), head_rows);
     return now_seconds() - begin;
   }
 
-  /// Bytes of weights one decode step must read, and of keys and values at `context` tokens.
-  std::int64_t step_bytes(const std::vector<std::vector<std::int64_t>>& expert_rows,
+  /// Bytes of weights one decode pass must read, and of keys and values at `context` tokens.
+  std::int64_t pass_bytes(const std::vector<std::vector<std::int64_t>>& expert_rows,
                           std::int64_t context) const {
     const ModelShape& shape = config_.shape;
-    std::int64_t bytes = head_.bytes();
-    for (std::size_t l = 0; l < qkv_.size(); ++l) {
-      bytes += qkv_[l].bytes() + o_[l].bytes();
-      if (shape.is_dense(static_cast<int>(l))) {
-        bytes += dense_up_[l].bytes() + dense_down_[l].bytes();
-        continue;
-      }
-      bytes += router_[l].bytes();
-      for (std::size_t e = 0; e < expert_rows[l].size(); ++e) {
-        if (expert_rows[l][e] > 0) bytes += expert_up_[l][e].bytes() + expert_down_[l][e].bytes();
-      }
+    std::int64_t bytes = 0;
+    for (const auto& [place, weight] : packed_) {
+      const auto& [id, layer, expert] = place;
+      const bool read =
+          expert < 0 ||
+          expert_rows[static_cast<std::size_t>(layer)][static_cast<std::size_t>(expert)] > 0;
+      if (read) bytes += weight.bytes();
     }
     return bytes + std::int64_t{2} * context * shape.num_layers * shape.kv_width() *
                        static_cast<std::int64_t>(size_of(config_.dtype));
@@ -215,61 +212,27 @@ class Bench {
 
  private:
   using Packed = compute::PackedWeight;
+  using Weight = compute::Weight;
 
   const std::vector<int>& own_experts() const {
     return placement_.experts_of[static_cast<std::size_t>(world_.rank())];
   }
 
-  /// Loads a weight into the backend and packs it a second time for the GEMMs alone.
-  Packed both(compute::Weight weight, int layer, int expert, const std::string& path,
-              std::int64_t rows, std::int64_t cols) {
-    Packed packed;
-    with_weight(path, rows, cols, config_.dtype, [&](const HostTensor& tensor) {
-      backend_->load_weight(weight, layer, expert, tensor);
-      if (rows == 1) return;
-      packed = gemm_->pack(tensor.data, static_cast<int>(rows), static_cast<int>(cols));
-      gemm_->prepare(packed, compute::Finish::rounded);
-    });
-    return packed;
-  }
-
-  void load() {
-    using compute::Weight;
+  /// Loads the backend's weights, and packs matrices a second time for the GEMMs alone.
+  void load(const compute::Part& part) {
     const ModelShape& s = config_.shape;
     require(s.activation == Activation::gelu_tanh && s.qk_norm == QkNorm::none,
             "preset {} has another structure than this benchmark's GEMMs", sizes_.preset);
-    with_weight("embedding", s.vocab, s.hidden, config_.dtype,
-                [&](const HostTensor& t) { backend_->load_weight(Weight::embedding, -1, -1, t); });
-    const auto layers = static_cast<std::size_t>(s.num_layers);
-    dense_up_.resize(layers);
-    dense_down_.resize(layers);
-    router_.resize(layers);
-    expert_up_.resize(layers);
-    expert_down_.resize(layers);
-    for (int layer = 0; layer < s.num_layers; ++layer) {
-      const auto l = static_cast<std::size_t>(layer);
-      const std::string name = std::to_string(layer) + "/";
-      both(Weight::attention_norm, layer, -1, name + "norm1", 1, s.hidden);
-      both(Weight::ffn_norm, layer, -1, name + "norm2", 1, s.hidden);
-      qkv_.push_back(
-          both(Weight::qkv, layer, -1, name + "qkv", s.q_width() + 2 * s.kv_width(), s.hidden));
-      o_.push_back(both(Weight::o, layer, -1, name + "o", s.hidden, s.q_width()));
-      if (s.is_dense(layer)) {
-        dense_up_[l] = both(Weight::up, layer, -1, name + "up", s.intermediate, s.hidden);
-        dense_down_[l] = both(Weight::down, layer, -1, name + "down", s.hidden, s.intermediate);
-        continue;
-      }
-      router_[l] = both(Weight::router, layer, -1, name + "router", s.num_experts, s.hidden);
-      for (std::size_t e = 0; e < own_experts().size(); ++e) {
-        const std::string expert = name + std::to_string(own_experts()[e]);
-        expert_up_[l].push_back(both(Weight::up, layer, static_cast<int>(e), expert + "up",
-                                     s.moe_intermediate, s.hidden));
-        expert_down_[l].push_back(both(Weight::down, layer, static_cast<int>(e), expert + "down",
-                                       s.hidden, s.moe_intermediate));
-      }
-    }
-    both(Weight::final_norm, -1, -1, "norm", 1, s.hidden);
-    head_ = both(Weight::lm_head, -1, -1, "head", s.vocab, s.hidden);
+    const auto one = [&](const compute::WeightInfo& info, int expert, int local_expert) {
+      const std::vector<std::byte> bytes = random_weight(info, expert, config_.dtype);
+      backend_->load_weight(info.id, info.layer, local_expert,
+                            {bytes.data(), config_.dtype, info.rows, info.cols});
+      if (info.use == compute::Use::vector || info.id == Weight::embedding) return;
+      Packed& packed = packed_[{info.id, info.layer, local_expert}];
+      packed = gemm_->pack(bytes.data(), static_cast<int>(info.rows), static_cast<int>(info.cols));
+      gemm_->prepare(packed, compute::Finish::rounded);
+    };
+    compute::for_each_weight(s, part, one);
     backend_->finish_loading();
     const int widest = std::max(
         {s.q_width() + 2 * s.kv_width(), s.intermediate, s.moe_intermediate, s.hidden, s.vocab});
@@ -284,7 +247,12 @@ class Bench {
                  compute::Finish::rounded);
     }
   }
-  void multiply_mlp(const Packed& up, const Packed& down, std::int64_t rows) {
+  const Packed& packed(Weight weight, int layer, int local_expert = -1) const {
+    return packed_.at({weight, layer, local_expert});
+  }
+  void multiply_mlp(int layer, int local_expert, std::int64_t rows) {
+    const Packed& up = packed(Weight::up, layer, local_expert);
+    const Packed& down = packed(Weight::down, layer, local_expert);
     for (std::int64_t t = 0; t < rows; t += compute::tile_rows) {
       const std::int64_t n = std::min<std::int64_t>(compute::tile_rows, rows - t);
       multiply(up, n);
@@ -303,9 +271,7 @@ class Bench {
   std::vector<RankLoad> loads_;
   std::vector<std::int64_t> before_;
   std::unique_ptr<compute::Gemm> gemm_;
-  std::vector<Packed> qkv_, o_, dense_up_, dense_down_, router_;
-  std::vector<std::vector<Packed>> expert_up_, expert_down_;
-  Packed head_;
+  std::map<std::tuple<Weight, int, int>, Packed> packed_;  // (weight, layer, local expert)
   std::vector<std::uint16_t> a_, c_;
   std::vector<std::uint64_t> stream_;
 };
@@ -320,7 +286,7 @@ void prefill(benchmark::State& state, Bench& bench) {
     Batcher batcher(requests, bench.batch_options(), bench.world().rank());
     bench.world().barrier();
     double seconds = 0;
-    for (double s = bench.step(batcher); s >= 0; s = bench.step(batcher)) seconds += s;
+    for (double s = bench.run_pass(batcher); s >= 0; s = bench.run_pass(batcher)) seconds += s;
     return bench.slowest(seconds);
   };
   bench.take_expert_rows();
@@ -346,24 +312,24 @@ void prefill(benchmark::State& state, Bench& bench) {
 
 void decode(benchmark::State& state, Bench& bench) {
   const Sizes& sizes = bench.sizes();
-  const auto requests = bench.requests(sizes.sequences, 1 + sizes.decode_steps);
+  const auto requests = bench.requests(sizes.sequences, 1 + sizes.decode_passes);
   double decode_s = 0;
   double ideal_s = 0;
   double bandwidth = 0;
   for (auto _ : state) {
     Batcher batcher(requests, bench.batch_options(), bench.world().rank());
     // Prompts first, untimed: they also bring every rank to the same number of sequences.
-    while (batcher.load().decoding < sizes.sequences) bench.step(batcher);
+    while (batcher.load().decoding < sizes.sequences) bench.run_pass(batcher);
     bandwidth = bench.memory_bandwidth();
     bench.take_expert_rows();
     double bytes = 0;
     double seconds = 0;
-    for (int i = 0; i < sizes.decode_steps; ++i) {
+    for (int i = 0; i < sizes.decode_passes; ++i) {
       bench.world().barrier();
-      seconds += bench.slowest(bench.step(batcher));
+      seconds += bench.slowest(bench.run_pass(batcher));
       const std::int64_t context = std::int64_t{sizes.sequences} * (sizes.prompt_tokens + i + 1);
       bytes +=
-          bench.slowest(static_cast<double>(bench.step_bytes(bench.take_expert_rows(), context)));
+          bench.slowest(static_cast<double>(bench.pass_bytes(bench.take_expert_rows(), context)));
     }
     bandwidth = (bandwidth + bench.memory_bandwidth()) / 2;
     const double ideal = bytes / bandwidth;
@@ -373,7 +339,7 @@ void decode(benchmark::State& state, Bench& bench) {
   }
   state.counters["memory_time_over_decode"] = ideal_s / decode_s;
   state.counters["memory_GB_per_s_per_rank"] = bandwidth / 1e9;
-  state.counters["tokens_per_s"] = static_cast<double>(sizes.sequences * sizes.decode_steps *
+  state.counters["tokens_per_s"] = static_cast<double>(sizes.sequences * sizes.decode_passes *
                                                        bench.world().size() * state.iterations()) /
                                    decode_s;
 }
@@ -396,7 +362,7 @@ int run(int argc, char** argv) {
                .prompts = 2,
                .prompt_tokens = 40,
                .sequences = 3,
-               .decode_steps = 4,
+               .decode_passes = 4,
                .chunks = 2,
                .repetitions = 1};
     } else if (argument.starts_with("--chunks=")) {

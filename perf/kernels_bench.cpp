@@ -175,12 +175,11 @@ void add_pack(const comm::Communicator& world, int tokens, int hidden, bool tiny
   const auto p = std::make_shared<Pack>();
   compute::BackendOptions backend;
   backend.shape = model.shape();
-  backend.num_local_experts = options.experts;
-  backend.send_order = placement.send_order;
+  backend.part = compute::whole_model(model.shape());
   backend.num_pages = 1;
   backend.max_chunk_tokens = tokens;
   p->backend = compute::make_cpu_backend(backend);
-  model.load(*p->backend, placement.experts_of[0]);
+  model.load(*p->backend, backend.part);
   p->chunk = p->backend->make_chunk();
   p->tokens = model.requests(1).front().tokens;
   p->segment = {0, tokens, 0, p->page.data()};

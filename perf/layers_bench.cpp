@@ -1,13 +1,13 @@
 // What overlap is worth: MoE layers with a given routing, run by the program's own driver,
 // schedule, exchange and CPU backend. Measured in turn, in one process per rank:
 //
-//   compute        the arithmetic of one step without messages
+//   compute        the arithmetic of one pass without messages
 //   communication  its messages, with the same counts, without arithmetic
-//   overlapped     the step as the program runs it
-//   serial         the step with --no-overlap
+//   overlapped     the pass as the program runs it
+//   serial         the pass with --no-overlap
 //
 // and from these (compute + communication - overlapped) / min(compute, communication). All four are
-// the program's driver: without messages (perf/step_rows.hpp), without arithmetic
+// the program's driver: without messages (perf/pass_rows.hpp), without arithmetic
 // (perf/paced_backend.hpp), or whole. With --paced arithmetic is a timer everywhere, dilated until
 // the cores are not too busy to be told apart. Times are the slowest rank's. Prints a line, and
 // writes everything as JSON with --json.
@@ -35,7 +35,7 @@
 #include "perf/layers_options.hpp"
 #include "perf/machine.hpp"
 #include "perf/paced_backend.hpp"
-#include "perf/step_rows.hpp"
+#include "perf/pass_rows.hpp"
 
 namespace atl::perf {
 namespace {
@@ -56,20 +56,19 @@ class LayersBench {
       : world_(world),
         options_(options),
         topology_(comm::discover_topology(world)),
-        transport_(comm::choose_transport(world, options.transport)),
+        transport_(comm::choose_transport(world, comm::transport_named(options.transport))),
         placement_(contiguous_placement(options.experts, world.size())),
         model_(options, topology_, placement_.rank_of),
         requests_(model_.requests(world.size())),
         clock_offset_(comm::clock_offset(world, topology_)) {
     compute::BackendOptions backend;
     backend.shape = model_.shape();
-    backend.num_local_experts = static_cast<int>(own_experts().size());
-    backend.send_order = placement_.send_order;
+    backend.part = placement_.part_of(world.rank(), model_.shape());
     backend.page_tokens = page_tokens;
     batch_.max_sequences = static_cast<int>(requests_.size()) / world.size();
     backend.num_pages =
         std::int64_t{batch_.max_sequences} * ((options.sequence + 1) / page_tokens + 1);
-    batch_.max_step_tokens = options.tokens;
+    batch_.max_pass_tokens = options.tokens;
     batch_.min_chunk_tokens = 1;
     batch_.max_chunks = options.chunks;
     batch_.page_tokens = page_tokens;
@@ -80,7 +79,7 @@ class LayersBench {
     rows_.emplace(world_, model_, *std::make_unique<Batcher>(next_batch()));
     silent_ = std::make_unique<PacedBackend>(backend, *rows_, world_.rank());
     auto real = compute::make_cpu_backend(backend);
-    model_.load(*real, own_experts());
+    model_.load(*real, backend.part);
     backend_ = std::move(real);
     if (options.paced) pace_arithmetic();
     start_again();
@@ -90,10 +89,10 @@ class LayersBench {
     check();
     for (int i = -options_.warm_up; i < options_.repetitions; ++i) {
       const std::array<Measured, 4> measured = {
-          measure_one([&] { return step(*compute_).seconds; }),
-          measure_one([&] { return step(*communication_).seconds; }),
-          measure_one([&] { return step(*overlapped_).seconds; }),
-          measure_one([&] { return step(*serial_).seconds; })};
+          measure_one([&] { return run_pass(*compute_).seconds; }),
+          measure_one([&] { return run_pass(*communication_).seconds; }),
+          measure_one([&] { return run_pass(*overlapped_).seconds; }),
+          measure_one([&] { return run_pass(*serial_).seconds; })};
       if (i < 0) {
         start_again();  // forgets what warming up counted
         continue;
@@ -107,7 +106,7 @@ class LayersBench {
     serial_->timeline.flush(world_);
   }
 
-  /// Collective. Writes which experts each token of the step goes to, after a check that the
+  /// Collective. Writes which experts each token of the pass goes to, after a check that the
   /// program sends it there; perf/peers/torch_moe.py reads it.
   void write_routing(const std::string& path) {
     check();
@@ -134,12 +133,12 @@ class LayersBench {
     file.close();
   }
 
-  /// One more step, with every event; on rank 0 written to `path`.
+  /// One more pass, with every event; on rank 0 written to `path`.
   void write_trace(const std::string& path) {
     Runner traced(*this, *backend_, true, 100000);
-    step(traced);  // touches its memory
+    run_pass(traced);  // touches its memory
     const std::size_t before = traced.timeline.trace().size();
-    step(traced);
+    run_pass(traced);
     const auto events =
         world_.gather_vectors(std::span(traced.timeline.trace()).subspan(before), 0);
     if (world_.rank() != 0) return;
@@ -220,8 +219,8 @@ class LayersBench {
     double seconds = 0;
     {
       Runner real(*this, *backend_, true, 0, /*messages=*/false);
-      step(real);  // touches its memory
-      seconds = slowest(step(real).seconds);
+      run_pass(real);  // touches its memory
+      seconds = slowest(run_pass(real).seconds);
     }
     const Pace flops = flops_of(model_.shape());
     const double most =
@@ -239,9 +238,9 @@ class LayersBench {
       pace_ = {flops.per_token * per_flop, flops.per_expert_row * per_flop};
       timer.set_pace(pace_);
       Runner runner(*this, timer, true, 0);
-      step(runner);
+      run_pass(runner);
       const double busy = over_ranks(
-          world_, measure_one([&] { return step(runner).seconds; }).cores_busy, Reduce::max);
+          world_, measure_one([&] { return run_pass(runner).seconds; }).cores_busy, Reduce::max);
       if (busy <= most_busy) return;
       dilation_ *= 1.2 * busy / most_busy;
     }
@@ -265,40 +264,37 @@ class LayersBench {
     return driver;
   }
 
-  const std::vector<int>& own_experts() const {
-    return placement_.experts_of[static_cast<std::size_t>(world_.rank())];
-  }
-  template <typename Step>
-  Measured measure_one(const Step& step) const {
+  template <typename Pass>
+  Measured measure_one(const Pass& pass) const {
     const CoreSeconds before = CoreSeconds::now();
-    const double seconds = slowest(step());
+    const double seconds = slowest(pass());
     return {seconds, CoreSeconds::now().busy_since(before)};
   }
   double slowest(double seconds) const { return over_ranks(world_, seconds, Reduce::max); }
 
-  /// Collective. The step that every measurement runs.
+  /// Collective. The pass that every measurement runs.
   Batcher next_batch() {
     Batcher batch(requests_, batch_, world_.rank());
     loads_.resize(static_cast<std::size_t>(world_.size()));
     world_.allgather_into(batch.load(), std::span(loads_));
-    require(batch.next_step(loads_), "there is no token to process; raise --tokens");
+    require(batch.next_pass(loads_), "there is no token to process; raise --tokens");
     world_.barrier();
     return batch;
   }
 
-  Outcome step(Runner& runner) {
+  Outcome run_pass(Runner& runner) {
     Batcher batch = next_batch();
     const double begin = now_seconds();
-    runner.timeline.begin_step(Phase::prefill, runner.driver.schedule(batch.num_chunks()), begin,
+    runner.timeline.begin_pass(Phase::prefill, runner.driver.schedule(batch.num_chunks()), begin,
                                begin);
-    runner.driver.run_step(batch);
+    runner.driver.run_pass(batch);
     Outcome outcome;
     outcome.seconds = now_seconds() - begin;
     for (int c = 0; c < batch.num_chunks(); ++c) {
       const auto& sampled = batch.chunk(c).sampled;
       outcome.sampled.insert(outcome.sampled.end(), sampled.begin(), sampled.end());
     }
-    runner.timeline.end_step(batch.finish_step(0));
+    runner.timeline.end_pass(batch.finish_pass(0));
     world_.barrier();
     return outcome;
   }
@@ -306,8 +302,8 @@ class LayersBench {
   /// Both schedules give the same tokens with the same bits, the router sent each row where the
   /// table says, and messages alone came back unchanged.
   void check() {
-    const Outcome a = step(*overlapped_);
-    const Outcome b = step(*serial_);
+    const Outcome a = run_pass(*overlapped_);
+    const Outcome b = run_pass(*serial_);
     const auto same = [](const SampledToken& x, const SampledToken& y) {
       return x.token == y.token && x.logprob == y.logprob;
     };
@@ -326,8 +322,8 @@ class LayersBench {
                 expert, expected);
       }
     }
-    step(*compute_);  // touches its memory
-    step(*communication_);
+    run_pass(*compute_);  // touches its memory
+    run_pass(*communication_);
     for (int c = 0; c < rows_->num_chunks(); ++c) {
       silent_->check(c, rows_->known_to(world_.rank(), options_.layers - 1, c, placement_));
     }
@@ -357,7 +353,7 @@ class LayersBench {
             {"overhead", sums[4] / sums[0]}};
   }
 
-  /// Bytes of rows between ranks in one step, the busiest link; per layer and rank the rows it
+  /// Bytes of rows between ranks in one pass, the busiest link; per layer and rank the rows it
   /// computes and the bytes that other ranks dispatch to it.
   void add_traffic(json& result) const {
     const auto ranks = static_cast<std::size_t>(world_.size());
@@ -437,7 +433,7 @@ class LayersBench {
   BatchOptions batch_;
   std::vector<RankLoad> loads_;
   compute::BackendOptions backend_options_;
-  std::optional<StepRows> rows_;
+  std::optional<PassRows> rows_;
   std::unique_ptr<compute::Backend> backend_;  // the real one, or a timer
   std::unique_ptr<PacedBackend> silent_;       // no arithmetic at all
   Pace pace_;

@@ -8,7 +8,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <functional>
 #include <map>
 #include <numeric>
 #include <random>
@@ -104,36 +103,22 @@ class LayersModel {
   /// [layers][experts]: the expert that a code means in each layer.
   const std::vector<std::vector<int>>& expert_of_code() const { return expert_of_code_; }
 
-  /// Loads this rank's weights, `experts` being its own.
-  void load(compute::Backend& backend, const std::vector<int>& experts) const {
-    using compute::Weight;
-    const int hidden = shape_.hidden;
-    load_matrix(backend, Weight::embedding, -1, -1, "embedding", shape_.vocab, hidden, 1,
-                [this](std::vector<std::uint16_t>& m) { write_codes(m); });
-    const auto no_codes = [this](std::vector<std::uint16_t>& m) {
-      const auto columns = m.size() / static_cast<std::size_t>(shape_.hidden);
-      std::fill_n(m.begin(), columns * static_cast<std::size_t>(shape_.num_experts),
-                  std::uint16_t{0});
-    };
-    const auto as_drawn = [](std::vector<std::uint16_t>&) {};
-    for (int layer = 0; layer < shape_.num_layers; ++layer) {
-      const std::string name = std::to_string(layer) + "/";
-      load_ones(backend, Weight::attention_norm, layer);
-      load_ones(backend, Weight::ffn_norm, layer);
-      load_matrix(backend, Weight::qkv, layer, -1, name + "qkv", 3 * hidden, hidden, 0, as_drawn);
-      load_matrix(backend, Weight::o, layer, -1, name + "o", hidden, hidden, 0, no_codes);
-      load_matrix(backend, Weight::router, layer, -1, name + "router", shape_.num_experts, hidden,
-                  0, [&](std::vector<std::uint16_t>& m) { write_router(m, layer); });
-      for (std::size_t e = 0; e < experts.size(); ++e) {
-        const std::string expert = name + std::to_string(experts[e]);
-        load_matrix(backend, Weight::up, layer, static_cast<int>(e), expert + "up",
-                    shape_.moe_intermediate, hidden, 0, as_drawn);
-        load_matrix(backend, Weight::down, layer, static_cast<int>(e), expert + "down", hidden,
-                    shape_.moe_intermediate, 0, no_codes);
+  /// Loads a rank's part: norms are ones, matrices random numbers but for the codes.
+  void load(compute::Backend& backend, const compute::Part& part) const {
+    const auto load_one = [&](const compute::WeightInfo& info, int expert, int local_expert) {
+      std::vector<std::uint16_t> m(static_cast<std::size_t>(info.num_elements()), one);
+      if (info.use == compute::Use::matrix) {
+        const double deviation = info.id == compute::Weight::embedding
+                                     ? 1
+                                     : 1 / std::sqrt(static_cast<double>(info.cols));
+        fill_random(0, fmt::format("{} {} {}", info.layer, name_of(info.id), expert), 0, deviation,
+                    DType::bfloat16, std::as_writable_bytes(std::span(m)));
+        write_codes(m, info);
       }
-    }
-    load_ones(backend, Weight::final_norm, -1);
-    load_matrix(backend, Weight::lm_head, -1, -1, "head", shape_.vocab, hidden, 0, as_drawn);
+      backend.load_weight(info.id, info.layer, local_expert,
+                          {m.data(), DType::bfloat16, info.rows, info.cols});
+    };
+    compute::for_each_weight(shape_, part, load_one);
     backend.finish_loading();
   }
 
@@ -183,38 +168,32 @@ class LayersModel {
     return expert_of_code_[static_cast<std::size_t>(layer)][static_cast<std::size_t>(code)];
   }
 
-  void write_codes(std::vector<std::uint16_t>& m) const {
+  /// What of a matrix reads or writes the codes, or must leave them alone.
+  void write_codes(std::vector<std::uint16_t>& m, const compute::WeightInfo& info) const {
     const auto experts = static_cast<std::size_t>(shape_.num_experts);
-    for (std::size_t token = 0; token < experts * experts; ++token) {
-      auto* row = m.data() + token * static_cast<std::size_t>(shape_.hidden);
-      std::fill_n(row, experts, std::uint16_t{0});
-      row[token % experts] = six;
-      row[token / experts] = eight;
+    const auto cols = static_cast<std::size_t>(info.cols);
+    switch (info.id) {
+      case compute::Weight::embedding:
+        for (std::size_t token = 0; token < experts * experts; ++token) {
+          auto* row = m.data() + token * cols;
+          std::fill_n(row, experts, std::uint16_t{0});
+          row[token % experts] = six;
+          row[token / experts] = eight;
+        }
+        return;
+      case compute::Weight::o:
+      case compute::Weight::down:
+        std::fill_n(m.begin(), experts * cols, std::uint16_t{0});
+        return;
+      case compute::Weight::router:
+        std::fill(m.begin(), m.end(), std::uint16_t{0});
+        for (int code = 0; code < shape_.num_experts; ++code) {
+          m[static_cast<std::size_t>(expert_of(info.layer, code) * shape_.hidden + code)] = one;
+        }
+        return;
+      default:
+        return;
     }
-  }
-
-  void write_router(std::vector<std::uint16_t>& m, int layer) const {
-    std::fill(m.begin(), m.end(), std::uint16_t{0});
-    for (int code = 0; code < shape_.num_experts; ++code) {
-      m[static_cast<std::size_t>(expert_of(layer, code) * shape_.hidden + code)] = one;
-    }
-  }
-
-  void load_ones(compute::Backend& backend, compute::Weight weight, int layer) const {
-    const std::vector<std::uint16_t> ones(static_cast<std::size_t>(shape_.hidden), one);
-    backend.load_weight(weight, layer, -1, {ones.data(), DType::bfloat16, 1, shape_.hidden});
-  }
-
-  /// Random numbers with the given deviation (0: 1 / sqrt(columns)), changed by `edit`.
-  static void load_matrix(compute::Backend& backend, compute::Weight weight, int layer, int expert,
-                          const std::string& name, int rows, int columns, double deviation,
-                          const std::function<void(std::vector<std::uint16_t>&)>& edit) {
-    std::vector<std::uint16_t> m(static_cast<std::size_t>(rows) *
-                                 static_cast<std::size_t>(columns));
-    if (deviation == 0) deviation = 1.0 / std::sqrt(static_cast<double>(columns));
-    fill_random(0, name, 0, deviation, DType::bfloat16, std::as_writable_bytes(std::span(m)));
-    edit(m);
-    backend.load_weight(weight, layer, expert, {m.data(), DType::bfloat16, rows, columns});
   }
 
   LayersOptions options_;

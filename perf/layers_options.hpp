@@ -15,8 +15,8 @@ struct LayersOptions {
   int intermediate = 512;  ///< hidden width of an expert
   int experts = 0;         ///< 0: one per rank
   int top_k = 2;
-  int tokens = 512;    ///< per rank and step
-  int sequence = 128;  ///< tokens of one prompt; 1 is a decode step's shape
+  int tokens = 512;    ///< per rank and pass
+  int sequence = 128;  ///< tokens of one prompt; 1 is a decode pass's shape
   int chunks = 4;
   bool shares_cores = false;
   std::string transport = "auto";
@@ -62,7 +62,7 @@ inline int parse(int argc, char** argv, int rank, int num_ranks, Arguments& a) {
   app.add_flag("--paced", o.paced, "arithmetic becomes a timer of rows times what a row costs");
   app.add_option("--shares-cores", a.shares_cores)->check(CLI::IsMember({"auto", "yes", "no"}));
   app.add_option("--json", a.json_file, "write everything there");
-  app.add_option("--trace", a.trace_file, "write the events of one overlapped step there");
+  app.add_option("--trace", a.trace_file, "write the events of one overlapped pass there");
   app.add_option("--routing-only", a.routing_file, "write each token's experts there, and end");
   app.add_flag("--tiny", a.tiny, "small enough for a test");
   try {

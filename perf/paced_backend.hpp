@@ -14,7 +14,7 @@
 #include "compute/backend.hpp"
 #include "compute/clock.hpp"
 #include "compute/error.hpp"
-#include "perf/step_rows.hpp"
+#include "perf/pass_rows.hpp"
 
 namespace atl::perf {
 
@@ -35,7 +35,7 @@ class PacedBackend final : public compute::Backend {
  public:
   /// Chunks are numbered as they are made, from 0 again after `options.num_chunks`. `rows` says
   /// what the router would, and outlives this.
-  PacedBackend(const compute::BackendOptions& options, const StepRows& rows, int rank)
+  PacedBackend(const compute::BackendOptions& options, const PassRows& rows, int rank)
       : options_(options), rows_(rows), rank_(static_cast<std::size_t>(rank)) {}
 
   /// Holds for operations that are enqueued from now on.
@@ -70,7 +70,7 @@ class PacedBackend final : public compute::Backend {
     auto& paced = static_cast<PacedChunk&>(chunk);
     const auto counts = rows_.counts(layer, paced.index, rank_);
     for (std::size_t e = 0; e < counts.size(); ++e) {
-      paced.counts[static_cast<std::size_t>(options_.send_order[e])] = counts[e];
+      paced.counts[static_cast<std::size_t>(options_.part.send_order[e])] = counts[e];
     }
     return enqueue(0);
   }
@@ -178,7 +178,7 @@ class PacedBackend final : public compute::Backend {
   }
 
   compute::BackendOptions options_;
-  const StepRows& rows_;
+  const PassRows& rows_;
   std::size_t rank_;
   Pace pace_;
   std::vector<const PacedChunk*> made_;

@@ -4,19 +4,26 @@
 # found (label gpu needs a GPU, label emulated none), then the fuzz targets for some
 # seconds each, where clang can be had. Fails when any test fails.
 #
-#   tests/run.sh [--quick] [ctest option...]
+#   tests/run.sh [--quick | --all] [ctest option...]
 #
 #   --quick        preset cpu only, without the end-to-end tests
+#   --all          sweeps in full length: more runs killed, more layouts, a minute of each fuzz target
 #   ctest option   handed on, e.g. -R exchange
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=../jobs/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/../jobs/common.sh"
 
 quick=false
+fuzz_seconds=10
 if (($# > 0)); then
   case "$1" in
     --quick)
       quick=true
+      shift
+      ;;
+    --all)
+      export ATOLL_ALL=1
+      fuzz_seconds=60
       shift
       ;;
     -h | --help)
@@ -57,6 +64,7 @@ else
   fi
   if bash "$repository/jobs/install.sh" --fuzz && command -v clang++ >/dev/null; then
     build_preset fuzz
+    cmake -DATOLL_FUZZ_SECONDS="$fuzz_seconds" "$repository/build/fuzz" >/dev/null
     run_tests fuzz "$@"
   else
     say "skipped: the fuzz targets, since there is no clang++ with libFuzzer here"

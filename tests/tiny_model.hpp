@@ -3,6 +3,7 @@
 
 #include <cstring>
 #include <functional>
+#include <map>
 #include <memory>
 #include <numeric>
 #include <random>
@@ -10,6 +11,7 @@
 #include <vector>
 
 #include "compute/backend.hpp"
+#include "tests/oracle_weights.hpp"
 #include "tests/reference.hpp"
 
 namespace atl::testing {
@@ -186,40 +188,22 @@ inline std::vector<ModelKind> model_kinds() {
   };
 }
 
-inline reference::Mlp random_mlp(const ModelShape& shape, int inner, Random& random) {
-  reference::Mlp mlp;
-  mlp.up = random.matrix(inner, shape.hidden);
-  if (shape.activation == Activation::swiglu) mlp.gate = random.matrix(inner, shape.hidden);
-  mlp.down = random.matrix(shape.hidden, inner);
-  return mlp;
-}
-
 inline reference::Model random_model(const ModelShape& shape, DType dtype, unsigned seed) {
   Random random(seed, dtype);
   reference::Model model;
   model.shape = shape;
-  model.embedding = random.matrix(shape.vocab, shape.hidden, std::sqrt(shape.hidden));
-  model.final_norm = random.vector(shape.hidden, 1, 0.1);
-  model.lm_head = random.matrix(shape.vocab, shape.hidden);
-  const bool whole = shape.qk_norm == QkNorm::whole_row;
-  for (int l = 0; l < shape.num_layers; ++l) {
-    reference::Layer layer;
-    layer.attention_norm = random.vector(shape.hidden, 1, 0.1);
-    layer.ffn_norm = random.vector(shape.hidden, 1, 0.1);
-    layer.q_norm = random.vector(whole ? shape.q_width() : shape.head_dim, 1, 0.1);
-    layer.k_norm = random.vector(whole ? shape.kv_width() : shape.head_dim, 1, 0.1);
-    layer.qkv = random.matrix(shape.q_width() + 2 * shape.kv_width(), shape.hidden, 1.5);
-    layer.o = random.matrix(shape.hidden, shape.q_width());
-    if (shape.is_dense(l)) {
-      layer.dense = random_mlp(shape, shape.intermediate, random);
-    } else {
-      layer.router = random.matrix(shape.num_experts, shape.hidden, 2);
-      for (int e = 0; e < shape.num_experts; ++e) {
-        layer.experts.push_back(random_mlp(shape, shape.moe_intermediate, random));
-      }
-    }
-    model.layers.push_back(layer);
-  }
+  const std::map<compute::Weight, double> gains = {
+      {compute::Weight::embedding, std::sqrt(shape.hidden)},
+      {compute::Weight::qkv, 1.5},
+      {compute::Weight::router, 2}};
+  compute::for_each_weight(
+      shape, compute::whole_model(shape), [&](const compute::WeightInfo& info, int expert, int) {
+        const bool norm = info.use == compute::Use::vector;
+        const double gain = gains.contains(info.id) ? gains.at(info.id) : 1;
+        const double deviation = norm ? 0.1 : gain / std::sqrt(info.cols);
+        const auto count = static_cast<int>(info.num_elements());
+        set_weight(model, info, expert, random.vector(count, norm ? 1 : 0, deviation));
+      });
   return model;
 }
 
@@ -243,21 +227,17 @@ class SingleRank {
     compute::BackendOptions options;
     options.shape = shape_;
     options.dtype = rank.dtype;
-    options.num_local_experts = shape_.num_experts;
-    options.send_order.resize(static_cast<std::size_t>(shape_.num_experts));
-    std::iota(options.send_order.begin(), options.send_order.end(), 0);
-    if (rank.reverse_experts) {
-      std::reverse(options.send_order.begin(), options.send_order.end());
-    }
+    options.part = compute::whole_model(shape_);
+    if (rank.reverse_experts) std::ranges::reverse(options.part.send_order);
     options.num_threads = rank.num_threads;
     options.num_pages = rank.num_pages;
     options.max_chunk_tokens = rank.max_chunk_tokens;
     options.split_experts = rank.in_parts;
-    order_ = options.send_order;
+    order_ = options.part.send_order;
     dtype_ = rank.dtype;
     num_pages_ = rank.num_pages;
     backend_ = rank.make_backend(options);
-    load(model);
+    load(model, options.part);
     backend_->finish_loading();
     chunk_ = backend_->make_chunk();
     if (rank.in_parts) make_other_chunk();
@@ -368,39 +348,13 @@ class SingleRank {
   }
 
  private:
-  void load(compute::Weight weight, int layer, int expert, const reference::Matrix& matrix) {
-    if (matrix.empty()) return;
-    std::vector<double> flat;
-    for (const auto& row : matrix) flat.insert(flat.end(), row.begin(), row.end());
-    const auto bytes = encode(flat, dtype_);
-    backend_->load_weight(weight, layer, expert,
-                          {bytes.data(), dtype_, static_cast<std::int64_t>(matrix.size()),
-                           static_cast<std::int64_t>(matrix[0].size())});
-  }
-  void load(int layer, int expert, const reference::Mlp& mlp) {
-    load(compute::Weight::up, layer, expert, mlp.up);
-    load(compute::Weight::gate, layer, expert, mlp.gate);
-    load(compute::Weight::down, layer, expert, mlp.down);
-  }
-  void load(const reference::Model& model) {
-    using compute::Weight;
-    load(Weight::embedding, -1, -1, model.embedding);
-    load(Weight::final_norm, -1, -1, {model.final_norm});
-    load(Weight::lm_head, -1, -1, model.lm_head);
-    for (int l = 0; l < shape_.num_layers; ++l) {
-      const reference::Layer& layer = model.layers[static_cast<std::size_t>(l)];
-      load(Weight::attention_norm, l, -1, {layer.attention_norm});
-      load(Weight::ffn_norm, l, -1, {layer.ffn_norm});
-      load(Weight::q_norm, l, -1, {layer.q_norm});
-      load(Weight::k_norm, l, -1, {layer.k_norm});
-      load(Weight::qkv, l, -1, layer.qkv);
-      load(Weight::o, l, -1, layer.o);
-      load(Weight::router, l, -1, layer.router);
-      load(l, -1, layer.dense);
-      for (std::size_t e = 0; e < layer.experts.size(); ++e) {
-        load(l, static_cast<int>(e), layer.experts[e]);
-      }
-    }
+  void load(reference::Model model, const compute::Part& part) {
+    compute::for_each_weight(
+        shape_, part, [&](const compute::WeightInfo& info, int expert, int local_expert) {
+          const auto bytes = encode(weight_values(model, info, expert), dtype_);
+          backend_->load_weight(info.id, info.layer, local_expert,
+                                {bytes.data(), dtype_, info.rows, info.cols});
+        });
   }
 
   void attention(int layer) {

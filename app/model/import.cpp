@@ -17,6 +17,7 @@
 
 #include "app/model/architectures.hpp"
 #include "app/model/model_config.hpp"
+#include "app/model/tensors.hpp"
 #include "compute/convert.hpp"
 #include "compute/error.hpp"
 #include "io/json_shown.hpp"
@@ -28,6 +29,7 @@ namespace atl {
 namespace {
 
 namespace fs = std::filesystem;
+using compute::Weight;
 using Json = nlohmann::json;
 using Shape = std::vector<std::int64_t>;
 
@@ -49,24 +51,21 @@ struct Place {
 /// architecture. A model saved without its head has no `model.` before its names.
 std::vector<Place> places_of(const TensorInfo& target, std::int64_t slab,
                              const Architecture& architecture) {
-  std::string name = target.path.substr(1);
-  std::replace(name.begin(), name.end(), '/', '.');
-  const std::size_t mlp = name.find(".mlp.");
-  const bool in_block = target.per_expert || name.ends_with(".mlp.gate.weight");
   std::vector<Place> places;
-  if (!in_block) {
+  if (!target.per_expert && target.weight != Weight::router) {
+    std::string name = target.path.substr(1);
+    std::replace(name.begin(), name.end(), '/', '.');
     places.push_back({name, target.shape});
   } else {
-    const std::string layer = name.substr(0, mlp);
     for (const char* block : {architecture.moe_block, "mlp"}) {
-      const std::string prefix = fmt::format("{}.{}.", layer, block);
+      const std::string prefix = fmt::format("model.layers.{}.{}.", target.layer, block);
       if (!target.per_expert) {
         places.push_back({prefix + "gate.weight", target.shape});
         continue;
       }
       const Shape& s = target.shape;  // [experts, out, in]
-      const bool down = name.ends_with(".down_proj.weight");
-      const bool gate = name.ends_with(".gate_proj.weight");
+      const bool down = target.weight == Weight::down;
+      const bool gate = target.weight == Weight::gate;
       const char* matrix = down ? architecture.down : gate ? architecture.gate : architecture.up;
       places.push_back({fmt::format("{}experts.{}.{}.weight", prefix, slab, matrix), {s[1], s[2]}});
       if (down) {
@@ -193,7 +192,7 @@ class Importer {
       }
     }
     const auto head = stored_.tensors().find(head_name);
-    if (places[0].name == embedding_name && config_.tie_word_embeddings &&
+    if (target.weight == Weight::embedding && config_.tie_word_embeddings &&
         head != stored_.tensors().end()) {
       warn_(fmt::format("took {} as {} too: tie_word_embeddings is true, and there is no other",
                         head_name, embedding_name));

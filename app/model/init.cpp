@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "app/model/tensors.hpp"
 #include "comm/watchdog.hpp"
 #include "compute/convert.hpp"
 #include "compute/error.hpp"
@@ -57,7 +58,7 @@ bool is_norm(const TensorInfo& tensor) {
 /// Deviation that keeps activations near unit size: matrices sum over their last dimension, an
 /// embedding over nothing.
 double deviation_of(const TensorInfo& tensor) {
-  if (tensor.path == "/model/embed_tokens/weight") return 1.0;
+  if (tensor.weight == compute::Weight::embedding) return 1.0;
   return 1.0 / std::sqrt(static_cast<double>(tensor.shape.back()));
 }
 

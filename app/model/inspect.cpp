@@ -4,10 +4,11 @@
 
 #include <algorithm>
 #include <iterator>
-#include <map>
 #include <nlohmann/json.hpp>
 #include <vector>
 
+#include "app/model/checked_config.hpp"
+#include "app/model/tensors.hpp"
 #include "compute/convert.hpp"
 #include "compute/error.hpp"
 #include "io/activation_file.hpp"
@@ -142,39 +143,6 @@ std::string checkpoint_text(const std::string& path, bool verify) {
   }
   return text;
 }
-
-}  // namespace
-
-ModelConfig checked_config(const io::ModelFileReader& reader) {
-  ModelConfig config;
-  try {
-    config = ModelConfig::from_json(reader.config_json());
-  } catch (const Error& error) {
-    fail("cannot read {}: {}", reader.path(), error.what());
-  }
-  std::map<std::string, io::DatasetInfo> on_file;
-  for (io::DatasetInfo& dataset : reader.datasets()) on_file[dataset.path] = std::move(dataset);
-  for (const TensorInfo& tensor : tensors_of(config)) {
-    const auto found = on_file.find(tensor.path);
-    require(found != on_file.end(),
-            "cannot read {}: dataset {} {} is missing; create the file again", reader.path(),
-            tensor.path, shape_text(tensor.shape));
-    const io::DatasetInfo& dataset = found->second;
-    require(dataset.shape == tensor.shape && dataset.dtype == config.dtype,
-            "cannot read {}: dataset {} is {} {}, its configuration says {} {}; create the file "
-            "again",
-            reader.path(), tensor.path, shape_text(dataset.shape), name_of(dataset.dtype),
-            shape_text(tensor.shape), name_of(config.dtype));
-    on_file.erase(found);
-  }
-  if (!on_file.empty()) {
-    fail("cannot read {}: its configuration describes no dataset {}; create the file again",
-         reader.path(), on_file.begin()->first);
-  }
-  return config;
-}
-
-namespace {
 
 std::string activations_text(const std::string& path) {
   io::ActivationReader reader(path);

@@ -19,12 +19,12 @@ struct NonFiniteSlab {
   compute::NonFinite found;
 };
 
-/// Reads and verifies what this rank needs and nothing else, one tensor (or expert slab) at a time.
-/// `config` is the file's own, from checked_config, so that every dataset is there and has its
-/// shape. Throws Error for a damaged one. Returns where weights are not finite, or will not be in
-/// `dtype`, the backend's.
+/// Reads and verifies the part that this rank has and nothing else, one tensor (or expert slab) at
+/// a time. `config` is the file's own, from checked_config, so that every dataset is there and has
+/// its shape. Throws Error for a damaged one. Returns where weights are not finite, or will not be
+/// in `dtype`, the backend's.
 std::vector<NonFiniteSlab> load_weights(io::ModelFileReader& file, const ModelConfig& config,
-                                        const std::vector<int>& local_experts, DType dtype,
+                                        const compute::Part& part, DType dtype,
                                         compute::Backend& backend);
 
 /// Collective: a warning on rank 0's stderr that names the tensors of what the ranks have `found`.

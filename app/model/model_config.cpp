@@ -9,6 +9,7 @@
 #include <optional>
 #include <set>
 
+#include "app/model/tensors.hpp"
 #include "compute/error.hpp"
 #include "compute/sampling.hpp"
 #include "io/json_shown.hpp"
@@ -351,58 +352,12 @@ std::string ModelConfig::to_json() const {
   return json.dump();
 }
 
-std::vector<TensorInfo> tensors_of(const ModelConfig& config) {
-  const ModelShape& s = config.shape;
-  std::vector<TensorInfo> tensors;
-  const auto add = [&](const std::string& name, std::vector<std::int64_t> shape,
-                       bool per_expert = false) {
-    tensors.push_back({name + "/weight", std::move(shape), per_expert});
-  };
-  const bool has_gate = s.activation == Activation::swiglu;
-  add("/model/embed_tokens", {s.vocab, s.hidden});
-  for (int layer = 0; layer < s.num_layers; ++layer) {
-    const std::string prefix = fmt::format("/model/layers/{}", layer);
-    const std::string attention = prefix + "/self_attn";
-    add(prefix + "/input_layernorm", {s.hidden});
-    add(attention + "/q_proj", {s.q_width(), s.hidden});
-    add(attention + "/k_proj", {s.kv_width(), s.hidden});
-    add(attention + "/v_proj", {s.kv_width(), s.hidden});
-    add(attention + "/o_proj", {s.hidden, s.q_width()});
-    if (s.qk_norm != QkNorm::none) {
-      const bool whole = s.qk_norm == QkNorm::whole_row;
-      add(attention + "/q_norm", {whole ? s.q_width() : s.head_dim});
-      add(attention + "/k_norm", {whole ? s.kv_width() : s.head_dim});
-    }
-    add(prefix + "/post_attention_layernorm", {s.hidden});
-    const std::string mlp = prefix + "/mlp";
-    if (s.is_dense(layer)) {
-      if (has_gate) add(mlp + "/gate_proj", {s.intermediate, s.hidden});
-      add(mlp + "/up_proj", {s.intermediate, s.hidden});
-      add(mlp + "/down_proj", {s.hidden, s.intermediate});
-    } else {
-      const std::string experts = mlp + "/experts";
-      add(mlp + "/gate", {s.num_experts, s.hidden});
-      if (has_gate)
-        add(experts + "/gate_proj", {s.num_experts, s.moe_intermediate, s.hidden}, true);
-      add(experts + "/up_proj", {s.num_experts, s.moe_intermediate, s.hidden}, true);
-      add(experts + "/down_proj", {s.num_experts, s.hidden, s.moe_intermediate}, true);
-    }
-  }
-  add("/model/norm", {s.hidden});
-  if (!config.tie_word_embeddings)
-    tensors.push_back({"/lm_head/weight", {s.vocab, s.hidden}, false});
-  return tensors;
-}
-
-double gemm_flops_per_token(const ModelShape& s) {
-  const double matrices = s.activation == Activation::swiglu ? 3 : 2;
-  const double hidden = s.hidden;
-  double multiply_adds = hidden * s.vocab;
-  for (int layer = 0; layer < s.num_layers; ++layer) {
-    multiply_adds += hidden * (2.0 * s.q_width() + 2.0 * s.kv_width());
-    multiply_adds += s.is_dense(layer) ? matrices * hidden * s.intermediate
-                                       : hidden * s.num_experts +
-                                             s.top_k * matrices * hidden * s.moe_intermediate;
+double gemm_flops_per_token(const ModelShape& shape) {
+  double multiply_adds = 0;
+  for (const compute::WeightInfo& info : compute::weights_of(shape)) {
+    if (info.use != compute::Use::matrix || info.id == compute::Weight::embedding) continue;
+    const double times = info.per_expert ? shape.top_k : 1;
+    multiply_adds += times * static_cast<double>(info.num_elements());
   }
   return 2.0 * multiply_adds;
 }

@@ -1,5 +1,5 @@
 #pragma once
-// A model: its configuration, the tensors it has, and the presets.
+// A model: its configuration, and the presets.
 
 #include <cstdint>
 #include <string>
@@ -22,16 +22,6 @@ struct ModelConfig {
   /// The configuration as JSON, with the keys that from_json reads; equal configs, equal text.
   std::string to_json() const;
 };
-
-/// One dataset of a model file.
-struct TensorInfo {
-  std::string path;                 ///< e.g. "/model/layers/3/mlp/experts/up_proj/weight"
-  std::vector<std::int64_t> shape;  ///< stacked expert tensors are [experts, out, in]
-  bool per_expert = false;          ///< checksums and reads go by expert slab
-};
-
-/// Every dataset a model of this configuration has, in a fixed order.
-std::vector<TensorInfo> tensors_of(const ModelConfig& config);
 
 /// Names of the presets, and a preset's configuration (throws UsageError listing the names).
 std::vector<std::string> preset_names();

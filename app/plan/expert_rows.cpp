@@ -24,6 +24,15 @@ int checked(std::int64_t rows, const char* what) {
 
 }  // namespace
 
+compute::RowBlock row_block(const ExpertBlock& block, const compute::Chunk& chunk,
+                            std::size_t row_bytes) {
+  const std::size_t offset = static_cast<std::size_t>(block.first_row) * row_bytes;
+  const auto at = [offset](void* base) { return static_cast<std::byte*>(base) + offset; };
+  return {block.local_expert, block.num_rows,
+          at(block.own ? chunk.dispatch_send : chunk.dispatch_recv),
+          at(block.own ? chunk.combine_recv : chunk.combine_send)};
+}
+
 ExpertRows::ExpertRows(const Placement& placement, int own_rank)
     : placement_(placement),
       own_(own_rank),
@@ -74,14 +83,6 @@ void ExpertRows::plan_receives(comm::RowMove& move) const {
     move.recv_counts[r] = checked(rows, "rows received");
     before += rows;
   }
-}
-
-std::int64_t ExpertRows::rows_received() const {
-  std::int64_t rows = 0;
-  for (int rank = 0; rank < num_ranks(); ++rank) {
-    if (rank != own_) rows += sum_of(counts_of(rank));
-  }
-  return rows;
 }
 
 void ExpertRows::blocks(std::vector<ExpertBlock>& blocks) const {

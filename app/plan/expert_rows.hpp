@@ -8,6 +8,7 @@
 
 #include "app/plan/placement.hpp"
 #include "comm/row_move.hpp"
+#include "compute/backend.hpp"
 
 namespace atl {
 
@@ -18,6 +19,10 @@ struct ExpertBlock {
   bool own = false;  ///< this rank's, among the packed rows, where they stay; else arrived
   std::int64_t first_row = 0;  ///< among the packed rows, or among those that arrived
 };
+
+/// Where the rows of `block` lie in the buffers of `chunk`, and where their results go.
+compute::RowBlock row_block(const ExpertBlock& block, const compute::Chunk& chunk,
+                            std::size_t row_bytes);
 
 /// Packed rows are grouped by their place in sending order: by the rank of their expert, and there
 /// by expert. Rows that arrive are grouped by the rank they come from, and there by expert. After
@@ -38,7 +43,6 @@ class ExpertRows {
   void plan_sends(comm::RowMove& move) const;
   /// Rows from each rank and where they will lie; known after heard_from() each other rank.
   void plan_receives(comm::RowMove& move) const;
-  std::int64_t rows_received() const;
   /// The rows of each local expert, expert by expert and there rank by rank, empty ones left out.
   void blocks(std::vector<ExpertBlock>& blocks) const;
   /// blocks() makes so many at most.

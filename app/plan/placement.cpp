@@ -12,6 +12,16 @@ int Placement::most_experts_on_a_rank() const {
   return static_cast<int>(most);
 }
 
+compute::Part Placement::part_of(int rank, const ModelShape& shape) const {
+  compute::Part part = compute::whole_model(shape);
+  const std::vector<int>& own = experts_of[static_cast<std::size_t>(rank)];
+  for (std::vector<std::int32_t>& experts : part.experts) {
+    if (!experts.empty()) experts = own;
+  }
+  part.send_order = send_order;
+  return part;
+}
+
 Placement contiguous_placement(int num_experts, int num_ranks) {
   require(num_ranks <= num_experts,
           "{} ranks for {} experts (a rank owns at least one expert of every MoE layer; replicas "

@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "compute/weights.hpp"
+
 namespace atl {
 
 /// (expert) -> rank, the same for every MoE layer. Experts of one rank are numbered locally in
@@ -19,6 +21,8 @@ struct Placement {
 
   int num_ranks() const { return static_cast<int>(experts_of.size()); }
   int most_experts_on_a_rank() const;
+  /// What `rank` has of a model of this shape.
+  compute::Part part_of(int rank, const ModelShape& shape) const;
 };
 
 /// Equal contiguous shares: shares differ by at most one, the first ranks have the larger ones.

@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "app/run/batch.hpp"
+#include "app/run/batcher.hpp"
 #include "comm/communicator.hpp"
 #include "io/activation_file.hpp"
 
@@ -18,8 +18,8 @@ namespace atl {
 io::ActivationLayout activation_layout(const std::vector<io::Request>& requests, Mode mode,
                                        int max_tokens);
 
-/// Holds x of one step's chunks for each layer, at most step_tokens * layers rows of this rank, and
-/// writes them to the activations file after the step.
+/// Holds x of one pass's chunks for each layer, at most max_pass_tokens * layers rows of this rank,
+/// and writes them to the activations file after the pass.
 class ActivationDump {
  public:
   /// Collective. Throws Error on all ranks alike when the file cannot be written.
@@ -28,9 +28,9 @@ class ActivationDump {
 
   /// Where x [tokens, H] of a chunk after a layer goes; null for layers that are not kept.
   void* buffer(int chunk, int layer, std::size_t tokens);
-  /// Writes the rows of the step that has just run, before the batcher's finish_step(). Of a
+  /// Writes the rows of the pass that has just run, before the batcher's finish_pass(). Of a
   /// sequence that ends there since its logits are not finite, rows up to those: how many come
-  /// after them depends on how steps are cut.
+  /// after them depends on how passes are cut.
   void write(Batcher& batch);
   /// Collective: the file gets its name.
   void close();
@@ -43,7 +43,7 @@ class ActivationDump {
   std::size_t row_bytes_;
   std::optional<io::ActivationWriter> writer_;
   std::vector<std::vector<std::byte>> buffers_;  // [chunks * layers]
-  std::vector<std::int32_t> ended_;              // requests that ended in the step being written
+  std::vector<std::int32_t> ended_;              // requests that ended in the pass being written
 };
 
 }  // namespace atl

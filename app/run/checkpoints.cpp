@@ -1,15 +1,12 @@
 #include "app/run/checkpoints.hpp"
 
 #include <fmt/format.h>
-#include <unistd.h>
 
 #include <algorithm>
-#include <charconv>
 #include <chrono>
 #include <filesystem>
 #include <thread>
 
-#include "app/run/identity.hpp"
 #include "app/run/run.hpp"
 #include "comm/watchdog.hpp"
 #include "compute/clock.hpp"
@@ -19,52 +16,8 @@
 namespace atl {
 
 using nlohmann::ordered_json;
-namespace fs = std::filesystem;
 
 namespace {
-
-constexpr std::string_view file_prefix = "checkpoint-";
-constexpr std::string_view file_suffix = ".h5";
-constexpr std::size_t num_kept = 2;
-/// Files with higher numbers are nobody's checkpoints, and leave room to count on.
-constexpr std::int64_t max_number = 1000000000000;
-/// While a checkpoint is being written, so much of a step's time goes to it.
-constexpr double share_of_step = 0.1;
-
-/// The number in a checkpoint's file name; -1 for other files.
-std::int64_t step_of(const std::string& name) {
-  if (!name.starts_with(file_prefix) || !name.ends_with(file_suffix)) return -1;
-  const char* begin = name.data() + file_prefix.size();
-  const char* end = name.data() + name.size() - file_suffix.size();
-  std::int64_t step = -1;
-  return std::from_chars(begin, end, step).ptr == end && step <= max_number ? step : -1;
-}
-
-bool is_leftover(const std::string& name) {
-  return name.starts_with(file_prefix) && name.find(".h5.partial.") != std::string::npos;
-}
-
-/// Checkpoints in a folder, newest first.
-std::vector<std::string> checkpoints_in(const std::string& folder) {
-  std::vector<std::pair<std::int64_t, std::string>> found;
-  std::error_code error;
-  for (const auto& entry : fs::directory_iterator(folder, error)) {
-    const std::int64_t step = step_of(entry.path().filename().string());
-    if (step >= 0) found.emplace_back(step, entry.path().string());
-  }
-  std::sort(found.rbegin(), found.rend());
-  std::vector<std::string> paths;
-  for (auto& [step, path] : found) paths.push_back(std::move(path));
-  return paths;
-}
-
-ordered_json state_of(const io::CheckpointReader& reader) {
-  auto state = ordered_json::parse(reader.contents().state, nullptr, false);
-  require(state.is_object() && state.contains("run") && state.contains("step") &&
-              state["step"].is_number_integer(),
-          "cannot read {}: its state says neither run nor step", reader.path());
-  return state;
-}
 
 /// That a sequence of a checkpoint is one that its request can have.
 void require_possible(const io::CheckpointSequence& s, const std::vector<io::Request>& requests,
@@ -85,79 +38,31 @@ void require_possible(const io::CheckpointSequence& s, const std::vector<io::Req
 }  // namespace
 
 Checkpoints::Checkpoints(const comm::Communicator& world, const RunOptions& options)
-    : world_(world), options_(options), every_(interval_of(options.checkpoint_every)) {}
-
-std::string Checkpoints::path_of(std::int64_t step) const {
-  return fmt::format("{}/{}{:09}{}", options_.checkpoint_dir, file_prefix, step, file_suffix);
-}
-
-ordered_json Checkpoints::recorded() const {
-  if (options_.checkpoint_dir.empty()) return nullptr;
-  for (const std::string& path : checkpoints_in(options_.checkpoint_dir)) {
-    try {
-      return state_of(io::CheckpointReader(path)).at("run");
-    } catch (const Error&) {
-      // damaged, or no checkpoint at all
-    }
-  }
-  return nullptr;
-}
+    : world_(world),
+      options_(options),
+      folder_(options.checkpoint_dir),
+      policy_(interval_of(options.checkpoint_every)) {}
 
 void Checkpoints::open(const ordered_json& identity, const std::vector<io::Request>& requests,
                        const ModelShape& shape, DType dtype, std::vector<KeptProgress>& kept) {
   identity_ = identity;
-  if (options_.checkpoint_dir.empty()) return;
+  if (folder_.empty()) return;
   world_.agree([this] {
-    if (!root()) return;
-    std::error_code error;
-    fs::create_directories(options_.checkpoint_dir, error);
-    const int writable = access(options_.checkpoint_dir.c_str(), W_OK | X_OK);
-    require(!error && writable == 0,
-            "cannot write checkpoints to {} ({}); check --checkpoint-dir and its permissions",
-            options_.checkpoint_dir, error ? error.message() : std::strerror(errno));
+    if (root()) folder_.create();
   });
   world_.agree([this] {
-    require(fs::is_directory(options_.checkpoint_dir),
+    require(std::filesystem::is_directory(folder_.path()),
             "--checkpoint-dir {} is not a folder that rank {} sees; give one that all ranks share",
-            options_.checkpoint_dir, world_.rank());
+            folder_.path(), world_.rank());
   });
   if (options_.resume) find(requests, shape, dtype, kept);
   std::int64_t number = 0;
   world_.agree([&] {
-    if (root()) number = take_over_folder();
+    if (root()) number = folder_.take_over(identity_, options_.resume);
   });
   world_.allreduce(std::span(&number, 1), comm::Communicator::Reduce::max);
-  step_ = std::max(step_, number);
-  last_step_ = step_;
-}
-
-std::int64_t Checkpoints::take_over_folder() {
-  const auto paths = checkpoints_in(options_.checkpoint_dir);
-  for (auto path = paths.rbegin(); path != paths.rend(); ++path) {
-    ordered_json state;
-    try {
-      state = state_of(io::CheckpointReader(*path));
-    } catch (const Error&) {
-      continue;  // damaged, or no checkpoint at all: it is in nobody's way
-    }
-    if (!options_.resume) require_own(*path, state);
-    if (difference(state.at("run"), identity_).empty()) own_files_.push_back(*path);
-  }
-  std::error_code ignored;
-  std::vector<fs::path> leftovers;
-  for (const auto& entry : fs::directory_iterator(options_.checkpoint_dir, ignored)) {
-    if (is_leftover(entry.path().filename().string())) leftovers.push_back(entry.path());
-  }
-  for (const fs::path& path : leftovers) fs::remove(path, ignored);
-  return paths.empty() ? 0 : step_of(fs::path(paths[0]).filename().string()) + 1;
-}
-
-void Checkpoints::require_own(const std::string& path, const ordered_json& state) const {
-  const std::string differs = difference(state.at("run"), identity_);
-  require(differs.empty(),
-          "{} is the checkpoint of another run: {}; run with what it was started with, or give "
-          "another --checkpoint-dir",
-          path, differs);
+  pass_ = std::max(pass_, number);
+  policy_.start_at(pass_);
 }
 
 bool Checkpoints::try_checkpoint(const std::string& path, const std::vector<io::Request>& requests,
@@ -173,7 +78,7 @@ bool Checkpoints::try_checkpoint(const std::string& path, const std::vector<io::
     return false;
   }
   const ordered_json state = state_of(*reader_);
-  world_.agree([&] { require_own(path, state); });
+  world_.agree([&] { require_own(path, state, identity_); });
   try {
     world_.agree([&] {
       const io::CheckpointContents& c = reader_->contents();
@@ -181,7 +86,7 @@ bool Checkpoints::try_checkpoint(const std::string& path, const std::vector<io::
                   c.head_dim == shape.head_dim && c.dtype == dtype,
               "cannot read {}: its keys have another shape than the model's", path);
       for (const auto& s : c.sequences) {
-        require_possible(s, requests, options_.mode == "score", path);
+        require_possible(s, requests, options_.mode == Mode::score, path);
       }
       reader_->verify(static_cast<std::size_t>(world_.rank()),
                       static_cast<std::size_t>(world_.size()));
@@ -191,7 +96,7 @@ bool Checkpoints::try_checkpoint(const std::string& path, const std::vector<io::
     reader_.reset();
     return false;
   }
-  step_ = state.at("step").get<std::int64_t>();
+  pass_ = state.at("step").get<std::int64_t>();
   return true;
 }
 
@@ -199,7 +104,7 @@ void Checkpoints::find(const std::vector<io::Request>& requests, const ModelShap
                        DType dtype, std::vector<KeptProgress>& kept) {
   std::string names;  // each ends with the one byte that no path has
   if (root()) {
-    for (const std::string& path : checkpoints_in(options_.checkpoint_dir)) names += path + '\0';
+    for (const std::string& path : folder_.files()) names += path + '\0';
   }
   names = world_.broadcast(names, 0);
   while (!names.empty()) {
@@ -230,7 +135,7 @@ void Checkpoints::find(const std::vector<io::Request>& requests, const ModelShap
   restoring_ = taken > 0;
   earlier_loads_ = contents.expert_loads;
   if (root()) {
-    fmt::print(stderr, "resuming from {}: step {}, {} requests under way\n", reader_->path(), step_,
+    fmt::print(stderr, "resuming from {}: step {}, {} requests under way\n", reader_->path(), pass_,
                taken);
   }
 }
@@ -257,11 +162,9 @@ Restore Checkpoints::restore_into(compute::Backend& backend) {
 }
 
 std::int32_t Checkpoints::phase() {
-  if (phase_ == CheckpointPhase::idle && root() && !options_.checkpoint_dir.empty()) {
-    if (last_time_ == 0) last_time_ = now_seconds();  // the steps begin now
-    const bool due = every_.steps > 0 ? step_ - last_step_ >= every_.steps
-                                      : now_seconds() - last_time_ >= every_.seconds;
-    if (due) return static_cast<std::int32_t>(CheckpointPhase::due);
+  if (phase_ == CheckpointPhase::idle && root() && !folder_.empty() &&
+      policy_.due(pass_, now_seconds())) {
+    return static_cast<std::int32_t>(CheckpointPhase::due);
   }
   if (phase_ == CheckpointPhase::writing && cursor_.sequence == own_.size()) {
     try {
@@ -275,30 +178,30 @@ std::int32_t Checkpoints::phase() {
 }
 
 void Checkpoints::advance(std::span<const RankLoad> loads, const CheckpointSource& source,
-                          double step_seconds) {
+                          double pass_seconds) {
   const double start = now_seconds();
-  const auto is = [&loads](std::size_t rank, CheckpointPhase phase) {
-    return loads[rank].checkpoint == static_cast<std::int32_t>(phase);
-  };
   if (restoring_ && !source.batcher->restoring()) restoring_ = false;
-  if (writer_) {
-    std::size_t failed = 0;
-    while (failed < loads.size() && !is(failed, CheckpointPhase::failed)) ++failed;
-    std::size_t written = 0;
-    while (written < loads.size() && is(written, CheckpointPhase::written)) ++written;
-    if (failed < loads.size()) {
-      give_up(failure_, static_cast<int>(failed) == world_.rank());
-    } else if (written == loads.size()) {
+  const CheckpointMove move = next_move(loads, writer_ != nullptr);
+  switch (move.kind) {
+    case CheckpointMove::Kind::none:
+      break;
+    case CheckpointMove::Kind::begin:
+      begin(source);
+      break;
+    case CheckpointMove::Kind::go_on:
+      if (phase_ == CheckpointPhase::writing && cursor_.sequence < own_.size()) {
+        write_some(source, checkpoint_share_of_pass * pass_seconds);
+      }
+      break;
+    case CheckpointMove::Kind::end:
       end();
-    } else if (phase_ == CheckpointPhase::writing && cursor_.sequence < own_.size()) {
-      write_some(source, share_of_step * step_seconds);
-    }
-    cost_.seconds += now_seconds() - start;
-  } else if (is(0, CheckpointPhase::due)) {
-    begin(source);
-    cost_.seconds += now_seconds() - start;
+      break;
+    case CheckpointMove::Kind::give_up:
+      give_up(failure_, move.failed_rank == world_.rank());
+      break;
   }
-  ++step_;
+  if (move.kind != CheckpointMove::Kind::none) cost_.seconds += now_seconds() - start;
+  ++pass_;
 }
 
 /// Collective: what goes into a checkpoint of now, and which of it this rank writes.
@@ -312,17 +215,18 @@ void Checkpoints::list_sequences(const Batcher& batcher, io::CheckpointContents&
     tokens.insert(tokens.end(), generated.begin(), generated.end());
     logprobs.insert(logprobs.end(), scored.begin(), scored.end());
   };
-  for (const Batcher::View& view : batcher.sequences()) {
-    add({view.request, static_cast<std::int64_t>(view.generated.size()),
-         static_cast<std::int64_t>(view.logprobs.size()), view.cached, 0},
-        view.generated, view.logprobs);
+  for (const std::int32_t slot : batcher.sequences().taken()) {
+    const Sequence& sequence = batcher.sequences().in_slot(slot);
+    add({sequence.request, sequence.num_generated(),
+         static_cast<std::int64_t>(sequence.logprobs.size()), sequence.cached, 0},
+        sequence.generated(), sequence.logprobs);
   }
   first_carried_ = own_.size();
   int turn = 0;
-  for (const std::int32_t request : batcher.waiting()) {
-    const auto saved = saved_.find(request);
+  for (const WaitingRequest& waiting : batcher.waiting()) {
+    const auto saved = saved_.find(waiting.request);
     if (saved == saved_.end()) {
-      contents.pending.push_back(request);
+      contents.pending.push_back(waiting.request);
     } else if (turn++ % world_.size() == world_.rank()) {
       add(reader_->contents().sequences[saved->second], reader_->tokens_of(saved->second),
           reader_->logprobs_of(saved->second));
@@ -338,8 +242,7 @@ void Checkpoints::list_sequences(const Batcher& batcher, io::CheckpointContents&
 }
 
 void Checkpoints::begin(const CheckpointSource& source) {
-  last_step_ = step_;
-  last_time_ = now_seconds();
+  policy_.begun(pass_, now_seconds());
   const ModelShape& shape = *source.shape;
   io::CheckpointContents contents;
   contents.num_layers = shape.num_layers;
@@ -360,7 +263,7 @@ void Checkpoints::begin(const CheckpointSource& source) {
   for (const auto& [name, value] : options_.items()) options[name] = value;
   contents.state =
       io::json_text(ordered_json({{"run", identity_},
-                                  {"step", step_},
+                                  {"step", pass_},
                                   {"ranks", world_.size()},
                                   {"sampler",
                                    "random numbers are counted: a request's seed and the "
@@ -371,8 +274,8 @@ void Checkpoints::begin(const CheckpointSource& source) {
   cursor_ = {};
   try {
     const comm::Waiting waiting("creating the checkpoint");
-    writer_ = std::make_unique<io::CheckpointWriter>(path_of(step_), contents, tokens, logprobs,
-                                                     world_.fortran_handle());
+    writer_ = std::make_unique<io::CheckpointWriter>(folder_.file_of(pass_), contents, tokens,
+                                                     logprobs, world_.fortran_handle());
     phase_ = CheckpointPhase::writing;
     if (own_.empty()) writer_->start_sync();
   } catch (const Error& error) {
@@ -419,7 +322,7 @@ void Checkpoints::write_piece(const CheckpointSource& source, std::span<const st
   }
   writer_->write_piece(static_cast<std::int64_t>(cursor_.sequence), cursor_.layer, cursor_.piece,
                        keys_, values_);
-  comm::watched::progress();  // all of a large checkpoint may take longer than any step
+  comm::watched::progress();  // all of a large checkpoint may take longer than any pass
 }
 
 void Checkpoints::end() {
@@ -431,8 +334,9 @@ void Checkpoints::end() {
     writer_.reset();
     phase_ = CheckpointPhase::idle;
     if (root()) {
-      own_files_.push_back(path_of(last_step_));
-      remove_older();
+      folder_.add(folder_.file_of(policy_.last_pass()));
+      // The one that it resumed from stays while ranks still read it.
+      folder_.retire(restoring_ && reader_ ? reader_->path() : "");
     }
   } catch (const Error& error) {
     give_up(error.what(), root());
@@ -441,28 +345,16 @@ void Checkpoints::end() {
 
 void Checkpoints::give_up(const std::string& reason, bool reporter) {
   if (reporter)
-    fmt::print(stderr, "no checkpoint of step {}: {}; the run goes on\n", last_step_, reason);
+    fmt::print(stderr, "no checkpoint of step {}: {}; the run goes on\n", policy_.last_pass(),
+               reason);
   close();
   cost_.failed += 1;
   phase_ = CheckpointPhase::idle;
   failure_.clear();
 }
 
-/// The newest two of this run stay, and the one that it resumed from while ranks still read it.
-void Checkpoints::remove_older() {
-  for (std::size_t i = 0; i + num_kept < own_files_.size();) {
-    if (restoring_ && reader_ && reader_->path() == own_files_[i]) {
-      ++i;
-      continue;
-    }
-    std::error_code ignored;
-    fs::remove(own_files_[i], ignored);
-    own_files_.erase(own_files_.begin() + static_cast<std::ptrdiff_t>(i));
-  }
-}
-
 std::string Checkpoints::write_now(const CheckpointSource& source) {
-  if (options_.checkpoint_dir.empty()) return "";
+  if (folder_.empty()) return "";
   comm::watched::stage("the last checkpoint", setup_deadlines * options_.deadline);
   close();
   const std::int64_t before = cost_.written;
@@ -482,7 +374,7 @@ std::string Checkpoints::write_now(const CheckpointSource& source) {
     give_up(failure_, failed - phases.begin() == world_.rank());
   }
   if (cost_.written == before) return "no checkpoint could be written";
-  return fmt::format("{} holds the rest", path_of(step_));
+  return fmt::format("{} holds the rest", folder_.file_of(pass_));
 }
 
 void Checkpoints::close() {

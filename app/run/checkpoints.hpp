@@ -2,8 +2,8 @@
 // When checkpoints are written, what goes into them, and what a resumed run takes out.
 //
 // A snapshot costs no copy: keys and values of a position never change once they are written, and a
-// sequence keeps its pages until it is finished. So a checkpoint notes at a step boundary how far
-// every sequence has come, and its keys and values are written in small pieces between the steps
+// sequence keeps its pages until it is finished. So a checkpoint notes at a pass boundary how far
+// every sequence has come, and its keys and values are written in small pieces between the passes
 // that follow. What is finished meanwhile is in the results and not missed.
 
 #include <memory>
@@ -14,29 +14,22 @@
 #include <vector>
 
 #include "app/config.hpp"
+#include "app/plan/checkpoint_policy.hpp"
 #include "app/plan/placement.hpp"
-#include "app/run/batch.hpp"
+#include "app/run/batcher.hpp"
+#include "app/run/checkpoint_folder.hpp"
 #include "app/run/driver.hpp"
 #include "comm/communicator.hpp"
 #include "io/checkpoint.hpp"
 
 namespace atl {
 
-/// Where a rank is with checkpoints; what RankLoad::checkpoint says.
-enum class CheckpointPhase : std::int32_t {
-  idle,
-  due,      ///< rank 0: a new one should begin
-  writing,  ///< the pieces of this rank are not all on the disk yet
-  written,
-  failed,
-};
-
 /// What checkpoints cost one rank.
 struct CheckpointCost {
   std::int64_t written = 0;
   std::int64_t failed = 0;
   std::int64_t bytes = 0;
-  double seconds = 0;  ///< of the thread that drives the steps
+  double seconds = 0;  ///< of the thread that drives the passes
 };
 
 /// What a checkpoint is made of.
@@ -54,7 +47,7 @@ class Checkpoints {
   Checkpoints(const comm::Communicator& world, const RunOptions& options);
 
   /// The identity of the run that left the newest checkpoint that can be read; null without any.
-  nlohmann::ordered_json recorded() const;
+  nlohmann::ordered_json recorded() const { return folder_.recorded(); }
   /// Collective, before any work: prepares the folder. With --resume finds the newest checkpoint
   /// that is whole, and notes in `kept` how far its requests had come. Throws Error when the folder
   /// cannot be written or belongs to another run.
@@ -63,15 +56,15 @@ class Checkpoints {
   /// How the Batcher gets back what the checkpoint kept.
   Restore restore_into(compute::Backend& backend);
 
-  /// What this rank says to the others before each step.
+  /// What this rank says to the others before each pass.
   std::int32_t phase();
-  /// Collective, between two steps, with all ranks' loads: begins, continues or ends a checkpoint.
-  /// `step_seconds` is what the last step took. A failure is reported, and the run goes on.
+  /// Collective, between two passes, with all ranks' loads: begins, continues or ends a checkpoint.
+  /// `pass_seconds` is what the last pass took. A failure is reported, and the run goes on.
   void advance(std::span<const RankLoad> loads, const CheckpointSource& source,
-               double step_seconds);
-  /// Collective, between two steps: writes a whole checkpoint now. Returns what to tell the user.
+               double pass_seconds);
+  /// Collective, between two passes: writes a whole checkpoint now. Returns what to tell the user.
   std::string write_now(const CheckpointSource& source);
-  /// Collective, after the last step: an unfinished checkpoint is not needed any more.
+  /// Collective, after the last pass: an unfinished checkpoint is not needed any more.
   void close();
 
   const CheckpointCost& cost() const { return cost_; }
@@ -84,15 +77,10 @@ class Checkpoints {
     int layer = 0;
   };
   bool root() const { return world_.rank() == 0; }
-  std::string path_of(std::int64_t step) const;
   void find(const std::vector<io::Request>& requests, const ModelShape& shape, DType dtype,
             std::vector<KeptProgress>& kept);
   bool try_checkpoint(const std::string& path, const std::vector<io::Request>& requests,
                       const ModelShape& shape, DType dtype);
-  /// On rank 0: notes which files are this run's own, and removes what was never finished. Throws
-  /// Error when the folder belongs to another run. Returns a number above those of all files.
-  std::int64_t take_over_folder();
-  void require_own(const std::string& path, const nlohmann::ordered_json& state) const;
   void begin(const CheckpointSource& source);
   void list_sequences(const Batcher& batcher, io::CheckpointContents& contents,
                       std::vector<std::int32_t>& tokens, std::vector<float>& logprobs);
@@ -103,19 +91,16 @@ class Checkpoints {
   bool carried() const { return cursor_.sequence >= first_carried_; }
   void end();
   void give_up(const std::string& reason, bool reporter);
-  void remove_older();
 
   const comm::Communicator& world_;
   const RunOptions& options_;
-  Interval every_;
+  CheckpointFolder folder_;
+  CheckpointPolicy policy_;
   nlohmann::ordered_json identity_;
   /// Of the whole job, over all its runs. It only orders the files: it begins above all in the
   /// folder, since the highest is tried first and may be a damaged one.
-  std::int64_t step_ = 0;
-  std::int64_t last_step_ = 0;
-  double last_time_ = 0;
+  std::int64_t pass_ = 0;
   CheckpointCost cost_;
-  std::vector<std::string> own_files_;  // rank 0: this run's, oldest first; no other is removed
 
   std::unique_ptr<io::CheckpointReader> reader_;  // of the checkpoint that this run resumed from
   std::unordered_map<std::int64_t, std::size_t> saved_;  // request -> its sequence there

@@ -119,15 +119,6 @@ class LaneMoves final : public ChunkMoves {
 
 }  // namespace
 
-compute::RowBlock row_block(const ExpertBlock& block, const compute::Chunk& chunk,
-                            std::size_t row_bytes) {
-  const std::size_t offset = static_cast<std::size_t>(block.first_row) * row_bytes;
-  const auto at = [offset](void* base) { return static_cast<std::byte*>(base) + offset; };
-  return {block.local_expert, block.num_rows,
-          at(block.own ? chunk.dispatch_send : chunk.dispatch_recv),
-          at(block.own ? chunk.combine_recv : chunk.combine_send)};
-}
-
 std::unique_ptr<ChunkMoves> moves_over_mpi(const RowsSetup& setup, compute::Chunk& chunk) {
   return std::make_unique<LaneMoves>(setup, chunk);
 }

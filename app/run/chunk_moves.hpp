@@ -16,7 +16,7 @@
 namespace atl {
 
 /// Rows go with their counters up to this size: MPI libraries send so much at once, without asking
-/// the receiver first, and a token of a decode step arrives one message earlier.
+/// the receiver first, and a token of a decode pass arrives one message earlier.
 inline constexpr std::size_t first_message_bytes = 4000;
 
 /// Counted over the whole run on this rank.
@@ -25,12 +25,8 @@ struct Traffic {
   std::vector<std::int64_t> tokens_of_expert;  ///< [layers * experts], rows this rank sent there
   std::int64_t rows_computed = 0;              ///< expert rows computed on this rank
   std::int64_t bytes_sent_at_once = 0;         ///< largest single exchange
-  std::int64_t receive_growths = 0;            ///< times that device memory was taken within a step
+  std::int64_t receive_growths = 0;            ///< times that device memory was taken within a pass
 };
-
-/// Where the rows of `block` lie in the buffers of `chunk`, and where their results go.
-compute::RowBlock row_block(const ExpertBlock& block, const compute::Chunk& chunk,
-                            std::size_t row_bytes);
 
 /// The driver posts a message step once what it needs is there, polls until it is done, and asks
 /// for the blocks when the experts run. Benchmarks have others than the one over MPI.

@@ -77,9 +77,9 @@ std::string why_gpus_are_hidden(const comm::launcher::Variables& variables) {
 }
 
 BackendChoice choose_backend(const comm::Communicator& world, const comm::Topology& topology,
-                             const std::string& wanted) {
+                             std::optional<BackendKind> wanted) {
   BackendChoice choice;
-  if (wanted == "cpu") return choice;
+  if (wanted == BackendKind::cpu) return choice;
   const std::string hidden = why_gpus_are_hidden(comm::launcher::own_environment());
   compute::CudaDevices devices;
   if (hidden.empty()) {
@@ -92,9 +92,9 @@ BackendChoice choose_backend(const comm::Communicator& world, const comm::Topolo
   const auto counts = world.allgather(devices.count);
   const auto without = std::find(counts.begin(), counts.end(), 0);
   const bool none = std::all_of(counts.begin(), counts.end(), [](int count) { return count == 0; });
-  if (wanted == "auto" && none) return choice;
+  if (!wanted && none) return choice;
   world.agree([&] {
-    require(devices.count > 0 || (wanted == "auto" && !none), "{}", devices.why_none);
+    require(devices.count > 0 || (!wanted && !none), "{}", devices.why_none);
     require(
         without == counts.end(),
         "rank {} sees no CUDA device, and other ranks do; give every rank one, or use --backend "

@@ -2,8 +2,10 @@
 // Where each rank computes: which backend, which GPU, and how much of its memory.
 
 #include <memory>
+#include <optional>
 #include <string>
 
+#include "app/backend_kind.hpp"
 #include "comm/communicator.hpp"
 #include "comm/launcher.hpp"
 #include "comm/topology.hpp"
@@ -18,18 +20,20 @@ struct BackendChoice {
   compute::CudaShare share;  ///< where cuda
   std::string devices;       ///< where cuda: the kinds of all ranks' devices by name, with commas
 
-  const char* name() const { return cuda ? "cuda" : "cpu"; }
+  std::string name() const {
+    return std::string(name_of(cuda ? BackendKind::cuda : BackendKind::cpu));
+  }
 };
 
 /// Why GPUs that are there may not be used, as "CUDA_VISIBLE_DEVICES= hides all GPUs"; empty where
 /// nothing hides them. A batch system or container hides them so from jobs that were given none.
 std::string why_gpus_are_hidden(const comm::launcher::Variables& variables);
 
-/// Collective. `wanted` is auto, cpu or cuda; auto takes CUDA where every rank sees a device. Ranks
+/// Collective. With nothing `wanted` it is CUDA where every rank sees a device. Ranks
 /// of a node take its devices in turn by their local rank; several may share one, each with an
 /// equal part of its memory. Throws Error when what is wanted cannot be had.
 BackendChoice choose_backend(const comm::Communicator& world, const comm::Topology& topology,
-                             const std::string& wanted);
+                             std::optional<BackendKind> wanted);
 
 /// Whether all that these options say fits the device; true without one.
 bool fits(const BackendChoice& choice, const compute::BackendOptions& options);

@@ -1,16 +1,10 @@
 #include "app/run/driver.hpp"
 
-#include <sched.h>
-#include <sys/prctl.h>
-
 #include <algorithm>
 #include <array>
-#include <chrono>
-#include <functional>
-#include <numeric>
-#include <thread>
 #include <utility>
 
+#include "app/run/agreed_schedules.hpp"
 #include "comm/watchdog.hpp"
 #include "compute/error.hpp"
 
@@ -27,37 +21,20 @@ constexpr std::size_t max_queued_on_streams = 4;
 std::size_t max_queued(const compute::Backend& backend) {
   return backend.in_order() ? max_queued_in_order : max_queued_on_streams;
 }
-/// An idle rank polls so many times before it sleeps. On a core of its own it just polls; on a
-/// shared one it yields, a few times only: ranks that take turns to find nothing keep the one that
-/// computes waiting, and Linux makes who yields wait a whole time slice of whoever else wants the
-/// core.
-constexpr int polls_on_shared_cores = 50;
-constexpr int polls_on_own_cores = 1000;
-constexpr int shortest_sleep_us = 20;
-constexpr int longest_sleep_us = 200;
-/// While arithmetic runs, polling only keeps messages moving; every wake-up takes time from it.
-constexpr int shortest_busy_sleep_us = 50;
-constexpr int longest_busy_sleep_us = 500;
-/// A device's steps are short, and what follows one waits for this thread.
-constexpr int device_sleep_us = 20;
 }  // namespace
 
-/// One chunk on its way: its buffers, and its rows between ranks.
+/// One chunk on its way: its buffers, its rows between ranks, and its head.
 struct Driver::ChunkState {
   ChunkState(compute::Backend& backend, const DriverOptions& options)
-      : chunk(backend.make_chunk()) {
-    const auto head_rows = static_cast<std::size_t>(
-        options.mode == Mode::score ? options.max_chunk_tokens : options.max_head_rows);
-    rows.reserve(head_rows);
-    targets.reserve(head_rows);
-    how.reserve(head_rows);
-  }
+      : chunk(backend.make_chunk()),
+        head(options.mode,
+             static_cast<std::size_t>(options.mode == Mode::score ? options.max_chunk_tokens
+                                                                  : options.max_head_rows)) {}
 
   std::unique_ptr<compute::Chunk> chunk;
   std::unique_ptr<ChunkMoves> moves;
+  HeadStep head;
   ChunkBatch* batch = nullptr;
-  std::vector<std::int32_t> rows, targets;  // of the head, with what follows
-  std::vector<SamplingRequest> how;
 };
 
 Driver::Driver(compute::Backend& backend, const comm::Communicator& world, const ModelShape& shape,
@@ -67,11 +44,12 @@ Driver::Driver(compute::Backend& backend, const comm::Communicator& world, const
       shape_(shape),
       placement_(placement),
       options_(options),
-      timeline_(timeline) {
-  // Linux adds 50 us to every sleep unless told otherwise, more than the sleeps of back_off().
-  constexpr unsigned long timer_slack_ns = 1000;
-  prctl(PR_SET_TIMERSLACK, timer_slack_ns, 0, 0, 0);
-  make_schedules();
+      timeline_(timeline),
+      back_off_(backend, options.shares_cores) {
+  for (Schedule& schedule :
+       agreed_schedules(world_, shape_, options_.num_chunks, options_.overlap)) {
+    passes_.emplace_back(std::move(schedule));
+  }
   traffic_.bytes_to.resize(static_cast<std::size_t>(world_.size()));
   traffic_.tokens_of_expert.resize(
       static_cast<std::size_t>(shape_.num_layers * std::max(1, shape_.num_experts)));
@@ -97,24 +75,6 @@ Driver::Driver(compute::Backend& backend, const comm::Communicator& world, const
 
 Driver::~Driver() = default;
 
-void Driver::make_schedules() {
-  std::uint64_t hash = 0;
-  for (int n = 1; n <= options_.num_chunks; ++n) {
-    Schedule built = options_.overlap ? overlapped_schedule(shape_, n) : serial_schedule(shape_, n);
-    verify(built, shape_);
-    hash = hash * 31 + built.hash();
-    passes_.emplace_back(std::move(built));
-  }
-  const auto hashes = world_.allgather(hash);
-  const auto other =
-      std::find_if(hashes.begin(), hashes.end(), [&](std::uint64_t h) { return h != hashes[0]; });
-  require(
-      other == hashes.end(),
-      "rank {} built another schedule than rank 0 (their options or programs differ); start all "
-      "ranks with the same command",
-      other - hashes.begin());
-}
-
 const Schedule& Driver::schedule(int num_chunks) const {
   return passes_[static_cast<std::size_t>(num_chunks - 1)].schedule();
 }
@@ -123,16 +83,18 @@ Driver::ChunkState& Driver::chunk_of(const Step& step) {
   return *chunks_[static_cast<std::size_t>(step.chunk)];
 }
 
-void Driver::run_step(Batcher& batch) {
+void Driver::run_pass(Batcher& batch) {
   prepare(batch);
   while (!steps_->all_completed()) {
     launch();
     if (!running_exchange_.empty()) backend_.start();
     if (poll()) {
-      idle_polls_ = 0;
+      back_off_.progress();
       comm::watched::progress();
     } else {
-      back_off();
+      say_where();
+      back_off_.idle(running_compute_.empty() ? nullptr : &running_compute_.front().event,
+                     !running_exchange_.empty());
     }
   }
 }
@@ -147,7 +109,7 @@ void Driver::prepare(Batcher& batch) {
     state.chunk->tokens = state.batch->tokens;
     state.chunk->segments = state.batch->segments;
   }
-  idle_polls_ = 0;
+  back_off_.progress();
 }
 
 void Driver::launch() {
@@ -185,7 +147,7 @@ Driver::Running Driver::launch_compute(std::int32_t index) {
     case StepKind::merge:
       return saved(backend_.merge(chunk, step.layer));
     case StepKind::head:
-      return one(launch_head(state));
+      return one(state.head.launch(backend_, chunk, *batch_, *state.batch));
     case StepKind::counts:
     case StepKind::dispatch:
     case StepKind::combine:
@@ -199,22 +161,6 @@ compute::Event Driver::save_x(const Step& step, const compute::Chunk& chunk, com
   if (!options_.save_x || chunk.tokens.empty()) return last;
   void* x = options_.save_x(step.chunk, step.layer, chunk.tokens.size());
   return x == nullptr ? last : backend_.save_x(chunk, x);
-}
-
-compute::Event Driver::launch_head(ChunkState& state) {
-  ChunkBatch& batch = *state.batch;
-  state.rows.clear();
-  for (const HeadRow& head : batch.head) state.rows.push_back(head.row);
-  if (options_.mode == Mode::score) {
-    state.targets.clear();
-    for (const HeadRow& head : batch.head) state.targets.push_back(head.target);
-    batch.logprobs.resize(batch.head.size());
-    return backend_.logprobs(*state.chunk, state.rows, state.targets, batch.logprobs.data());
-  }
-  state.how.clear();
-  for (const HeadRow& head : batch.head) state.how.push_back(batch_->sampling_of(head));
-  batch.sampled.resize(batch.head.size());
-  return backend_.sample(*state.chunk, state.rows, state.how, batch.sampled.data());
 }
 
 void Driver::record_intervals(const Running& running) {
@@ -278,31 +224,6 @@ bool Driver::poll_exchanges() {
   return progress;
 }
 
-/// Gives the core away: to the arithmetic of this rank, or to ranks that share it. Sleeps grow
-/// while nothing happens.
-void Driver::back_off() {
-  ++idle_polls_;
-  say_where();
-  if (!backend_.in_order() && !running_compute_.empty()) {
-    // Whichever of several streams is first, it is seen soon; a rank with a core to itself spins.
-    if (options_.shares_cores) {
-      backend_.wait(running_compute_.front().event, device_sleep_us);
-    } else if (idle_polls_ > polls_on_own_cores) {
-      std::this_thread::sleep_for(std::chrono::microseconds(device_sleep_us));
-    }
-  } else if (!running_compute_.empty() && running_exchange_.empty()) {
-    backend_.finish(running_compute_.front().event);  // no message can arrive meanwhile
-  } else if (!running_compute_.empty()) {
-    backend_.wait(running_compute_.front().event,
-                  std::clamp(idle_polls_ * 10, shortest_busy_sleep_us, longest_busy_sleep_us));
-  } else if (idle_polls_ < (options_.shares_cores ? polls_on_shared_cores : polls_on_own_cores)) {
-    if (options_.shares_cores) sched_yield();
-  } else {
-    std::this_thread::sleep_for(std::chrono::microseconds(
-        std::clamp(idle_polls_ / 8, shortest_sleep_us, longest_sleep_us)));
-  }
-}
-
 /// For the watchdog: what keeps this rank, and once that takes long, whom MPI still awaits.
 void Driver::say_where() {
   using comm::Activity;
@@ -311,8 +232,8 @@ void Driver::say_where() {
   const auto& running = computing ? running_compute_ : running_exchange_;
   const Step& first = steps_->step(running.front().step);
   comm::watched::at(name_of(first.kind).data(), first.layer, first.chunk,
-                    computing ? Activity::stepping : Activity::waiting);
-  if (computing || !comm::watched::details_wanted() || idle_polls_ % 256 != 0) return;
+                    computing ? Activity::computing : Activity::waiting);
+  if (computing || !comm::watched::details_wanted() || back_off_.idle_polls() % 256 != 0) return;
   comm::watched::tell_details(awaited());
 }
 
@@ -322,12 +243,7 @@ std::string Driver::awaited() {
     const Step& step = steps_->step(exchange.step);
     const comm::Awaited peers = chunk_of(step).moves->awaited(step);
     if (peers.empty()) continue;
-    text += fmt::format("{}{}", text.empty() ? "" : ", ", step.name());
-    if (!peers.from.empty()) text += fmt::format(" from ranks {}", fmt::join(peers.from, " "));
-    if (!peers.to.empty()) {
-      text +=
-          fmt::format("{} to ranks {}", peers.from.empty() ? "" : " and", fmt::join(peers.to, " "));
-    }
+    text += fmt::format("{}{}{}", text.empty() ? "" : ", ", step.name(), peers.text());
   }
   return text;
 }

@@ -1,7 +1,7 @@
 #pragma once
 // Executes a Schedule on this rank: the only loop that posts, polls and launches.
 //
-// The thread that calls run_step owns MPI. Arithmetic is enqueued on the backend's queue and runs
+// The thread that calls run_pass owns MPI. Arithmetic is enqueued on the backend's queue and runs
 // beside it; what becomes ready first, runs first, in the schedule's order of priority.
 
 #include <functional>
@@ -11,8 +11,10 @@
 #include "app/plan/placement.hpp"
 #include "app/plan/ready.hpp"
 #include "app/plan/schedule.hpp"
-#include "app/run/batch.hpp"
+#include "app/run/back_off.hpp"
+#include "app/run/batcher.hpp"
 #include "app/run/chunk_moves.hpp"
+#include "app/run/head_step.hpp"
 #include "app/run/timeline.hpp"
 #include "compute/backend.hpp"
 
@@ -28,7 +30,7 @@ struct DriverOptions {
   int max_head_rows = 0;  ///< tokens to choose per chunk (generate)
   int max_chunk_tokens = 0;
   /// Host memory for x [tokens, H] of a chunk after a layer, or null where it is not wanted; it is
-  /// filled when run_step returns. Empty: never.
+  /// filled when run_pass returns. Empty: never.
   std::function<void*(int chunk, int layer, std::size_t tokens)> save_x;
   /// How rows travel; empty: over MPI, by `transport`.
   MakeChunkMoves moves;
@@ -45,7 +47,7 @@ class Driver {
   const Schedule& schedule(int num_chunks) const;
 
   /// Takes the batch's chunks through all steps; afterwards each chunk's head rows are filled.
-  void run_step(Batcher& batch);
+  void run_pass(Batcher& batch);
 
   const Traffic& traffic() const { return traffic_; }
 
@@ -58,18 +60,15 @@ class Driver {
     double posted;  // messages
   };
 
-  void make_schedules();
   void prepare(Batcher& batch);
   void launch();
   Running launch_compute(std::int32_t step);
   compute::Event save_x(const Step& step, const compute::Chunk& chunk, compute::Event last);
-  compute::Event launch_head(ChunkState& state);
   ChunkState& chunk_of(const Step& step);
   bool poll();
   bool poll_compute();
   bool poll_exchanges();
   void record_intervals(const Running& running);
-  void back_off();
   void say_where();
   std::string awaited();
 
@@ -89,7 +88,7 @@ class Driver {
   std::vector<Running> running_compute_;  // in order of their launch
   std::vector<Running> running_exchange_;
   comm::Poller poller_;
-  int idle_polls_ = 0;
+  BackOff back_off_;
 };
 
 }  // namespace atl

@@ -32,7 +32,7 @@ std::uint64_t checksum_of(const std::vector<io::Request>& requests) {
 
 /// Whether the job's seed decides any token.
 bool draws_from_job_seed(const RunOptions& options, const std::vector<io::Request>& requests) {
-  return options.mode == "generate" &&
+  return options.mode == Mode::generate &&
          std::any_of(requests.begin(), requests.end(), [](const io::Request& r) {
            return r.error.empty() && r.temperature > 0 && !r.own_seed;
          });
@@ -45,7 +45,7 @@ ordered_json identity_of(const RunOptions& options, std::uint64_t model, DType d
   ordered_json identity = {
       {"model", fmt::format("{:016x}", model)},
       {"input", fmt::format("{:016x}", checksum_of(requests))},
-      {"mode", options.mode},
+      {"mode", std::string(name_of(options.mode))},
       {"max-tokens", std::to_string(options.max_tokens)},
       {"kv-tokens", std::to_string(options.kv_tokens)},  // requests that do not fit are refused
       {"sampler", sampler_version},

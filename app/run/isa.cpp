@@ -6,17 +6,15 @@ namespace atl {
 
 using compute::CpuIsa;
 
-CpuIsa agreed_isa(const std::string& wanted, const std::string& recorded,
+CpuIsa agreed_isa(std::optional<CpuIsa> wanted, const std::string& recorded,
                   const std::vector<CpuIsa>& able) {
   const auto narrowest = std::min_element(able.begin(), able.end());
   const auto rank = narrowest - able.begin();
-  if (wanted != "auto") {
-    const auto isa = compute::cpu_isa_named(wanted);
-    require(isa.has_value(), "--isa {} is not known to this version", wanted);
-    require(*isa <= *narrowest,
+  if (wanted) {
+    require(*wanted <= *narrowest,
             "--isa {}: the CPU of rank {} has only {}; give that, or auto, or use other nodes",
-            wanted, rank, name_of(*narrowest));
-    return *isa;
+            name_of(*wanted), rank, name_of(*narrowest));
+    return *wanted;
   }
   if (recorded.empty()) return *narrowest;
   const auto isa = compute::cpu_isa_named(recorded);
@@ -29,7 +27,7 @@ CpuIsa agreed_isa(const std::string& wanted, const std::string& recorded,
   return *isa;
 }
 
-CpuIsa use_agreed_isa(const comm::Communicator& world, const std::string& wanted,
+CpuIsa use_agreed_isa(const comm::Communicator& world, std::optional<CpuIsa> wanted,
                       const std::string& recorded) {
   CpuIsa mine = CpuIsa::avx2;
   world.agree([&] { mine = compute::widest_cpu_isa(); });

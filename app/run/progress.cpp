@@ -34,18 +34,17 @@ std::string duration(double seconds) {
 
 }  // namespace
 
-Progress::Progress(const std::string& style, std::int64_t total)
-    : style_(style == "none"    ? Style::none
-             : style == "bar"   ? Style::bar
-             : style == "lines" ? Style::lines
-                                : (watched_by_a_person() ? Style::bar : Style::lines)),
+Progress::Progress(std::optional<ProgressStyle> style, std::int64_t total)
+    : style_(style                   ? *style
+             : watched_by_a_person() ? ProgressStyle::bar
+                                     : ProgressStyle::lines),
       total_(std::max<std::int64_t>(total, 1)) {}
 
 void Progress::update(std::int64_t done, double seconds) {
-  if (style_ == Style::none) return;
-  const double period = style_ == Style::bar ? bar_period_s : line_period_s;
+  if (style_ == ProgressStyle::none) return;
+  const double period = style_ == ProgressStyle::bar ? bar_period_s : line_period_s;
   // The first line of a log comes after one period: a short job needs none.
-  if (style_ == Style::lines && !printed_ && seconds < period) return;
+  if (style_ == ProgressStyle::lines && !printed_ && seconds < period) return;
   if (seconds - last_print_ < period) return;
   last_print_ = seconds;
   printed_ = true;
@@ -54,7 +53,7 @@ void Progress::update(std::int64_t done, double seconds) {
   const std::string eta =
       rate > 0 ? duration(static_cast<double>(total_ - done) / rate) : std::string("?");
   const double share = static_cast<double>(done) / static_cast<double>(total_);
-  if (style_ == Style::bar) {
+  if (style_ == ProgressStyle::bar) {
     const int full = static_cast<int>(share * bar_width);
     fmt::print(stderr, "\r[{:#<{}}{:.<{}}] {:3.0f} %  {}/{} tokens  {:.0f} tokens/s  ETA {}   ", "",
                full, "", bar_width - full, share * 100, done, total_, rate, eta);
@@ -66,7 +65,7 @@ void Progress::update(std::int64_t done, double seconds) {
 }
 
 void Progress::finish() {
-  if (style_ == Style::bar && printed_) {
+  if (style_ == ProgressStyle::bar && printed_) {
     fmt::print(stderr, "\n");
     std::fflush(stderr);
   }

@@ -50,7 +50,7 @@ json phase_json(const std::vector<RankNumbers>& ranks, std::size_t phase, const 
   const double flops = sum.processed_tokens * gemm_flops_per_token(facts.config->shape);
   const double num_ranks = static_cast<double>(ranks.size());
   json phase_report = {
-      {"steps", ranks[0].phases[phase].steps},
+      {"steps", ranks[0].phases[phase].passes},
       {"wall_s", wall},
       {"processed_tokens", sum.processed_tokens},
       {"prompt_tokens", sum.prompt_tokens},
@@ -133,7 +133,7 @@ json facts_json(const RunFacts& facts) {
   };
 }
 
-/// What checkpoints cost the steps: the share is of all steps' time.
+/// What checkpoints cost the passes: the share is of all passes' time.
 json checkpoints_json(const std::vector<RankNumbers>& ranks) {
   std::int64_t bytes = 0;
   double seconds = 0;
@@ -279,7 +279,7 @@ std::string link_line(const json& links, const char* kind, const char* shown) {
                      speed.at("node_bytes_per_s").get<double>() * 1e-6);
 }
 
-/// "" where no rank took device memory within a step.
+/// "" where no rank took device memory within a pass.
 std::string growth_line(const json& per_rank) {
   std::int64_t growths = 0;
   for (const json& rank : per_rank)

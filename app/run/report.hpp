@@ -7,12 +7,13 @@
 #include <vector>
 
 #include "app/config.hpp"
+#include "app/mode.hpp"
 #include "app/model/model_config.hpp"
 #include "app/plan/placement.hpp"
-#include "app/run/batch.hpp"
 #include "app/run/checkpoints.hpp"
 #include "app/run/cluster.hpp"
 #include "app/run/driver.hpp"
+#include "app/run/request_summary.hpp"
 #include "app/run/timeline.hpp"
 #include "comm/allotment.hpp"
 #include "comm/topology.hpp"
@@ -45,18 +46,6 @@ struct RankMeasurements {
   std::int64_t bytes_read = 0;
   double load_seconds = 0;
   CheckpointCost checkpoints;
-};
-
-/// When the requests of all ranks got their tokens; filled on rank 0.
-struct RequestSummary {
-  std::int64_t requests = 0;
-  std::int64_t refused = 0;
-  std::int64_t failed = 0;            ///< their numbers were not finite
-  std::int64_t resumed = 0;           ///< finished by an earlier run
-  std::vector<double> first_token_s;  ///< of each finished request, since the first step
-  std::vector<double> per_token_s;    ///< mean time per token after the first
-  double perplexity = 0;              ///< scoring; 0 otherwise
-  std::int64_t scored_tokens = 0;
 };
 
 /// Collective. The whole report on rank 0, null elsewhere.

@@ -1,5 +1,5 @@
 #pragma once
-// Requests to all ranks, results back to rank 0 and onto its disk as soon as they are finished.
+// Results back to rank 0 and onto its disk as soon as they are finished.
 
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -8,8 +8,10 @@
 #include <string>
 #include <vector>
 
-#include "app/run/batch.hpp"
-#include "app/run/report.hpp"
+#include "app/mode.hpp"
+#include "app/plan/rank_load.hpp"
+#include "app/run/finished_request.hpp"
+#include "app/run/request_summary.hpp"
 #include "app/run/shards.hpp"
 #include "comm/communicator.hpp"
 #include "compute/error.hpp"
@@ -27,12 +29,8 @@ class NothingServed : public Error {
   int exit_code() const override { return 65; }
 };
 
-/// Collective: rank 0's requests on every rank.
-std::vector<io::Request> broadcast_requests(const comm::Communicator& world,
-                                            std::vector<io::Request> requests);
-
 /// The results of a run. Each rank writes the lines of its own finished requests; rank 0 takes them
-/// at the next step's start and appends them to the journal beside the output, from which the
+/// at the next pass's start and appends them to the journal beside the output, from which the
 /// output is made at the end, in the order of the input. Rank 0 alone, because the output may lie
 /// on a disk that the other nodes do not see.
 class ResultStore {

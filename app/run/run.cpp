@@ -7,11 +7,12 @@
 #include <memory>
 #include <optional>
 
-#include "app/model/inspect.hpp"
+#include "app/model/checked_config.hpp"
 #include "app/model/load.hpp"
 #include "app/model/model_config.hpp"
 #include "app/run/activations.hpp"
-#include "app/run/batch.hpp"
+#include "app/run/batcher.hpp"
+#include "app/run/broadcast_requests.hpp"
 #include "app/run/checkpoints.hpp"
 #include "app/run/cluster.hpp"
 #include "app/run/devices.hpp"
@@ -20,6 +21,7 @@
 #include "app/run/isa.hpp"
 #include "app/run/progress.hpp"
 #include "app/run/report.hpp"
+#include "app/run/request_needs.hpp"
 #include "app/run/results.hpp"
 #include "app/run/shards.hpp"
 #include "app/run/stop.hpp"
@@ -39,13 +41,6 @@ constexpr int page_tokens = 64;
 constexpr int byte_vocab = 256;                   // ids are bytes
 constexpr std::size_t max_trace_events = 200000;  // per rank, about 100 bytes each on file
 constexpr double kv_share_of_free_memory = 0.4;
-
-DType activation_type(const std::string& wanted, DType on_file) {
-  if (wanted == "bfloat16") return DType::bfloat16;
-  if (wanted == "float16") return DType::float16;
-  if (wanted == "float32") return DType::float32;
-  return on_file;
-}
 
 /// Everything a job needs, set up in the order in which it can fail.
 class Job {
@@ -90,8 +85,8 @@ class Job {
               "ranks the same model file",
               options_.model, world_.rank());
     });
-    mode_ = options_.mode == "score" ? Mode::score : Mode::generate;
-    dtype_ = activation_type(options_.dtype, config_.dtype);
+    mode_ = options_.mode;
+    dtype_ = options_.dtype.value_or(config_.dtype);
   }
 
   void read_requests() {
@@ -132,7 +127,7 @@ class Job {
   /// After results_.open(): a resumed run computes as the run before did.
   void choose_isa() {
     if (choice_.cuda) {
-      if (options_.isa == "auto") return;
+      if (!options_.isa) return;
       throw comm::AgreedFailure("--isa is for CPUs, and this run takes CUDA; add --backend cpu", 2,
                                 root());
     }
@@ -192,8 +187,8 @@ class Job {
     batch_.mode = mode_;
     batch_.max_tokens = options_.max_tokens;
     batch_.max_sequences = std::min(options_.max_sequences, static_cast<int>(requests_.size()));
-    batch_.max_step_tokens = std::max(options_.step_tokens, batch_.max_sequences);
-    batch_.min_chunk_tokens = std::min(options_.min_chunk_tokens, batch_.max_step_tokens);
+    batch_.max_pass_tokens = std::max(options_.step_tokens, batch_.max_sequences);
+    batch_.min_chunk_tokens = std::min(options_.min_chunk_tokens, batch_.max_pass_tokens);
     batch_.max_chunks = options_.chunks;
     batch_.page_tokens = page_tokens;
     batch_.stop_token_ids = config_.stop_token_ids;
@@ -221,7 +216,7 @@ class Job {
     std::int64_t all = 0;
     for (const io::Request& request : requests_) {
       if (!request.error.empty()) continue;
-      const std::int64_t pages = Batcher::pages_needed(request, batch_);
+      const std::int64_t pages = pages_needed(request, batch_);
       largest = std::max(largest, pages);
       all += pages;
     }
@@ -248,26 +243,21 @@ class Job {
     if (fits(choice_, most)) backend_options_ = most;
   }
 
-  const std::vector<int>& local_experts() const {
-    return placement_.experts_of[static_cast<std::size_t>(world_.rank())];
-  }
-
   void set_backend_options() {
-    const auto chunk_rows = (batch_.max_step_tokens + options_.chunks - 1) / options_.chunks;
+    const auto chunk_rows = (batch_.max_pass_tokens + options_.chunks - 1) / options_.chunks;
     compute::BackendOptions& options = backend_options_;
     options.shape = config_.shape;
     options.dtype = dtype_;
-    options.num_local_experts = static_cast<int>(local_experts().size());
-    options.send_order = placement_.send_order;
+    options.part = placement_.part_of(world_.rank(), config_.shape);
     options.num_threads = threads_;
     options.page_tokens = page_tokens;
     options.max_chunk_tokens =
-        std::min(batch_.max_step_tokens, std::max(chunk_rows + 1, 2 * batch_.min_chunk_tokens));
+        std::min(batch_.max_pass_tokens, std::max(chunk_rows + 1, 2 * batch_.min_chunk_tokens));
     options.num_chunks = options_.chunks;
     // All that the others send goes to this rank's experts.
-    const auto local = static_cast<std::int64_t>(local_experts().size());
-    options.most_receive_rows = std::int64_t{world_.size() - 1} * options.max_chunk_tokens *
-                                std::min<std::int64_t>(config_.shape.top_k, local);
+    options.most_receive_rows =
+        std::int64_t{world_.size() - 1} * options.max_chunk_tokens *
+        std::min<std::int64_t>(config_.shape.top_k, options.part.most_experts());
     // What an even routing brings, at least.
     options.receive_rows = std::min(options.most_receive_rows,
                                     std::int64_t{options.max_chunk_tokens} * config_.shape.top_k);
@@ -283,7 +273,7 @@ class Job {
     });
     std::vector<NonFiniteSlab> non_finite;
     world_.agree(
-        [&] { non_finite = load_weights(*file_, config_, local_experts(), dtype_, *backend_); });
+        [&] { non_finite = load_weights(*file_, config_, options.part, dtype_, *backend_); });
     stored_non_finite_ = warn_of_non_finite(world_, *file_, dtype_, non_finite);
     DriverOptions driver;
     driver.num_chunks = options_.chunks;
@@ -305,32 +295,32 @@ class Job {
   void steps() {
     const std::int64_t total = batcher_->waiting_work();
     comm::watched::stage("the steps", options_.deadline);
-    Progress progress(root() ? options_.progress : "none", total);
+    Progress progress(root() ? options_.progress : ProgressStyle::none, total);
     std::vector<RankLoad> loads(static_cast<std::size_t>(world_.size()));
     const double start = now_seconds();
     double begin = start;
-    for (std::int64_t step = 0;; ++step) {
-      const double last_step_seconds = now_seconds() - begin;
+    for (std::int64_t pass = 0;; ++pass) {
+      const double last_pass_seconds = now_seconds() - begin;
       begin = now_seconds();
-      comm::watched::begin_step(step);
+      comm::watched::begin_pass(pass);
       world_.allgather_into(load_of_rank(), std::span(loads));
       const double agreed = now_seconds();
       results_.collect(loads);
       stop_if_asked(loads);
-      checkpoints_.advance(loads, checkpoint_source(), last_step_seconds);
-      if (!batcher_->next_step(loads)) break;
-      timeline_->begin_step(batcher_->has_prompt_tokens() ? Phase::prefill : Phase::decode,
+      checkpoints_.advance(loads, checkpoint_source(), last_pass_seconds);
+      if (!batcher_->next_pass(loads)) break;
+      timeline_->begin_pass(batcher_->has_prompt_tokens() ? Phase::prefill : Phase::decode,
                             driver_->schedule(batcher_->num_chunks()), begin, agreed);
-      driver_->run_step(*batcher_);
+      driver_->run_pass(*batcher_);
       if (dump_) dump_->write(*batcher_);
-      timeline_->end_step(batcher_->finish_step(now_seconds() - start));
+      timeline_->end_pass(batcher_->finish_pass(now_seconds() - start));
       results_.take(batcher_->finished());
       if (timeline_->full()) timeline_->flush(world_);
       std::int64_t left = batcher_->waiting_work();
       for (const RankLoad& load : loads) left += load.remaining_work;
       progress.update(total - left, now_seconds() - start);
     }
-    comm::watched::end_step();
+    comm::watched::end_pass();
     comm::watched::stage("the end", setup_deadlines * options_.deadline);
     checkpoints_.close();
     timeline_->flush(world_);

@@ -15,10 +15,10 @@ Timeline::Timeline(int num_ranks, double clock_offset, std::size_t max_trace_eve
     : clock_offset_(clock_offset),
       max_trace_events_(max_trace_events),
       waited_for_(static_cast<std::size_t>(num_ranks)) {
-  steps_.reserve(steps_per_flush);
+  passes_.reserve(passes_per_flush);
 }
 
-void Timeline::begin_step(Phase phase, const Schedule& schedule, double begin, double agreed) {
+void Timeline::begin_pass(Phase phase, const Schedule& schedule, double begin, double agreed) {
   if (schedule_ != &schedule) {
     schedule_ = &schedule;
     exchange_slot_.assign(schedule.steps.size(), -1);
@@ -26,13 +26,14 @@ void Timeline::begin_step(Phase phase, const Schedule& schedule, double begin, d
     for (std::size_t i = 0; i < schedule.steps.size(); ++i) {
       if (is_exchange(schedule.steps[i].kind)) exchange_slot_[i] = slot++;
     }
-    // Room for every step until the next flush, so that recording does not allocate.
-    intervals_.reserve(steps_per_flush * schedule.steps.size() * parts_per_step_);
-    exchanges_.reserve(steps_per_flush * static_cast<std::size_t>(slot));
+    // Room for every step of the schedule until the next flush, so that recording does not
+    // allocate.
+    intervals_.reserve(passes_per_flush * schedule.steps.size() * parts_per_step_);
+    exchanges_.reserve(passes_per_flush * static_cast<std::size_t>(slot));
   }
   const auto num_exchanges = static_cast<std::size_t>(std::count_if(
       exchange_slot_.begin(), exchange_slot_.end(), [](std::int32_t slot) { return slot >= 0; }));
-  StepRecord record;
+  PassRecord record;
   record.phase = phase;
   record.begin = begin;
   record.agreed = agreed;
@@ -40,7 +41,7 @@ void Timeline::begin_step(Phase phase, const Schedule& schedule, double begin, d
   record.first_exchange = exchanges_.size();
   record.num_exchanges = num_exchanges;
   exchanges_.resize(exchanges_.size() + num_exchanges);
-  steps_.push_back(record);
+  passes_.push_back(record);
 }
 
 void Timeline::computed(std::size_t step, std::span<const compute::Interval> parts) {
@@ -53,7 +54,7 @@ void Timeline::computed(std::size_t step, std::span<const compute::Interval> par
 
 void Timeline::exchanged(std::size_t step, double posted, double done) {
   const auto slot = static_cast<std::size_t>(exchange_slot_[step]);
-  exchanges_[steps_.back().first_exchange + slot] = {posted, done};
+  exchanges_[passes_.back().first_exchange + slot] = {posted, done};
   add_trace(schedule_->steps[step], posted, done);
 }
 
@@ -74,8 +75,8 @@ void Timeline::add_trace(const Step& step, double begin, double end, int stream)
   trace_.push_back(event);
 }
 
-void Timeline::end_step(const StepTokens& tokens) {
-  StepRecord& record = steps_.back();
+void Timeline::end_pass(const PassTokens& tokens) {
+  PassRecord& record = passes_.back();
   record.end = now_seconds();
   record.num_intervals = intervals_.size() - record.first_interval;
   record.tokens = tokens;
@@ -92,38 +93,38 @@ void Timeline::flush(const comm::Communicator& world) {
         std::clamp(last_posts_[i] - clock_offset_, exchanges_[i].posted, exchanges_[i].done);
     waited_for_[static_cast<std::size_t>(last_ranks_[i])] += last_posts_[i] - exchanges_[i].posted;
   }
-  for (const StepRecord& step : steps_) {
-    account(step, std::span(last_posts_).subspan(step.first_exchange, step.num_exchanges));
+  for (const PassRecord& pass : passes_) {
+    account(pass, std::span(last_posts_).subspan(pass.first_exchange, pass.num_exchanges));
   }
-  steps_.clear();
+  passes_.clear();
   intervals_.clear();
   exchanges_.clear();
 }
 
-void Timeline::account(const StepRecord& step, std::span<const double> last_posts) {
+void Timeline::account(const PassRecord& pass, std::span<const double> last_posts) {
   edges_.clear();
   const auto add = [this](double begin, double end, int state) {
     if (end <= begin) return;
     edges_.push_back({begin, state, +1});
     edges_.push_back({end, state, -1});
   };
-  for (std::size_t i = 0; i < step.num_intervals; ++i) {
-    const auto& interval = intervals_[step.first_interval + i];
+  for (std::size_t i = 0; i < pass.num_intervals; ++i) {
+    const auto& interval = intervals_[pass.first_interval + i];
     add(interval.begin, interval.end, 0);
   }
-  for (std::size_t i = 0; i < step.num_exchanges; ++i) {
-    const Exchanged& exchange = exchanges_[step.first_exchange + i];
+  for (std::size_t i = 0; i < pass.num_exchanges; ++i) {
+    const Exchanged& exchange = exchanges_[pass.first_exchange + i];
     add(last_posts[i], exchange.done, 1);
     add(exchange.posted, last_posts[i], 2);
   }
-  add(step.begin, step.agreed, 2);  // agreeing on a batch waits for the slowest rank
+  add(pass.begin, pass.agreed, 2);  // agreeing on a batch waits for the slowest rank
   std::sort(edges_.begin(), edges_.end(),
             [](const Edge& a, const Edge& b) { return a.time < b.time; });
 
-  PhaseTimes& sum = times_[static_cast<std::size_t>(step.phase)];
+  PhaseTimes& sum = times_[static_cast<std::size_t>(pass.phase)];
   std::array<int, 3> active{};
-  double at = step.begin;
-  const auto pass = [&](double until) {
+  double at = pass.begin;
+  const auto spend = [&](double until) {
     const double span = std::max(0.0, until - at);
     if (active[0] > 0) sum.compute += span;
     if (active[1] > 0) sum.exchange += span;
@@ -136,15 +137,15 @@ void Timeline::account(const StepRecord& step, std::span<const double> last_post
     at = std::max(at, until);
   };
   for (const Edge& edge : edges_) {
-    pass(edge.time);
+    spend(edge.time);
     active[static_cast<std::size_t>(edge.state)] += edge.change;
   }
-  pass(step.end);
-  sum.wall += step.end - step.begin;
-  sum.steps += 1;
-  sum.processed_tokens += static_cast<double>(step.tokens.processed);
-  sum.prompt_tokens += static_cast<double>(step.tokens.prompt);
-  sum.new_tokens += static_cast<double>(step.tokens.generated);
+  spend(pass.end);
+  sum.wall += pass.end - pass.begin;
+  sum.passes += 1;
+  sum.processed_tokens += static_cast<double>(pass.tokens.processed);
+  sum.prompt_tokens += static_cast<double>(pass.tokens.prompt);
+  sum.new_tokens += static_cast<double>(pass.tokens.generated);
 }
 
 }  // namespace atl

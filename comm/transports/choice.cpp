@@ -214,34 +214,35 @@ bool canary(const Communicator& parent, TransportKind kind, compute::DeviceMemor
   return everywhere(parent, right);
 }
 
-TransportKind choose_transport(const Communicator& parent, std::string_view wanted,
+TransportKind choose_transport(const Communicator& parent, std::optional<TransportKind> wanted,
                                compute::DeviceMemory* device) {
+  const std::string_view name = wanted ? name_of(*wanted) : "auto";
   const bool on_device = device != nullptr;
   const bool direct = !on_device || everywhere(parent, mpi_claims_device_memory());
   for (const TransportKind kind :
        transports_to_try(on_device, on_device && everywhere(parent, over_ucx()))) {
     const TransportInfo& transport = info_of(kind);
-    if (wanted != "auto" && wanted != transport.name) continue;
+    if (wanted.value_or(kind) != kind) continue;
     if (transport.staged && !on_device) {
-      if (wanted == "auto") continue;
+      if (!wanted) continue;
       fail(
           "transport '{}' stages device memory, and here rows are in host memory; use --transport "
           "ialltoallv or pairwise",
-          wanted);
+          name);
     }
     if (!transport.staged && !direct) {
-      if (wanted == "auto") continue;
+      if (!wanted) continue;
       fail(
           "transport '{}' cannot move device memory here ({} says that it is not CUDA-aware); use "
           "--transport pairwise-staged, or an MPI library with CUDA (jobs/build-openmpi-cuda.sh)",
-          wanted, Environment::library());
+          name, Environment::library());
     }
     if (canary(parent, kind, device)) return kind;
   }
   fail(
       "transport '{}' does not work here (a test exchange between all ranks lost or altered rows, "
       "or did not end within 60 s); try another --transport or other MPI settings",
-      wanted);
+      name);
 }
 
 }  // namespace atl::comm

@@ -2,7 +2,7 @@
 // Which way rows travel: no transport is used before a small exchange with checked contents has
 // passed over it.
 
-#include <string_view>
+#include <optional>
 #include <vector>
 
 #include "comm/transports/transport.hpp"
@@ -24,10 +24,10 @@ std::vector<TransportKind> transports_to_try(bool on_device, bool over_ucx);
 bool canary(const Communicator& parent, TransportKind kind,
             compute::DeviceMemory* device = nullptr);
 
-/// Collective: the transport called `wanted`, or with "auto" the first whose canary passes. Rows in
+/// Collective: the transport `wanted`, or with none the first whose canary passes. Rows in
 /// host memory go by ialltoallv or pairwise; rows in the memory of `device` by these where the MPI
 /// library moves device memory (see transports_to_try), else staged. Throws Error when none works.
-TransportKind choose_transport(const Communicator& parent, std::string_view wanted,
+TransportKind choose_transport(const Communicator& parent, std::optional<TransportKind> wanted,
                                compute::DeviceMemory* device = nullptr);
 
 }  // namespace atl::comm

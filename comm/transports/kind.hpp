@@ -3,6 +3,7 @@
 
 #include <array>
 #include <cstdint>
+#include <optional>
 #include <string_view>
 
 namespace atl::comm {
@@ -27,6 +28,13 @@ constexpr const TransportInfo& info_of(TransportKind kind) {
 }
 constexpr std::string_view name_of(TransportKind kind) {
   return info_of(kind).name;
+}
+/// None for a name that is not in the table, as "auto" is not.
+constexpr std::optional<TransportKind> transport_named(std::string_view name) {
+  for (const TransportInfo& transport : transports) {
+    if (transport.name == name) return transport.kind;
+  }
+  return std::nullopt;
 }
 
 }  // namespace atl::comm

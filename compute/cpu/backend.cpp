@@ -6,6 +6,7 @@
 
 #include "compute/cpu/operations.hpp"
 #include "compute/error.hpp"
+#include "compute/loaded_weights.hpp"
 #include "compute/loading.hpp"
 
 namespace atl::compute {
@@ -24,6 +25,7 @@ class CpuBackend final : public Backend {
   explicit CpuBackend(const BackendOptions& options)
       : options_(options),
         layers_((check(options), options)),
+        loaded_(options.shape, options.part),
         queue_([this] { omp_set_num_threads(options_.num_threads); },
                [this](const CpuOp& op) { layers_.execute(op); }) {
     omp_set_num_threads(options_.num_threads);  // finish() may compute on this thread
@@ -34,6 +36,7 @@ class CpuBackend final : public Backend {
   void load_weight(Weight weight, int layer, int local_expert, const HostTensor& tensor) override;
 
   void finish_loading() override {
+    loaded_.require_all();
     run_on_worker([this] { layers_.prepare(); });
     memory_ = layers_.memory();
   }
@@ -165,17 +168,17 @@ class CpuBackend final : public Backend {
 
   const BackendOptions options_;
   CpuLayers layers_;
+  LoadedWeights loaded_;
   Memory memory_;
   std::shared_ptr<std::int64_t> chunk_bytes_ = std::make_shared<std::int64_t>(0);
   CpuQueue queue_;  // last: its worker must stop before the rest goes
 };
 
 void CpuBackend::load_weight(Weight weight, int layer, int local_expert, const HostTensor& tensor) {
-  const auto [rows, cols] = check_weight(options_, weight, layer, local_expert, tensor);
-  run_on_worker([&, num_rows = static_cast<int>(rows), num_cols = static_cast<int>(cols)] {
+  const WeightInfo& info = loaded_.note(weight, layer, local_expert, tensor);
+  run_on_worker([&] {
     AlignedBuffer buffer;
-    const void* data = converted(tensor, options_.dtype, buffer);
-    layers_.load(weight, layer, local_expert, data, num_rows, num_cols);
+    layers_.load(info, local_expert, converted(tensor, options_.dtype, buffer));
   });
 }
 

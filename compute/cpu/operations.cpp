@@ -91,7 +91,7 @@ void CpuLayers::pack(CpuChunk& chunk) {
   std::fill(chunk.counts.begin(), chunk.counts.end(), 0);
   const auto place_of = [&](std::int64_t i) {
     const auto expert = static_cast<std::size_t>(chunk.experts[static_cast<std::size_t>(i)]);
-    return static_cast<std::size_t>(options_.send_order[expert]);
+    return static_cast<std::size_t>(options_.part.send_order[expert]);
   };
   for (std::int64_t i = 0; i < pairs; ++i) ++chunk.counts[place_of(i)];
   std::exclusive_scan(chunk.counts.begin(), chunk.counts.end(), chunk.next_slot.begin(), 0);

@@ -33,7 +33,7 @@ struct CpuLayer {
   PackedWeight o;
   PackedWeight router;
   CpuMlp dense;
-  std::vector<CpuMlp> experts;  // [num_local_experts]
+  std::vector<CpuMlp> experts;  // by local number
 };
 
 /// Weights, KV cache and workspace, and the operations on them.
@@ -42,11 +42,9 @@ class CpuLayers {
   explicit CpuLayers(const BackendOptions& options);
 
   /// Packs one weight, already checked and converted to the activations' type.
-  void load(Weight weight, int layer, int local_expert, const void* data, int rows, int cols);
+  void load(const WeightInfo& info, int local_expert, const void* data);
   /// Creates primitives and workspaces.
   void prepare();
-  /// Fails with the name of the first weight that is missing.
-  void require_complete() const;
   void execute(const CpuOp& op);
 
   std::string description() const;
@@ -99,8 +97,8 @@ class CpuLayers {
   void norm_rows(CpuChunk& chunk, std::span<const std::int32_t> rows, void* out);
   void prepare_mlp(const CpuMlp& mlp);
   void make_rope_tables();
-  void load_layer(CpuLayer& layer, Weight weight, int local_expert, const void* data, int rows,
-                  int cols);
+  void load_layer(CpuLayer& layer, const WeightInfo& info, int local_expert, const void* data);
+  PackedWeight packed(const WeightInfo& info, const void* data);
   AlignedBuffer floats_of(const void* data, std::int64_t count) const;
   char* row(void* base, std::int64_t index, std::int64_t width) const {
     return static_cast<char*>(base) + index * width * element_bytes_;

@@ -37,9 +37,13 @@ CpuLayers::CpuLayers(const BackendOptions& options)
       gemm_(make_gemm(options.dtype, options.num_threads)),
       kernels_(kernels_for(options.dtype, cpu_isa())),
       layers_(static_cast<std::size_t>(options.shape.num_layers)) {
-  for (CpuLayer& layer : layers_) {
-    layer.experts.resize(static_cast<std::size_t>(options.num_local_experts));
+  for (std::size_t i = 0; i < layers_.size(); ++i) {
+    layers_[i].experts.resize(options.part.experts[i].size());
   }
+}
+
+PackedWeight CpuLayers::packed(const WeightInfo& info, const void* data) {
+  return gemm_->pack(data, static_cast<int>(info.rows), static_cast<int>(info.cols));
 }
 
 AlignedBuffer CpuLayers::floats_of(const void* data, std::int64_t count) const {
@@ -48,90 +52,63 @@ AlignedBuffer CpuLayers::floats_of(const void* data, std::int64_t count) const {
   return floats;
 }
 
-void CpuLayers::load(Weight weight, int layer, int local_expert, const void* data, int rows,
-                     int cols) {
-  const std::int64_t count = std::int64_t{rows} * cols;
-  switch (weight) {
+void CpuLayers::load(const WeightInfo& info, int local_expert, const void* data) {
+  const auto bytes = static_cast<std::size_t>(info.num_elements() * element_bytes_);
+  switch (info.id) {
     case Weight::embedding:
-      embedding_ = AlignedBuffer(static_cast<std::size_t>(count * element_bytes_));
-      std::memcpy(embedding_.data(), data, static_cast<std::size_t>(count * element_bytes_));
+      embedding_ = AlignedBuffer(bytes);
+      std::memcpy(embedding_.data(), data, bytes);
       return;
     case Weight::final_norm:
-      final_norm_ = floats_of(data, count);
+      final_norm_ = floats_of(data, info.rows);
       return;
     case Weight::lm_head:
-      lm_head_ = gemm_->pack(data, rows, cols);
+      lm_head_ = packed(info, data);
       return;
     default:
-      load_layer(layers_[static_cast<std::size_t>(layer)], weight, local_expert, data, rows, cols);
+      load_layer(layers_[static_cast<std::size_t>(info.layer)], info, local_expert, data);
   }
 }
 
-void CpuLayers::load_layer(CpuLayer& layer, Weight weight, int local_expert, const void* data,
-                           int rows, int cols) {
-  const std::int64_t count = std::int64_t{rows} * cols;
+void CpuLayers::load_layer(CpuLayer& layer, const WeightInfo& info, int local_expert,
+                           const void* data) {
   CpuMlp& mlp =
       local_expert < 0 ? layer.dense : layer.experts[static_cast<std::size_t>(local_expert)];
-  switch (weight) {
+  switch (info.id) {
     case Weight::attention_norm:
-      layer.attention_norm = floats_of(data, count);
+      layer.attention_norm = floats_of(data, info.rows);
       return;
     case Weight::ffn_norm:
-      layer.ffn_norm = floats_of(data, count);
+      layer.ffn_norm = floats_of(data, info.rows);
       return;
     case Weight::q_norm:
-      layer.q_norm = floats_of(data, count);
+      layer.q_norm = floats_of(data, info.rows);
       return;
     case Weight::k_norm:
-      layer.k_norm = floats_of(data, count);
+      layer.k_norm = floats_of(data, info.rows);
       return;
     case Weight::qkv:
-      layer.qkv = gemm_->pack(data, rows, cols);
+      layer.qkv = packed(info, data);
       return;
     case Weight::o:
-      layer.o = gemm_->pack(data, rows, cols);
+      layer.o = packed(info, data);
       return;
     case Weight::router:
-      layer.router = gemm_->pack(data, rows, cols);
+      layer.router = packed(info, data);
       return;
     case Weight::up:
-      mlp.up = gemm_->pack(data, rows, cols);
+      mlp.up = packed(info, data);
       return;
     case Weight::gate:
-      mlp.gate = gemm_->pack(data, rows, cols);
+      mlp.gate = packed(info, data);
       return;
     case Weight::down:
-      mlp.down = gemm_->pack(data, rows, cols);
+      mlp.down = packed(info, data);
       return;
     case Weight::embedding:
     case Weight::final_norm:
     case Weight::lm_head:
       break;
-  }
-}
-
-void CpuLayers::require_complete() const {
-  const auto there = [](bool loaded, const char* name, std::size_t layer) {
-    require(loaded, "cannot start: weight {} of layer {} was not loaded", name, layer);
-  };
-  require(embedding_.bytes() > 0 && final_norm_.bytes() > 0 && !lm_head_.empty(),
-          "cannot start: the embedding, the final norm or lm_head was not loaded");
-  const auto complete = [&](const CpuMlp& mlp) {
-    return !mlp.up.empty() && !mlp.down.empty() &&
-           (shape_.activation != Activation::swiglu || !mlp.gate.empty());
-  };
-  for (std::size_t i = 0; i < layers_.size(); ++i) {
-    const CpuLayer& layer = layers_[i];
-    there(layer.attention_norm.bytes() > 0 && layer.ffn_norm.bytes() > 0, "norm", i);
-    there(!layer.qkv.empty() && !layer.o.empty(), "qkv or o", i);
-    there(shape_.qk_norm == QkNorm::none || (layer.q_norm.bytes() > 0 && layer.k_norm.bytes() > 0),
-          "q_norm or k_norm", i);
-    if (shape_.is_dense(static_cast<int>(i))) {
-      there(complete(layer.dense), "up, gate or down", i);
-      continue;
-    }
-    there(!layer.router.empty(), "router", i);
-    for (const CpuMlp& expert : layer.experts) there(complete(expert), "up, gate or down", i);
   }
 }
 
@@ -160,7 +137,6 @@ void CpuLayers::prepare_mlp(const CpuMlp& mlp) {
 }
 
 void CpuLayers::prepare() {
-  require_complete();
   for (const CpuLayer& layer : layers_) {
     gemm_->prepare(layer.qkv, Finish::rounded);
     gemm_->prepare(layer.o, Finish::add);

@@ -7,6 +7,7 @@
 #include "compute/cuda/error.hpp"
 #include "compute/cuda/operations.hpp"
 #include "compute/error.hpp"
+#include "compute/loaded_weights.hpp"
 #include "compute/loading.hpp"
 
 namespace atl::compute {
@@ -61,7 +62,10 @@ const BackendOptions& checked(const BackendOptions& options, const CudaShare& sh
 class CudaBackend final : public Backend {
  public:
   CudaBackend(const BackendOptions& options, const CudaShare& share)
-      : options_(options), share_(share), layers_(checked(options, share)) {}
+      : options_(options),
+        share_(share),
+        layers_(checked(options, share)),
+        loaded_(options.shape, options.part) {}
 
   std::string description() const override {
     std::string text = fmt::format("cuda: {} (device {}", share_.device.name, share_.device.index);
@@ -88,12 +92,14 @@ class CudaBackend final : public Backend {
 
   void load_weight(Weight weight, int layer, int local_expert, const HostTensor& tensor) override {
     const cuda::Doing doing("loading weights", layer);
-    const Extent extent = check_weight(options_, weight, layer, local_expert, tensor);
+    const WeightInfo& info = loaded_.note(weight, layer, local_expert, tensor);
     AlignedBuffer buffer;
-    const void* data = converted(tensor, options_.dtype, buffer);
-    layers_.load(weight, layer, local_expert, data, extent.rows * extent.cols);
+    layers_.load(info, local_expert, converted(tensor, options_.dtype, buffer));
   }
-  void finish_loading() override { layers_.prepare(); }
+  void finish_loading() override {
+    loaded_.require_all();
+    layers_.prepare();
+  }
 
   std::unique_ptr<Chunk> make_chunk() override {
     return std::make_unique<cuda::CudaChunk>(options_, num_chunks_++, chunk_bytes_);
@@ -195,6 +201,7 @@ class CudaBackend final : public Backend {
   std::shared_ptr<std::int64_t> chunk_bytes_ = std::make_shared<std::int64_t>(0);
   cuda::CudaMemory memory_;
   cuda::CudaLayers layers_;
+  LoadedWeights loaded_;
 };
 
 }  // namespace

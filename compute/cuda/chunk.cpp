@@ -1,4 +1,4 @@
-// A chunk on the device: its buffers and what is uploaded for it before each step.
+// A chunk on the device: its buffers and what is uploaded for it before each pass.
 
 #include <algorithm>
 #include <cstring>
@@ -73,7 +73,7 @@ std::int64_t receive_bytes(std::int64_t rows, std::int64_t row_bytes) {
 
 std::int64_t inner_bytes(const BackendOptions& options, std::int64_t receive_rows) {
   if (!options.split_experts) return 0;
-  const std::int64_t local = options.num_local_experts;
+  const std::int64_t local = options.part.most_experts();
   const std::int64_t rows =
       receive_rows + options.max_chunk_tokens * std::min<std::int64_t>(options.shape.top_k, local);
   // Each tile of rows begins aligned; an expert has a tile more than its full ones, and those of

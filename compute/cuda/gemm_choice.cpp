@@ -1,4 +1,4 @@
-// Which algorithms CudaGemm uses: tried on test data before the first step.
+// Which algorithms CudaGemm uses: tried on test data before the first pass.
 
 #include <algorithm>
 #include <cmath>
@@ -21,7 +21,7 @@ constexpr int base_rows = 64;
 /// for then: the same in every layout, or each layout would have a reference of its own.
 constexpr int reference_rows = 128;
 constexpr int reference_asked_rows = 4096;
-/// Whoever waits here does so before the first step.
+/// Whoever waits here does so before the first pass.
 void finish(const Stream& stream) {
   check(cudaStreamSynchronize(stream.raw()), "cudaStreamSynchronize");
 }
@@ -117,7 +117,7 @@ CudaGemm::Trial::Trial(const CudaGemm& gemm, const KindState& kind, const Stream
       rows_(std::clamp(kind.max_rows, reference_rows, row_buckets.back())),
       in_row_bytes_(static_cast<std::size_t>(kind.k) * size_of(gemm.dtype_)),
       out_row_bytes_(static_cast<std::size_t>(kind.n) * kind.out_bytes(gemm.dtype_)) {
-  // The test data is gone before the first step; most of what is free now may be needed then.
+  // The test data is gone before the first pass; most of what is free now may be needed then.
   std::size_t free = 0;
   std::size_t total = 0;
   check(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");

@@ -7,47 +7,10 @@
 #include "compute/convert.hpp"
 #include "compute/cuda/error.hpp"
 #include "compute/error.hpp"
-#include "compute/loading.hpp"
 
 namespace atl::compute::cuda {
 
 namespace {
-
-/// Calls visit(weight, layer, local_expert) for every weight that this rank must have.
-template <class Visit>
-void for_each_weight(const BackendOptions& options, Visit&& visit) {
-  const ModelShape& shape = options.shape;
-  const bool gated = shape.activation == Activation::swiglu;
-  const auto mlp = [&](int layer, int expert) {
-    visit(Weight::up, layer, expert);
-    if (gated) visit(Weight::gate, layer, expert);
-    visit(Weight::down, layer, expert);
-  };
-  visit(Weight::embedding, -1, -1);
-  visit(Weight::final_norm, -1, -1);
-  visit(Weight::lm_head, -1, -1);
-  for (int layer = 0; layer < shape.num_layers; ++layer) {
-    visit(Weight::attention_norm, layer, -1);
-    visit(Weight::qkv, layer, -1);
-    if (shape.qk_norm != QkNorm::none) {
-      visit(Weight::q_norm, layer, -1);
-      visit(Weight::k_norm, layer, -1);
-    }
-    visit(Weight::o, layer, -1);
-    visit(Weight::ffn_norm, layer, -1);
-    if (shape.is_dense(layer)) {
-      mlp(layer, -1);
-      continue;
-    }
-    visit(Weight::router, layer, -1);
-    for (int expert = 0; expert < options.num_local_experts; ++expert) mlp(layer, expert);
-  }
-}
-
-bool is_norm(Weight weight) {
-  return weight == Weight::attention_norm || weight == Weight::ffn_norm ||
-         weight == Weight::q_norm || weight == Weight::k_norm || weight == Weight::final_norm;
-}
 
 void to_device(void* device, const void* host, std::size_t bytes) {
   check(cudaMemcpy(device, host, bytes, cudaMemcpyHostToDevice), "cudaMemcpy");
@@ -71,27 +34,25 @@ int num_positions(const BackendOptions& options) {
 CudaWeights::CudaWeights(const BackendOptions& options, Arena& arena)
     : layers(static_cast<std::size_t>(options.shape.num_layers)) {
   const ModelShape& shape = options.shape;
-  for (CudaLayer& layer : layers) {
-    layer.experts.resize(static_cast<std::size_t>(options.num_local_experts));
+  for (std::size_t i = 0; i < layers.size(); ++i) {
+    layers[i].experts.resize(options.part.experts[i].size());
   }
-  for_each_weight(options, [&](Weight weight, int layer, int expert) {
-    const Extent extent = extent_of(weight, shape, expert >= 0);
-    const std::int64_t count = extent.rows * extent.cols;
-    if (is_norm(weight)) {
-      *norm_place(weight, layer) = arena.take<float>(count);
+  for_each_weight(shape, options.part, [&](const WeightInfo& info, int, int local_expert) {
+    if (info.use == Use::vector) {
+      *vector_place(info) = arena.take<float>(info.rows);
     } else {
-      *place(weight, layer, expert) =
-          arena.take_bytes(static_cast<std::size_t>(count) * size_of(options.dtype));
+      *matrix_place(info, local_expert) =
+          arena.take_bytes(static_cast<std::size_t>(info.num_elements()) * size_of(options.dtype));
     }
   });
   angles = arena.take<float>(std::int64_t{num_positions(options)} * shape.head_dim);
   send_order = arena.take<std::int32_t>(shape.num_experts);
 }
 
-float** CudaWeights::norm_place(Weight weight, int layer) {
-  if (weight == Weight::final_norm) return &final_norm;
-  CudaLayer& weights = layers[static_cast<std::size_t>(layer)];
-  switch (weight) {
+float** CudaWeights::vector_place(const WeightInfo& info) {
+  if (info.id == Weight::final_norm) return &final_norm;
+  CudaLayer& weights = layers[static_cast<std::size_t>(info.layer)];
+  switch (info.id) {
     case Weight::attention_norm:
       return &weights.attention_norm;
     case Weight::ffn_norm:
@@ -103,13 +64,13 @@ float** CudaWeights::norm_place(Weight weight, int layer) {
   }
 }
 
-void** CudaWeights::place(Weight weight, int layer, int local_expert) {
-  if (weight == Weight::embedding) return &embedding;
-  if (weight == Weight::lm_head) return &lm_head;
-  CudaLayer& weights = layers[static_cast<std::size_t>(layer)];
+void** CudaWeights::matrix_place(const WeightInfo& info, int local_expert) {
+  if (info.id == Weight::embedding) return &embedding;
+  if (info.id == Weight::lm_head) return &lm_head;
+  CudaLayer& weights = layers[static_cast<std::size_t>(info.layer)];
   CudaMlp& mlp =
       local_expert >= 0 ? weights.experts[static_cast<std::size_t>(local_expert)] : weights.dense;
-  switch (weight) {
+  switch (info.id) {
     case Weight::qkv:
       return &weights.qkv;
     case Weight::o:
@@ -125,27 +86,19 @@ void** CudaWeights::place(Weight weight, int layer, int local_expert) {
   }
 }
 
-void CudaWeights::load(const BackendOptions& options, Weight weight, int layer, int local_expert,
-                       const void* data, std::int64_t count) {
-  if (is_norm(weight)) {
-    float* const to = *norm_place(weight, layer);
-    if (to == nullptr) return;  // a model without norms of q and k may bring some
-    std::vector<float> floats(static_cast<std::size_t>(count));
+void CudaWeights::load(const BackendOptions& options, const WeightInfo& info, int local_expert,
+                       const void* data) {
+  const auto count = static_cast<std::size_t>(info.num_elements());
+  if (info.use == Use::vector) {
+    std::vector<float> floats(count);
     to_float(data, options.dtype, floats);
-    to_device(to, floats.data(), floats.size() * sizeof(float));
+    to_device(*vector_place(info), floats.data(), floats.size() * sizeof(float));
   } else {
-    void* const to = *place(weight, layer, local_expert);
-    require(to != nullptr, "this model has no weight {} in layer {}", name_of(weight), layer);
-    to_device(to, data, static_cast<std::size_t>(count) * size_of(options.dtype));
+    to_device(*matrix_place(info, local_expert), data, count * size_of(options.dtype));
   }
-  loaded_.emplace(weight, layer, local_expert);
 }
 
 void CudaWeights::finish(const BackendOptions& options) {
-  for_each_weight(options, [&](Weight weight, int layer, int expert) {
-    require(loaded_.contains({weight, layer, expert}), "weight {} of layer {}{} was not loaded",
-            name_of(weight), layer, expert < 0 ? "" : fmt::format(", local expert {}", expert));
-  });
   const ModelShape& shape = options.shape;
   const int half = shape.head_dim / 2;
   const int positions = num_positions(options);
@@ -162,9 +115,9 @@ void CudaWeights::finish(const BackendOptions& options) {
     }
   }
   if (!table.empty()) to_device(angles, table.data(), table.size() * sizeof(float));
-  if (!options.send_order.empty()) {
-    to_device(send_order, options.send_order.data(),
-              options.send_order.size() * sizeof(std::int32_t));
+  const std::vector<std::int32_t>& order = options.part.send_order;
+  if (!order.empty()) {
+    to_device(send_order, order.data(), order.size() * sizeof(std::int32_t));
   }
   // Copies from pageable memory may return before they are done, and the backend's streams do not
   // wait for the default one.

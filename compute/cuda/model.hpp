@@ -5,9 +5,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
-#include <set>
 #include <span>
-#include <tuple>
 #include <vector>
 
 #include "compute/backend.hpp"
@@ -35,7 +33,7 @@ struct CudaLayer {
   void* o = nullptr;
   void* router = nullptr;
   CudaMlp dense;
-  std::vector<CudaMlp> experts;  // [num_local_experts]
+  std::vector<CudaMlp> experts;  // by local number
 };
 
 /// All weights of this rank, in place for the whole job.
@@ -45,9 +43,9 @@ class CudaWeights {
   CudaWeights(const BackendOptions& options, Arena& arena);
 
   /// Copies one weight, already checked, as elements of options.dtype.
-  void load(const BackendOptions& options, Weight weight, int layer, int local_expert,
-            const void* data, std::int64_t count);
-  /// Fills the table of angles; throws Error with the name of the first weight that is missing.
+  void load(const BackendOptions& options, const WeightInfo& info, int local_expert,
+            const void* data);
+  /// Fills the tables of angles and of the sending order.
   void finish(const BackendOptions& options);
 
   void* embedding = nullptr;  // [vocab, H]
@@ -58,10 +56,8 @@ class CudaWeights {
   std::vector<CudaLayer> layers;
 
  private:
-  void** place(Weight weight, int layer, int local_expert);
-  float** norm_place(Weight weight, int layer);
-
-  std::set<std::tuple<Weight, int, int>> loaded_;
+  void** matrix_place(const WeightInfo& info, int local_expert);
+  float** vector_place(const WeightInfo& info);
 };
 
 /// Positions that a sequence can reach: the model's, or fewer where the KV cache ends earlier.

@@ -21,10 +21,10 @@ class CudaLayers {
   /// Takes all memory but the chunks'.
   explicit CudaLayers(const BackendOptions& options);
 
-  void load(Weight weight, int layer, int local_expert, const void* data, std::int64_t count) {
-    weights_.load(options_, weight, layer, local_expert, data, count);
+  void load(const WeightInfo& info, int local_expert, const void* data) {
+    weights_.load(options_, info, local_expert, data);
   }
-  /// Fails where a weight is missing; chooses GEMM algorithms, which takes a while.
+  /// Chooses GEMM algorithms, which takes a while.
   void prepare();
 
   Event embed(CudaChunk& chunk);

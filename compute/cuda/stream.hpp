@@ -43,7 +43,7 @@ class CudaEvent {
   std::unique_ptr<CUevent_st, Destroy> event_;
 };
 
-/// Sleeps politely until the event is reached: for the rare waits outside the step loop's polling.
+/// Sleeps politely until the event is reached: for the rare waits outside the driver's polling.
 void wait_for(const CudaEvent& event);
 
 /// Seconds of the steady clock at which an event was reached. An event of known time is recorded

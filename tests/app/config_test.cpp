@@ -44,7 +44,7 @@ TEST(Config, ReadsTheRunCommand) {
   EXPECT_EQ(line.run.input, "i");
   EXPECT_EQ(line.run.chunks, 3);
   EXPECT_TRUE(line.run.no_overlap);
-  EXPECT_EQ(line.run.mode, "score");
+  EXPECT_EQ(line.run.mode, Mode::score);
   EXPECT_EQ(line.run.max_tokens, 64);
   EXPECT_EQ(line.run.seed, 0U);
 }

@@ -1,6 +1,6 @@
 // ranks: 1 2 5
 //
-// The step loop itself: nothing is allocated once it has warmed up.
+// The loop over passes: nothing is allocated once it has warmed up.
 #include <gtest/gtest.h>
 
 #include "app/model/init.hpp"
@@ -14,36 +14,16 @@ namespace atl {
 namespace {
 
 /// Random weights straight into the backend, as load_weights would bring them from a file.
-void load_random(const ModelConfig& config, const std::vector<int>& experts,
-                 compute::Backend& backend) {
-  using compute::Weight;
-  const ModelShape& s = config.shape;
-  const auto load = [&](Weight weight, int layer, int expert, std::int64_t rows,
-                        std::int64_t cols) {
-    std::vector<std::byte> bytes(static_cast<std::size_t>(rows * cols) * size_of(config.dtype));
-    fill_random(1, fmt::format("{} {} {}", static_cast<int>(weight), layer, expert), 0, 0.1,
-                config.dtype, bytes);
-    backend.load_weight(weight, layer, expert, {bytes.data(), config.dtype, rows, cols});
-  };
-  load(Weight::embedding, -1, -1, s.vocab, s.hidden);
-  for (int layer = 0; layer < s.num_layers; ++layer) {
-    load(Weight::attention_norm, layer, -1, 1, s.hidden);
-    load(Weight::qkv, layer, -1, s.q_width() + 2 * s.kv_width(), s.hidden);
-    load(Weight::o, layer, -1, s.hidden, s.q_width());
-    load(Weight::ffn_norm, layer, -1, 1, s.hidden);
-    if (s.is_dense(layer)) {
-      load(Weight::up, layer, -1, s.intermediate, s.hidden);
-      load(Weight::down, layer, -1, s.hidden, s.intermediate);
-      continue;
-    }
-    load(Weight::router, layer, -1, s.num_experts, s.hidden);
-    for (std::size_t e = 0; e < experts.size(); ++e) {
-      load(Weight::up, layer, static_cast<int>(e), s.moe_intermediate, s.hidden);
-      load(Weight::down, layer, static_cast<int>(e), s.hidden, s.moe_intermediate);
-    }
-  }
-  load(Weight::final_norm, -1, -1, 1, s.hidden);
-  load(Weight::lm_head, -1, -1, s.vocab, s.hidden);
+void load_random(const ModelConfig& config, const compute::Part& part, compute::Backend& backend) {
+  compute::for_each_weight(
+      config.shape, part, [&](const compute::WeightInfo& info, int, int local_expert) {
+        std::vector<std::byte> bytes(static_cast<std::size_t>(info.num_elements()) *
+                                     size_of(config.dtype));
+        fill_random(1, fmt::format("{} {} {}", name_of(info.id), info.layer, local_expert), 0, 0.1,
+                    config.dtype, bytes);
+        backend.load_weight(info.id, info.layer, local_expert,
+                            {bytes.data(), config.dtype, info.rows, info.cols});
+      });
   backend.finish_loading();
 }
 
@@ -54,7 +34,6 @@ long allocations_in_decode(bool overlap, comm::TransportKind transport) {
   config.shape.layer_is_dense = {true, false, false};
   config.shape.intermediate = config.shape.moe_intermediate;
   const Placement placement = contiguous_placement(config.shape.num_experts, world.size());
-  const auto& experts = placement.experts_of[static_cast<std::size_t>(world.rank())];
   std::vector<io::Request> requests(static_cast<std::size_t>(8 * world.size()));
   for (std::size_t i = 0; i < requests.size(); ++i) {
     requests[i].tokens.assign(20 + i % 7, static_cast<std::int32_t>(i % 250));
@@ -64,19 +43,18 @@ long allocations_in_decode(bool overlap, comm::TransportKind transport) {
   }
   BatchOptions batch;
   batch.max_sequences = 8;
-  batch.max_step_tokens = 256;
+  batch.max_pass_tokens = 256;
   batch.min_chunk_tokens = 2;
   batch.max_chunks = 3;
   batch.num_pages = 32;
   compute::BackendOptions options;
   options.shape = config.shape;
   options.dtype = config.dtype;
-  options.num_local_experts = static_cast<int>(experts.size());
-  options.send_order = placement.send_order;
+  options.part = placement.part_of(world.rank(), config.shape);
   options.num_pages = batch.num_pages;
   options.max_chunk_tokens = 128;
   const auto backend = compute::make_cpu_backend(options);
-  load_random(config, experts, *backend);
+  load_random(config, options.part, *backend);
   Timeline timeline(world.size(), 0, 100000);
   DriverOptions driver_options;
   driver_options.num_chunks = 3;
@@ -89,19 +67,19 @@ long allocations_in_decode(bool overlap, comm::TransportKind transport) {
   Batcher batcher(requests, batch, world.rank());
   std::vector<RankLoad> loads(static_cast<std::size_t>(world.size()));
   counted::allocations = 0;
-  for (int step = 0; step < 50; ++step) {
-    counted::counting = step >= 10;  // prompts and the first tokens warm up
+  for (int pass = 0; pass < 50; ++pass) {
+    counted::counting = pass >= 10;  // prompts and the first tokens warm up
     world.allgather_into(batcher.load(), std::span(loads));
-    if (!batcher.next_step(loads)) break;
-    timeline.begin_step(Phase::decode, driver.schedule(batcher.num_chunks()), 0, 0);
-    driver.run_step(batcher);
-    timeline.end_step(batcher.finish_step(0));
+    if (!batcher.next_pass(loads)) break;
+    timeline.begin_pass(Phase::decode, driver.schedule(batcher.num_chunks()), 0, 0);
+    driver.run_pass(batcher);
+    timeline.end_pass(batcher.finish_pass(0));
     counted::counting = false;
   }
   return counted::allocations;
 }
 
-TEST(Driver, StepsDoNotAllocate) {
+TEST(Driver, PassesDoNotAllocate) {
   for (const bool overlap : {true, false}) {
     for (const auto transport : {comm::TransportKind::ialltoallv, comm::TransportKind::pairwise}) {
       EXPECT_EQ(allocations_in_decode(overlap, transport), 0)

@@ -14,9 +14,11 @@
 #include <utility>
 #include <vector>
 
+#include "app/model/checked_config.hpp"
 #include "app/model/import.hpp"
 #include "app/model/inspect.hpp"
 #include "app/model/model_config.hpp"
+#include "app/model/tensors.hpp"
 #include "compute/convert.hpp"
 #include "compute/error.hpp"
 #include "io/model_file.hpp"

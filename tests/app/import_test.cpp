@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <fstream>
 
+#include "app/model/checked_config.hpp"
 #include "app/model/inspect.hpp"
 #include "compute/error.hpp"
 #include "io/model_file.hpp"

@@ -8,6 +8,7 @@
 #include <filesystem>
 #include <vector>
 
+#include "app/model/tensors.hpp"
 #include "compute/convert.hpp"
 #include "compute/error.hpp"
 #include "io/model_file.hpp"

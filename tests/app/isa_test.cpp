@@ -12,7 +12,7 @@ namespace {
 using compute::CpuIsa;
 using compute::most_under_limit;
 
-std::string refusal(const std::string& wanted, const std::string& recorded,
+std::string refusal(std::optional<CpuIsa> wanted, const std::string& recorded,
                     const std::vector<CpuIsa>& able) {
   try {
     agreed_isa(wanted, recorded, able);
@@ -23,7 +23,9 @@ std::string refusal(const std::string& wanted, const std::string& recorded,
 }
 
 TEST(Isa, RanksTakeTheWidestThatAllHave) {
-  const auto agreed = [](const std::vector<CpuIsa>& able) { return agreed_isa("auto", "", able); };
+  const auto agreed = [](const std::vector<CpuIsa>& able) {
+    return agreed_isa(std::nullopt, "", able);
+  };
   EXPECT_EQ(agreed({CpuIsa::avx512_amx}), CpuIsa::avx512_amx);
   EXPECT_EQ(agreed({CpuIsa::avx512_bf16, CpuIsa::avx512_bf16}), CpuIsa::avx512_bf16);
   EXPECT_EQ(agreed({CpuIsa::avx512_bf16, CpuIsa::avx2, CpuIsa::avx512}), CpuIsa::avx2);
@@ -32,21 +34,21 @@ TEST(Isa, RanksTakeTheWidestThatAllHave) {
 
 TEST(Isa, AWishIsFollowedWhereAllCan) {
   const std::vector<CpuIsa> able = {CpuIsa::avx512_bf16, CpuIsa::avx512};
-  EXPECT_EQ(agreed_isa("avx2", "", able), CpuIsa::avx2);
-  EXPECT_EQ(agreed_isa("avx512", "", able), CpuIsa::avx512);
-  const std::string why = refusal("avx512_bf16", "", able);
+  EXPECT_EQ(agreed_isa(CpuIsa::avx2, "", able), CpuIsa::avx2);
+  EXPECT_EQ(agreed_isa(CpuIsa::avx512, "", able), CpuIsa::avx512);
+  const std::string why = refusal(CpuIsa::avx512_bf16, "", able);
   EXPECT_NE(why.find("rank 1"), std::string::npos) << why;
   EXPECT_NE(why.find("avx512;"), std::string::npos) << why;
 }
 
 TEST(Isa, AResumedRunComputesAsBeforeOrNotAtAll) {
-  EXPECT_EQ(agreed_isa("auto", "avx2", {CpuIsa::avx512_bf16, CpuIsa::avx512}), CpuIsa::avx2);
-  EXPECT_EQ(agreed_isa("auto", "avx512", {CpuIsa::avx512_amx}), CpuIsa::avx512);
-  const std::string why = refusal("auto", "avx512_bf16", {CpuIsa::avx512_bf16, CpuIsa::avx2});
+  EXPECT_EQ(agreed_isa(std::nullopt, "avx2", {CpuIsa::avx512_bf16, CpuIsa::avx512}), CpuIsa::avx2);
+  EXPECT_EQ(agreed_isa(std::nullopt, "avx512", {CpuIsa::avx512_amx}), CpuIsa::avx512);
+  const std::string why = refusal(std::nullopt, "avx512_bf16", {CpuIsa::avx512_bf16, CpuIsa::avx2});
   EXPECT_NE(why.find("cannot resume"), std::string::npos) << why;
   EXPECT_NE(why.find("avx512_bf16"), std::string::npos) << why;
   EXPECT_NE(why.find("rank 1"), std::string::npos) << why;
-  EXPECT_NE(refusal("auto", "something newer", {CpuIsa::avx512_amx}), "");
+  EXPECT_NE(refusal(std::nullopt, "something newer", {CpuIsa::avx512_amx}), "");
 }
 
 TEST(Isa, OneDnnsLimitsHaveTheirMeaning) {

@@ -4,6 +4,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "app/model/tensors.hpp"
 #include "compute/error.hpp"
 #include "compute/sampling.hpp"
 

@@ -4,6 +4,7 @@
 // The sample model, imported and scored by the whole program, against the float64 oracle.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <fstream>
 #include <map>
@@ -13,8 +14,10 @@
 #include "app/model/import.hpp"
 #include "app/model/model_config.hpp"
 #include "app/run/run.hpp"
+#include "compute/convert.hpp"
 #include "io/model_file.hpp"
 #include "tests/mpi_main.hpp"
+#include "tests/oracle_weights.hpp"
 #include "tests/reference.hpp"
 #include "tests/shared_folder.hpp"
 
@@ -23,58 +26,26 @@ namespace {
 
 const std::string data = std::string(ATOLL_SOURCE_DIR) + "/tests/data/";
 
-reference::Matrix read_matrix(io::ModelFileReader& file, const std::string& path,
-                              std::int64_t slab = 0) {
+void append_slab(io::ModelFileReader& file, const std::string& path, std::int64_t slab,
+                 reference::Vector& values) {
   const auto info = file.dataset(path);
   std::vector<std::uint16_t> bits(static_cast<std::size_t>(info.slab_elements()));
   file.read_slab(info, slab, std::as_writable_bytes(std::span(bits)));
-  const auto cols = static_cast<std::size_t>(info.shape.back());
-  reference::Matrix matrix(bits.size() / cols, reference::Vector(cols));
-  for (std::size_t i = 0; i < bits.size(); ++i) {
-    const std::uint32_t word = static_cast<std::uint32_t>(bits[i]) << 16U;
-    float value = 0;
-    std::memcpy(&value, &word, sizeof(value));
-    matrix[i / cols][i % cols] = value;
-  }
-  return matrix;
-}
-
-reference::Mlp read_mlp(io::ModelFileReader& file, const std::string& prefix, std::int64_t slab) {
-  return {read_matrix(file, prefix + "up_proj/weight", slab),
-          read_matrix(file, prefix + "gate_proj/weight", slab),
-          read_matrix(file, prefix + "down_proj/weight", slab)};
+  for (const std::uint16_t half : bits) values.push_back(compute::float_of_bfloat16(half));
 }
 
 reference::Model read_model(const std::string& path) {
   io::ModelFileReader file(path);
   reference::Model model;
   model.shape = ModelConfig::from_json(file.config_json()).shape;
-  model.embedding = read_matrix(file, "/model/embed_tokens/weight");
-  model.final_norm = read_matrix(file, "/model/norm/weight")[0];
-  model.lm_head = read_matrix(file, "/lm_head/weight");
-  for (int l = 0; l < model.shape.num_layers; ++l) {
-    const std::string prefix = "/model/layers/" + std::to_string(l) + "/";
-    reference::Layer layer;
-    layer.attention_norm = read_matrix(file, prefix + "input_layernorm/weight")[0];
-    layer.ffn_norm = read_matrix(file, prefix + "post_attention_layernorm/weight")[0];
-    layer.q_norm = read_matrix(file, prefix + "self_attn/q_norm/weight")[0];
-    layer.k_norm = read_matrix(file, prefix + "self_attn/k_norm/weight")[0];
-    for (const char* name : {"q", "k", "v"}) {
-      for (auto& row : read_matrix(file, prefix + "self_attn/" + name + "_proj/weight")) {
-        layer.qkv.push_back(std::move(row));
-      }
-    }
-    layer.o = read_matrix(file, prefix + "self_attn/o_proj/weight");
-    if (model.shape.is_dense(l)) {
-      layer.dense = read_mlp(file, prefix + "mlp/", 0);
-    } else {
-      layer.router = read_matrix(file, prefix + "mlp/gate/weight");
-      for (int e = 0; e < model.shape.num_experts; ++e) {
-        layer.experts.push_back(read_mlp(file, prefix + "mlp/experts/", e));
-      }
-    }
-    model.layers.push_back(std::move(layer));
-  }
+  compute::for_each_weight(model.shape, compute::whole_model(model.shape),
+                           [&](const compute::WeightInfo& info, int expert, int) {
+                             reference::Vector values;
+                             for (const compute::Dataset& dataset : info.datasets) {
+                               append_slab(file, dataset.path, std::max(expert, 0), values);
+                             }
+                             testing::set_weight(model, info, expert, std::move(values));
+                           });
   return model;
 }
 
@@ -141,22 +112,22 @@ TEST(SampleModel, ScoresAgreeWithTheOracle) {
     }
     EXPECT_GT(expected.size(), 3U);
   }
-  for (const char* dtype : {"bfloat16", "float32"}) {
+  for (const DType dtype : {DType::bfloat16, DType::float32}) {
     RunOptions options;
     options.model = work / "model.h5";
     options.input = data + "heldout.jsonl";
     options.output = work / "results.jsonl";
-    options.mode = "score";
+    options.mode = Mode::score;
     options.dtype = dtype;
     options.chunks = 3;
     options.threads = 1;
-    options.progress = "none";
+    options.progress = ProgressStyle::none;
     run_job(world, options);
     if (world.rank() != 0) continue;
     const Comparison c = compare(read_results(options.output), expected);
-    std::printf("%s: mean |difference| %.2g, largest %.2g, perplexity ratio %.5f\n", dtype,
-                c.mean_difference, c.largest_difference, c.perplexity_ratio);
-    if (std::string(dtype) == "bfloat16") {
+    std::printf("%s: mean |difference| %.2g, largest %.2g, perplexity ratio %.5f\n",
+                name_of(dtype).data(), c.mean_difference, c.largest_difference, c.perplexity_ratio);
+    if (dtype == DType::bfloat16) {
       EXPECT_LT(c.mean_difference, 0.02);
       EXPECT_NEAR(c.perplexity_ratio, 1.0, 0.005);
     } else {

@@ -22,15 +22,15 @@ std::size_t index_of(const Schedule& schedule, StepKind kind) {
   return i;
 }
 
-TEST(Timeline, SplitsAStepIntoItsShares) {
+TEST(Timeline, SplitsAPassIntoItsShares) {
   const comm::Communicator world = comm::Communicator::world();
   const Schedule schedule = one_layer();
   Timeline timeline(world.size(), 0, 100);
   const int last = world.size() - 1;
-  // All times around the real now, since end_step reads the clock.
+  // All times around the real now, since end_pass reads the clock.
   double t = now_seconds() - 10;
   world.allreduce(std::span(&t, 1), comm::Communicator::Reduce::min);
-  timeline.begin_step(Phase::prefill, schedule, t, t + 0.5);  // 0.5 s agreeing: waiting
+  timeline.begin_pass(Phase::prefill, schedule, t, t + 0.5);  // 0.5 s agreeing: waiting
   timeline.computed(index_of(schedule, StepKind::route), {t + 1, t + 3});
   // The last rank enters the exchange at 4, the others at 2; it ends at 6 everywhere.
   const double posted = world.rank() == last ? t + 4 : t + 2;
@@ -38,7 +38,7 @@ TEST(Timeline, SplitsAStepIntoItsShares) {
   timeline.computed(index_of(schedule, StepKind::experts), {t + 5, t + 9});
   timeline.exchanged(index_of(schedule, StepKind::dispatch), t + 9, t + 9);
   timeline.exchanged(index_of(schedule, StepKind::combine), t + 9, t + 9);
-  timeline.end_step({7, 5, 2});
+  timeline.end_pass({7, 5, 2});
   timeline.flush(world);
 
   const PhaseTimes& times = timeline.times(Phase::prefill);
@@ -62,7 +62,7 @@ TEST(Timeline, SplitsAStepIntoItsShares) {
 TEST(Timeline, KeepsNoMoreTraceThanAsked) {
   const Schedule schedule = one_layer();
   Timeline timeline(1, 0, 2);
-  timeline.begin_step(Phase::decode, schedule, 0, 0);
+  timeline.begin_pass(Phase::decode, schedule, 0, 0);
   for (int i = 0; i < 5; ++i) timeline.computed(0, {1, 2});
   EXPECT_EQ(timeline.trace().size(), 2U);
   EXPECT_EQ(timeline.dropped_trace_events(), 3);

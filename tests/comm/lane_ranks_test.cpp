@@ -236,8 +236,8 @@ TEST(Lane, CanaryPassesAndChoiceIsByName) {
   const Communicator world = Communicator::world();
   EXPECT_TRUE(canary(world, TransportKind::ialltoallv));
   EXPECT_TRUE(canary(world, TransportKind::pairwise));
-  EXPECT_EQ(choose_transport(world, "pairwise"), TransportKind::pairwise);
-  EXPECT_EQ(choose_transport(world, "auto"), TransportKind::ialltoallv);
+  EXPECT_EQ(choose_transport(world, TransportKind::pairwise), TransportKind::pairwise);
+  EXPECT_EQ(choose_transport(world, std::nullopt), TransportKind::ialltoallv);
 }
 
 }  // namespace

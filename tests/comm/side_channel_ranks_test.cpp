@@ -25,7 +25,7 @@ TEST(SideChannel, EveryRankHearsEveryOther) {
   world.barrier();
   RankState own;
   own.activity = Activity::waiting;
-  own.step = 17;
+  own.pass = 17;
   own.layer = static_cast<std::int16_t>(world.rank());
   std::memcpy(own.what.data(), "dispatch", 8);
   channel.send_to_all(SideChannel::Kind::tell, own);
@@ -36,7 +36,7 @@ TEST(SideChannel, EveryRankHearsEveryOther) {
     SideChannel::Message message;
     if (!channel.receive(message, 50)) continue;
     EXPECT_EQ(message.kind, SideChannel::Kind::tell);
-    EXPECT_EQ(message.state.step, 17);
+    EXPECT_EQ(message.state.pass, 17);
     EXPECT_EQ(message.state.layer, message.from);
     EXPECT_STREQ(message.state.what.data(), "dispatch");
     heard.insert(message.from);

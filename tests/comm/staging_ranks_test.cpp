@@ -169,13 +169,14 @@ TEST(Staging, PairwiseComesFirstForDeviceMemoryThatDoesNotGoOverUcx) {
 TEST(Staging, ChoiceIsByCanaryAndName) {
   const Communicator world = Communicator::world();
   LateDevice device;
-  EXPECT_EQ(choose_transport(world, "pairwise-staged", &device), TransportKind::pairwise_staged);
-  EXPECT_THROW(choose_transport(world, "pairwise-staged"), Error);
+  EXPECT_EQ(choose_transport(world, TransportKind::pairwise_staged, &device),
+            TransportKind::pairwise_staged);
+  EXPECT_THROW(choose_transport(world, TransportKind::pairwise_staged), Error);
   if (mpi_claims_device_memory()) {
-    EXPECT_EQ(choose_transport(world, "pairwise", &device), TransportKind::pairwise);
+    EXPECT_EQ(choose_transport(world, TransportKind::pairwise, &device), TransportKind::pairwise);
   } else {
-    EXPECT_EQ(choose_transport(world, "auto", &device), TransportKind::pairwise_staged);
-    EXPECT_THROW(choose_transport(world, "pairwise", &device), Error);
+    EXPECT_EQ(choose_transport(world, std::nullopt, &device), TransportKind::pairwise_staged);
+    EXPECT_THROW(choose_transport(world, TransportKind::pairwise, &device), Error);
   }
 }
 
@@ -196,7 +197,7 @@ TEST(Staging, TheCanaryChecksContents) {
   ForgetfulDevice device;
   if (world.size() == 1) return;  // nothing travels
   EXPECT_FALSE(canary(world, TransportKind::pairwise_staged, &device));
-  EXPECT_THROW(choose_transport(world, "pairwise-staged", &device), Error);
+  EXPECT_THROW(choose_transport(world, TransportKind::pairwise_staged, &device), Error);
 }
 
 }  // namespace

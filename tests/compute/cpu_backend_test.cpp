@@ -1,6 +1,7 @@
 // timeout: 120
 // The CPU backend as a whole: random tiny models of every supported kind against the oracle, the
-// same bits whatever the pieces and threads, no allocation in the step loop, errors, the queue.
+// same bits whatever the pieces and threads, no allocation in the loop over passes, errors, the
+// queue.
 
 #include <gtest/gtest.h>
 
@@ -138,16 +139,16 @@ TEST(CpuBackend, DecodingAllocatesNothing) {
     const std::vector<SamplingRequest> how = {{}, {{0.8, 0.9, 5}, 1}};
     std::vector<SampledToken> sampled(2);
     std::vector<float> logprobs(2);
-    const auto step = [&] {
+    const auto pass = [&] {
       rank.set_chunk(pieces);
       rank.run_layers();
       rank.backend().sample(rank.chunk(), rows, how, sampled.data());
       rank.finish(rank.backend().logprobs(rank.chunk(), rows, rows, logprobs.data()));
     };
-    for (int i = 0; i < 3; ++i) step();
+    for (int i = 0; i < 3; ++i) pass();
     counted::allocations = 0;
     counted::counting = true;
-    for (int i = 0; i < 80; ++i) step();
+    for (int i = 0; i < 80; ++i) pass();
     counted::counting = false;
     EXPECT_EQ(counted::allocations.load(), 0) << threads << " threads";
   }
@@ -170,9 +171,11 @@ TEST(CpuBackend, RefusesWhatDoesNotFitTheModel) {
   compute::BackendOptions options;
   options.shape = tiny_shape();
   options.max_chunk_tokens = 8;
-  options.num_local_experts = 5;
-  options.send_order = {0, 1, 2, 3, 4};
+  options.part = compute::whole_model(options.shape);
   EXPECT_THROW(compute::make_cpu_backend(options)->finish_loading(), Error);
+  options.part.first_layer = 1;
+  EXPECT_THROW(compute::make_cpu_backend(options), Error);
+  options.part = compute::whole_model(options.shape);
   options.shape.head_dim = 33;
   EXPECT_THROW(compute::make_cpu_backend(options), Error);
 }

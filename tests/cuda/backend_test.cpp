@@ -244,8 +244,7 @@ compute::BackendOptions tiny_options() {
   options.shape = tiny_shape();
   options.max_chunk_tokens = 8;
   options.num_pages = 4;
-  options.num_local_experts = 5;
-  options.send_order = {0, 1, 2, 3, 4};
+  options.part = compute::whole_model(options.shape);
   return options;
 }
 

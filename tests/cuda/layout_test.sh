@@ -79,7 +79,7 @@ assert {"compute", "pack", "copy", "host", "exchange c0"} <= tracks, tracks
 EOF
 
 # A KV cache that leaves no room for all rows that other ranks could send: buffers grow as they must.
-# With few tokens in a step all ranks' steps are full, and some layers send a rank more than its share.
+# With few tokens in a pass all ranks' passes are full, and some layers send a rank more than its share.
 # The memory is enough for more KV pages than one sequence can have: other buffers depend on fewer.
 export ATL_EMULATED_MEMORY_MIB=400
 step_tokens=48
@@ -138,7 +138,7 @@ refused "a device too small" 1 "does not fit"
 ATL_EMULATED_DEVICES=0 atoll_on 1 "${cuda_run[@]}" auto
 succeeds "auto without a device"
 
-# Failures in the middle of a step: one message that names call, step and device.
+# Failures in the middle of a pass: one message that names call, step and device.
 ATL_EMULATED_FAIL=kernel:200:700 ATL_EMULATED_FAIL_RANK=1 atoll_on 2 "${cuda_run[@]}" cuda
 refused "a kernel that fails" 1 "device 0 .*L[0-9]+ c[0-9] [a-z]+ was under way.*illegal"
 ATL_EMULATED_FAIL=cudaMemcpyAsync:60:719 ATL_EMULATED_FAIL_RANK=1 atoll_on 2 "${cuda_run[@]}" cuda

@@ -3,6 +3,7 @@
 # executable of preset cpu is used.
 #   ATOLL          the executable
 #   ATOLL_SOURCE   the repository
+#   ATOLL_ALL      not empty: sweeps take all their cases instead of a part of them
 #   ATOLL_FAULT_LIBRARY   to be preloaded under ranks, for faults at exact calls of MPI (mpi_fault.cpp)
 set -euo pipefail
 
@@ -25,6 +26,10 @@ sample="$ATOLL_SOURCE/tests/data/sample-model"
 # shellcheck disable=SC2034
 fault_library="${ATOLL_FAULT_LIBRARY:-$ATOLL_SOURCE/build/cpu/tests/libmpi_fault.so}"
 
+all="${ATOLL_ALL:-}"
+# shellcheck disable=SC2034
+all_sweeps=$((${#all} > 0))
+
 num_passed=0
 num_failed=0
 passed() { num_passed=$((num_passed + 1)); }
@@ -32,8 +37,9 @@ failed() {
   num_failed=$((num_failed + 1))
   printf 'FAILED: %s\n' "$*"
 }
-# Prints the end of what the last command said, for a failure's context.
-show_output() { tail -n 12 "$work/stdout" "$work/stderr" 2>/dev/null | sed 's/^/    /' || true; }
+# shellcheck disable=SC2120  # folders are given by scripts that source this one
+# show_output [FOLDER]: prints the end of what the last command there said, for a failure's context.
+show_output() { tail -n 12 "${1:-$work}/stdout" "${1:-$work}/stderr" 2>/dev/null | sed 's/^/    /' || true; }
 
 # Last line of every script: the count, and the exit code.
 finish() {

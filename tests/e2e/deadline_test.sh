@@ -14,53 +14,71 @@ import json
 for number in range(12):
     print(json.dumps({'id': str(number), 'prompt': 'Ge1:1 In the beginning ' * 8, 'max_tokens': 120}))" \
   >"$requests"
-run_options=(run --model "$model" --input "$requests" --output "$results" --progress none)
+run_options=(run --model "$model" --input "$requests" --progress none)
 
-# no_process WHAT: nothing that was started with this test's files is left after some seconds.
+# no_process FOLDER WHAT: nothing that was started with this folder's files is left after some seconds.
 no_process() {
   for _ in {1..50}; do
-    pgrep -f "$work/" >/dev/null || break
+    pgrep -f "$1/" >/dev/null || break
     sleep 0.1
   done
-  if pgrep -fa "$work/" >"$work/left"; then
-    failed "$1: processes are left: $(cut -c 1-120 "$work/left" | head -n 3)"
-    pkill -KILL -f "$work/" || true
+  if pgrep -fa "$1/" >"$work/left"; then
+    failed "$2: processes are left: $(cut -c 1-120 "$work/left" | head -n 3)"
+    pkill -KILL -f "$1/" || true
   else
     passed
   fi
 }
 
-# faulty FAULT COMMAND...: under mpirun with 4 ranks; sets `code`, and `took_ms` since the fault.
+# faulty NAME FAULT COMMAND...: starts it under mpirun with 4 ranks, with an --output of its own. Most
+# of what follows is waiting, so several of these run side by side.
+declare -A running=()
 faulty() {
-  local fault="$1" moment="$work/moment" end_ms struck
-  shift
-  rm -f "$moment"
-  capture mpirun "${mpirun_flags[@]}" -n 4 -x LD_PRELOAD="$fault_library" -x ATOLL_FAULT="$fault" \
-    -x ATOLL_FAULT_MOMENT="$moment" "$ATOLL" "$@"
-  end_ms="$(date +%s%3N)"
-  took_ms=-1
-  if struck="$(LC_ALL=C stat -c %.3Y "$moment" 2>/dev/null)"; then took_ms=$((end_ms - ${struck/./})); fi
+  local name="$1" fault="$2"
+  shift 2
+  folder="$work/$name"
+  mkdir "$folder"
+  {
+    work="$folder" capture mpirun "${mpirun_flags[@]}" -n 4 -x LD_PRELOAD="$fault_library" \
+      -x ATOLL_FAULT="$fault" -x ATOLL_FAULT_MOMENT="$folder/moment" "$ATOLL" "$@" \
+      --output "$folder/output"
+    printf '%s %s\n' "$code" "$(date +%s%3N)" >"$folder/end"
+  } &
+  running[$name]=$!
 }
 
-# one_message WHAT LIMIT PATTERN...: the job has failed within LIMIT seconds of the fault with one
+# ended NAME: waits for it; sets `folder`, `code`, and `took_ms` since the fault.
+ended() {
+  local end_ms struck
+  folder="$work/$1"
+  wait "${running[$1]}"
+  read -r code end_ms <"$folder/end"
+  took_ms=-1
+  if struck="$(LC_ALL=C stat -c %.3Y "$folder/moment" 2>/dev/null)"; then
+    took_ms=$((end_ms - ${struck/./}))
+  fi
+}
+
+# one_message NAME WHAT LIMIT PATTERN...: the job has failed within LIMIT seconds of the fault with one
 # message besides at most one warning, which matches all patterns; no process is left.
 one_message() {
-  local what="$1" limit="$2" pattern message
-  shift 2
+  local name="$1" what="$2" limit="$3" pattern message
+  shift 3
+  ended "$name"
   printf '%s: ended after %d ms\n' "$what" "$took_ms"
-  no_process "$what"
-  message="$(grep '^atoll: ' "$work/stderr" | grep 'all ranks end\.\|failed (' || true)"
+  no_process "$folder" "$what"
+  message="$(grep '^atoll: ' "$folder/stderr" | grep 'all ranks end\.\|failed (' || true)"
   if ((code == 0 || code == 124 || code == 137)); then
     failed "$what: exit code $code"
-    show_output
+    show_output "$folder"
   elif ((took_ms < 0)); then
     failed "$what: the moment of the fault never came"
   elif ((took_ms > 1000 * limit)); then
     failed "$what: ended $took_ms ms after the fault, expected at most $limit s"
   elif [[ "$(wc -l <<<"$message")" != 1 || -z "$message" ]] ||
-    (($(grep -c '^atoll: ' "$work/stderr") > 2)); then
+    (($(grep -c '^atoll: ' "$folder/stderr") > 2)); then
     failed "$what: not exactly one message: $message"
-    show_output
+    show_output "$folder"
   else
     passed
     for pattern in "$@"; do
@@ -75,37 +93,44 @@ one_message() {
 
 # --- a rank that stops
 silent() { printf 'rank %d \\([^)]*process [0-9]+\\) does not answer' "$1"; }
-faulty "1 MPI_Comm_dup 2 stop" "${run_options[@]}" --deadline 1.5
-one_message "stopped in set-up" 60 "rank 0 has waited for other ranks for 1[5-9] s" "set-up" "$(silent 1)"
-faulty "2 MPI_Comm_split_type 1 stop" "${run_options[@]}" --deadline 1.5
-one_message "stopped where nodes are found" 60 "rank 0 has waited" "MPI_Comm_split_type" "$(silent 2)"
-faulty "3 MPI_Init_thread 1 stop" "${run_options[@]}" --deadline 1.5
-one_message "stopped before MPI starts" 60 "rank [012] has waited" "MPI_Init" "not all ranks have come"
+# The one at the very end waits longest: the others go on beside it.
+faulty finalize "1 MPI_Finalize 1 stop" "${run_options[@]}" --deadline 4
+faulty setup "1 MPI_Comm_dup 2 stop" "${run_options[@]}" --deadline 1.5
+faulty nodes "2 MPI_Comm_split_type 1 stop" "${run_options[@]}" --deadline 1.5
+faulty start "3 MPI_Init_thread 1 stop" "${run_options[@]}" --deadline 1.5
+faulty hdf5 "1 MPI_File_open 1 stop" init --preset moe-16l-tiny --deadline 4
+one_message setup "stopped in set-up" 60 "rank 0 has waited for other ranks for 1[5-9] s" "set-up" \
+  "$(silent 1)"
+one_message nodes "stopped where nodes are found" 60 "rank 0 has waited" "MPI_Comm_split_type" \
+  "$(silent 2)"
+one_message start "stopped before MPI starts" 60 "rank [012] has waited" "MPI_Init" \
+  "not all ranks have come"
+one_message hdf5 "stopped inside HDF5" 60 "rank 0 has waited" "creating the model file" "$(silent 1)"
 # It has sent nothing yet: the others can come no further than to its counters.
 # The warning is due after 5 s, long before the end, so that a machine that stalls has both.
-faulty "0 MPI_Isend 1 stop" "${run_options[@]}" --deadline 12
-one_message "stopped in the first step" 60 "rank 1 has waited for other ranks for 1[2-9] s" \
+faulty first "0 MPI_Isend 1 stop" "${run_options[@]}" --deadline 12
+faulty collective "2 MPI_Isend 900 stop" "${run_options[@]}" --deadline 4 --transport ialltoallv
+one_message first "stopped in the first step" 60 "rank 1 has waited for other ranks for 1[2-9] s" \
   "step 0, layer [0-9], chunk 0, counts" "$(silent 0)" "MPI awaits L[0-9] c0 counts from ranks 0"
-warnings="$(grep -c '^atoll: .*ranks wait too$' "$work/stderr" || true)"
+warnings="$(grep -c '^atoll: .*ranks wait too$' "$folder/stderr" || true)"
 if [[ "$warnings" == 1 ]]; then passed; else failed "$warnings straggler warnings, expected one"; fi
 stopped_at="step [1-9][0-9]*, layer [0-9], chunk 0, (counts|dispatch|combine)"
-faulty "2 MPI_Isend 900 stop" "${run_options[@]}" --deadline 4 --transport ialltoallv
-one_message "stopped in decode, ialltoallv" 60 "rank 0 has waited" "$stopped_at" "$(silent 2)"
-faulty "2 MPI_Isend 900 stop" "${run_options[@]}" --deadline 4 --transport pairwise
-one_message "stopped in decode, pairwise" 60 "rank 0 has waited" "$stopped_at" "$(silent 2)" \
-  "MPI awaits L[0-9] c0 (counts|dispatch|combine) (from|to) ranks [0-9]"
-faulty "1 MPI_Finalize 1 stop" "${run_options[@]}" --deadline 4
-one_message "stopped at the end" 60 "rank 0 has waited" "the end, MPI_Finalize" "$(silent 1)"
-faulty "1 MPI_File_open 1 stop" init --preset moe-16l-tiny --output "$work/new.h5" --deadline 4
-one_message "stopped inside HDF5" 60 "rank 0 has waited" "creating the model file" "$(silent 1)"
+one_message collective "stopped in decode, ialltoallv" 60 "rank 0 has waited" "$stopped_at" \
+  "$(silent 2)"
+faulty pairwise "2 MPI_Isend 900 stop" "${run_options[@]}" --deadline 4 --transport pairwise
+one_message pairwise "stopped in decode, pairwise" 60 "rank 0 has waited" "$stopped_at" \
+  "$(silent 2)" "MPI awaits L[0-9] c0 (counts|dispatch|combine) (from|to) ranks [0-9]"
+one_message finalize "stopped at the end" 60 "rank 0 has waited" "the end, MPI_Finalize" \
+  "$(silent 1)"
 
 # --- a rank that fails alone
-faulty "1 MPI_Isend 900 fail" "${run_options[@]}"
-one_message "a rank that fails alone" 5 "MPI_Isend failed"
-faulty "3 MPI_Comm_split_type 1 fail" "${run_options[@]}"
-one_message "a rank that fails alone in set-up" 5 "MPI_Comm_split_type failed"
+faulty fails "1 MPI_Isend 900 fail" "${run_options[@]}"
+one_message fails "a rank that fails alone" 5 "MPI_Isend failed"
+faulty fails_early "3 MPI_Comm_split_type 1 fail" "${run_options[@]}"
+one_message fails_early "a rank that fails alone in set-up" 5 "MPI_Comm_split_type failed"
 
 # --- who is only suspended goes on
+run_options+=(--output "$results")
 capture mpirun "${mpirun_flags[@]}" -n 4 "$ATOLL" "${run_options[@]}" --chunks 1
 succeeds "undisturbed"
 cp "$results" "$work/undisturbed.jsonl"

@@ -34,7 +34,7 @@ shares = report["layout"]["experts_per_rank"]
 assert sum(shares) == 16 and max(shares) - min(shares) <= 1
 assert [report["placement"]["rank_of_expert"].count(r) for r in range(ranks)] == shares
 
-# Phases: shares of the step time add up to all of it.
+# Phases: shares of the passes' time add up to all of it.
 phases = report["phases"]
 for name in ("prefill", "decode"):
     phase = phases[name]

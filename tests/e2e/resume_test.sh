@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # Runs that are killed, stopped by signals, or lose their disk: nothing hangs, no process stays, and
 # --resume gives the bytes of an uninterrupted run.
-#   ATOLL_KILLS   how many runs are killed, at moments of a printed seed (20)
+#   ATOLL_KILLS   how many runs are killed, at moments of a printed seed (8; 20 with ATOLL_ALL)
 #   ATOLL_SEED    that seed (the day's date)
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 command_limit=90
-kills="${ATOLL_KILLS:-20}"
+kills="${ATOLL_KILLS:-$((all_sweeps ? 20 : 8))}"
 seed="${ATOLL_SEED:-$(date +%Y%m%d)}"
 RANDOM=$((seed % 32768))
 
@@ -28,7 +28,7 @@ checkpoints="$folder/checkpoints"
 results="$folder/results.jsonl"
 journal="$results.journal"
 report="$folder/report.json"
-# Small steps, so that prompts take many and checkpoints are nearly always under way.
+# Small passes, so that prompts take many and checkpoints are nearly always under way.
 run_options=(run --model "$model" --input "$requests" --output "$results" --report "$report"
   --max-sequences 4 --step-tokens 64 --checkpoint-dir "$checkpoints" --checkpoint-every 6 --deadline 60)
 expected="$work/expected.jsonl"
@@ -45,7 +45,7 @@ start() { # RANKS OPTIONS...
   job=$!
 }
 # The same to its end, with a fault (mpi_fault.cpp) at a certain moment; sets `code`. Ranks call
-# MPI_Iallgather in every step, and less than 30 times before the first.
+# MPI_Iallgather in every pass, and less than 30 times before the first.
 run_with() { # FAULT RANKS OPTIONS...
   capture mpirun "${mpirun_flags[@]}" -n "$2" -x LD_PRELOAD="$fault_library" -x ATOLL_FAULT="$1" \
     "$ATOLL" "${run_options[@]}" "${@:3}"
@@ -202,7 +202,7 @@ for signal in USR1 TERM INT; do
   resumes "SIG$signal" 4
 done
 fresh
-start_suspended # no step ends any more
+start_suspended # no pass ends any more
 victim="$(pgrep -P "$job" | grep -vx "$suspended" | tail -n 1)"
 kill -TERM "$victim"
 is_pending() { # SIGTERM is bit 14 of 64, in hexadecimal

@@ -4,6 +4,7 @@
 
 #include "app/model/import.hpp"
 #include "app/model/model_config.hpp"
+#include "app/model/tensors.hpp"
 #include "tests/fuzz/fuzz_input.hpp"
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {

@@ -62,7 +62,7 @@ assert sorted(report['given']['openmp_binding_not_followed']) == sorted(
 given 1 "no binding asked for" "
 assert report['given']['openmp_binding_not_followed'] == []" env OMP_PROC_BIND=false
 
-# masks RANKS VARIABLE=VALUE...: the masks of all threads of the ranks, once steps have been done.
+# masks RANKS VARIABLE=VALUE...: the masks of all threads of the ranks, once passes have been done.
 masks() {
   local ranks="$1" job pid
   shift

@@ -35,8 +35,8 @@ refused "a wish that rank 0 cannot fulfil" 1 'isa avx512: the CPU of rank 0 has 
 capture "$ATOLL" "${options[@]}" --isa avx1024
 refused "an unknown wish" 2 'isa'
 
-# interrupted OPTIONS...: a run that is killed between two steps, when it has a result: ranks meet once a
-# step, and of 250 steps the second ends the first request.
+# interrupted OPTIONS...: a run that is killed between two passes, when it has a result: ranks meet once a
+# pass, and of 250 passes the second ends the first request.
 interrupted() {
   rm -f "$work"/o*
   capture mpirun "${mpirun_flags[@]}" -n 1 -x LD_PRELOAD="$fault_library" \

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Numbers that are not finite stay with the request that meets them. A float16 model overflows on the
-# byte X alone: in generating and in scoring, on any number of ranks, however steps are cut, the line
+# byte X alone: in generating and in scoring, on any number of ranks, however passes are cut, the line
 # of that request says so and where, and the others get the bytes that they get without it. A weight
 # that is not finite is named by `inspect`, and once when a run loads it.
 set -euo pipefail

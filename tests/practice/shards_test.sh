@@ -129,8 +129,8 @@ rm "$output"
 shard 1/2 "$output" --resume
 check "where the results are gone it is" test -e "$output.shard-1-of-2"
 
-# A shard that was interrupted goes on. Its two ranks call MPI_Iallgather in every step, and less than 30
-# times before; of its four requests each rank answers one after the other, in 40 steps.
+# A shard that was interrupted goes on. Its two ranks call MPI_Iallgather in every pass, and less than 30
+# times before; of its four requests each rank answers one after the other, in 40 passes.
 output="$folder/stopped"
 run_one --model "$model" --input "$input" --output "$folder/expected-40" --max-tokens 40
 succeeds "one run of 40 tokens"

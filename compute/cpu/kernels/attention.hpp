@@ -1,5 +1,5 @@
 #pragma once
-// RoPE and attention, included by impl.hpp once per instruction set.
+// Attention, included once per instruction set.
 //
 // Attention goes through the keys a panel of 64 at a time, in order of position, with an online
 // softmax. Each query's operations and their order depend on its own position only, never on which
@@ -9,144 +9,11 @@
 #include <limits>
 
 #include "compute/cpu/kernels.hpp"
+#include "compute/cpu/kernels/kv_pages.hpp"
 #include "compute/cpu/kernels/simd.hpp"
 
 namespace atl::compute {
 namespace {
-
-template <class T>
-float inverse_rms(const T* x, std::int64_t width, float eps);
-
-/// Start of a kv_head's keys in a page; its values follow keys_per_head() elements later.
-template <class T>
-inline const T* head_of(const KvLayout& layout, const void* kv, std::int32_t page, int kv_head) {
-  return static_cast<const T*>(kv) + page * layout.page_elements() +
-         kv_head * layout.head_elements();
-}
-
-/// Elements between dimension i and token t of a key panel and its start.
-inline std::int64_t key_offset(const Bf16* /*type*/, int i, int t) {
-  return std::int64_t{i / 2} * (2 * panel_tokens) + 2 * t + i % 2;
-}
-template <class T>
-inline std::int64_t key_offset(const T* /*type*/, int i, int t) {
-  return std::int64_t{i} * panel_tokens + t;
-}
-
-/// Tokens whose keys are stored together: one cache line of a panel's row holds 16 bfloat16 pairs.
-constexpr int rope_rows = 16;
-
-/// cos and sin of one position, [head_dim / 2] each, and what a whole_row norm multiplies by.
-struct Rotation {
-  alignas(64) float cosine[max_head_dim / 2 + lanes];
-  alignas(64) float sine[max_head_dim / 2 + lanes];
-  float q_scale;
-  float k_scale;
-};
-
-inline void rotation_of(const RopeTables& tables, int position, int half, Rotation& rotation) {
-  const double* a = tables.coarse + std::int64_t{position / 64} * 2 * half;
-  const double* b = tables.fine + std::int64_t{position % 64} * 2 * half;
-  for (int i = 0; i < half; ++i) {
-    rotation.cosine[i] = static_cast<float>(a[i] * b[i] - a[half + i] * b[half + i]);
-    rotation.sine[i] = static_cast<float>(a[half + i] * b[i] + a[i] * b[half + i]);
-  }
-}
-
-/// out = round(rotate(in * scale * weight)), weight may be null; `out` may be `in`.
-template <class T>
-inline void rotate_head(const T* in, float scale, const float* weight, int head_dim,
-                        const Rotation& rotation, T* out) {
-  const int half = head_dim / 2;
-  for (int i = 0; i < half; i += lanes) {
-    Vec a = load(in + i, half - i);
-    Vec b = load(in + half + i, half - i);
-    if (weight != nullptr) {
-      a = a * broadcast(scale) * load(weight + i, half - i);
-      b = b * broadcast(scale) * load(weight + half + i, half - i);
-    }
-    const Vec c = load(rotation.cosine + i);
-    const Vec s = load(rotation.sine + i);
-    store(out + i, fma(a, c, broadcast(0) - b * s), half - i);
-    store(out + half + i, fma(b, c, a * s), half - i);
-  }
-}
-
-/// Writes keys [count][head_dim] of consecutive tokens into a page, a panel row at a time.
-template <class T>
-inline void store_keys(const KvLayout& layout, const T* keys, int count, int token, T* head) {
-  T* panel = head + std::int64_t{token / panel_tokens} * panel_tokens * layout.head_dim;
-  const int d = layout.head_dim;
-  if constexpr (__is_same(T, Bf16)) {
-    for (int i = 0; i < d; i += 2) {
-      T* to = panel + key_offset(panel, i, token % panel_tokens);
-      for (int t = 0; t < count; ++t) std::memcpy(to + 2 * t, keys + t * d + i, 2 * sizeof(T));
-    }
-  } else {
-    for (int i = 0; i < d; ++i) {
-      T* to = panel + key_offset(panel, i, token % panel_tokens);
-      for (int t = 0; t < count; ++t) to[t] = keys[t * d + i];
-    }
-  }
-}
-
-/// rope() of `count` <= rope_rows rows that are consecutive tokens of one panel.
-template <class T>
-void rope_block(const RopeArgs& args, std::int64_t first, int count, Rotation* rotations, T* keys) {
-  const KvLayout& layout = args.layout;
-  const int d = layout.head_dim;
-  const int q_width = layout.num_heads * d;
-  const int kv_width = layout.num_kv_heads * d;
-  const std::int64_t stride = q_width + 2 * kv_width;
-  const bool whole = args.norm == QkNorm::whole_row;
-  const bool each = args.norm == QkNorm::per_head;
-  T* rows = static_cast<T*>(args.qkv) + first * stride;
-  for (int t = 0; t < count; ++t) {
-    T* q = rows + t * stride;
-    Rotation& rotation = rotations[t];
-    rotation_of(args.tables, args.positions[first + t], d / 2, rotation);
-    rotation.q_scale = whole ? inverse_rms(q, q_width, args.eps) : 1.0F;
-    rotation.k_scale = whole ? inverse_rms(q + q_width, kv_width, args.eps) : 1.0F;
-    for (int h = 0; h < layout.num_heads; ++h) {
-      const float scale = each ? inverse_rms(q + h * d, d, args.eps) : rotation.q_scale;
-      const float* weight = each ? args.q_norm : (whole ? args.q_norm + h * d : nullptr);
-      rotate_head(q + h * d, scale, weight, d, rotation, q + h * d);
-    }
-  }
-  const int token = args.positions[first] % layout.page_tokens;
-  for (int h = 0; h < layout.num_kv_heads; ++h) {
-    T* head = const_cast<T*>(head_of<T>(layout, args.kv, args.pages[first], h));
-    T* values = head + layout.keys_per_head() + std::int64_t{token} * layout.value_stride;
-    const float* weight = each ? args.k_norm : (whole ? args.k_norm + h * d : nullptr);
-    for (int t = 0; t < count; ++t) {
-      const T* k = rows + t * stride + q_width + h * d;
-      const float scale = each ? inverse_rms(k, d, args.eps) : rotations[t].k_scale;
-      rotate_head(k, scale, weight, d, rotations[t], keys + t * d);
-      std::memcpy(values + std::int64_t{t} * layout.value_stride, k + kv_width,
-                  static_cast<std::size_t>(d) * sizeof(T));
-    }
-    store_keys(layout, keys, count, token, head);
-  }
-}
-
-template <class T>
-void rope(const RopeArgs& args, std::int64_t begin, std::int64_t end) {
-  Rotation rotations[rope_rows];
-  alignas(64) T keys[rope_rows * max_head_dim];
-  std::memset(rotations, 0, sizeof(rotations));  // padding lanes are read
-  for (std::int64_t r = begin; r < end;) {
-    // Rows up to the end of a cache line of the panel, as long as they follow one another.
-    const int position = args.positions[r];
-    int count = 1;
-    while (count < rope_rows - position % rope_rows && r + count < end &&
-           args.positions[r + count] == position + count &&
-           args.pages[r + count] == args.pages[r]) {
-      ++count;
-    }
-    rope_block(args, r, count, rotations, keys);
-    r += count;
-  }
-}
 
 // Registers of a block: block_queries x block_vectors accumulators.
 constexpr int block_queries = 6;

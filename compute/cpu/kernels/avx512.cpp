@@ -1,5 +1,5 @@
 // Compiled with the flags of its instruction set (see CMakeLists.txt).
-#include "compute/cpu/kernels/impl.hpp"
+#include "compute/cpu/kernels/table.hpp"
 
 namespace atl::compute {
 

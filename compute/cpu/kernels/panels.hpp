@@ -1,18 +1,17 @@
 #pragma once
-// GEMM with weights in panels, included by impl.hpp once per instruction set.
+// GEMM with weights in panels, included once per instruction set (see simd.hpp for why all is
+// anonymous).
 //
 // A panel holds the weights of two vectors of columns, k after k, at their own width; they are
 // widened to float32 when they are loaded, which is exact. Every element is one chain of
 // multiply-adds over k: neither the other rows nor the cutting of k, rows and columns change it.
 
 #include "compute/cpu/kernels.hpp"
+#include "compute/cpu/kernels/rows.hpp"
 #include "compute/cpu/kernels/simd.hpp"
 
 namespace atl::compute {
 namespace {
-
-template <class T>
-void to_float(const void* in, float* out, std::int64_t count);
 
 constexpr int panel_columns = 2 * lanes;
 /// Rows of a block: with two vectors of columns each they fill the registers.

@@ -47,19 +47,6 @@ __global__ void __launch_bounds__(threads)
 
 }  // namespace
 
-cudaError_t find_kernels() {
-  cudaFuncAttributes attributes{};
-  return cudaFuncGetAttributes(&attributes, &log_prob_kernel<1>);
-}
-
-std::string built_architectures() {
-#ifdef ATL_CUDA_ARCHITECTURES
-  return ATL_CUDA_ARCHITECTURES;
-#else
-  return "the emulated device";
-#endif
-}
-
 void log_probs(cudaStream_t stream, const float* logits, const std::int32_t* targets, float* out,
                int num_rows, int vocab) {
   const bool aligned = rows_are_aligned(static_cast<std::size_t>(vocab) * sizeof(float), logits);

@@ -1,7 +1,4 @@
-// Moving rows (embedding, packing, KV pages) and the activation functions between two GEMMs.
-
-#include <algorithm>
-#include <type_traits>
+// Moving rows: embedding, packing, KV pages.
 
 #include "compute/cuda/kernels.hpp"
 #include "compute/cuda/kernels/device.cuh"
@@ -13,13 +10,6 @@ namespace {
 constexpr int threads = 256;
 /// Accesses of one thread that are in flight together.
 constexpr int in_flight = 4;
-
-/// Blocks for `work` items: enough for every multiprocessor, each thread then strides on.
-dim3 strided_grid(std::int64_t work, int per_thread) {
-  constexpr std::int64_t most = 132 * 16;
-  return dim3(static_cast<unsigned>(
-      std::min<std::int64_t>(most, divide_up(work, std::int64_t{threads} * per_thread))));
-}
 
 /// A row is `units` of type U (16 bytes, or one element).
 template <class U>
@@ -94,54 +84,6 @@ void with_unit(DType dtype, int width, Action&& action, Pointers... pointers) {
   }
 }
 
-/// x / (1 + e^(-z)); tends to 0 or x without overflow, as 1/inf is 0.
-__device__ inline float times_sigmoid(float x, float z) {
-  return x / (1.0F + expf(-z));
-}
-
-struct Gelu {
-  static __device__ float of(float x, float /*up*/) {
-    // 0.5 x (1 + tanh(u)) = x sigmoid(2u), u = sqrt(2/pi) (x + 0.044715 x^3)
-    return times_sigmoid(x, x * fmaf(x * x, 0.07135481282F, 1.59576912161F));
-  }
-};
-struct Swiglu {
-  static __device__ float of(float gate, float up) { return times_sigmoid(gate, gate) * up; }
-};
-
-template <class Function, class T, int N>
-__global__ void __launch_bounds__(threads)
-    activation_kernel(const float* in, const T* up, T* out, std::int64_t count) {
-  const std::int64_t stride = std::int64_t{gridDim.x} * blockDim.x * N;
-  for (std::int64_t i = (std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x) * N; i < count;
-       i += stride) {
-    float values[N];
-    float factors[N] = {};
-    load_floats(in + i, values);
-    if constexpr (std::is_same_v<Function, Swiglu>) to_floats(load_raw<N>(up + i), factors);
-#pragma unroll
-    for (int k = 0; k < N; ++k) values[k] = Function::of(values[k], factors[k]);
-    store_raw(out + i, to_raw<T>(values));
-  }
-}
-
-template <class Function>
-void activate(cudaStream_t stream, std::string_view name, DType dtype, const float* in,
-              const void* up, void* out, std::int64_t count) {
-  with_element(dtype, [&](auto element) {
-    using T = typename decltype(element)::type;
-    const T* factor = static_cast<const T*>(up);
-    T* to = static_cast<T*>(out);
-    if (rows_are_aligned(static_cast<std::size_t>(count) * sizeof(T), in, up, out)) {
-      launch(stream, name, &activation_kernel<Function, T, wide<T>>, strided_grid(count, wide<T>),
-             threads, 0, in, factor, to, count);
-    } else {
-      launch(stream, name, &activation_kernel<Function, T, 1>, strided_grid(count, 1), threads, 0,
-             in, factor, to, count);
-    }
-  });
-}
-
 template <bool gather>
 void move_kv(cudaStream_t stream, std::string_view name, DType dtype, const KvPages& kv,
              const std::int32_t* pages, int first_position, int num_positions, void* keys,
@@ -177,15 +119,6 @@ void pack(cudaStream_t stream, DType dtype, const void* rows, const std::int32_t
            static_cast<const U*>(rows), slots, static_cast<U*>(packed), top_k, units);
   };
   with_unit(dtype, hidden, run, rows, packed);
-}
-
-void gelu(cudaStream_t stream, DType dtype, const float* up, void* out, std::int64_t count) {
-  activate<Gelu>(stream, "gelu", dtype, up, nullptr, out, count);
-}
-
-void swiglu(cudaStream_t stream, DType dtype, const float* gate, const void* up, void* out,
-            std::int64_t count) {
-  activate<Swiglu>(stream, "swiglu", dtype, gate, up, out, count);
 }
 
 void gather_kv(cudaStream_t stream, DType dtype, const KvPages& kv, const std::int32_t* pages,

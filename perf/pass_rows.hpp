@@ -9,7 +9,7 @@
 
 #include "app/plan/expert_rows.hpp"
 #include "app/plan/placement.hpp"
-#include "app/run/batch.hpp"
+#include "app/run/batcher.hpp"
 #include "app/run/chunk_moves.hpp"
 #include "comm/communicator.hpp"
 #include "perf/layers_model.hpp"
@@ -17,10 +17,10 @@
 namespace atl::perf {
 
 /// How many rows of one pass each rank sends to each expert: [layer][chunk][rank][expert].
-class StepRows {
+class PassRows {
  public:
   /// Collective. `batch` holds this rank's chunks of the pass.
-  StepRows(const comm::Communicator& world, const LayersModel& model, Batcher& batch)
+  PassRows(const comm::Communicator& world, const LayersModel& model, Batcher& batch)
       : chunks_(batch.num_chunks()), experts_(static_cast<std::size_t>(model.shape().num_experts)) {
     std::vector<std::int32_t> mine;
     for (int layer = 0; layer < model.shape().num_layers; ++layer) {
@@ -89,15 +89,17 @@ class StepRows {
 /// A chunk's messages left out: every one is done at once, and rows that nobody sends have arrived.
 class NoMessages final : public ChunkMoves {
  public:
-  NoMessages(const StepRows& rows, const LayersModel& model, const Placement& placement, int rank,
+  NoMessages(const PassRows& rows, const LayersModel& model, const Placement& placement, int rank,
              compute::Chunk& chunk, int index) {
     const ModelShape& shape = model.shape();
     if (index >= rows.num_chunks()) return;  // the pass has fewer
     std::vector<ExpertRows> known;
+    comm::RowMove move(placement.num_ranks());
     std::int64_t most = 0;
     for (int layer = 0; layer < shape.num_layers; ++layer) {
       known.push_back(rows.known_to(rank, layer, index, placement));
-      most = std::max(most, known.back().rows_received());
+      known.back().plan_receives(move);
+      most = std::max(most, move.rows_received());
     }
     chunk.reserve_receive(most);
     fill(shape, chunk.dispatch_recv, most);

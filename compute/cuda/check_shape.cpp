@@ -1,4 +1,6 @@
-#include "compute/cuda/kernels.hpp"
+#include "compute/cuda/check_shape.hpp"
+
+#include "compute/cuda/attention_plan.hpp"
 #include "compute/error.hpp"
 
 namespace atl::compute::cuda {

@@ -1,4 +1,4 @@
-#include "app/run/batch.hpp"
+#include "app/run/batcher.hpp"
 
 #include <fmt/format.h>
 #include <gtest/gtest.h>
@@ -43,14 +43,14 @@ class Fleet {
   }
 
   std::map<int, io::Result> run(const std::vector<io::Request>& requests) {
-    for (int step = 0;; ++step) {
-      EXPECT_LT(step, 100000);
+    for (int pass = 0;; ++pass) {
+      EXPECT_LT(pass, 100000);
       std::vector<RankLoad> loads;
       for (const auto& rank : ranks_) loads.push_back(rank->load());
       bool more = false;
       std::set<int> chunk_counts;
       for (std::size_t r = 0; r < ranks_.size(); ++r) {
-        more = ranks_[r]->next_step(loads);
+        more = ranks_[r]->next_pass(loads);
         chunk_counts.insert(ranks_[r]->num_chunks());
       }
       if (!more) break;
@@ -102,8 +102,8 @@ class Fleet {
         }
       }
     }
-    EXPECT_LE(rows, options_.max_step_tokens);
-    rank.finish_step(0);
+    EXPECT_LE(rows, options_.max_pass_tokens);
+    rank.finish_pass(0);
   }
 
   static std::int32_t next_target(const std::vector<std::int32_t>& prefix) {
@@ -144,7 +144,7 @@ TEST(Batcher, EveryRequestIsServedWholeWhateverTheLayout) {
     for (const int chunks : {1, 3, 8}) {
       BatchOptions options;
       options.max_sequences = 4;
-      options.max_step_tokens = 50;
+      options.max_pass_tokens = 50;
       options.min_chunk_tokens = 4;
       options.max_chunks = chunks;
       options.page_tokens = 8;
@@ -165,7 +165,7 @@ TEST(Batcher, ScoringAsksForEveryTokenButTheFirst) {
     BatchOptions options;
     options.mode = Mode::score;
     options.max_sequences = 3;
-    options.max_step_tokens = 40;
+    options.max_pass_tokens = 40;
     options.min_chunk_tokens = 8;
     options.max_chunks = 4;
     options.page_tokens = 16;
@@ -204,11 +204,11 @@ TEST(Batcher, WhatIsNotFiniteEndsItsRequestAlone) {
   for (const Mode mode : {Mode::generate, Mode::score}) {
     for (const int ranks : {1, 3}) {
       for (const int chunks : {1, 4}) {
-        for (const int step_tokens : {7, 400}) {
+        for (const int pass_tokens : {7, 400}) {
           BatchOptions options;
           options.mode = mode;
           options.max_sequences = 5;
-          options.max_step_tokens = step_tokens;
+          options.max_pass_tokens = pass_tokens;
           options.min_chunk_tokens = 1;
           options.max_chunks = chunks;
           options.page_tokens = 8;

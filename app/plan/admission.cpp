@@ -1,0 +1,43 @@
+#include "app/plan/admission.hpp"
+
+#include <algorithm>
+#include <utility>
+
+namespace atl {
+
+int rank_for(const WaitingRequest& request, std::span<const RankLoad> loads) {
+  int best = -1;
+  std::int64_t least = 0;
+  for (std::size_t rank = 0; rank < loads.size(); ++rank) {
+    const RankLoad& load = loads[rank];
+    if (load.free_sequences == 0 || load.free_pages < request.pages) continue;
+    if (best >= 0 && load.remaining_work >= least) continue;
+    best = static_cast<int>(rank);
+    least = load.remaining_work;
+  }
+  return best;
+}
+
+Admission::Admission(std::vector<WaitingRequest> requests) : queue_(std::move(requests)) {
+  std::stable_partition(queue_.begin(), queue_.end(),
+                        [](const WaitingRequest& waiting) { return waiting.resumed; });
+  for (const WaitingRequest& waiting : queue_) work_ += waiting.work();
+}
+
+std::optional<Admission::Grant> Admission::next(std::span<RankLoad> loads) {
+  if (next_ == queue_.size()) return std::nullopt;
+  const WaitingRequest& waiting = queue_[next_];
+  const int rank = rank_for(waiting, loads);
+  if (rank < 0) return std::nullopt;
+  RankLoad& load = loads[static_cast<std::size_t>(rank)];
+  load.prompt_tokens += waiting.prompt_tokens;
+  if (waiting.prompt_tokens == 0) load.decoding += 1;
+  load.remaining_work += waiting.work();
+  load.free_pages -= waiting.pages;
+  load.free_sequences -= 1;
+  work_ -= waiting.work();
+  ++next_;
+  return Grant{waiting.request, rank};
+}
+
+}  // namespace atl

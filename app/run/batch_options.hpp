@@ -1,0 +1,23 @@
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "app/mode.hpp"
+#include "app/plan/chunking.hpp"
+#include "compute/types.hpp"
+
+namespace atl {
+
+/// How requests become batches, the same on all ranks.
+struct BatchOptions : ChunkLimits {
+  Mode mode = Mode::generate;
+  int max_tokens = 64;     ///< for requests that name none
+  int max_sequences = 64;  ///< at once on one rank
+  int page_tokens = 64;
+  std::int64_t num_pages = 0;                ///< KV pages of one rank
+  std::vector<std::int32_t> stop_token_ids;  ///< of the model
+  DType dtype = DType::bfloat16;             ///< of the activations, for messages
+};
+
+}  // namespace atl

@@ -1,0 +1,189 @@
+#include "app/run/batcher.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "app/run/request_needs.hpp"
+
+namespace atl {
+
+namespace {
+
+/// Slots in which every request that waits finds room.
+Sequences slots_for(const std::vector<io::Request>& requests, std::span<const WaitingRequest> all,
+                    const BatchOptions& options) {
+  std::int64_t longest = 1;
+  std::int64_t most_pages = 1;
+  for (const WaitingRequest& waiting : all) {
+    const io::Request& request = requests[static_cast<std::size_t>(waiting.request)];
+    longest = std::max(longest, static_cast<std::int64_t>(request.tokens.size()) +
+                                    new_tokens_of(request, options));
+    most_pages = std::max(most_pages, waiting.pages);
+  }
+  return {options.max_sequences, longest, most_pages};
+}
+
+std::vector<KeptProgress> sized(std::vector<KeptProgress> progress, std::size_t size) {
+  progress.resize(size);
+  return progress;
+}
+
+/// Why a sequence ends whose next logits, or the log-probability made of them, are not finite.
+std::string not_finite(const Sequence& sequence, const BatchOptions& options) {
+  // In scoring a log-probability for each position before this one is there.
+  const auto position = options.mode == Mode::score
+                            ? static_cast<std::int64_t>(sequence.logprobs.size())
+                            : std::int64_t{sequence.length()} - 1;
+  const std::int64_t generated = position - sequence.prompt_length + 1;
+  const std::string where = generated > 0 ? fmt::format("generated token {}", generated)
+                                          : fmt::format("token {} of the prompt's {}", position + 1,
+                                                        sequence.prompt_length);
+  return fmt::format(
+      "the logits at position {} ({}) are not finite: {}", position, where,
+      options.dtype == DType::float32
+          ? "a weight of the model is not finite, or an activation overflowed even float32; see "
+            "what atoll inspect says of the model file"
+          : fmt::format("an activation overflowed {}, or a weight of the model is not finite; "
+                        "where atoll inspect names no such weight, run this request again with "
+                        "--dtype float32, with an --output of its own",
+                        name_of(options.dtype)));
+}
+
+bool contains(const std::vector<std::int32_t>& ids, std::int32_t token) {
+  return std::find(ids.begin(), ids.end(), token) != ids.end();
+}
+
+}  // namespace
+
+// All that a pass touches is sized here, so that passes do not allocate.
+Batcher::Batcher(const std::vector<io::Request>& requests, const BatchOptions& options, int rank,
+                 std::vector<KeptProgress> progress, Restore restore)
+    : requests_(requests),
+      options_(options),
+      rank_(rank),
+      progress_(sized(std::move(progress), requests.size())),
+      restore_(std::move(restore)),
+      admission_(waiting_of(requests, progress_, options)),
+      pages_(options.num_pages),
+      sequences_(slots_for(requests, admission_.waiting(), options)),
+      pass_(options) {}
+
+RankLoad Batcher::load() const {
+  RankLoad load = sequences_.load();
+  load.free_pages = pages_.num_free();
+  return load;
+}
+
+std::span<const std::int32_t> Batcher::pages_of(std::int32_t request) const {
+  for (const std::int32_t slot : sequences_.taken()) {
+    const Sequence& sequence = sequences_.in_slot(slot);
+    if (sequence.request == request) return sequence.pages;
+  }
+  return {};
+}
+
+bool Batcher::next_pass(std::span<const RankLoad> loads) {
+  loads_.assign(loads.begin(), loads.end());
+  while (const auto grant = admission_.next(loads_)) {
+    if (grant->rank == rank_) start(grant->request);
+  }
+  has_prompt_ = std::any_of(loads_.begin(), loads_.end(),
+                            [](const RankLoad& load) { return load.prompt_tokens > 0; });
+  const int num_chunks = chunk_count(loads_, options_);
+  if (num_chunks == 0) return false;
+  pass_.build(sequences_, num_chunks);
+  return true;
+}
+
+void Batcher::start(std::int32_t index) {
+  const io::Request& request = requests_[static_cast<std::size_t>(index)];
+  Sequence& sequence = sequences_.start(index, request.tokens, new_tokens_of(request, options_));
+  for (std::int64_t left = pages_needed(request, options_); left > 0; --left) {
+    sequence.pages.push_back(pages_.take());
+  }
+  if (progress_[static_cast<std::size_t>(index)].cached > 0) restore(sequence);
+}
+
+void Batcher::restore(Sequence& sequence) {
+  const SavedSequence saved = restore_(sequence.request, sequence.pages);
+  sequence.tokens.insert(sequence.tokens.end(), saved.generated.begin(), saved.generated.end());
+  sequence.logprobs = saved.logprobs;
+  sequence.cached = progress_[static_cast<std::size_t>(sequence.request)].cached;
+  sequence.times.first_token = -1;  // in another run
+}
+
+SamplingRequest Batcher::sampling_of(const HeadRow& head) const {
+  const Sequence& sequence = sequences_.in_slot(head.slot);
+  const io::Request& request = request_of(sequence);
+  return {{request.temperature, request.top_p, request.seed}, sequence.num_generated()};
+}
+
+bool Batcher::is_stop(const Sequence& sequence, std::int32_t token) const {
+  return contains(request_of(sequence).stop_token_ids, token) ||
+         contains(options_.stop_token_ids, token);
+}
+
+PassTokens Batcher::finish_pass(double now) {
+  PassTokens tokens{.processed = pass_.rows(), .prompt = pass_.prompt_rows(), .generated = 0};
+  for (int c = 0; c < pass_.num_chunks(); ++c) {
+    const ChunkBatch& chunk = pass_.chunk(c);
+    for (std::size_t i = 0; i < chunk.head.size(); ++i) {
+      Sequence& sequence = sequences_.in_slot(chunk.head[i].slot);
+      if (sequence.request < 0) continue;  // ended at an earlier row of this pass
+      if (!chunk.finite(i)) {
+        std::string error = not_finite(sequence, options_);
+        finish(sequence, "error").error = std::move(error);
+      } else if (options_.mode == Mode::score) {
+        sequence.logprobs.push_back(chunk.logprobs[i]);
+      } else {
+        ++tokens.generated;
+        take_sampled(sequence, chunk.sampled[i], now);
+      }
+    }
+  }
+  if (options_.mode == Mode::score) finish_scored(now);
+  sequences_.drop_ended();
+  return tokens;
+}
+
+void Batcher::take_sampled(Sequence& sequence, const SampledToken& sampled, double now) {
+  if (sequence.num_generated() == 0) sequence.times.first_token = now;
+  if (is_stop(sequence, sampled.token)) {
+    finish(sequence, "stop");
+    return;
+  }
+  sequence.times.last_token = now;
+  sequence.tokens.push_back(sampled.token);
+  sequence.logprobs.push_back(sampled.logprob);
+  if (sequence.num_generated() == sequence.max_new) finish(sequence, "length");
+}
+
+void Batcher::finish_scored(double now) {
+  for (const std::int32_t slot : sequences_.taken()) {
+    Sequence& sequence = sequences_.in_slot(slot);
+    if (sequence.request < 0 || sequence.prefilling()) continue;
+    sequence.times = {now, now};
+    finish(sequence, "length");
+  }
+}
+
+FinishedRequest& Batcher::finish(Sequence& sequence, const char* reason) {
+  FinishedRequest& done = finished_.emplace_back();
+  done.request = sequence.request;
+  done.times = sequence.times;
+  done.result.finish_reason = reason;
+  done.result.logprobs = sequence.logprobs;
+  if (options_.mode == Mode::generate) {
+    const auto generated = sequence.generated();
+    done.result.tokens.assign(generated.begin(), generated.end());
+  } else {
+    done.result.tokens = sequence.tokens;
+  }
+  for (const std::int32_t page : sequence.pages) pages_.give_back(page);
+  sequence.request = -1;
+  return done;
+}
+
+}  // namespace atl

@@ -1,0 +1,31 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "compute/backend.hpp"
+
+namespace atl {
+
+/// A row of a chunk whose logits are wanted, and for whom.
+struct HeadRow {
+  std::int32_t row = 0;
+  std::int32_t slot = 0;     ///< sequence
+  std::int32_t target = -1;  ///< score: the id whose log-probability is wanted
+};
+
+/// This rank's tokens of one chunk of one pass.
+struct ChunkBatch {
+  std::vector<std::int32_t> tokens;        ///< [T]
+  std::vector<compute::Segment> segments;  ///< cover the rows in order
+  std::vector<std::int32_t> requests;      ///< [segments], whose tokens they are
+  std::vector<HeadRow> head;
+  std::vector<SampledToken> sampled;  ///< generate: [head], filled by the head step
+  std::vector<float> logprobs;        ///< score: [head], filled by the head step
+  /// Whether the logits of a head row were finite; after the head step.
+  bool finite(std::size_t head_row) const;
+  void clear();
+};
+
+}  // namespace atl

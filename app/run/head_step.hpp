@@ -1,0 +1,27 @@
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "app/run/batcher.hpp"
+#include "compute/backend.hpp"
+
+namespace atl {
+
+/// The last step of a chunk: tokens chosen, or log-probabilities, at the rows of its head. What the
+/// backend reads of it stays until the step is done.
+class HeadStep {
+ public:
+  HeadStep(Mode mode, std::size_t max_rows);
+
+  /// `batch` is a chunk of `batcher`'s pass; its `sampled` or `logprobs` are filled.
+  compute::Event launch(compute::Backend& backend, compute::Chunk& chunk, const Batcher& batcher,
+                        ChunkBatch& batch);
+
+ private:
+  Mode mode_;
+  std::vector<std::int32_t> rows_, targets_;
+  std::vector<SamplingRequest> how_;
+};
+
+}  // namespace atl

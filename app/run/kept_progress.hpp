@@ -1,0 +1,27 @@
+#pragma once
+// What is kept of requests that an earlier run had begun.
+
+#include <cstdint>
+#include <functional>
+#include <span>
+#include <vector>
+
+namespace atl {
+
+/// How far a request had come when this run began.
+struct KeptProgress {
+  bool finished = false;       ///< nothing is left to do
+  std::int32_t cached = 0;     ///< tokens whose keys and values are kept
+  std::int32_t generated = 0;  ///< tokens
+};
+
+/// The rest of what is kept of a request that was under way.
+struct SavedSequence {
+  std::vector<std::int32_t> generated;
+  std::vector<float> logprobs;
+};
+/// Fetches what is kept of a request; its keys and values go into these pages of this rank.
+using Restore =
+    std::function<SavedSequence(std::int32_t request, std::span<const std::int32_t> pages)>;
+
+}  // namespace atl

@@ -1,0 +1,62 @@
+#pragma once
+// What is under way on this rank.
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "app/plan/rank_load.hpp"
+#include "app/run/finished_request.hpp"
+
+namespace atl {
+
+struct Sequence {
+  std::int32_t request = -1;         ///< index into the requests; -1: ended, or its slot is free
+  std::vector<std::int32_t> tokens;  ///< prompt, then generated
+  std::vector<std::int32_t> pages;   ///< of the KV cache, for its whole life
+  std::int32_t prompt_length = 0;
+  std::int32_t cached = 0;   ///< tokens whose keys and values are in the cache
+  std::int32_t max_new = 0;  ///< tokens that it may generate
+  std::vector<float> logprobs;
+  RequestTimes times;
+
+  std::int32_t length() const { return static_cast<std::int32_t>(tokens.size()); }
+  std::int32_t num_generated() const { return length() - prompt_length; }
+  std::span<const std::int32_t> generated() const {
+    return std::span(tokens).subspan(static_cast<std::size_t>(prompt_length));
+  }
+  bool prefilling() const { return cached < prompt_length; }
+  /// Tokens that have not gone through the layers: what is left of the prompt, or what was
+  /// generated last.
+  std::int32_t uncached() const { return length() - cached; }
+};
+
+/// The sequences of this rank, each in a slot.
+class Sequences {
+ public:
+  /// Room for `max` at once, each of up to `longest` tokens and `most_pages` pages, so that nothing
+  /// is allocated while they grow.
+  Sequences(int max, std::int64_t longest, std::int64_t most_pages);
+
+  /// Throws Error when all slots are taken.
+  Sequence& start(std::int32_t request, std::span<const std::int32_t> prompt, int max_new);
+
+  Sequence& in_slot(std::int32_t slot) { return slots_[static_cast<std::size_t>(slot)]; }
+  const Sequence& in_slot(std::int32_t slot) const {
+    return slots_[static_cast<std::size_t>(slot)];
+  }
+  /// Taken slots, in order of admission.
+  std::span<const std::int32_t> taken() const { return taken_; }
+  /// Frees the slots of sequences that have ended.
+  void drop_ended();
+
+  /// The load of this rank, but for what lies outside the sequences.
+  RankLoad load() const;
+
+ private:
+  std::vector<Sequence> slots_;
+  std::vector<std::int32_t> taken_;
+};
+
+}  // namespace atl

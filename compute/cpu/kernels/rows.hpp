@@ -1,0 +1,38 @@
+#pragma once
+// Rows added, and turned from one element type into another, included once per instruction set (see
+// simd.hpp for why all is anonymous).
+
+#include <cstdint>
+
+#include "compute/cpu/kernels/simd.hpp"
+
+namespace atl::compute {
+namespace {
+
+template <class T>
+void add(void* x, const void* y, std::int64_t count) {
+  T* to = static_cast<T*>(x);
+  const T* from = static_cast<const T*>(y);
+  for (std::int64_t i = 0; i < count; i += lanes) {
+    store(to + i, load(to + i, count - i) + load(from + i, count - i), count - i);
+  }
+}
+
+template <class T>
+void to_float(const void* in, float* out, std::int64_t count) {
+  const T* from = static_cast<const T*>(in);
+  for (std::int64_t i = 0; i < count; i += lanes) {
+    store(out + i, load(from + i, count - i), count - i);
+  }
+}
+
+template <class T>
+void from_float(const float* in, void* out, std::int64_t count) {
+  T* to = static_cast<T*>(out);
+  for (std::int64_t i = 0; i < count; i += lanes) {
+    store(to + i, load(in + i, count - i), count - i);
+  }
+}
+
+}  // namespace
+}  // namespace atl::compute

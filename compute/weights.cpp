@@ -1,0 +1,121 @@
+#include "compute/weights.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <numeric>
+#include <utility>
+
+namespace atl::compute {
+
+namespace {
+
+constexpr std::array<const char*, 13> weight_names = {
+    "embedding", "attention_norm", "qkv", "o",    "q_norm",     "k_norm", "ffn_norm",
+    "router",    "gate",           "up",  "down", "final_norm", "lm_head"};
+
+/// Writes the rows of one layer, or of what is outside the layers.
+class Rows {
+ public:
+  Rows(std::vector<WeightInfo>& table, int layer, std::string prefix)
+      : table_(table), layer_(layer), prefix_(std::move(prefix)) {}
+
+  void vector(Weight id, Cut cut, Dataset dataset) {
+    add(id, Use::vector, cut, 1, {std::move(dataset)});
+  }
+  void matrix(Weight id, Cut cut, std::int64_t cols, std::vector<Dataset> datasets) {
+    add(id, Use::matrix, cut, cols, std::move(datasets));
+  }
+  /// A dense MLP's matrices, or those of each expert.
+  void mlp(const ModelShape& s, std::int64_t inner, const std::string& prefix) {
+    const std::size_t first = table_.size();
+    if (s.activation == Activation::swiglu) {
+      matrix(Weight::gate, Cut::inner_rows, s.hidden, {{prefix + "gate_proj", inner}});
+    }
+    matrix(Weight::up, Cut::inner_rows, s.hidden, {{prefix + "up_proj", inner}});
+    matrix(Weight::down, Cut::inner_columns, inner, {{prefix + "down_proj", s.hidden}});
+    const bool per_expert = !s.is_dense(layer_);
+    for (std::size_t i = first; i < table_.size(); ++i) table_[i].per_expert = per_expert;
+  }
+
+ private:
+  void add(Weight id, Use use, Cut cut, std::int64_t cols, std::vector<Dataset> datasets) {
+    WeightInfo info{id, layer_, false, use, cut, 0, cols, std::move(datasets)};
+    for (Dataset& dataset : info.datasets) {
+      dataset.path = prefix_ + dataset.path + "/weight";
+      info.rows += dataset.rows;
+    }
+    table_.push_back(std::move(info));
+  }
+
+  std::vector<WeightInfo>& table_;
+  int layer_;
+  std::string prefix_;
+};
+
+void add_layer(std::vector<WeightInfo>& table, const ModelShape& s, int layer) {
+  Rows rows(table, layer, fmt::format("/model/layers/{}/", layer));
+  rows.vector(Weight::attention_norm, Cut::none, {"input_layernorm", s.hidden});
+  rows.matrix(Weight::qkv, Cut::heads_of_rows, s.hidden,
+              {{"self_attn/q_proj", s.q_width()},
+               {"self_attn/k_proj", s.kv_width()},
+               {"self_attn/v_proj", s.kv_width()}});
+  rows.matrix(Weight::o, Cut::heads_of_columns, s.q_width(), {{"self_attn/o_proj", s.hidden}});
+  if (s.qk_norm != QkNorm::none) {
+    const bool whole = s.qk_norm == QkNorm::whole_row;
+    const Cut cut = whole ? Cut::heads_of_rows : Cut::none;
+    rows.vector(Weight::q_norm, cut, {"self_attn/q_norm", whole ? s.q_width() : s.head_dim});
+    rows.vector(Weight::k_norm, cut, {"self_attn/k_norm", whole ? s.kv_width() : s.head_dim});
+  }
+  rows.vector(Weight::ffn_norm, Cut::none, {"post_attention_layernorm", s.hidden});
+  if (s.is_dense(layer)) {
+    rows.mlp(s, s.intermediate, "mlp/");
+  } else {
+    rows.matrix(Weight::router, Cut::none, s.hidden, {{"mlp/gate", s.num_experts}});
+    rows.mlp(s, s.moe_intermediate, "mlp/experts/");
+  }
+}
+
+}  // namespace
+
+const char* name_of(Weight weight) {
+  return weight_names[static_cast<std::size_t>(weight)];
+}
+
+std::vector<WeightInfo> weights_of(const ModelShape& shape) {
+  std::vector<WeightInfo> table;
+  const std::int64_t hidden = shape.hidden;
+  Rows top(table, -1, "/");
+  top.matrix(Weight::embedding, Cut::none, hidden, {{"model/embed_tokens", shape.vocab}});
+  for (int layer = 0; layer < shape.num_layers; ++layer) add_layer(table, shape, layer);
+  top.vector(Weight::final_norm, Cut::none, {"model/norm", hidden});
+  top.matrix(Weight::lm_head, Cut::none, hidden, {{"lm_head", shape.vocab}});
+  return table;
+}
+
+std::int64_t Part::most_experts() const {
+  std::size_t most = 0;
+  for (const auto& of_layer : experts) most = std::max(most, of_layer.size());
+  return static_cast<std::int64_t>(most);
+}
+
+Part whole_model(const ModelShape& shape) {
+  Part part;
+  part.end_layer = shape.num_layers;
+  part.send_order.resize(static_cast<std::size_t>(shape.num_experts));
+  std::iota(part.send_order.begin(), part.send_order.end(), 0);
+  part.experts.resize(static_cast<std::size_t>(shape.num_layers));
+  for (int layer = 0; layer < shape.num_layers; ++layer) {
+    if (!shape.is_dense(layer)) part.experts[static_cast<std::size_t>(layer)] = part.send_order;
+  }
+  return part;
+}
+
+bool has_weight(const ModelShape& shape, const Part& part, const WeightInfo& weight) {
+  if (weight.id == Weight::embedding) return part.first_layer == 0;
+  if (weight.layer == -1) return part.end_layer == shape.num_layers;
+  return weight.layer >= part.first_layer && weight.layer < part.end_layer;
+}
+
+}  // namespace atl::compute

@@ -1,0 +1,99 @@
+#pragma once
+// Every tensor of a model, in one table: model files, import, init, loading, memory plans and both
+// backends go through it. A new tensor is one more row of weights_of.
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "compute/types.hpp"
+
+namespace atl::compute {
+
+/// The tensors of a model, as a backend receives them.
+enum class Weight : std::uint8_t {
+  embedding,
+  attention_norm,
+  qkv,  ///< rows of q, then k, then v
+  o,
+  q_norm,
+  k_norm,
+  ffn_norm,
+  router,
+  gate,  ///< swiglu only
+  up,
+  down,
+  final_norm,
+  lm_head,
+};
+const char* name_of(Weight weight);
+
+enum class Use : std::uint8_t {
+  matrix,  ///< [out, in], kept in the activations' type or as a GEMM wants it
+  vector,  ///< one column, kept in float32
+};
+
+/// Along what a weight is cut where several ranks share attention, or an MLP.
+enum class Cut : std::uint8_t { none, heads_of_rows, heads_of_columns, inner_rows, inner_columns };
+
+/// A dataset of the model file: [rows, cols] of its weight, or [rows] for a vector; with
+/// [num_experts] before them for a weight that each expert has.
+struct Dataset {
+  std::string path;  ///< e.g. "/model/layers/3/mlp/experts/up_proj/weight"
+  std::int64_t rows = 0;
+};
+
+/// One row of the table.
+struct WeightInfo {
+  Weight id = Weight::embedding;
+  int layer = -1;           ///< -1 outside the layers
+  bool per_expert = false;  ///< each expert of the layer has one
+  Use use = Use::matrix;
+  Cut cut = Cut::none;
+  std::int64_t rows = 0;
+  std::int64_t cols = 0;
+  std::vector<Dataset> datasets;  ///< one under the other: together they have `rows`
+
+  std::int64_t num_elements() const { return rows * cols; }
+};
+
+/// Every weight of the model, in the order of the model file.
+std::vector<WeightInfo> weights_of(const ModelShape& shape);
+
+/// What one rank has of a model: all that layout and placement tell a backend.
+struct Part {
+  int first_layer = 0;  ///< what comes before the layers (the embedding) is with the first one
+  int end_layer = 0;    ///< what comes after them (final_norm, lm_head) is with the last one
+  /// [num_layers]: the experts this rank holds, by local number; none in a dense layer.
+  std::vector<std::vector<std::int32_t>> experts;
+  /// [num_experts]: position of an expert's rows in dispatch_send (experts of rank 0 first, ...).
+  std::vector<std::int32_t> send_order;
+
+  /// In the layer with most of them.
+  std::int64_t most_experts() const;
+};
+
+/// The part of a rank that holds everything; rows are sent in the order of experts.
+Part whole_model(const ModelShape& shape);
+
+bool has_weight(const ModelShape& shape, const Part& part, const WeightInfo& weight);
+
+/// Calls visit(info, expert, local_expert) for every weight that the part has, in the order of the
+/// table; both numbers are -1 outside experts.
+template <class Visit>
+void for_each_weight(const ModelShape& shape, const Part& part, Visit&& visit) {
+  for (const WeightInfo& info : weights_of(shape)) {
+    if (!has_weight(shape, part, info)) continue;
+    if (!info.per_expert) {
+      visit(info, -1, -1);
+      continue;
+    }
+    int local_expert = 0;
+    for (const int expert : part.experts[static_cast<std::size_t>(info.layer)]) {
+      visit(info, expert, local_expert++);
+    }
+  }
+}
+
+}  // namespace atl::compute

@@ -1,0 +1,136 @@
+// The table of weights, and ranks' parts against the whole.
+#include "compute/weights.hpp"
+
+#include <gtest/gtest.h>
+
+#include <map>
+#include <set>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "app/model/model_config.hpp"
+#include "app/plan/placement.hpp"
+#include "tests/tiny_model.hpp"
+
+namespace atl::compute {
+namespace {
+
+/// Those of the presets and of every kind of model that backends support.
+std::vector<testing::ModelKind> shapes() {
+  std::vector<testing::ModelKind> all = testing::model_kinds();
+  for (const std::string& name : preset_names()) all.push_back({name, preset(name).shape});
+  return all;
+}
+
+TEST(WeightsOf, EveryRowHoldsTogether) {
+  for (const auto& [name, shape] : shapes()) {
+    std::set<std::pair<Weight, int>> seen;
+    std::set<std::string> paths;
+    for (const WeightInfo& info : weights_of(shape)) {
+      EXPECT_TRUE(seen.emplace(info.id, info.layer).second) << name << name_of(info.id);
+      EXPECT_EQ(info.use == Use::vector, info.cols == 1) << name << name_of(info.id);
+      EXPECT_FALSE(info.per_expert && shape.is_dense(info.layer)) << name << name_of(info.id);
+      std::int64_t rows = 0;
+      for (const Dataset& dataset : info.datasets) {
+        EXPECT_TRUE(paths.insert(dataset.path).second) << dataset.path;
+        rows += dataset.rows;
+      }
+      EXPECT_EQ(rows, info.rows) << name << name_of(info.id);
+    }
+  }
+}
+
+/// What is cut by heads consists of whole heads, dataset by dataset, and an MLP's matrices are cut
+/// along their one common width.
+TEST(WeightsOf, CutsFallBetweenHeadsAndInsideMlps) {
+  for (const auto& [name, shape] : shapes()) {
+    for (const WeightInfo& info : weights_of(shape)) {
+      const std::int64_t inner = info.per_expert ? shape.moe_intermediate : shape.intermediate;
+      switch (info.cut) {
+        case Cut::none:
+          break;
+        case Cut::heads_of_rows:
+          for (const Dataset& dataset : info.datasets) {
+            const bool keys_or_values = dataset.rows == shape.kv_width();
+            EXPECT_TRUE(keys_or_values || dataset.rows == shape.q_width()) << dataset.path;
+          }
+          break;
+        case Cut::heads_of_columns:
+          EXPECT_EQ(info.cols, shape.q_width()) << name;
+          break;
+        case Cut::inner_rows:
+          EXPECT_EQ(info.rows, inner) << name << name_of(info.id);
+          break;
+        case Cut::inner_columns:
+          EXPECT_EQ(info.cols, inner) << name << name_of(info.id);
+          break;
+      }
+      const bool of_mlp =
+          info.id == Weight::gate || info.id == Weight::up || info.id == Weight::down;
+      EXPECT_EQ(info.cut == Cut::inner_rows || info.cut == Cut::inner_columns, of_mlp) << name;
+      const bool of_rows_norm = shape.qk_norm == QkNorm::whole_row &&
+                                (info.id == Weight::q_norm || info.id == Weight::k_norm);
+      const bool of_heads = info.id == Weight::qkv || info.id == Weight::o || of_rows_norm;
+      EXPECT_EQ(info.cut != Cut::none, of_mlp || of_heads) << name << name_of(info.id);
+    }
+  }
+}
+
+using Held = std::map<std::tuple<Weight, int, int>, int>;
+
+Held held_by(const ModelShape& shape, const std::vector<Part>& parts) {
+  Held held;
+  for (const Part& part : parts) {
+    for_each_weight(shape, part, [&](const WeightInfo& info, int expert, int) {
+      ++held[{info.id, info.layer, expert}];
+    });
+  }
+  return held;
+}
+
+TEST(ForEachWeight, RanksTogetherHaveEachExpertOnceAndAllElseEach) {
+  for (const auto& [name, shape] : shapes()) {
+    const Held whole = held_by(shape, {whole_model(shape)});
+    for (const int num_ranks : {1, 2, 3}) {
+      const Placement placement = contiguous_placement(shape.num_experts, num_ranks);
+      std::vector<Part> parts;
+      for (int rank = 0; rank < num_ranks; ++rank) {
+        parts.push_back(placement.part_of(rank, shape));
+      }
+      const Held held = held_by(shape, parts);
+      ASSERT_EQ(held.size(), whole.size()) << name;
+      for (const auto& [key, times] : held) {
+        ASSERT_TRUE(whole.contains(key)) << name;
+        EXPECT_EQ(times, std::get<2>(key) < 0 ? num_ranks : 1) << name_of(std::get<0>(key));
+      }
+    }
+  }
+}
+
+TEST(ForEachWeight, LocalNumbersFollowThePlacement) {
+  const ModelShape shape = testing::tiny_shape();
+  const Placement placement = contiguous_placement(shape.num_experts, 2);
+  const Part second = placement.part_of(1, shape);
+  EXPECT_EQ(second.send_order, placement.send_order);
+  for_each_weight(shape, second, [&](const WeightInfo& info, int expert, int local_expert) {
+    EXPECT_EQ(expert, info.per_expert ? 3 + local_expert : -1) << name_of(info.id);
+    EXPECT_EQ(local_expert >= 0, info.per_expert) << name_of(info.id);
+  });
+}
+
+TEST(ForEachWeight, LayersDividedAmongRanksMakeTheModel) {
+  const ModelShape shape = preset("moe-4l-tiny").shape;
+  std::vector<Part> parts(3, whole_model(shape));
+  parts[0].end_layer = parts[1].first_layer = 1;
+  parts[1].end_layer = parts[2].first_layer = 3;
+  const Held held = held_by(shape, parts);
+  EXPECT_EQ(held, held_by(shape, {whole_model(shape)}));
+  const Held middle = held_by(shape, {parts[1]});
+  EXPECT_FALSE(middle.contains({Weight::embedding, -1, -1}));
+  EXPECT_FALSE(middle.contains({Weight::lm_head, -1, -1}));
+  EXPECT_TRUE(middle.contains({Weight::qkv, 2, -1}));
+}
+
+}  // namespace
+}  // namespace atl::compute
