@@ -177,6 +177,9 @@ void add_run(CLI::App& app, RunOptions& o) {
       ->capture_default_str();
   add_choice(app, "--transport", o.transport, transport_choices(),
              "How tokens travel; auto: the first that passes a test");
+}
+
+void add_run_files(CLI::App& app, RunOptions& o) {
   app.add_option(
       "--cluster", o.cluster,
       "Speed of the links (JSON): read if it is of these nodes, else measured and written");
@@ -189,6 +192,9 @@ void add_run(CLI::App& app, RunOptions& o) {
   CLI::Option* file = app.add_option("--activations", o.activations, "File for them (HDF5)");
   layers->needs(file);
   file->needs(layers);
+}
+
+void add_run_sizes(CLI::App& app, RunOptions& o) {
   app.add_option("--max-sequences", o.max_sequences, "Sequences in flight per rank")
       ->check(CLI::Range(1, 1 << 20))
       ->capture_default_str();
@@ -301,6 +307,75 @@ std::vector<int> layers_of(const std::string& text, int num_layers) {
   return layers;
 }
 
+namespace {
+
+CLI::App& add_init(CLI::App& app, InitOptions& o) {
+  CLI::App& init = *app.add_subcommand("init", "Write a model with random weights");
+  init.add_option("--preset", o.preset, "Which model")
+      ->required()
+      ->check(CLI::IsMember(preset_names()));
+  init.add_option("--seed", o.seed, "Seed of the weights")
+      ->check(problem_of_seed)
+      ->capture_default_str();
+  init.add_option("--output", o.output, "Model file to write")->required();
+  init.add_option("--deadline", o.deadline,
+                  "Give up when a rank does not answer for so many seconds; 0: never")
+      ->check(CLI::Range(0.0, 1e9))
+      ->capture_default_str();
+  return init;
+}
+
+CLI::App& add_import(CLI::App& app, ImportOptions& o) {
+  CLI::App& import = *app.add_subcommand("import", "Convert a Hugging Face model folder");
+  import.add_option("folder", o.folder, "Folder with config.json and *.safetensors")->required();
+  import.add_option("--output", o.output, "Model file to write")->required();
+  return import;
+}
+
+void add_inspect(CLI::App& app, InspectOptions& o) {
+  CLI::App& inspect = *app.add_subcommand(
+      "inspect", "List a file that atoll wrote (model, checkpoint) and verify its checksums");
+  inspect.add_option("file", o.file, "Model, checkpoint or activations file")->required();
+  inspect.add_flag("--no-verify", o.no_verify, "List only, read no weights");
+}
+
+CLI::App& add_diff(CLI::App& app, DiffOptions& o) {
+  CLI::App& diff = *app.add_subcommand("diff", "Compare the activations of two runs");
+  diff.add_option("a", o.a, "Activations file")->required();
+  diff.add_option("b", o.b, "Another, of the same requests")->required();
+  diff.add_option("--tolerance", o.tolerance, "Largest difference that is no difference")
+      ->check(CLI::Range(0.0, 1e30))
+      ->capture_default_str();
+  return diff;
+}
+
+CLI::App& add_join(CLI::App& app, JoinOptions& o) {
+  CLI::App& join =
+      *app.add_subcommand("join", "Make the results of the parts that runs with --shard left");
+  join.add_option("--output", o.output, "Results to write: --output of those runs")->required();
+  join.add_option("--shards", o.shards, "How many shards; 0: as the parts' names say")
+      ->check(CLI::Range(0, 1000000))
+      ->capture_default_str();
+  join.add_flag("--keep-parts", o.keep_parts, "Do not remove the parts afterwards");
+  return join;
+}
+
+/// What an option alone cannot say.
+void check_run(const CLI::App& run, const RunOptions& o) {
+  interval_of(o.checkpoint_every);
+  if (run.count("--shard") > 0) shard_of(o.shard);
+  if (o.resume && !o.dump_activations.empty()) {
+    throw UsageError(
+        "--dump-activations: a resumed run does not compute all tokens; leave one of "
+        "it and --resume away");
+  }
+  if (run.count("--checkpoint-every") > 0 && o.checkpoint_dir.empty()) {
+    throw UsageError("--checkpoint-every: there is no --checkpoint-dir to write to");
+  }
+}
+
+}  // namespace
+
 CommandLine parse_command_line(int argc, const char* const* argv) {
   CommandLine line;
   CLI::App app(
@@ -313,46 +388,13 @@ CommandLine parse_command_line(int argc, const char* const* argv) {
 
   CLI::App& run = *app.add_subcommand("run", "Generate or score (start it under mpirun)");
   add_run(run, line.run);
-
-  CLI::App& init = *app.add_subcommand("init", "Write a model with random weights");
-  init.add_option("--preset", line.init.preset, "Which model")
-      ->required()
-      ->check(CLI::IsMember(preset_names()));
-  init.add_option("--seed", line.init.seed, "Seed of the weights")
-      ->check(problem_of_seed)
-      ->capture_default_str();
-  init.add_option("--output", line.init.output, "Model file to write")->required();
-  init.add_option("--deadline", line.init.deadline,
-                  "Give up when a rank does not answer for so many seconds; 0: never")
-      ->check(CLI::Range(0.0, 1e9))
-      ->capture_default_str();
-
-  CLI::App& import = *app.add_subcommand("import", "Convert a Hugging Face model folder");
-  import.add_option("folder", line.import.folder, "Folder with config.json and *.safetensors")
-      ->required();
-  import.add_option("--output", line.import.output, "Model file to write")->required();
-
-  CLI::App& inspect = *app.add_subcommand(
-      "inspect", "List a file that atoll wrote (model, checkpoint) and verify its checksums");
-  inspect.add_option("file", line.inspect.file, "Model, checkpoint or activations file")
-      ->required();
-  inspect.add_flag("--no-verify", line.inspect.no_verify, "List only, read no weights");
-
-  CLI::App& diff = *app.add_subcommand("diff", "Compare the activations of two runs");
-  diff.add_option("a", line.diff.a, "Activations file")->required();
-  diff.add_option("b", line.diff.b, "Another, of the same requests")->required();
-  diff.add_option("--tolerance", line.diff.tolerance, "Largest difference that is no difference")
-      ->check(CLI::Range(0.0, 1e30))
-      ->capture_default_str();
-
-  CLI::App& join =
-      *app.add_subcommand("join", "Make the results of the parts that runs with --shard left");
-  join.add_option("--output", line.join.output, "Results to write: --output of those runs")
-      ->required();
-  join.add_option("--shards", line.join.shards, "How many shards; 0: as the parts' names say")
-      ->check(CLI::Range(0, 1000000))
-      ->capture_default_str();
-  join.add_flag("--keep-parts", line.join.keep_parts, "Do not remove the parts afterwards");
+  add_run_files(run, line.run);
+  add_run_sizes(run, line.run);
+  CLI::App& init = add_init(app, line.init);
+  CLI::App& import = add_import(app, line.import);
+  add_inspect(app, line.inspect);
+  CLI::App& diff = add_diff(app, line.diff);
+  CLI::App& join = add_join(app, line.join);
 
   try {
     std::vector<std::string> arguments = with_config_files(argc, argv);
@@ -369,18 +411,7 @@ CommandLine parse_command_line(int argc, const char* const* argv) {
   } catch (const CLI::ParseError& error) {
     throw UsageError(fmt::format("{}; see atoll --help", error.what()));
   }
-  if (run.parsed()) {
-    interval_of(line.run.checkpoint_every);
-    if (run.count("--shard") > 0) shard_of(line.run.shard);
-    if (line.run.resume && !line.run.dump_activations.empty()) {
-      throw UsageError(
-          "--dump-activations: a resumed run does not compute all tokens; leave one of "
-          "it and --resume away");
-    }
-    if (run.count("--checkpoint-every") > 0 && line.run.checkpoint_dir.empty()) {
-      throw UsageError("--checkpoint-every: there is no --checkpoint-dir to write to");
-    }
-  }
+  if (run.parsed()) check_run(run, line.run);
   if (!(line.run.deadline >= 0) || !(line.init.deadline >= 0))
     throw UsageError("--deadline: not a number of seconds");
   line.command = run.parsed()      ? Command::run

@@ -357,6 +357,54 @@ void measure_device(Bench& bench) {
   benchmark::AddCustomContext("gemm_weights", weights);
 }
 
+/// Of the presets, one preset's at a time.
+struct Gemms {
+  std::map<std::string, std::optional<PresetGemms>> of;
+  void drop() {
+    for (auto& [name, of_preset] : of) of_preset.reset();
+  }
+};
+
+void add_gemms(Bench& bench, Gemms& gemms, bool& any_failed) {
+  for (const char* name : {"moe-16l", "moe-61l", "moe-4l"}) {
+    auto& of_preset = gemms.of[name];
+    const ModelConfig config = one_layer(name + bench.sizes.suffix);
+    for (std::size_t which = 0; which < PresetGemms::names.size(); ++which) {
+      for (const int num_rows : bench.sizes.gemm_rows) {
+        add(fmt::format("gemm/{}/{}/{}", name, PresetGemms::names[which], num_rows), any_failed,
+            [&, config, which, num_rows](benchmark::State& state) {
+              if (!of_preset) {
+                gemms.drop();
+                of_preset.emplace(config.shape, config.dtype, bench.sizes.gemm_rows.front(),
+                                  bench.sizes.rotation_bytes);
+              }
+              gemm(state, bench, *of_preset, which, num_rows);
+            });
+      }
+    }
+  }
+}
+
+void add_layers(Bench& bench, Gemms& gemms, bool& any_failed) {
+  for (const std::string name : {"moe-16l", "moe-61l"}) {
+    add("moe_layer/" + name, any_failed, [&, name](benchmark::State& state) {
+      gemms.drop();
+      moe_layer(state, bench, name);
+    });
+    add("rows/" + name, any_failed,
+        [&, name](benchmark::State& state) { rows(state, bench, name); });
+  }
+  add("prefill/moe-16l", any_failed,
+      [&](benchmark::State& state) { prefill(state, bench, "moe-16l"); });
+  add("decode/moe-16l", any_failed,
+      [&](benchmark::State& state) { decode(state, bench, "moe-16l"); });
+  add("sample/moe-16l/greedy", any_failed,
+      [&](benchmark::State& state) { sample(state, bench, "moe-16l", {}); });
+  add("sample/moe-16l/top_p", any_failed, [&](benchmark::State& state) {
+    sample(state, bench, "moe-16l", {0.8, 0.95, 1});
+  });
+}
+
 int run(int argc, char** argv) {
   Bench bench;
   std::vector<char*> rest;
@@ -378,44 +426,9 @@ int run(int argc, char** argv) {
   measure_device(bench);
 
   bool any_failed = false;
-  std::map<std::string, std::optional<PresetGemms>> gemms;  // one preset's at a time
-  const auto drop_gemms = [&gemms] {
-    for (auto& [name, of_preset] : gemms) of_preset.reset();
-  };
-  for (const char* name : {"moe-16l", "moe-61l", "moe-4l"}) {
-    auto& of_preset = gemms[name];
-    const ModelConfig config = one_layer(name + bench.sizes.suffix);
-    for (std::size_t which = 0; which < PresetGemms::names.size(); ++which) {
-      for (const int num_rows : bench.sizes.gemm_rows) {
-        add(fmt::format("gemm/{}/{}/{}", name, PresetGemms::names[which], num_rows), any_failed,
-            [&, config, which, num_rows](benchmark::State& state) {
-              if (!of_preset) {
-                drop_gemms();
-                of_preset.emplace(config.shape, config.dtype, bench.sizes.gemm_rows.front(),
-                                  bench.sizes.rotation_bytes);
-              }
-              gemm(state, bench, *of_preset, which, num_rows);
-            });
-      }
-    }
-  }
-  for (const std::string name : {"moe-16l", "moe-61l"}) {
-    add("moe_layer/" + name, any_failed, [&, name](benchmark::State& state) {
-      drop_gemms();
-      moe_layer(state, bench, name);
-    });
-    add("rows/" + name, any_failed,
-        [&, name](benchmark::State& state) { rows(state, bench, name); });
-  }
-  add("prefill/moe-16l", any_failed,
-      [&](benchmark::State& state) { prefill(state, bench, "moe-16l"); });
-  add("decode/moe-16l", any_failed,
-      [&](benchmark::State& state) { decode(state, bench, "moe-16l"); });
-  add("sample/moe-16l/greedy", any_failed,
-      [&](benchmark::State& state) { sample(state, bench, "moe-16l", {}); });
-  add("sample/moe-16l/top_p", any_failed, [&](benchmark::State& state) {
-    sample(state, bench, "moe-16l", {0.8, 0.95, 1});
-  });
+  Gemms gemms;
+  add_gemms(bench, gemms, any_failed);
+  add_layers(bench, gemms, any_failed);
   benchmark::RunSpecifiedBenchmarks();
   benchmark::Shutdown();
   return any_failed ? 1 : 0;

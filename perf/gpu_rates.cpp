@@ -11,6 +11,7 @@
 #include "app/model/init.hpp"
 #include "compute/cuda/error.hpp"
 #include "compute/cuda/kernels.hpp"
+#include "compute/cuda/plan/workspace.hpp"
 #include "compute/error.hpp"
 
 namespace atl::gpu_bench {
@@ -103,7 +104,7 @@ struct Product {
     check(cublasLtMatrixLayoutCreate(&layout, CUDA_R_16BF, size, size, cube),
           "cublasLtMatrixLayoutCreate");
     check(cublasLtMatmulPreferenceCreate(&preference), "cublasLtMatmulPreferenceCreate");
-    const std::uint64_t most = CudaGemm::workspace_bytes;
+    const std::uint64_t most = compute::cuda::gemm_workspace_bytes;
     check(cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
                                                &most, sizeof most),
           "cublasLtMatmulPreferenceSetAttribute");
@@ -137,7 +138,7 @@ double best_gemm_rate(int cube) {
   const DeviceBuffer a = on_device(values.data(), values.size());
   const DeviceBuffer b = on_device(values.data(), values.size());
   const DeviceBuffer d(values.size(), "the reference product");
-  const DeviceBuffer workspace(CudaGemm::workspace_bytes, "cuBLASLt's workspace");
+  const DeviceBuffer workspace(compute::cuda::gemm_workspace_bytes, "cuBLASLt's workspace");
   const Stream stream;
   const float one = 1;
   const float zero = 0;
@@ -185,7 +186,7 @@ PresetGemms::PresetGemms(const ModelShape& s, DType dtype, int max_rows,
       // One window further on, so that inputs are no rows of the weights.
       in_(on_device(values_.data() + 64 * size_of(dtype), values_.size() - 64 * size_of(dtype))),
       out_(static_cast<std::size_t>(max_rows * widest(s)) * size_of(dtype), "results"),
-      workspace_(CudaGemm::workspace_bytes, "cuBLASLt's workspace"),
+      workspace_(compute::cuda::gemm_workspace_bytes, "cuBLASLt's workspace"),
       gemm_(dtype, workspace_.data()),
       matrices_{{{s.q_width() + 2 * s.kv_width(), s.hidden},
                  {s.hidden, s.q_width()},
@@ -282,7 +283,7 @@ RowKernels::RowKernels(const ModelShape& shape, DType dtype, int tokens)
     *buffer = DeviceBuffer(chosen * 4, "routing");
   counts_ = DeviceBuffer(e * 4, "counts");
   scratch_ = DeviceBuffer(
-      static_cast<std::size_t>(compute::cuda::route_scratch_ints(tokens, shape.num_experts)) * 4,
+      static_cast<std::size_t>(compute::cuda::route_scratch_ints(shape.num_experts)) * 4,
       "the router's scratch");
 }
 

@@ -3,7 +3,6 @@
 
 #include <cstring>
 #include <functional>
-#include <map>
 #include <memory>
 #include <numeric>
 #include <random>
@@ -188,22 +187,41 @@ inline std::vector<ModelKind> model_kinds() {
   };
 }
 
+inline reference::Mlp random_mlp(const ModelShape& shape, int inner, Random& random) {
+  reference::Mlp mlp;
+  mlp.up = random.matrix(inner, shape.hidden);
+  if (shape.activation == Activation::swiglu) mlp.gate = random.matrix(inner, shape.hidden);
+  mlp.down = random.matrix(shape.hidden, inner);
+  return mlp;
+}
+
+/// Drawn in an order of its own, so that a seed means the same numbers whatever the table's order.
 inline reference::Model random_model(const ModelShape& shape, DType dtype, unsigned seed) {
   Random random(seed, dtype);
   reference::Model model;
   model.shape = shape;
-  const std::map<compute::Weight, double> gains = {
-      {compute::Weight::embedding, std::sqrt(shape.hidden)},
-      {compute::Weight::qkv, 1.5},
-      {compute::Weight::router, 2}};
-  compute::for_each_weight(
-      shape, compute::whole_model(shape), [&](const compute::WeightInfo& info, int expert, int) {
-        const bool norm = info.use == compute::Use::vector;
-        const double gain = gains.contains(info.id) ? gains.at(info.id) : 1;
-        const double deviation = norm ? 0.1 : gain / std::sqrt(info.cols);
-        const auto count = static_cast<int>(info.num_elements());
-        set_weight(model, info, expert, random.vector(count, norm ? 1 : 0, deviation));
-      });
+  model.embedding = random.matrix(shape.vocab, shape.hidden, std::sqrt(shape.hidden));
+  model.final_norm = random.vector(shape.hidden, 1, 0.1);
+  model.lm_head = random.matrix(shape.vocab, shape.hidden);
+  const bool whole = shape.qk_norm == QkNorm::whole_row;
+  for (int l = 0; l < shape.num_layers; ++l) {
+    reference::Layer layer;
+    layer.attention_norm = random.vector(shape.hidden, 1, 0.1);
+    layer.ffn_norm = random.vector(shape.hidden, 1, 0.1);
+    layer.q_norm = random.vector(whole ? shape.q_width() : shape.head_dim, 1, 0.1);
+    layer.k_norm = random.vector(whole ? shape.kv_width() : shape.head_dim, 1, 0.1);
+    layer.qkv = random.matrix(shape.q_width() + 2 * shape.kv_width(), shape.hidden, 1.5);
+    layer.o = random.matrix(shape.hidden, shape.q_width());
+    if (shape.is_dense(l)) {
+      layer.dense = random_mlp(shape, shape.intermediate, random);
+    } else {
+      layer.router = random.matrix(shape.num_experts, shape.hidden, 2);
+      for (int e = 0; e < shape.num_experts; ++e) {
+        layer.experts.push_back(random_mlp(shape, shape.moe_intermediate, random));
+      }
+    }
+    model.layers.push_back(layer);
+  }
   return model;
 }
 

@@ -109,40 +109,6 @@ BackendChoice choose_backend(const comm::Communicator& world, const comm::Topolo
   return choice;
 }
 
-std::int64_t fitting_pages(const BackendChoice& choice, compute::BackendOptions options,
-                           std::int64_t wanted) {
-  const auto fitting = [&](std::int64_t pages) {
-    options.num_pages = pages;
-    return fits(choice, options);
-  };
-  if (fitting(wanted)) return wanted;
-  // Not by one division: other tables grow with the pages too. The need never falls with them.
-  std::int64_t fit = 0;
-  for (std::int64_t too_many = wanted; too_many - fit > 1;) {
-    const std::int64_t pages = fit + (too_many - fit) / 2;
-    (fitting(pages) ? fit : too_many) = pages;
-  }
-  return fit;
-}
-
-bool fits(const BackendChoice& choice, const compute::BackendOptions& options) {
-  if (!choice.cuda) return true;
-  const auto need = compute::cuda_memory_need(options);
-  return need.weights + need.kv_cache + need.buffers <= choice.share.memory_bytes;
-}
-
-compute::BackendOptions for_any_routing(compute::BackendOptions options) {
-  options.receive_rows = options.most_receive_rows;
-  return options;
-}
-
-std::int64_t automatic_pages(const BackendChoice& choice, const compute::BackendOptions& options,
-                             std::int64_t useful, std::int64_t largest) {
-  const std::int64_t beside_most = fitting_pages(choice, for_any_routing(options), useful);
-  const std::int64_t pages = fitting_pages(choice, options, useful);
-  return beside_most >= largest && 2 * beside_most >= pages ? beside_most : pages;
-}
-
 std::unique_ptr<compute::Backend> make_backend(const BackendChoice& choice,
                                                const compute::BackendOptions& options) {
   return choice.cuda ? compute::make_cuda_backend(options, choice.share)

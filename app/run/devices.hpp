@@ -35,23 +35,6 @@ std::string why_gpus_are_hidden(const comm::launcher::Variables& variables);
 BackendChoice choose_backend(const comm::Communicator& world, const comm::Topology& topology,
                              std::optional<BackendKind> wanted);
 
-/// Whether all that these options say fits the device; true without one.
-bool fits(const BackendChoice& choice, const compute::BackendOptions& options);
-
-/// The most KV pages, up to `wanted` >= 1, that fit beside everything else these options say (their
-/// `num_pages` does not matter); 0 where not even one does.
-std::int64_t fitting_pages(const BackendChoice& choice, compute::BackendOptions options,
-                           std::int64_t wanted);
-
-/// The same options with receive buffers that never grow.
-compute::BackendOptions for_any_routing(compute::BackendOptions options);
-
-/// The KV pages that a rank takes unless it is told how many: up to `useful`, and what fits beside
-/// buffers for any routing. Where one request of `largest` <= `useful` pages would not fit then, or
-/// the cache were less than half as large, the buffers are those of `options`, which may grow.
-std::int64_t automatic_pages(const BackendChoice& choice, const compute::BackendOptions& options,
-                             std::int64_t useful, std::int64_t largest);
-
 /// Throws Error where the options do not fit the device.
 std::unique_ptr<compute::Backend> make_backend(const BackendChoice& choice,
                                                const compute::BackendOptions& options);

@@ -19,12 +19,13 @@ void CpuLayers::attention(CpuChunk& chunk, int layer, AttentionPart part) {
 
 void CpuLayers::project(CpuChunk& chunk, const CpuLayer& weights) {
   const std::int64_t num_tokens = chunk.num_tokens();
-  norm(chunk.x.data(), weights.attention_norm, h_.data(), num_tokens);
-  gemm_->run(weights.qkv, h_.data(), num_tokens, chunk.qkv.data(), Finish::rounded);
+  norm(chunk.memory.x.data(), weights.attention_norm, work_.h.data(), num_tokens);
+  gemm_->run(weights.qkv, work_.h.data(), num_tokens, chunk.memory.qkv.data(), Finish::rounded);
 }
 
 void CpuLayers::output(CpuChunk& chunk, const CpuLayer& weights) {
-  gemm_->run(weights.o, chunk.context.data(), chunk.num_tokens(), chunk.x.data(), Finish::add);
+  gemm_->run(weights.o, chunk.memory.context.data(), chunk.num_tokens(), chunk.memory.x.data(),
+             Finish::add);
 }
 
 void CpuLayers::rotate_and_store(CpuChunk& chunk, int layer) {
@@ -39,13 +40,13 @@ void CpuLayers::rotate_and_store(CpuChunk& chunk, int layer) {
   const CpuLayer& weights = layers_[static_cast<std::size_t>(layer)];
   RopeArgs args;
   args.layout = layout_;
-  args.tables = {rope_coarse_.as<double>(), rope_fine_.as<double>()};
+  args.tables = {work_.rope_coarse.as<double>(), work_.rope_fine.as<double>()};
   args.norm = shape_.qk_norm;
   args.q_norm = weights.q_norm.as<float>();
   args.k_norm = weights.k_norm.as<float>();
   args.eps = shape_.rms_eps;
-  args.qkv = chunk.qkv.data();
-  args.kv = kv_[static_cast<std::size_t>(layer)].data();
+  args.qkv = chunk.memory.qkv.data();
+  args.kv = kv_.layers[static_cast<std::size_t>(layer)].data();
   args.positions = positions_.data();
   args.pages = pages_.data();
   parallel_ranges(
@@ -56,8 +57,8 @@ void CpuLayers::rotate_and_store(CpuChunk& chunk, int layer) {
 void CpuLayers::attend(CpuChunk& chunk, int layer) {
   tasks_.clear();
   for (const Segment& segment : chunk.segments) {
-    for (int first = 0; first < segment.num_rows; first += attend_rows_) {
-      tasks_.push_back({&segment, first, std::min(attend_rows_, segment.num_rows - first)});
+    for (int first = 0; first < segment.num_rows; first += work_.attend_rows) {
+      tasks_.push_back({&segment, first, std::min(work_.attend_rows, segment.num_rows - first)});
     }
   }
   const int num_kv_heads = shape_.num_kv_heads;
@@ -67,15 +68,15 @@ void CpuLayers::attend(CpuChunk& chunk, int layer) {
     const std::int64_t first_row = task.segment->first_row + task.first_row;
     AttendArgs args;
     args.layout = layout_;
-    args.qkv = row(chunk.qkv, first_row, qkv_width);
+    args.qkv = row(chunk.memory.qkv, first_row, qkv_width);
     args.qkv_stride = qkv_width;
-    args.out = row(chunk.context, first_row, shape_.q_width());
-    args.kv = kv_[static_cast<std::size_t>(layer)].data();
+    args.out = row(chunk.memory.context, first_row, shape_.q_width());
+    args.kv = kv_.layers[static_cast<std::size_t>(layer)].data();
     args.pages = task.segment->pages;
     args.num_rows = task.num_rows;
     args.first_position = task.segment->first_position + task.first_row;
     args.kv_head = static_cast<int>(index % num_kv_heads);
-    args.scratch = attend_scratch_.as<float>() + thread * scratch_floats_;
+    args.scratch = work_.attend_scratch.as<float>() + thread * work_.scratch_floats;
     kernels_.attend(args);
   };
   const std::int64_t count = static_cast<std::int64_t>(tasks_.size()) * num_kv_heads;

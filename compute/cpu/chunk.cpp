@@ -1,48 +1,17 @@
 #include "compute/cpu/chunk.hpp"
 
-#include <algorithm>
 #include <utility>
-
-#include "compute/cpu/gemm.hpp"
 
 namespace atl::compute {
 
-namespace {
-
-template <class T>
-std::int64_t bytes_of(const std::vector<T>& values) {
-  return static_cast<std::int64_t>(values.size() * sizeof(T));
-}
-
-}  // namespace
-
 CpuChunk::CpuChunk(const BackendOptions& options, std::shared_ptr<std::int64_t> account)
-    : row_bytes_(options.shape.hidden * static_cast<std::int64_t>(size_of(options.dtype))),
-      account_(std::move(account)) {
-  const ModelShape& shape = options.shape;
-  const std::int64_t tokens_capacity = whole_tiles(options.max_chunk_tokens);
-  const auto rows = [this](std::int64_t count) {
-    return AlignedBuffer(static_cast<std::size_t>(count * row_bytes_));
-  };
-  x = rows(tokens_capacity);
-  const auto wide_rows = [&](int width) {
-    return AlignedBuffer(static_cast<std::size_t>(tokens_capacity * width) *
-                         size_of(options.dtype));
-  };
-  qkv = wide_rows(shape.q_width() + 2 * shape.kv_width());
-  context = wide_rows(shape.q_width());
-  const std::int64_t pairs = tokens_capacity * shape.top_k;
-  router_logits.resize(static_cast<std::size_t>(tokens_capacity * shape.num_experts));
-  experts.resize(static_cast<std::size_t>(pairs));
-  weights.resize(static_cast<std::size_t>(pairs));
-  slots.resize(static_cast<std::size_t>(pairs));
-  counts.resize(static_cast<std::size_t>(shape.num_experts));
-  next_slot.resize(static_cast<std::size_t>(shape.num_experts));
-  send_ = rows(pairs);
-  combined_ = rows(pairs);
-  dispatch_send = send_.data();
-  combine_recv = combined_.data();
-  packed_counts = counts;
+    : options_(options), account_(std::move(account)) {
+  HostArena arena(HostArena::Mode::take);
+  memory = CpuChunkMemory(options, arena);
+  memory_bytes_ = arena.bytes();
+  dispatch_send = memory.send.data();
+  combine_recv = memory.combined.data();
+  packed_counts = memory.counts;
   *account_ += bytes();
 }
 
@@ -53,12 +22,12 @@ CpuChunk::~CpuChunk() {
 void CpuChunk::reserve_receive(std::int64_t rows) {
   if (rows <= receive_capacity) return;
   *account_ -= bytes();
-  receive_capacity = std::max({rows, 2 * receive_capacity, std::int64_t{tile_rows}});
-  const auto new_bytes = static_cast<std::size_t>(receive_capacity * row_bytes_);
+  receive_capacity = grown_receive_capacity(rows, receive_capacity);
+  const auto half = static_cast<std::size_t>(receive_bytes(options_, receive_capacity) / 2);
   received_ = AlignedBuffer();
   results_ = AlignedBuffer();
-  received_ = AlignedBuffer(new_bytes);
-  results_ = AlignedBuffer(new_bytes);
+  received_ = AlignedBuffer(half);
+  results_ = AlignedBuffer(half);
   dispatch_recv = received_.data();
   combine_send = results_.data();
   *account_ += bytes();
@@ -72,9 +41,7 @@ void CpuChunk::reserve_inner(std::int64_t bytes) {
 }
 
 std::int64_t CpuChunk::bytes() const {
-  return x.bytes() + qkv.bytes() + context.bytes() + inner.bytes() + send_.bytes() +
-         combined_.bytes() + received_.bytes() + results_.bytes() + bytes_of(router_logits) +
-         bytes_of(experts) + bytes_of(weights) + bytes_of(slots);
+  return memory_bytes_ + inner.bytes() + received_.bytes() + results_.bytes();
 }
 
 }  // namespace atl::compute

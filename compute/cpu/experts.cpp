@@ -73,19 +73,20 @@ void CpuLayers::MlpRows::add(const CpuMlp& mlp, int rows, Finish finish) {
 
 void CpuLayers::mlp(CpuChunk& chunk, int layer) {
   const CpuLayer& weights = layers_[static_cast<std::size_t>(layer)];
-  norm(chunk.x.data(), weights.ffn_norm, h_.data(), chunk.num_tokens());
-  for (std::int64_t first = 0; first < chunk.num_tokens(); first += mlp_rows_) {
-    const std::int64_t end = std::min(first + mlp_rows_, chunk.num_tokens());
-    work_.clear(mlp_rows_);
+  const std::int64_t at_once = gemm_->rows_at_once();
+  norm(chunk.memory.x.data(), weights.ffn_norm, work_.h.data(), chunk.num_tokens());
+  for (std::int64_t first = 0; first < chunk.num_tokens(); first += at_once) {
+    const std::int64_t end = std::min(first + at_once, chunk.num_tokens());
+    mlp_.clear(at_once);
     for (std::int64_t t = first; t < end; ++t) {
-      work_.in.push_back(row(h_, t, shape_.hidden));
-      work_.inner.push_back(row(inner_, t - first, shape_.intermediate));
-      work_.out.push_back(row(chunk.x, t, shape_.hidden));
+      mlp_.in.push_back(row(work_.h, t, shape_.hidden));
+      mlp_.inner.push_back(row(work_.inner, t - first, shape_.intermediate));
+      mlp_.out.push_back(row(chunk.memory.x, t, shape_.hidden));
       const int rows = static_cast<int>((t - first) % tile_rows + 1);
-      if (rows == tile_rows || t + 1 == end) work_.add(weights.dense, rows, Finish::add);
+      if (rows == tile_rows || t + 1 == end) mlp_.add(weights.dense, rows, Finish::add);
     }
-    gemm_->run(work_.up);
-    gemm_->run(work_.down);
+    gemm_->run(mlp_.up);
+    gemm_->run(mlp_.down);
   }
 }
 
@@ -94,30 +95,30 @@ void CpuLayers::experts(CpuChunk& chunk, int layer, std::span<const RowBlock> bl
   const CpuLayer& weights = layers_[static_cast<std::size_t>(layer)];
   const int width = shape_.moe_intermediate;
   const int hidden = shape_.hidden;
-  std::int64_t at_once = mlp_rows_;
+  std::int64_t at_once = gemm_->rows_at_once();
   if (part != ExpertPart::all) {
     at_once = 0;
     for (const RowBlock& block : blocks) at_once += block.num_rows;
     if (part == ExpertPart::up) chunk.reserve_inner(at_once * width * element_bytes_);
   }
-  const AlignedBuffer& inner = part == ExpertPart::all ? inner_ : chunk.inner;
+  const AlignedBuffer& inner = part == ExpertPart::all ? work_.inner : chunk.inner;
   const auto run = [&] {
-    if (part != ExpertPart::down) gemm_->run(work_.up);
-    if (part != ExpertPart::up) gemm_->run(work_.down);
-    work_.clear(at_once);
+    if (part != ExpertPart::down) gemm_->run(mlp_.up);
+    if (part != ExpertPart::up) gemm_->run(mlp_.down);
+    mlp_.clear(at_once);
   };
-  work_.clear(at_once);
+  mlp_.clear(at_once);
   for_tiles(blocks, [&](const Tile& tile) {
-    if (static_cast<std::int64_t>(work_.in.size()) + tile.rows > at_once) run();
+    if (static_cast<std::int64_t>(mlp_.in.size()) + tile.rows > at_once) run();
     for_pieces(blocks, tile, [&](const RowBlock& block, int begin, int count) {
       for (int i = begin; i < begin + count; ++i) {
-        const auto at = static_cast<std::int64_t>(work_.in.size());
-        work_.in.push_back(row(const_cast<void*>(block.in), i, hidden));
-        work_.inner.push_back(row(inner, at, width));
-        work_.out.push_back(row(block.out, i, hidden));
+        const auto at = static_cast<std::int64_t>(mlp_.in.size());
+        mlp_.in.push_back(row(const_cast<void*>(block.in), i, hidden));
+        mlp_.inner.push_back(row(inner, at, width));
+        mlp_.out.push_back(row(block.out, i, hidden));
       }
     });
-    work_.add(weights.experts[static_cast<std::size_t>(tile.expert)], tile.rows, Finish::rounded);
+    mlp_.add(weights.experts[static_cast<std::size_t>(tile.expert)], tile.rows, Finish::rounded);
   });
   run();
 }

@@ -3,6 +3,7 @@
 // result does not depend on M, on its place, or on the number of threads.
 
 #include <algorithm>
+#include <compare>
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -21,6 +22,9 @@ inline constexpr int tile_rows = 128;
 inline std::int64_t whole_tiles(std::int64_t rows) {
   return std::max<std::int64_t>(1, (rows + tile_rows - 1) / tile_rows) * tile_rows;
 }
+
+/// Most rows that a GEMM wants at once, see Gemm::rows_at_once().
+inline constexpr int most_rows_at_once = 4 * tile_rows;
 
 /// One weight matrix [N, K], packed for its GEMM.
 class PackedWeight {
@@ -67,6 +71,15 @@ struct Product {
   void* const* out = nullptr;          ///< [rows], n elements each
 };
 
+/// A weight [n, k] and what becomes of its products' sums.
+struct GemmUse {
+  int n = 0;
+  int k = 0;
+  Finish finish = Finish::rounded;
+
+  auto operator<=>(const GemmUse&) const = default;
+};
+
 /// Packs weights and multiplies. Every call must come from the same thread (or be ordered), with
 /// the OpenMP team size set to the number of threads given to make_gemm().
 class Gemm {
@@ -75,6 +88,9 @@ class Gemm {
 
   /// Packs row-major `weight` [n, k] of the activations' type.
   virtual PackedWeight pack(const void* weight, int n, int k) = 0;
+
+  /// Bytes of such a weight, packed.
+  virtual std::int64_t packed_bytes(int n, int k) const = 0;
 
   /// Creates everything run() needs for this weight (of swiglu, either) and finish.
   virtual void prepare(const PackedWeight& weight, Finish finish) = 0;
@@ -88,12 +104,15 @@ class Gemm {
   /// All products, in any order and at once.
   virtual void run(std::span<const Product> products) = 0;
 
-  /// Rows, whole tiles, that products of one run() are best made of, where there are many.
+  /// Rows, whole tiles, that products of one run() are best made of, where there are many; at most
+  /// most_rows_at_once.
   virtual int rows_at_once() const = 0;
 
   virtual std::string description() const = 0;
-  /// Bytes of buffers for operands and results.
+  /// Bytes of the buffers that all weights share.
   virtual std::int64_t buffer_bytes() const = 0;
+  /// What they will be once prepare() was called for weights like these.
+  virtual std::int64_t buffer_bytes(std::span<const GemmUse> uses) const = 0;
 };
 
 /// oneDNN's where its rows keep their bits and it takes weights at their own width, else our own.

@@ -9,7 +9,7 @@ namespace atl::compute {
 void CpuLayers::norm_rows(CpuChunk& chunk, std::span<const std::int32_t> rows, void* out) {
   const int width = shape_.hidden;
   for (std::size_t i = 0; i < rows.size(); ++i) {
-    kernels_.rms_norm(row(chunk.x, rows[i], width), final_norm_.as<float>(), shape_.rms_eps,
+    kernels_.rms_norm(row(chunk.memory.x, rows[i], width), final_norm_.as<float>(), shape_.rms_eps,
                       row(out, static_cast<std::int64_t>(i), width), 1, width);
   }
 }
@@ -17,8 +17,8 @@ void CpuLayers::norm_rows(CpuChunk& chunk, std::span<const std::int32_t> rows, v
 void CpuLayers::logits(CpuChunk& chunk, std::span<const std::int32_t> rows, float* out) {
   for (std::size_t i = 0; i < rows.size(); i += tile_rows) {
     const auto tile = rows.subspan(i, std::min<std::size_t>(tile_rows, rows.size() - i));
-    norm_rows(chunk, tile, h_.data());
-    gemm_->run(lm_head_, h_.data(), static_cast<std::int64_t>(tile.size()),
+    norm_rows(chunk, tile, work_.h.data());
+    gemm_->run(lm_head_, work_.h.data(), static_cast<std::int64_t>(tile.size()),
                out + static_cast<std::int64_t>(i) * shape_.vocab, Finish::float32);
   }
 }
@@ -28,16 +28,16 @@ template <class Visit>
 void CpuLayers::for_logits(CpuChunk& chunk, std::span<const std::int32_t> rows,
                            const Visit& visit) {
   const std::int64_t vocab = shape_.vocab;
-  const auto step = static_cast<std::size_t>(vocab_rows_);
+  const auto step = static_cast<std::size_t>(work_.vocab_rows);
   for (std::size_t i = 0; i < rows.size(); i += step) {
     const auto tile = rows.subspan(i, std::min(step, rows.size() - i));
-    norm_rows(chunk, tile, h_.data());
-    gemm_->run(lm_head_, h_.data(), static_cast<std::int64_t>(tile.size()), vocab_.data(),
+    norm_rows(chunk, tile, work_.h.data());
+    gemm_->run(lm_head_, work_.h.data(), static_cast<std::int64_t>(tile.size()), work_.vocab.data(),
                Finish::float32);
     parallel_ranges(options_.num_threads, static_cast<std::int64_t>(tile.size()), grain_rows(vocab),
                     [&](std::int64_t begin, std::int64_t end, int) {
                       for (std::int64_t r = begin; r < end; ++r) {
-                        visit(i + static_cast<std::size_t>(r), vocab_.as<float>() + r * vocab);
+                        visit(i + static_cast<std::size_t>(r), work_.vocab.as<float>() + r * vocab);
                       }
                     });
   }

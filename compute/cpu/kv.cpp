@@ -32,6 +32,20 @@ void move_position(const KvMove& move, int position, std::int64_t row, bool save
 
 }  // namespace
 
+KvLayout kv_layout_of(const BackendOptions& options) {
+  const ModelShape& shape = options.shape;
+  return {shape.num_heads, shape.num_kv_heads, shape.head_dim, (shape.head_dim + 15) / 16 * 16,
+          options.page_tokens};
+}
+
+CpuKvCache::CpuKvCache(const BackendOptions& options, HostArena& arena) {
+  const std::int64_t bytes = options.num_pages * kv_layout_of(options).page_elements() *
+                             static_cast<std::int64_t>(size_of(options.dtype));
+  for (int layer = 0; layer < options.shape.num_layers; ++layer) {
+    layers.push_back(arena.buffer(bytes));
+  }
+}
+
 void move_kv_position(const KvMove& move, int position, std::int64_t row, bool save) {
   if (move.dtype == DType::float32)
     return move_position<std::uint32_t>(move, position, row, save, 1);

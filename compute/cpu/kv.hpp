@@ -1,13 +1,25 @@
 #pragma once
-// The CPU's KV pages from and to a plain layout, for checkpoints.
+// The CPU's KV cache, and its pages from and to a plain layout, for checkpoints.
 
 #include <cstdint>
 #include <span>
+#include <vector>
 
+#include "compute/backend.hpp"
 #include "compute/cpu/kernels.hpp"
+#include "compute/cpu/memory.hpp"
 #include "compute/types.hpp"
 
 namespace atl::compute {
+
+KvLayout kv_layout_of(const BackendOptions& options);
+
+/// The KV cache of all layers: [num_pages] pages each.
+struct CpuKvCache {
+  CpuKvCache() = default;
+  CpuKvCache(const BackendOptions& options, HostArena& arena);
+  std::vector<AlignedBuffer> layers;
+};
 
 /// One layer's pages of one sequence, and the plain rows beside them.
 struct KvMove {

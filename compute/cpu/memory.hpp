@@ -5,10 +5,34 @@
 #include <atomic>
 #include <cstdint>
 #include <utility>
+#include <vector>
 
 #include "compute/aligned_buffer.hpp"
 
 namespace atl::compute {
+
+/// Takes buffers, or only counts their bytes: memory is planned by the very code that takes it.
+class HostArena {
+ public:
+  enum class Mode : std::uint8_t { take, count };
+  explicit HostArena(Mode mode) : mode_(mode) {}
+
+  /// Zeroed; empty where the arena only counts.
+  AlignedBuffer buffer(std::int64_t bytes) {
+    bytes_ += bytes;
+    return mode_ == Mode::take ? AlignedBuffer(static_cast<std::size_t>(bytes)) : AlignedBuffer();
+  }
+  template <class T>
+  std::vector<T> vector(std::int64_t count) {
+    bytes_ += count * static_cast<std::int64_t>(sizeof(T));
+    return std::vector<T>(mode_ == Mode::take ? static_cast<std::size_t>(count) : 0);
+  }
+  std::int64_t bytes() const { return bytes_; }
+
+ private:
+  Mode mode_;
+  std::int64_t bytes_ = 0;
+};
 
 /// Fewest rows of `width` elements worth a thread of their own in an elementwise kernel.
 inline std::int64_t grain_rows(std::int64_t width) {

@@ -32,9 +32,11 @@ std::size_t index_of(int row_class) {
       std::lower_bound(row_classes.begin(), row_classes.end(), row_class) - row_classes.begin());
 }
 
-void grow(AlignedBuffer& buffer, std::int64_t width, std::size_t element) {
-  const auto bytes = static_cast<std::size_t>(tile_rows * width) * element;
-  if (static_cast<std::size_t>(buffer.bytes()) < bytes) buffer = AlignedBuffer(bytes);
+/// Whether primitives are needed whose results are, or are not, rounded.
+bool uses_primitives(Finish finish, bool rounded) {
+  const bool gelu = finish == Finish::gelu;
+  if (rounded) return finish != Finish::float32 && !gelu;
+  return finish == Finish::float32 || finish == Finish::swiglu || gelu;
 }
 
 }  // namespace
@@ -49,11 +51,11 @@ struct OneDnnGemm::Primitive {
   dnnl::memory a;
   dnnl::memory c;
   dnnl::memory scratchpad;
-  std::size_t scratchpad_bytes = 0;
 };
 
 /// Primitives of one (n, k), by whether results are rounded, and row class.
 struct OneDnnGemm::Shape {
+  std::array<bool, 5> prepared = {};  // by finish
   std::array<std::array<std::unique_ptr<Primitive>, row_classes.size()>, 2> primitives;
 };
 
@@ -74,17 +76,25 @@ OneDnnGemm::OneDnnGemm(DType dtype, int num_threads)
 
 OneDnnGemm::~OneDnnGemm() = default;
 
-PackedWeight OneDnnGemm::pack(const void* weight, int n, int k) {
+dnnl::memory::desc OneDnnGemm::layout_of(int n, int k) const {
   const Type type = type_of(dtype_);
-  const auto favourite =
-      describe(engine_, tile_rows, n, k, type, type, dnnl::memory::desc({k, n}, type, Tag::any));
-  PackedWeight packed(n, k, favourite.weights_desc().get_size());
+  return describe(engine_, tile_rows, n, k, type, type, dnnl::memory::desc({k, n}, type, Tag::any))
+      .weights_desc();
+}
+
+std::int64_t OneDnnGemm::packed_bytes(int n, int k) const {
+  return static_cast<std::int64_t>(layout_of(n, k).get_size());
+}
+
+PackedWeight OneDnnGemm::pack(const void* weight, int n, int k) {
+  const dnnl::memory::desc layout = layout_of(n, k);
+  PackedWeight packed(n, k, layout.get_size());
   auto extra = std::make_unique<Weight>();
-  extra->memory = dnnl::memory(favourite.weights_desc(), engine_, packed.data());
+  extra->memory = dnnl::memory(layout, engine_, packed.data());
   auto& shape = shapes_[{n, k}];
   if (!shape) shape = std::make_unique<Shape>();
   extra->shape = shape.get();
-  dnnl::memory plain({{k, n}, type, Tag::ba}, engine_, const_cast<void*>(weight));
+  dnnl::memory plain({{k, n}, type_of(dtype_), Tag::ba}, engine_, const_cast<void*>(weight));
   dnnl::reorder(plain, extra->memory).execute(stream_, plain, extra->memory);
   stream_.wait();
   packed.extra = std::move(extra);
@@ -101,29 +111,61 @@ std::unique_ptr<OneDnnGemm::Primitive> OneDnnGemm::create(const PackedWeight& we
   primitive->a = dnnl::memory(description.src_desc(), engine_, nullptr);
   primitive->c = dnnl::memory(description.dst_desc(), engine_, nullptr);
   primitive->scratchpad = dnnl::memory(description.scratchpad_desc(), engine_, nullptr);
-  primitive->scratchpad_bytes = description.scratchpad_desc().get_size();
   return primitive;
 }
 
-void OneDnnGemm::prepare(const PackedWeight& weight, Finish finish) {
-  const bool activates = finish == Finish::gelu || finish == Finish::swiglu;
-  if (finish != Finish::float32) {  // a vocabulary's would be large
-    grow(in_, weight.k(), size_of(dtype_));
-    grow(out_, weight.n(), size_of(dtype_));
+OneDnnGemm::Buffers OneDnnGemm::buffers() const {
+  return {in_.bytes(), out_.bytes(), sums_.bytes(), scratchpad_.bytes()};
+}
+
+OneDnnGemm::Buffers OneDnnGemm::widened(Buffers buffers, const GemmUse& use) const {
+  const auto tile_bytes = static_cast<std::int64_t>(tile_rows * size_of(dtype_));
+  if (use.finish != Finish::float32) {  // a vocabulary's would be large
+    buffers.in = std::max(buffers.in, tile_bytes * use.k);
+    buffers.out = std::max(buffers.out, tile_bytes * use.n);
   }
-  if (activates) grow(sums_, weight.n(), sizeof(float));
+  if (use.finish == Finish::gelu || use.finish == Finish::swiglu) {
+    constexpr auto tile_floats = static_cast<std::int64_t>(tile_rows * sizeof(float));
+    buffers.sums = std::max(buffers.sums, tile_floats * use.n);
+  }
+  const dnnl::memory::desc layout = layout_of(use.n, use.k);
   for (const bool rounded : {false, true}) {
-    const bool used = rounded ? finish != Finish::float32 && finish != Finish::gelu
-                              : finish == Finish::float32 || activates;
-    if (!used) continue;
-    auto& primitives = Weight::of(weight).shape->primitives[rounded ? 1 : 0];
+    if (!uses_primitives(use.finish, rounded)) continue;
+    const Type result = rounded ? type_of(dtype_) : Type::f32;
+    for (const int rows : row_classes) {
+      const auto description =
+          describe(engine_, rows, use.n, use.k, type_of(dtype_), result, layout);
+      buffers.scratchpad = std::max(
+          buffers.scratchpad, static_cast<std::int64_t>(description.scratchpad_desc().get_size()));
+    }
+  }
+  return buffers;
+}
+
+std::int64_t OneDnnGemm::buffer_bytes(std::span<const GemmUse> uses) const {
+  Buffers buffers;
+  for (const GemmUse& use : uses) buffers = widened(buffers, use);
+  return buffers.total();
+}
+
+void OneDnnGemm::prepare(const PackedWeight& weight, Finish finish) {
+  Shape& shape = *Weight::of(weight).shape;
+  bool& prepared = shape.prepared[static_cast<std::size_t>(finish)];
+  if (prepared) return;
+  prepared = true;
+  const auto grow = [](AlignedBuffer& buffer, std::int64_t bytes) {
+    if (buffer.bytes() < bytes) buffer = AlignedBuffer(static_cast<std::size_t>(bytes));
+  };
+  const Buffers needed = widened(buffers(), {weight.n(), weight.k(), finish});
+  grow(in_, needed.in);
+  grow(out_, needed.out);
+  grow(sums_, needed.sums);
+  grow(scratchpad_, needed.scratchpad);
+  for (const bool rounded : {false, true}) {
+    if (!uses_primitives(finish, rounded)) continue;
+    auto& primitives = shape.primitives[rounded ? 1 : 0];
     for (std::size_t i = 0; i < row_classes.size(); ++i) {
-      if (primitives[i]) continue;
-      primitives[i] = create(weight, rounded, row_classes[i]);
-      const std::size_t needed = primitives[i]->scratchpad_bytes;
-      if (static_cast<std::size_t>(scratchpad_.bytes()) < needed) {
-        scratchpad_ = AlignedBuffer(needed);
-      }
+      if (!primitives[i]) primitives[i] = create(weight, rounded, row_classes[i]);
     }
   }
 }
@@ -226,10 +268,6 @@ std::string OneDnnGemm::description() const {
   const dnnl_version_t* version = dnnl_version();
   return fmt::format("oneDNN {}.{}, {} GEMMs ({})", version->major, version->minor, name_of(dtype_),
                      name_of(cpu_isa()));
-}
-
-std::int64_t OneDnnGemm::buffer_bytes() const {
-  return in_.bytes() + out_.bytes() + sums_.bytes() + scratchpad_.bytes();
 }
 
 }  // namespace atl::compute

@@ -27,19 +27,33 @@ class OneDnnGemm final : public Gemm {
   ~OneDnnGemm() override;
 
   PackedWeight pack(const void* weight, int n, int k) override;
+  std::int64_t packed_bytes(int n, int k) const override;
   void prepare(const PackedWeight& weight, Finish finish) override;
   void run(const PackedWeight& weight, const void* in, std::int64_t rows, void* out,
            Finish finish) override;
   void run(std::span<const Product> products) override;
   int rows_at_once() const override { return tile_rows; }  // products run one by one
   std::string description() const override;
-  std::int64_t buffer_bytes() const override;
+  std::int64_t buffer_bytes() const override { return buffers().total(); }
+  std::int64_t buffer_bytes(std::span<const GemmUse> uses) const override;
 
  private:
   struct Primitive;
   struct Shape;
   class Weight;
+  struct Buffers {
+    std::int64_t in = 0;
+    std::int64_t out = 0;
+    std::int64_t sums = 0;
+    std::int64_t scratchpad = 0;
+    std::int64_t total() const { return in + out + sums + scratchpad; }
+  };
 
+  /// oneDNN's favourite layout of a weight.
+  dnnl::memory::desc layout_of(int n, int k) const;
+  Buffers buffers() const;
+  /// `buffers`, wide enough for this too.
+  Buffers widened(Buffers buffers, const GemmUse& use) const;
   std::unique_ptr<Primitive> create(const PackedWeight& weight, bool rounded, int rows);
   /// `rows` is a class.
   void multiply(const PackedWeight& weight, const void* in, int rows, void* out, bool rounded);

@@ -34,7 +34,7 @@ void CpuLayers::execute(const CpuOp& op) {
     case CpuOp::Kind::logprobs:
       return logprobs(*op.chunk, op.rows, op.targets, op.out);
     case CpuOp::Kind::save_x:
-      std::memcpy(op.x, op.chunk->x.data(),
+      std::memcpy(op.x, op.chunk->memory.x.data(),
                   op.chunk->tokens.size() * static_cast<std::size_t>(shape_.hidden) *
                       size_of(options_.dtype));
       return;
@@ -62,7 +62,7 @@ void CpuLayers::embed(CpuChunk& chunk) {
     require(token >= 0 && token < shape_.vocab,
             "cannot embed token {} (the vocabulary has ids 0 to {}); check the request", token,
             shape_.vocab - 1);
-    std::memcpy(row(chunk.x, t, width), row(embedding_, token, width),
+    std::memcpy(row(chunk.memory.x, t, width), row(embedding_, token, width),
                 static_cast<std::size_t>(width * element_bytes_));
   }
 }
@@ -72,14 +72,16 @@ void CpuLayers::route(CpuChunk& chunk, int layer) {
   const std::int64_t num_tokens = chunk.num_tokens();
   const int num_experts = shape_.num_experts;
   const int top_k = shape_.top_k;
-  norm(chunk.x.data(), weights.ffn_norm, h_.data(), num_tokens);
-  gemm_->run(weights.router, h_.data(), num_tokens, chunk.router_logits.data(), Finish::float32);
+  norm(chunk.memory.x.data(), weights.ffn_norm, work_.h.data(), num_tokens);
+  gemm_->run(weights.router, work_.h.data(), num_tokens, chunk.memory.router_logits.data(),
+             Finish::float32);
   parallel_ranges(options_.num_threads, num_tokens, grain_rows(std::int64_t{16} * num_experts),
                   [&](std::int64_t begin, std::int64_t end, int) {
                     for (std::int64_t t = begin; t < end; ++t) {
-                      kernels_.top_k(chunk.router_logits.data() + t * num_experts, num_experts,
-                                     top_k, shape_.norm_topk_prob, chunk.experts.data() + t * top_k,
-                                     chunk.weights.data() + t * top_k);
+                      kernels_.top_k(chunk.memory.router_logits.data() + t * num_experts,
+                                     num_experts, top_k, shape_.norm_topk_prob,
+                                     chunk.memory.experts.data() + t * top_k,
+                                     chunk.memory.weights.data() + t * top_k);
                     }
                   });
   pack(chunk);
@@ -88,21 +90,23 @@ void CpuLayers::route(CpuChunk& chunk, int layer) {
 void CpuLayers::pack(CpuChunk& chunk) {
   const int top_k = shape_.top_k;
   const std::int64_t pairs = chunk.num_tokens() * top_k;
-  std::fill(chunk.counts.begin(), chunk.counts.end(), 0);
+  std::fill(chunk.memory.counts.begin(), chunk.memory.counts.end(), 0);
   const auto place_of = [&](std::int64_t i) {
-    const auto expert = static_cast<std::size_t>(chunk.experts[static_cast<std::size_t>(i)]);
+    const auto expert = static_cast<std::size_t>(chunk.memory.experts[static_cast<std::size_t>(i)]);
     return static_cast<std::size_t>(options_.part.send_order[expert]);
   };
-  for (std::int64_t i = 0; i < pairs; ++i) ++chunk.counts[place_of(i)];
-  std::exclusive_scan(chunk.counts.begin(), chunk.counts.end(), chunk.next_slot.begin(), 0);
-  for (std::int64_t i = 0; i < pairs; ++i) chunk.slots[i] = chunk.next_slot[place_of(i)]++;
+  for (std::int64_t i = 0; i < pairs; ++i) ++chunk.memory.counts[place_of(i)];
+  std::exclusive_scan(chunk.memory.counts.begin(), chunk.memory.counts.end(),
+                      chunk.memory.next_slot.begin(), 0);
+  for (std::int64_t i = 0; i < pairs; ++i)
+    chunk.memory.slots[i] = chunk.memory.next_slot[place_of(i)]++;
   const int width = shape_.hidden;
   const auto bytes = static_cast<std::size_t>(width * element_bytes_);
   parallel_ranges(options_.num_threads, pairs, grain_rows(width),
                   [&](std::int64_t begin, std::int64_t end, int) {
                     for (std::int64_t i = begin; i < end; ++i) {
-                      std::memcpy(row(chunk.dispatch_send, chunk.slots[i], width),
-                                  row(h_, i / top_k, width), bytes);
+                      std::memcpy(row(chunk.dispatch_send, chunk.memory.slots[i], width),
+                                  row(work_.h, i / top_k, width), bytes);
                     }
                   });
 }
@@ -113,15 +117,15 @@ void CpuLayers::merge(CpuChunk& chunk) {
   parallel_ranges(options_.num_threads, chunk.num_tokens(), grain_rows(width),
                   [&](std::int64_t begin, std::int64_t end, int) {
                     for (std::int64_t t = begin; t < end; ++t) {
-                      kernels_.merge(row(chunk.x, t, width), chunk.combine_recv,
-                                     chunk.slots.data() + t * top_k,
-                                     chunk.weights.data() + t * top_k, top_k, width);
+                      kernels_.merge(row(chunk.memory.x, t, width), chunk.combine_recv,
+                                     chunk.memory.slots.data() + t * top_k,
+                                     chunk.memory.weights.data() + t * top_k, top_k, width);
                     }
                   });
 }
 
 void CpuLayers::move_kv(const CpuOp& op) {
-  const KvMove move{layout_,  options_.dtype, kv_[static_cast<std::size_t>(op.layer)].data(),
+  const KvMove move{layout_,  options_.dtype, kv_.layers[static_cast<std::size_t>(op.layer)].data(),
                     op.pages, op.keys,        op.values};
   const bool save = op.kind == CpuOp::Kind::save_kv;
   parallel_ranges(options_.num_threads, op.num_positions, grain_rows(shape_.kv_width()),

@@ -11,8 +11,10 @@
 #include "compute/cpu/chunk.hpp"
 #include "compute/cpu/gemm.hpp"
 #include "compute/cpu/kernels.hpp"
+#include "compute/cpu/kv.hpp"
 #include "compute/cpu/memory.hpp"
 #include "compute/cpu/queue.hpp"
+#include "compute/cpu/workspace.hpp"
 
 namespace atl::compute {
 
@@ -36,6 +38,9 @@ struct CpuLayer {
   std::vector<CpuMlp> experts;  // by local number
 };
 
+/// What becomes of the sums of a weight's GEMM.
+Finish finish_of(Weight weight, Activation activation);
+
 /// Weights, KV cache and workspace, and the operations on them.
 class CpuLayers {
  public:
@@ -48,7 +53,7 @@ class CpuLayers {
   void execute(const CpuOp& op);
 
   std::string description() const;
-  Backend::Memory memory() const;  ///< without chunks
+  const Backend::Memory& memory() const { return memory_; }  ///< prepared, without chunks
 
  private:
   // Rows of one tile of attention: consecutive rows of one segment.
@@ -95,10 +100,8 @@ class CpuLayers {
   void for_logits(CpuChunk& chunk, std::span<const std::int32_t> rows, const Visit& visit);
   /// out[i] = final norm of x[rows[i]].
   void norm_rows(CpuChunk& chunk, std::span<const std::int32_t> rows, void* out);
-  void prepare_mlp(const CpuMlp& mlp);
-  void make_rope_tables();
-  void load_layer(CpuLayer& layer, const WeightInfo& info, int local_expert, const void* data);
-  PackedWeight packed(const WeightInfo& info, const void* data);
+  AlignedBuffer& vector_place(const WeightInfo& info);
+  PackedWeight& matrix_place(const WeightInfo& info, int local_expert);
   AlignedBuffer floats_of(const void* data, std::int64_t count) const;
   char* row(void* base, std::int64_t index, std::int64_t width) const {
     return static_cast<char*>(base) + index * width * element_bytes_;
@@ -118,20 +121,10 @@ class CpuLayers {
   AlignedBuffer embedding_;  // [vocab, H]
   AlignedBuffer final_norm_;
   PackedWeight lm_head_;
-  std::vector<AlignedBuffer> kv_;  // [num_layers], num_pages pages each
-  AlignedBuffer rope_coarse_;
-  AlignedBuffer rope_fine_;
-
-  // Workspace, used by one operation at a time. Row counts are whole tiles.
-  AlignedBuffer h_;               // [max_tokens, H], normed rows
-  AlignedBuffer inner_;           // [mlp_rows, widest MLP]
-  AlignedBuffer vocab_;           // [vocab_rows, vocab], float32
-  AlignedBuffer attend_scratch_;  // per thread
-  MlpRows work_;
-  std::int64_t mlp_rows_ = 0;  // that run at once
-  int vocab_rows_ = 0;
-  std::int64_t scratch_floats_ = 0;
-  int attend_rows_ = 0;                  // rows per attention task
+  CpuKvCache kv_;
+  CpuWorkspace work_;  // used by one operation at a time
+  Backend::Memory memory_;
+  MlpRows mlp_;
   std::vector<std::int32_t> positions_;  // [max_tokens]
   std::vector<std::int32_t> pages_;      // [max_tokens]
   std::vector<AttendTask> tasks_;        // capacity max_tokens

@@ -25,27 +25,32 @@ constexpr std::int64_t thread_floats = panel_scratch_floats + 2 * sums_floats;
 }  // namespace
 
 PanelGemm::PanelGemm(DType dtype, int num_threads)
-    : dtype_(dtype),
-      num_threads_(num_threads),
-      kernels_(kernels_for(dtype, cpu_isa())),
-      scratch_(static_cast<std::size_t>(num_threads * thread_floats) * sizeof(float)) {}
+    : dtype_(dtype), num_threads_(num_threads), kernels_(kernels_for(dtype, cpu_isa())) {}
+
+std::int64_t PanelGemm::packed_bytes(int n, int k) const {
+  return panels_of(n) * panel_bytes(k);
+}
 
 PackedWeight PanelGemm::pack(const void* weight, int n, int k) {
-  const int columns = kernels_.panel_columns;
-  const int panels = (n + columns - 1) / columns;
-  const std::size_t panel_bytes = size_of(dtype_) * static_cast<std::size_t>(k * columns);
-  PackedWeight packed(n, k, static_cast<std::size_t>(panels) * panel_bytes);
-  parallel_ranges(num_threads_, panels, 1, [&](std::int64_t begin, std::int64_t end, int) {
+  PackedWeight packed(n, k, static_cast<std::size_t>(packed_bytes(n, k)));
+  parallel_ranges(num_threads_, panels_of(n), 1, [&](std::int64_t begin, std::int64_t end, int) {
     for (std::int64_t panel = begin; panel < end; ++panel) {
-      kernels_.pack_panel(
-          weight, n, k, static_cast<int>(panel),
-          static_cast<char*>(packed.data()) + static_cast<std::size_t>(panel) * panel_bytes);
+      kernels_.pack_panel(weight, n, k, static_cast<int>(panel),
+                          static_cast<char*>(packed.data()) + panel * panel_bytes(k));
     }
   });
   return packed;
 }
 
-void PanelGemm::prepare(const PackedWeight& /*weight*/, Finish /*finish*/) {}
+std::int64_t PanelGemm::buffer_bytes(std::span<const GemmUse> uses) const {
+  return uses.empty() ? 0 : num_threads_ * thread_floats * static_cast<std::int64_t>(sizeof(float));
+}
+
+void PanelGemm::prepare(const PackedWeight& weight, Finish finish) {
+  if (scratch_.bytes() > 0) return;
+  const GemmUse use{weight.n(), weight.k(), finish};
+  scratch_ = AlignedBuffer(static_cast<std::size_t>(buffer_bytes({&use, 1})));
+}
 
 void PanelGemm::plan(std::span<const Product> products) {
   const int most = task_columns / kernels_.panel_columns;
@@ -56,7 +61,7 @@ void PanelGemm::plan(std::span<const Product> products) {
     int most_rows = 1;
     for (const Product& product : products) most_rows = std::max(most_rows, product.rows);
     for (const Product& product : products) {
-      const int count = (panels_of(*product.weight) + panels - 1) / panels;
+      const int count = (panels_of(product.weight->n()) + panels - 1) / panels;
       tasks += static_cast<double>(count) * product.rows / most_rows;
     }
     const double rounds = num_threads_ == 1 ? tasks : std::ceil(tasks / num_threads_) + 0.25;
@@ -68,7 +73,7 @@ void PanelGemm::plan(std::span<const Product> products) {
   }
   first_task_.assign(1, 0);
   for (const Product& product : products) {
-    const int count = (panels_of(*product.weight) + panels_per_task_ - 1) / panels_per_task_;
+    const int count = (panels_of(product.weight->n()) + panels_per_task_ - 1) / panels_per_task_;
     first_task_.push_back(first_task_.back() + count);
   }
 }
@@ -80,20 +85,18 @@ void PanelGemm::run(std::span<const Product> products) {
     const auto index = static_cast<std::size_t>(after - first_task_.begin() - 1);
     const Product& product = products[index];
     const int first = static_cast<int>(task - first_task_[index]) * panels_per_task_;
-    run_task(product, first, std::min(panels_per_task_, panels_of(*product.weight) - first),
+    run_task(product, first, std::min(panels_per_task_, panels_of(product.weight->n()) - first),
              scratch_.as<float>() + thread * thread_floats);
   });
 }
 
 void PanelGemm::multiply(const Product& product, const PackedWeight& weight, int first, int count,
                          float* c, float* scratch) const {
-  const std::int64_t panel_elements = std::int64_t{kernels_.panel_columns} * weight.k();
   PanelTask task;
   task.rows = product.in;
   task.num_rows = product.rows;
   task.k = weight.k();
-  task.panels = static_cast<const char*>(weight.data()) +
-                first * panel_elements * static_cast<std::int64_t>(size_of(dtype_));
+  task.panels = static_cast<const char*>(weight.data()) + first * panel_bytes(weight.k());
   task.num_panels = count;
   task.c = c;
   task.c_stride = std::int64_t{count} * kernels_.panel_columns;

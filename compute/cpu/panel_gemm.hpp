@@ -17,17 +17,20 @@ class PanelGemm final : public Gemm {
   PanelGemm(DType dtype, int num_threads);
 
   PackedWeight pack(const void* weight, int n, int k) override;
+  std::int64_t packed_bytes(int n, int k) const override;
   void prepare(const PackedWeight& weight, Finish finish) override;
   void run(const PackedWeight& weight, const void* in, std::int64_t rows, void* out,
            Finish finish) override;
   void run(std::span<const Product> products) override;
-  int rows_at_once() const override { return 4 * tile_rows; }  // an even end of many tasks
+  int rows_at_once() const override { return most_rows_at_once; }
   std::string description() const override;
   std::int64_t buffer_bytes() const override { return scratch_.bytes(); }
+  std::int64_t buffer_bytes(std::span<const GemmUse> uses) const override;
 
  private:
-  int panels_of(const PackedWeight& weight) const {
-    return (weight.n() + kernels_.panel_columns - 1) / kernels_.panel_columns;
+  int panels_of(int n) const { return (n + kernels_.panel_columns - 1) / kernels_.panel_columns; }
+  std::int64_t panel_bytes(int k) const {
+    return std::int64_t{k} * kernels_.panel_columns * static_cast<std::int64_t>(size_of(dtype_));
   }
   /// Cuts products into tasks of as many panels as leave enough of them.
   void plan(std::span<const Product> products);

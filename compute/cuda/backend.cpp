@@ -1,4 +1,4 @@
-// The CUDA backend as callers see it: checks, the memory plan, and the seam's functions.
+// The CUDA backend as callers see it: checks, and the seam's functions.
 
 #include "compute/cuda/backend.hpp"
 
@@ -9,15 +9,11 @@
 #include "compute/error.hpp"
 #include "compute/loaded_weights.hpp"
 #include "compute/loading.hpp"
+#include "compute/memory_plan.hpp"
 
 namespace atl::compute {
 
 namespace {
-
-void check_all(const BackendOptions& options) {
-  check_options(options, cuda::max_head_dim);
-  cuda::check_shape(options.shape, options.page_tokens);
-}
 
 std::string gib(std::int64_t bytes) {
   return fmt::format("{:.2f} GiB", static_cast<double>(bytes) / (1 << 30));
@@ -25,14 +21,13 @@ std::string gib(std::int64_t bytes) {
 
 /// Refuses what is larger than the share, with a table and what would fit.
 void require_fit(const BackendOptions& options, const CudaShare& share) {
-  const Backend::Memory need = cuda_memory_need(options);
+  const MemoryPlan need = cuda_memory_plan(options);
   const std::int64_t limit =
       share.memory_bytes > 0 ? share.memory_bytes : share.device.free_bytes / share.num_ranks;
-  const std::int64_t total = need.weights + need.kv_cache + need.buffers;
-  if (total <= limit) return;
+  if (need.total() <= limit) return;
   const std::int64_t tokens = options.num_pages * options.page_tokens;
   const std::int64_t page_bytes = options.num_pages > 0 ? need.kv_cache / options.num_pages : 1;
-  const std::int64_t for_pages = limit - need.weights - need.buffers;
+  const std::int64_t for_pages = limit - need.weights - need.buffers();
   const std::int64_t pages = for_pages > 0 ? for_pages / std::max<std::int64_t>(page_bytes, 1) : 0;
   std::string advice =
       pages > 0 ? fmt::format("--kv-tokens {} would fit", pages * options.page_tokens)
@@ -48,14 +43,13 @@ void require_fit(const BackendOptions& options, const CudaShare& share) {
       "  available  {:>12}  ({} free, for {} rank{})\n"
       "{}",
       share.device.index, share.device.name, gib(need.weights), gib(need.kv_cache), tokens,
-      gib(need.buffers), options.num_chunks, options.max_chunk_tokens, options.receive_rows,
-      gib(total), gib(limit), gib(share.device.free_bytes), share.num_ranks,
+      gib(need.buffers()), options.num_chunks, options.max_chunk_tokens, options.receive_rows,
+      gib(need.total()), gib(limit), gib(share.device.free_bytes), share.num_ranks,
       share.num_ranks == 1 ? "" : "s", advice);
 }
 
 const BackendOptions& checked(const BackendOptions& options, const CudaShare& share) {
-  check_all(options);
-  require_fit(options, share);
+  require_fit(options, share);  // and what the plan requires
   return options;
 }
 
@@ -205,11 +199,6 @@ class CudaBackend final : public Backend {
 };
 
 }  // namespace
-
-Backend::Memory cuda_memory_need(const BackendOptions& options) {
-  check_all(options);
-  return cuda::planned_memory(options);
-}
 
 std::unique_ptr<Backend> make_cuda_backend(const BackendOptions& options, const CudaShare& share) {
   const cuda::Doing doing("setting up");

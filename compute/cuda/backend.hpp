@@ -38,9 +38,6 @@ struct CudaShare {
   std::int64_t memory_bytes = 0;  ///< this rank may take so much; 0: what is free
 };
 
-/// What a backend with these options will allocate; nothing is allocated for this.
-Backend::Memory cuda_memory_need(const BackendOptions& options);
-
 /// The CUDA backend: cuBLASLt GEMMs and our own kernels on several streams. Allocates weights and
 /// KV cache at once; throws Error with a table when they do not fit into the share.
 std::unique_ptr<Backend> make_cuda_backend(const BackendOptions& options, const CudaShare& share);

@@ -1,21 +1,17 @@
 // A chunk on the device: its buffers and what is uploaded for it before each pass.
 
+#include "compute/cuda/chunk.hpp"
+
 #include <algorithm>
 #include <cstring>
 
 #include "compute/cuda/error.hpp"
-#include "compute/cuda/model.hpp"
+#include "compute/cuda/plan/kv.hpp"
 #include "compute/error.hpp"
 
 namespace atl::compute::cuda {
 
 namespace {
-
-constexpr std::size_t part_alignment = 16;
-
-std::size_t aligned(std::size_t bytes) {
-  return (bytes + part_alignment - 1) / part_alignment * part_alignment;
-}
 
 /// Puts parts one after the other into an upload, which lies at the same offsets on the device.
 class Packer {
@@ -27,7 +23,7 @@ class Packer {
   template <class T>
   T* add(std::size_t count, const T*& on_device) {
     const std::size_t at = bytes_;
-    bytes_ += aligned(count * sizeof(T));
+    bytes_ += upload_aligned(count * sizeof(T));
     require(bytes_ <= capacity_, "internal: a chunk's inputs take more than {} bytes", capacity_);
     on_device = reinterpret_cast<const T*>(device_ + at);
     return reinterpret_cast<T*>(host_ + at);
@@ -43,88 +39,6 @@ class Packer {
 
 }  // namespace
 
-std::int64_t most_pages(const BackendOptions& options) {
-  const std::int64_t of_sequence =
-      (options.shape.max_positions + options.page_tokens - 1) / options.page_tokens;
-  return std::min(of_sequence, std::max<std::int64_t>(options.num_pages, 1));
-}
-
-std::size_t input_bytes(const BackendOptions& options) {
-  const auto tokens = static_cast<std::size_t>(options.max_chunk_tokens);
-  const auto tiles =
-      static_cast<std::size_t>(max_attention_tiles(options.shape, options.max_chunk_tokens));
-  const auto pages = tokens * static_cast<std::size_t>(most_pages(options));
-  return 3 * aligned(tokens * sizeof(std::int32_t)) + aligned(pages * sizeof(std::int32_t)) +
-         aligned(tiles * sizeof(AttentionTile)) + aligned(tokens * sizeof(AttentionMerge));
-}
-
-std::size_t head_bytes(const BackendOptions& options) {
-  return static_cast<std::size_t>(options.max_chunk_tokens) * (sizeof(Draw) + sizeof(std::int32_t));
-}
-
-std::int64_t row_bytes(const BackendOptions& options) {
-  return options.shape.hidden * static_cast<std::int64_t>(size_of(options.dtype));
-}
-
-std::int64_t receive_bytes(std::int64_t rows, std::int64_t row_bytes) {
-  constexpr auto alignment = static_cast<std::int64_t>(Arena::alignment);
-  return 2 * ((rows * row_bytes + alignment - 1) / alignment * alignment);
-}
-
-std::int64_t inner_bytes(const BackendOptions& options, std::int64_t receive_rows) {
-  if (!options.split_experts) return 0;
-  const std::int64_t local = options.part.most_experts();
-  const std::int64_t rows =
-      receive_rows + options.max_chunk_tokens * std::min<std::int64_t>(options.shape.top_k, local);
-  // Each tile of rows begins aligned; an expert has a tile more than its full ones, and those of
-  // long runs have at least a thousand rows.
-  const std::int64_t tiles = 2 * local + rows / 64;
-  return rows * options.shape.moe_intermediate * static_cast<std::int64_t>(size_of(options.dtype)) +
-         tiles * static_cast<std::int64_t>(Arena::alignment);
-}
-
-ChunkMemory::ChunkMemory(const BackendOptions& options, Arena& arena) {
-  const ModelShape& shape = options.shape;
-  const std::int64_t tokens = options.max_chunk_tokens;
-  const std::int64_t pairs = tokens * shape.top_k;
-  const auto rows_of = [&](std::int64_t count, std::int64_t width) {
-    return arena.take_bytes(static_cast<std::size_t>(count * width) * size_of(options.dtype));
-  };
-  x = rows_of(tokens, shape.hidden);
-  normed = rows_of(tokens, shape.hidden);
-  qkv = rows_of(tokens, shape.q_width() + 2 * shape.kv_width());
-  context = rows_of(tokens, shape.q_width());
-  send = rows_of(pairs, shape.hidden);
-  combined = rows_of(pairs, shape.hidden);
-  experts = arena.take<std::int32_t>(pairs);
-  weights = arena.take<float>(pairs);
-  slots = arena.take<std::int32_t>(pairs);
-  counts = arena.take<std::int32_t>(shape.num_experts);
-  inputs = arena.take<std::byte>(static_cast<std::int64_t>(input_bytes(options)));
-  head = arena.take<std::byte>(static_cast<std::int64_t>(head_bytes(options)));
-  logprobs = arena.take<float>(tokens);
-  sampled = arena.take<SampledToken>(tokens);
-}
-
-UploadRing::UploadRing(std::size_t bytes)
-    : bytes_(aligned(bytes)),
-      memory_(2 * bytes_),
-      copied_{CudaEvent(CudaEvent::Timing::off), CudaEvent(CudaEvent::Timing::off)} {}
-
-std::byte* UploadRing::next() {
-  slot_ = 1 - slot_;
-  wait_for(copied_[slot_]);
-  return memory_.as<std::byte>() + static_cast<std::size_t>(slot_) * bytes_;
-}
-
-void UploadRing::copy(const Stream& stream, void* to, std::size_t bytes) {
-  if (bytes == 0) return;
-  check(cudaMemcpyAsync(to, memory_.as<std::byte>() + static_cast<std::size_t>(slot_) * bytes_,
-                        bytes, cudaMemcpyHostToDevice, stream.raw()),
-        "cudaMemcpyAsync");
-  copied_[slot_].record(stream);
-}
-
 CudaChunk::CudaChunk(const BackendOptions& options, int index,
                      std::shared_ptr<std::int64_t> account)
     : counts(static_cast<std::size_t>(options.shape.num_experts) * sizeof(std::int32_t)),
@@ -134,9 +48,7 @@ CudaChunk::CudaChunk(const BackendOptions& options, int index,
       account_(std::move(account)),
       uploads_(input_bytes(options)) {
   order.index = index;
-  Arena plan;
-  ChunkMemory(options, plan);
-  device_ = DeviceBuffer(plan.bytes(), "the buffers of a chunk");
+  device_ = DeviceBuffer(planned_bytes<ChunkMemory>(options), "the buffers of a chunk");
   Arena arena(device_.data());
   memory = ChunkMemory(options, arena);
   dispatch_send = memory.send;

@@ -4,6 +4,7 @@
 #include <numeric>
 
 #include "compute/cuda/error.hpp"
+#include "compute/cuda/plan/arena.hpp"
 #include "compute/error.hpp"
 
 namespace atl::compute::cuda {
@@ -113,7 +114,7 @@ std::vector<cublasLtMatmulAlgo_t> CudaGemm::candidates(const KindState& kind, in
                         cublasStatus_t (*)(cublasLtMatmulPreference_t)>
       owner(preference, cublasLtMatmulPreferenceDestroy);
   set(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
-      static_cast<std::uint64_t>(workspace_bytes));
+      static_cast<std::uint64_t>(gemm_workspace_bytes));
   set(preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
       static_cast<std::uint32_t>(CUBLASLT_REDUCTION_SCHEME_NONE));
   const auto in_alignment = alignment_of(static_cast<std::size_t>(kind.k) * size_of(dtype_));
@@ -153,7 +154,8 @@ cublasStatus_t CudaGemm::launch(const Stream& stream, const KindState& kind, con
   set_cols(kind.out_layout.get(), rows);
   return cublasLtMatmul(handle_.get(), kind.desc.get(), &one, weight, kind.weight_layout.get(), in,
                         kind.in_layout.get(), &zero, out, kind.out_layout.get(), out,
-                        kind.out_layout.get(), &algo, workspace_, workspace_bytes, stream.raw());
+                        kind.out_layout.get(), &algo, workspace_, gemm_workspace_bytes,
+                        stream.raw());
 }
 
 void CudaGemm::run(const Stream& stream, Kind kind, const void* weight, const void* in,

@@ -16,7 +16,8 @@
 #include <string>
 #include <vector>
 
-#include "compute/cuda/memory.hpp"
+#include "compute/cuda/plan/workspace.hpp"
+#include "compute/cuda/stream.hpp"
 #include "compute/types.hpp"
 
 namespace atl::compute::cuda {
@@ -32,9 +33,8 @@ class CudaGemm {
   /// round(gelu_tanh(float32)) in the activations' type.
   enum class Output : std::uint8_t { activation, float32, gelu };
 
-  /// `workspace` is device memory of workspace_bytes, used by one stream.
+  /// `workspace` is device memory of gemm_workspace_bytes, used by one stream.
   CudaGemm(DType dtype, void* workspace);
-  static constexpr std::size_t workspace_bytes = std::size_t{32} << 20;
 
   /// One kind of GEMM; plans are kept for each.
   using Kind = int;

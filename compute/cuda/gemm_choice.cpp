@@ -9,6 +9,7 @@
 #include "compute/convert.hpp"
 #include "compute/cuda/error.hpp"
 #include "compute/cuda/gemm.hpp"
+#include "compute/cuda/memory.hpp"
 #include "compute/error.hpp"
 
 namespace atl::compute::cuda {

@@ -12,8 +12,9 @@
 #include <cstdint>
 #include <string>
 
-#include "compute/cuda/attention_plan.hpp"
-#include "compute/cuda/check_shape.hpp"
+#include "compute/cuda/plan/attention_plan.hpp"
+#include "compute/cuda/plan/check_shape.hpp"
+#include "compute/cuda/plan/kv.hpp"
 #include "compute/sampling.hpp"
 #include "compute/types.hpp"
 
@@ -24,16 +25,6 @@ namespace atl::compute::cuda {
 cudaError_t find_kernels();
 /// The architectures they were compiled for, as CMake names them, e.g. "90a" or "80/90a".
 std::string built_architectures();
-
-/// One layer's KV cache: keys and values lie apart, each [num_pages, kv_heads, page_tokens,
-/// head_dim], the layout that cuDNN's paged attention takes too.
-struct KvPages {
-  void* keys = nullptr;
-  void* values = nullptr;
-  int num_kv_heads = 0;
-  int head_dim = 0;
-  int page_tokens = 0;
-};
 
 /// Where rows of a chunk belong: its segments as the kernels read them, in device memory.
 struct RowMap {
@@ -116,9 +107,8 @@ struct RouteArgs {
   float* weights = nullptr;         ///< [T, top_k]
   std::int32_t* slots = nullptr;    ///< [T, top_k]
   std::int32_t* counts = nullptr;   ///< [experts], in sending order
-  std::int32_t* scratch = nullptr;  ///< route_scratch_ints(num_tokens, num_experts)
+  std::int32_t* scratch = nullptr;  ///< route_scratch_ints(num_experts)
 };
-std::int64_t route_scratch_ints(int max_tokens, int num_experts);
 void route(cudaStream_t stream, const RouteArgs& args);
 
 /// packed[slots[t, j]] = rows[t]; 16-byte accesses where the row allows it.

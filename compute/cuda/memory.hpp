@@ -1,6 +1,5 @@
 #pragma once
-// Device and pinned host memory. Device memory is planned by the very code that takes it: an Arena
-// without memory only counts, so that the plan and the allocation cannot differ.
+// Device and pinned host memory.
 
 #include <cuda_runtime_api.h>
 
@@ -53,30 +52,6 @@ class PinnedBuffer {
   std::size_t bytes_ = 0;
 };
 
-/// Cuts one piece of device memory, or only counts what would be cut from it.
-class Arena {
- public:
-  Arena() = default;  ///< counts; every pointer taken is null
-  explicit Arena(void* memory) : memory_(static_cast<std::byte*>(memory)) {}
-
-  /// Aligned as cuBLASLt likes it best.
-  void* take_bytes(std::size_t bytes) {
-    void* at = memory_ == nullptr ? nullptr : memory_ + bytes_;
-    bytes_ += (bytes + alignment - 1) / alignment * alignment;
-    return at;
-  }
-  template <class T>
-  T* take(std::int64_t count) {
-    return static_cast<T*>(take_bytes(static_cast<std::size_t>(count) * sizeof(T)));
-  }
-  std::size_t bytes() const { return bytes_; }
-
-  static constexpr std::size_t alignment = 256;
-
- private:
-  std::byte* memory_ = nullptr;
-  std::size_t bytes_ = 0;
-};
 /// Whether `memory` is pinned, so that a copy to it runs beside the host.
 bool is_pinned(const void* memory);
 

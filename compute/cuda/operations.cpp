@@ -13,18 +13,9 @@ namespace {
 /// Takes a part's memory at once, as large as its plan says.
 template <class Part>
 Part allocate(const BackendOptions& options, const char* what, DeviceBuffer& memory) {
-  Arena plan;
-  Part(options, plan);
-  memory = DeviceBuffer(plan.bytes(), what);
+  memory = DeviceBuffer(planned_bytes<Part>(options), what);
   Arena arena(memory.data());
   return Part(options, arena);
-}
-
-template <class Part>
-std::int64_t planned(const BackendOptions& options) {
-  Arena plan;
-  Part(options, plan);
-  return static_cast<std::int64_t>(plan.bytes());
 }
 
 int count_multiprocessors() {
@@ -37,17 +28,6 @@ int count_multiprocessors() {
 }
 
 }  // namespace
-
-Backend::Memory planned_memory(const BackendOptions& options) {
-  Backend::Memory memory;
-  memory.weights = planned<CudaWeights>(options);
-  memory.kv_cache = planned<KvCache>(options);
-  memory.buffers = planned<Workspace>(options) +
-                   options.num_chunks * (planned<ChunkMemory>(options) +
-                                         receive_bytes(options.receive_rows, row_bytes(options)) +
-                                         inner_bytes(options, options.receive_rows));
-  return memory;
-}
 
 CudaLayers::CudaLayers(const BackendOptions& options)
     : options_(options),

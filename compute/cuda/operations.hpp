@@ -7,14 +7,13 @@
 #include <string>
 
 #include "compute/cuda/backend.hpp"
+#include "compute/cuda/chunk.hpp"
 #include "compute/cuda/gemm.hpp"
-#include "compute/cuda/model.hpp"
+#include "compute/cuda/plan/workspace.hpp"
 #include "compute/cuda/queue.hpp"
+#include "compute/cuda/weights.hpp"
 
 namespace atl::compute::cuda {
-
-/// Bytes on the device, by kind.
-Backend::Memory planned_memory(const BackendOptions& options);
 
 class CudaLayers {
  public:

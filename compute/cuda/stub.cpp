@@ -24,10 +24,6 @@ std::int64_t free_cuda_bytes() {
   fail("no CUDA backend: {}", why);
 }
 
-Backend::Memory cuda_memory_need(const BackendOptions& /*options*/) {
-  fail("no CUDA backend: {}", why);
-}
-
 std::unique_ptr<Backend> make_cuda_backend(const BackendOptions& /*options*/,
                                            const CudaShare& /*share*/) {
   fail("no CUDA backend: {}", why);

@@ -1,6 +1,6 @@
 // Attention's tiles: every row and every key exactly once, whatever the segments. Needs no device.
 
-#include "compute/cuda/attention_plan.hpp"
+#include "compute/cuda/plan/attention_plan.hpp"
 
 #include <gtest/gtest.h>
 

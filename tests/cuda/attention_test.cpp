@@ -10,8 +10,8 @@
 #include <numeric>
 #include <string>
 
-#include "compute/cuda/attention_plan.hpp"
 #include "compute/cuda/kernels.hpp"
+#include "compute/cuda/plan/attention_plan.hpp"
 #include "tests/cuda/device_memory.hpp"
 #include "tests/tiny_model.hpp"
 

@@ -9,8 +9,8 @@
 #include <numeric>
 #include <string>
 
-#include "app/run/devices.hpp"
 #include "compute/error.hpp"
+#include "compute/memory_plan.hpp"
 #include "tests/compute/model_checks.hpp"
 #include "tests/cuda/device_memory.hpp"
 
@@ -262,14 +262,14 @@ TEST_F(CudaBackend, TheMemoryPlanIsWhatIsTaken) {
   compute::BackendOptions options = tiny_options();
   options.num_chunks = 2;
   options.receive_rows = 21;
-  const auto plan = compute::cuda_memory_need(options);
+  const auto plan = compute::cuda_memory_plan(options);
   const auto backend = make_cuda(options);
   const auto first = backend->make_chunk();
   const auto second = backend->make_chunk();
   const auto memory = backend->memory();
   EXPECT_EQ(memory.weights, plan.weights);
   EXPECT_EQ(memory.kv_cache, plan.kv_cache);
-  EXPECT_EQ(memory.buffers, plan.buffers);
+  EXPECT_EQ(memory.buffers, plan.buffers());
   EXPECT_EQ(second->receive_capacity, 21);
   const void* const received = second->dispatch_recv;
   second->reserve_receive(21);
@@ -291,83 +291,14 @@ TEST_F(CudaBackend, ReceiveBuffersDoubleUpToWhatCanCome) {
   }
 }
 
-TEST_F(CudaBackend, FittingIsDecidedToTheByte) {
-  BackendChoice choice;
-  choice.cuda = true;
-  compute::BackendOptions options = tiny_options();
-  const auto need = compute::cuda_memory_need(options);
-  choice.share.memory_bytes = need.weights + need.kv_cache + need.buffers;
-  EXPECT_TRUE(fits(choice, options));
-  options.receive_rows = 3;
-  EXPECT_FALSE(fits(choice, options));
-  choice.share.memory_bytes += 2 * 512;  // two buffers of 3 rows of 48 BF16 values, in 256s
-  EXPECT_TRUE(fits(choice, options));
-}
-
-// With positions for far more pages than fit, tables of positions and of pages grow with each page;
-// with few, only the cache does.
-TEST_F(CudaBackend, FittingPagesAreTheMost) {
-  for (const int max_positions : {1 << 20, 640}) {
-    compute::BackendOptions options = tiny_options();
-    options.shape.max_positions = max_positions;
-    options.num_pages = 1;
-    const auto least = compute::cuda_memory_need(options);
-    BackendChoice choice;
-    choice.cuda = true;
-    choice.share.memory_bytes = least.weights + least.kv_cache + least.buffers - 1;
-    EXPECT_EQ(fitting_pages(choice, options, 1), 0);
-    EXPECT_EQ(fitting_pages(choice, options, 500), 0);
-    std::int64_t before = 0;
-    for (const int extra : {1, 100000, 333333, 1000000}) {
-      choice.share.memory_bytes += extra;
-      const std::int64_t pages = fitting_pages(choice, options, 500);
-      EXPECT_GE(pages, std::max<std::int64_t>(before, 1));
-      EXPECT_LT(pages, 500);
-      options.num_pages = pages;
-      EXPECT_TRUE(fits(choice, options)) << pages;
-      EXPECT_EQ(fitting_pages(choice, options, pages), pages);
-      options.num_pages = pages + 1;
-      EXPECT_FALSE(fits(choice, options)) << pages;
-      before = pages;
-    }
-    EXPECT_GT(before, 10);
-  }
-}
-
-TEST_F(CudaBackend, BuffersForAnyRoutingComeBeforeMoreThanTheLargestRequest) {
-  compute::BackendOptions options = tiny_options();
-  options.receive_rows = 16;
-  options.most_receive_rows = 500;
-  compute::BackendOptions any = for_any_routing(options);
-  EXPECT_EQ(any.receive_rows, 500);
-  BackendChoice choice;
-  choice.cuda = true;
-  const auto hold = [&](std::int64_t pages_beside_most) {
-    any.num_pages = pages_beside_most;
-    const auto need = compute::cuda_memory_need(any);
-    choice.share.memory_bytes = need.weights + need.kv_cache + need.buffers;
-  };
-  hold(300);
-  EXPECT_EQ(automatic_pages(choice, options, 1000, 300), 300);
-  EXPECT_EQ(automatic_pages(choice, options, 5, 5), 5) << "no more than is useful";
-  const std::int64_t more = fitting_pages(choice, options, 1000);
-  ASSERT_GT(more, 300);
-  ASSERT_LE(more, 600);
-  EXPECT_EQ(automatic_pages(choice, options, 1000, 301), more) << "for the largest request";
-  hold(1);
-  const std::int64_t many = fitting_pages(choice, options, 1000);
-  ASSERT_GT(many, 2);
-  EXPECT_EQ(automatic_pages(choice, options, 1000, 1), many) << "for half of the cache";
-}
-
 TEST_F(CudaBackend, WhatDoesNotFitIsRefusedWithWhatWould) {
   compute::BackendOptions options = tiny_options();
   options.num_pages = 100000;
   compute::CudaShare share;
   share.device = compute::open_cuda_device(0);
   share.num_ranks = 2;
-  const auto without_kv = compute::cuda_memory_need(tiny_options());
-  share.memory_bytes = without_kv.weights + without_kv.buffers + (std::int64_t{64} << 20);
+  const auto without_kv = compute::cuda_memory_plan(tiny_options());
+  share.memory_bytes = without_kv.weights + without_kv.buffers() + (std::int64_t{64} << 20);
   try {
     compute::make_cuda_backend(options, share);
     FAIL() << "larger than the memory";

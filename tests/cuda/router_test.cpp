@@ -10,6 +10,7 @@
 #include <set>
 
 #include "compute/cuda/kernels.hpp"
+#include "compute/cuda/plan/workspace.hpp"
 #include "tests/cuda/device_memory.hpp"
 #include "tests/reference.hpp"
 
@@ -41,7 +42,7 @@ class CudaRouter : public ::testing::Test {
     const DeviceArray<std::int32_t> slots(pairs);
     const DeviceArray<std::int32_t> counts(order.size());
     const DeviceArray<std::int32_t> scratch(
-        static_cast<std::size_t>(cuda::route_scratch_ints(static_cast<int>(tokens), experts)));
+        static_cast<std::size_t>(cuda::route_scratch_ints(experts)));
     cuda::RouteArgs args;
     args.logits = device_logits.get();
     args.send_order = send_order.get();

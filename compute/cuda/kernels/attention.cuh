@@ -17,10 +17,10 @@
 
 #include <algorithm>
 
-#include "compute/cuda/attention_plan.hpp"
 #include "compute/cuda/kernels.hpp"
 #include "compute/cuda/kernels/attention_tile.cuh"
 #include "compute/cuda/kernels/device.cuh"
+#include "compute/cuda/plan/attention_plan.hpp"
 
 namespace atl::compute::cuda {
 

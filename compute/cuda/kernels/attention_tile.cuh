@@ -3,8 +3,8 @@
 
 #include <algorithm>
 
-#include "compute/cuda/attention_plan.hpp"
 #include "compute/cuda/kernels/device.cuh"
+#include "compute/cuda/plan/attention_plan.hpp"
 
 namespace atl::compute::cuda {
 

@@ -9,6 +9,7 @@
 
 #include "compute/cuda/kernels.hpp"
 #include "compute/cuda/kernels/device.cuh"
+#include "compute/cuda/plan/workspace.hpp"
 
 namespace atl::compute::cuda {
 
@@ -17,7 +18,6 @@ namespace {
 constexpr int threads = 512;
 constexpr int warps = threads / warp_lanes;
 static_assert(threads == max_experts, "a thread per expert");
-constexpr int max_tiles = 128;
 
 /// A probability and its expert as one number: larger probabilities first, then lower experts. NaN,
 /// whose bits the hardware chooses, counts as one value.
@@ -203,12 +203,8 @@ void launch_route(cudaStream_t stream, const RouteArgs& args, int tokens_per_war
 
 }  // namespace
 
-std::int64_t route_scratch_ints(int /*max_tokens*/, int num_experts) {
-  return std::int64_t{max_tiles} * num_experts;
-}
-
 void route(cudaStream_t stream, const RouteArgs& args) {
-  const int tokens_per_warp = std::max(1, divide_up(args.num_tokens, warps * max_tiles));
+  const int tokens_per_warp = std::max(1, divide_up(args.num_tokens, warps * max_route_tiles));
   const int tokens_per_tile = warps * tokens_per_warp;
   const int num_tiles = divide_up(args.num_tokens, tokens_per_tile);
   if (args.num_experts <= warp_lanes) {

@@ -1,6 +1,6 @@
-#include "compute/cuda/check_shape.hpp"
+#include "compute/cuda/plan/check_shape.hpp"
 
-#include "compute/cuda/attention_plan.hpp"
+#include "compute/cuda/plan/attention_plan.hpp"
 #include "compute/error.hpp"
 
 namespace atl::compute::cuda {

@@ -1,4 +1,4 @@
-#include "compute/cuda/attention_plan.hpp"
+#include "compute/cuda/plan/attention_plan.hpp"
 
 #include <algorithm>
 

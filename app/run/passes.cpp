@@ -1,0 +1,158 @@
+#include "app/run/passes.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "app/run/progress.hpp"
+#include "app/run/run.hpp"
+#include "app/run/stop.hpp"
+#include "comm/watchdog.hpp"
+
+namespace atl {
+
+namespace {
+
+constexpr std::size_t max_trace_events = 200000;  // per rank, about 100 bytes each on file
+
+}  // namespace
+
+Passes::Passes(const PassesInput& input) : in_(input) {
+  const DriverOptions driver = driver_options();
+  timeline_.emplace(in_.world.size(), comm::clock_offset(in_.world, in_.ranks.topology),
+                    in_.options.trace.empty() ? 0 : max_trace_events);
+  Workload& work = in_.work;
+  batcher_.emplace(work.requests(), in_.sizes.batch, in_.world.rank(), work.kept(),
+                   work.checkpoints.restore_into(in_.backend));
+  driver_.emplace(in_.backend, in_.world, in_.model.config.shape, in_.placement, driver,
+                  *timeline_);
+  loads_.resize(static_cast<std::size_t>(in_.world.size()));
+}
+
+DriverOptions Passes::driver_options() {
+  const Sizes& sizes = in_.sizes;
+  DriverOptions driver;
+  driver.num_chunks = in_.options.chunks;
+  driver.overlap = !in_.options.no_overlap;
+  driver.transport = in_.transport;
+  driver.shares_cores = in_.ranks.given.mine.cores < 1;
+  driver.row_bytes =
+      static_cast<std::size_t>(in_.model.config.shape.hidden) * size_of(in_.model.dtype);
+  driver.mode = in_.work.mode();
+  driver.max_chunk_tokens = sizes.backend.max_chunk_tokens;
+  driver.max_head_rows = std::min(sizes.batch.max_sequences, sizes.backend.max_chunk_tokens);
+  if (!in_.dumped_layers.empty()) open_dump(driver);
+  return driver;
+}
+
+void Passes::open_dump(DriverOptions& driver) {
+  auto layout = activation_layout(in_.work.requests(), in_.work.mode(), in_.options.max_tokens);
+  layout.dtype = in_.model.dtype;
+  layout.hidden = in_.model.config.shape.hidden;
+  layout.layers = in_.dumped_layers;
+  layout.model = fmt::format("{:016x}", in_.model.file->identity());
+  dump_.emplace(in_.options.activations, layout, in_.world, in_.options.chunks);
+  driver.save_x = [this](int chunk, int layer, std::size_t tokens) {
+    return dump_->buffer(chunk, layer, tokens);
+  };
+}
+
+void Passes::run() {
+  const std::int64_t total = batcher_->waiting_work();
+  comm::watched::stage("the steps", in_.options.deadline);
+  Progress progress(root() ? in_.options.progress : ProgressStyle::none, total);
+  const double start = now_seconds();
+  double begin = start;
+  for (std::int64_t pass = 0;; ++pass) {
+    const double last_pass_seconds = now_seconds() - begin;
+    begin = now_seconds();
+    comm::watched::begin_pass(pass);
+    if (!agree_on_pass(begin, last_pass_seconds)) break;
+    driver_->run_pass(*batcher_);
+    if (dump_) dump_->write(*batcher_);
+    timeline_->end_pass(batcher_->finish_pass(now_seconds() - start));
+    in_.work.results.take(batcher_->finished());
+    if (timeline_->full()) timeline_->flush(in_.world);
+    std::int64_t left = batcher_->waiting_work();
+    for (const RankLoad& load : loads_) left += load.remaining_work;
+    progress.update(total - left, now_seconds() - start);
+  }
+  comm::watched::end_pass();
+  comm::watched::stage("the end", setup_deadlines * in_.options.deadline);
+  in_.work.checkpoints.close();
+  timeline_->flush(in_.world);
+  progress.finish();
+}
+
+bool Passes::agree_on_pass(double begin, double last_pass_seconds) {
+  in_.world.allgather_into(load_of_rank(), std::span(loads_));
+  const double agreed = now_seconds();
+  in_.work.results.collect(loads_);
+  stop_if_asked();
+  in_.work.checkpoints.advance(loads_, checkpoint_source(), last_pass_seconds);
+  if (!batcher_->next_pass(loads_)) return false;
+  timeline_->begin_pass(batcher_->has_prompt_tokens() ? Phase::prefill : Phase::decode,
+                        driver_->schedule(batcher_->num_chunks()), begin, agreed);
+  return true;
+}
+
+CheckpointSource Passes::checkpoint_source() const {
+  return {
+      &*batcher_,     &in_.backend, &driver_->traffic(), &in_.placement, &in_.model.config.shape,
+      in_.model.dtype};
+}
+
+RankLoad Passes::load_of_rank() {
+  RankLoad load = batcher_->load();
+  load.stop_signal = stop_signal();
+  load.checkpoint = in_.work.checkpoints.phase();
+  load.result_bytes = in_.work.results.waiting_bytes();
+  return load;
+}
+
+/// Between two passes, where all ranks see the same signals.
+void Passes::stop_if_asked() {
+  const auto asked = std::find_if(loads_.begin(), loads_.end(),
+                                  [](const RankLoad& load) { return load.stop_signal != 0; });
+  if (asked == loads_.end()) return;
+  const std::string checkpoint = in_.work.checkpoints.write_now(checkpoint_source());
+  std::string message;
+  if (root()) {
+    ResultStore& results = in_.work.results;
+    results.sync();
+    message = fmt::format(
+        "stopped by {} (sent to rank {}); {} of {} requests are finished and kept{}{}; run again "
+        "with --resume to go on",
+        name_of_signal(asked->stop_signal), asked - loads_.begin(), results.num_finished(),
+        in_.work.requests().size(), checkpoint.empty() ? "" : ", ", checkpoint);
+  }
+  throw comm::AgreedFailure(message, stopped_exit_code, root());
+}
+
+void Passes::close_dump() {
+  if (dump_) dump_->close();
+}
+
+std::vector<std::vector<io::TraceEvent>> Passes::gather_trace() const {
+  if (in_.options.trace.empty()) return {};
+  return in_.world.gather_vectors(std::span(timeline_->trace()), 0);
+}
+
+void Passes::write_trace(const std::vector<std::vector<io::TraceEvent>>& events) const {
+  if (in_.options.trace.empty()) return;
+  const auto step_of = [](const io::TraceEvent& event) {
+    return Step{static_cast<StepKind>(event.kind), event.layer, event.chunk, {}};
+  };
+  io::write_trace(
+      in_.options.trace, events, [&](const io::TraceEvent& e) { return step_of(e).name(); },
+      [&](const io::TraceEvent& e) { return is_exchange(step_of(e).kind); },
+      in_.backend.stream_names());
+  if (timeline_->dropped_trace_events() > 0) {
+    fmt::print(stderr,
+               "the trace keeps the first {} steps of each rank; {} later ones on rank 0 "
+               "are not in it\n",
+               max_trace_events, timeline_->dropped_trace_events());
+  }
+}
+
+}  // namespace atl

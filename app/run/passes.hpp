@@ -1,0 +1,77 @@
+#pragma once
+// All passes of a run, from the first batch to the last: what happens in each, and in which order.
+
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "app/config.hpp"
+#include "app/plan/placement.hpp"
+#include "app/plan/rank_load.hpp"
+#include "app/run/activations.hpp"
+#include "app/run/batcher.hpp"
+#include "app/run/driver.hpp"
+#include "app/run/open_model.hpp"
+#include "app/run/ranks.hpp"
+#include "app/run/sizes.hpp"
+#include "app/run/timeline.hpp"
+#include "app/run/workload.hpp"
+#include "comm/communicator.hpp"
+#include "comm/transports/kind.hpp"
+#include "compute/backend.hpp"
+#include "io/trace.hpp"
+
+namespace atl {
+
+/// What the passes work with; all of it outlives them.
+struct PassesInput {
+  const comm::Communicator& world;
+  const RunOptions& options;
+  const OpenModel& model;
+  const Placement& placement;
+  const Ranks& ranks;
+  const Sizes& sizes;
+  const std::vector<int>& dumped_layers;
+  comm::TransportKind transport;
+  compute::Backend& backend;
+  Workload& work;
+};
+
+class Passes {
+ public:
+  /// Collective.
+  explicit Passes(const PassesInput& input);
+
+  /// Collective: until no rank has anything left to do. Throws AgreedFailure where a signal stopped
+  /// them.
+  void run();
+  /// Collective: the file of activations, where one is written, gets its name.
+  void close_dump();
+
+  const Timeline& timeline() const { return *timeline_; }
+  const Driver& driver() const { return *driver_; }
+
+  /// Of the trace, where one is wanted: collective, all ranks' events on rank 0.
+  std::vector<std::vector<io::TraceEvent>> gather_trace() const;
+  /// On rank 0: writes what gather_trace() gave.
+  void write_trace(const std::vector<std::vector<io::TraceEvent>>& events) const;
+
+ private:
+  bool root() const { return in_.world.rank() == 0; }
+  DriverOptions driver_options();
+  void open_dump(DriverOptions& driver);
+  /// Between two passes: hears the other ranks, and does what is due. False when all is done.
+  bool agree_on_pass(double begin, double last_pass_seconds);
+  RankLoad load_of_rank();
+  void stop_if_asked();
+  CheckpointSource checkpoint_source() const;
+
+  const PassesInput in_;
+  std::optional<ActivationDump> dump_;
+  std::optional<Timeline> timeline_;
+  std::optional<Batcher> batcher_;
+  std::optional<Driver> driver_;
+  std::vector<RankLoad> loads_;  // [ranks], before this pass
+};
+
+}  // namespace atl

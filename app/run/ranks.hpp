@@ -1,0 +1,29 @@
+#pragma once
+// The ranks of a run: where they are, what they were given, and where they compute.
+
+#include <optional>
+
+#include "app/config.hpp"
+#include "app/run/cluster.hpp"
+#include "app/run/devices.hpp"
+#include "comm/allotment.hpp"
+#include "comm/communicator.hpp"
+#include "comm/topology.hpp"
+
+namespace atl {
+
+struct Ranks {
+  comm::Topology topology;
+  comm::Allotment given;
+  int threads = 1;  ///< of arithmetic, of this rank
+  BackendChoice choice;
+  std::optional<Cluster> cluster;  ///< where the links' speed is known
+};
+
+/// Collective; without the cluster.
+Ranks find_ranks(const comm::Communicator& world, const RunOptions& options);
+
+/// Collective: where these are wanted, what the links carry, which may be measured for it.
+void find_links(const comm::Communicator& world, const RunOptions& options, Ranks& ranks);
+
+}  // namespace atl

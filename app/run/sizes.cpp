@@ -1,0 +1,94 @@
+#include "app/run/sizes.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "app/plan/memory.hpp"
+#include "app/run/request_needs.hpp"
+
+namespace atl {
+
+namespace {
+
+constexpr int page_tokens = 64;
+
+BatchOptions batch_options(const RunOptions& options, const Sized& sized) {
+  BatchOptions batch;
+  batch.mode = sized.mode;
+  batch.max_tokens = options.max_tokens;
+  batch.max_sequences = std::min(options.max_sequences, static_cast<int>(sized.requests.size()));
+  batch.max_pass_tokens = std::max(options.step_tokens, batch.max_sequences);
+  batch.min_chunk_tokens = std::min(options.min_chunk_tokens, batch.max_pass_tokens);
+  batch.max_chunks = options.chunks;
+  batch.page_tokens = page_tokens;
+  batch.stop_token_ids = sized.model.config.stop_token_ids;
+  batch.dtype = sized.model.dtype;
+  return batch;
+}
+
+compute::BackendOptions backend_options(int rank, const Sized& sized, const BatchOptions& batch) {
+  const ModelShape& shape = sized.model.config.shape;
+  const Placement& placement = sized.placement;
+  const auto chunk_rows = (batch.max_pass_tokens + batch.max_chunks - 1) / batch.max_chunks;
+  compute::BackendOptions options;
+  options.shape = shape;
+  options.dtype = sized.model.dtype;
+  options.part = placement.part_of(rank, shape);
+  options.num_threads = sized.ranks.threads;
+  options.page_tokens = page_tokens;
+  options.max_chunk_tokens =
+      std::min(batch.max_pass_tokens, std::max(chunk_rows + 1, 2 * batch.min_chunk_tokens));
+  options.num_chunks = batch.max_chunks;
+  // All that the others send goes to this rank's experts.
+  options.most_receive_rows = std::int64_t{placement.num_ranks() - 1} * options.max_chunk_tokens *
+                              std::min<std::int64_t>(shape.top_k, options.part.most_experts());
+  // What an even routing brings, at least.
+  options.receive_rows =
+      std::min(options.most_receive_rows, std::int64_t{options.max_chunk_tokens} * shape.top_k);
+  return options;
+}
+
+/// Asked for, or what the requests can use and this rank's memory allows.
+std::int64_t kv_pages(const RunOptions& options, const Sized& sized, const Sizes& sizes) {
+  if (options.kv_tokens > 0) return (options.kv_tokens + page_tokens - 1) / page_tokens;
+  std::vector<std::int64_t> pages;
+  for (const io::Request& request : sized.requests) {
+    if (request.error.empty()) pages.push_back(pages_needed(request, sizes.batch));
+  }
+  const PagesWanted wanted = pages_wanted(pages, sized.placement.num_ranks());
+  const Ranks& ranks = sized.ranks;
+  return ranks.choice.cuda
+             ? pages_on_device(sizes.backend, ranks.choice.share.memory_bytes, wanted)
+             : pages_in_host_memory(sizes.backend, ranks.given.mine.memory_bytes, wanted);
+}
+
+}  // namespace
+
+Sizes sizes_of(const comm::Communicator& world, const RunOptions& options, const Sized& sized) {
+  Sizes sizes;
+  sizes.batch = batch_options(options, sized);
+  sizes.backend = backend_options(world.rank(), sized, sizes.batch);
+  std::int64_t pages = 0;
+  world.agree([&] { pages = kv_pages(options, sized, sizes); });
+  world.allreduce(std::span(&pages, 1), comm::Communicator::Reduce::min);
+  sizes.batch.num_pages = std::max<std::int64_t>(1, pages);
+  sizes.backend.num_pages = sizes.batch.num_pages;
+  if (!sized.ranks.choice.cuda) return sizes;
+  world.agree([&] {
+    // Buffers for received rows never grow in a pass, where memory is left beside all else.
+    const compute::BackendOptions most = for_any_routing(sizes.backend);
+    if (fits_device(most, sized.ranks.choice.share.memory_bytes)) sizes.backend = most;
+  });
+  return sizes;
+}
+
+std::string kv_limit(const RunOptions& options, const Ranks& ranks) {
+  if (options.kv_tokens > 0) return "as --kv-tokens says";
+  if (ranks.choice.cuda) return "what the memory of a GPU leaves beside the weights";
+  const std::string& by = ranks.given.mine.memory_by;
+  return fmt::format("{:.0f} % of its memory{}{}", kv_share_of_host_memory * 100,
+                     by.empty() ? "" : ", which is limited by ", by);
+}
+
+}  // namespace atl

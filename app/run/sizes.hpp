@@ -1,0 +1,40 @@
+#pragma once
+// How large a run's passes, chunks, buffers and KV cache are.
+
+#include <string>
+#include <vector>
+
+#include "app/config.hpp"
+#include "app/mode.hpp"
+#include "app/plan/placement.hpp"
+#include "app/run/batch_options.hpp"
+#include "app/run/open_model.hpp"
+#include "app/run/ranks.hpp"
+#include "comm/communicator.hpp"
+#include "compute/backend.hpp"
+#include "io/requests.hpp"
+
+namespace atl {
+
+struct Sizes {
+  BatchOptions batch;
+  compute::BackendOptions backend;  ///< of this rank
+};
+
+/// What there is to size.
+struct Sized {
+  const OpenModel& model;
+  const Placement& placement;
+  const Ranks& ranks;
+  const std::vector<io::Request>& requests;
+  Mode mode;
+};
+
+/// Collective: alike on all ranks but for what each holds. Without --kv-tokens the KV cache is what
+/// the requests can use and the memory of all ranks allows.
+Sizes sizes_of(const comm::Communicator& world, const RunOptions& options, const Sized& sized);
+
+/// What the KV cache was sized by, for a message.
+std::string kv_limit(const RunOptions& options, const Ranks& ranks);
+
+}  // namespace atl

@@ -1,0 +1,36 @@
+#pragma once
+// A chunk's memory on the CPU.
+
+#include <cstdint>
+#include <vector>
+
+#include "compute/backend.hpp"
+#include "compute/cpu/memory.hpp"
+
+namespace atl::compute {
+
+/// What survives from one operation to the next, but for rows from other ranks.
+struct CpuChunkMemory {
+  CpuChunkMemory() = default;
+  CpuChunkMemory(const BackendOptions& options, HostArena& arena);
+
+  AlignedBuffer x;                      // [max_tokens, H]
+  AlignedBuffer qkv;                    // [max_tokens, (heads + 2 kv_heads) * head_dim]
+  AlignedBuffer context;                // [max_tokens, heads * head_dim]
+  AlignedBuffer send;                   // [max_tokens * top_k, H]
+  AlignedBuffer combined;               // [max_tokens * top_k, H]
+  std::vector<float> router_logits;     // [max_tokens, num_experts]
+  std::vector<std::int32_t> experts;    // [max_tokens, top_k], chosen, falling weight
+  std::vector<float> weights;           // [max_tokens, top_k]
+  std::vector<std::int32_t> slots;      // [max_tokens, top_k], row in dispatch_send
+  std::vector<std::int32_t> counts;     // [num_experts], in sending order
+  std::vector<std::int32_t> next_slot;  // the same, while packing
+};
+
+/// Rows from other ranks that a chunk has room for once `rows` of them have come, where there was
+/// room for `before`.
+std::int64_t grown_receive_capacity(std::int64_t rows, std::int64_t before);
+/// Bytes of these rows, and of as many results.
+std::int64_t receive_bytes(const BackendOptions& options, std::int64_t capacity);
+
+}  // namespace atl::compute

@@ -1,0 +1,81 @@
+#include "compute/memory_plan.hpp"
+
+#include <map>
+#include <vector>
+
+#include "compute/cpu/chunk_memory.hpp"
+#include "compute/cpu/gemm.hpp"
+#include "compute/cpu/kv.hpp"
+#include "compute/cpu/operations.hpp"
+#include "compute/cpu/workspace.hpp"
+
+namespace atl::compute {
+
+namespace {
+
+template <class Part>
+std::int64_t planned(const BackendOptions& options) {
+  HostArena arena(HostArena::Mode::count);
+  Part(options, arena);
+  return arena.bytes();
+}
+
+/// Bytes of the weights, and of what their GEMMs share.
+class WeightSums {
+ public:
+  explicit WeightSums(const BackendOptions& options)
+      : options_(options), gemm_(make_gemm(options.dtype, options.num_threads)) {}
+
+  void add(const WeightInfo& info) {
+    if (info.use == Use::vector) {
+      weights_ += info.rows * static_cast<std::int64_t>(sizeof(float));
+    } else if (info.id == Weight::embedding) {
+      weights_ += info.num_elements() * static_cast<std::int64_t>(size_of(options_.dtype));
+    } else {
+      weights_ += packed_bytes(info);
+    }
+  }
+  std::int64_t weights() const { return weights_; }
+  std::int64_t gemm_buffers() const { return gemm_->buffer_bytes(uses_); }
+
+ private:
+  /// Asks once for all weights of one kind.
+  std::int64_t packed_bytes(const WeightInfo& info) {
+    const GemmUse use{static_cast<int>(info.rows), static_cast<int>(info.cols),
+                      finish_of(info.id, options_.shape.activation)};
+    const auto [found, is_new] = packed_.try_emplace(use, 0);
+    if (is_new) {
+      found->second = gemm_->packed_bytes(use.n, use.k);
+      uses_.push_back(use);
+    }
+    return found->second;
+  }
+
+  const BackendOptions& options_;
+  std::unique_ptr<Gemm> gemm_;
+  std::int64_t weights_ = 0;
+  std::map<GemmUse, std::int64_t> packed_;
+  std::vector<GemmUse> uses_;
+};
+
+}  // namespace
+
+std::int64_t cpu_kv_bytes(const BackendOptions& options) {
+  return planned<CpuKvCache>(options);
+}
+
+MemoryPlan cpu_memory_plan(const BackendOptions& options) {
+  WeightSums sums(options);
+  for_each_weight(options.shape, options.part,
+                  [&](const WeightInfo& info, int, int) { sums.add(info); });
+  MemoryPlan plan;
+  plan.weights = sums.weights();
+  plan.kv_cache = cpu_kv_bytes(options);
+  plan.workspace = planned<CpuWorkspace>(options) + sums.gemm_buffers();
+  plan.chunks = options.num_chunks * planned<CpuChunkMemory>(options);
+  plan.received =
+      options.num_chunks * receive_bytes(options, grown_receive_capacity(options.receive_rows, 0));
+  return plan;
+}
+
+}  // namespace atl::compute

@@ -1,0 +1,27 @@
+#pragma once
+// The memory that the CPU backend's operations share, one after the other.
+
+#include <cstdint>
+
+#include "compute/backend.hpp"
+#include "compute/cpu/memory.hpp"
+
+namespace atl::compute {
+
+/// Row counts are whole tiles.
+struct CpuWorkspace {
+  CpuWorkspace() = default;
+  CpuWorkspace(const BackendOptions& options, HostArena& arena);
+
+  AlignedBuffer h;               // [max_tokens, H], normed rows
+  AlignedBuffer inner;           // [most_rows_at_once, widest MLP]
+  AlignedBuffer vocab;           // [vocab_rows, vocab], float32
+  AlignedBuffer attend_scratch;  // [threads, scratch_floats], float32
+  AlignedBuffer rope_coarse;     // see RopeTables, [max_positions / 64 + 1]
+  AlignedBuffer rope_fine;       // [64]
+  int vocab_rows = 0;
+  std::int64_t scratch_floats = 0;  // per thread
+  int attend_rows = 0;              // rows per attention task
+};
+
+}  // namespace atl::compute

@@ -1,0 +1,61 @@
+#pragma once
+// A chunk on the device, and what is uploaded for it.
+
+#include <cstdint>
+#include <memory>
+
+#include "compute/backend.hpp"
+#include "compute/cuda/kernels.hpp"
+#include "compute/cuda/memory.hpp"
+#include "compute/cuda/plan/attention_plan.hpp"
+#include "compute/cuda/plan/chunk_memory.hpp"
+#include "compute/cuda/queue.hpp"
+#include "compute/cuda/upload_ring.hpp"
+
+namespace atl::compute::cuda {
+
+/// Where a chunk's uploaded inputs lie on the device.
+struct ChunkInputs {
+  const std::int32_t* tokens = nullptr;
+  RowMap map;
+  const AttentionTile* tiles = nullptr;
+  const AttentionMerge* merges = nullptr;
+  int num_wide = 0;
+  int num_narrow = 0;
+  int num_merges = 0;
+};
+
+class CudaChunk final : public Chunk {
+ public:
+  /// `account` is the backend's sum of chunk bytes; the chunk adds and subtracts its own.
+  CudaChunk(const BackendOptions& options, int index, std::shared_ptr<std::int64_t> account);
+  ~CudaChunk() override;
+  void reserve_receive(std::int64_t rows) override;
+
+  /// Copies token ids, positions, pages and attention's work to the device.
+  void upload(const BackendOptions& options, int multiprocessors, const Stream& stream);
+
+  int num_tokens() const { return static_cast<int>(tokens.size()); }
+
+  mutable ChunkOrder order;  // advances also where x is only read
+  ChunkMemory memory;
+  ChunkInputs inputs;
+  const float* normed_with = nullptr;  ///< weight of the norm that memory.normed holds x after
+  DeviceBuffer inner;                  ///< of experts, where options.split_experts; see inner_bytes
+  PinnedBuffer counts;                 ///< [num_experts], in sending order
+  UploadRing head_uploads;
+  PinnedBuffer sampled;  ///< [T], what the device chose, on its way to the caller
+  CudaEvent computed{CudaEvent::Timing::off};  ///< the head's results, for their way to the host
+
+ private:
+  void take_inner();
+
+  const BackendOptions& options_;
+  std::shared_ptr<std::int64_t> account_;
+  DeviceBuffer device_;
+  DeviceBuffer received_;
+  UploadRing uploads_;
+  AttentionPlan plan_;
+};
+
+}  // namespace atl::compute::cuda

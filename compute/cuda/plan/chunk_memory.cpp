@@ -1,0 +1,69 @@
+#include "compute/cuda/plan/chunk_memory.hpp"
+
+#include <algorithm>
+
+#include "compute/cuda/plan/attention_plan.hpp"
+#include "compute/cuda/plan/kv.hpp"
+
+namespace atl::compute::cuda {
+
+std::size_t input_bytes(const BackendOptions& options) {
+  const auto tokens = static_cast<std::size_t>(options.max_chunk_tokens);
+  const auto tiles =
+      static_cast<std::size_t>(max_attention_tiles(options.shape, options.max_chunk_tokens));
+  const auto pages = tokens * static_cast<std::size_t>(most_pages(options));
+  return 3 * upload_aligned(tokens * sizeof(std::int32_t)) +
+         upload_aligned(pages * sizeof(std::int32_t)) +
+         upload_aligned(tiles * sizeof(AttentionTile)) +
+         upload_aligned(tokens * sizeof(AttentionMerge));
+}
+
+std::size_t head_bytes(const BackendOptions& options) {
+  return static_cast<std::size_t>(options.max_chunk_tokens) * (sizeof(Draw) + sizeof(std::int32_t));
+}
+
+std::int64_t row_bytes(const BackendOptions& options) {
+  return options.shape.hidden * static_cast<std::int64_t>(size_of(options.dtype));
+}
+
+std::int64_t receive_bytes(std::int64_t rows, std::int64_t row_bytes) {
+  constexpr auto alignment = static_cast<std::int64_t>(Arena::alignment);
+  return 2 * ((rows * row_bytes + alignment - 1) / alignment * alignment);
+}
+
+std::int64_t inner_bytes(const BackendOptions& options, std::int64_t receive_rows) {
+  if (!options.split_experts) return 0;
+  const std::int64_t local = options.part.most_experts();
+  const std::int64_t rows =
+      receive_rows + options.max_chunk_tokens * std::min<std::int64_t>(options.shape.top_k, local);
+  // Each tile of rows begins aligned; an expert has a tile more than its full ones, and those of
+  // long runs have at least a thousand rows.
+  const std::int64_t tiles = 2 * local + rows / 64;
+  return rows * options.shape.moe_intermediate * static_cast<std::int64_t>(size_of(options.dtype)) +
+         tiles * static_cast<std::int64_t>(Arena::alignment);
+}
+
+ChunkMemory::ChunkMemory(const BackendOptions& options, Arena& arena) {
+  const ModelShape& shape = options.shape;
+  const std::int64_t tokens = options.max_chunk_tokens;
+  const std::int64_t pairs = tokens * shape.top_k;
+  const auto rows_of = [&](std::int64_t count, std::int64_t width) {
+    return arena.take_bytes(static_cast<std::size_t>(count * width) * size_of(options.dtype));
+  };
+  x = rows_of(tokens, shape.hidden);
+  normed = rows_of(tokens, shape.hidden);
+  qkv = rows_of(tokens, shape.q_width() + 2 * shape.kv_width());
+  context = rows_of(tokens, shape.q_width());
+  send = rows_of(pairs, shape.hidden);
+  combined = rows_of(pairs, shape.hidden);
+  experts = arena.take<std::int32_t>(pairs);
+  weights = arena.take<float>(pairs);
+  slots = arena.take<std::int32_t>(pairs);
+  counts = arena.take<std::int32_t>(shape.num_experts);
+  inputs = arena.take<std::byte>(static_cast<std::int64_t>(input_bytes(options)));
+  head = arena.take<std::byte>(static_cast<std::int64_t>(head_bytes(options)));
+  logprobs = arena.take<float>(tokens);
+  sampled = arena.take<SampledToken>(tokens);
+}
+
+}  // namespace atl::compute::cuda

@@ -1,0 +1,34 @@
+#include "compute/cuda/plan/kv.hpp"
+
+#include <algorithm>
+
+namespace atl::compute::cuda {
+
+KvCache::KvCache(const BackendOptions& options, Arena& arena) {
+  const ModelShape& shape = options.shape;
+  const auto bytes =
+      static_cast<std::size_t>(options.num_pages * options.page_tokens * shape.kv_width()) *
+      size_of(options.dtype);
+  for (int layer = 0; layer < shape.num_layers; ++layer) {
+    KvPages pages;
+    pages.keys = arena.take_bytes(bytes);
+    pages.values = arena.take_bytes(bytes);
+    pages.num_kv_heads = shape.num_kv_heads;
+    pages.head_dim = shape.head_dim;
+    pages.page_tokens = options.page_tokens;
+    layers.push_back(pages);
+  }
+}
+
+std::int64_t most_pages(const BackendOptions& options) {
+  const std::int64_t of_sequence =
+      (options.shape.max_positions + options.page_tokens - 1) / options.page_tokens;
+  return std::min(of_sequence, std::max<std::int64_t>(options.num_pages, 1));
+}
+
+int num_positions(const BackendOptions& options) {
+  return static_cast<int>(
+      std::min<std::int64_t>(options.shape.max_positions, options.num_pages * options.page_tokens));
+}
+
+}  // namespace atl::compute::cuda

@@ -1,0 +1,36 @@
+#include "compute/memory_plan.hpp"
+
+#include "compute/cuda/plan/attention_plan.hpp"
+#include "compute/cuda/plan/check_shape.hpp"
+#include "compute/cuda/plan/chunk_memory.hpp"
+#include "compute/cuda/plan/kv.hpp"
+#include "compute/cuda/plan/weight_memory.hpp"
+#include "compute/cuda/plan/workspace.hpp"
+#include "compute/loading.hpp"
+
+namespace atl::compute {
+
+namespace {
+
+template <class Part>
+std::int64_t planned(const BackendOptions& options) {
+  return static_cast<std::int64_t>(cuda::planned_bytes<Part>(options));
+}
+
+}  // namespace
+
+MemoryPlan cuda_memory_plan(const BackendOptions& options) {
+  check_options(options, cuda::max_head_dim);
+  cuda::check_shape(options.shape, options.page_tokens);
+  MemoryPlan plan;
+  plan.weights = planned<cuda::WeightMemory>(options);
+  plan.kv_cache = planned<cuda::KvCache>(options);
+  plan.workspace = planned<cuda::Workspace>(options);
+  plan.chunks = options.num_chunks * planned<cuda::ChunkMemory>(options);
+  plan.received =
+      options.num_chunks * (cuda::receive_bytes(options.receive_rows, cuda::row_bytes(options)) +
+                            cuda::inner_bytes(options, options.receive_rows));
+  return plan;
+}
+
+}  // namespace atl::compute

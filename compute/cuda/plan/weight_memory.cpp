@@ -1,0 +1,62 @@
+#include "compute/cuda/plan/weight_memory.hpp"
+
+#include "compute/cuda/plan/kv.hpp"
+
+namespace atl::compute::cuda {
+
+WeightMemory::WeightMemory(const BackendOptions& options, Arena& arena)
+    : layers(static_cast<std::size_t>(options.shape.num_layers)) {
+  const ModelShape& shape = options.shape;
+  for (std::size_t i = 0; i < layers.size(); ++i) {
+    layers[i].experts.resize(options.part.experts[i].size());
+  }
+  for_each_weight(shape, options.part, [&](const WeightInfo& info, int, int local_expert) {
+    if (info.use == Use::vector) {
+      *vector_place(info) = arena.take<float>(info.rows);
+    } else {
+      *matrix_place(info, local_expert) =
+          arena.take_bytes(static_cast<std::size_t>(info.num_elements()) * size_of(options.dtype));
+    }
+  });
+  angles = arena.take<float>(std::int64_t{num_positions(options)} * shape.head_dim);
+  send_order = arena.take<std::int32_t>(shape.num_experts);
+}
+
+float** WeightMemory::vector_place(const WeightInfo& info) {
+  if (info.id == Weight::final_norm) return &final_norm;
+  CudaLayer& weights = layers[static_cast<std::size_t>(info.layer)];
+  switch (info.id) {
+    case Weight::attention_norm:
+      return &weights.attention_norm;
+    case Weight::ffn_norm:
+      return &weights.ffn_norm;
+    case Weight::q_norm:
+      return &weights.q_norm;
+    default:
+      return &weights.k_norm;
+  }
+}
+
+void** WeightMemory::matrix_place(const WeightInfo& info, int local_expert) {
+  if (info.id == Weight::embedding) return &embedding;
+  if (info.id == Weight::lm_head) return &lm_head;
+  CudaLayer& weights = layers[static_cast<std::size_t>(info.layer)];
+  CudaMlp& mlp =
+      local_expert >= 0 ? weights.experts[static_cast<std::size_t>(local_expert)] : weights.dense;
+  switch (info.id) {
+    case Weight::qkv:
+      return &weights.qkv;
+    case Weight::o:
+      return &weights.o;
+    case Weight::router:
+      return &weights.router;
+    case Weight::up:
+      return &mlp.up;
+    case Weight::gate:
+      return &mlp.gate;
+    default:
+      return &mlp.down;
+  }
+}
+
+}  // namespace atl::compute::cuda

@@ -1,0 +1,58 @@
+#include "compute/cuda/weights.hpp"
+
+#include <cmath>
+#include <vector>
+
+#include "compute/convert.hpp"
+#include "compute/cuda/error.hpp"
+#include "compute/cuda/plan/kv.hpp"
+
+namespace atl::compute::cuda {
+
+namespace {
+
+void to_device(void* device, const void* host, std::size_t bytes) {
+  check(cudaMemcpy(device, host, bytes, cudaMemcpyHostToDevice), "cudaMemcpy");
+}
+
+}  // namespace
+
+void CudaWeights::load(const BackendOptions& options, const WeightInfo& info, int local_expert,
+                       const void* data) {
+  const auto count = static_cast<std::size_t>(info.num_elements());
+  if (info.use == Use::vector) {
+    std::vector<float> floats(count);
+    to_float(data, options.dtype, floats);
+    to_device(*vector_place(info), floats.data(), floats.size() * sizeof(float));
+  } else {
+    to_device(*matrix_place(info, local_expert), data, count * size_of(options.dtype));
+  }
+}
+
+void CudaWeights::finish(const BackendOptions& options) {
+  const ModelShape& shape = options.shape;
+  const int half = shape.head_dim / 2;
+  const int positions = num_positions(options);
+  std::vector<float> table(static_cast<std::size_t>(positions) *
+                           static_cast<std::size_t>(shape.head_dim));
+  for (int i = 0; i < half; ++i) {
+    const double frequency = std::pow(shape.rope_theta, -2.0 * i / shape.head_dim);
+    for (int position = 0; position < positions; ++position) {
+      const auto row =
+          static_cast<std::size_t>(position) * static_cast<std::size_t>(shape.head_dim);
+      table[row + static_cast<std::size_t>(i)] = static_cast<float>(std::cos(position * frequency));
+      table[row + static_cast<std::size_t>(half + i)] =
+          static_cast<float>(std::sin(position * frequency));
+    }
+  }
+  if (!table.empty()) to_device(angles, table.data(), table.size() * sizeof(float));
+  const std::vector<std::int32_t>& order = options.part.send_order;
+  if (!order.empty()) {
+    to_device(send_order, order.data(), order.size() * sizeof(std::int32_t));
+  }
+  // Copies from pageable memory may return before they are done, and the backend's streams do not
+  // wait for the default one.
+  check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
+}
+
+}  // namespace atl::compute::cuda
