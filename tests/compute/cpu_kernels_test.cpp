@@ -1,5 +1,7 @@
-// Every kernel of every instruction set this CPU has, against the oracle's functions.
+// Every kernel of every instruction set this CPU has, and of AVX-512 in plain loops, against the
+// oracle's functions.
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -9,23 +11,32 @@
 #include <limits>
 #include <numeric>
 #include <string>
+#include <string_view>
 #include <tuple>
 
 #include "compute/cpu/kernels.hpp"
 #include "compute/cpu/memory.hpp"
+#include "tests/compute/kernels_of_loops.hpp"
 #include "tests/tiny_model.hpp"
 
 namespace atl::testing {
 namespace {
 
 using compute::AlignedBuffer;
-using compute::CpuIsa;
 
-class CpuKernels : public ::testing::TestWithParam<std::tuple<CpuIsa, DType>> {
+class CpuKernels : public ::testing::TestWithParam<std::tuple<const char*, DType>> {
  protected:
   void SetUp() override {
-    if (std::get<0>(GetParam()) > compute::cpu_isa()) GTEST_SKIP() << "not on this CPU";
-    kernels_ = &compute::kernels_for(dtype_, std::get<0>(GetParam()));
+    const std::string_view table = std::get<0>(GetParam());
+    if (table == "loops") {
+      kernels_ = &kernels_of_loops(dtype_);
+    } else if (table == "loops_and_pairs") {
+      kernels_ = &kernels_of_loops_and_pairs(dtype_);
+    } else {
+      const auto isa = compute::cpu_isa_named(table).value();
+      if (isa > compute::cpu_isa()) GTEST_SKIP() << "not on this CPU";
+      kernels_ = &compute::kernels_for(dtype_, isa);
+    }
   }
 
   /// `values` as elements of the kernel's type, with `bytes_of` their size.
@@ -489,17 +500,15 @@ TEST_P(CpuKernels, AttentionKeepsWhatIsNotFiniteToTheRowsThatSeeIt) {
   }
 }
 
-std::string table_name(const ::testing::TestParamInfo<CpuKernels::ParamType>& table) {
-  constexpr std::array<const char*, 3> names = {"avx2", "avx512", "avx512_bf16"};
-  return std::string(names[static_cast<std::size_t>(std::get<0>(table.param))]) + "_" +
-         std::string(name_of(std::get<1>(table.param)));
-}
-
-INSTANTIATE_TEST_SUITE_P(
-    Tables, CpuKernels,
-    ::testing::Combine(::testing::Values(CpuIsa::avx2, CpuIsa::avx512, CpuIsa::avx512_bf16),
-                       ::testing::Values(DType::bfloat16, DType::float16, DType::float32)),
-    table_name);
+INSTANTIATE_TEST_SUITE_P(Tables, CpuKernels,
+                         ::testing::Combine(::testing::Values("avx2", "avx512", "avx512_bf16",
+                                                              "loops", "loops_and_pairs"),
+                                            ::testing::Values(DType::bfloat16, DType::float16,
+                                                              DType::float32)),
+                         [](const auto& table) {
+                           return fmt::format("{}_{}", std::get<0>(table.param),
+                                              name_of(std::get<1>(table.param)));
+                         });
 
 }  // namespace
 }  // namespace atl::testing
