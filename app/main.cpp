@@ -21,6 +21,7 @@
 #include "app/run/stop.hpp"
 #include "comm/allotment.hpp"
 #include "comm/communicator.hpp"
+#include "comm/environment.hpp"
 #include "comm/launcher.hpp"
 #include "comm/openmp_binding.hpp"
 #include "comm/watchdog.hpp"

@@ -4,14 +4,11 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cstdlib>
 #include <limits>
 #include <string_view>
 #include <thread>
 #include <utility>
 
-#include "comm/allotment.hpp"
-#include "comm/launcher.hpp"
 #include "comm/watchdog.hpp"
 
 namespace atl::comm {
@@ -30,62 +27,6 @@ int to_int(std::size_t value, std::string_view what) {
           "{} is {} (MPI counts at most 2147483647); use more chunks or fewer tokens a step", what,
           value);
   return static_cast<int>(value);
-}
-
-std::string Environment::library() {
-  char text[MPI_MAX_LIBRARY_VERSION_STRING] = {};
-  int length = 0;
-  check(MPI_Get_library_version(text, &length), "MPI_Get_library_version");
-  const std::string name(text);
-  return name.substr(0, name.find(','));
-}
-
-bool Environment::ucx_may_use_tcp(const char* transports, const char* devices) {
-  // Lists with commas; "^" before a list of transports excludes these. "mlx5_0:1" is a port of an
-  // InfiniBand card, "eth0" what TCP runs on.
-  const auto any_of = [](std::string_view list, const auto& wanted) {
-    for (std::size_t begin = 0; begin <= list.size();) {
-      const std::size_t end = std::min(list.find(',', begin), list.size());
-      if (wanted(list.substr(begin, end - begin))) return true;
-      begin = end + 1;
-    }
-    return false;
-  };
-  const std::string_view names = transports == nullptr ? "all" : transports;
-  const bool excluding = !names.empty() && names.front() == '^';
-  const bool named = any_of(names.substr(excluding ? 1 : 0),
-                            [](std::string_view name) { return name == "tcp" || name == "all"; });
-  const bool has_device = devices == nullptr || any_of(devices, [](std::string_view name) {
-                            return name.find(':') == std::string_view::npos;
-                          });
-  return named != excluding && has_device;
-}
-
-Environment::Environment(int* argc, char*** argv) {
-  // Where ranks share cores, Open MPI's blocking calls must give the core away while they wait.
-  if (share_before_mpi(launcher::announced_local_ranks()).cores < 1) {
-    setenv("OMPI_MCA_mpi_yield_when_idle", "1", /*overwrite=*/0);
-  }
-  // Over TCP, UCX's writes into the receiver's memory let all messages that are under way share the
-  // link, so that the exchanges of all chunks end late and together. Without them the first one is
-  // there first, and arithmetic can go on with it. Where no TCP is, UCX warns of what it did not
-  // use.
-  if (ucx_may_use_tcp(std::getenv("UCX_TLS"), std::getenv("UCX_NET_DEVICES"))) {
-    setenv("UCX_TCP_PUT_ENABLE", "n", /*overwrite=*/0);
-  }
-  const Waiting waiting("MPI_Init");
-  int provided = MPI_THREAD_SINGLE;
-  check(MPI_Init_thread(argc, argv, MPI_THREAD_FUNNELED, &provided), "MPI_Init_thread");
-  require(provided >= MPI_THREAD_FUNNELED,
-          "this MPI library offers no MPI_THREAD_FUNNELED (it answered {}); use one built with "
-          "thread support",
-          provided);
-  MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN);
-}
-
-Environment::~Environment() {
-  const Waiting waiting("MPI_Finalize");
-  MPI_Finalize();
 }
 
 Communicator::Communicator(MPI_Comm comm, bool owned) : comm_(comm), owned_(owned) {

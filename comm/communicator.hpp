@@ -24,21 +24,6 @@ void check(int code, std::string_view call,
 /// Casts a count to the int that MPI takes; throws Error where it does not fit.
 int to_int(std::size_t value, std::string_view what);
 
-/// MPI from construction to destruction. One thread calls MPI (MPI_THREAD_FUNNELED).
-class Environment {
- public:
-  Environment(int* argc, char*** argv);
-  ~Environment();
-  Environment(const Environment&) = delete;
-  Environment& operator=(const Environment&) = delete;
-
-  /// The MPI library's own name and version.
-  static std::string library();
-  /// Whether UCX may choose TCP, given the values of UCX_TLS and UCX_NET_DEVICES (nullptr: not
-  /// set).
-  static bool ucx_may_use_tcp(const char* transports, const char* devices);
-};
-
 /// How a piece of work ended: exit code 0, or the message to print.
 struct Failure {
   std::string message;

@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "comm/communicator.hpp"
+#include "comm/environment.hpp"
 
 namespace atl::comm::launcher {
 

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "comm/communicator.hpp"
+#include "comm/environment.hpp"
 #include "comm/watchdog.hpp"
 
 namespace atl::perf {

@@ -31,6 +31,7 @@
 #include "app/run/batcher.hpp"
 #include "app/run/driver.hpp"
 #include "comm/communicator.hpp"
+#include "comm/environment.hpp"
 #include "compute/cpu/gemm.hpp"
 
 namespace atl {

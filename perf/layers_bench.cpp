@@ -28,6 +28,7 @@
 #include "app/model/model_config.hpp"
 #include "app/run/driver.hpp"
 #include "comm/allotment.hpp"
+#include "comm/environment.hpp"
 #include "comm/transports/choice.hpp"
 #include "comm/watchdog.hpp"
 #include "io/text_file.hpp"

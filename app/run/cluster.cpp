@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "comm/communicator.hpp"
+#include "comm/environment.hpp"
 #include "io/json_depth.hpp"
 #include "io/json_shown.hpp"
 #include "io/text_file.hpp"

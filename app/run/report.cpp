@@ -8,6 +8,7 @@
 
 #include "app/build_info.hpp"
 #include "comm/communicator.hpp"
+#include "comm/environment.hpp"
 
 namespace atl {
 

@@ -13,6 +13,7 @@
 #include <thread>
 #include <vector>
 
+#include "comm/environment.hpp"
 #include "comm/lane.hpp"
 #include "comm/watchdog.hpp"
 

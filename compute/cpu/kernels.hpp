@@ -8,32 +8,13 @@
 #include <cstdint>
 
 #include "compute/cpu/isa.hpp"
+#include "compute/cpu/kv.hpp"
 #include "compute/types.hpp"
 
 namespace atl::compute {
 
-/// Keys are stored in panels of this many tokens; attention advances a panel at a time.
-inline constexpr int panel_tokens = 64;
 /// Largest head_dim the kernels take (any even number up to it).
 inline constexpr int max_head_dim = 512;
-
-/// Layout of one layer's KV pages. A page holds, for each kv_head, its keys and then its values:
-///   keys    [page_tokens / 64][head_dim / 2][64][2]  (T = bfloat16), or [..][head_dim][64]
-///   values  [page_tokens][value_stride], value_stride = head_dim rounded up to 16, zero-padded
-/// Lanes of a key vector are tokens, lanes of a value vector are dimensions: no horizontal sums.
-struct KvLayout {
-  int num_heads = 0;
-  int num_kv_heads = 0;
-  int head_dim = 0;
-  int value_stride = 0;
-  int page_tokens = 0;
-
-  std::int64_t keys_per_head() const { return std::int64_t{page_tokens} * head_dim; }
-  std::int64_t head_elements() const {
-    return std::int64_t{page_tokens} * (head_dim + value_stride);
-  }
-  std::int64_t page_elements() const { return num_kv_heads * head_elements(); }
-};
 
 /// cos and sin of position * theta^(-2i/head_dim), by the sum of two angles, in double:
 /// position = 64 * coarse + fine. Tables hold [index][cos: head_dim/2][sin: head_dim/2].

@@ -6,11 +6,31 @@
 #include <vector>
 
 #include "compute/backend.hpp"
-#include "compute/cpu/kernels.hpp"
 #include "compute/cpu/memory.hpp"
 #include "compute/types.hpp"
 
 namespace atl::compute {
+
+/// Keys are stored in panels of this many tokens; attention advances a panel at a time.
+inline constexpr int panel_tokens = 64;
+
+/// Layout of one layer's KV pages. A page holds, for each kv_head, its keys and then its values:
+///   keys    [page_tokens / 64][head_dim / 2][64][2]  (T = bfloat16), or [..][head_dim][64]
+///   values  [page_tokens][value_stride], value_stride = head_dim rounded up to 16, zero-padded
+/// Lanes of a key vector are tokens, lanes of a value vector are dimensions: no horizontal sums.
+struct KvLayout {
+  int num_heads = 0;
+  int num_kv_heads = 0;
+  int head_dim = 0;
+  int value_stride = 0;
+  int page_tokens = 0;
+
+  std::int64_t keys_per_head() const { return std::int64_t{page_tokens} * head_dim; }
+  std::int64_t head_elements() const {
+    return std::int64_t{page_tokens} * (head_dim + value_stride);
+  }
+  std::int64_t page_elements() const { return num_kv_heads * head_elements(); }
+};
 
 KvLayout kv_layout_of(const BackendOptions& options);
 

@@ -1,3 +1,6 @@
+// timeout: 180
+//
+// Model files: what is written is read back; damage of every kind is named.
 #include "io/model_file.hpp"
 
 #include <gtest/gtest.h>

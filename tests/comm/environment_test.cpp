@@ -1,23 +1,20 @@
 // What is read from the environment before MPI starts.
 
+#include "comm/environment.hpp"
+
 #include <gtest/gtest.h>
 
 #include <map>
 #include <string>
 
-#include "app/run/devices.hpp"
 #include "comm/communicator.hpp"
 #include "comm/launcher.hpp"
+#include "tests/environment_variables.hpp"
 
 namespace atl::comm {
 namespace {
 
-launcher::Variables variables(std::map<std::string, std::string> values) {
-  return [values](const char* name) -> const char* {
-    const auto found = values.find(name);
-    return found == values.end() ? nullptr : found->second.c_str();
-  };
-}
+using testing::variables;
 
 TEST(Environment, KnowsWhereUcxMayUseTcp) {
   const auto may = Environment::ucx_may_use_tcp;
@@ -110,21 +107,6 @@ TEST(Launcher, RanksOfThisNodeAreAnnounced) {
   EXPECT_EQ(ranks({{"OMPI_COMM_WORLD_LOCAL_SIZE", "4"}, {"SLURM_NTASKS_PER_NODE", "2"}}), 4);
   EXPECT_EQ(ranks({{"SLURM_STEP_TASKS_PER_NODE", "8(x2),3"}}), 8);
   EXPECT_EQ(ranks({{"SLURM_NTASKS_PER_NODE", "many"}}), 1);
-}
-
-TEST(Devices, HiddenGpusAreSeenAsSuch) {
-  const auto hidden = [](std::map<std::string, std::string> values) {
-    return !why_gpus_are_hidden(variables(std::move(values))).empty();
-  };
-  EXPECT_FALSE(hidden({}));
-  for (const char* none : {"", " ", "-1", "NoDevFiles", "none", "void", "-1,0", ",0"})
-    EXPECT_TRUE(hidden({{"CUDA_VISIBLE_DEVICES", none}})) << none;
-  for (const char* some : {"0", "0,1", " 2", "3,-1", "GPU-12ab", "MIG-34cd"})
-    EXPECT_FALSE(hidden({{"CUDA_VISIBLE_DEVICES", some}})) << some;
-  for (const char* none : {"", "void", "none"})
-    EXPECT_TRUE(hidden({{"NVIDIA_VISIBLE_DEVICES", none}})) << none;
-  EXPECT_FALSE(hidden({{"NVIDIA_VISIBLE_DEVICES", "all"}}));
-  EXPECT_FALSE(hidden({{"NVIDIA_VISIBLE_DEVICES", "void"}, {"CUDA_VISIBLE_DEVICES", "0"}}));
 }
 
 }  // namespace
