@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "compute/cpu/gemm.hpp"
+#include "compute/cpu/kernels.hpp"
 #include "compute/cpu/kv.hpp"
 
 namespace atl::compute {

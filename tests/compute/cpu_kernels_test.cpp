@@ -11,12 +11,11 @@
 #include <limits>
 #include <numeric>
 #include <string>
-#include <string_view>
 #include <tuple>
 
 #include "compute/cpu/kernels.hpp"
 #include "compute/cpu/memory.hpp"
-#include "tests/compute/kernels_of_loops.hpp"
+#include "tests/compute/kernel_tables.hpp"
 #include "tests/tiny_model.hpp"
 
 namespace atl::testing {
@@ -27,16 +26,8 @@ using compute::AlignedBuffer;
 class CpuKernels : public ::testing::TestWithParam<std::tuple<const char*, DType>> {
  protected:
   void SetUp() override {
-    const std::string_view table = std::get<0>(GetParam());
-    if (table == "loops") {
-      kernels_ = &kernels_of_loops(dtype_);
-    } else if (table == "loops_and_pairs") {
-      kernels_ = &kernels_of_loops_and_pairs(dtype_);
-    } else {
-      const auto isa = compute::cpu_isa_named(table).value();
-      if (isa > compute::cpu_isa()) GTEST_SKIP() << "not on this CPU";
-      kernels_ = &compute::kernels_for(dtype_, isa);
-    }
+    kernels_ = kernel_table(std::get<0>(GetParam()), dtype_);
+    if (kernels_ == nullptr) GTEST_SKIP() << "not on this CPU";
   }
 
   /// `values` as elements of the kernel's type, with `bytes_of` their size.
@@ -255,75 +246,6 @@ TEST_P(CpuKernels, LogProbIsNaNWhereALogitIsNotFinite) {
   }
 }
 
-/// c [rows, n] of panel_gemm() over rows that do not lie together.
-std::vector<float> panel_product(const compute::Kernels& kernels,
-                                 const std::vector<std::vector<std::byte>>& rows,
-                                 const std::vector<std::byte>& weight, int n, int k) {
-  const int columns = kernels.panel_columns;
-  const int panels = (n + columns - 1) / columns;
-  const std::size_t element = weight.size() / static_cast<std::size_t>(n * k);
-  const AlignedBuffer packed(static_cast<std::size_t>(panels * k * columns) * element);
-  for (int p = 0; p < panels; ++p) {
-    kernels.pack_panel(
-        weight.data(), n, k, p,
-        packed.as<std::byte>() + static_cast<std::size_t>(p * k * columns) * element);
-  }
-  std::vector<const void*> pointers;
-  for (const auto& row : rows) pointers.push_back(row.data());
-  const AlignedBuffer scratch(compute::panel_scratch_floats * sizeof(float));
-  const auto stride = static_cast<std::size_t>(panels * columns);
-  std::vector<float> c(rows.size() * stride, 99.0F);
-  compute::PanelTask task;
-  task.rows = pointers.data();
-  task.num_rows = static_cast<int>(rows.size());
-  task.k = k;
-  task.panels = packed.data();
-  task.num_panels = panels;
-  task.c = c.data();
-  task.c_stride = panels * columns;
-  task.scratch = scratch.as<float>();
-  kernels.panel_gemm(task);
-  std::vector<float> result;
-  for (std::size_t r = 0; r < rows.size(); ++r) {
-    const auto row = c.begin() + static_cast<std::ptrdiff_t>(r * stride);
-    result.insert(result.end(), row, row + n);
-  }
-  return result;
-}
-
-/// One chain of multiply-adds over k, which is what every element of panel_gemm() has to be.
-float chain(const std::vector<double>& row, const std::vector<double>& weight) {
-  float sum = 0;
-  for (std::size_t i = 0; i < row.size(); ++i) {
-    sum = std::fma(static_cast<float>(row[i]), static_cast<float>(weight[i]), sum);
-  }
-  return sum;
-}
-
-TEST_P(CpuKernels, PanelGemmIsOneChainPerElementForAnyNumberOfRows) {
-  for (const auto& [k, n] : {std::pair{3, 5}, {300, 16}, {520, 39}, {1100, 65}}) {
-    const auto a = random_.matrix(compute::panel_gemm_rows, k);
-    const auto w = random_.matrix(n, k);
-    std::vector<std::vector<std::byte>> rows;
-    for (const auto& row : a) rows.push_back(encoded(row));
-    std::vector<std::byte> weight;
-    for (const auto& row : w) {
-      const auto bytes = encoded(row);
-      weight.insert(weight.end(), bytes.begin(), bytes.end());
-    }
-    std::vector<float> wanted;
-    for (const auto& row : a) {
-      for (const auto& column : w) wanted.push_back(chain(row, column));
-    }
-    for (int count = 1; count <= compute::panel_gemm_rows; count += count < 30 ? 1 : 7) {
-      const std::vector some(rows.end() - count, rows.end());
-      const auto got = panel_product(*kernels_, some, weight, n, k);
-      ASSERT_TRUE(std::equal(got.begin(), got.end(), wanted.end() - count * n))
-          << count << " rows, k " << k << ", n " << n;
-    }
-  }
-}
-
 /// One sequence of 140 tokens whose q, k and v go through rope() and attend().
 struct AttentionCase {
   static constexpr int tokens = 140;
@@ -501,8 +423,7 @@ TEST_P(CpuKernels, AttentionKeepsWhatIsNotFiniteToTheRowsThatSeeIt) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Tables, CpuKernels,
-                         ::testing::Combine(::testing::Values("avx2", "avx512", "avx512_bf16",
-                                                              "loops", "loops_and_pairs"),
+                         ::testing::Combine(::testing::ValuesIn(kernel_tables),
                                             ::testing::Values(DType::bfloat16, DType::float16,
                                                               DType::float32)),
                          [](const auto& table) {

@@ -1,8 +1,10 @@
 // Compiled with the flags of its instruction set (see CMakeLists.txt).
 #define ATL_LOOPS_HAVE_PAIRS
-#define ATL_SIMD "tests/compute/simd_of_loops.hpp"
+#include "tests/compute/simd_of_loops.hpp"
+// clang-format off: the vectors come first
 #include "compute/cpu/kernels/table.hpp"
-#include "tests/compute/kernels_of_loops.hpp"
+#include "tests/compute/kernel_tables.hpp"
+// clang-format on
 
 namespace atl::testing {
 

@@ -1,13 +1,20 @@
 #pragma once
-// What compute/cpu/kernels/simd.hpp needs of an instruction set, for vectors of 16 in plain loops:
+// What compute/cpu/kernels/simd.hpp, included after it, needs of an instruction set, for vectors of
+// 16 in plain loops:
 // the kernels' templates as AVX-512 instantiates them run on any CPU so, with the same bits but for
 // instructions that a CPU is free to round otherwise. With ATL_LOOPS_HAVE_PAIRS also what
 // avx512_bf16 has, in software.
 
+#include <immintrin.h>
+
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <initializer_list>
 
+#include "compute/cpu/kernels/elements.hpp"
+
+#define ATL_SIMD_OF_LOOPS
 #if defined(ATL_LOOPS_HAVE_PAIRS)
 #define ATL_BF16_PAIRS
 #endif

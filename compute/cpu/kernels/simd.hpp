@@ -8,27 +8,12 @@
 #include <cstdint>
 #include <cstring>
 
-namespace atl::compute {
-namespace {
-
-struct Bf16 {
-  std::uint16_t bits;
-};
-struct F16 {
-  std::uint16_t bits;
-};
-
-}  // namespace
-}  // namespace atl::compute
-
-#if defined(ATL_SIMD)
-#include ATL_SIMD  // a test's
-#endif
+#include "compute/cpu/kernels/elements.hpp"
 
 namespace atl::compute {
 namespace {
 
-#if defined(ATL_SIMD)
+#if defined(ATL_SIMD_OF_LOOPS)  // tests/compute/simd_of_loops.hpp came before
 #elif defined(__AVX512F__)
 
 constexpr int lanes = 16;
