@@ -72,7 +72,7 @@ class Bench {
         config_(preset(sizes.preset)),
         placement_(contiguous_placement(config_.shape.num_experts, world.size())),
         timeline_(world.size(), 0, 0),
-        gemm_(config_.dtype, 1) {
+        gemm_(compute::make_gemm(config_.dtype, 1)) {
     compute::BackendOptions options;
     options.shape = config_.shape;
     options.dtype = config_.dtype;
@@ -230,8 +230,8 @@ class Bench {
                             {bytes.data(), config_.dtype, info.rows, info.cols});
       if (info.use == compute::Use::vector || info.id == Weight::embedding) return;
       Packed& packed = packed_[{info.id, info.layer, local_expert}];
-      packed = gemm_.pack(bytes.data(), static_cast<int>(info.rows), static_cast<int>(info.cols));
-      gemm_.prepare(packed, compute::Gemm::Output::activation);
+      packed = gemm_->pack(bytes.data(), static_cast<int>(info.rows), static_cast<int>(info.cols));
+      gemm_->prepare(packed, compute::Finish::rounded);
     };
     compute::for_each_weight(s, part, one);
     backend_->finish_loading();
@@ -244,8 +244,8 @@ class Bench {
 
   void multiply(const Packed& weight, std::int64_t rows) {
     for (std::int64_t t = 0; t < rows; t += compute::tile_rows) {
-      gemm_.run(weight, a_.data(), std::min<std::int64_t>(compute::tile_rows, rows - t), c_.data(),
-                compute::Gemm::Output::activation);
+      gemm_->run(weight, a_.data(), std::min<std::int64_t>(compute::tile_rows, rows - t), c_.data(),
+                 compute::Finish::rounded);
     }
   }
   const Packed& packed(Weight weight, int layer, int local_expert = -1) const {
@@ -271,7 +271,7 @@ class Bench {
   std::unique_ptr<Driver> driver_;
   std::vector<RankLoad> loads_;
   std::vector<std::int64_t> before_;
-  compute::Gemm gemm_;
+  std::unique_ptr<compute::Gemm> gemm_;
   std::map<std::tuple<Weight, int, int>, Packed> packed_;  // (weight, layer, local expert)
   std::vector<std::uint16_t> a_, c_;
   std::vector<std::uint64_t> stream_;

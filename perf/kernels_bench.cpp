@@ -16,6 +16,7 @@
 
 #include "app/plan/placement.hpp"
 #include "compute/clock.hpp"
+#include "compute/cpu/kernels.hpp"
 #include "perf/bench_main.hpp"
 #include "perf/layers_model.hpp"
 #include "perf/machine.hpp"
@@ -72,10 +73,12 @@ void add(const comm::Communicator& world, const std::string& name, std::function
       ->Unit(benchmark::kMicrosecond);
 }
 
-void add_gemm(const comm::Communicator& world, int rows, int k, int n, bool tiny) {
+/// Few rows take another weight each time, as a decode step does, so that all come from memory.
+void add_gemm(const comm::Communicator& world, int rows, int k, int n, int threads, bool tiny) {
   struct Gemm {
-    compute::Gemm gemm{DType::bfloat16, 1};
-    compute::PackedWeight weight;
+    std::unique_ptr<compute::Gemm> gemm;
+    std::vector<compute::PackedWeight> weights;
+    std::size_t next = 0;
     Values a;
     std::vector<float> c;
   };
@@ -84,16 +87,19 @@ void add_gemm(const comm::Communicator& world, int rows, int k, int n, bool tiny
     return static_cast<std::size_t>(x) * static_cast<std::size_t>(y);
   };
   const Values weight = random_values(size(n, k), 1);
-  g->weight = g->gemm.pack(weight.data(), n, k);
-  g->gemm.prepare(g->weight, compute::Gemm::Output::float32);
+  g->gemm = compute::make_gemm(DType::bfloat16, threads);
+  constexpr int more_than_caches = 256 << 20;
+  const int copies = tiny || rows > 16 ? 1 : 1 + more_than_caches / (2 * n * k);
+  omp_set_num_threads(threads);
+  for (int i = 0; i < copies; ++i) g->weights.push_back(g->gemm->pack(weight.data(), n, k));
+  g->gemm->prepare(g->weights.front(), compute::Finish::float32);
   const int padded = (rows + compute::tile_rows - 1) / compute::tile_rows * compute::tile_rows;
   g->a = random_values(size(padded, k), 2);
   g->c.resize(size(padded, n));
-  const auto work = [g, rows, k, n, size] {
-    for (int t = 0; t < rows; t += compute::tile_rows) {
-      g->gemm.run(g->weight, g->a.data() + size(t, k), std::min(compute::tile_rows, rows - t),
-                  g->c.data() + size(t, n), compute::Gemm::Output::float32);
-    }
+  const auto work = [g, rows, threads] {
+    omp_set_num_threads(threads);
+    g->next = (g->next + 1) % g->weights.size();
+    g->gemm->run(g->weights[g->next], g->a.data(), rows, g->c.data(), compute::Finish::float32);
   };
   work();
   for (const int row : {0, rows / 2, rows - 1}) {
@@ -108,7 +114,8 @@ void add_gemm(const comm::Communicator& world, int rows, int k, int n, bool tiny
       require(std::abs(got - expected) < 1e-5 * k, "gemm: {} instead of {}", got, expected);
     }
   }
-  add(world, fmt::format("gemm/{}x{}x{}", rows, k, n), work, 2.0 * rows * k * n, 2.0 * k * n, tiny);
+  add(world, fmt::format("gemm/{}x{}x{}/threads:{}", rows, k, n, threads), work, 2.0 * rows * k * n,
+      2.0 * k * n, tiny);
 }
 
 void add_top_k(const comm::Communicator& world, int tokens, int experts, int top_k, bool tiny) {
@@ -284,7 +291,7 @@ void add_attention(const comm::Communicator& world, int hidden, int sequences, i
 void add_all(const comm::Communicator& world, bool tiny) {
   omp_set_num_threads(1);
   if (tiny) {
-    add_gemm(world, 20, 64, 96, tiny);
+    add_gemm(world, 20, 64, 96, 2, tiny);
     add_top_k(world, 16, 16, 2, tiny);
     add_pack(world, 24, 64, tiny);
     add_unpack(world, 16, 64, tiny);
@@ -292,8 +299,13 @@ void add_all(const comm::Communicator& world, bool tiny) {
     add_attention(world, 128, 2, 16, true, tiny);
     return;
   }
-  for (const int rows : {1, 16, 128, 512}) add_gemm(world, rows, 1024, 4096, tiny);
-  add_gemm(world, 512, 4096, 1024, tiny);
+  for (const int threads : {1, 2}) {
+    for (const int rows : {1, 2, 3, 4, 5, 6, 8, 16, 32, 64, 128, 512}) {
+      add_gemm(world, rows, 1024, 2816, threads, tiny);
+    }
+    add_gemm(world, 512, 2816, 1024, threads, tiny);
+  }
+  omp_set_num_threads(1);
   add_top_k(world, 1024, 16, 2, tiny);
   add_top_k(world, 1024, 64, 2, tiny);
   add_pack(world, 64, 1024, tiny);

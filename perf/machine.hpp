@@ -58,12 +58,12 @@ struct Measured {
 /// FLOP/s of one rank's BF16 GEMMs [rows, k] x [k, n] while all ranks do the same; the best of
 /// several tries on the slowest rank. Throws Error if a result is wrong.
 inline double gemm_rate(const comm::Communicator& world, int k, int n) {
-  compute::Gemm gemm(DType::bfloat16, 1);
+  const auto gemm = compute::make_gemm(DType::bfloat16, 1);
   constexpr std::uint16_t one = 0x3f80;
   const std::vector<std::uint16_t> weight(static_cast<std::size_t>(k) * static_cast<std::size_t>(n),
                                           one);
-  const auto packed = gemm.pack(weight.data(), n, k);
-  gemm.prepare(packed, compute::Gemm::Output::float32);
+  const auto packed = gemm->pack(weight.data(), n, k);
+  gemm->prepare(packed, compute::Finish::float32);
   const std::vector<std::uint16_t> a(
       static_cast<std::size_t>(compute::tile_rows) * static_cast<std::size_t>(k), one);
   std::vector<float> c(static_cast<std::size_t>(compute::tile_rows) * static_cast<std::size_t>(n));
@@ -74,7 +74,7 @@ inline double gemm_rate(const comm::Communicator& world, int k, int n) {
     world.barrier();
     const double begin = now_seconds();
     for (int r = 0; r < runs; ++r) {
-      gemm.run(packed, a.data(), compute::tile_rows, c.data(), compute::Gemm::Output::float32);
+      gemm->run(packed, a.data(), compute::tile_rows, c.data(), compute::Finish::float32);
     }
     if (i > 0) best = std::max(best, runs * flops / (now_seconds() - begin));
   }

@@ -1,7 +1,6 @@
 // The CPU backend's attention, in its parts.
 
 #include <algorithm>
-#include <atomic>
 
 #include "compute/cpu/operations.hpp"
 
@@ -20,23 +19,13 @@ void CpuLayers::attention(CpuChunk& chunk, int layer, AttentionPart part) {
 
 void CpuLayers::project(CpuChunk& chunk, const CpuLayer& weights) {
   const std::int64_t num_tokens = chunk.num_tokens();
-  const int qkv_width = shape_.q_width() + 2 * shape_.kv_width();
-  for (std::int64_t t = 0; t < num_tokens; t += tile_rows) {
-    const std::int64_t rows = std::min<std::int64_t>(tile_rows, num_tokens - t);
-    norm(row(chunk.memory.x, t, shape_.hidden), weights.attention_norm, work_.in.data(), rows);
-    gemm_.run(weights.qkv, work_.in.data(), rows, row(chunk.memory.qkv, t, qkv_width),
-              Gemm::Output::activation);
-  }
+  norm(chunk.memory.x.data(), weights.attention_norm, work_.h.data(), num_tokens);
+  gemm_->run(weights.qkv, work_.h.data(), num_tokens, chunk.memory.qkv.data(), Finish::rounded);
 }
 
 void CpuLayers::output(CpuChunk& chunk, const CpuLayer& weights) {
-  const std::int64_t num_tokens = chunk.num_tokens();
-  for (std::int64_t t = 0; t < num_tokens; t += tile_rows) {
-    const std::int64_t rows = std::min<std::int64_t>(tile_rows, num_tokens - t);
-    gemm_.run(weights.o, row(chunk.memory.context, t, shape_.q_width()), rows, work_.out.data(),
-              Gemm::Output::activation);
-    add(row(chunk.memory.x, t, shape_.hidden), work_.out.data(), rows);
-  }
+  gemm_->run(weights.o, chunk.memory.context.data(), chunk.num_tokens(), chunk.memory.x.data(),
+             Finish::add);
 }
 
 void CpuLayers::rotate_and_store(CpuChunk& chunk, int layer) {
@@ -91,16 +80,7 @@ void CpuLayers::attend(CpuChunk& chunk, int layer) {
     kernels_.attend(args);
   };
   const std::int64_t count = static_cast<std::int64_t>(tasks_.size()) * num_kv_heads;
-  if (options_.num_threads == 1 || count == 1) {
-    for (std::int64_t i = 0; i < count; ++i) run(i, 0);
-    return;
-  }
-  // Later rows have more keys, so tasks are handed out as threads become free.
-  std::atomic<std::int64_t> next{0};
-  parallel_ranges(options_.num_threads, options_.num_threads, 1,
-                  [&](std::int64_t, std::int64_t, int thread) {
-                    for (std::int64_t i = next++; i < count; i = next++) run(i, thread);
-                  });
+  parallel_tasks(options_.num_threads, count, run);  // later rows have more keys
 }
 
 }  // namespace atl::compute

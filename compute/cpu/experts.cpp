@@ -1,7 +1,6 @@
 // The CPU backend's experts: gated or plain MLPs over tiles of rows.
 
 #include <algorithm>
-#include <cstring>
 
 #include "compute/cpu/operations.hpp"
 
@@ -38,67 +37,56 @@ void for_tiles(std::span<const RowBlock> blocks, const Visit& visit) {
   }
 }
 
-/// Calls visit(block, byte in it, byte in the tile, bytes) for each piece of a tile.
+/// Calls visit(block, first row in it, number of rows) for each piece of a tile.
 template <class Visit>
-void for_pieces(std::span<const RowBlock> blocks, const Tile& tile, std::int64_t row_bytes,
-                const Visit& visit) {
+void for_pieces(std::span<const RowBlock> blocks, const Tile& tile, const Visit& visit) {
   int begin = tile.begin;
   int done = 0;
   for (std::size_t b = tile.block; done < tile.rows; ++b, begin = 0) {
     const int count = std::min(tile.rows - done, blocks[b].num_rows - begin);
-    if (count > 0) {
-      visit(blocks[b], begin * row_bytes, done * row_bytes,
-            static_cast<std::size_t>(count * row_bytes));
-    }
+    if (count > 0) visit(blocks[b], begin, count);
     done += count;
   }
 }
 
-void gather(std::span<const RowBlock> blocks, const Tile& tile, std::int64_t row_bytes, void* to) {
-  for_pieces(blocks, tile, row_bytes,
-             [&](const RowBlock& block, std::int64_t from, std::int64_t at, std::size_t bytes) {
-               std::memcpy(static_cast<char*>(to) + at, static_cast<const char*>(block.in) + from,
-                           bytes);
-             });
-}
-
-void scatter(std::span<const RowBlock> blocks, const Tile& tile, std::int64_t row_bytes,
-             const void* from) {
-  for_pieces(blocks, tile, row_bytes,
-             [&](const RowBlock& block, std::int64_t to, std::int64_t at, std::size_t bytes) {
-               std::memcpy(static_cast<char*>(block.out) + to, static_cast<const char*>(from) + at,
-                           bytes);
-             });
-}
-
 }  // namespace
 
-void CpuLayers::mlp_up(const CpuMlp& mlp, int width, const void* in, int rows, void* inner) {
-  const bool swiglu = shape_.activation == Activation::swiglu;
-  if (swiglu) gemm_.run(mlp.up, in, rows, inner, Gemm::Output::activation);
-  gemm_.run(swiglu ? mlp.gate : mlp.up, in, rows, work_.inner_float.data(), Gemm::Output::float32);
-  parallel_ranges(options_.num_threads, rows, grain_rows(width),
-                  [&](std::int64_t begin, std::int64_t end, int) {
-                    const float* from = work_.inner_float.as<float>() + begin * width;
-                    char* to = row(inner, begin, width);
-                    const std::int64_t count = (end - begin) * width;
-                    if (swiglu) {
-                      kernels_.swiglu(from, to, to, count);
-                    } else {
-                      kernels_.gelu(from, to, count);
-                    }
-                  });
+void CpuLayers::MlpRows::clear(std::int64_t most) {
+  // Products point into these, which must not move while they grow.
+  in.clear();
+  in.reserve(static_cast<std::size_t>(most));
+  inner.clear();
+  inner.reserve(static_cast<std::size_t>(most));
+  out.clear();
+  out.reserve(static_cast<std::size_t>(most));
+  up.clear();
+  down.clear();
+}
+
+void CpuLayers::MlpRows::add(const CpuMlp& mlp, int rows, Finish finish) {
+  const std::size_t first = in.size() - static_cast<std::size_t>(rows);
+  const bool gated = !mlp.gate.empty();
+  up.push_back({&mlp.up, gated ? &mlp.gate : nullptr, gated ? Finish::swiglu : Finish::gelu, rows,
+                in.data() + first, inner.data() + first});
+  down.push_back({&mlp.down, nullptr, finish, rows, inner.data() + first, out.data() + first});
 }
 
 void CpuLayers::mlp(CpuChunk& chunk, int layer) {
   const CpuLayer& weights = layers_[static_cast<std::size_t>(layer)];
-  for (std::int64_t t = 0; t < chunk.num_tokens(); t += tile_rows) {
-    const int rows = static_cast<int>(std::min<std::int64_t>(tile_rows, chunk.num_tokens() - t));
-    norm(row(chunk.memory.x, t, shape_.hidden), weights.ffn_norm, work_.in.data(), rows);
-    mlp_up(weights.dense, shape_.intermediate, work_.in.data(), rows, work_.inner.data());
-    gemm_.run(weights.dense.down, work_.inner.data(), rows, work_.out.data(),
-              Gemm::Output::activation);
-    add(row(chunk.memory.x, t, shape_.hidden), work_.out.data(), rows);
+  const std::int64_t at_once = gemm_->rows_at_once();
+  norm(chunk.memory.x.data(), weights.ffn_norm, work_.h.data(), chunk.num_tokens());
+  for (std::int64_t first = 0; first < chunk.num_tokens(); first += at_once) {
+    const std::int64_t end = std::min(first + at_once, chunk.num_tokens());
+    mlp_.clear(at_once);
+    for (std::int64_t t = first; t < end; ++t) {
+      mlp_.in.push_back(row(work_.h, t, shape_.hidden));
+      mlp_.inner.push_back(row(work_.inner, t - first, shape_.intermediate));
+      mlp_.out.push_back(row(chunk.memory.x, t, shape_.hidden));
+      const int rows = static_cast<int>((t - first) % tile_rows + 1);
+      if (rows == tile_rows || t + 1 == end) mlp_.add(weights.dense, rows, Finish::add);
+    }
+    gemm_->run(mlp_.up);
+    gemm_->run(mlp_.down);
   }
 }
 
@@ -106,27 +94,33 @@ void CpuLayers::experts(CpuChunk& chunk, int layer, std::span<const RowBlock> bl
                         ExpertPart part) {
   const CpuLayer& weights = layers_[static_cast<std::size_t>(layer)];
   const int width = shape_.moe_intermediate;
-  const std::int64_t row_bytes = shape_.hidden * element_bytes_;
-  const bool all = part == ExpertPart::all;
-  if (part == ExpertPart::up) {
-    std::int64_t rows = tile_rows;  // the last tile is written whole
-    for (const RowBlock& block : blocks) rows += block.num_rows;
-    chunk.reserve_inner(rows * width * element_bytes_);
+  const int hidden = shape_.hidden;
+  std::int64_t at_once = gemm_->rows_at_once();
+  if (part != ExpertPart::all) {
+    at_once = 0;
+    for (const RowBlock& block : blocks) at_once += block.num_rows;
+    if (part == ExpertPart::up) chunk.reserve_inner(at_once * width * element_bytes_);
   }
-  std::int64_t first = 0;  // row of chunk.inner
+  const AlignedBuffer& inner = part == ExpertPart::all ? work_.inner : chunk.inner;
+  const auto run = [&] {
+    if (part != ExpertPart::down) gemm_->run(mlp_.up);
+    if (part != ExpertPart::up) gemm_->run(mlp_.down);
+    mlp_.clear(at_once);
+  };
+  mlp_.clear(at_once);
   for_tiles(blocks, [&](const Tile& tile) {
-    const CpuMlp& expert = weights.experts[static_cast<std::size_t>(tile.expert)];
-    void* const inner = all ? work_.inner.data() : row(chunk.inner, first, width);
-    if (all || part == ExpertPart::up) {
-      gather(blocks, tile, row_bytes, work_.in.data());
-      mlp_up(expert, width, work_.in.data(), tile.rows, inner);
-    }
-    if (all || part == ExpertPart::down) {
-      gemm_.run(expert.down, inner, tile.rows, work_.out.data(), Gemm::Output::activation);
-      scatter(blocks, tile, row_bytes, work_.out.data());
-    }
-    first += tile.rows;
+    if (static_cast<std::int64_t>(mlp_.in.size()) + tile.rows > at_once) run();
+    for_pieces(blocks, tile, [&](const RowBlock& block, int begin, int count) {
+      for (int i = begin; i < begin + count; ++i) {
+        const auto at = static_cast<std::int64_t>(mlp_.in.size());
+        mlp_.in.push_back(row(const_cast<void*>(block.in), i, hidden));
+        mlp_.inner.push_back(row(inner, at, width));
+        mlp_.out.push_back(row(block.out, i, hidden));
+      }
+    });
+    mlp_.add(weights.experts[static_cast<std::size_t>(tile.expert)], tile.rows, Finish::rounded);
   });
+  run();
 }
 
 }  // namespace atl::compute

@@ -1,129 +1,121 @@
 #pragma once
-// The CPU GEMMs: C [M, N] = A [M, K] * W^T with packed weights, rows independent of M.
-//
-// Rows run in tiles of at most 128; the rows of a last tile are rounded up to a class, so that a
-// handful of oneDNN primitives per shape, created before the first pass, serve every M. A row's
-// result does not depend on M, on its place in a tile, or on the number of threads.
+// The CPU GEMMs: C [M, N] = A [M, K] * W^T with packed weights, rows independent of M: a row's
+// result does not depend on M, on its place, or on the number of threads.
 
-#include <array>
+#include <algorithm>
+#include <compare>
 #include <cstdint>
-#include <dnnl.hpp>
-#include <map>
 #include <memory>
+#include <span>
 #include <string>
-#include <vector>
 
-#include "compute/cpu/kernels.hpp"
-#include "compute/cpu/memory.hpp"
+#include "compute/aligned_buffer.hpp"
+#include "compute/cpu/isa.hpp"
 #include "compute/types.hpp"
 
 namespace atl::compute {
 
 /// Rows of a GEMM tile; buffers that GEMMs read or write hold a multiple of it.
 inline constexpr int tile_rows = 128;
-/// `rows`, at least one, rounded up to whole tiles.
-constexpr std::int64_t whole_tiles(std::int64_t rows) {
+
+/// `rows` rounded up to whole tiles, at least one.
+inline std::int64_t whole_tiles(std::int64_t rows) {
   return std::max<std::int64_t>(1, (rows + tile_rows - 1) / tile_rows) * tile_rows;
 }
 
-/// Numbers of rows for which primitives exist.
-inline constexpr std::array<int, 16> row_classes = {1,  2,  3,  4,  6,  8,  12,  16,
-                                                    24, 32, 48, 64, 80, 96, 112, 128};
-
-/// The smallest class of at least `rows` rows (1 <= rows <= tile_rows).
-int row_class_of(int rows);
-
-/// How GEMMs are computed.
-enum class GemmPath : std::uint8_t {
-  native,         ///< oneDNN, operands of the activations' type
-  float32,        ///< oneDNN, operands converted to float32
-  float32_panels  ///< our kernel in float32: oneDNN's rows depend on M on CPUs without AVX-512
-};
-
-class Gemm;
+/// Most rows that a GEMM wants at once, see Gemm::rows_at_once().
+inline constexpr int most_rows_at_once = 4 * tile_rows;
 
 /// One weight matrix [N, K], packed for its GEMM.
 class PackedWeight {
  public:
-  int k() const { return k_; }
+  /// What a GEMM keeps beside the bytes.
+  class Extra {
+   public:
+    virtual ~Extra() = default;
+  };
+
+  PackedWeight() = default;
+  PackedWeight(int n, int k, std::size_t bytes) : n_(n), k_(k), buffer_(bytes) {}
+
   int n() const { return n_; }
+  int k() const { return k_; }
+  void* data() const { return buffer_.data(); }
   std::int64_t bytes() const { return buffer_.bytes(); }
   bool empty() const { return n_ == 0; }
 
+  std::unique_ptr<Extra> extra;
+
  private:
-  friend class Gemm;
-  struct Shape;
-  int k_ = 0;
   int n_ = 0;
+  int k_ = 0;
   AlignedBuffer buffer_;
-  dnnl::memory memory_;
-  Shape* shape_ = nullptr;  // owned by Gemm
+};
+
+/// What becomes of float32 sums; "rounded" is to the activations' type.
+enum class Finish : std::uint8_t {
+  float32,  ///< as they are
+  rounded,
+  add,     ///< out = rounded(out + rounded sums)
+  gelu,    ///< out = rounded(gelu_tanh(sums))
+  swiglu,  ///< out = rounded(silu(sums of the gate) * rounded sums)
+};
+
+/// Rows that may lie anywhere times one weight: out[i] = finish(in[i] * weight^T).
+struct Product {
+  const PackedWeight* weight = nullptr;
+  const PackedWeight* gate = nullptr;  ///< for swiglu, of the same shape
+  Finish finish = Finish::rounded;     ///< but float32
+  int rows = 0;                        ///< at most tile_rows
+  const void* const* in = nullptr;     ///< [rows], k elements each
+  void* const* out = nullptr;          ///< [rows], n elements each
+};
+
+/// A weight [n, k] and what becomes of its products' sums.
+struct GemmUse {
+  int n = 0;
+  int k = 0;
+  Finish finish = Finish::rounded;
+
+  auto operator<=>(const GemmUse&) const = default;
 };
 
 /// Packs weights and multiplies. Every call must come from the same thread (or be ordered), with
-/// the OpenMP team size set to the number of threads given here.
+/// the OpenMP team size set to the number of threads given to make_gemm().
 class Gemm {
  public:
-  struct Primitive;
-
-  /// Element type of a result: the activations' type, or float32.
-  enum class Output : std::uint8_t { activation, float32 };
-
-  Gemm(DType dtype, int num_threads);
-  ~Gemm();
+  virtual ~Gemm() = default;
 
   /// Packs row-major `weight` [n, k] of the activations' type.
-  PackedWeight pack(const void* weight, int n, int k);
+  virtual PackedWeight pack(const void* weight, int n, int k) = 0;
+
   /// Bytes of such a weight, packed.
-  std::int64_t packed_bytes(int n, int k) const;
+  virtual std::int64_t packed_bytes(int n, int k) const = 0;
 
-  /// Creates everything run() needs for this weight and output.
-  void prepare(const PackedWeight& weight, Output output);
+  /// Creates everything run() needs for this weight (of swiglu, either) and finish.
+  virtual void prepare(const PackedWeight& weight, Finish finish) = 0;
 
-  /// c [rows, n] = a [rows, k] * weight^T. `a` and `c` must have room for rows rounded up to
-  /// tile_rows; what the rows beyond hold is unspecified. `c` is rounded once if not float32.
-  void run(const PackedWeight& weight, const void* a, std::int64_t rows, void* c, Output output);
+  /// out [rows, n] = finish(in [rows, k] * weight^T), one of float32, rounded and add. `in` and,
+  /// unless float32, `out` must have room for rows rounded up to tile_rows; what the rows beyond
+  /// hold is unspecified.
+  virtual void run(const PackedWeight& weight, const void* in, std::int64_t rows, void* out,
+                   Finish finish) = 0;
 
-  /// As run() with float32 output, but touches no row of `c` beyond `rows`.
-  void run_exact(const PackedWeight& weight, const void* a, std::int64_t rows, float* c);
+  /// All products, in any order and at once.
+  virtual void run(std::span<const Product> products) = 0;
 
-  GemmPath path() const { return path_; }
-  CpuIsa isa() const { return isa_; }
-  std::string description() const;
+  /// Rows, whole tiles, that products of one run() are best made of, where there are many; at most
+  /// most_rows_at_once.
+  virtual int rows_at_once() const = 0;
+
+  virtual std::string description() const = 0;
   /// Bytes of the buffers that all weights share.
-  struct Buffers {
-    std::int64_t a = 0;           ///< converted operands of one tile
-    std::int64_t c = 0;           ///< float32 results of one tile
-    std::int64_t scratchpad = 0;  ///< oneDNN's
-    std::int64_t total() const { return a + c + scratchpad; }
-  };
-  Buffers buffers() const { return {a_.bytes(), c_.bytes(), scratchpad_.bytes()}; }
-  /// `buffers`, wide enough for a weight [n, k] and this output too: what prepare() makes sure of.
-  Buffers widened(Buffers buffers, int n, int k, Output output) const;
-
- private:
-  /// Whether oneDNN writes rounded results; else every primitive writes float32.
-  bool rounds_itself() const { return path_ == GemmPath::native && dtype_ != DType::float32; }
-  void run_tile(const PackedWeight& weight, const void* a, int rows, int row_class, void* c,
-                Output output);
-  void multiply(const PackedWeight& weight, const void* a, int rows, int row_class, void* c,
-                Output output);
-  PackedWeight::Shape& shape_of(int n, int k);
-  /// oneDNN's favourite layout of a weight.
-  dnnl::memory::desc layout_of(int n, int k) const;
-  std::unique_ptr<Primitive> create(const PackedWeight& weight, Output output, int rows);
-
-  DType dtype_;
-  int num_threads_;
-  CpuIsa isa_;
-  GemmPath path_;
-  const Kernels& kernels_;
-  dnnl::engine engine_;
-  dnnl::stream stream_;
-  std::map<std::pair<int, int>, std::unique_ptr<PackedWeight::Shape>> shapes_;
-  AlignedBuffer a_;           // converted operands of one tile
-  AlignedBuffer c_;           // float32 results of one tile
-  AlignedBuffer scratchpad_;  // shared by all primitives
+  virtual std::int64_t buffer_bytes() const = 0;
+  /// What they will be once prepare() was called for weights like these.
+  virtual std::int64_t buffer_bytes(std::span<const GemmUse> uses) const = 0;
 };
+
+/// oneDNN's where its rows keep their bits and it takes weights at their own width, else our own.
+std::unique_ptr<Gemm> make_gemm(DType dtype, int num_threads);
 
 }  // namespace atl::compute

@@ -17,9 +17,9 @@ void CpuLayers::norm_rows(CpuChunk& chunk, std::span<const std::int32_t> rows, v
 void CpuLayers::logits(CpuChunk& chunk, std::span<const std::int32_t> rows, float* out) {
   for (std::size_t i = 0; i < rows.size(); i += tile_rows) {
     const auto tile = rows.subspan(i, std::min<std::size_t>(tile_rows, rows.size() - i));
-    norm_rows(chunk, tile, work_.in.data());
-    gemm_.run_exact(lm_head_, work_.in.data(), static_cast<std::int64_t>(tile.size()),
-                    out + static_cast<std::int64_t>(i) * shape_.vocab);
+    norm_rows(chunk, tile, work_.h.data());
+    gemm_->run(lm_head_, work_.h.data(), static_cast<std::int64_t>(tile.size()),
+               out + static_cast<std::int64_t>(i) * shape_.vocab, Finish::float32);
   }
 }
 
@@ -31,9 +31,9 @@ void CpuLayers::for_logits(CpuChunk& chunk, std::span<const std::int32_t> rows,
   const auto step = static_cast<std::size_t>(work_.vocab_rows);
   for (std::size_t i = 0; i < rows.size(); i += step) {
     const auto tile = rows.subspan(i, std::min(step, rows.size() - i));
-    norm_rows(chunk, tile, work_.in.data());
-    gemm_.run_exact(lm_head_, work_.in.data(), static_cast<std::int64_t>(tile.size()),
-                    work_.vocab.as<float>());
+    norm_rows(chunk, tile, work_.h.data());
+    gemm_->run(lm_head_, work_.h.data(), static_cast<std::int64_t>(tile.size()), work_.vocab.data(),
+               Finish::float32);
     parallel_ranges(options_.num_threads, static_cast<std::int64_t>(tile.size()), grain_rows(vocab),
                     [&](std::int64_t begin, std::int64_t end, int) {
                       for (std::int64_t r = begin; r < end; ++r) {

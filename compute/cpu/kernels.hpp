@@ -54,6 +54,24 @@ struct AttendArgs {
 /// Floats of scratch that attend() needs for `num_queries` = rows * heads per kv_head.
 std::int64_t attend_scratch_floats(const KvLayout& layout, int num_queries);
 
+/// Most rows of a panel_gemm(), and what it needs of scratch for them.
+inline constexpr int panel_gemm_rows = 128;
+inline constexpr std::int64_t panel_scratch_floats = 128 * (512 + 16);
+/// Most columns that a panel of any instruction set has.
+inline constexpr int max_panel_columns = 32;
+
+/// c = rows * panels, in float32. A row's bits depend on nothing but the row and the weights.
+struct PanelTask {
+  const void* const* rows = nullptr;  ///< [num_rows], k elements of T each
+  int num_rows = 0;                   ///< at most panel_gemm_rows
+  int k = 0;
+  const void* panels = nullptr;  ///< [num_panels]
+  int num_panels = 0;
+  float* c = nullptr;  ///< [num_rows][c_stride], whole panels are written
+  std::int64_t c_stride = 0;
+  float* scratch = nullptr;  ///< [panel_scratch_floats]
+};
+
 struct Kernels {
   const char* isa = "";
   /// out[r] = round(x[r] / rms(x[r]) * weight), rows of `width`.
@@ -80,10 +98,12 @@ struct Kernels {
                 int top_k, int width);
   /// log softmax(logits)[target]; NaN where a logit is not finite.
   float (*log_prob)(const float* logits, std::int64_t count, std::int64_t target);
-  /// c[rows, n] = a[rows, k] * panels, all float32, where panels are [n / 16][k][16], zero-padded;
-  /// only columns of panels [begin, end) are written.
-  void (*panel_gemm)(const float* a, const float* panels, float* c, int rows, int k, int n,
-                     int begin, int end);
+  /// Weights [n, k] of T in panels: [n / panel_columns][k][panel_columns] elements, zeros beyond n;
+  /// the order of columns inside is the kernels' own.
+  int panel_columns = 0;
+  /// out = panel number `panel` of row-major weight [n, k].
+  void (*pack_panel)(const void* weight, int n, int k, int panel, void* out);
+  void (*panel_gemm)(const PanelTask& task);
 };
 
 /// Kernels whose T is `dtype`.

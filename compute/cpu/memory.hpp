@@ -1,7 +1,8 @@
 #pragma once
-// Memory and loops of the CPU backend: zeroed aligned buffers, and parallel ranges.
+// Memory and loops of the CPU backend: zeroed aligned buffers, parallel ranges and tasks.
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <utility>
 #include <vector>
@@ -53,6 +54,22 @@ void parallel_ranges(int num_threads, std::int64_t count, std::int64_t grain, Bo
   for (int part = 0; part < static_cast<int>(parts); ++part) {
     body(count * part / parts, count * (part + 1) / parts, part);
   }
+}
+
+/// Calls body(task, thread) for every task in [0, count), which threads take as they become free.
+template <class Body>
+void parallel_tasks(int num_threads, std::int64_t count, Body&& body) {
+  const std::int64_t threads = std::min<std::int64_t>(num_threads, count);
+  if (threads <= 1) {
+    for (std::int64_t task = 0; task < count; ++task) body(task, 0);
+    return;
+  }
+  std::atomic<std::int64_t> next{0};
+  parallel_ranges(static_cast<int>(threads), threads, 1,
+                  [&](std::int64_t, std::int64_t, int thread) {
+                    for (std::int64_t task = next++; task < count; task = next++)
+                      body(task, thread);
+                  });
 }
 
 }  // namespace atl::compute

@@ -1,7 +1,7 @@
 #include "compute/memory_plan.hpp"
 
 #include <map>
-#include <tuple>
+#include <vector>
 
 #include "compute/cpu/chunk_memory.hpp"
 #include "compute/cpu/gemm.hpp"
@@ -24,7 +24,7 @@ std::int64_t planned(const BackendOptions& options) {
 class WeightSums {
  public:
   explicit WeightSums(const BackendOptions& options)
-      : options_(options), gemm_(options.dtype, options.num_threads) {}
+      : options_(options), gemm_(make_gemm(options.dtype, options.num_threads)) {}
 
   void add(const WeightInfo& info) {
     if (info.use == Use::vector) {
@@ -36,27 +36,26 @@ class WeightSums {
     }
   }
   std::int64_t weights() const { return weights_; }
-  std::int64_t gemm_buffers() const { return buffers_.total(); }
+  std::int64_t gemm_buffers() const { return gemm_->buffer_bytes(uses_); }
 
  private:
   /// Asks once for all weights of one kind.
   std::int64_t packed_bytes(const WeightInfo& info) {
-    const Gemm::Output output = output_of(info.id, options_.shape.activation);
-    const auto [found, is_new] = packed_.try_emplace({info.rows, info.cols, output}, 0);
+    const GemmUse use{static_cast<int>(info.rows), static_cast<int>(info.cols),
+                      finish_of(info.id, options_.shape.activation)};
+    const auto [found, is_new] = packed_.try_emplace(use, 0);
     if (is_new) {
-      const int n = static_cast<int>(info.rows);
-      const int k = static_cast<int>(info.cols);
-      found->second = gemm_.packed_bytes(n, k);
-      buffers_ = gemm_.widened(buffers_, n, k, output);
+      found->second = gemm_->packed_bytes(use.n, use.k);
+      uses_.push_back(use);
     }
     return found->second;
   }
 
   const BackendOptions& options_;
-  Gemm gemm_;
+  std::unique_ptr<Gemm> gemm_;
   std::int64_t weights_ = 0;
-  Gemm::Buffers buffers_;
-  std::map<std::tuple<std::int64_t, std::int64_t, Gemm::Output>, std::int64_t> packed_;
+  std::map<GemmUse, std::int64_t> packed_;
+  std::vector<GemmUse> uses_;
 };
 
 }  // namespace

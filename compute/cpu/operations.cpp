@@ -55,15 +55,6 @@ void CpuLayers::norm(const void* x, const AlignedBuffer& weight, void* out, std:
                   });
 }
 
-void CpuLayers::add(void* x, const void* y, std::int64_t rows) {
-  const int width = shape_.hidden;
-  parallel_ranges(options_.num_threads, rows, grain_rows(width),
-                  [&](std::int64_t begin, std::int64_t end, int) {
-                    kernels_.add(row(x, begin, width), row(const_cast<void*>(y), begin, width),
-                                 (end - begin) * width);
-                  });
-}
-
 void CpuLayers::embed(CpuChunk& chunk) {
   const int width = shape_.hidden;
   for (std::int64_t t = 0; t < chunk.num_tokens(); ++t) {
@@ -82,8 +73,8 @@ void CpuLayers::route(CpuChunk& chunk, int layer) {
   const int num_experts = shape_.num_experts;
   const int top_k = shape_.top_k;
   norm(chunk.memory.x.data(), weights.ffn_norm, work_.h.data(), num_tokens);
-  gemm_.run(weights.router, work_.h.data(), num_tokens, chunk.memory.router_logits.data(),
-            Gemm::Output::float32);
+  gemm_->run(weights.router, work_.h.data(), num_tokens, chunk.memory.router_logits.data(),
+             Finish::float32);
   parallel_ranges(options_.num_threads, num_tokens, grain_rows(std::int64_t{16} * num_experts),
                   [&](std::int64_t begin, std::int64_t end, int) {
                     for (std::int64_t t = begin; t < end; ++t) {

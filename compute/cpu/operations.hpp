@@ -38,8 +38,8 @@ struct CpuLayer {
   std::vector<CpuMlp> experts;  // by local number
 };
 
-/// How the results of a weight's GEMM are stored.
-Gemm::Output output_of(Weight weight, Activation activation);
+/// What becomes of the sums of a weight's GEMM.
+Finish finish_of(Weight weight, Activation activation);
 
 /// Weights, KV cache and workspace, and the operations on them.
 class CpuLayers {
@@ -63,6 +63,20 @@ class CpuLayers {
     int num_rows;
   };
 
+  // Rows of MLPs that run at once, and the products over them.
+  struct MlpRows {
+    std::vector<const void*> in;
+    std::vector<void*> inner;
+    std::vector<void*> out;
+    std::vector<Product> up;
+    std::vector<Product> down;
+
+    /// Empties all, with room for `most` rows.
+    void clear(std::int64_t most);
+    /// The last `rows` rows through `mlp`; `finish` says how down's results go to `out`.
+    void add(const CpuMlp& mlp, int rows, Finish finish);
+  };
+
   void embed(CpuChunk& chunk);
   void attention(CpuChunk& chunk, int layer, AttentionPart part);
   void project(CpuChunk& chunk, const CpuLayer& weights);
@@ -81,11 +95,7 @@ class CpuLayers {
   void move_kv(const CpuOp& op);
   void rotate_and_store(CpuChunk& chunk, int layer);
   void attend(CpuChunk& chunk, int layer);
-  /// inner [rows, width] = the MLP's activation over in [rows, H]; at most tile_rows rows, `inner`
-  /// a whole tile.
-  void mlp_up(const CpuMlp& mlp, int width, const void* in, int rows, void* inner);
   void norm(const void* x, const AlignedBuffer& weight, void* out, std::int64_t rows);
-  void add(void* x, const void* y, std::int64_t rows);
   template <class Visit>
   void for_logits(CpuChunk& chunk, std::span<const std::int32_t> rows, const Visit& visit);
   /// out[i] = final norm of x[rows[i]].
@@ -104,7 +114,7 @@ class CpuLayers {
   const ModelShape& shape_;
   std::int64_t element_bytes_;
   KvLayout layout_;
-  Gemm gemm_;
+  std::unique_ptr<Gemm> gemm_;
   const Kernels& kernels_;
 
   std::vector<CpuLayer> layers_;
@@ -114,6 +124,7 @@ class CpuLayers {
   CpuKvCache kv_;
   CpuWorkspace work_;  // used by one operation at a time
   Backend::Memory memory_;
+  MlpRows mlp_;
   std::vector<std::int32_t> positions_;  // [max_tokens]
   std::vector<std::int32_t> pages_;      // [max_tokens]
   std::vector<AttendTask> tasks_;        // capacity max_tokens

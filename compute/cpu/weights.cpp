@@ -9,12 +9,20 @@
 
 namespace atl::compute {
 
-Gemm::Output output_of(Weight weight, Activation activation) {
-  const bool before_activation =
-      weight == (activation == Activation::swiglu ? Weight::gate : Weight::up);
-  return before_activation || weight == Weight::router || weight == Weight::lm_head
-             ? Gemm::Output::float32
-             : Gemm::Output::activation;
+Finish finish_of(Weight weight, Activation activation) {
+  switch (weight) {
+    case Weight::router:
+    case Weight::lm_head:
+      return Finish::float32;
+    case Weight::o:
+    case Weight::down:
+      return Finish::add;
+    case Weight::up:
+    case Weight::gate:
+      return activation == Activation::swiglu ? Finish::swiglu : Finish::gelu;
+    default:
+      return Finish::rounded;
+  }
 }
 
 CpuLayers::CpuLayers(const BackendOptions& options)
@@ -22,8 +30,8 @@ CpuLayers::CpuLayers(const BackendOptions& options)
       shape_(options_.shape),
       element_bytes_(static_cast<std::int64_t>(size_of(options.dtype))),
       layout_(kv_layout_of(options)),
-      gemm_(options.dtype, options.num_threads),
-      kernels_(kernels_for(options.dtype, gemm_.isa())),
+      gemm_(make_gemm(options.dtype, options.num_threads)),
+      kernels_(kernels_for(options.dtype, cpu_isa())),
       layers_(static_cast<std::size_t>(options.shape.num_layers)) {
   for (std::size_t i = 0; i < layers_.size(); ++i) {
     layers_[i].experts.resize(options.part.experts[i].size());
@@ -81,7 +89,7 @@ void CpuLayers::load(const WeightInfo& info, int local_expert, const void* data)
     vector_place(info) = floats_of(data, info.rows);
   } else {
     matrix_place(info, local_expert) =
-        gemm_.pack(data, static_cast<int>(info.rows), static_cast<int>(info.cols));
+        gemm_->pack(data, static_cast<int>(info.rows), static_cast<int>(info.cols));
   }
 }
 
@@ -94,12 +102,12 @@ void CpuLayers::prepare() {
     } else if (info.id != Weight::embedding) {
       const PackedWeight& weight = matrix_place(info, local_expert);
       memory_.weights += weight.bytes();
-      gemm_.prepare(weight, output_of(info.id, shape_.activation));
+      gemm_->prepare(weight, finish_of(info.id, shape_.activation));
     }
   });
   HostArena arena(HostArena::Mode::take);
   work_ = CpuWorkspace(options_, arena);
-  memory_.buffers = arena.bytes() + gemm_.buffers().total();
+  memory_.buffers = arena.bytes() + gemm_->buffer_bytes();
   kv_ = CpuKvCache(options_, arena);
   for (const AlignedBuffer& pages : kv_.layers) memory_.kv_cache += pages.bytes();
   const auto tokens = static_cast<std::size_t>(whole_tiles(options_.max_chunk_tokens));
@@ -109,7 +117,7 @@ void CpuLayers::prepare() {
 }
 
 std::string CpuLayers::description() const {
-  return fmt::format("cpu: {}, {} kernels, {} thread{}", gemm_.description(), kernels_.isa,
+  return fmt::format("cpu: {}, {} kernels, {} thread{}", gemm_->description(), kernels_.isa,
                      options_.num_threads, options_.num_threads == 1 ? "" : "s");
 }
 

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "compute/cpu/gemm.hpp"
+#include "compute/cpu/kernels.hpp"
 #include "compute/cpu/kv.hpp"
 
 namespace atl::compute {
@@ -46,10 +47,7 @@ CpuWorkspace::CpuWorkspace(const BackendOptions& options, HostArena& arena) {
     return arena.buffer(rows * width * static_cast<std::int64_t>(sizeof(float)));
   };
   h = rows_of(tokens, shape.hidden);
-  in = rows_of(tile_rows, shape.hidden);
-  out = rows_of(tile_rows, shape.hidden);
-  inner = rows_of(tile_rows, widest);
-  inner_float = floats_of(tile_rows, widest);
+  inner = rows_of(most_rows_at_once, widest);
   vocab_rows = vocab_rows_for(shape.vocab);
   vocab = floats_of(vocab_rows, shape.vocab);
 

@@ -14,10 +14,7 @@ struct CpuWorkspace {
   CpuWorkspace(const BackendOptions& options, HostArena& arena);
 
   AlignedBuffer h;               // [max_tokens, H], normed rows
-  AlignedBuffer in;              // [tile, H]
-  AlignedBuffer out;             // [tile, H]
-  AlignedBuffer inner;           // [tile, widest MLP]
-  AlignedBuffer inner_float;     // [tile, widest MLP], float32
+  AlignedBuffer inner;           // [most_rows_at_once, widest MLP]
   AlignedBuffer vocab;           // [vocab_rows, vocab], float32
   AlignedBuffer attend_scratch;  // [threads, scratch_floats], float32
   AlignedBuffer rope_coarse;     // see RopeTables, [max_positions / 64 + 1]

@@ -7,12 +7,14 @@
 #include <cstring>
 
 #include "compute/cpu/gemm.hpp"
+#include "compute/cpu/kernels.hpp"
+#include "compute/cpu/one_dnn_gemm.hpp"
 #include "tests/tiny_model.hpp"
 
 namespace atl::testing {
 namespace {
 
-using compute::Gemm;
+using compute::Finish;
 
 struct Case {
   int n;
@@ -24,15 +26,15 @@ class CpuGemm : public ::testing::TestWithParam<std::tuple<DType, Case>> {
   static constexpr int rows = 128;
 
   /// Room for a whole tile behind every row.
-  std::vector<std::byte> run(int num_threads, int first, int count, Gemm::Output output) {
+  std::vector<std::byte> run(int num_threads, int first, int count, Finish finish) {
     omp_set_num_threads(num_threads);
-    Gemm gemm(dtype_, num_threads);
-    const auto weight = gemm.pack(w_.data(), n_, k_);
-    gemm.prepare(weight, output);
-    const std::size_t element = output == Gemm::Output::float32 ? 4 : size_of(dtype_);
+    const auto gemm = compute::make_gemm(dtype_, num_threads);
+    const auto weight = gemm->pack(w_.data(), n_, k_);
+    gemm->prepare(weight, finish);
+    const std::size_t element = finish == Finish::float32 ? 4 : size_of(dtype_);
     std::vector<std::byte> c(static_cast<std::size_t>(2 * rows * n_) * element);
-    gemm.run(weight, a_.data() + static_cast<std::size_t>(first * k_) * size_of(dtype_), count,
-             c.data(), output);
+    gemm->run(weight, a_.data() + static_cast<std::size_t>(first * k_) * size_of(dtype_), count,
+              c.data(), finish);
     c.resize(static_cast<std::size_t>(count * n_) * element);
     return c;
   }
@@ -48,10 +50,10 @@ class CpuGemm : public ::testing::TestWithParam<std::tuple<DType, Case>> {
 };
 
 TEST_P(CpuGemm, AgreesWithTheOracle) {
-  const auto single = decode(run(1, 0, 5, Gemm::Output::float32).data(),
-                             static_cast<std::size_t>(5 * n_), DType::float32);
-  const auto rounded = decode(run(1, 0, 5, Gemm::Output::activation).data(),
-                              static_cast<std::size_t>(5 * n_), dtype_);
+  const auto single = decode(run(1, 0, 5, Finish::float32).data(), static_cast<std::size_t>(5 * n_),
+                             DType::float32);
+  const auto rounded =
+      decode(run(1, 0, 5, Finish::rounded).data(), static_cast<std::size_t>(5 * n_), dtype_);
   const auto round = rounding_of(dtype_);
   for (int r = 0; r < 5; ++r) {
     for (int c = 0; c < n_; ++c) {
@@ -68,11 +70,11 @@ TEST_P(CpuGemm, AgreesWithTheOracle) {
 }
 
 TEST_P(CpuGemm, RowsDoNotDependOnTheirNumberPlaceOrThreads) {
-  for (const auto output : {Gemm::Output::activation, Gemm::Output::float32}) {
-    const auto all = run(1, 0, rows, output);
+  for (const auto finish : {Finish::rounded, Finish::float32}) {
+    const auto all = run(1, 0, rows, finish);
     const std::size_t row_bytes = all.size() / rows;
     const auto expect_rows = [&](int threads, int first, int count) {
-      const auto part = run(threads, first, count, output);
+      const auto part = run(threads, first, count, finish);
       EXPECT_EQ(0,
                 std::memcmp(part.data(), all.data() + static_cast<std::size_t>(first) * row_bytes,
                             part.size()))
@@ -81,25 +83,81 @@ TEST_P(CpuGemm, RowsDoNotDependOnTheirNumberPlaceOrThreads) {
     for (const int threads : {1, 2}) {
       for (const int count : compute::row_classes) expect_rows(threads, 0, count);
       for (const int count : {1, 5, 31, 70, 127}) expect_rows(threads, 128 - count, count);
-      const auto more = run(threads, 0, 200, output);  // a second, partial tile
+      const auto more = run(threads, 0, 200, finish);  // a second, partial tile
       EXPECT_EQ(0, std::memcmp(more.data(), all.data(), all.size()));
     }
   }
 }
 
-TEST_P(CpuGemm, ExactRunsWriteNothingBeyondTheirRows) {
-  Gemm gemm(dtype_, 1);
+TEST_P(CpuGemm, FloatRunsWriteNothingBeyondTheirRows) {
+  const auto gemm = compute::make_gemm(dtype_, 1);
   omp_set_num_threads(1);
-  const auto weight = gemm.pack(w_.data(), n_, k_);
-  gemm.prepare(weight, Gemm::Output::float32);
+  const auto weight = gemm->pack(w_.data(), n_, k_);
+  gemm->prepare(weight, Finish::float32);
   for (const int count : {1, 5, 37, 129, 200}) {
     std::vector<float> c(static_cast<std::size_t>((count + 1) * n_), -7.0F);
-    gemm.run_exact(weight, a_.data(), count, c.data());
+    gemm->run(weight, a_.data(), count, c.data(), Finish::float32);
     for (int i = count * n_; i < (count + 1) * n_; ++i) {
       EXPECT_EQ(c[static_cast<std::size_t>(i)], -7.0F);
     }
-    const auto padded = run(1, 0, std::min(count, 128), Gemm::Output::float32);
+    const auto padded = run(1, 0, std::min(count, 128), Finish::float32);
     EXPECT_EQ(0, std::memcmp(padded.data(), c.data(), padded.size()));
+  }
+}
+
+TEST_P(CpuGemm, ProductsOverScatteredRowsAreWhatOneRunGives) {
+  // Rows 0 to 199 as products of 1, 7, 128 and 64 rows; row i comes from and goes to place 199 - i.
+  const std::vector<int> heights = {1, 7, 128, 64};
+  constexpr int all = 200;
+  const auto element = size_of(dtype_);
+  const auto gate_values = random_.vector(n_ * k_, 0, 1 / std::sqrt(k_));
+  const auto gate_bytes = encode(gate_values, dtype_);
+  const auto before = encode(random_.vector(all * n_, 0, 1), dtype_);
+  const auto& kernels = compute::kernels_for(dtype_, compute::cpu_isa());
+  const auto at = [element](auto& matrix, int row, int width) {
+    return matrix.data() + static_cast<std::size_t>(row * width) * element;
+  };
+  for (const int threads : {1, 3}) {
+    omp_set_num_threads(threads);
+    const auto gemm = compute::make_gemm(dtype_, threads);
+    const auto weight = gemm->pack(w_.data(), n_, k_);
+    const auto gate = gemm->pack(gate_bytes.data(), n_, k_);
+    for (const auto finish : {Finish::rounded, Finish::add, Finish::gelu, Finish::swiglu}) {
+      gemm->prepare(weight, finish);
+      gemm->prepare(weight, Finish::float32);
+      gemm->prepare(weight, Finish::rounded);
+      std::vector<float> sums(static_cast<std::size_t>(256 * n_));
+      gemm->run(finish == Finish::swiglu ? gate : weight, a_.data(), all, sums.data(),
+                Finish::float32);
+      std::vector<std::byte> wanted(static_cast<std::size_t>(256 * n_) * element);
+      gemm->run(weight, a_.data(), all, wanted.data(), Finish::rounded);
+      if (finish == Finish::gelu) kernels.gelu(sums.data(), wanted.data(), all * n_);
+      if (finish == Finish::swiglu) {
+        kernels.swiglu(sums.data(), wanted.data(), wanted.data(), all * n_);
+      }
+      std::vector<std::byte> got = before;
+      std::vector<const void*> in;
+      std::vector<void*> out;
+      for (int i = 0; i < all; ++i) {
+        in.push_back(at(a_, all - 1 - i, k_));
+        out.push_back(at(got, all - 1 - i, n_));
+      }
+      std::vector<compute::Product> products;
+      std::size_t first = 0;
+      for (const int height : heights) {
+        products.push_back({&weight, finish == Finish::swiglu ? &gate : nullptr, finish, height,
+                            in.data() + first, out.data() + first});
+        first += static_cast<std::size_t>(height);
+      }
+      gemm->run(products);
+      if (finish == Finish::add) {
+        auto sum = before;
+        kernels.add(sum.data(), wanted.data(), all * n_);
+        wanted = sum;
+      }
+      EXPECT_EQ(0, std::memcmp(got.data(), wanted.data(), got.size()))
+          << "finish " << static_cast<int>(finish) << ", " << threads << " threads";
+    }
   }
 }
 

@@ -1,5 +1,7 @@
-// Every kernel of every instruction set this CPU has, against the oracle's functions.
+// Every kernel of every instruction set this CPU has, and of AVX-512 in plain loops, against the
+// oracle's functions.
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -13,19 +15,19 @@
 
 #include "compute/cpu/kernels.hpp"
 #include "compute/cpu/memory.hpp"
+#include "tests/compute/kernel_tables.hpp"
 #include "tests/tiny_model.hpp"
 
 namespace atl::testing {
 namespace {
 
 using compute::AlignedBuffer;
-using compute::CpuIsa;
 
-class CpuKernels : public ::testing::TestWithParam<std::tuple<CpuIsa, DType>> {
+class CpuKernels : public ::testing::TestWithParam<std::tuple<const char*, DType>> {
  protected:
   void SetUp() override {
-    if (std::get<0>(GetParam()) > compute::cpu_isa()) GTEST_SKIP() << "not on this CPU";
-    kernels_ = &compute::kernels_for(dtype_, std::get<0>(GetParam()));
+    kernels_ = kernel_table(std::get<0>(GetParam()), dtype_);
+    if (kernels_ == nullptr) GTEST_SKIP() << "not on this CPU";
   }
 
   /// `values` as elements of the kernel's type, with `bytes_of` their size.
@@ -244,35 +246,6 @@ TEST_P(CpuKernels, LogProbIsNaNWhereALogitIsNotFinite) {
   }
 }
 
-TEST_P(CpuKernels, PanelGemm) {
-  for (const auto& [k, n] : {std::pair{3, 5}, {300, 16}, {520, 39}}) {
-    const auto a = random_.matrix(15, k);
-    const auto w = random_.matrix(n, k);
-    const int panels = (n + 15) / 16;
-    std::vector<float> packed(static_cast<std::size_t>(panels * k * 16));
-    std::vector<float> flat;
-    for (const auto& row : a) flat.insert(flat.end(), row.begin(), row.end());
-    for (int c = 0; c < n; ++c) {
-      for (int i = 0; i < k; ++i) {
-        packed[static_cast<std::size_t>((c / 16 * k + i) * 16 + c % 16)] =
-            static_cast<float>(w[static_cast<std::size_t>(c)][static_cast<std::size_t>(i)]);
-      }
-    }
-    std::vector<float> result(static_cast<std::size_t>(15 * n), 99.0F);
-    kernels_->panel_gemm(flat.data(), packed.data(), result.data(), 15, k, n, 0, panels);
-    for (int r = 0; r < 15; ++r) {
-      const auto wanted = reference::multiply(w, a[static_cast<std::size_t>(r)]);
-      for (int c = 0; c < n; ++c) {
-        EXPECT_NEAR(result[static_cast<std::size_t>(r * n + c)],
-                    wanted[static_cast<std::size_t>(c)], 1e-5);
-      }
-    }
-    std::vector<float> alone(static_cast<std::size_t>(n));
-    kernels_->panel_gemm(flat.data() + 7 * k, packed.data(), alone.data(), 1, k, n, 0, panels);
-    EXPECT_TRUE(std::equal(alone.begin(), alone.end(), result.begin() + 7 * n));
-  }
-}
-
 /// One sequence of 140 tokens whose q, k and v go through rope() and attend().
 struct AttentionCase {
   static constexpr int tokens = 140;
@@ -449,17 +422,14 @@ TEST_P(CpuKernels, AttentionKeepsWhatIsNotFiniteToTheRowsThatSeeIt) {
   }
 }
 
-std::string table_name(const ::testing::TestParamInfo<CpuKernels::ParamType>& table) {
-  constexpr std::array<const char*, 3> names = {"avx2", "avx512", "avx512_bf16"};
-  return std::string(names[static_cast<std::size_t>(std::get<0>(table.param))]) + "_" +
-         std::string(name_of(std::get<1>(table.param)));
-}
-
-INSTANTIATE_TEST_SUITE_P(
-    Tables, CpuKernels,
-    ::testing::Combine(::testing::Values(CpuIsa::avx2, CpuIsa::avx512, CpuIsa::avx512_bf16),
-                       ::testing::Values(DType::bfloat16, DType::float16, DType::float32)),
-    table_name);
+INSTANTIATE_TEST_SUITE_P(Tables, CpuKernels,
+                         ::testing::Combine(::testing::ValuesIn(kernel_tables),
+                                            ::testing::Values(DType::bfloat16, DType::float16,
+                                                              DType::float32)),
+                         [](const auto& table) {
+                           return fmt::format("{}_{}", std::get<0>(table.param),
+                                              name_of(std::get<1>(table.param)));
+                         });
 
 }  // namespace
 }  // namespace atl::testing

@@ -24,7 +24,7 @@ template <class T>
 struct Query {
   using type = float;
 };
-#if defined(__AVX512BF16__)
+#if defined(ATL_BF16_PAIRS)
 template <>
 struct Query<Bf16> {
   using type = Bf16;
@@ -78,7 +78,7 @@ inline void scores_of(const float* q, std::int64_t q_stride, const T* panel, int
   }
 }
 
-#if defined(__AVX512BF16__)
+#if defined(ATL_BF16_PAIRS)
 /// The same with exact products of bfloat16 pairs, two multiply-adds per lane and instruction.
 template <int Rows>
 inline void scores_of(const Bf16* q, std::int64_t q_stride, const Bf16* panel, int head_dim,
@@ -90,18 +90,14 @@ inline void scores_of(const Bf16* q, std::int64_t q_stride, const Bf16* panel, i
     for (int v = 0; v < 4; ++v) acc[r][v] = broadcast(0);
   }
   for (int i = 0; i < head_dim; i += 2) {
-    __m512bh key[4];
+    Pairs key[4];
 #pragma GCC unroll 8
-    for (int v = 0; v < 4; ++v) {
-      key[v] = reinterpret_cast<__m512bh>(_mm512_loadu_si512(panel + i * panel_tokens + v * 32));
-    }
+    for (int v = 0; v < 4; ++v) key[v] = load_pairs(panel + i * panel_tokens + v * 32);
 #pragma GCC unroll 8
     for (int r = 0; r < Rows; ++r) {
-      std::int32_t pair = 0;
-      std::memcpy(&pair, q + r * q_stride + i, sizeof(pair));
-      const auto both = reinterpret_cast<__m512bh>(_mm512_set1_epi32(pair));
+      const Pairs both = broadcast_pair(q + r * q_stride + i);
 #pragma GCC unroll 8
-      for (int v = 0; v < 4; ++v) acc[r][v] = _mm512_dpbf16_ps(acc[r][v], both, key[v]);
+      for (int v = 0; v < 4; ++v) acc[r][v] = dot(acc[r][v], both, key[v]);
     }
   }
 #pragma GCC unroll 8

@@ -8,17 +8,13 @@
 #include <cstdint>
 #include <cstring>
 
+#include "compute/cpu/kernels/elements.hpp"
+
 namespace atl::compute {
 namespace {
 
-struct Bf16 {
-  std::uint16_t bits;
-};
-struct F16 {
-  std::uint16_t bits;
-};
-
-#if defined(__AVX512F__)
+#if defined(ATL_SIMD_OF_LOOPS)  // tests/compute/simd_of_loops.hpp came before
+#elif defined(__AVX512F__)
 
 constexpr int lanes = 16;
 using Vec = __m512;
@@ -92,6 +88,25 @@ inline Vec load_odd(const Bf16* p) {
   return _mm512_castsi512_ps(
       _mm512_and_si512(_mm512_loadu_si512(p), _mm512_set1_epi32(static_cast<int>(0xffff0000U))));
 }
+
+#if defined(__AVX512BF16__)
+#define ATL_BF16_PAIRS
+/// 16 pairs of bfloat16.
+using Pairs = __m512bh;
+
+inline Pairs load_pairs(const Bf16* p) {
+  return reinterpret_cast<Pairs>(_mm512_loadu_si512(p));
+}
+inline Pairs broadcast_pair(const Bf16* p) {
+  std::int32_t pair = 0;
+  std::memcpy(&pair, p, sizeof(pair));
+  return reinterpret_cast<Pairs>(_mm512_set1_epi32(pair));
+}
+/// sum + a * b of both numbers of each pair, of exact products.
+inline Vec dot(Vec sum, Pairs a, Pairs b) {
+  return _mm512_dpbf16_ps(sum, a, b);
+}
+#endif
 
 #else
 

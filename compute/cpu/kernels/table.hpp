@@ -31,7 +31,9 @@ Kernels make_table(const char* isa) {
   table.top_k = &top_k;
   table.merge = &merge<T>;
   table.log_prob = &log_prob;
-  table.panel_gemm = &panel_gemm;
+  table.panel_columns = panel_columns;
+  table.pack_panel = &pack_panel<T>;
+  table.panel_gemm = &panel_gemm<T>;
   return table;
 }
 

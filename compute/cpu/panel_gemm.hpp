@@ -1,0 +1,54 @@
+#pragma once
+// GEMMs of our own, with weights in panels at their own width (see kernels/panels.hpp).
+//
+// All products of a call are cut into tasks, some columns of one product each, which threads take
+// as they become free: few rows of many experts keep every thread reading weights, and nothing
+// waits between one expert and the next.
+
+#include <vector>
+
+#include "compute/cpu/gemm.hpp"
+#include "compute/cpu/kernels.hpp"
+
+namespace atl::compute {
+
+class PanelGemm final : public Gemm {
+ public:
+  PanelGemm(DType dtype, int num_threads);
+
+  PackedWeight pack(const void* weight, int n, int k) override;
+  std::int64_t packed_bytes(int n, int k) const override;
+  void prepare(const PackedWeight& weight, Finish finish) override;
+  void run(const PackedWeight& weight, const void* in, std::int64_t rows, void* out,
+           Finish finish) override;
+  void run(std::span<const Product> products) override;
+  int rows_at_once() const override { return most_rows_at_once; }
+  std::string description() const override;
+  std::int64_t buffer_bytes() const override { return scratch_.bytes(); }
+  std::int64_t buffer_bytes(std::span<const GemmUse> uses) const override;
+
+ private:
+  int panels_of(int n) const { return (n + kernels_.panel_columns - 1) / kernels_.panel_columns; }
+  std::int64_t panel_bytes(int k) const {
+    return std::int64_t{k} * kernels_.panel_columns * static_cast<std::int64_t>(size_of(dtype_));
+  }
+  /// Cuts products into tasks of as many panels as leave enough of them.
+  void plan(std::span<const Product> products);
+  /// Panels [first, first + count) of a product.
+  void run_task(const Product& product, int first, int count, float* scratch) const;
+  /// c [rows][columns] = the product of panels that begin at column `first`.
+  void multiply(const Product& product, const PackedWeight& weight, int first, int count, float* c,
+                float* scratch) const;
+
+  DType dtype_;
+  int num_threads_;
+  const Kernels& kernels_;
+  AlignedBuffer scratch_;  // per thread
+  int panels_per_task_ = 1;
+  std::vector<std::int64_t> first_task_;  // of each product, and their number
+  std::vector<Product> products_;         // of run() with rows that lie together, and their rows:
+  std::vector<const void*> in_;
+  std::vector<void*> out_;
+};
+
+}  // namespace atl::compute
