@@ -225,6 +225,16 @@ inline reference::Model random_model(const ModelShape& shape, DType dtype, unsig
   return model;
 }
 
+/// The whole of tiny_shape() on one rank, with little memory.
+inline compute::BackendOptions tiny_options() {
+  compute::BackendOptions options;
+  options.shape = tiny_shape();
+  options.max_chunk_tokens = 8;
+  options.num_pages = 4;
+  options.part = compute::whole_model(options.shape);
+  return options;
+}
+
 struct RankOptions {
   DType dtype = DType::float32;
   int num_threads = 1;

@@ -34,7 +34,7 @@ void Workload::read(const OpenModel& model, const BackendChoice& choice) {
   });
   requests_ = broadcast_requests(world_, std::move(requests_));
   arithmetic_ = {choice.name(), "", choice.devices};
-  choose_isa();
+  choose_isa(choice.cuda);
   identity_ = identity_of(options_, model.file->identity(), model.dtype, arithmetic_, requests_);
   if (shard_) take_shard();
   if (nothing_to_do_) return;
@@ -67,8 +67,8 @@ void Workload::read_files(const ModelShape& shape) {
 }
 
 /// After results.open(): a resumed run computes as the run before did.
-void Workload::choose_isa() {
-  if (arithmetic_.backend == "cuda") {
+void Workload::choose_isa(bool cuda) {
+  if (cuda) {
     if (!options_.isa) return;
     throw comm::AgreedFailure("--isa is for CPUs, and this run takes CUDA; add --backend cpu", 2,
                               root());

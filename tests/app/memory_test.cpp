@@ -14,15 +14,6 @@
 namespace atl::testing {
 namespace {
 
-compute::BackendOptions tiny_options() {
-  compute::BackendOptions options;
-  options.shape = tiny_shape();
-  options.max_chunk_tokens = 8;
-  options.num_pages = 4;
-  options.part = compute::whole_model(options.shape);
-  return options;
-}
-
 TEST(Memory, RequestsWantAnEvenShareAndOneLargeRequestMore) {
   const std::vector<std::int64_t> pages = {1, 40, 7, 2, 50};
   EXPECT_EQ(pages_wanted(pages, 1).useful, 100) << "all there are";

@@ -426,10 +426,7 @@ INSTANTIATE_TEST_SUITE_P(Tables, CpuKernels,
                          ::testing::Combine(::testing::ValuesIn(kernel_tables),
                                             ::testing::Values(DType::bfloat16, DType::float16,
                                                               DType::float32)),
-                         [](const auto& table) {
-                           return fmt::format("{}_{}", std::get<0>(table.param),
-                                              name_of(std::get<1>(table.param)));
-                         });
+                         [](const auto& table) { return table_name(table.param); });
 
 }  // namespace
 }  // namespace atl::testing

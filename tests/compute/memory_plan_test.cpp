@@ -48,15 +48,6 @@ TEST_P(CpuPlan, IsWhatABackendHolds) {
 INSTANTIATE_TEST_SUITE_P(Kinds, CpuPlan, ::testing::ValuesIn(model_kinds()),
                          [](const auto& kind_info) { return kind_info.param.name; });
 
-compute::BackendOptions tiny_options() {
-  compute::BackendOptions options;
-  options.shape = tiny_shape();
-  options.max_chunk_tokens = 8;
-  options.num_pages = 4;
-  options.part = compute::whole_model(options.shape);
-  return options;
-}
-
 /// Pieces of device memory begin at multiples of 256 bytes.
 std::int64_t piece(std::int64_t bytes) {
   return (bytes + 255) / 256 * 256;

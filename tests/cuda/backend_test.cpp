@@ -239,15 +239,6 @@ TEST_F(CudaBackend, RefusesWhatDoesNotFitTheModel) {
   EXPECT_THROW(backend.embed(rank.chunk()), Error);
 }
 
-compute::BackendOptions tiny_options() {
-  compute::BackendOptions options;
-  options.shape = tiny_shape();
-  options.max_chunk_tokens = 8;
-  options.num_pages = 4;
-  options.part = compute::whole_model(options.shape);
-  return options;
-}
-
 TEST_F(CudaBackend, MissingWeightsAreNamed) {
   const auto backend = make_cuda(tiny_options());
   try {
