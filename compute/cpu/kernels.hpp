@@ -57,6 +57,8 @@ std::int64_t attend_scratch_floats(const KvLayout& layout, int num_queries);
 /// Most rows of a panel_gemm(), and what it needs of scratch for them.
 inline constexpr int panel_gemm_rows = 128;
 inline constexpr std::int64_t panel_scratch_floats = 128 * (512 + 16);
+/// Most of PanelTask::slice_bytes.
+inline constexpr int max_panel_slice_bytes = 32768;
 /// Most columns that a panel of any instruction set has.
 inline constexpr int max_panel_columns = 32;
 
@@ -69,7 +71,8 @@ struct PanelTask {
   int num_panels = 0;
   float* c = nullptr;  ///< [num_rows][c_stride], whole panels are written
   std::int64_t c_stride = 0;
-  float* scratch = nullptr;  ///< [panel_scratch_floats]
+  float* scratch = nullptr;                     ///< [panel_scratch_floats]
+  int slice_bytes = max_panel_slice_bytes / 2;  ///< of a panel, read by all rows in turn: for L1
 };
 
 struct Kernels {
@@ -98,9 +101,11 @@ struct Kernels {
                 int top_k, int width);
   /// log softmax(logits)[target]; NaN where a logit is not finite.
   float (*log_prob)(const float* logits, std::int64_t count, std::int64_t target);
-  /// Weights [n, k] of T in panels: [n / panel_columns][k][panel_columns] elements, zeros beyond n;
-  /// the order of columns inside is the kernels' own.
+  /// Weights [n, k] of T in panels: [n / panel_columns][k][panel_columns] elements, zeros beyond n
+  /// and k, which are rounded up to multiples of panel_columns and panel_step; the order inside is
+  /// the kernels' own.
   int panel_columns = 0;
+  int panel_step = 0;
   /// out = panel number `panel` of row-major weight [n, k].
   void (*pack_panel)(const void* weight, int n, int k, int panel, void* out);
   void (*panel_gemm)(const PanelTask& task);

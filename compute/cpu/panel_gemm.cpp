@@ -1,6 +1,9 @@
 #include "compute/cpu/panel_gemm.hpp"
 
-#include <cmath>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
 #include <cstring>
 
 #include "compute/cpu/memory.hpp"
@@ -12,20 +15,54 @@ namespace {
 
 static_assert(tile_rows == panel_gemm_rows);
 
-/// Most columns of a task: its sums stay in L2.
-constexpr int task_columns = 256;
-/// So many panels keep one row's chains of multiply-adds busy.
-constexpr int fewest_panels = 4;
-/// What widening the rows, which each task does for itself, costs, as a number of panels.
-constexpr double widening_in_panels = 0.16;
-
-constexpr std::int64_t sums_floats = std::int64_t{tile_rows} * task_columns;
+/// Sums of a piece, which stay in L2.
+constexpr std::int64_t sums_floats = std::int64_t{tile_rows} * 256;
 constexpr std::int64_t thread_floats = panel_scratch_floats + 2 * sums_floats;
+
+/// So many panels keep one row's chains of multiply-adds busy.
+constexpr std::int64_t fewest_panels = 4;
+
+/// A sequence of which threads take pieces: each a share of what is left, so that all end together.
+class Pieces {
+ public:
+  Pieces(std::int64_t count, int threads, std::int64_t fewest, std::int64_t most)
+      : count_(count), parts_(threads == 1 ? 1 : 2 * threads), fewest_(fewest), most_(most) {}
+
+  /// Calls body(begin, end) for pieces until nothing is left.
+  template <class Body>
+  void take(const Body& body) {
+    std::int64_t begin = next_.load(std::memory_order_relaxed);
+    while (begin < count_) {
+      const std::int64_t share = std::clamp((count_ - begin) / parts_, fewest_, most_);
+      const std::int64_t end = std::min(begin + share, count_);
+      if (!next_.compare_exchange_weak(begin, end, std::memory_order_relaxed)) continue;
+      body(begin, end);
+      begin = next_.load(std::memory_order_relaxed);
+    }
+  }
+
+ private:
+  const std::int64_t count_;
+  const std::int64_t parts_;
+  const std::int64_t fewest_;
+  const std::int64_t most_;
+  std::atomic<std::int64_t> next_{0};
+};
+
+/// What of a panel stays in L1 beside the rows of a block.
+int slice_bytes_of_this_cpu() {
+  constexpr long roomy = 48 << 10;
+  return sysconf(_SC_LEVEL1_DCACHE_SIZE) >= roomy ? max_panel_slice_bytes
+                                                  : max_panel_slice_bytes / 2;
+}
 
 }  // namespace
 
 PanelGemm::PanelGemm(DType dtype, int num_threads)
-    : dtype_(dtype), num_threads_(num_threads), kernels_(kernels_for(dtype, cpu_isa())) {}
+    : dtype_(dtype),
+      num_threads_(num_threads),
+      kernels_(kernels_for(dtype, cpu_isa())),
+      slice_bytes_(slice_bytes_of_this_cpu()) {}
 
 std::int64_t PanelGemm::packed_bytes(int n, int k) const {
   return panels_of(n) * panel_bytes(k);
@@ -52,42 +89,34 @@ void PanelGemm::prepare(const PackedWeight& weight, Finish finish) {
   scratch_ = AlignedBuffer(static_cast<std::size_t>(buffer_bytes({&use, 1})));
 }
 
-void PanelGemm::plan(std::span<const Product> products) {
-  const int most = task_columns / kernels_.panel_columns;
-  double least = 0;
-  // The fewest tasks that keep all threads busy up to an even end.
-  for (int panels = most; panels >= fewest_panels; panels /= 2) {
-    double tasks = 0;  // as many as if all had the rows of the largest
-    int most_rows = 1;
-    for (const Product& product : products) most_rows = std::max(most_rows, product.rows);
-    for (const Product& product : products) {
-      const int count = (panels_of(product.weight->n()) + panels - 1) / panels;
-      tasks += static_cast<double>(count) * product.rows / most_rows;
-    }
-    const double rounds = num_threads_ == 1 ? tasks : std::ceil(tasks / num_threads_) + 0.25;
-    const double time = rounds * (panels + widening_in_panels);
-    if (panels == most || time < least) {
-      least = time;
-      panels_per_task_ = panels;
-    }
-  }
-  first_task_.assign(1, 0);
+void PanelGemm::run(std::span<const Product> products) {
+  int most_rows = 1;
+  first_panel_.assign(1, 0);
   for (const Product& product : products) {
-    const int count = (panels_of(product.weight->n()) + panels_per_task_ - 1) / panels_per_task_;
-    first_task_.push_back(first_task_.back() + count);
+    first_panel_.push_back(first_panel_.back() + panels_of(product.weight->n()));
+    most_rows = std::max(most_rows, product.rows);
   }
+  const std::int64_t fewest = most_rows < fewest_panels ? fewest_panels : 1;
+  const std::int64_t all = first_panel_.back();
+  const auto threads =
+      static_cast<int>(std::min<std::int64_t>(num_threads_, (all + fewest - 1) / fewest));
+  Pieces pieces(all, threads, fewest, sums_floats / most_rows / kernels_.panel_columns);
+  parallel_ranges(threads, threads, 1, [&](std::int64_t, std::int64_t, int thread) {
+    pieces.take([&](std::int64_t begin, std::int64_t end) {
+      run_panels(products, begin, end, scratch_.as<float>() + thread * thread_floats);
+    });
+  });
 }
 
-void PanelGemm::run(std::span<const Product> products) {
-  plan(products);
-  parallel_tasks(num_threads_, first_task_.back(), [&](std::int64_t task, int thread) {
-    const auto after = std::upper_bound(first_task_.begin(), first_task_.end(), task);
-    const auto index = static_cast<std::size_t>(after - first_task_.begin() - 1);
-    const Product& product = products[index];
-    const int first = static_cast<int>(task - first_task_[index]) * panels_per_task_;
-    run_task(product, first, std::min(panels_per_task_, panels_of(product.weight->n()) - first),
-             scratch_.as<float>() + thread * thread_floats);
-  });
+void PanelGemm::run_panels(std::span<const Product> products, std::int64_t begin, std::int64_t end,
+                           float* scratch) const {
+  const auto after = std::upper_bound(first_panel_.begin(), first_panel_.end(), begin);
+  for (auto i = static_cast<std::size_t>(after - first_panel_.begin() - 1); begin < end; ++i) {
+    const std::int64_t stop = std::min(end, first_panel_[i + 1]);
+    run_task(products[i], static_cast<int>(begin - first_panel_[i]), static_cast<int>(stop - begin),
+             scratch);
+    begin = stop;
+  }
 }
 
 void PanelGemm::multiply(const Product& product, const PackedWeight& weight, int first, int count,
@@ -101,6 +130,7 @@ void PanelGemm::multiply(const Product& product, const PackedWeight& weight, int
   task.c = c;
   task.c_stride = std::int64_t{count} * kernels_.panel_columns;
   task.scratch = scratch;
+  task.slice_bytes = slice_bytes_;
   kernels_.panel_gemm(task);
 }
 

@@ -1,9 +1,9 @@
 #pragma once
 // GEMMs of our own, with weights in panels at their own width (see kernels/panels.hpp).
 //
-// All products of a call are cut into tasks, some columns of one product each, which threads take
-// as they become free: few rows of many experts keep every thread reading weights, and nothing
-// waits between one expert and the next.
+// The panels of all products of a call are one sequence, of which threads take pieces as they
+// become free, smaller ones towards its end: few rows of many experts keep every thread reading
+// weights, and nothing waits between one expert and the next.
 
 #include <vector>
 
@@ -30,10 +30,13 @@ class PanelGemm final : public Gemm {
  private:
   int panels_of(int n) const { return (n + kernels_.panel_columns - 1) / kernels_.panel_columns; }
   std::int64_t panel_bytes(int k) const {
-    return std::int64_t{k} * kernels_.panel_columns * static_cast<std::int64_t>(size_of(dtype_));
+    const std::int64_t padded =
+        (k + kernels_.panel_step - 1) / kernels_.panel_step * kernels_.panel_step;
+    return padded * kernels_.panel_columns * static_cast<std::int64_t>(size_of(dtype_));
   }
-  /// Cuts products into tasks of as many panels as leave enough of them.
-  void plan(std::span<const Product> products);
+  /// Panels [begin, end) of the sequence.
+  void run_panels(std::span<const Product> products, std::int64_t begin, std::int64_t end,
+                  float* scratch) const;
   /// Panels [first, first + count) of a product.
   void run_task(const Product& product, int first, int count, float* scratch) const;
   /// c [rows][columns] = the product of panels that begin at column `first`.
@@ -44,9 +47,9 @@ class PanelGemm final : public Gemm {
   int num_threads_;
   const Kernels& kernels_;
   AlignedBuffer scratch_;  // per thread
-  int panels_per_task_ = 1;
-  std::vector<std::int64_t> first_task_;  // of each product, and their number
-  std::vector<Product> products_;         // of run() with rows that lie together, and their rows:
+  int slice_bytes_;
+  std::vector<std::int64_t> first_panel_;  // of each product in the sequence, and their number
+  std::vector<Product> products_;          // of run() with rows that lie together, and their rows:
   std::vector<const void*> in_;
   std::vector<void*> out_;
 };

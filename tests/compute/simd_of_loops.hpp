@@ -120,6 +120,9 @@ inline Pairs broadcast_pair(const Bf16* p) {
   for (int i = 0; i < lanes; ++i) std::memcpy(pairs.of + 2 * i, p, 2 * sizeof(Bf16));
   return pairs;
 }
+inline Pairs broadcast(Bf16Pair pair) {
+  return broadcast_pair(pair.of);
+}
 /// As the instruction: the odd ones first, each multiply-add rounded to nearest, numbers below the
 /// smallest normal one taken and given as zero.
 inline Vec dot(Vec sum, const Pairs& a, const Pairs& b) {
@@ -134,6 +137,9 @@ inline Vec dot(Vec sum, const Pairs& a, const Pairs& b) {
     }
     return total;
   });
+}
+inline Vec fma(const Pairs& a, const Pairs& b, Vec sum) {
+  return dot(sum, a, b);
 }
 #endif
 

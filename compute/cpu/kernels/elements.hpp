@@ -13,6 +13,10 @@ struct Bf16 {
 struct F16 {
   std::uint16_t bits;
 };
+/// Two neighbours, which some instruction sets multiply and add at once.
+struct Bf16Pair {
+  Bf16 of[2];
+};
 
 }  // namespace
 }  // namespace atl::compute

@@ -2,30 +2,27 @@
 // GEMM with weights in panels, included once per instruction set (see simd.hpp for why all is
 // anonymous).
 //
-// A panel holds the weights of two vectors of columns, k after k, at their own width; they are
-// widened to float32 when they are loaded, which is exact. Every element is one chain of
-// multiply-adds over k: neither the other rows nor the cutting of k, rows and columns change it.
+// Weights (see pack.hpp) are widened to float32 when they are loaded, which is exact, or multiplied
+// as pairs of bfloat16. Every element is one chain of multiply-adds over k: neither the other rows
+// nor the cutting of k, rows and columns change it.
 
 #include "compute/cpu/kernels.hpp"
+#include "compute/cpu/kernels/pack.hpp"
 #include "compute/cpu/kernels/rows.hpp"
 #include "compute/cpu/kernels/simd.hpp"
 
 namespace atl::compute {
 namespace {
 
-constexpr int panel_columns = 2 * lanes;
 /// Rows of a block: with two vectors of columns each they fill the registers.
 constexpr int panel_height = lanes == 16 ? 12 : 6;
-static_assert(panel_columns <= max_panel_columns);
 
-/// Place of a column in one k of a panel: bfloat16 lie in pairs, so that one vector of them is
-/// widened by a shift and a mask.
+/// Rows as a panel of T's multiplies them, and its two vectors of one k.
 template <class T>
-constexpr int panel_place(int column) {
-  if constexpr (__is_same(T, Bf16)) return column < lanes ? 2 * column : 2 * (column - lanes) + 1;
-  return column;
-}
-
+struct PanelFactor {
+  using row = float;
+  using vector = Vec;
+};
 inline void load_panel(const Bf16* p, Vec (&v)[2]) {
   v[0] = load_even(p);
   v[1] = load_odd(p);
@@ -36,76 +33,35 @@ inline void load_panel(const T* p, Vec (&v)[2]) {
   v[1] = load(p + lanes);
 }
 
-/// Column that lies `half` (0 or 1) in pair `pair` of a panel's 16-bit weights.
+/// Elements [first, first + count) of a row, as panels of T's multiply them, of task.k in all.
 template <class T>
-constexpr int column_of(int pair, int half) {
-  return __is_same(T, Bf16) ? pair + half * lanes : 2 * pair + half;
+inline void load_row(const PanelTask& /*task*/, const T* row, int first, int count, float* to) {
+  to_float<T>(row + first, to, count);
 }
 
-/// Four rows of four 32-bit words at `words`, transposed to rows `stride` bytes apart.
-inline void transpose_words(const __m128i (&words)[4], char* to, std::int64_t stride) {
-  const __m128i a = _mm_unpacklo_epi32(words[0], words[1]);
-  const __m128i b = _mm_unpacklo_epi32(words[2], words[3]);
-  const __m128i c = _mm_unpackhi_epi32(words[0], words[1]);
-  const __m128i d = _mm_unpackhi_epi32(words[2], words[3]);
-  const __m128i rows[4] = {_mm_unpacklo_epi64(a, b), _mm_unpackhi_epi64(a, b),
-                           _mm_unpacklo_epi64(c, d), _mm_unpackhi_epi64(c, d)};
-  for (int i = 0; i < 4; ++i)
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i * stride), rows[i]);
+#if defined(ATL_BF16_PAIRS)
+template <>
+struct PanelFactor<Bf16Pair> {
+  using row = Bf16Pair;
+  using vector = Pairs;
+};
+inline void load_panel(const Bf16Pair* p, Pairs (&v)[2]) {
+  v[0] = load_pairs(p->of);
+  v[1] = load_pairs(p[lanes].of);
 }
-
-/// pack_panel() of four 32-bit words of the panel, from number `word` on, and of one cache line of
-/// their columns.
-template <class T>
-void pack_words(const T* from, int k, int word, T* to) {
-  constexpr int line = 64 / sizeof(T);
-  constexpr std::int64_t stride = panel_columns * sizeof(T);
-  char* out = reinterpret_cast<char*>(to) + word * 4;
-  const auto load_at = [from, k](int column, int i) {
-    return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + std::int64_t{column} * k + i));
-  };
-  for (int i = 0; i < line; i += 16 / static_cast<int>(sizeof(T))) {
-    __m128i low[4];
-    if constexpr (sizeof(T) == 4) {
-      for (int w = 0; w < 4; ++w) low[w] = load_at(word + w, i);
-    } else {
-      __m128i high[4];
-      for (int w = 0; w < 4; ++w) {
-        const __m128i a = load_at(column_of<T>(word + w, 0), i);
-        const __m128i b = load_at(column_of<T>(word + w, 1), i);
-        low[w] = _mm_unpacklo_epi16(a, b);
-        high[w] = _mm_unpackhi_epi16(a, b);
-      }
-      transpose_words(high, out + (i + 4) * stride, stride);
-    }
-    transpose_words(low, out + i * stride, stride);
-  }
+inline void load_row(const PanelTask& task, const Bf16Pair* row, int first, int count,
+                     Bf16Pair* to) {
+  to[count - 1] = {};  // an odd k ends with half a pair
+  const int left = task.k - 2 * first;
+  const auto numbers = static_cast<std::size_t>(left < 2 * count ? left : 2 * count);
+  std::memcpy(to, row + first, numbers * sizeof(Bf16));
 }
-
-template <class T>
-void pack_panel(const void* weight, int n, int k, int panel, void* out) {
-  const int first = panel * panel_columns;
-  const int columns = n - first < panel_columns ? n - first : panel_columns;
-  const T* from = static_cast<const T*>(weight) + std::int64_t{first} * k;
-  T* to = static_cast<T*>(out);
-  constexpr int line = 64 / sizeof(T);
-  int i = 0;
-  for (; columns == panel_columns && i + line <= k; i += line) {
-    for (int word = 0; word < panel_columns * static_cast<int>(sizeof(T)) / 4; word += 4) {
-      pack_words(from + i, k, word, to + std::int64_t{i} * panel_columns);
-    }
-  }
-  for (; i < k; ++i) {
-    T* row = to + std::int64_t{i} * panel_columns;
-    for (int c = 0; c < columns; ++c) row[panel_place<T>(c)] = from[std::int64_t{c} * k + i];
-    for (int c = columns; c < panel_columns; ++c) row[panel_place<T>(c)] = T{};
-  }
-}
+#endif
 
 /// A block of panel_gemm: rows of `a` by panels `panel_stride` elements apart, over `k`.
 template <class T>
 struct PanelBlock {
-  const float* a;
+  const typename PanelFactor<T>::row* a;
   std::int64_t a_stride;
   const T* panels;
   std::int64_t panel_stride;
@@ -113,16 +69,18 @@ struct PanelBlock {
   int k;
   float* c;
   std::int64_t c_stride;
-  bool first;  // else sums continue from c
+  bool first;             // else sums continue from c
+  std::int64_t ahead[2];  // bytes from a k of a panel to the lines fetched with it
 };
 
 /// Rows rows by Panels panels.
 template <int Rows, int Panels, class T>
 [[gnu::noinline]] void panel_block(const PanelBlock<T>& block, int panel) {
-  constexpr int ahead = 2048 / Panels;  // bytes; the hardware's prefetching ends with each 4 KiB
-  const float* a = block.a;
+  constexpr bool two_lines = sizeof(T) * panel_columns > 64;
+  const auto* a = block.a;
   const std::int64_t a_stride = block.a_stride;
   const std::int64_t panel_stride = block.panel_stride;
+  const std::int64_t ahead[2] = {block.ahead[0], block.ahead[1]};
   const T* b = block.panels + panel * panel_stride;
   float* c = block.c + panel * panel_columns;
   Vec acc[Rows][Panels][2];
@@ -138,16 +96,17 @@ template <int Rows, int Panels, class T>
     }
   }
   for (int i = 0; i < block.k; ++i) {
-    Vec w[Panels][2];
+    typename PanelFactor<T>::vector w[Panels][2];
 #pragma GCC unroll 8
     for (int p = 0; p < Panels; ++p) {
       const T* at = b + p * panel_stride + i * panel_columns;
       load_panel(at, w[p]);
-      __builtin_prefetch(reinterpret_cast<const char*>(at) + ahead);
+      __builtin_prefetch(reinterpret_cast<const char*>(at) + ahead[0]);
+      if constexpr (two_lines) __builtin_prefetch(reinterpret_cast<const char*>(at) + ahead[1]);
     }
 #pragma GCC unroll 16
     for (int r = 0; r < Rows; ++r) {
-      const Vec x = broadcast(a[r * a_stride + i]);
+      const auto x = broadcast(a[r * a_stride + i]);
 #pragma GCC unroll 8
       for (int p = 0; p < Panels; ++p) {
 #pragma GCC unroll 2
@@ -167,19 +126,28 @@ template <int Rows, int Panels, class T>
   }
 }
 
+/// Panels [first, num_panels) of the block, Panels at once as long as that goes.
+template <int Rows, int Panels, class T>
+int panel_groups(PanelBlock<T>& block, int first) {
+  // The hardware's prefetching ends with each 4 KiB.
+  if (block.num_panels > 1) {
+    block.ahead[0] = 2048 / Panels;
+    block.ahead[1] = block.ahead[0] + 64;
+  }
+  for (; first + Panels <= block.num_panels; first += Panels) {
+    panel_block<Rows, Panels>(block, first);
+  }
+  return first;
+}
+
 /// Rows rows by all panels of the block. Few rows take several panels at once: a multiply-add waits
 /// for the one before it in its chain, and a vector or two of chains leave the units idle.
 template <int Rows, class T>
-void panel_rows(const PanelBlock<T>& block) {
-  const int n = block.num_panels;
+void panel_rows(PanelBlock<T> block) {
   int p = 0;
-  if constexpr (Rows == 1) {
-    for (; p + 4 <= n; p += 4) panel_block<Rows, 4>(block, p);
-  }
-  if constexpr (3 * Rows <= panel_height) {
-    for (; p + 2 <= n; p += 2) panel_block<Rows, 2>(block, p);
-  }
-  for (; p < n; ++p) panel_block<Rows, 1>(block, p);
+  if constexpr (Rows == 1) p = panel_groups<Rows, 4>(block, p);
+  if constexpr (3 * Rows <= panel_height) p = panel_groups<Rows, 2>(block, p);
+  panel_groups<Rows, 1>(block, p);
 }
 
 template <class T, int Rows = panel_height>
@@ -190,93 +158,164 @@ void panel_rows(int rows, const PanelBlock<T>& block) {
   panel_rows<Rows>(block);
 }
 
-/// All rows of a task by the panels of the block, in blocks of equal height.
+/// A task's rows, as panels of T's multiply them, in blocks of rows that lie evenly apart.
 template <class T>
-void panel_blocks(int rows, PanelBlock<T> block) {
-  const int count = (rows + panel_height - 1) / panel_height;
-  const float* a = block.a;
-  float* c = block.c;
-  for (int i = 0; i < count; ++i) {
-    const int first = rows * i / count;
-    block.a = a + first * block.a_stride;
-    block.c = c + first * block.c_stride;
-    panel_rows(rows * (i + 1) / count - first, block);
+struct PanelRows {
+  using Row = typename PanelFactor<T>::row;
+  static_assert(sizeof(Row) == sizeof(float));
+  static constexpr bool as_they_are = sizeof(T) == sizeof(Row);  // nothing has to be widened
+  struct Block {
+    const Row* a;
+    std::int64_t stride;
+    int rows;
+  };
+  Block blocks[panel_gemm_rows];
+  int count = 0;
+
+  /// Rows that lie evenly apart, in blocks of equal height.
+  void add(const Row* a, std::int64_t stride, int rows) {
+    const int parts = (rows + panel_height - 1) / panel_height;
+    for (int i = 0; i < parts; ++i) {
+      const int first = rows * i / parts;
+      blocks[count++] = {a + first * stride, stride, rows * (i + 1) / parts - first};
+    }
   }
-}
+
+  /// The rows where they are; false where that would be many blocks, or half a pair is left over.
+  bool find(const PanelTask& task) {
+    constexpr int step = __is_same(T, Bf16Pair) ? 2 : 1;
+    if (!as_they_are || task.k % step != 0) return false;
+    const int most = (task.num_rows + panel_height - 1) / panel_height + 2;
+    const auto apart = [&task](int r) {  // bytes from row r - 1 to row r
+      return static_cast<const char*>(task.rows[r]) - static_cast<const char*>(task.rows[r - 1]);
+    };
+    for (int r = 0; r < task.num_rows;) {
+      int end = r + 1;
+      const std::int64_t stride = end < task.num_rows ? apart(end) : 0;
+      while (end < task.num_rows && apart(end) == stride) ++end;
+      if (stride % static_cast<int>(sizeof(Row)) != 0) return false;
+      if (count + (end - r + panel_height - 1) / panel_height > most) return false;
+      add(static_cast<const Row*>(task.rows[r]), stride / static_cast<int>(sizeof(Row)), end - r);
+      r = end;
+    }
+    return true;
+  }
+
+  /// Elements [first, first + k) of the rows, in scratch memory.
+  void copy(const PanelTask& task, int first, int k) {
+    Row* to = reinterpret_cast<Row*>(task.scratch);
+    // Not a multiple of a page, which the rows of a block would share a part of L1 for.
+    const int stride = k + row_padding;
+    for (int r = 0; r < task.num_rows; ++r) {
+      load_row(task, static_cast<const T*>(task.rows[r]), first, k, to + r * stride);
+    }
+    count = 0;
+    add(to, stride, task.num_rows);
+  }
+  static constexpr int row_padding = 16;
+
+  /// How many k copy() has room for.
+  static int depth(int rows) {
+    const int room = static_cast<int>(panel_scratch_floats) / rows - row_padding;
+    return rows <= panel_height && room > 1024 ? 1024 : room;
+  }
+};
 
 /// From how many rows on a panel is widened once for all blocks: float16 costs more than bfloat16.
 template <class T>
-constexpr int widened_from = __is_same(T, F16) ? 2 * panel_height + 1 : panel_gemm_rows;
-template <>
-constexpr int widened_from<float> = panel_gemm_rows + 1;
+constexpr int widened_from = sizeof(T) == 4
+                                 ? panel_gemm_rows + 1
+                                 : (__is_same(T, F16) ? 2 * panel_height + 1 : panel_gemm_rows);
 
-/// Bytes of a panel that are read again and again; with the rows of a block they stay in L1.
-constexpr int slice_bytes = 16384;
-
-/// How many k go through the rows of a task before the next: in one block nothing is read again.
-template <class T>
-constexpr int panel_depth(int rows) {
-  if (rows <= panel_height) return 1024;
-  const bool widened = rows >= widened_from<T>;
-  return slice_bytes / panel_columns / static_cast<int>(widened ? sizeof(float) : sizeof(T));
+/// A slice of one panel by all rows; element `first` of the rows is its first. Every block fetches
+/// a part of the next slice.
+template <class T, class All>
+void panel_slice(PanelBlock<T> block, const PanelRows<All>& rows, int first, bool fetches) {
+  constexpr std::int64_t line = 64;
+  constexpr std::int64_t bytes = panel_columns * sizeof(T);  // of one k
+  float* c = block.c;
+  for (int i = 0; i < rows.count; ++i) {
+    const auto& some = rows.blocks[i];
+    block.a = some.a + first;
+    block.a_stride = some.stride;
+    block.c = c;
+    block.ahead[0] = fetches && i * line < bytes ? block.k * bytes + i * line : 0;
+    block.ahead[1] = block.ahead[0];
+    panel_rows(some.rows, block);
+    c += some.rows * block.c_stride;
+  }
 }
-/// Floats between widened rows: not a multiple of a page, which the rows of a block would share a
-/// part of L1 for.
-constexpr int row_stride(int k) {
-  return k + 16;
-}
-static_assert((widened_from<Bf16> - 1) * row_stride(panel_depth<Bf16>(panel_height + 1)) <=
-              panel_scratch_floats);
-static_assert(panel_gemm_rows * row_stride(panel_depth<float>(panel_gemm_rows)) <=
-              panel_scratch_floats);
-static_assert(panel_height * row_stride(panel_depth<float>(1)) <= panel_scratch_floats);
 
 /// The block's one panel as float32 in `wide`.
 template <class T>
 PanelBlock<float> widened(const PanelBlock<T>& block, float* wide) {
   for (int i = 0; i < block.k; ++i) {
     Vec v[2];
-    load_panel(block.panels + i * panel_columns, v);
+    const T* at = block.panels + i * panel_columns;
+    load_panel(at, v);
+    __builtin_prefetch(reinterpret_cast<const char*>(at) + block.k * panel_columns * sizeof(T));
     store(wide + i * panel_columns, v[0]);
     store(wide + i * panel_columns + lanes, v[1]);
   }
-  return {block.a, block.a_stride, wide, 0, 1, block.k, block.c, block.c_stride, block.first};
+  return {nullptr, 0, wide, 0, 1, block.k, block.c, block.c_stride, block.first, {}};
 }
 
+/// One panel, of `block.k`, by all rows of a task.
 template <class T>
-void panel_gemm(const PanelTask& task) {
-  const int depth = panel_depth<T>(task.num_rows);
-  alignas(64) float wide[slice_bytes / sizeof(float)];
-  for (int k0 = 0; k0 < task.k; k0 += depth) {
-    const int k = task.k - k0 < depth ? task.k - k0 : depth;
-    for (int r = 0; r < task.num_rows; ++r) {
-      to_float<T>(static_cast<const T*>(task.rows[r]) + k0, task.scratch + r * row_stride(k), k);
+void panel_slices(const PanelBlock<T>& block, const PanelRows<T>& rows, const PanelTask& task) {
+  alignas(64) float wide[max_panel_slice_bytes / sizeof(float)];
+  const bool widens = task.num_rows >= widened_from<T>;
+  const int depth =
+      task.slice_bytes / panel_columns / static_cast<int>(widens ? sizeof(float) : sizeof(T));
+  for (int k = 0; k < block.k; k += depth) {
+    PanelBlock<T> slice = block;
+    slice.panels += std::int64_t{k} * panel_columns;
+    slice.k = block.k - k < depth ? block.k - k : depth;
+    slice.first = block.first && k == 0;
+    if constexpr (!PanelRows<T>::as_they_are) {
+      if (widens) {
+        panel_slice(widened(slice, wide), rows, k, /*fetches=*/false);
+        continue;
+      }
     }
-    PanelBlock<T> block;
-    block.a = task.scratch;
-    block.a_stride = row_stride(k);
-    block.panels = static_cast<const T*>(task.panels) + std::int64_t{k0} * panel_columns;
-    block.panel_stride = std::int64_t{task.k} * panel_columns;
-    block.num_panels = task.num_panels;
-    block.k = k;
+    panel_slice(slice, rows, k, /*fetches=*/true);
+  }
+}
+
+/// panel_gemm() of `all_k` elements T of a panel.
+template <class T>
+void panel_product(const PanelTask& task, int all_k) {
+  PanelRows<T> rows;
+  const bool in_place = rows.find(task);
+  const int depth = in_place ? all_k : PanelRows<T>::depth(task.num_rows);
+  for (int first = 0; first < all_k; first += depth) {
+    PanelBlock<T> block{};
+    block.k = all_k - first < depth ? all_k - first : depth;
+    if (!in_place) rows.copy(task, first, block.k);
+    block.panels = static_cast<const T*>(task.panels) + std::int64_t{first} * panel_columns;
+    block.panel_stride = std::int64_t{all_k} * panel_columns;
     block.c = task.c;
     block.c_stride = task.c_stride;
-    block.first = k0 == 0;
-    if (task.num_rows <= panel_height) {
+    block.first = first == 0;
+    if (rows.count == 1) {
+      block.a = rows.blocks[0].a;
+      block.a_stride = rows.blocks[0].stride;
+      block.num_panels = task.num_panels;
       panel_rows(task.num_rows, block);
       continue;
     }
     block.num_panels = 1;
     for (int p = 0; p < task.num_panels; ++p) {
-      if (task.num_rows >= widened_from<T>) {
-        panel_blocks(task.num_rows, widened(block, wide));
-      } else {
-        panel_blocks(task.num_rows, block);
-      }
+      panel_slices(block, rows, task);
       block.panels += block.panel_stride;
       block.c += panel_columns;
     }
   }
+}
+
+template <class T>
+void panel_gemm(const PanelTask& task) {
+  panel_product<typename PanelElement<T>::type>(task, (task.k + panel_step<T> - 1) / panel_step<T>);
 }
 
 }  // namespace

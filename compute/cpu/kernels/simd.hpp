@@ -102,9 +102,15 @@ inline Pairs broadcast_pair(const Bf16* p) {
   std::memcpy(&pair, p, sizeof(pair));
   return reinterpret_cast<Pairs>(_mm512_set1_epi32(pair));
 }
+inline Pairs broadcast(Bf16Pair pair) {
+  return broadcast_pair(pair.of);
+}
 /// sum + a * b of both numbers of each pair, of exact products.
 inline Vec dot(Vec sum, Pairs a, Pairs b) {
   return _mm512_dpbf16_ps(sum, a, b);
+}
+inline Vec fma(Pairs a, Pairs b, Vec sum) {
+  return dot(sum, a, b);
 }
 #endif
 

@@ -7,6 +7,7 @@
 #include "compute/cpu/kernels/log_probs.hpp"
 #include "compute/cpu/kernels/merge.hpp"
 #include "compute/cpu/kernels/norm.hpp"
+#include "compute/cpu/kernels/pack.hpp"
 #include "compute/cpu/kernels/panels.hpp"
 #include "compute/cpu/kernels/rope.hpp"
 #include "compute/cpu/kernels/router.hpp"
@@ -32,6 +33,7 @@ Kernels make_table(const char* isa) {
   table.merge = &merge<T>;
   table.log_prob = &log_prob;
   table.panel_columns = panel_columns;
+  table.panel_step = panel_step<T>;
   table.pack_panel = &pack_panel<T>;
   table.panel_gemm = &panel_gemm<T>;
   return table;
