@@ -112,10 +112,7 @@ class CpuBackend final : public Backend {
   bool done(Event event) override { return queue_.done(event); }
   void start() override { queue_.start(); }
   bool wait(Event event, int timeout_us) override { return queue_.wait(event, timeout_us); }
-  void finish(Event event) override {
-    // Several threads are a team that belongs to the worker.
-    queue_.finish(event, options_.num_threads == 1);
-  }
+  void finish(Event event) override { queue_.finish(event, /*may_run_here=*/true); }
   Interval interval(Event event) const override { return queue_.interval(event); }
 
   Memory memory() const override {
