@@ -28,12 +28,11 @@ CpuIsa agreed_isa(std::optional<CpuIsa> wanted, const std::string& recorded,
 }
 
 CpuIsa use_agreed_isa(const comm::Communicator& world, std::optional<CpuIsa> wanted,
-                      const std::string& recorded) {
-  CpuIsa mine = CpuIsa::avx2;
-  world.agree([&] { mine = compute::widest_cpu_isa(); });
+                      const std::string& recorded, const std::function<CpuIsa()>& mine) {
+  CpuIsa isa = CpuIsa::avx2;
+  world.agree([&] { isa = mine(); });
   const std::string of_first = world.broadcast(recorded, 0);
-  const auto able = world.allgather(mine);
-  CpuIsa isa = mine;
+  const auto able = world.allgather(isa);
   world.agree([&] {
     isa = agreed_isa(wanted, of_first, able);
     compute::use_cpu_isa(isa);

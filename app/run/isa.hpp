@@ -2,6 +2,7 @@
 // Which instruction sets a run computes with on CPUs. Results have other bits with each, so that
 // all ranks agree on one, and a resumed run keeps that of the run before.
 
+#include <functional>
 #include <optional>
 #include <string>
 #include <vector>
@@ -17,9 +18,10 @@ namespace atl {
 compute::CpuIsa agreed_isa(std::optional<compute::CpuIsa> wanted, const std::string& recorded,
                            const std::vector<compute::CpuIsa>& able);
 
-/// Collective, before any arithmetic; `recorded` is rank 0's. Every rank computes with what all
-/// agree on, and returns it. Throws Error.
+/// Collective, before any arithmetic; `mine` tells what this rank can at most, `recorded` is rank
+/// 0's. Every rank computes with what all agree on, and returns it. Throws Error.
 compute::CpuIsa use_agreed_isa(const comm::Communicator& world,
-                               std::optional<compute::CpuIsa> wanted, const std::string& recorded);
+                               std::optional<compute::CpuIsa> wanted, const std::string& recorded,
+                               const std::function<compute::CpuIsa()>& mine);
 
 }  // namespace atl

@@ -34,7 +34,7 @@ void Workload::read(const OpenModel& model, const BackendChoice& choice) {
   });
   requests_ = broadcast_requests(world_, std::move(requests_));
   arithmetic_ = {choice.name(), "", choice.devices};
-  choose_isa(choice.cuda);
+  choose_isa(choice.cuda, model);
   identity_ = identity_of(options_, model.file->identity(), model.dtype, arithmetic_, requests_);
   if (shard_) take_shard();
   if (nothing_to_do_) return;
@@ -67,7 +67,7 @@ void Workload::read_files(const ModelShape& shape) {
 }
 
 /// After results.open(): a resumed run computes as the run before did.
-void Workload::choose_isa(bool cuda) {
+void Workload::choose_isa(bool cuda, const OpenModel& model) {
   if (cuda) {
     if (!options_.isa) return;
     throw comm::AgreedFailure("--isa is for CPUs, and this run takes CUDA; add --backend cpu", 2,
@@ -79,7 +79,10 @@ void Workload::choose_isa(bool cuda) {
     recorded = isa_of(results.recorded());
     if (recorded.empty()) recorded = isa_of(checkpoints.recorded());
   });
-  arithmetic_.isa = name_of(use_agreed_isa(world_, options_.isa, recorded));
+  const auto mine = [&model] {
+    return compute::widest_cpu_isa_for(model.config.shape, model.dtype);
+  };
+  arithmetic_.isa = name_of(use_agreed_isa(world_, options_.isa, recorded, mine));
 }
 
 /// All ranks have read all requests, which the identity is of; from here on those of this shard are

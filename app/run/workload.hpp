@@ -50,7 +50,7 @@ class Workload {
  private:
   bool root() const { return world_.rank() == 0; }
   void read_files(const ModelShape& shape);
-  void choose_isa(bool cuda);
+  void choose_isa(bool cuda, const OpenModel& model);
   void take_shard();
   void leave_empty_part();
 

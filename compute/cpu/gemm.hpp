@@ -115,7 +115,7 @@ class Gemm {
   virtual std::int64_t buffer_bytes(std::span<const GemmUse> uses) const = 0;
 };
 
-/// oneDNN's where its rows keep their bits and it takes weights at their own width, else our own.
+/// oneDNN's for bfloat16 with AMX, else our own.
 std::unique_ptr<Gemm> make_gemm(DType dtype, int num_threads);
 
 }  // namespace atl::compute

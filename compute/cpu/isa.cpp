@@ -8,7 +8,6 @@
 #include <algorithm>
 #include <array>
 #include <cstdlib>
-#include <dnnl.hpp>
 #include <initializer_list>
 #include <mutex>
 
@@ -19,21 +18,6 @@ namespace atl::compute {
 namespace {
 
 constexpr std::array names = {"avx2", "avx512", "avx512_bf16", "avx512_amx"};
-
-/// oneDNN's set of the same width.
-dnnl::cpu_isa one_dnn_isa(CpuIsa isa) {
-  switch (isa) {
-    case CpuIsa::avx512_amx:
-      return dnnl::cpu_isa::avx512_core_amx;
-    case CpuIsa::avx512_bf16:
-      return dnnl::cpu_isa::avx512_core_bf16;
-    case CpuIsa::avx512:
-      return dnnl::cpu_isa::avx512_core;
-    case CpuIsa::avx2:
-      break;
-  }
-  return dnnl::cpu_isa::avx2;
-}
 
 /// AMX needs the kernel's leave to have its registers saved.
 bool has_amx() {
@@ -64,16 +48,6 @@ void use_locked(CpuIsa isa) {
   require(!used || *used == isa, "cannot compute with {} (this process computes with {} already)",
           name_of(isa), name_of(*used));
   if (used) return;
-  // Below AVX-512 nothing is asked of oneDNN.
-  if (isa != CpuIsa::avx2) {
-    const auto limit = static_cast<unsigned>(one_dnn_isa(isa));
-    dnnl::set_max_cpu_isa(one_dnn_isa(isa));
-    const auto effective = static_cast<unsigned>(dnnl::get_effective_cpu_isa());
-    require(effective == limit,
-            "cannot compute with {} (oneDNN answers with its set {:#x} in place of {:#x}); choose "
-            "--isa avx2, or another build of oneDNN",
-            name_of(isa), effective, limit);
-  }
   used = isa;
 }
 

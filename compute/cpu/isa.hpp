@@ -6,6 +6,8 @@
 #include <optional>
 #include <string_view>
 
+#include "compute/types.hpp"
+
 namespace atl::compute {
 
 /// Rising: a CPU that has one has those before it.
@@ -23,9 +25,13 @@ CpuIsa most_under_limit(std::string_view limit);
 /// AVX2.
 CpuIsa widest_cpu_isa();
 
-/// Before any arithmetic: this process, oneDNN's matrix multiplications included, computes with
-/// `isa`, which is at most the widest. Throws Error where it computes with another one already, or
-/// where oneDNN does not follow.
+/// widest_cpu_isa(), but AMX, whose GEMMs are oneDNN's, only where oneDNN has it and those of this
+/// model keep their rows' bits (see row_check.hpp). Takes seconds on such CPUs; before
+/// use_cpu_isa().
+CpuIsa widest_cpu_isa_for(const ModelShape& shape, DType dtype);
+
+/// Before any arithmetic: this process computes with `isa`, which is at most the widest. Throws
+/// Error where it computes with another one already.
 void use_cpu_isa(CpuIsa isa);
 
 /// What this process computes with: what use_cpu_isa() said, else the widest from now on.

@@ -67,14 +67,19 @@ class OneDnnGemm::Weight final : public PackedWeight::Extra {
   Shape* shape = nullptr;
 };
 
-OneDnnGemm::OneDnnGemm(DType dtype, int num_threads)
+OneDnnGemm::OneDnnGemm(DType dtype, int num_threads, CpuIsa isa)
     : dtype_(dtype),
       num_threads_(num_threads),
-      kernels_(kernels_for(dtype, cpu_isa())),
+      kernels_(kernels_for(dtype, isa)),
       engine_(dnnl::engine::kind::cpu, 0),
       stream_(engine_) {}
 
 OneDnnGemm::~OneDnnGemm() = default;
+
+bool OneDnnGemm::limit_to_amx() {
+  dnnl::set_max_cpu_isa(dnnl::cpu_isa::avx512_core_amx);  // refused once it is in use
+  return dnnl::get_effective_cpu_isa() == dnnl::cpu_isa::avx512_core_amx;
+}
 
 dnnl::memory::desc OneDnnGemm::layout_of(int n, int k) const {
   const Type type = type_of(dtype_);
@@ -266,8 +271,7 @@ void OneDnnGemm::run(std::span<const Product> products) {
 
 std::string OneDnnGemm::description() const {
   const dnnl_version_t* version = dnnl_version();
-  return fmt::format("oneDNN {}.{}, {} GEMMs ({})", version->major, version->minor, name_of(dtype_),
-                     name_of(cpu_isa()));
+  return fmt::format("oneDNN {}.{}, {} GEMMs", version->major, version->minor, name_of(dtype_));
 }
 
 }  // namespace atl::compute

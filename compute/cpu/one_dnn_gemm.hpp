@@ -1,6 +1,6 @@
 #pragma once
-// GEMMs of oneDNN on operands of the activations' type, where its rows keep their bits: bfloat16 on
-// CPUs that multiply it, float32 from AVX-512 on.
+// GEMMs of oneDNN on operands of the activations' type: for AMX, whose tiles are the one thing that
+// it multiplies by and our panels do not.
 //
 // Rows run in tiles of at most 128; the rows of a last tile are rounded up to a class, so that a
 // handful of primitives per shape, created before the first pass, serve every M.
@@ -23,8 +23,13 @@ int row_class_of(int rows);
 
 class OneDnnGemm final : public Gemm {
  public:
-  OneDnnGemm(DType dtype, int num_threads);  ///< bfloat16 or float32
+  /// bfloat16 or float32; the operations beside the products are those of `isa`.
+  OneDnnGemm(DType dtype, int num_threads, CpuIsa isa);
   ~OneDnnGemm() override;
+
+  /// Keeps oneDNN from instruction sets newer than AMX with bfloat16, before anything is asked of
+  /// it; false where it has not got that.
+  static bool limit_to_amx();
 
   PackedWeight pack(const void* weight, int n, int k) override;
   std::int64_t packed_bytes(int n, int k) const override;

@@ -1,0 +1,28 @@
+#pragma once
+// Whether a library's GEMM gives a row the same bits whatever comes with it. Ours do by
+// construction; a library chooses kernels by shape, number of rows and threads, so it is tried.
+
+#include <functional>
+#include <memory>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "compute/cpu/gemm.hpp"
+#include "compute/types.hpp"
+
+namespace atl::compute {
+
+/// Makes the GEMM that is tried, for a number of threads.
+using GemmMaker = std::function<std::unique_ptr<Gemm>(int num_threads)>;
+
+/// The first use with a row whose bits depend on the rows with it, on the number of threads (1 and
+/// 3 are tried), or on whether all columns are multiplied or a half or an eighth of them; nothing
+/// where there is none. Data is pseudo-random and the same in every process.
+std::optional<GemmUse> use_that_changes_rows(const GemmMaker& make, DType dtype,
+                                             std::span<const GemmUse> uses);
+
+/// The GEMMs of a model, each once.
+std::vector<GemmUse> gemm_uses(const ModelShape& shape);
+
+}  // namespace atl::compute
