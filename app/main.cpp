@@ -131,8 +131,8 @@ int run_alone(const CommandLine& line, const std::optional<UsageError>& wrong_us
 /// The threads of an OpenMP team spin for milliseconds at every barrier, by default. Where ranks
 /// and threads outnumber the cores, each spins away the time that another needs: 2 ranks x 2
 /// threads on 2 busy cores took more than 30 times as long, 1 rank x 2 threads up to 10 times. Some
-/// tens of microseconds cost little there, and spare most barriers of a decode pass two calls of the
-/// kernel. The number is read before main(), hence the restart. A user's own choice stands.
+/// tens of microseconds cost little there, and spare most barriers of a decode pass two calls of
+/// the kernel. The number is read before main(), hence the restart. A user's own choice stands.
 void let_waiting_threads_sleep(const RunOptions& options, char** argv) {
   const comm::Share share = comm::share_before_mpi(comm::launcher::announced_local_ranks());
   const int threads = options.threads > 0 ? options.threads : share.threads();
