@@ -3,7 +3,9 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <cstdio>
+#include <future>
 #include <map>
 #include <string>
 #include <unordered_map>
@@ -19,6 +21,15 @@ using compute::WeightInfo;
 /// Tensors that a warning names.
 constexpr std::size_t most_named = 8;
 
+/// One weight of this rank.
+struct Wanted {
+  WeightInfo info;
+  std::vector<compute::Dataset> datasets;
+  int expert = -1;
+  int local_expert = -1;
+};
+
+/// Reads weights one after the other, the next one while the last one is packed.
 class Loader {
  public:
   Loader(io::ModelFileReader& file, DType dtype, compute::Backend& backend)
@@ -28,19 +39,36 @@ class Loader {
     }
   }
 
+  void load(const std::vector<Wanted>& all) {
+    std::future<HostTensor> next;
+    const auto read_ahead = [&](std::size_t i) {
+      if (i == all.size()) return;
+      next = std::async(std::launch::async, [this, &weight = all[i], i] {
+        return read(weight, buffers_[i % buffers_.size()]);
+      });
+    };
+    read_ahead(0);
+    for (std::size_t i = 0; i < all.size(); ++i) {
+      const HostTensor tensor = next.get();
+      read_ahead(i + 1);
+      backend_.load_weight(all[i].info.id, all[i].info.layer, all[i].local_expert, tensor);
+    }
+  }
+
   std::vector<NonFiniteSlab>& non_finite() { return non_finite_; }
 
+ private:
   /// One weight from its datasets: whole ones, or an expert's slab of each.
-  void load(const WeightInfo& info, const std::vector<compute::Dataset>& datasets, int expert,
-            int local_expert) {
+  HostTensor read(const Wanted& weight, std::vector<std::byte>& buffer) {
+    const WeightInfo& info = weight.info;
     HostTensor tensor{nullptr, dtype_, info.rows, info.cols};
     std::size_t size = 0;
-    for (const compute::Dataset& dataset : datasets) {
+    for (const compute::Dataset& dataset : weight.datasets) {
       const io::DatasetInfo part = file_.dataset(dataset.path);
       const auto bytes = static_cast<std::size_t>(part.slab_bytes());
-      if (buffer_.size() < size + bytes) buffer_.resize(size + bytes);
-      const auto elements = std::span(buffer_).subspan(size, bytes);
-      const std::int64_t slab = std::max(expert, 0);
+      if (buffer.size() < size + bytes) buffer.resize(size + bytes);
+      const auto elements = std::span(buffer).subspan(size, bytes);
+      const std::int64_t slab = std::max(weight.expert, 0);
       file_.read_slab(part, slab, elements);
       const DType used_as = info.use == compute::Use::vector ? DType::float32 : dtype_;
       if (const auto found = compute::find_non_finite(elements, part.dtype, used_as)) {
@@ -49,16 +77,15 @@ class Loader {
       tensor.dtype = part.dtype;
       size += bytes;
     }
-    tensor.data = buffer_.data();
-    backend_.load_weight(info.id, info.layer, local_expert, tensor);
+    tensor.data = buffer.data();
+    return tensor;
   }
 
- private:
   io::ModelFileReader& file_;
   DType dtype_;
   compute::Backend& backend_;
   std::unordered_map<std::string, std::int64_t> index_of_;
-  std::vector<std::byte> buffer_;
+  std::array<std::vector<std::byte>, 2> buffers_;
   std::vector<NonFiniteSlab> non_finite_;
 };
 
@@ -70,11 +97,13 @@ std::vector<NonFiniteSlab> load_weights(io::ModelFileReader& file, const ModelCo
   Loader loader(file, dtype, backend);
   const std::vector<compute::Dataset> embedding =
       compute::weights_of(config.shape).front().datasets;
+  std::vector<Wanted> all;
   const auto visit = [&](const WeightInfo& info, int expert, int local_expert) {
     const bool tied = config.tie_word_embeddings && info.id == compute::Weight::lm_head;
-    loader.load(info, tied ? embedding : info.datasets, expert, local_expert);
+    all.push_back({info, tied ? embedding : info.datasets, expert, local_expert});
   };
   compute::for_each_weight(config.shape, part, visit);
+  loader.load(all);
   backend.finish_loading();
   return std::move(loader.non_finite());
 }
