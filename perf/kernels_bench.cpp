@@ -18,6 +18,7 @@
 #include "compute/clock.hpp"
 #include "compute/cpu/kernels.hpp"
 #include "perf/bench_main.hpp"
+#include "perf/decode_attention.hpp"
 #include "perf/layers_model.hpp"
 #include "perf/machine.hpp"
 #include "tests/tiny_model.hpp"
@@ -288,6 +289,59 @@ void add_attention(const comm::Communicator& world, int hidden, int sequences, i
       work, flops, decode ? bytes : 0, tiny);
 }
 
+/// Attention of one new token of each sequence; `share_of_read` is the time to read its keys and
+/// values over its own. The cache is filled only where the benchmark is chosen.
+void add_decode(const comm::Communicator& world, const DecodeShape& shape, bool tiny) {
+  const auto name =
+      fmt::format("decode/{}:{}x{}/batch:{}/context:{}/threads:{}", shape.heads, shape.kv_heads,
+                  shape.head_dim, shape.batch, shape.context, shape.threads);
+  const auto run = [&world, shape, tiny](benchmark::State& state) {
+    DecodeAttention decode(shape, tiny ? 0 : 256 << 20);
+    const auto time = [&](int runs, const auto& work) {
+      world.barrier();
+      const double begin = now_seconds();
+      for (int i = 0; i < runs; ++i) work();
+      return over_ranks(world, (now_seconds() - begin) / runs, comm::Communicator::Reduce::max);
+    };
+    const auto step = [&] { decode.step(); };
+    const auto read = [&] { decode.read(); };
+    time(1, step);
+    const double once = time(1, step);
+    const int runs = tiny ? 2 : std::clamp(static_cast<int>(0.03 / once), 3, 3000);
+    std::vector<double> steps, reads, shares;
+    const auto median = [](std::vector<double>& values) {
+      std::nth_element(values.begin(), values.begin() + values.size() / 2, values.end());
+      return values[values.size() / 2];
+    };
+    for (auto _ : state) {
+      for (int i = 0; i < (tiny ? 1 : 9); ++i) {
+        reads.push_back(time(runs, read));
+        steps.push_back(time(runs, step));
+        shares.push_back(reads.back() / steps.back());
+      }
+      state.SetIterationTime(median(steps));
+    }
+    state.counters["share_of_read"] = median(shares);
+    state.counters["value_GB/s"] = static_cast<double>(decode.bytes()) / median(steps) / 1e9;
+    state.counters["read_GB/s"] = static_cast<double>(decode.bytes()) / median(reads) / 1e9;
+  };
+  benchmark::RegisterBenchmark(name.c_str(), run)
+      ->Iterations(1)
+      ->UseManualTime()
+      ->Unit(benchmark::kMicrosecond);
+}
+
+void add_decodes(const comm::Communicator& world) {
+  for (const int threads : {1, 2}) {
+    for (const int batch : {1, 16}) {
+      for (const int context : {256, 3000, 10000}) {
+        add_decode(world, {16, 4, 64, batch, context, threads}, false);
+        add_decode(world, {32, 8, 128, batch, context, threads}, false);
+      }
+    }
+  }
+}
+
 void add_all(const comm::Communicator& world, bool tiny) {
   omp_set_num_threads(1);
   if (tiny) {
@@ -297,6 +351,7 @@ void add_all(const comm::Communicator& world, bool tiny) {
     add_unpack(world, 16, 64, tiny);
     add_attention(world, 128, 2, 16, false, tiny);
     add_attention(world, 128, 2, 16, true, tiny);
+    add_decode(world, {8, 2, 64, 3, 600, 2}, tiny);
     return;
   }
   for (const int threads : {1, 2}) {
@@ -312,6 +367,7 @@ void add_all(const comm::Communicator& world, bool tiny) {
   add_unpack(world, 1024, 1024, tiny);
   add_attention(world, 512, 1, 512, false, tiny);
   add_attention(world, 512, 8, 512, true, tiny);
+  add_decodes(world);
 }
 
 }  // namespace

@@ -1,6 +1,6 @@
 // The CPU backend's attention, in its parts.
 
-#include <algorithm>
+#include <atomic>
 
 #include "compute/cpu/operations.hpp"
 
@@ -55,32 +55,40 @@ void CpuLayers::rotate_and_store(CpuChunk& chunk, int layer) {
 }
 
 void CpuLayers::attend(CpuChunk& chunk, int layer) {
-  tasks_.clear();
-  for (const Segment& segment : chunk.segments) {
-    for (int first = 0; first < segment.num_rows; first += work_.attend_rows) {
-      tasks_.push_back({&segment, first, std::min(work_.attend_rows, segment.num_rows - first)});
-    }
-  }
+  attend_plan_.cut(chunk.segments, work_.attend);
   const int num_kv_heads = shape_.num_kv_heads;
   const int qkv_width = shape_.q_width() + 2 * shape_.kv_width();
   const auto run = [&](std::int64_t index, int thread) {
-    const AttendTask& task = tasks_[static_cast<std::size_t>(index / num_kv_heads)];
-    const std::int64_t first_row = task.segment->first_row + task.first_row;
+    const AttendPiece& piece =
+        attend_plan_.pieces()[static_cast<std::size_t>(index / num_kv_heads)];
+    const AttendTile& tile = attend_plan_.tiles()[static_cast<std::size_t>(piece.tile)];
+    const std::int64_t first_row = tile.segment->first_row + tile.first_row;
     AttendArgs args;
     args.layout = layout_;
     args.qkv = row(chunk.memory.qkv, first_row, qkv_width);
     args.qkv_stride = qkv_width;
     args.out = row(chunk.memory.context, first_row, shape_.q_width());
     args.kv = kv_.layers[static_cast<std::size_t>(layer)].data();
-    args.pages = task.segment->pages;
-    args.num_rows = task.num_rows;
-    args.first_position = task.segment->first_position + task.first_row;
+    args.pages = tile.segment->pages;
+    args.num_rows = tile.num_rows;
+    args.first_position = tile.segment->first_position + tile.first_row;
     args.kv_head = static_cast<int>(index % num_kv_heads);
     args.scratch = work_.attend_scratch.as<float>() + thread * work_.scratch_floats;
+    if (tile.pieces > 1) {
+      const int queries = tile.num_rows * (shape_.num_heads / num_kv_heads);
+      args.partial = work_.attend_partial.as<float>() + tile.partial +
+                     args.kv_head * tile.num_splits() * attend_state_floats(layout_, queries);
+      args.first_split = piece.first_split;
+      args.end_split = piece.end_split;
+    }
     kernels_.attend(args);
+    if (tile.pieces == 1) return;
+    // Whoever ends last has all states before its eyes, and merges them in their order.
+    int& left = attend_plan_.counters()[static_cast<std::size_t>(tile.counter + args.kv_head)];
+    if (std::atomic_ref(left).fetch_sub(1) == 1) kernels_.merge_splits(args);
   };
-  const std::int64_t count = static_cast<std::int64_t>(tasks_.size()) * num_kv_heads;
-  parallel_tasks(options_.num_threads, count, run);  // later rows have more keys
+  const auto count = static_cast<std::int64_t>(attend_plan_.pieces().size()) * num_kv_heads;
+  parallel_tasks(options_.num_threads, count, run);
 }
 
 }  // namespace atl::compute

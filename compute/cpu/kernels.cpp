@@ -15,11 +15,16 @@ const Kernels& kernels_for(DType dtype, CpuIsa isa) {
   return kernels_avx2(dtype);
 }
 
-std::int64_t attend_scratch_floats(const KvLayout& layout, int num_queries) {
+std::int64_t attend_state_floats(const KvLayout& layout, int num_queries) {
   const std::int64_t n = num_queries;
-  const std::int64_t head = (layout.head_dim + 15) / 16 * 16;
-  // Queries, outputs, per-query sums (16 lanes), maxima (rounded up), one block of scores.
-  return n * head + n * layout.value_stride + n * 16 + (n + 15) / 16 * 16 + 8 * panel_tokens;
+  // Outputs, per-query sums (16 lanes), maxima (rounded up).
+  return n * layout.value_stride + n * 16 + (n + 15) / 16 * 16;
+}
+
+std::int64_t attend_scratch_floats(const KvLayout& layout, int num_queries) {
+  // One block of scores, the sum of splits and the split at hand, queries.
+  return 8 * panel_tokens + 2 * attend_state_floats(layout, num_queries) +
+         std::int64_t{num_queries} * ((layout.head_dim + 15) / 16 * 16);
 }
 
 }  // namespace atl::compute

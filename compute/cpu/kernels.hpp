@@ -37,6 +37,9 @@ struct RopeArgs {
   const std::int32_t* pages = nullptr;      ///< [rows], page of each row
 };
 
+/// Keys are attended to in splits of so many positions, which are merged in order.
+inline constexpr int split_tokens = 512;
+
 /// Attention of consecutive rows of one sequence, for the query heads of one kv_head.
 struct AttendArgs {
   KvLayout layout;
@@ -49,9 +52,16 @@ struct AttendArgs {
   int first_position = 0;
   int kv_head = 0;
   float* scratch = nullptr;  ///< attend_scratch_floats() of them, aligned to 64 bytes
+  /// Where several tasks share the splits of these rows: [splits][attend_state_floats()], all of
+  /// the rows' splits. Null: one task does all.
+  float* partial = nullptr;
+  int first_split = 0;  ///< of this task, which `partial` gets
+  int end_split = 0;
 };
 
-/// Floats of scratch that attend() needs for `num_queries` = rows * heads per kv_head.
+/// For `num_queries` = rows * heads per kv_head: floats of what one split leaves, and of scratch
+/// that attend() needs.
+std::int64_t attend_state_floats(const KvLayout& layout, int num_queries);
 std::int64_t attend_scratch_floats(const KvLayout& layout, int num_queries);
 
 /// Most rows of a panel_gemm(), and what it needs of scratch for them.
@@ -89,7 +99,10 @@ struct Kernels {
   void (*to_float)(const void* in, float* out, std::int64_t count);
   void (*from_float)(const float* in, void* out, std::int64_t count);
   void (*rope)(const RopeArgs& args, std::int64_t begin, std::int64_t end);
+  /// Without `partial` the outputs of the rows; else the states of some splits.
   void (*attend)(const AttendArgs& args);
+  /// The outputs of the rows from the states of all their splits, which it overwrites.
+  void (*merge_splits)(const AttendArgs& args);
   /// Softmax over logits[num_experts] (overwritten by the probabilities), then the top_k largest in
   /// falling order, ties to the lower index; `renormalise` makes the chosen weights sum to 1.
   /// Always chooses top_k different experts: where a logit is NaN or infinite all weights may be

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "compute/backend.hpp"
+#include "compute/cpu/attention_plan.hpp"
 #include "compute/cpu/chunk.hpp"
 #include "compute/cpu/gemm.hpp"
 #include "compute/cpu/kernels.hpp"
@@ -56,13 +57,6 @@ class CpuLayers {
   const Backend::Memory& memory() const { return memory_; }  ///< prepared, without chunks
 
  private:
-  // Rows of one tile of attention: consecutive rows of one segment.
-  struct AttendTask {
-    const Segment* segment;
-    int first_row;
-    int num_rows;
-  };
-
   // Rows of MLPs that run at once, and the products over them.
   struct MlpRows {
     std::vector<const void*> in;
@@ -127,7 +121,7 @@ class CpuLayers {
   MlpRows mlp_;
   std::vector<std::int32_t> positions_;  // [max_tokens]
   std::vector<std::int32_t> pages_;      // [max_tokens]
-  std::vector<AttendTask> tasks_;        // capacity max_tokens
+  AttendPlan attend_plan_;
 };
 
 }  // namespace atl::compute

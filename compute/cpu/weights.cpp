@@ -113,7 +113,7 @@ void CpuLayers::prepare() {
   const auto tokens = static_cast<std::size_t>(whole_tiles(options_.max_chunk_tokens));
   positions_.resize(tokens);
   pages_.resize(tokens);
-  tasks_.reserve(tokens);
+  attend_plan_.reserve(options_.max_chunk_tokens, work_.attend);
 }
 
 std::string CpuLayers::description() const {

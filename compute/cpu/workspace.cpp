@@ -5,7 +5,6 @@
 
 #include "compute/cpu/gemm.hpp"
 #include "compute/cpu/kernels.hpp"
-#include "compute/cpu/kv.hpp"
 
 namespace atl::compute {
 
@@ -51,11 +50,11 @@ CpuWorkspace::CpuWorkspace(const BackendOptions& options, HostArena& arena) {
   vocab_rows = vocab_rows_for(shape.vocab);
   vocab = floats_of(vocab_rows, shape.vocab);
 
-  const int group = shape.num_heads / shape.num_kv_heads;
-  attend_rows = std::max(1, 96 / group);
-  scratch_floats =
-      (attend_scratch_floats(kv_layout_of(options), attend_rows * group) + 15) / 16 * 16;
+  attend = attend_limits_of(options);
+  const int queries = attend.tile_rows * (shape.num_heads / shape.num_kv_heads);
+  scratch_floats = (attend_scratch_floats(attend.layout, queries) + 15) / 16 * 16;
   attend_scratch = floats_of(options.num_threads, scratch_floats);
+  attend_partial = floats_of(1, attend.partial_floats);
 
   constexpr int fine = 64;  // positions
   const auto angles = [&](std::int64_t count) {

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "compute/backend.hpp"
+#include "compute/cpu/attention_plan.hpp"
 #include "compute/cpu/memory.hpp"
 
 namespace atl::compute {
@@ -17,11 +18,12 @@ struct CpuWorkspace {
   AlignedBuffer inner;           // [most_rows_at_once, widest MLP]
   AlignedBuffer vocab;           // [vocab_rows, vocab], float32
   AlignedBuffer attend_scratch;  // [threads, scratch_floats], float32
+  AlignedBuffer attend_partial;  // [attend.partial_floats], float32
   AlignedBuffer rope_coarse;     // see RopeTables, [max_positions / 64 + 1]
   AlignedBuffer rope_fine;       // [64]
   int vocab_rows = 0;
   std::int64_t scratch_floats = 0;  // per thread
-  int attend_rows = 0;              // rows per attention task
+  AttendLimits attend;
 };
 
 }  // namespace atl::compute

@@ -240,6 +240,33 @@ std::vector<float> continue_with(SingleRank& rank, int sequence,
   return logits;
 }
 
+/// Threads share the splits of a long context, by pieces of its prompt or by single tokens.
+TEST(CpuBackend, SameBitsAcrossSplitsWhateverThePiecesAndThreads) {
+  auto shape = tiny_shape();
+  shape.max_positions = 2048;
+  for (const DType dtype : {DType::bfloat16, DType::float16, DType::float32}) {
+    const auto model = random_model(shape, dtype, 3);
+    const auto tokens = Random(9, dtype).tokens(1060, shape.vocab);
+    SingleRank one(model, {.dtype = dtype, .max_chunk_tokens = 1060});
+    SingleRank many(model, {.dtype = dtype, .num_threads = 8, .max_chunk_tokens = 1060});
+    const auto whole = one.logits(tokens, 1060);
+    EXPECT_EQ(whole, one.logits(tokens, 1)) << name_of(dtype) << ", token by token";
+    for (const int piece : {1060, 530, 200}) {
+      EXPECT_EQ(whole, many.logits(tokens, piece)) << name_of(dtype) << ", pieces of " << piece;
+    }
+    for (const int prompt : {505, 1018}) {
+      const int sequence = many.add_sequence();
+      continue_with(many, sequence, {tokens.begin(), tokens.begin() + prompt}, shape.vocab);
+      for (int at = prompt; at < prompt + 12; ++at) {
+        const auto row =
+            continue_with(many, sequence, {tokens[static_cast<std::size_t>(at)]}, shape.vocab);
+        EXPECT_TRUE(std::equal(row.begin(), row.end(), whole.begin() + at * shape.vocab))
+            << name_of(dtype) << ", token " << at;
+      }
+    }
+  }
+}
+
 TEST(CpuBackend, ASequenceGoesOnElsewhereFromItsSavedCache) {
   for (const DType dtype : {DType::bfloat16, DType::float16, DType::float32}) {
     const auto model = random_model(tiny_shape(), dtype, 4);

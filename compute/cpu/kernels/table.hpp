@@ -29,6 +29,7 @@ Kernels make_table(const char* isa) {
   table.from_float = &from_float<T>;
   table.rope = &rope<T>;
   table.attend = &attend<T>;
+  table.merge_splits = &merge_splits<T>;
   table.top_k = &top_k;
   table.merge = &merge<T>;
   table.log_prob = &log_prob;
