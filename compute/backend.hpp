@@ -92,7 +92,7 @@ enum class ExpertPart : std::uint8_t {
 /// How a backend is set up, fixed before the first weight is loaded.
 struct BackendOptions {
   ModelShape shape;
-  DType dtype = DType::bfloat16;  ///< of activations, KV cache and GEMM operands
+  DType dtype = DType::bfloat16;  ///< of activations but x, KV cache and GEMM operands
   Part part;                      ///< what this rank has of the model
   int num_threads = 1;
   int page_tokens = 64;        ///< tokens per KV page
@@ -125,7 +125,8 @@ class Backend {
 
   virtual std::unique_ptr<Chunk> make_chunk() = 0;
 
-  // Steps, named as the schedule's. x [T, H] is the residual stream, kept in the chunk.
+  // Steps, named as the schedule's. x [T, H] is the residual stream, in float32 and kept in the
+  // chunk. What is added to it is rounded to options.dtype first: so it may travel as rows do.
   virtual Event embed(Chunk& chunk) = 0;  ///< x = embedding[tokens]
   /// x += Attention(RMSNorm(x)); fills KV
   virtual Event attention(Chunk& chunk, int layer, AttentionPart part = AttentionPart::all) = 0;
@@ -151,8 +152,8 @@ class Backend {
   virtual Event logprobs(Chunk& chunk, std::span<const std::int32_t> rows,
                          std::span<const std::int32_t> targets, float* logprobs) = 0;
 
-  /// Copies x [T, H], as it is then, to host memory in options.dtype.
-  virtual Event save_x(const Chunk& chunk, void* x) = 0;
+  /// Copies x [T, H], as it is then, to host memory.
+  virtual Event save_x(const Chunk& chunk, float* x) = 0;
   /// Copies the keys and values of positions [first_position, first_position + num_positions) of
   /// one sequence, which lie in `pages` (of the sequence, in order of position), to host memory,
   /// each as [num_positions, kv_heads, head_dim] in options.dtype: the same bytes whatever the

@@ -14,8 +14,8 @@ namespace atl::io {
 
 namespace {
 
-constexpr std::uint64_t format_version = 1;
-constexpr std::int64_t max_transfer_bytes = 1 << 30;  // MPI-IO counts bytes in an int
+constexpr std::uint64_t format_version = 2;            // 1 had x in the type of the activations
+constexpr std::int64_t max_transfer_floats = 1 << 28;  // MPI-IO counts bytes in an int
 constexpr std::size_t longest_id = 4096;
 
 std::string layer_path(int layer) {
@@ -92,7 +92,6 @@ struct ActivationWriter::Impl {
   std::string what;
   std::string temporary;  ///< empty: there is no temporary file
   Handle file;
-  Handle element;  ///< type of x
   std::vector<Handle> x;
   Handle tokens, counts;
   std::vector<std::uint64_t> num_rows;  ///< [requests], written by this rank
@@ -133,7 +132,6 @@ void ActivationWriter::Impl::create() {
   }));
   agree(error_of([&] {
     file = make_file(temporary, writers, what);
-    element = file_type(layout.dtype);
     const Handle root = checked(H5Gopen2(file.get(), "/", H5P_DEFAULT), what);
     write_text_attribute(root.get(), "format", activations_format);
     make_u64_attribute(root.get(), "format_version", 1);
@@ -147,7 +145,7 @@ void ActivationWriter::Impl::create() {
     }
     const auto rows = static_cast<hsize_t>(layout.total_rows());
     for (const int layer : layout.layers) {
-      x.push_back(make_dataset(file.get(), layer_path(layer), element,
+      x.push_back(make_dataset(file.get(), layer_path(layer), file_type(DType::float32),
                                {rows, static_cast<hsize_t>(layout.hidden)}, what));
     }
     tokens = make_dataset(file.get(), "/tokens", copy_of(H5T_STD_I32LE, what), {rows}, what);
@@ -191,17 +189,16 @@ ActivationWriter::ActivationWriter(const std::string& path, const ActivationLayo
 ActivationWriter::~ActivationWriter() = default;
 
 void ActivationWriter::write(std::size_t layer, std::size_t request, std::int64_t position,
-                             std::span<const std::byte> x) {
+                             std::span<const float> x) {
   const std::int64_t hidden = impl_->layout.hidden;
-  const std::int64_t row_bytes = hidden * static_cast<std::int64_t>(size_of(impl_->layout.dtype));
-  const std::int64_t rows = static_cast<std::int64_t>(x.size()) / row_bytes;
+  const std::int64_t rows = static_cast<std::int64_t>(x.size()) / hidden;
   const std::int64_t first = impl_->layout.first_row[request] + position;
   require(first + rows <= impl_->layout.first_row[request + 1],
           "{}: internal: request {} has no position {}", impl_->what, request, position + rows - 1);
-  const std::int64_t at_once = std::max<std::int64_t>(1, max_transfer_bytes / row_bytes);
+  const std::int64_t at_once = std::max<std::int64_t>(1, max_transfer_floats / hidden);
   for (std::int64_t row = 0; row < rows; row += at_once) {
-    write_rows(impl_->x[layer].get(), impl_->element.get(), first + row,
-               std::min(at_once, rows - row), hidden, x.data() + row * row_bytes, impl_->what);
+    write_rows(impl_->x[layer].get(), H5T_NATIVE_FLOAT, first + row, std::min(at_once, rows - row),
+               hidden, x.data() + row * hidden, impl_->what);
   }
 }
 
@@ -286,7 +283,9 @@ void ActivationReader::Impl::open() {
           format, activations_format);
   const auto version = read_u64_attribute(root.get(), "format_version", what);
   require(version.size() == 1 && version[0] == format_version,
-          "cannot read {}: another format version than {}; write it again", path, format_version);
+          "cannot read {}: its format version is {} and this program reads {}; write it again with "
+          "--dump-activations",
+          path, version.empty() ? 0 : version[0], format_version);
   layout.model = read_text_attribute(root.get(), "model", what);
   read_index();
   find_layers();
@@ -345,7 +344,9 @@ void ActivationReader::Impl::find_layers() {
   for (const int layer : layout.layers) {
     x.push_back(dataset(layer_path(layer), extents));  // all as wide as the first
     const Handle type = checked(H5Dget_type(x.back().get()), what);
-    layout.dtype = dtype_of(type.get(), fmt::format("{}: layer {}", what, layer));
+    const std::string of_layer = fmt::format("{}: layer {}", what, layer);
+    require(dtype_of(type.get(), of_layer) == DType::float32,
+            "{}: x is not in float32; the file is damaged", of_layer);
   }
   layout.hidden = extents[1];
 }

@@ -1,6 +1,6 @@
 #pragma once
-// The activations file: the residual stream x after some layers of a run, HDF5. Rows are ordered by
-// request as in the input, then by position, whatever ranks computed them.
+// The activations file: the residual stream x after some layers of a run, in float32, HDF5. Rows
+// are ordered by request as in the input, then by position, whatever ranks computed them.
 
 #include <cstddef>
 #include <cstdint>
@@ -8,8 +8,6 @@
 #include <span>
 #include <string>
 #include <vector>
-
-#include "compute/types.hpp"
 
 namespace atl::io {
 
@@ -20,7 +18,6 @@ inline constexpr const char* activations_format = "atoll-activations";
 /// layer, one for each position that its tokens may take; the first num_rows[r] of them are filled,
 /// the others are zero.
 struct ActivationLayout {
-  DType dtype = DType::bfloat16;
   std::int64_t hidden = 0;
   std::vector<int> layers;              ///< rising
   std::vector<std::string> requests;    ///< ids, in order of the input
@@ -43,7 +40,7 @@ class ActivationWriter {
   /// Writes x [rows, hidden] of request `request` from `position` on, for layers[layer].
   /// Independent of the other ranks, as write_tokens is. Throws Error.
   void write(std::size_t layer, std::size_t request, std::int64_t position,
-             std::span<const std::byte> x);
+             std::span<const float> x);
   /// The token ids at these positions, which also counts them as filled.
   void write_tokens(std::size_t request, std::int64_t position,
                     std::span<const std::int32_t> tokens);
@@ -69,7 +66,7 @@ class ActivationReader {
   std::int64_t num_rows(std::size_t request) const;  ///< that are filled
   /// Ids at the filled positions of a request.
   std::vector<std::int32_t> tokens(std::size_t request);
-  /// x of `rows` positions of a request as float32, [rows, hidden], for layers[layer].
+  /// x of `rows` positions of a request, [rows, hidden], for layers[layer].
   void read(std::size_t layer, std::size_t request, std::int64_t position, std::int64_t rows,
             std::span<float> x);
 

@@ -260,7 +260,7 @@ void prefill(benchmark::State& state, const Bench& bench, const std::string& nam
   report(state, {{"attention", steps[0], (projections + scores) / bench.gemm_rate},
                  {"route", steps[1], row_bytes * (2 + s.top_k) / bench.copy_rate},
                  {"experts", steps[2], expert_flops(s, tokens) / bench.gemm_rate},
-                 {"merge", steps[3], row_bytes * (2 + s.top_k) / bench.copy_rate}});
+                 {"merge", steps[3], row_bytes * (4 + s.top_k) / bench.copy_rate}});
   state.counters["tokens_per_s"] = tokens / best;
   state.counters["of_best_gemm"] = flops / best / bench.gemm_rate;
 }

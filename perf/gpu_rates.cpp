@@ -277,7 +277,9 @@ RowKernels::RowKernels(const ModelShape& shape, DType dtype, int tokens)
   logits_ = on_device(logits.data(), logits.size());
   order_ = on_device(order.data(), e * 4);
   rows_ = on_device(rows_host_.data(), rows_host_.size());
-  x_ = on_device(rows_host_.data(), rows_host_.size());
+  std::vector<float> x(rows_host_.size() / size_of(dtype));
+  for (std::size_t i = 0; i < x.size(); ++i) x[i] = start_of_x(i);
+  x_ = on_device(x.data(), x.size() * sizeof(float));
   packed_ = DeviceBuffer(chosen * row_bytes, "packed rows");
   for (DeviceBuffer* buffer : {&experts_, &weights_, &slots_})
     *buffer = DeviceBuffer(chosen * 4, "routing");
@@ -303,8 +305,9 @@ void RowKernels::launch() {
   compute::cuda::route(stream_.raw(), args);
   compute::cuda::pack(stream_.raw(), dtype_, rows_.data(), args.slots, packed_.data(), tokens_,
                       shape_.top_k, shape_.hidden);
-  compute::cuda::merge(stream_.raw(), dtype_, x_.data(), packed_.data(), args.slots, args.weights,
-                       tokens_, shape_.top_k, shape_.hidden, nullptr, shape_.rms_eps, nullptr);
+  compute::cuda::merge(stream_.raw(), dtype_, static_cast<float*>(x_.data()), packed_.data(),
+                       args.slots, args.weights, tokens_, shape_.top_k, shape_.hidden, nullptr,
+                       shape_.rms_eps, nullptr);
 }
 
 void RowKernels::check() {
@@ -318,7 +321,7 @@ void RowKernels::check() {
   const auto experts = to_host<std::int32_t>(experts_, chosen);
   const auto slots = to_host<std::int32_t>(slots_, chosen);
   const auto packed = to_host<std::byte>(packed_, chosen * row_bytes);
-  const auto x = to_host<std::byte>(x_, rows_host_.size());
+  const auto x = to_host<float>(x_, rows_host_.size() / size_of(dtype_));
   std::vector<bool> taken(chosen, false);
   for (std::size_t i = 0; i < chosen; ++i) {
     const std::size_t token = i / k;
@@ -336,12 +339,16 @@ void RowKernels::check() {
             "slot {} does not hold the row of token {}", slot, token);
   }
   // Weights sum to 1 and all rows of a token are the same: merged, it is added once to itself.
-  for (std::size_t i = 0; i < x.size() / size_of(dtype_); i += 97) {
-    const double before = value_at(rows_host_.data(), i, dtype_);
-    const double after = value_at(x.data(), i, dtype_);
+  for (std::size_t i = 0; i < x.size(); i += 97) {
+    const double before = start_of_x(i);
+    const double after = x[i];
     require(std::abs(after - 2 * before) <= std::abs(before) / 50, "x[{}] became {} from {}", i,
             after, before);
   }
+}
+
+float RowKernels::start_of_x(std::size_t i) const {
+  return static_cast<float>(value_at(rows_host_.data(), i, dtype_));
 }
 
 double RowKernels::seconds(int repetitions) {
@@ -352,8 +359,9 @@ double RowKernels::bytes() const {
   const double row_bytes =
       static_cast<double>(shape_.hidden) * static_cast<double>(size_of(dtype_)) * tokens_;
   const double routing = 4.0 * tokens_ * (shape_.num_experts + 6.0 * shape_.top_k);
+  const double x_bytes = 4.0 * shape_.hidden * tokens_;
   // pack reads each row once and writes top_k; merge reads them and x, and writes x.
-  return row_bytes * (1 + shape_.top_k) + row_bytes * (shape_.top_k + 2) + routing;
+  return row_bytes * (1 + shape_.top_k) + row_bytes * shape_.top_k + 2 * x_bytes + routing;
 }
 
 SampleKernel::SampleKernel(int rows, int vocab, const SamplingOptions& options)

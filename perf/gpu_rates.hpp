@@ -68,6 +68,7 @@ class RowKernels {
 
  private:
   void launch();
+  float start_of_x(std::size_t i) const;
 
   ModelShape shape_;
   DType dtype_;

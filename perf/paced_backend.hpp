@@ -94,7 +94,7 @@ class PacedBackend final : public compute::Backend {
                           std::span<const std::int32_t>, float*) override {
     fail("a paced backend has no log-probabilities");
   }
-  compute::Event save_x(const compute::Chunk&, void*) override {
+  compute::Event save_x(const compute::Chunk&, float*) override {
     fail("a paced backend has no activations");
   }
   compute::Event save_kv(int, std::span<const std::int32_t>, int, int, void*, void*) override {

@@ -2,8 +2,9 @@
 // The oracle: the whole model in plain float64 loops. Everything Atoll computes is measured against
 // this file, so it favours being obviously right over anything else.
 //
-// `round` is applied wherever the program stores an activation in its own element type. With
-// `exact` one gets the true values, with `to_bfloat16` or `to_float16` what rounding alone does.
+// `round` is applied wherever the program stores an activation in its own element type, which the
+// residual stream is not: it is float32, and what is added to it is rounded. With `exact` one gets
+// the true values, with `to_bfloat16` or `to_float16` what rounding alone does.
 
 #include <algorithm>
 #include <cmath>
@@ -76,7 +77,7 @@ inline Vector rounded(Vector x, Round round) {
 }
 
 inline void add_rounded(Vector& x, const Vector& y, Round round) {
-  for (std::size_t i = 0; i < x.size(); ++i) x[i] = round(x[i] + round(y[i]));
+  for (std::size_t i = 0; i < x.size(); ++i) x[i] += round(y[i]);
 }
 
 /// x / sqrt(mean(x^2) + eps) * weight, not rounded.

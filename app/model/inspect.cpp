@@ -150,10 +150,10 @@ std::string activations_text(const std::string& path) {
   std::int64_t rows = 0;
   for (std::size_t r = 0; r < layout.requests.size(); ++r) rows += reader.num_rows(r);
   return fmt::format(
-      "activations file {}\nof model {}\n{} layers: {}\nx [{} tokens, {}] {} each, of {} "
+      "activations file {}\nof model {}\n{} layers: {}\nx [{} tokens, {}] float32 each, of {} "
       "requests\n",
       path, layout.model, layout.layers.size(), fmt::join(layout.layers, ", "), rows, layout.hidden,
-      name_of(layout.dtype), layout.requests.size());
+      layout.requests.size());
 }
 
 }  // namespace

@@ -22,19 +22,19 @@ io::ActivationLayout activation_layout(const std::vector<io::Request>& requests,
 ActivationDump::ActivationDump(const std::string& path, const io::ActivationLayout& layout,
                                const comm::Communicator& world, int max_chunks)
     : layout_(layout),
-      row_bytes_(static_cast<std::size_t>(layout.hidden) * size_of(layout.dtype)),
+      hidden_(static_cast<std::size_t>(layout.hidden)),
       buffers_(static_cast<std::size_t>(max_chunks) * layout.layers.size()) {
   const comm::Waiting waiting("creating the activations file");
   writer_.emplace(path, layout, world.fortran_handle());
 }
 
-void* ActivationDump::buffer(int chunk, int layer, std::size_t tokens) {
+float* ActivationDump::buffer(int chunk, int layer, std::size_t tokens) {
   const auto found = std::lower_bound(layout_.layers.begin(), layout_.layers.end(), layer);
   if (found == layout_.layers.end() || *found != layer) return nullptr;
   const auto at = static_cast<std::size_t>(found - layout_.layers.begin());
-  auto& bytes = buffers_[static_cast<std::size_t>(chunk) * layout_.layers.size() + at];
-  if (bytes.size() < tokens * row_bytes_) bytes.resize(tokens * row_bytes_);
-  return bytes.data();
+  auto& x = buffers_[static_cast<std::size_t>(chunk) * layout_.layers.size() + at];
+  if (x.size() < tokens * hidden_) x.resize(tokens * hidden_);
+  return x.data();
 }
 
 void ActivationDump::write(Batcher& batch) {
@@ -66,9 +66,9 @@ void ActivationDump::write(int chunk_index, const ChunkBatch& chunk,
   writer_->write_tokens(request, segment.first_position,
                         std::span(chunk.tokens).subspan(first, rows));
   for (std::size_t layer = 0; layer < layout_.layers.size(); ++layer) {
-    const std::span<const std::byte> x(buffers_[first_buffer + layer]);
+    const std::span<const float> x(buffers_[first_buffer + layer]);
     writer_->write(layer, request, segment.first_position,
-                   x.subspan(first * row_bytes_, rows * row_bytes_));
+                   x.subspan(first * hidden_, rows * hidden_));
   }
 }
 

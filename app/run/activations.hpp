@@ -27,7 +27,7 @@ class ActivationDump {
                  const comm::Communicator& world, int max_chunks);
 
   /// Where x [tokens, H] of a chunk after a layer goes; null for layers that are not kept.
-  void* buffer(int chunk, int layer, std::size_t tokens);
+  float* buffer(int chunk, int layer, std::size_t tokens);
   /// Writes the rows of the pass that has just run, before the batcher's finish_pass(). Of a
   /// sequence that ends there since its logits are not finite, rows up to those: how many come
   /// after them depends on how passes are cut.
@@ -40,10 +40,10 @@ class ActivationDump {
              std::size_t request);
 
   io::ActivationLayout layout_;
-  std::size_t row_bytes_;
+  std::size_t hidden_;
   std::optional<io::ActivationWriter> writer_;
-  std::vector<std::vector<std::byte>> buffers_;  // [chunks * layers]
-  std::vector<std::int32_t> ended_;              // requests that ended in the pass being written
+  std::vector<std::vector<float>> buffers_;  // [chunks * layers]
+  std::vector<std::int32_t> ended_;          // requests that ended in the pass being written
 };
 
 }  // namespace atl

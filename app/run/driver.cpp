@@ -159,7 +159,7 @@ Driver::Running Driver::launch_compute(std::int32_t index) {
 /// After the last operation of a layer: copies x where it is wanted. Returns the last event.
 compute::Event Driver::save_x(const Step& step, const compute::Chunk& chunk, compute::Event last) {
   if (!options_.save_x || chunk.tokens.empty()) return last;
-  void* x = options_.save_x(step.chunk, step.layer, chunk.tokens.size());
+  float* x = options_.save_x(step.chunk, step.layer, chunk.tokens.size());
   return x == nullptr ? last : backend_.save_x(chunk, x);
 }
 

@@ -31,7 +31,7 @@ struct DriverOptions {
   int max_chunk_tokens = 0;
   /// Host memory for x [tokens, H] of a chunk after a layer, or null where it is not wanted; it is
   /// filled when run_pass returns. Empty: never.
-  std::function<void*(int chunk, int layer, std::size_t tokens)> save_x;
+  std::function<float*(int chunk, int layer, std::size_t tokens)> save_x;
   /// How rows travel; empty: over MPI, by `transport`.
   MakeChunkMoves moves;
 };

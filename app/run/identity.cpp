@@ -18,6 +18,10 @@ namespace {
 /// falling probability.
 constexpr const char* sampler_version = "3";
 
+/// Of the ways in which the same model and options gave other logits, the one of this program:
+/// 1 rounded the residual stream to the activations' type (and was not named).
+constexpr const char* arithmetic_version = "2 (residual stream in float32)";
+
 /// Of what was understood, not of the file's bytes: those cannot be read twice from a pipe.
 std::uint64_t checksum_of(const std::vector<io::Request>& requests) {
   std::string text;
@@ -51,6 +55,7 @@ ordered_json identity_of(const RunOptions& options, std::uint64_t model, DType d
       {"sampler", sampler_version},
       {"seed", draws_from_job_seed(options, requests) ? std::to_string(options.seed) : "unused"},
       {"dtype", std::string(name_of(dtype))},
+      {"arithmetic", arithmetic_version},
       {"backend", arithmetic.backend}};
   if (!arithmetic.isa.empty()) identity["isa"] = arithmetic.isa;
   if (!arithmetic.devices.empty()) identity["devices"] = arithmetic.devices;

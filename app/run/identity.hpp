@@ -22,7 +22,8 @@ struct Arithmetic {
 };
 
 /// Name and value of all that changes results: model, input, mode, max-tokens, kv-tokens, seed
-/// (where a request draws from it), dtype, backend, and isa or devices. An object of strings.
+/// (where a request draws from it), dtype, arithmetic, backend, and isa or devices. An object of
+/// strings.
 nlohmann::ordered_json identity_of(const RunOptions& options, std::uint64_t model, DType dtype,
                                    const Arithmetic& arithmetic,
                                    const std::vector<io::Request>& requests);

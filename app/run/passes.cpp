@@ -47,7 +47,6 @@ DriverOptions Passes::driver_options() {
 
 void Passes::open_dump(DriverOptions& driver) {
   auto layout = activation_layout(in_.work.requests(), in_.work.mode(), in_.options.max_tokens);
-  layout.dtype = in_.model.dtype;
   layout.hidden = in_.model.config.shape.hidden;
   layout.layers = in_.dumped_layers;
   layout.model = fmt::format("{:016x}", in_.model.file->identity());

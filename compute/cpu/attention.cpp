@@ -18,9 +18,9 @@ void CpuLayers::attention(CpuChunk& chunk, int layer, AttentionPart part) {
 }
 
 void CpuLayers::project(CpuChunk& chunk, const CpuLayer& weights) {
-  const std::int64_t num_tokens = chunk.num_tokens();
-  norm(chunk.memory.x.data(), weights.attention_norm, work_.h.data(), num_tokens);
-  gemm_->run(weights.qkv, work_.h.data(), num_tokens, chunk.memory.qkv.data(), Finish::rounded);
+  norm(chunk, weights.attention_norm);
+  gemm_->run(weights.qkv, work_.h.data(), chunk.num_tokens(), chunk.memory.qkv.data(),
+             Finish::rounded);
 }
 
 void CpuLayers::output(CpuChunk& chunk, const CpuLayer& weights) {

@@ -92,7 +92,7 @@ class CpuBackend final : public Backend {
     return queue_.enqueue(op);
   }
 
-  Event save_x(const Chunk& chunk, void* x) override {
+  Event save_x(const Chunk& chunk, float* x) override {
     // An operation may change its chunk; this one does not.
     CpuOp op = op_of(CpuOp::Kind::save_x, const_cast<Chunk&>(chunk), 0);
     op.x = x;

@@ -13,7 +13,7 @@ CpuChunkMemory::CpuChunkMemory(const BackendOptions& options, HostArena& arena) 
   const auto rows_of = [&](std::int64_t rows, std::int64_t width) {
     return arena.buffer(rows * width * static_cast<std::int64_t>(size_of(options.dtype)));
   };
-  x = rows_of(tokens, shape.hidden);
+  x = arena.buffer(tokens * shape.hidden * static_cast<std::int64_t>(sizeof(float)));
   qkv = rows_of(tokens, shape.q_width() + 2 * shape.kv_width());
   context = rows_of(tokens, shape.q_width());
   send = rows_of(pairs, shape.hidden);

@@ -14,7 +14,7 @@ struct CpuChunkMemory {
   CpuChunkMemory() = default;
   CpuChunkMemory(const BackendOptions& options, HostArena& arena);
 
-  AlignedBuffer x;                      // [max_tokens, H]
+  AlignedBuffer x;                      // [max_tokens, H], float32
   AlignedBuffer qkv;                    // [max_tokens, (heads + 2 kv_heads) * head_dim]
   AlignedBuffer context;                // [max_tokens, heads * head_dim]
   AlignedBuffer send;                   // [max_tokens * top_k, H]

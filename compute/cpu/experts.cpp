@@ -74,14 +74,14 @@ void CpuLayers::MlpRows::add(const CpuMlp& mlp, int rows, Finish finish) {
 void CpuLayers::mlp(CpuChunk& chunk, int layer) {
   const CpuLayer& weights = layers_[static_cast<std::size_t>(layer)];
   const std::int64_t at_once = gemm_->rows_at_once();
-  norm(chunk.memory.x.data(), weights.ffn_norm, work_.h.data(), chunk.num_tokens());
+  norm(chunk, weights.ffn_norm);
   for (std::int64_t first = 0; first < chunk.num_tokens(); first += at_once) {
     const std::int64_t end = std::min(first + at_once, chunk.num_tokens());
     mlp_.clear(at_once);
     for (std::int64_t t = first; t < end; ++t) {
       mlp_.in.push_back(row(work_.h, t, shape_.hidden));
       mlp_.inner.push_back(row(work_.inner, t - first, shape_.intermediate));
-      mlp_.out.push_back(row(chunk.memory.x, t, shape_.hidden));
+      mlp_.out.push_back(x_row(chunk, t));
       const int rows = static_cast<int>((t - first) % tile_rows + 1);
       if (rows == tile_rows || t + 1 == end) mlp_.add(weights.dense, rows, Finish::add);
     }

@@ -56,7 +56,7 @@ class PackedWeight {
 enum class Finish : std::uint8_t {
   float32,  ///< as they are
   rounded,
-  add,     ///< out = rounded(out + rounded sums)
+  add,     ///< out += rounded sums; `out` is float32, the residual stream
   gelu,    ///< out = rounded(gelu_tanh(sums))
   swiglu,  ///< out = rounded(silu(sums of the gate) * rounded sums)
 };

@@ -9,7 +9,7 @@ namespace atl::compute {
 void CpuLayers::norm_rows(CpuChunk& chunk, std::span<const std::int32_t> rows, void* out) {
   const int width = shape_.hidden;
   for (std::size_t i = 0; i < rows.size(); ++i) {
-    kernels_.rms_norm(row(chunk.memory.x, rows[i], width), final_norm_.as<float>(), shape_.rms_eps,
+    kernels_.rms_norm(x_row(chunk, rows[i]), final_norm_.as<float>(), shape_.rms_eps,
                       row(out, static_cast<std::int64_t>(i), width), 1, width);
   }
 }

@@ -88,10 +88,10 @@ struct PanelTask {
 struct Kernels {
   const char* isa = "";
   /// out[r] = round(x[r] / rms(x[r]) * weight), rows of `width`.
-  void (*rms_norm)(const void* x, const float* weight, float eps, void* out, std::int64_t rows,
+  void (*rms_norm)(const float* x, const float* weight, float eps, void* out, std::int64_t rows,
                    int width);
-  /// x = round(x + y).
-  void (*add)(void* x, const void* y, std::int64_t count);
+  /// x += y.
+  void (*add)(float* x, const void* y, std::int64_t count);
   /// out = round(gelu_tanh(up)).
   void (*gelu)(const float* up, void* out, std::int64_t count);
   /// out = round(silu(gate) * up); `up` may be `out`.
@@ -109,8 +109,8 @@ struct Kernels {
   /// NaN.
   void (*top_k)(float* logits, int num_experts, int top_k, bool renormalise, std::int32_t* experts,
                 float* weights);
-  /// x = round(x + round(sum_j weights[j] * rows[slots[j]])), one row of `width`.
-  void (*merge)(void* x, const void* rows, const std::int32_t* slots, const float* weights,
+  /// x += round(sum_j weights[j] * rows[slots[j]]), one row of `width`.
+  void (*merge)(float* x, const void* rows, const std::int32_t* slots, const float* weights,
                 int top_k, int width);
   /// log softmax(logits)[target]; NaN where a logit is not finite.
   float (*log_prob)(const float* logits, std::int64_t count, std::int64_t target);

@@ -215,14 +215,16 @@ void OneDnnGemm::run(const PackedWeight& weight, const void* in, std::int64_t ro
   for (std::int64_t row = 0; row < rows; row += tile_rows) {
     const int count = static_cast<int>(std::min<std::int64_t>(rows - row, tile_rows));
     const char* from = static_cast<const char*>(in) + row * weight.k() * element;
-    char* to = static_cast<char*>(out) + row * weight.n() * element;
-    const bool adds = finish == Finish::add;
-    multiply(weight, from, row_class_of(count), adds ? out_.data() : to, /*rounded=*/true);
-    if (!adds) continue;
+    if (finish == Finish::rounded) {
+      multiply(weight, from, row_class_of(count),
+               static_cast<char*>(out) + row * weight.n() * element, /*rounded=*/true);
+      continue;
+    }
+    multiply(weight, from, row_class_of(count), out_.data(), /*rounded=*/true);
+    float* to = static_cast<float*>(out) + row * weight.n();
     parallel_ranges(num_threads_, std::int64_t{count} * weight.n(), grain_rows(1),
                     [&](std::int64_t begin, std::int64_t end, int) {
-                      kernels_.add(to + begin * element, out_.as<char>() + begin * element,
-                                   end - begin);
+                      kernels_.add(to + begin, out_.as<char>() + begin * element, end - begin);
                     });
   }
 }
@@ -250,7 +252,7 @@ void OneDnnGemm::finish(const Product& product) {
                       } else if (product.finish == Finish::swiglu) {
                         kernels_.swiglu(sums, rounded, product.out[r], weight.n());
                       } else if (product.finish == Finish::add) {
-                        kernels_.add(product.out[r], rounded, weight.n());
+                        kernels_.add(static_cast<float*>(product.out[r]), rounded, weight.n());
                       } else {
                         std::memcpy(product.out[r], rounded, static_cast<std::size_t>(row_bytes));
                       }

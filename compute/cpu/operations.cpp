@@ -34,9 +34,9 @@ void CpuLayers::execute(const CpuOp& op) {
     case CpuOp::Kind::logprobs:
       return logprobs(*op.chunk, op.rows, op.targets, op.out);
     case CpuOp::Kind::save_x:
-      std::memcpy(op.x, op.chunk->memory.x.data(),
-                  op.chunk->tokens.size() * static_cast<std::size_t>(shape_.hidden) *
-                      size_of(options_.dtype));
+      std::memcpy(
+          op.x, op.chunk->memory.x.data(),
+          op.chunk->tokens.size() * static_cast<std::size_t>(shape_.hidden) * sizeof(float));
       return;
     case CpuOp::Kind::save_kv:
     case CpuOp::Kind::load_kv:
@@ -46,12 +46,12 @@ void CpuLayers::execute(const CpuOp& op) {
   }
 }
 
-void CpuLayers::norm(const void* x, const AlignedBuffer& weight, void* out, std::int64_t rows) {
+void CpuLayers::norm(const CpuChunk& chunk, const AlignedBuffer& weight) {
   const int width = shape_.hidden;
-  parallel_ranges(options_.num_threads, rows, grain_rows(width),
+  parallel_ranges(options_.num_threads, chunk.num_tokens(), grain_rows(width),
                   [&](std::int64_t begin, std::int64_t end, int) {
-                    kernels_.rms_norm(row(const_cast<void*>(x), begin, width), weight.as<float>(),
-                                      shape_.rms_eps, row(out, begin, width), end - begin, width);
+                    kernels_.rms_norm(x_row(chunk, begin), weight.as<float>(), shape_.rms_eps,
+                                      row(work_.h, begin, width), end - begin, width);
                   });
 }
 
@@ -62,8 +62,7 @@ void CpuLayers::embed(CpuChunk& chunk) {
     require(token >= 0 && token < shape_.vocab,
             "cannot embed token {} (the vocabulary has ids 0 to {}); check the request", token,
             shape_.vocab - 1);
-    std::memcpy(row(chunk.memory.x, t, width), row(embedding_, token, width),
-                static_cast<std::size_t>(width * element_bytes_));
+    kernels_.to_float(row(embedding_, token, width), x_row(chunk, t), width);
   }
 }
 
@@ -72,7 +71,7 @@ void CpuLayers::route(CpuChunk& chunk, int layer) {
   const std::int64_t num_tokens = chunk.num_tokens();
   const int num_experts = shape_.num_experts;
   const int top_k = shape_.top_k;
-  norm(chunk.memory.x.data(), weights.ffn_norm, work_.h.data(), num_tokens);
+  norm(chunk, weights.ffn_norm);
   gemm_->run(weights.router, work_.h.data(), num_tokens, chunk.memory.router_logits.data(),
              Finish::float32);
   parallel_ranges(options_.num_threads, num_tokens, grain_rows(std::int64_t{16} * num_experts),
@@ -117,7 +116,7 @@ void CpuLayers::merge(CpuChunk& chunk) {
   parallel_ranges(options_.num_threads, chunk.num_tokens(), grain_rows(width),
                   [&](std::int64_t begin, std::int64_t end, int) {
                     for (std::int64_t t = begin; t < end; ++t) {
-                      kernels_.merge(row(chunk.memory.x, t, width), chunk.combine_recv,
+                      kernels_.merge(x_row(chunk, t), chunk.combine_recv,
                                      chunk.memory.slots.data() + t * top_k,
                                      chunk.memory.weights.data() + t * top_k, top_k, width);
                     }

@@ -89,7 +89,8 @@ class CpuLayers {
   void move_kv(const CpuOp& op);
   void rotate_and_store(CpuChunk& chunk, int layer);
   void attend(CpuChunk& chunk, int layer);
-  void norm(const void* x, const AlignedBuffer& weight, void* out, std::int64_t rows);
+  /// work_.h = RMSNorm(x).
+  void norm(const CpuChunk& chunk, const AlignedBuffer& weight);
   template <class Visit>
   void for_logits(CpuChunk& chunk, std::span<const std::int32_t> rows, const Visit& visit);
   /// out[i] = final norm of x[rows[i]].
@@ -97,6 +98,9 @@ class CpuLayers {
   AlignedBuffer& vector_place(const WeightInfo& info);
   PackedWeight& matrix_place(const WeightInfo& info, int local_expert);
   AlignedBuffer floats_of(const void* data, std::int64_t count) const;
+  float* x_row(const CpuChunk& chunk, std::int64_t token) const {
+    return chunk.memory.x.as<float>() + token * shape_.hidden;
+  }
   char* row(void* base, std::int64_t index, std::int64_t width) const {
     return static_cast<char*>(base) + index * width * element_bytes_;
   }

@@ -144,7 +144,7 @@ void PanelGemm::run_task(const Product& product, int first, int count, float* sc
   const int column = first * kernels_.panel_columns;
   const std::int64_t stride = std::int64_t{count} * kernels_.panel_columns;
   const std::int64_t columns = std::min<std::int64_t>(stride, product.weight->n() - column);
-  const std::size_t element = product.finish == Finish::float32 ? sizeof(float) : size_of(dtype_);
+  const std::size_t element = result_bytes(product.finish);
   for (int r = 0; r < product.rows; ++r) {
     const float* row = sums + r * stride;
     void* out = static_cast<char*>(product.out[r]) + static_cast<std::size_t>(column) * element;
@@ -157,7 +157,7 @@ void PanelGemm::run_task(const Product& product, int first, int count, float* sc
         break;
       case Finish::add:
         kernels_.from_float(row, gate, columns);
-        kernels_.add(out, gate, columns);
+        kernels_.add(static_cast<float*>(out), gate, columns);
         break;
       case Finish::gelu:
         kernels_.gelu(row, out, columns);
@@ -173,8 +173,7 @@ void PanelGemm::run_task(const Product& product, int first, int count, float* sc
 void PanelGemm::run(const PackedWeight& weight, const void* in, std::int64_t rows, void* out,
                     Finish finish) {
   const std::size_t in_bytes = size_of(dtype_) * static_cast<std::size_t>(weight.k());
-  const std::size_t out_bytes = (finish == Finish::float32 ? sizeof(float) : size_of(dtype_)) *
-                                static_cast<std::size_t>(weight.n());
+  const std::size_t out_bytes = result_bytes(finish) * static_cast<std::size_t>(weight.n());
   in_.clear();
   out_.clear();
   for (std::size_t r = 0; r < static_cast<std::size_t>(rows); ++r) {

@@ -34,6 +34,10 @@ class PanelGemm final : public Gemm {
         (k + kernels_.panel_step - 1) / kernels_.panel_step * kernels_.panel_step;
     return padded * kernels_.panel_columns * static_cast<std::int64_t>(size_of(dtype_));
   }
+  std::size_t result_bytes(Finish finish) const {
+    const bool floats = finish == Finish::float32 || finish == Finish::add;
+    return floats ? sizeof(float) : size_of(dtype_);
+  }
   /// Panels [begin, end) of the sequence.
   void run_panels(std::span<const Product> products, std::int64_t begin, std::int64_t end,
                   float* scratch) const;

@@ -45,7 +45,7 @@ struct CpuOp {
   float* out = nullptr;
   std::span<const SamplingRequest> how;  // sample
   SampledToken* sampled = nullptr;
-  void* x = nullptr;                    // save_x
+  float* x = nullptr;                   // save_x
   std::span<const std::int32_t> pages;  // save_kv and load_kv, with what follows
   int first_position = 0;
   int num_positions = 0;

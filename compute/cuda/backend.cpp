@@ -129,7 +129,7 @@ class CudaBackend final : public Backend {
             targets.size());
     return layers_.logprobs(known(chunk), rows, targets, logprobs);
   }
-  Event save_x(const Chunk& chunk, void* x) override {
+  Event save_x(const Chunk& chunk, float* x) override {
     return layers_.save_x(static_cast<const cuda::CudaChunk&>(chunk), x);
   }
   Event save_kv(int layer, std::span<const std::int32_t> pages, int first_position,

@@ -142,10 +142,12 @@ void CudaLayers::to_host(const Stream& stream, void* host, const void* device, s
   }
 }
 
-Event CudaLayers::save_x(const CudaChunk& chunk, void* x) {
+Event CudaLayers::save_x(const CudaChunk& chunk, float* x) {
   Op op(queue_, "save x", -1, &chunk.order);
   const Stream& stream = op.begin(StreamId::host);
-  to_host(stream, x, chunk.memory.x, static_cast<std::size_t>(chunk.num_tokens()) * row_bytes());
+  to_host(stream, x, chunk.memory.x,
+          static_cast<std::size_t>(chunk.num_tokens()) * static_cast<std::size_t>(shape_.hidden) *
+              sizeof(float));
   return op.close();
 }
 

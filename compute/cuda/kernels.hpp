@@ -34,16 +34,18 @@ struct RowMap {
   int max_pages = 0;
 };
 
-/// out [T, H] = table[tokens] [T, H].
+// x is the residual stream, in float32.
+
+/// x [T, H] = table[tokens] [T, H].
 void embed(cudaStream_t stream, DType dtype, const void* table, const std::int32_t* tokens,
-           void* out, int num_tokens, int hidden);
+           float* x, int num_tokens, int hidden);
 
 /// out[i] = round(x[rows ? rows[i] : i] / rms * weight); x, out [.., H]; weight float32 [H].
-void rms_norm(cudaStream_t stream, DType dtype, const void* x, const std::int32_t* rows,
+void rms_norm(cudaStream_t stream, DType dtype, const float* x, const std::int32_t* rows,
               const float* weight, float eps, void* out, int num_rows, int hidden);
 
-/// x = round(x + y) (both [T, H]), and then, where `weight` is given, out = RMSNorm(x) * weight.
-void add_rms_norm(cudaStream_t stream, DType dtype, void* x, const void* y, const float* weight,
+/// x += y (both [T, H]), and then, where `weight` is given, out = RMSNorm(x) * weight.
+void add_rms_norm(cudaStream_t stream, DType dtype, float* x, const void* y, const float* weight,
                   float eps, void* out, int num_rows, int hidden);
 
 /// out [R, I] = round(gelu_tanh(up)); up float32 [R, I].
@@ -114,9 +116,9 @@ void route(cudaStream_t stream, const RouteArgs& args);
 /// packed[slots[t, j]] = rows[t]; 16-byte accesses where the row allows it.
 void pack(cudaStream_t stream, DType dtype, const void* rows, const std::int32_t* slots,
           void* packed, int num_tokens, int top_k, int hidden);
-/// x[t] = round(x[t] + round(sum_j weights[t, j] * rows[slots[t, j]])), j in rising order; and
-/// then, where `norm_weight` is given, normed = RMSNorm(x) * norm_weight.
-void merge(cudaStream_t stream, DType dtype, void* x, const void* rows, const std::int32_t* slots,
+/// x[t] += round(sum_j weights[t, j] * rows[slots[t, j]]), j in rising order; and then, where
+/// `norm_weight` is given, normed = RMSNorm(x) * norm_weight.
+void merge(cudaStream_t stream, DType dtype, float* x, const void* rows, const std::int32_t* slots,
            const float* weights, int num_tokens, int top_k, int hidden, const float* norm_weight,
            float eps, void* normed);
 

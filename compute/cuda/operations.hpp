@@ -37,7 +37,7 @@ class CudaLayers {
   Event logits(CudaChunk& chunk, std::span<const std::int32_t> rows, float* out);
   Event logprobs(CudaChunk& chunk, std::span<const std::int32_t> rows,
                  std::span<const std::int32_t> targets, float* out);
-  Event save_x(const CudaChunk& chunk, void* x);
+  Event save_x(const CudaChunk& chunk, float* x);
   Event save_kv(int layer, std::span<const std::int32_t> pages, int first_position,
                 int num_positions, void* keys, void* values);
   Event load_kv(int layer, std::span<const std::int32_t> pages, int first_position,

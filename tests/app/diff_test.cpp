@@ -30,7 +30,6 @@ class DiffTest : public FolderTest {
   std::string write(const std::string& name, const std::vector<Request>& requests,
                     float change = 0) const {
     io::ActivationLayout layout;
-    layout.dtype = DType::float32;
     layout.hidden = 2;
     layout.layers = {1, 4};
     layout.model = "m";
@@ -51,7 +50,7 @@ class DiffTest : public FolderTest {
           x.insert(x.end(), {base, base + 1});
         }
         if (layer == 1 && r + 1 == requests.size()) x[x.size() - 2] += change;
-        writer.write(layer, r, 0, std::as_bytes(std::span(x)));
+        writer.write(layer, r, 0, x);
       }
     }
     writer.close();

@@ -112,10 +112,10 @@ TEST_P(CpuGemm, ProductsOverScatteredRowsAreWhatOneRunGives) {
   const auto element = size_of(dtype_);
   const auto gate_values = random_.vector(n_ * k_, 0, 1 / std::sqrt(k_));
   const auto gate_bytes = encode(gate_values, dtype_);
-  const auto before = encode(random_.vector(all * n_, 0, 1), dtype_);
+  const auto start = random_.vector(all * n_, 0, 1);
   const auto& kernels = compute::kernels_for(dtype_, compute::cpu_isa());
-  const auto at = [element](auto& matrix, int row, int width) {
-    return matrix.data() + static_cast<std::size_t>(row * width) * element;
+  const auto at = [](auto& matrix, int row, int width, std::size_t size) {
+    return matrix.data() + static_cast<std::size_t>(row * width) * size;
   };
   for (const int threads : {1, 3}) {
     omp_set_num_threads(threads);
@@ -135,12 +135,14 @@ TEST_P(CpuGemm, ProductsOverScatteredRowsAreWhatOneRunGives) {
       if (finish == Finish::swiglu) {
         kernels.swiglu(sums.data(), wanted.data(), wanted.data(), all * n_);
       }
+      const bool adds = finish == Finish::add;
+      const auto before = encode(start, adds ? DType::float32 : dtype_);
       std::vector<std::byte> got = before;
       std::vector<const void*> in;
       std::vector<void*> out;
       for (int i = 0; i < all; ++i) {
-        in.push_back(at(a_, all - 1 - i, k_));
-        out.push_back(at(got, all - 1 - i, n_));
+        in.push_back(at(a_, all - 1 - i, k_, element));
+        out.push_back(at(got, all - 1 - i, n_, adds ? sizeof(float) : element));
       }
       std::vector<compute::Product> products;
       std::size_t first = 0;
@@ -150,9 +152,9 @@ TEST_P(CpuGemm, ProductsOverScatteredRowsAreWhatOneRunGives) {
         first += static_cast<std::size_t>(height);
       }
       gemm->run(products);
-      if (finish == Finish::add) {
+      if (adds) {
         auto sum = before;
-        kernels.add(sum.data(), wanted.data(), all * n_);
+        kernels.add(reinterpret_cast<float*>(sum.data()), wanted.data(), all * n_);
         wanted = sum;
       }
       EXPECT_EQ(0, std::memcmp(got.data(), wanted.data(), got.size()))

@@ -31,13 +31,12 @@ done
 
 capture "$ATOLL" inspect "$work/generate.h5"
 succeeds "inspect"
-for text in "8 layers" "192] bfloat16" "of 8 requests"; do
+for text in "8 layers" "192] float32" "of 8 requests"; do
   if grep -qF "$text" "$work/stdout"; then passed; else failed "inspect says nothing of '$text'"; fi
 done
 if command -v h5dump >/dev/null; then
   capture h5dump -d /layers/7 -s 0,0 -c 1,4 "$work/generate.h5"
   succeeds "h5dump"
-  # Numbers, not bits: 16-bit floats of our own definition.
   if grep -qE '\(0,0\): -?[0-9]+(\.[0-9]+)?(e-?[0-9]+)?, ' "$work/stdout"; then
     passed
   else

@@ -10,9 +10,8 @@ namespace atl::compute {
 namespace {
 
 template <class T>
-void merge(void* x, const void* rows, const std::int32_t* slots, const float* weights, int top_k,
+void merge(float* x, const void* rows, const std::int32_t* slots, const float* weights, int top_k,
            int width) {
-  T* to = static_cast<T*>(x);
   for (int i = 0; i < width; i += lanes) {
     Vec total = broadcast(0);
     for (int j = 0; j < top_k; ++j) {
@@ -21,7 +20,7 @@ void merge(void* x, const void* rows, const std::int32_t* slots, const float* we
     }
     alignas(64) T rounded[lanes];
     store(rounded, total);
-    store(to + i, load(to + i, width - i) + load(rounded), width - i);
+    store(x + i, load(x + i, width - i) + load(rounded), width - i);
   }
 }
 

@@ -28,10 +28,10 @@ float inverse_rms(const T* x, std::int64_t width, float eps) {
 }
 
 template <class T>
-void rms_norm(const void* x, const float* weight, float eps, void* out, std::int64_t rows,
+void rms_norm(const float* x, const float* weight, float eps, void* out, std::int64_t rows,
               int width) {
   for (std::int64_t r = 0; r < rows; ++r) {
-    const T* from = static_cast<const T*>(x) + r * width;
+    const float* from = x + r * width;
     T* to = static_cast<T*>(out) + r * width;
     const Vec scale = broadcast(inverse_rms(from, width, eps));
     for (int i = 0; i < width; i += lanes) {

@@ -10,11 +10,10 @@ namespace atl::compute {
 namespace {
 
 template <class T>
-void add(void* x, const void* y, std::int64_t count) {
-  T* to = static_cast<T*>(x);
+void add(float* x, const void* y, std::int64_t count) {
   const T* from = static_cast<const T*>(y);
   for (std::int64_t i = 0; i < count; i += lanes) {
-    store(to + i, load(to + i, count - i) + load(from + i, count - i), count - i);
+    store(x + i, load(x + i, count - i) + load(from + i, count - i), count - i);
   }
 }
 

@@ -256,6 +256,19 @@ __device__ inline void load_floats(const float* from, float (&to)[N]) {
   }
 }
 
+template <int N>
+__device__ inline void store_floats(float* to, const float (&from)[N]) {
+  if constexpr (N % 4 == 0) {
+#pragma unroll
+    for (int i = 0; i < N; i += 4) {
+      *reinterpret_cast<float4*>(to + i) = float4{from[i], from[i + 1], from[i + 2], from[i + 3]};
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < N; ++i) to[i] = from[i];
+  }
+}
+
 // ---- sums ----
 
 /// The same value in all lanes: pairs of lanes are added in the same tree every time.

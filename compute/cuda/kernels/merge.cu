@@ -4,7 +4,7 @@
 
 namespace atl::compute::cuda {
 
-void merge(cudaStream_t stream, DType dtype, void* x, const void* rows, const std::int32_t* slots,
+void merge(cudaStream_t stream, DType dtype, float* x, const void* rows, const std::int32_t* slots,
            const float* weights, int num_tokens, int top_k, int hidden, const float* norm_weight,
            float eps, void* normed) {
   NormArgs args;

@@ -1,10 +1,10 @@
-// RMSNorm, alone and after adding a residual.
+// RMSNorm of the residual stream, alone and after adding to it.
 
 #include "compute/cuda/kernels/norm.cuh"
 
 namespace atl::compute::cuda {
 
-void rms_norm(cudaStream_t stream, DType dtype, const void* x, const std::int32_t* rows,
+void rms_norm(cudaStream_t stream, DType dtype, const float* x, const std::int32_t* rows,
               const float* weight, float eps, void* out, int num_rows, int hidden) {
   NormArgs args;
   args.x = x;
@@ -16,7 +16,7 @@ void rms_norm(cudaStream_t stream, DType dtype, const void* x, const std::int32_
   launch_norm<Source::plain>(stream, "rms_norm", dtype, args, num_rows);
 }
 
-void add_rms_norm(cudaStream_t stream, DType dtype, void* x, const void* y, const float* weight,
+void add_rms_norm(cudaStream_t stream, DType dtype, float* x, const void* y, const float* weight,
                   float eps, void* out, int num_rows, int hidden) {
   NormArgs args;
   args.x = x;

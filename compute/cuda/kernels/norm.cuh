@@ -1,5 +1,6 @@
 #pragma once
-// RMSNorm alone, after adding a residual, and after merging the experts' rows: one block per row.
+// RMSNorm of the residual stream alone, after adding to it, and after merging the experts' rows
+// into it: one block per row.
 
 #include <type_traits>
 
@@ -8,8 +9,8 @@
 
 namespace atl::compute::cuda {
 
-/// 16-byte accesses that a thread keeps in registers between the sum and the scaling. Wider rows
-/// are read again, from the cache.
+/// How many times N elements a thread keeps in registers between the sum and the scaling. Wider
+/// rows are read again, from the cache.
 inline constexpr int kept = 2;
 inline constexpr int max_norm_threads = 512;
 
@@ -17,7 +18,7 @@ inline constexpr int max_norm_threads = 512;
 enum class Source : std::uint8_t { plain, sum, experts };
 
 struct NormArgs {
-  const void* x = nullptr;  ///< also written, unless plain
+  const float* x = nullptr;  ///< also written, unless plain
   const std::int32_t* rows = nullptr;
   const void* added = nullptr;  ///< y, or the experts' rows
   const std::int32_t* slots = nullptr;
@@ -51,64 +52,63 @@ __device__ void sum_experts(const NormArgs& args, std::int64_t row, int column, 
 
 /// N elements of the row: x itself, or x with its addend, which is stored.
 template <Source source, class T, int N>
-__device__ Raw<T, N> read(const NormArgs& args, T* x, std::int64_t row, int column) {
-  Raw<T, N> raw = load_raw<N>(x + column);
+__device__ void read(const NormArgs& args, float* x, std::int64_t row, int column,
+                     float (&values)[N]) {
+  load_floats(x + column, values);
   if constexpr (source != Source::plain) {
-    float values[N];
     float added[N];
     if constexpr (source == Source::sum) {
       to_floats(load_raw<N>(static_cast<const T*>(args.added) + row * args.hidden + column), added);
     } else {
       sum_experts<T>(args, row, column, added);
     }
-    to_floats(raw, values);
 #pragma unroll
     for (int i = 0; i < N; ++i) values[i] += added[i];
-    raw = to_raw<T>(values);
-    store_raw(x + column, raw);
+    store_floats(x + column, values);
   }
-  return raw;
 }
 
-template <class T, int N>
-__device__ float squares(const Raw<T, N>& raw, float total) {
-  float values[N];
-  to_floats(raw, values);
+template <int N>
+__device__ float squares(const float (&values)[N], float total) {
 #pragma unroll
   for (int i = 0; i < N; ++i) total = fmaf(values[i], values[i], total);
   return total;
 }
 
 template <class T, int N>
-__device__ void write(const NormArgs& args, const Raw<T, N>& raw, float scale, T* out, int column) {
-  float values[N];
+__device__ void write(const NormArgs& args, const float (&values)[N], float scale, T* out,
+                      int column) {
+  float normed[N];
   float weights[N];
-  to_floats(raw, values);
   load_floats(args.norm + column, weights);
 #pragma unroll
-  for (int i = 0; i < N; ++i) values[i] = values[i] * scale * weights[i];
-  store_raw(out + column, to_raw<T>(values));
+  for (int i = 0; i < N; ++i) normed[i] = values[i] * scale * weights[i];
+  store_raw(out + column, to_raw<T>(normed));
 }
 
 template <Source source, class T, int N>
 __global__ void __launch_bounds__(max_norm_threads) norm_kernel(NormArgs args) {
   const std::int64_t row = blockIdx.x;
   const std::int64_t from = args.rows == nullptr ? row : args.rows[row];
-  T* x = const_cast<T*>(static_cast<const T*>(args.x)) + from * args.hidden;
+  float* x = const_cast<float*>(args.x) + from * args.hidden;
   const int step = static_cast<int>(blockDim.x) * N;
   const int first = static_cast<int>(threadIdx.x) * N;
-  Raw<T, N> raw[kept];
+  float values[kept][N];
 #pragma unroll
   for (int i = 0; i < kept; ++i) {
-    if (first + i * step < args.hidden) raw[i] = read<source, T, N>(args, x, row, first + i * step);
+    if (first + i * step < args.hidden) {
+      read<source, T>(args, x, row, first + i * step, values[i]);
+    }
   }
   float total = 0;
 #pragma unroll
   for (int i = 0; i < kept; ++i) {
-    if (first + i * step < args.hidden) total = squares(raw[i], total);
+    if (first + i * step < args.hidden) total = squares(values[i], total);
   }
   for (int column = first + kept * step; column < args.hidden; column += step) {
-    total = squares(read<source, T, N>(args, x, row, column), total);
+    float more[N];
+    read<source, T>(args, x, row, column, more);
+    total = squares(more, total);
   }
   if (args.norm == nullptr) return;
   total = block_sum(total, dynamic_shared<float>());
@@ -116,10 +116,12 @@ __global__ void __launch_bounds__(max_norm_threads) norm_kernel(NormArgs args) {
   T* out = static_cast<T*>(args.out) + row * args.hidden;
 #pragma unroll
   for (int i = 0; i < kept; ++i) {
-    if (first + i * step < args.hidden) write(args, raw[i], scale, out, first + i * step);
+    if (first + i * step < args.hidden) write(args, values[i], scale, out, first + i * step);
   }
   for (int column = first + kept * step; column < args.hidden; column += step) {
-    write(args, load_raw<N>(x + column), scale, out, column);
+    float more[N];
+    load_floats(x + column, more);
+    write(args, more, scale, out, column);
   }
 }
 

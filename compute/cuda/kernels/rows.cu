@@ -11,19 +11,23 @@ constexpr int threads = 256;
 /// Accesses of one thread that are in flight together.
 constexpr int in_flight = 4;
 
-/// A row is `units` of type U (16 bytes, or one element).
-template <class U>
+/// Widens N elements at a time.
+template <class T, int N>
 __global__ void __launch_bounds__(threads)
-    embed_kernel(const U* table, const std::int32_t* tokens, U* out, int units) {
+    embed_kernel(const T* table, const std::int32_t* tokens, float* out, int hidden) {
   const std::int64_t row = blockIdx.x;
-  const U* from = table + std::int64_t{tokens[row]} * units;
+  const T* from = table + std::int64_t{tokens[row]} * hidden;
+  float* to = out + row * hidden;
+  const int step = static_cast<int>(blockDim.x) * N;
 #pragma unroll in_flight
-  for (int i = static_cast<int>(threadIdx.x); i < units; i += static_cast<int>(blockDim.x)) {
-    out[row * units + i] = from[i];
+  for (int i = static_cast<int>(threadIdx.x) * N; i < hidden; i += step) {
+    float values[N];
+    to_floats(load_raw<N>(from + i), values);
+    store_floats(to + i, values);
   }
 }
 
-/// Every row is read once and written top_k times.
+/// A row is `units` of type U (16 bytes, or one element), read once and written top_k times.
 template <class U>
 __global__ void __launch_bounds__(threads)
     pack_kernel(const U* rows, const std::int32_t* slots, U* packed, int top_k, int units) {
@@ -100,14 +104,20 @@ void move_kv(cudaStream_t stream, std::string_view name, DType dtype, const KvPa
 }  // namespace
 
 void embed(cudaStream_t stream, DType dtype, const void* table, const std::int32_t* tokens,
-           void* out, int num_tokens, int hidden) {
-  const auto run = [&](auto unit, int units) {
-    using U = decltype(unit);
-    launch(stream, "embed", &embed_kernel<U>, dim3(static_cast<unsigned>(num_tokens)),
-           static_cast<unsigned>(threads_for(units, in_flight, threads)), 0,
-           static_cast<const U*>(table), tokens, static_cast<U*>(out), units);
-  };
-  with_unit(dtype, hidden, run, table, out);
+           float* x, int num_tokens, int hidden) {
+  with_element(dtype, [&](auto element) {
+    using T = typename decltype(element)::type;
+    const auto run = [&](auto kernel, int width) {
+      launch(stream, "embed", kernel, dim3(static_cast<unsigned>(num_tokens)),
+             static_cast<unsigned>(threads_for(hidden / width, in_flight, threads)), 0,
+             static_cast<const T*>(table), tokens, x, hidden);
+    };
+    if (rows_are_aligned(static_cast<std::size_t>(hidden) * sizeof(T), table, x)) {
+      run(&embed_kernel<T, wide<T>>, wide<T>);
+    } else {
+      run(&embed_kernel<T, 1>, 1);
+    }
+  });
 }
 
 void pack(cudaStream_t stream, DType dtype, const void* rows, const std::int32_t* slots,

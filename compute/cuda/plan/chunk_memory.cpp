@@ -50,7 +50,7 @@ ChunkMemory::ChunkMemory(const BackendOptions& options, Arena& arena) {
   const auto rows_of = [&](std::int64_t count, std::int64_t width) {
     return arena.take_bytes(static_cast<std::size_t>(count * width) * size_of(options.dtype));
   };
-  x = rows_of(tokens, shape.hidden);
+  x = arena.take<float>(tokens * shape.hidden);
   normed = rows_of(tokens, shape.hidden);
   qkv = rows_of(tokens, shape.q_width() + 2 * shape.kv_width());
   context = rows_of(tokens, shape.q_width());

@@ -14,7 +14,7 @@ struct ChunkMemory {
   ChunkMemory() = default;
   ChunkMemory(const BackendOptions& options, Arena& arena);
 
-  void* x = nullptr;                // [T, H]
+  float* x = nullptr;               // [T, H]
   void* normed = nullptr;           // [T, H], x after a norm, see CudaChunk::normed_with
   void* qkv = nullptr;              // [T, (heads + 2 kv_heads) * head_dim]
   void* context = nullptr;          // [T, heads * head_dim]
