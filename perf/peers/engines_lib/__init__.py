@@ -1,0 +1,1 @@
+"""Parts of perf/peers/engines.py."""
