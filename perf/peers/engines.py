@@ -46,7 +46,7 @@ def parsed():
     add("--engines", help="names, with commas; default: all")
     add("--threads", type=int, default=2, help="cores that every engine has")
     add("--only-agreement", action="store_true", help="compare tokens, measure nothing")
-    add("--lock", type=Path, help="a file locked during every run, for machines with other jobs")
+    add("--lock", type=Path, help="a file locked while the engines run one workload in turn, for shared machines")
     args = parser.parse_args()
     args.folder, args.build = args.folder.resolve(), args.build.resolve()
     args.output = (args.output or args.folder / "results").resolve()
@@ -110,25 +110,24 @@ def chosen_engines(args):
 def check_agreement(args, chosen):
     """({engine: agreement}, {workload: tokens by layer and expert}); ends the command if one is off."""
     exact = runs.Atoll("atoll-float32", args, 1, args.threads, dtype="float32")
-    reference = {workload: exact.measured(workload) for workload in args.workloads}
-    found, left = {}, []
-    for engine in chosen:
-        try:
-            results = {workload: engine.measured(workload) for workload in args.workloads}
-        except runs.Failure as failure:
-            say(f"left out: {engine.name}: {failure}")
-            left.append(engine)
-            continue
-        found[engine.name] = table.agreement(reference, results)
-        if not engine.peer:
-            found[engine.name]["tokens"] = {w: r["tokens"] for w, r in results.items()}
-    for engine in left:
-        chosen.remove(engine)
+    reference, results = {}, {engine.name: {} for engine in chosen}
+    for workload in args.workloads:
+        with runs.locked(args.lock):
+            reference[workload] = exact.measured(workload)
+            for engine in list(chosen):
+                try:
+                    results[engine.name][workload] = engine.measured(workload)
+                except runs.Failure as failure:
+                    say(f"left out: {engine.name}: {failure}")
+                    chosen.remove(engine)
+        say(f"first tokens of workload {workload}: done")
+    found = {one.name: table.agreement(reference, results[one.name]) for one in chosen}
     print(table.agreement_table(found), flush=True)
     off = [name for name, one in found.items() if not one["agrees"]]
     if off:
         raise SystemExit(f"engines.py: {', '.join(off)} computes something else; nothing was timed")
-    layouts = [one.pop("tokens") for one in found.values() if "tokens" in one]
+    layouts = [[results[one.name][workload]["tokens"] for workload in args.workloads]
+               for one in chosen if not one.peer]  # fmt: skip
     if any(tokens != layouts[0] for tokens in layouts[1:]):
         raise SystemExit("engines.py: Atoll's tokens depend on its layout; nothing was timed")
     return found, {w: reference[w]["tokens_by_layer"] for w in args.workloads}
@@ -138,26 +137,30 @@ def run_rounds(args, chosen):
     """(runs, floors): every workload on every engine, in another order each round."""
     measured, limits = [], []
     order = random.Random(1)
-    for number in range(args.rounds):
+    for number in range(1, args.rounds + 1):
         limits.append(floors.measure(args))
-        cases = [(workload, engine) for workload in args.workloads for engine in chosen]
-        order.shuffle(cases)
-        for workload, engine in cases:
-            try:
-                result = engine.measured(workload)
-            except runs.Failure as failure:
-                say(f"round {number + 1}: {engine.name}, {workload}: {failure}")
-                continue
-            keep = {key: value for key, value in result.items()
-                    if key not in ("tokens", "logprobs", "tokens_by_layer")}  # fmt: skip
-            keep.update(workload=workload, engine=engine.name, note=engine.note(workload),
-                        round=number + 1)  # fmt: skip
-            measured.append(keep)
-            shown = ", ".join(f"{phase} {table.speed(keep, phase):.1f} tokens/s"
-                              for phase in table.phases_of(workload))  # fmt: skip
-            say(f"round {number + 1}: {engine.name}, {workload}: {shown}")
+        for workload in order.sample(args.workloads, len(args.workloads)):
+            with runs.locked(args.lock):
+                for engine in order.sample(chosen, len(chosen)):
+                    measured += run_case(number, workload, engine)
     limits.append(floors.measure(args))
     return measured, limits
+
+
+def run_case(number, workload, engine):
+    """[what was measured], or [] with a line on why not."""
+    try:
+        result = engine.measured(workload)
+    except runs.Failure as failure:
+        say(f"round {number}: {engine.name}, {workload}: {failure}")
+        return []
+    keep = {key: value for key, value in result.items()
+            if key not in ("tokens", "logprobs", "tokens_by_layer")}  # fmt: skip
+    keep.update(workload=workload, engine=engine.name, note=engine.note(workload), round=number)
+    shown = ", ".join(f"{phase} {table.speed(keep, phase):.1f} tokens/s"
+                      for phase in table.phases_of(workload))  # fmt: skip
+    say(f"round {number}: {engine.name}, {workload}: {shown}")
+    return [keep]
 
 
 def cpu_name():
@@ -204,6 +207,7 @@ def main():
     cores = sorted(os.sched_getaffinity(0))[: args.threads]
     os.sched_setaffinity(0, cores)  # of every engine, which this process starts
     chosen = chosen_engines(args)
+    started = list(chosen)  # some may be left out later
     try:
         prepare(args)
         agreements, routing = check_agreement(args, chosen)
@@ -213,7 +217,7 @@ def main():
     except runs.Failure as failure:
         raise SystemExit(f"engines.py: {failure}") from failure
     finally:
-        for engine in chosen:
+        for engine in started:
             engine.close()
     if not measured:
         raise SystemExit("engines.py: nothing could be measured")
