@@ -8,7 +8,7 @@
 // FILE has a line a request: how many tokens to generate, then the prompt's token ids. Prints one
 // line of JSON: seconds and tokens of prefill (until every request has its first token) and decode
 // (all after that), the tokens and their log-probabilities, peak memory. Weights are read into
-// memory before the clock starts, and one pass over every request warms up. Choosing the greedy
+// memory before the clock starts, and a short pass of one request warms up. Choosing the greedy
 // token is timed, the log-probabilities are not: the engines have no need of them.
 
 #include <llama.h>
@@ -245,14 +245,15 @@ class Engine {
   llama_batch batch_;
 };
 
-/// A short pass of every request, so that threads are awake and buffers touched.
-void warm_up(Engine& engine, llama_context* context, std::vector<Request> requests) {
-  for (Request& request : requests) {
-    request.prompt.resize(std::min<std::size_t>(request.prompt.size(), 32));
-    request.max_tokens = std::min(request.max_tokens, 2);
-  }
-  engine.prefill(requests);
-  engine.decode(requests);
+/// A short pass of the first request, so that threads are awake and buffers touched. Of one only:
+/// ik_llama.cpp's FlashAttention aborts where a pass holds several requests, which a prefill of
+/// long prompts may never do.
+void warm_up(Engine& engine, llama_context* context, const std::vector<Request>& requests) {
+  std::vector<Request> first(requests.begin(), requests.begin() + 1);
+  first[0].prompt.resize(std::min<std::size_t>(first[0].prompt.size(), 256));
+  first[0].max_tokens = 4;
+  engine.prefill(first);
+  engine.decode(first);
   forget(context);
 }
 
