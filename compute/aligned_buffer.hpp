@@ -37,6 +37,15 @@ class AlignedBuffer {
   }
   std::int64_t bytes() const { return static_cast<std::int64_t>(bytes_); }
 
+  /// Takes physical memory for the first `most` bytes, still all zero, of a large buffer now: the
+  /// system may look for a huge page for milliseconds.
+  void touch(std::size_t most) {
+    if (bytes_ < huge_page_bytes) return;
+    constexpr std::size_t page = 4096;
+    auto* bytes = static_cast<volatile char*>(data_);
+    for (std::size_t i = 0; i < bytes_ && i < most; i += page) bytes[i] = 0;
+  }
+
  private:
   static constexpr std::size_t line_bytes = 64;
   static constexpr std::size_t huge_page_bytes = std::size_t{2} << 20;

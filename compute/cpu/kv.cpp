@@ -42,7 +42,8 @@ CpuKvCache::CpuKvCache(const BackendOptions& options, HostArena& arena) {
   const std::int64_t bytes = options.num_pages * kv_layout_of(options).page_elements() *
                              static_cast<std::int64_t>(size_of(options.dtype));
   for (int layer = 0; layer < options.shape.num_layers; ++layer) {
-    layers.push_back(arena.buffer(bytes));
+    constexpr std::size_t first_pages = std::size_t{2} << 20;  // the rest may be gigabytes
+    layers.push_back(arena.buffer(bytes, first_pages));
   }
 }
 

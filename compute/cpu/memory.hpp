@@ -17,10 +17,14 @@ class HostArena {
   enum class Mode : std::uint8_t { take, count };
   explicit HostArena(Mode mode) : mode_(mode) {}
 
-  /// Zeroed; empty where the arena only counts.
-  AlignedBuffer buffer(std::int64_t bytes) {
+  /// Zeroed; empty where the arena only counts. The first pass finds its first `touched` bytes in
+  /// memory.
+  AlignedBuffer buffer(std::int64_t bytes, std::size_t touched = std::size_t{32} << 20) {
     bytes_ += bytes;
-    return mode_ == Mode::take ? AlignedBuffer(static_cast<std::size_t>(bytes)) : AlignedBuffer();
+    if (mode_ == Mode::count) return AlignedBuffer();
+    AlignedBuffer buffer(static_cast<std::size_t>(bytes));
+    buffer.touch(touched);
+    return buffer;
   }
   template <class T>
   std::vector<T> vector(std::int64_t count) {

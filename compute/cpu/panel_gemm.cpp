@@ -87,6 +87,7 @@ void PanelGemm::prepare(const PackedWeight& weight, Finish finish) {
   if (scratch_.bytes() > 0) return;
   const GemmUse use{weight.n(), weight.k(), finish};
   scratch_ = AlignedBuffer(static_cast<std::size_t>(buffer_bytes({&use, 1})));
+  scratch_.touch(static_cast<std::size_t>(scratch_.bytes()));
 }
 
 void PanelGemm::run(std::span<const Product> products) {
