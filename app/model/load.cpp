@@ -52,7 +52,11 @@ class Loader {
       const HostTensor tensor = next.get();
       read_ahead(i + 1);
       backend_.load_weight(all[i].info.id, all[i].info.layer, all[i].local_expert, tensor);
+      // A vocabulary's weight is much larger than what follows it.
+      std::vector<std::byte>& read = buffers_[i % buffers_.size()];
+      if (read.size() > large_bytes) read = {};
     }
+    buffers_ = {};  // before caches and workspaces are taken
   }
 
   std::vector<NonFiniteSlab>& non_finite() { return non_finite_; }
@@ -80,6 +84,8 @@ class Loader {
     tensor.data = buffer.data();
     return tensor;
   }
+
+  static constexpr std::size_t large_bytes = std::size_t{64} << 20;
 
   io::ModelFileReader& file_;
   DType dtype_;

@@ -60,7 +60,8 @@ ordered_json state_of(const io::CheckpointReader& reader) {
 void require_own(const std::string& path, const ordered_json& state, const ordered_json& identity) {
   const std::string differs = difference(state.at("run"), identity);
   require(differs.empty(),
-          "{} is the checkpoint of another run: {}; run with what it was started with, or give "
+          "{} is the checkpoint of another run: {}; run with what it was started with (options and "
+          "program), or give "
           "another --checkpoint-dir",
           path, differs);
 }

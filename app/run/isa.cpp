@@ -30,8 +30,10 @@ CpuIsa agreed_isa(std::optional<CpuIsa> wanted, const std::string& recorded,
 CpuIsa use_agreed_isa(const comm::Communicator& world, std::optional<CpuIsa> wanted,
                       const std::string& recorded, const std::function<CpuIsa()>& mine) {
   CpuIsa isa = CpuIsa::avx2;
-  world.agree([&] { isa = mine(); });
   const std::string of_first = world.broadcast(recorded, 0);
+  const std::string least = wanted ? name_of(*wanted) : of_first;
+  const bool tries_amx = least.empty() || least == name_of(CpuIsa::avx512_amx);
+  world.agree([&] { isa = tries_amx ? mine() : compute::widest_cpu_isa(); });
   const auto able = world.allgather(isa);
   world.agree([&] {
     isa = agreed_isa(wanted, of_first, able);

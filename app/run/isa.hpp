@@ -18,8 +18,9 @@ namespace atl {
 compute::CpuIsa agreed_isa(std::optional<compute::CpuIsa> wanted, const std::string& recorded,
                            const std::vector<compute::CpuIsa>& able);
 
-/// Collective, before any arithmetic; `mine` tells what this rank can at most, `recorded` is rank
-/// 0's. Every rank computes with what all agree on, and returns it. Throws Error.
+/// Collective, before any arithmetic; `recorded` is rank 0's. `mine` tells what this rank can at
+/// most, and is asked where that may be AMX. Every rank computes with what all agree on, and
+/// returns it. Throws Error.
 compute::CpuIsa use_agreed_isa(const comm::Communicator& world,
                                std::optional<compute::CpuIsa> wanted, const std::string& recorded,
                                const std::function<compute::CpuIsa()>& mine);

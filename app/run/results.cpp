@@ -60,7 +60,8 @@ void ResultStore::check_journal(const ordered_json& identity, bool resume) const
           path);
   const std::string differs = difference(header.at("run"), identity);
   require(differs.empty(),
-          "cannot resume: {} is of another run: {}; run with what it was started with, or remove "
+          "cannot resume: {} is of another run: {}; run with what it was started with (options and "
+          "program), or remove "
           "the file to start anew",
           path, differs);
 }

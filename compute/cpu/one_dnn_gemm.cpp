@@ -1,5 +1,8 @@
 #include "compute/cpu/one_dnn_gemm.hpp"
 
+#include <omp.h>
+
+#include <algorithm>
 #include <cstring>
 
 #include "compute/cpu/memory.hpp"
@@ -69,12 +72,16 @@ class OneDnnGemm::Weight final : public PackedWeight::Extra {
 
 OneDnnGemm::OneDnnGemm(DType dtype, int num_threads, CpuIsa isa)
     : dtype_(dtype),
-      num_threads_(num_threads),
+      num_threads_(std::min(num_threads, most_one_dnn_threads)),
       kernels_(kernels_for(dtype, isa)),
       engine_(dnnl::engine::kind::cpu, 0),
       stream_(engine_) {}
 
 OneDnnGemm::~OneDnnGemm() = default;
+
+void OneDnnGemm::use_threads() const {
+  omp_set_num_threads(num_threads_);
+}
 
 bool OneDnnGemm::limit_to_amx() {
   dnnl::set_max_cpu_isa(dnnl::cpu_isa::avx512_core_amx);  // refused once it is in use
@@ -88,10 +95,12 @@ dnnl::memory::desc OneDnnGemm::layout_of(int n, int k) const {
 }
 
 std::int64_t OneDnnGemm::packed_bytes(int n, int k) const {
+  use_threads();
   return static_cast<std::int64_t>(layout_of(n, k).get_size());
 }
 
 PackedWeight OneDnnGemm::pack(const void* weight, int n, int k) {
+  use_threads();
   const dnnl::memory::desc layout = layout_of(n, k);
   PackedWeight packed(n, k, layout.get_size());
   auto extra = std::make_unique<Weight>();
@@ -148,12 +157,14 @@ OneDnnGemm::Buffers OneDnnGemm::widened(Buffers buffers, const GemmUse& use) con
 }
 
 std::int64_t OneDnnGemm::buffer_bytes(std::span<const GemmUse> uses) const {
+  use_threads();
   Buffers buffers;
   for (const GemmUse& use : uses) buffers = widened(buffers, use);
   return buffers.total();
 }
 
 void OneDnnGemm::prepare(const PackedWeight& weight, Finish finish) {
+  use_threads();
   Shape& shape = *Weight::of(weight).shape;
   bool& prepared = shape.prepared[static_cast<std::size_t>(finish)];
   if (prepared) return;
@@ -177,6 +188,7 @@ void OneDnnGemm::prepare(const PackedWeight& weight, Finish finish) {
 
 void OneDnnGemm::multiply(const PackedWeight& weight, const void* in, int rows, void* out,
                           bool rounded) {
+  use_threads();
   const Weight& extra = Weight::of(weight);
   Primitive& primitive = *extra.shape->primitives[rounded ? 1 : 0][index_of(rows)];
   primitive.a.set_data_handle(const_cast<void*>(in));

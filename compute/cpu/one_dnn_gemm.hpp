@@ -21,6 +21,10 @@ inline constexpr std::array<int, 16> row_classes = {1,  2,  3,  4,  6,  8,  12, 
 /// The smallest class of at least `rows` rows (1 <= rows <= tile_rows).
 int row_class_of(int rows);
 
+/// Threads that oneDNN multiplies with at most: from 16 on it may split the sum over k among them,
+/// by the number of rows (max_nthr_k in its brgemm_matmul_utils.cpp).
+inline constexpr int most_one_dnn_threads = 15;
+
 class OneDnnGemm final : public Gemm {
  public:
   /// bfloat16 or float32; the operations beside the products are those of `isa`.
@@ -43,6 +47,9 @@ class OneDnnGemm final : public Gemm {
   std::int64_t buffer_bytes(std::span<const GemmUse> uses) const override;
 
  private:
+  /// Tells oneDNN, on this thread, how many threads it has.
+  void use_threads() const;
+
   struct Primitive;
   struct Shape;
   class Weight;

@@ -17,12 +17,13 @@ namespace atl::compute {
 using GemmMaker = std::function<std::unique_ptr<Gemm>(int num_threads)>;
 
 /// The first use with a row whose bits depend on the rows with it, on the number of threads (1 and
-/// 3 are tried), or on whether all columns are multiplied or a half or an eighth of them; nothing
-/// where there is none. Data is pseudo-random and the same in every process.
+/// the most that oneDNN gets are tried), or on whether all columns are multiplied, or a half or an
+/// eighth of them; nothing where there is none. Data is pseudo-random and the same in every
+/// process.
 std::optional<GemmUse> use_that_changes_rows(const GemmMaker& make, DType dtype,
                                              std::span<const GemmUse> uses);
 
-/// The GEMMs of a model, each once.
+/// The shapes of a model's GEMMs, each once.
 std::vector<GemmUse> gemm_uses(const ModelShape& shape);
 
 }  // namespace atl::compute

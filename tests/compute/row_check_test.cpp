@@ -5,6 +5,7 @@
 #include "compute/cpu/row_check.hpp"
 
 #include <gtest/gtest.h>
+#include <omp.h>
 
 #include <cmath>
 
@@ -70,11 +71,30 @@ TEST(RowCheck, FindsRowsThatChangeWithTheirNumber) {
 
 TEST(RowCheck, FindsRowsThatChangeWithTheThreads) {
   EXPECT_EQ(found([](int, std::int64_t, int threads) { return threads > 1; }), uses[0]);
+  EXPECT_EQ(found([](int n, std::int64_t, int threads) { return n == 32 && threads == 15; }),
+            uses[1]);
 }
 
 TEST(RowCheck, FindsRowsThatChangeWithTheColumnsBeside) {
   EXPECT_EQ(found([](int n, std::int64_t, int) { return n == 24; }), uses[0]);
   EXPECT_EQ(found([](int n, std::int64_t, int) { return n == 8; }), uses[1]);
+}
+
+TEST(RowCheck, OneDnnIsNeverGivenThreadsToSplitSumsAmong) {
+  if (cpu_isa() < CpuIsa::avx512_bf16) GTEST_SKIP() << "oneDNN has no bfloat16 on this CPU";
+  omp_set_num_threads(64);
+  OneDnnGemm gemm(DType::bfloat16, 64, cpu_isa());
+  const AlignedBuffer weight(std::size_t{64} * 64 * sizeof(std::uint16_t));
+  const PackedWeight packed = gemm.pack(weight.data(), 64, 64);
+  EXPECT_LT(omp_get_max_threads(), 16);
+  omp_set_num_threads(64);
+  gemm.prepare(packed, Finish::rounded);
+  EXPECT_LT(omp_get_max_threads(), 16);
+  const AlignedBuffer in(std::size_t{tile_rows} * 64 * sizeof(std::uint16_t));
+  const AlignedBuffer out(std::size_t{tile_rows} * 64 * sizeof(std::uint16_t));
+  omp_set_num_threads(64);
+  gemm.run(packed, in.data(), 1, out.data(), Finish::rounded);
+  EXPECT_LT(omp_get_max_threads(), 16);
 }
 
 TEST(RowCheck, TriesOneDnn) {
