@@ -59,8 +59,11 @@ void CpuLayers::MlpRows::clear(std::int64_t most) {
   inner.reserve(static_cast<std::size_t>(most));
   out.clear();
   out.reserve(static_cast<std::size_t>(most));
+  // A product has at least a row.
   up.clear();
+  up.reserve(static_cast<std::size_t>(most));
   down.clear();
+  down.reserve(static_cast<std::size_t>(most));
 }
 
 void CpuLayers::MlpRows::add(const CpuMlp& mlp, int rows, Finish finish) {

@@ -66,7 +66,7 @@ struct Product {
   const PackedWeight* weight = nullptr;
   const PackedWeight* gate = nullptr;  ///< for swiglu, of the same shape
   Finish finish = Finish::rounded;     ///< but float32
-  int rows = 0;                        ///< at most tile_rows
+  int rows = 0;                        ///< 1 to tile_rows
   const void* const* in = nullptr;     ///< [rows], k elements each
   void* const* out = nullptr;          ///< [rows], n elements each
 };

@@ -62,7 +62,13 @@ PanelGemm::PanelGemm(DType dtype, int num_threads)
     : dtype_(dtype),
       num_threads_(num_threads),
       kernels_(kernels_for(dtype, cpu_isa())),
-      slice_bytes_(slice_bytes_of_this_cpu()) {}
+      slice_bytes_(slice_bytes_of_this_cpu()) {
+  // A pass has at most one product a row, and allocates nothing.
+  first_panel_.reserve(most_rows_at_once + 1);
+  in_.reserve(most_rows_at_once);
+  out_.reserve(most_rows_at_once);
+  products_.reserve(most_rows_at_once / tile_rows);
+}
 
 std::int64_t PanelGemm::packed_bytes(int n, int k) const {
   return panels_of(n) * panel_bytes(k);
@@ -173,20 +179,24 @@ void PanelGemm::run_task(const Product& product, int first, int count, float* sc
 
 void PanelGemm::run(const PackedWeight& weight, const void* in, std::int64_t rows, void* out,
                     Finish finish) {
-  const std::size_t in_bytes = size_of(dtype_) * static_cast<std::size_t>(weight.k());
-  const std::size_t out_bytes = result_bytes(finish) * static_cast<std::size_t>(weight.n());
-  in_.clear();
-  out_.clear();
-  for (std::size_t r = 0; r < static_cast<std::size_t>(rows); ++r) {
-    in_.push_back(static_cast<const char*>(in) + r * in_bytes);
-    out_.push_back(static_cast<char*>(out) + r * out_bytes);
+  const auto in_bytes = static_cast<std::int64_t>(size_of(dtype_)) * weight.k();
+  const auto out_bytes = static_cast<std::int64_t>(result_bytes(finish)) * weight.n();
+  for (std::int64_t first = 0; first < rows; first += most_rows_at_once) {
+    const std::int64_t end = std::min<std::int64_t>(rows, first + most_rows_at_once);
+    in_.clear();
+    out_.clear();
+    products_.clear();
+    for (std::int64_t r = first; r < end; ++r) {
+      in_.push_back(static_cast<const char*>(in) + r * in_bytes);
+      out_.push_back(static_cast<char*>(out) + r * out_bytes);
+    }
+    for (std::int64_t r = first; r < end; r += tile_rows) {
+      const int count = static_cast<int>(std::min<std::int64_t>(tile_rows, end - r));
+      products_.push_back(
+          {&weight, nullptr, finish, count, in_.data() + r - first, out_.data() + r - first});
+    }
+    run(products_);
   }
-  products_.clear();
-  for (std::int64_t r = 0; r < rows; r += tile_rows) {
-    const int count = static_cast<int>(std::min<std::int64_t>(tile_rows, rows - r));
-    products_.push_back({&weight, nullptr, finish, count, in_.data() + r, out_.data() + r});
-  }
-  run(products_);
 }
 
 std::string PanelGemm::description() const {
