@@ -53,8 +53,8 @@ class Loader {
       read_ahead(i + 1);
       backend_.load_weight(all[i].info.id, all[i].info.layer, all[i].local_expert, tensor);
       // A vocabulary's weight is much larger than what follows it.
-      std::vector<std::byte>& read = buffers_[i % buffers_.size()];
-      if (read.size() > large_bytes) read = {};
+      std::vector<std::byte>& packed = buffers_[i % buffers_.size()];
+      if (packed.size() > large_bytes) packed = {};
     }
     buffers_ = {};  // before caches and workspaces are taken
   }

@@ -200,8 +200,9 @@ void PanelGemm::run(const PackedWeight& weight, const void* in, std::int64_t row
 }
 
 std::string PanelGemm::description() const {
-  return fmt::format("GEMMs of its own, {} weights times float32 ({})", name_of(dtype_),
-                     name_of(cpu_isa()));
+  const bool pairs = kernels_.panel_step > 1;
+  return fmt::format("GEMMs of its own, {} {} ({})", name_of(dtype_),
+                     pairs ? "pairs" : "weights times float32", name_of(cpu_isa()));
 }
 
 }  // namespace atl::compute
