@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -15,7 +16,11 @@ namespace atl::io {
 
 /// What the model file's format is made of, for its reader and its writer.
 inline constexpr const char* model_format = "atoll-model";
-inline constexpr std::uint64_t model_format_version = 1;
+inline constexpr std::uint64_t model_format_version = 2;
+/// The version of files without attachments, which earlier programs read too.
+inline constexpr std::uint64_t plain_model_format_version = 1;
+/// Datasets below it are no tensors.
+inline constexpr std::string_view attachment_group = "/tokenizer/";
 inline constexpr const char* checksum_attribute = "xxh3_64";
 
 /// Owns one HDF5 identifier of any kind.

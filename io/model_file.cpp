@@ -11,6 +11,7 @@
 #include <unordered_map>
 
 #include "compute/error.hpp"
+#include "io/attachments.hpp"
 #include "io/hdf5_handle.hpp"
 
 namespace atl::io {
@@ -67,6 +68,7 @@ struct ModelFileReader::Impl {
   Handle file;
   std::string config;
   std::vector<DatasetInfo> datasets;
+  std::vector<StoredAttachment> attachments;  ///< by path
   std::unordered_map<std::string, std::size_t> index_of;
   std::int64_t bytes_read = 0;
 
@@ -91,9 +93,10 @@ void ModelFileReader::Impl::open() {
   const auto version =
       read_u64_attribute(root.get(), "format_version",
                          fmt::format("cannot read {}: attribute \"format_version\" of /", path));
-  require(version.size() == 1 && version[0] == model_format_version,
-          "cannot read {}: format version {}, this build reads {}; create the file again", path,
-          version.empty() ? 0 : version[0], model_format_version);
+  require(version.size() == 1 && version[0] >= plain_model_format_version &&
+              version[0] <= model_format_version,
+          "cannot read {}: format version {}, this build reads {} to {}; create the file again",
+          path, version.empty() ? 0 : version[0], plain_model_format_version, model_format_version);
   config = read_text_attribute(root.get(), "config",
                                fmt::format("cannot read {}: attribute \"config\" of /", path));
 }
@@ -107,10 +110,17 @@ void ModelFileReader::Impl::find_datasets() {
   for (const std::string& name : links.names) {
     const Handle object = checked(H5Oopen(file.get(), name.c_str(), H5P_DEFAULT),
                                   fmt::format("{}: object /{}", what, name));
-    if (H5Iget_type(object.get()) == H5I_DATASET) {
-      found.push_back(describe(object.get(), "/" + name));
+    if (H5Iget_type(object.get()) != H5I_DATASET) continue;
+    const std::string dataset = "/" + name;
+    if (is_attachment(dataset)) {
+      attachments.push_back(
+          describe_attachment(object.get(), dataset, file_bytes,
+                              fmt::format("cannot read {}: dataset {}", path, dataset)));
+    } else {
+      found.push_back(describe(object.get(), dataset));
     }
   }
+  std::ranges::sort(attachments, {}, &StoredAttachment::path);
   // The writer allocates in order of creation.
   std::sort(found.begin(), found.end(),
             [](const auto& a, const auto& b) { return a.first < b.first; });
@@ -199,6 +209,14 @@ std::vector<DatasetInfo> ModelFileReader::datasets() const {
 DatasetInfo ModelFileReader::dataset(const std::string& path) const {
   return impl_->find(path);
 }
+std::vector<Attachment> ModelFileReader::attachments() const {
+  std::vector<Attachment> all;
+  for (const StoredAttachment& stored : impl_->attachments) {
+    all.push_back(
+        read_attachment(impl_->file.get(), stored, fmt::format("cannot read {}", path())));
+  }
+  return all;
+}
 std::int64_t ModelFileReader::bytes_read() const {
   return impl_->bytes_read;
 }
@@ -242,6 +260,9 @@ std::uint64_t ModelFileReader::identity() const {
     description +=
         fmt::format("\n{} {} {} ", info.path, name_of(info.dtype), shape_text(info.shape));
     append(description, info.checksums.data(), info.checksums.size() * sizeof(std::uint64_t));
+  }
+  for (const StoredAttachment& stored : impl_->attachments) {
+    description += fmt::format("\n{} {:016x}", stored.path, stored.checksum);
   }
   return checksum_of(std::as_bytes(std::span(description)));
 }

@@ -37,6 +37,14 @@ struct DatasetInfo {
   }
 };
 
+/// What a model file holds beside tensors: bytes or numbers of no type of ours, such as a
+/// tokenizer. A dataset each, in the group /tokenizer.
+struct Attachment {
+  std::string path;
+  int element_bytes = 1;  ///< 1: uint8, 4: uint32, little endian
+  std::string bytes;      ///< not empty
+};
+
 /// Reads a model file; any number of processes may read it at once. Not collective.
 class ModelFileReader {
  public:
@@ -53,11 +61,15 @@ class ModelFileReader {
   /// Throws Error when there is no such dataset.
   DatasetInfo dataset(const std::string& path) const;
 
+  /// In order of their paths; they are read and their checksums verified here. Throws Error.
+  std::vector<Attachment> attachments() const;
+
   /// Reads slab `slab` into `destination` (exactly slab_bytes()) and verifies its checksum.
   void read_slab(const DatasetInfo& dataset, std::int64_t slab, std::span<std::byte> destination);
 
   std::int64_t bytes_read() const;
-  /// xxh3-64 over configuration, dataset names, shapes and checksums: equal files, equal identity.
+  /// xxh3-64 over configuration, dataset names, shapes and checksums, also of attachments: equal
+  /// files, equal identity.
   std::uint64_t identity() const;
 
  private:
@@ -79,9 +91,10 @@ class ModelFileWriter {
 
   /// `mpi_comm_f` is a communicator's Fortran handle (MPI_Comm_c2f), so that no caller needs mpi.h,
   /// or single_process. Collective. Throws Error on all ranks alike: `path` cannot be written, the
-  /// disk has not enough room.
+  /// disk has not enough room. `attachments` are written here.
   ModelFileWriter(const std::string& path, const std::string& config_json, DType dtype,
-                  const std::vector<Dataset>& datasets, int mpi_comm_f);
+                  const std::vector<Dataset>& datasets, int mpi_comm_f,
+                  const std::vector<Attachment>& attachments = {});
   ~ModelFileWriter();
   ModelFileWriter(const ModelFileWriter&) = delete;
   ModelFileWriter& operator=(const ModelFileWriter&) = delete;

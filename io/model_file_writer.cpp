@@ -8,6 +8,7 @@
 #include <set>
 
 #include "compute/error.hpp"
+#include "io/attachments.hpp"
 #include "io/hdf5_handle.hpp"
 #include "io/model_file.hpp"
 #include "io/parallel_file.hpp"
@@ -40,8 +41,9 @@ struct ModelFileWriter::Impl {
   std::vector<std::uint64_t> checksums;      ///< [slabs of all datasets]; 0 where not written
   std::vector<std::uint64_t> times_written;  ///< the same
 
-  void create(const std::string& config_json, DType dtype, const std::vector<Dataset>& datasets);
-  void make_groups(const std::vector<Dataset>& datasets);
+  void create(const std::string& config_json, DType dtype, const std::vector<Dataset>& datasets,
+              const std::vector<Attachment>& attachments);
+  void make_groups(const std::vector<std::string>& paths);
   void make_dataset(const Dataset& dataset, DType dtype);
   void write(Output& output, std::int64_t slab, std::span<const std::byte> bytes);
   void write_rows(const Output& output, std::int64_t slab, std::int64_t first, std::int64_t count,
@@ -74,7 +76,8 @@ bool ModelFileWriter::Impl::close_handles() {
 }
 
 void ModelFileWriter::Impl::create(const std::string& config_json, DType dtype,
-                                   const std::vector<Dataset>& datasets) {
+                                   const std::vector<Dataset>& datasets,
+                                   const std::vector<Attachment>& attachments) {
   temporary = path + writers.broadcast(random_suffix());
   what = fmt::format("cannot write {}", path);
   agree(error_of([&] {
@@ -85,9 +88,17 @@ void ModelFileWriter::Impl::create(const std::string& config_json, DType dtype,
     const Handle root = checked(H5Gopen2(file.get(), "/", H5P_DEFAULT), what);
     write_text_attribute(root.get(), "format", model_format);
     make_u64_attribute(root.get(), "format_version", 1);
-    set_u64_attribute(root.get(), "format_version", &model_format_version);
+    set_u64_attribute(root.get(), "format_version",
+                      attachments.empty() ? &plain_model_format_version : &model_format_version);
     write_text_attribute(root.get(), "config", config_json);
-    make_groups(datasets);
+    std::vector<std::string> paths;
+    for (const Attachment& attachment : attachments) paths.push_back(attachment.path);
+    for (const Dataset& dataset : datasets) paths.push_back(dataset.path);
+    make_groups(paths);
+    // Before the tensors, so that the last of these ends where the file does.
+    for (const Attachment& attachment : attachments) {
+      make_attachment(file.get(), attachment, writers.first(), what);
+    }
     for (const Dataset& dataset : datasets) make_dataset(dataset, dtype);
   }));
   agree(error_of([&] {
@@ -102,17 +113,17 @@ void ModelFileWriter::Impl::create(const std::string& config_json, DType dtype,
   }));
 }
 
-void ModelFileWriter::Impl::make_groups(const std::vector<Dataset>& datasets) {
+void ModelFileWriter::Impl::make_groups(const std::vector<std::string>& paths) {
   const Handle creation = checked(H5Pcreate(H5P_GROUP_CREATE), what);
   check(H5Pset_obj_track_times(creation.get(), false), what);
   // Links stay in the group's header, however many layers: the indexed storage of large groups is
   // laid out differently by the parallel and the plain driver.
   check(H5Pset_link_phase_change(creation.get(), 65535, 65535), what);
   std::set<std::string> made;
-  for (const Dataset& dataset : datasets) {
-    for (std::size_t slash = dataset.path.find('/', 1); slash != std::string::npos;
-         slash = dataset.path.find('/', slash + 1)) {
-      const std::string group = dataset.path.substr(0, slash);
+  for (const std::string& path_in_file : paths) {
+    for (std::size_t slash = path_in_file.find('/', 1); slash != std::string::npos;
+         slash = path_in_file.find('/', slash + 1)) {
+      const std::string group = path_in_file.substr(0, slash);
       if (!made.insert(group).second) continue;
       checked(H5Gcreate2(file.get(), group.c_str(), H5P_DEFAULT, creation.get(), H5P_DEFAULT),
               what);
@@ -194,10 +205,11 @@ void ModelFileWriter::Impl::require_all_written() const {
 }
 
 ModelFileWriter::ModelFileWriter(const std::string& path, const std::string& config_json,
-                                 DType dtype, const std::vector<Dataset>& datasets, int mpi_comm_f)
+                                 DType dtype, const std::vector<Dataset>& datasets, int mpi_comm_f,
+                                 const std::vector<Attachment>& attachments)
     : impl_(std::make_unique<Impl>(path, mpi_comm_f)) {
   prepare_hdf5();
-  impl_->create(config_json, dtype, datasets);
+  impl_->create(config_json, dtype, datasets, attachments);
 }
 
 ModelFileWriter::~ModelFileWriter() = default;

@@ -42,10 +42,6 @@ std::string several_objects(std::string_view line);
 /// The same for bytes that are not UTF-8.
 std::string not_utf8(std::string_view line);
 
-/// Length of the well-formed UTF-8 sequence at the start of `text`, or minus the length of the
-/// longest part of one (at least 1), which stands for one U+FFFD. `text` is not empty.
-int utf8_sequence(std::string_view text);
-
 /// The "id" of a line that is not valid JSON, where that much of it can be read; empty otherwise.
 std::string id_in(std::string_view line);
 

@@ -16,6 +16,7 @@ packages=(
   libhdf5-openmpi-dev                          # model files, written in parallel
   libdnnl-dev                                  # GEMMs
   libcli11-dev libfmt-dev nlohmann-json3-dev libxxhash-dev
+  libpcre2-dev libutf8proc-dev                 # tokenizers
   libgtest-dev libbenchmark-dev hdf5-tools     # tests and benchmarks
   libboost-context-dev                         # fibers of the emulated CUDA device in the tests
   python3 procps                               # tables of the job scripts, processes in tests

@@ -8,6 +8,7 @@
 #include <sys/mount.h>
 #include <unistd.h>
 
+#include <array>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -140,6 +141,45 @@ TEST_F(ModelFile, IdentityTellsContentsApart) {
 }
 
 /// The tools of HDF5 must read 16-bit floats as numbers: convert them with HDF5 itself.
+TEST_F(ModelFile, KeepsAttachments) {
+  const std::vector<Attachment> attachments = {
+      {"/tokenizer/numbers", 4, std::string("\1\0\0\0\0\0\0\1", 8)}, {"/tokenizer/text", 1, "abc"}};
+  const auto write = [&](const fs::path& file, const std::vector<Attachment>& some) {
+    ModelFileWriter writer(file.string(), "{}", DType::float32, {{"/a/weight", {2}, false}},
+                           single_process, some);
+    const std::array values = {1.0F, 2.0F};
+    writer.write_slab(0, 0, std::as_bytes(std::span(values)));
+    writer.close();
+  };
+  const fs::path file = folder_ / "m.h5";
+  write(file, attachments);
+  const ModelFileReader reader(file.string());
+  EXPECT_EQ(reader.datasets().size(), 1U);
+  const std::vector<Attachment> found = reader.attachments();
+  ASSERT_EQ(found.size(), 2U);
+  for (std::size_t i = 0; i < 2; ++i) {
+    EXPECT_EQ(found[i].path, attachments[i].path);
+    EXPECT_EQ(found[i].element_bytes, attachments[i].element_bytes);
+    EXPECT_EQ(found[i].bytes, attachments[i].bytes);
+  }
+  const fs::path other = folder_ / "other.h5";
+  write(other, {attachments[0], {"/tokenizer/text", 1, "abd"}});
+  EXPECT_NE(ModelFileReader(other.string()).identity(), reader.identity());
+  const fs::path plain = folder_ / "plain.h5";
+  write(plain, {});
+  EXPECT_TRUE(ModelFileReader(plain.string()).attachments().empty());
+  EXPECT_NE(ModelFileReader(plain.string()).identity(), reader.identity());
+  // A bit of the text flips: reading names the dataset.
+  std::string bytes = read_bytes(file);
+  const std::size_t at = bytes.find("abc");
+  ASSERT_NE(at, std::string::npos);
+  bytes[at] = 'x';
+  write_bytes(file, bytes);
+  const ModelFileReader damaged(file.string());
+  const std::string message = error_of([&] { damaged.attachments(); });
+  EXPECT_TRUE(contains(message, "/tokenizer/text") && contains(message, "checksum")) << message;
+}
+
 TEST_F(ModelFile, StoresNumbers) {
   const std::vector<float> values = {1.0F, -2.5F, 0.0F, 0.15625F};
   for (DType dtype : {DType::bfloat16, DType::float16, DType::float32}) {
@@ -243,12 +283,12 @@ TEST_F(ModelFile, RefusesOtherFormatsAndVersions) {
   const std::string file = path("model.h5");
   write_model(file);
   spoil(file, [](hid_t id) {
-    const std::uint64_t version = 2;
+    const std::uint64_t version = 3;
     const hid_t attribute = H5Aopen(id, "format_version", H5P_DEFAULT);
     H5Awrite(attribute, H5T_NATIVE_UINT64, &version);
     H5Aclose(attribute);
   });
-  EXPECT_TRUE(contains(error_of([&] { ModelFileReader reader(file); }), "format version 2"));
+  EXPECT_TRUE(contains(error_of([&] { ModelFileReader reader(file); }), "format version 3"));
   write_model(file);
   spoil(file, [](hid_t id) {
     const hid_t attribute = H5Aopen(id, "format", H5P_DEFAULT);
