@@ -88,6 +88,8 @@ std::vector<std::pair<std::string, std::string>> CommandLine::items() const {
               {"output", join.output},
               {"shards", std::to_string(join.shards)},
               {"keep-parts", join.keep_parts ? "true" : "false"}};
+    case Command::tokenize:
+      return {{"command", "tokenize"}, {"model", tokenize.model}, {"input", tokenize.input}};
     case Command::none:
       break;
   }
@@ -360,6 +362,21 @@ CLI::App& add_join(CLI::App& app, JoinOptions& o) {
   return join;
 }
 
+CLI::App& add_tokenize(CLI::App& app, TokenizeOptions& o) {
+  CLI::App& tokenize =
+      *app.add_subcommand("tokenize", "Show what a model's tokenizer makes of a text");
+  tokenize.add_option("model", o.model, "Model file, or folder with a tokenizer")->required();
+  tokenize.add_option("--input", o.input, "File with the text, or with --detokenize the ids")
+      ->capture_default_str();
+  CLI::Option* back =
+      tokenize.add_flag("--detokenize", o.detokenize, "From ids ([1, 2, 3]) to text");
+  tokenize.add_flag("--json-lines", o.json_lines, "Each line is a JSON string, or a list of ids");
+  tokenize.add_flag("--pieces", o.pieces, "A line for each token, with its text")->excludes(back);
+  tokenize.add_flag("--no-special-tokens", o.no_special_tokens,
+                    "Add none around a text; leave them out of one");
+  return tokenize;
+}
+
 /// What an option alone cannot say.
 void check_run(const CLI::App& run, const RunOptions& o) {
   interval_of(o.checkpoint_every);
@@ -395,6 +412,7 @@ CommandLine parse_command_line(int argc, const char* const* argv) {
   add_inspect(app, line.inspect);
   CLI::App& diff = add_diff(app, line.diff);
   CLI::App& join = add_join(app, line.join);
+  CLI::App& tokenize = add_tokenize(app, line.tokenize);
 
   try {
     std::vector<std::string> arguments = with_config_files(argc, argv);
@@ -414,12 +432,13 @@ CommandLine parse_command_line(int argc, const char* const* argv) {
   if (run.parsed()) check_run(run, line.run);
   if (!(line.run.deadline >= 0) || !(line.init.deadline >= 0))
     throw UsageError("--deadline: not a number of seconds");
-  line.command = run.parsed()      ? Command::run
-                 : init.parsed()   ? Command::init
-                 : import.parsed() ? Command::import
-                 : diff.parsed()   ? Command::diff
-                 : join.parsed()   ? Command::join
-                                   : Command::inspect;
+  line.command = run.parsed()        ? Command::run
+                 : init.parsed()     ? Command::init
+                 : import.parsed()   ? Command::import
+                 : diff.parsed()     ? Command::diff
+                 : join.parsed()     ? Command::join
+                 : tokenize.parsed() ? Command::tokenize
+                                     : Command::inspect;
   return line;
 }
 

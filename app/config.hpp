@@ -86,7 +86,16 @@ struct JoinOptions {
   bool keep_parts = false;
 };
 
-enum class Command : std::uint8_t { none, run, init, import, inspect, diff, join };
+struct TokenizeOptions {
+  std::string model;        ///< a model file, or a folder with a tokenizer
+  std::string input = "-";  ///< "-": standard input
+  bool detokenize = false;
+  bool json_lines = false;         ///< each line is a JSON string, or a list of ids
+  bool pieces = false;             ///< a line for each token, with its text
+  bool no_special_tokens = false;  ///< add none, or leave them out
+};
+
+enum class Command : std::uint8_t { none, run, init, import, inspect, diff, join, tokenize };
 
 /// The layers that `text` names ("all", or numbers with commas) of a model with `num_layers`,
 /// rising. Throws UsageError.
@@ -100,6 +109,7 @@ struct CommandLine {
   InspectOptions inspect;
   DiffOptions diff;
   JoinOptions join;
+  TokenizeOptions tokenize;
   std::string text;  ///< help or version
 
   /// The command and all its options as text, in a fixed order.

@@ -19,6 +19,7 @@
 #include "app/run/join.hpp"
 #include "app/run/run.hpp"
 #include "app/run/stop.hpp"
+#include "app/run/tokenize.hpp"
 #include "comm/allotment.hpp"
 #include "comm/communicator.hpp"
 #include "comm/environment.hpp"
@@ -71,6 +72,8 @@ void execute_alone(const CommandLine& line) {
       return diff_activations(line.diff);
     case Command::join:
       return join_parts(line.join);
+    case Command::tokenize:
+      return tokenize(line.tokenize);
     case Command::none:
       return fmt::print("{}", line.text);
     case Command::run:

@@ -19,14 +19,14 @@
 #include "io/json_depth.hpp"
 #include "io/json_shown.hpp"
 #include "io/model_file.hpp"
+#include "io/model_text.hpp"
 #include "io/request_forms.hpp"
+#include "io/request_prompts.hpp"
 
 namespace atl::io {
 namespace {
 
 using Json = nlohmann::json;
-
-constexpr int byte_vocab = 256;
 
 /// Reads lines of bounded length; the rest of a longer line is skipped.
 class LineReader {
@@ -120,27 +120,29 @@ std::vector<std::int32_t> token_ids(const Json& value, const char* key, int voca
   return ids;
 }
 
-std::vector<std::int32_t> bytes_of_text(const Json& value, int vocab) {
-  require(value.is_string(), "\"prompt\" is {}, must be a string", shown(value));
-  require(vocab == byte_vocab,
-          "\"prompt\" needs a tokenizer and the model has {} token ids (the built-in tokenizer is "
-          "bytes, for {}); give \"tokens\"",
-          vocab, byte_vocab);
-  const auto& text = value.get_ref<const std::string&>();
-  std::vector<std::int32_t> ids;
-  ids.reserve(text.size());
-  for (const char c : text) ids.push_back(static_cast<unsigned char>(c));
-  return ids;
-}
-
-void parse_prompt(const Json& json, const RequestLimits& limits, Request& request) {
+/// Text stays text here: all prompts of a file are encoded together.
+void parse_prompt(const Json& json, const RequestLimits& limits, const ModelText& text,
+                  Request& request) {
   const bool has_prompt = json.contains("prompt");
   require(has_prompt != json.contains("tokens"),
           "it has {} \"prompt\" {} \"tokens\"; give one of them", has_prompt ? "both" : "neither",
           has_prompt ? "and" : "nor");
-  request.tokens = has_prompt ? bytes_of_text(json["prompt"], limits.vocab)
-                              : token_ids(json["tokens"], "tokens", limits.vocab);
-  require(!request.tokens.empty(), "the prompt is empty; give at least one token");
+  if (json.contains("add_special_tokens")) {
+    const Json& add = json["add_special_tokens"];
+    require(add.is_boolean(), "\"add_special_tokens\" is {}, must be true or false", shown(add));
+    require(has_prompt,
+            "\"add_special_tokens\" is for a \"prompt\"; \"tokens\" are taken as they are");
+    request.add_special_tokens = add.get<bool>();
+  }
+  if (!has_prompt) {
+    request.tokens = token_ids(json["tokens"], "tokens", limits.vocab);
+    return;
+  }
+  const Json& prompt = json["prompt"];
+  require(prompt.is_string(), "\"prompt\" is {}, must be a string", shown(prompt));
+  require(text.why_not().empty(), "\"prompt\" needs a tokenizer: {}", text.why_not());
+  require(prompt != "", "the prompt is empty; give at least one token");
+  request.prompt = prompt.get<std::string>();
 }
 
 void parse_sampling(const Json& json, const RequestLimits& limits, Request& request) {
@@ -169,22 +171,10 @@ void parse_sampling(const Json& json, const RequestLimits& limits, Request& requ
   }
 }
 
-void check_length(const Request& request, const RequestLimits& limits) {
-  const auto prompt = static_cast<std::int64_t>(request.tokens.size());
-  require(prompt <= limits.max_positions,
-          "the prompt has {} tokens, the model has {} positions; shorten it", prompt,
-          limits.max_positions);
-  if (limits.scoring) return;
-  const std::int64_t generated = request.max_tokens.value_or(limits.default_max_tokens);
-  require(prompt + generated <= limits.max_positions,
-          "the prompt's {} tokens and {} to be generated exceed the model's {} positions; lower "
-          "max_tokens or shorten the prompt",
-          prompt, generated, limits.max_positions);
-}
-
 void check_keys(const Json& json) {
-  static constexpr std::string_view known[] = {"id",          "prompt", "tokens", "max_tokens",
-                                               "temperature", "top_p",  "seed",   "stop_token_ids"};
+  static constexpr std::string_view known[] = {
+      "id",    "prompt", "tokens",         "max_tokens",        "temperature",
+      "top_p", "seed",   "stop_token_ids", "add_special_tokens"};
   for (const auto& [key, value] : json.items()) {
     require(std::find(std::begin(known), std::end(known), key) != std::end(known),
             "unknown key {}; known are {}", shown(Json(key)), fmt::join(known, ", "));
@@ -234,7 +224,8 @@ void require_no_list(const Json& json) {
 }
 
 /// Fills `request` from a line. Throws Error with the reason; what was read until then stays.
-void parse_line(const std::string& line, const RequestLimits& limits, Request& request) {
+void parse_line(const std::string& line, const RequestLimits& limits, const ModelText& text,
+                Request& request) {
   Json json = parsed(line);
   require(json.is_object(), "{} instead of a JSON object", shown(json));
   remove_nulls(json);
@@ -250,10 +241,10 @@ void parse_line(const std::string& line, const RequestLimits& limits, Request& r
           "\"id\" is {}, must be a non-empty string", shown(id));
   request.id = id.get<std::string>();
   check_keys(json);
-  parse_prompt(json, limits, request);
+  parse_prompt(json, limits, text, request);
   request.seed = sample_seed(limits.seed, request.id);
   parse_sampling(json, limits, request);
-  check_length(request, limits);
+  if (!request.prompt) check_length(request, limits);
 }
 
 /// Adds to the first line's error what the file may be. Where all lines together are something else
@@ -302,6 +293,8 @@ std::vector<Request> read_requests(const std::string& path, const RequestLimits&
   // The longest sensible line: 12 bytes for each id of a full prompt, or 6 for each escaped byte.
   const std::size_t max_line = (1 << 20) + 32 * static_cast<std::size_t>(limits.max_positions);
   LineReader reader(path, max_line);
+  const ModelText by_size(limits.vocab);
+  const ModelText& text = limits.text == nullptr ? by_size : *limits.text;
   if (std::string problem = problem_of_file(reader.start()); !problem.empty()) {
     Request all;
     all.line = 1;
@@ -326,7 +319,7 @@ std::vector<Request> read_requests(const std::string& path, const RequestLimits&
         fail("the line has {} bytes, must have at most {}{}{}", length, max_line,
              why.empty() ? "" : "; ", why);
       }
-      parse_line(line, limits, request);
+      parse_line(line, limits, text, request);
     } catch (const Error& error) {
       request.error = error.what();
       if (requests.empty()) advice = advice_for_file(line);
@@ -347,6 +340,7 @@ std::vector<Request> read_requests(const std::string& path, const RequestLimits&
           "{{\"id\": \"a\", \"prompt\": \"Hello\"}}",
           path);
   explain_form(form.problem(), advice, requests);
+  encode_prompts(requests, limits, text);
   return requests;
 }
 
@@ -357,7 +351,7 @@ std::string result_line(const Request& request, const Result& result, bool scori
   }
   return fmt::format(R"({{"id":{},"tokens":[{}],"text":{},"logprobs":{},"finish_reason":{}}})",
                      json_string(request.id), fmt::join(result.tokens, ","),
-                     result.has_text ? json_string(text_of(result.tokens)) : "null",
+                     result.text ? json_string(*result.text) : "null",
                      list_of(result.logprobs, false), json_string(result.finish_reason));
 }
 
@@ -371,34 +365,6 @@ std::optional<std::string> error_in(std::string_view line) {
   // Within strings quotes are escaped, so that this is a key.
   if (line.find(",\"error\":\"") == std::string_view::npos) return std::nullopt;
   return Json::parse(line).at("error").get<std::string>();
-}
-
-std::string text_of(const std::vector<std::int32_t>& tokens) {
-  constexpr const char* replacement = "\xef\xbf\xbd";
-  std::string text;
-  std::string bytes;
-  const auto flush = [&] {
-    for (std::size_t i = 0; i < bytes.size();) {
-      const int length = utf8_sequence(std::string_view(bytes).substr(i));
-      if (length > 0) {
-        text.append(bytes, i, static_cast<std::size_t>(length));
-      } else {
-        text += replacement;
-      }
-      i += static_cast<std::size_t>(std::abs(length));
-    }
-    bytes.clear();
-  };
-  for (const std::int32_t token : tokens) {
-    if (token >= 0 && token < byte_vocab) {
-      bytes.push_back(static_cast<char>(token));
-    } else {
-      flush();
-      text += replacement;
-    }
-  }
-  flush();
-  return text;
 }
 
 }  // namespace atl::io

@@ -9,11 +9,15 @@
 
 namespace atl::io {
 
+class ModelText;
+
 /// One line of the requests file.
 struct Request {
   std::int64_t line = 0;  ///< 1-based line number in the input file
   std::string id;
-  std::vector<std::int32_t> tokens;  ///< the prompt
+  std::vector<std::int32_t> tokens;   ///< the prompt
+  std::optional<std::string> prompt;  ///< as text, until it is encoded
+  bool add_special_tokens = true;     ///< with a text, those of the tokenizer's template
   std::optional<int> max_tokens;
   double temperature = 0.0;  ///< 0 is greedy
   double top_p = 1.0;
@@ -27,9 +31,10 @@ struct Request {
 struct RequestLimits {
   int vocab = 0;
   int max_positions = 0;
-  int default_max_tokens = 0;  ///< for requests that name none
-  bool scoring = false;        ///< no tokens are generated
-  std::uint64_t seed = 0;      ///< of the job, for requests that name none
+  int default_max_tokens = 0;       ///< for requests that name none
+  bool scoring = false;             ///< no tokens are generated
+  std::uint64_t seed = 0;           ///< of the job, for requests that name none
+  const ModelText* text = nullptr;  ///< null: ids are bytes where there are 256
 };
 
 /// The seed of a request that names none: the XXH3 (64 bits) of "SEED SAMPLE ID", numbers in
@@ -45,9 +50,9 @@ std::vector<Request> read_requests(const std::string& path, const RequestLimits&
 /// The outcome of one request.
 struct Result {
   std::vector<std::int32_t> tokens;
-  std::vector<float> logprobs;  ///< of `tokens`; in scoring of prompt tokens 1..n-1
-  std::string finish_reason;    ///< "length" or "stop"
-  bool has_text = true;         ///< false where ids are not bytes: `text` is null
+  std::vector<float> logprobs;      ///< of `tokens`; in scoring of prompt tokens 1..n-1
+  std::string finish_reason;        ///< "length" or "stop"
+  std::optional<std::string> text;  ///< of `tokens`, where the model has text
 };
 
 /// One line of results.jsonl, without the newline. `scoring` writes prompt_logprobs (null first).
@@ -56,8 +61,5 @@ std::string result_line(const Request& request, const Result& result, bool scori
 std::string error_line(const Request& request);
 /// The reason in a line that error_line() made; nothing for other lines of results.
 std::optional<std::string> error_in(std::string_view line);
-
-/// Bytes of a byte-level token sequence as text; bytes that are not UTF-8 become U+FFFD.
-std::string text_of(const std::vector<std::int32_t>& tokens);
 
 }  // namespace atl::io

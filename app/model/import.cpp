@@ -20,6 +20,7 @@
 #include "app/model/tensors.hpp"
 #include "compute/convert.hpp"
 #include "compute/error.hpp"
+#include "io/folder_tokenizer.hpp"
 #include "io/json_shown.hpp"
 #include "io/json_text.hpp"
 #include "io/model_file.hpp"
@@ -332,13 +333,14 @@ class NonFiniteReport {
 };
 
 void write_all(const io::Safetensors& stored, const ModelConfig& config,
-               const std::vector<Import>& imports, const std::string& output,
-               const io::Warn& warn) {
+               const std::vector<Import>& imports, const std::vector<io::Attachment>& tokenizer,
+               const std::string& output, const io::Warn& warn) {
   std::vector<io::ModelFileWriter::Dataset> datasets;
   for (const Import& i : imports) {
     datasets.push_back({i.target.path, i.target.shape, i.target.per_expert});
   }
-  io::ModelFileWriter writer(output, config.to_json(), config.dtype, datasets, io::single_process);
+  io::ModelFileWriter writer(output, config.to_json(), config.dtype, datasets, io::single_process,
+                             tokenizer);
   NonFiniteReport report;
   std::vector<std::byte> bytes;
   std::vector<std::byte> converted;
@@ -399,6 +401,23 @@ void take_generation_stop_ids(const fs::path& folder, Json& hf, const io::Warn& 
   }
 }
 
+/// The folder's tokenizer for the model file; nothing where it has none. What is not supported is
+/// said, and leaves a model that takes tokens.
+std::vector<io::Attachment> tokenizer_of(const std::string& folder, const ModelConfig& config,
+                                         const io::Warn& warn) {
+  const std::optional<io::TokenizerSpec> spec = io::tokenizer_of_folder(folder);
+  if (!spec) return {};
+  if (!spec->unsupported.empty()) {
+    warn(fmt::format(
+        "the tokenizer is not supported, and requests need \"tokens\" (jobs/tokenize.py): {}",
+        spec->unsupported));
+  } else if (spec->num_ids() > config.shape.vocab) {
+    warn(fmt::format("the tokenizer has {} ids, the model {}: prompts that need others are refused",
+                     spec->num_ids(), config.shape.vocab));
+  }
+  return io::to_attachments(*spec);
+}
+
 DType stored_dtype_of(const io::Safetensors& stored) {
   for (const char* name : {embedding_name, "embed_tokens.weight", head_name}) {
     const auto found = stored.tensors().find(name);
@@ -444,7 +463,7 @@ void import_hf(const std::string& folder, const std::string& output, const io::W
   });
   const std::vector<Import> imports =
       naming(base, [&] { return Importer(stored, config, architecture, warn).plan(); });
-  write_all(stored, config, imports, output, warn);
+  write_all(stored, config, imports, tokenizer_of(folder, config, warn), output, warn);
 }
 
 }  // namespace atl

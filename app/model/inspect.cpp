@@ -13,6 +13,7 @@
 #include "compute/error.hpp"
 #include "io/activation_file.hpp"
 #include "io/checkpoint.hpp"
+#include "io/folder_tokenizer.hpp"
 #include "io/model_file.hpp"
 
 namespace atl {
@@ -169,6 +170,9 @@ std::string inspect_text(const std::string& path, bool verify) {
       fmt::format("model file {}\nidentity {:016x}\nconfiguration\n{}\n\n", reader.path(),
                   reader.identity(), nlohmann::json::parse(config.to_json()).dump(2));
   text += table_of(datasets) + "\n" + totals_of(datasets, config);
+  if (const auto tokenizer = reader.attachments(); !tokenizer.empty()) {
+    text += fmt::format("tokenizer: {}\n", io::description_of(io::from_attachments(tokenizer)));
+  }
   if (verify) text += verification_of(reader);
   return text;
 }

@@ -68,10 +68,10 @@ void ResultStore::check_journal(const ordered_json& identity, bool resume) const
 
 std::vector<bool> ResultStore::begin(const std::vector<io::Request>& requests,
                                      const ordered_json& identity, bool resume, Mode mode,
-                                     bool has_text) {
+                                     const io::ModelText& text) {
   requests_ = &requests;
   mode_ = mode;
-  has_text_ = has_text;
+  text_ = &text;
   std::string flags(requests.size(), '0');
   world_.agree([&] {
     if (!root()) return;
@@ -101,7 +101,9 @@ std::vector<bool> ResultStore::begin(const std::vector<io::Request>& requests,
 void ResultStore::take(std::vector<FinishedRequest>& finished) {
   for (FinishedRequest& f : finished) {
     const io::Request& request = (*requests_)[static_cast<std::size_t>(f.request)];
-    f.result.has_text = has_text_;
+    if (mode_ == Mode::generate && f.error.empty() && text_->why_not().empty()) {
+      f.result.text = text_->decode(f.result.tokens, {.continues = true});
+    }
     Outcome outcome;
     outcome.request = f.request;
     outcome.failed = !f.error.empty();

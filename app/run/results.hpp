@@ -16,6 +16,7 @@
 #include "comm/communicator.hpp"
 #include "compute/error.hpp"
 #include "io/journal.hpp"
+#include "io/model_text.hpp"
 #include "io/requests.hpp"
 #include "io/text_file.hpp"
 
@@ -48,10 +49,11 @@ class ResultStore {
 
   /// Collective: starts the journal, or with `resume` takes up what an earlier run of the same
   /// `identity` has finished. Throws Error when that was another run, or when results of an
-  /// interrupted run would be lost. Returns for each request whether it is finished already.
+  /// interrupted run would be lost. `text`, which outlives this, is how tokens are text. Returns
+  /// for each request whether it is finished already.
   std::vector<bool> begin(const std::vector<io::Request>& requests,
                           const nlohmann::ordered_json& identity, bool resume, Mode mode,
-                          bool has_text);
+                          const io::ModelText& text);
 
   /// Takes over the requests that this rank has finished; `finished` is empty afterwards.
   void take(std::vector<FinishedRequest>& finished);
@@ -92,7 +94,7 @@ class ResultStore {
   const comm::Communicator& world_;
   const std::vector<io::Request>* requests_ = nullptr;
   Mode mode_ = Mode::generate;
-  bool has_text_ = false;
+  const io::ModelText* text_ = nullptr;
   std::string output_;
   std::optional<PartFacts> part_;               // rank 0: of an output that is a part
   std::optional<io::TextFile> pipe_;            // rank 0: output that is no regular file

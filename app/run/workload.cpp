@@ -12,12 +12,6 @@
 
 namespace atl {
 
-namespace {
-
-constexpr int byte_vocab = 256;  // ids are bytes
-
-}  // namespace
-
 Workload::Workload(const comm::Communicator& world, const RunOptions& options)
     : results(world),
       checkpoints(world, options),
@@ -30,6 +24,7 @@ Workload::Workload(const comm::Communicator& world, const RunOptions& options)
 void Workload::read(const OpenModel& model, const BackendChoice& choice) {
   const ModelShape& shape = model.config.shape;
   world_.agree([&] {
+    text_.emplace(*model.file, shape.vocab, /*encodes=*/root());
     if (root()) read_files(shape);
   });
   requests_ = broadcast_requests(world_, std::move(requests_));
@@ -38,8 +33,7 @@ void Workload::read(const OpenModel& model, const BackendChoice& choice) {
   identity_ = identity_of(options_, model.file->identity(), model.dtype, arithmetic_, requests_);
   if (shard_) take_shard();
   if (nothing_to_do_) return;
-  const auto finished =
-      results.begin(requests_, identity_, options_.resume, mode_, shape.vocab == byte_vocab);
+  const auto finished = results.begin(requests_, identity_, options_.resume, mode_, *text_);
   kept_.resize(requests_.size());
   for (std::size_t i = 0; i < finished.size(); ++i) kept_[i].finished = finished[i];
   if (root() && options_.resume) {
@@ -58,6 +52,7 @@ void Workload::read_files(const ModelShape& shape) {
   limits.default_max_tokens = options_.max_tokens;
   limits.scoring = mode_ == Mode::score;
   limits.seed = options_.seed;
+  limits.text = &*text_;
   const std::string written = shard_ ? part_path(options_.output, *shard_) : options_.output;
   require_separate_files(options_, written);
   requests_ = io::read_requests(options_.input, limits);

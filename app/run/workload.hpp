@@ -18,6 +18,7 @@
 #include "app/run/results.hpp"
 #include "app/run/shards.hpp"
 #include "comm/communicator.hpp"
+#include "io/model_text.hpp"
 #include "io/requests.hpp"
 #include "io/text_file.hpp"
 
@@ -60,6 +61,7 @@ class Workload {
   std::optional<Shard> shard_;
   bool nothing_to_do_ = false;
   Arithmetic arithmetic_;
+  std::optional<io::ModelText> text_;
   std::vector<io::Request> requests_;
   std::vector<KeptProgress> kept_;  // [requests]
   nlohmann::ordered_json identity_;

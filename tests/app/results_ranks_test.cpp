@@ -9,6 +9,7 @@
 
 #include "app/run/results.hpp"
 #include "compute/error.hpp"
+#include "io/model_text.hpp"
 #include "tests/mpi_main.hpp"
 #include "tests/shared_folder.hpp"
 
@@ -77,13 +78,14 @@ class Results : public testing::Test {
   comm::Communicator world_ = comm::Communicator::world();
   SharedFolder folder_{world_};
   std::vector<io::Request> requests_ = requests();
+  io::ModelText text_{256};
 };
 
 TEST_F(Results, AreInTheOrderOfTheInputWhoeverFinishesFirst) {
   const std::string path = folder_ / "out";
   ResultStore store(world_);
   open(store, path);
-  const auto before = store.begin(requests_, identity("a"), false, Mode::score, true);
+  const auto before = store.begin(requests_, identity("a"), false, Mode::score, text_);
   EXPECT_EQ(before, std::vector<bool>(num_requests, false));
   finish(store, 4, 7);
   finish(store, 0, 4);
@@ -112,15 +114,15 @@ TEST_F(Results, OfAnInterruptedRunAreKeptOnlyByTheSameRunResumed) {
   {
     ResultStore store(world_);
     open(store, path);
-    store.begin(requests_, identity("a"), false, Mode::score, true);
+    store.begin(requests_, identity("a"), false, Mode::score, text_);
     finish(store, 3, 6);
   }  // interrupted: the journal stays
   {
     ResultStore store(world_);
     open(store, path);
-    EXPECT_THROW(store.begin(requests_, identity("a"), false, Mode::score, true),
+    EXPECT_THROW(store.begin(requests_, identity("a"), false, Mode::score, text_),
                  comm::AgreedFailure);  // they would be lost
-    EXPECT_THROW(store.begin(requests_, identity("b"), true, Mode::score, true),
+    EXPECT_THROW(store.begin(requests_, identity("b"), true, Mode::score, text_),
                  comm::AgreedFailure);  // another model's
   }
   ResultStore store(world_);
@@ -128,7 +130,7 @@ TEST_F(Results, OfAnInterruptedRunAreKeptOnlyByTheSameRunResumed) {
   if (world_.rank() == 0) {
     EXPECT_EQ(store.recorded(), identity("a"));
   }
-  const auto before = store.begin(requests_, identity("a"), true, Mode::score, true);
+  const auto before = store.begin(requests_, identity("a"), true, Mode::score, text_);
   EXPECT_EQ(before, (std::vector<bool>{false, false, false, true, true, true, false}));
   finish(store, 0, 3);
   finish(store, 6, 7);
@@ -144,7 +146,7 @@ TEST_F(Results, LeaveFailedRequestsOutOfWhatIsCounted) {
   const std::string path = folder_ / "out";
   ResultStore store(world_);
   open(store, path);
-  store.begin(requests_, identity("a"), false, Mode::score, true);
+  store.begin(requests_, identity("a"), false, Mode::score, text_);
   finish(store, 0, num_requests, /*last_fails=*/true);
   const RequestSummary summary = store.summary();
   if (world_.rank() != 0) return;
@@ -162,7 +164,7 @@ TEST_F(Results, OfWhichNoneIsServedAreWrittenAndRefused) {
   const std::string path = folder_ / "out";
   ResultStore store(world_);
   open(store, path);
-  store.begin(requests_, identity("a"), false, Mode::score, true);
+  store.begin(requests_, identity("a"), false, Mode::score, text_);
   store.summary();
   if (world_.rank() != 0) return;
   store.write();

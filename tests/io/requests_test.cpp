@@ -6,11 +6,14 @@
 #include <algorithm>
 #include <cmath>
 #include <fstream>
+#include <iterator>
 #include <limits>
 #include <nlohmann/json.hpp>
 #include <set>
 
 #include "compute/error.hpp"
+#include "io/model_text.hpp"
+#include "io/tokenizer/import.hpp"
 #include "tests/fixtures.hpp"
 
 namespace atl::io {
@@ -345,6 +348,7 @@ TEST_F(Requests, WritesResults) {
   result.tokens = {72, 105, 0xff};
   result.logprobs = {-0.1F, -1e-7F, -3.0F};
   result.finish_reason = "stop";
+  result.text = ModelText(256).decode(result.tokens, {});
   const std::string line = result_line(request, result, false);
   EXPECT_EQ(line, R"({"id":"a\")"
                   "\xc3\xa9"
@@ -352,7 +356,7 @@ TEST_F(Requests, WritesResults) {
                   "\xef\xbf\xbd"
                   R"(","logprobs":[-0.1,-1e-07,-3],"finish_reason":"stop"})");
   EXPECT_EQ(Json::parse(line)["logprobs"][0].get<float>(), -0.1F);
-  result.has_text = false;
+  result.text.reset();
   EXPECT_TRUE(Json::parse(result_line(request, result, false))["text"].is_null());
   EXPECT_EQ(Json::parse(result_line(request, result, true)),
             (Json{{"id", "a\"\xc3\xa9"}, {"prompt_logprobs", {nullptr, -0.1, -1e-7, -3}}}));
@@ -389,13 +393,58 @@ TEST_F(Requests, WritesErrors) {
   Result result;
   result.finish_reason = "stop";
   for (const char c : std::string(R"(",error":"no)")) result.tokens.push_back(c);
+  result.text = R"(",error":"no)";
   for (const bool scoring : {false, true}) {
     EXPECT_EQ(error_in(result_line(request, result, scoring)), std::nullopt);
   }
 }
 
+TEST_F(Requests, EncodesPromptsWithTheModelsTokenizer) {
+  // Many prompts, so that several threads take part where there are cores.
+  const std::string folder = std::string(ATOLL_SOURCE_DIR) + "/tests/data/tokenizers/bytes.json";
+  std::ifstream file(folder);
+  const std::string json{std::istreambuf_iterator<char>(file), {}};
+  const ModelText text(tokenizer_from_json(json));
+  limits_.text = &text;
+  limits_.vocab = 705;  // one id less than the tokenizer has
+  std::string lines;
+  for (int i = 0; i < 2000; ++i) {
+    lines += Json({{"id", std::to_string(i)}, {"prompt", "In the beginning, " + std::to_string(i)}})
+                 .dump() +
+             "\n";
+  }
+  lines += R"({"id": "bare", "prompt": "the", "add_special_tokens": false})"
+           "\n";
+  lines += R"({"id": "wrong", "tokens": [1], "add_special_tokens": false})"
+           "\n";
+  lines += R"({"id": "beyond", "prompt": "<\u00e9>"})"
+           "\n";
+  const std::vector<Request> requests = read(lines);
+  ASSERT_EQ(requests.size(), 2003U);
+  EncodeMemory memory;
+  for (int i = 0; i < 2000; ++i) {
+    const Request& request = requests[static_cast<std::size_t>(i)];
+    EXPECT_EQ(request.error, "");
+    EXPECT_FALSE(request.prompt.has_value());
+    EXPECT_EQ(request.tokens, text.encode("In the beginning, " + std::to_string(i), true, memory));
+  }
+  EXPECT_EQ(requests[2000].tokens, text.encode("the", false, memory));
+  EXPECT_NE(requests[2001].error.find("is for a \"prompt\""), std::string::npos);
+  EXPECT_NE(requests[2002].error.find("the token id 705"), std::string::npos);
+  // A prompt is as long as its tokens, not as its text.
+  limits_.max_positions = 12;
+  limits_.default_max_tokens = 4;
+  EXPECT_NE(read(R"({"id": "a", "prompt": "one two three four five six seven"})")[0].error.find(
+                "the model has 12 positions"),
+            std::string::npos);
+  EXPECT_EQ(read(R"({"id": "a", "prompt": "the the the"})")[0].error, "");
+}
+
 TEST(TextOf, ReplacesWhatIsNotUtf8) {
-  const auto text = [](std::initializer_list<std::int32_t> tokens) { return text_of(tokens); };
+  const ModelText bytes(256);
+  const auto text = [&](std::initializer_list<std::int32_t> tokens) {
+    return bytes.decode(std::vector<std::int32_t>(tokens), {});
+  };
   const std::string r = "\xef\xbf\xbd";
   EXPECT_EQ(text({}), "");
   EXPECT_EQ(text({0xe2, 0x82, 0xac, 'x'}), "\xe2\x82\xacx");

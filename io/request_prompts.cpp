@@ -1,0 +1,97 @@
+#include "io/request_prompts.hpp"
+
+#include <sched.h>
+
+#include <algorithm>
+#include <atomic>
+#include <exception>
+#include <mutex>
+#include <thread>
+
+#include "compute/error.hpp"
+#include "io/model_text.hpp"
+
+namespace atl::io {
+namespace {
+
+constexpr std::size_t max_threads = 32;
+// A thread's tables and caches take some hundred microseconds to set up.
+constexpr std::size_t bytes_worth_a_thread = 1 << 16;
+
+std::size_t cores() {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  if (sched_getaffinity(0, sizeof set, &set) != 0) return 1;
+  return std::max<std::size_t>(1, static_cast<std::size_t>(CPU_COUNT(&set)));
+}
+
+void encode_one(Request& request, const RequestLimits& limits, const ModelText& text,
+                EncodeMemory& memory) {
+  try {
+    request.tokens = text.encode(*request.prompt, request.add_special_tokens, memory);
+    const auto beyond = std::ranges::find_if(
+        request.tokens, [&](std::int32_t token) { return token >= limits.vocab; });
+    require(beyond == request.tokens.end(),
+            "the tokenizer gives the prompt the token id {}, and the model has {}; take that token "
+            "out of the prompt",
+            beyond == request.tokens.end() ? 0 : *beyond, limits.vocab);
+    check_length(request, limits);
+  } catch (const Error& error) {
+    request.error = error.what();
+  }
+  request.prompt.reset();
+}
+
+}  // namespace
+
+void check_length(const Request& request, const RequestLimits& limits) {
+  require(!request.tokens.empty(), "the prompt is empty; give at least one token");
+  const auto prompt = static_cast<std::int64_t>(request.tokens.size());
+  require(prompt <= limits.max_positions,
+          "the prompt has {} tokens, the model has {} positions; shorten it", prompt,
+          limits.max_positions);
+  if (limits.scoring) return;
+  const std::int64_t generated = request.max_tokens.value_or(limits.default_max_tokens);
+  require(prompt + generated <= limits.max_positions,
+          "the prompt's {} tokens and {} to be generated exceed the model's {} positions; lower "
+          "max_tokens or shorten the prompt",
+          prompt, generated, limits.max_positions);
+}
+
+void encode_prompts(std::vector<Request>& requests, const RequestLimits& limits,
+                    const ModelText& text) {
+  std::vector<Request*> waiting;
+  std::size_t bytes = 0;
+  for (Request& request : requests) {
+    if (!request.prompt) continue;
+    if (!request.error.empty()) {
+      request.prompt.reset();
+      continue;
+    }
+    bytes += request.prompt->size();
+    waiting.push_back(&request);
+  }
+  std::atomic<std::size_t> next{0};
+  std::exception_ptr failure;
+  std::mutex failure_mutex;
+  const auto work = [&] {
+    try {
+      EncodeMemory memory;
+      for (std::size_t i = next++; i < waiting.size(); i = next++) {
+        encode_one(*waiting[i], limits, text, memory);
+      }
+    } catch (...) {  // no memory
+      const std::lock_guard lock(failure_mutex);
+      failure = std::current_exception();
+    }
+  };
+  const std::size_t useful =
+      std::min({cores(), max_threads, waiting.size(), bytes / bytes_worth_a_thread + 1});
+  std::vector<std::thread> threads;
+  for (std::size_t t = 1; t < useful; ++t) threads.emplace_back(work);
+  if (!waiting.empty()) work();
+  for (std::thread& thread : threads) thread.join();
+  if (failure) std::rethrow_exception(failure);
+}
+
+}  // namespace atl::io
