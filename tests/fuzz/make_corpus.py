@@ -125,7 +125,66 @@ CHECKPOINT = {
     "two": bytes([0, 8, 1, 0, 0, 0, 3, 0, 2, 0, 0, 0]),
 }
 
+
+
+def alphabet():
+    """The characters that stand for bytes in byte-level vocabularies."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    moved = {byte: 256 + place for place, byte in enumerate(b for b in range(256) if b not in plain)}
+    return [chr(moved.get(byte, byte)) for byte in range(256)]
+
+
+def split(pattern, behavior="Isolated"):
+    return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": behavior, "invert": False}
+
+
+BYTES = {
+    "normalizer": None,
+    "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
+        split(r"'s|[^\r\n\p{L}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}]+|\s+(?!\S)|\s+"),
+        {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}]},
+    "decoder": {"type": "ByteLevel"},
+    "post_processor": {"type": "TemplateProcessing", "single": [
+        {"SpecialToken": {"id": "<s>"}}, {"Sequence": {"id": "A"}}], "special_tokens": {"<s>": {"ids": [258]}}},
+    "added_tokens": [{"id": 258, "content": "<s>", "special": True}],
+    "model": {"type": "BPE", "vocab": {c: i for i, c in enumerate(alphabet())} | {"ab": 256, "abc": 257},
+              "merges": ["a b", ["ab", "c"]]},
+}
+CHARACTERS = {
+    "normalizer": {"type": "Sequence", "normalizers": [
+        {"type": "NFC"}, {"type": "Prepend", "prepend": "_"}, {"type": "Replace", "pattern": {"String": " "}, "content": "_"}]},
+    "pre_tokenizer": {"type": "Metaspace", "replacement": "_", "prepend_scheme": "first", "split": True},
+    "decoder": {"type": "Sequence", "decoders": [
+        {"type": "Replace", "pattern": {"String": "_"}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"},
+        {"type": "Strip", "content": " ", "start": 1, "stop": 0}]},
+    "added_tokens": [{"id": 9, "content": "<x>", "lstrip": True, "rstrip": True, "normalized": True}],
+    "model": {"type": "BPE", "unk_token": "?", "fuse_unk": True, "byte_fallback": True,
+              "vocab": {"?": 0, "_": 1, "a": 2, "b": 3, "_a": 4, "<0xC3>": 5, "<0xA9>": 6}, "merges": [["_", "a"]]},
+}
+SCRIPTS = BYTES | {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [
+    split(r"[\p{Han}]+|[\p{L}&&[^\p{Han}]]+|(?i:'s)|\x41{2}+", "MergedWithNext"), {"type": "Digits", "individual_digits": True},
+    {"type": "Punctuation", "behavior": "Contiguous"}, {"type": "ByteLevel"}]}}
+TEKKEN = {"config": {"pattern": "\\p{L}+|.", "default_vocab_size": 6, "default_num_special_tokens": 3},
+          "vocab": [{"rank": 0, "token_bytes": "YQ=="}, {"rank": 1, "token_bytes": "Yg=="}, {"rank": 2, "token_bytes": "YWI="}]}
+STEPS = {"version": 1, "sources": [], "special_tokens": {}, "byte_level": False, "byte_fallback": False,
+         "ignore_merges": True, "merge_by_id": False, "fuse_unknown": False, "unknown": -1, "unreachable": [],
+         "normal": [], "cuts": [], "decode": [], "prefix": [0], "suffix": [], "added": []}
+TEXT = b"\0 ab abc <s>it's 123 \xc3\xa9\xe4\xb8\xad\xf0\x9f\x98\x80 _a"
+TOKENIZER = {
+    "bytes": b"j" + json.dumps(BYTES, separators=(",", ":")).encode() + TEXT,
+    "characters": b"j" + json.dumps(CHARACTERS).encode() + TEXT,
+    "scripts": b"j" + json.dumps(SCRIPTS, separators=(",", ":")).encode() + TEXT,
+    "broken_text": b"j" + json.dumps(CHARACTERS).encode() + b"\0a\xff\xe4\xb8",
+    "tekken": b"t" + json.dumps(TEKKEN).encode() + TEXT,
+    "ranks": b"rYQ== 0\nYg== 1\nYWI= 2\n" + TEXT,
+    "steps": b"m" + json.dumps(STEPS).encode() + b"\0abcab",
+}
+
 WORDS = {
+    "tokenizer": ['"Split"', '"Regex"', '"String"', '"ByteLevel"', '"Metaspace"', '"Digits"', '"Punctuation"',
+                  '"NFC"', '"Prepend"', '"Replace"', '"ByteFallback"', '"Fuse"', '"Strip"', '"Isolated"', '"Removed"',
+                  '"MergedWithPrevious"', '"MergedWithNext"', '"Contiguous"', "\\\\p{L}", "\\\\s", "(?i:", "(?!", "&&[^",
+                  "{1,3}", "(?=", "\\\\x41", "<s>", '"ignore_merges"', '"unk_token"', "true", "false", "null", "256"],
     "safetensors": ['"dtype"', '"shape"', '"data_offsets"', '"__metadata__"', '"BF16"', '"F16"',
                     '"F32"', '"F8_E4M3"', "[", "]", "{", "}", "9223372036854775807", "-1", "1e400"],
     "requests": ['"id"', '"prompt"', '"tokens"', '"max_tokens"', '"temperature"', '"top_p"',
@@ -146,7 +205,7 @@ def escaped(word):
 def main():
     folder = pathlib.Path(sys.argv[1])
     seeds = {"safetensors": SAFETENSORS, "requests": REQUESTS, "model_config": MODEL_CONFIG,
-             "options_file": OPTIONS_FILE, "checkpoint": CHECKPOINT}
+             "options_file": OPTIONS_FILE, "checkpoint": CHECKPOINT, "tokenizer": TOKENIZER}
     for target, files in seeds.items():
         (folder / target).mkdir(parents=True, exist_ok=True)
         for name, data in files.items():
