@@ -20,6 +20,7 @@
 #include "io/json_shown.hpp"
 #include "io/model_file.hpp"
 #include "io/model_text.hpp"
+#include "io/openai_batch.hpp"
 #include "io/request_forms.hpp"
 #include "io/request_prompts.hpp"
 
@@ -223,12 +224,28 @@ void require_no_list(const Json& json) {
   }
 }
 
+/// The line in Atoll's own form. All lines of a file have the form of its first.
+Json own_form(Json json, const RequestLimits& limits, std::optional<bool>& is_batch_file,
+              Request& request) {
+  const bool is_batch = is_batch_line(json);
+  if (!is_batch_file) is_batch_file = is_batch;
+  if (!*is_batch_file) return json;
+  if (json.contains("custom_id") && json["custom_id"].is_string()) {
+    request.id = json["custom_id"].get<std::string>();
+  }
+  require(is_batch,
+          "the file's other lines are of OpenAI's batch format; give \"custom_id\" and \"body\"");
+  require(!limits.scoring, "scoring takes lines of Atoll's own form, not of OpenAI's batch format");
+  return request_in_batch_line(json, request.batch.emplace());
+}
+
 /// Fills `request` from a line. Throws Error with the reason; what was read until then stays.
 void parse_line(const std::string& line, const RequestLimits& limits, const ModelText& text,
-                Request& request) {
+                std::optional<bool>& is_batch_file, Request& request) {
   Json json = parsed(line);
   require(json.is_object(), "{} instead of a JSON object", shown(json));
   remove_nulls(json);
+  json = own_form(std::move(json), limits, is_batch_file, request);
   require_no_envelope(json);
   require_no_list(json);
   require(json.contains("id"), "it has no \"id\"; give a string");
@@ -304,6 +321,7 @@ std::vector<Request> read_requests(const std::string& path, const RequestLimits&
   std::vector<Request> requests;
   std::unordered_map<std::string, std::int64_t> line_of;
   FileForm form;
+  std::optional<bool> is_batch_file;
   std::string advice;
   std::string line;
   std::size_t length = 0;
@@ -319,7 +337,7 @@ std::vector<Request> read_requests(const std::string& path, const RequestLimits&
         fail("the line has {} bytes, must have at most {}{}{}", length, max_line,
              why.empty() ? "" : "; ", why);
       }
-      parse_line(line, limits, text, request);
+      parse_line(line, limits, text, is_batch_file, request);
     } catch (const Error& error) {
       request.error = error.what();
       if (requests.empty()) advice = advice_for_file(line);
@@ -340,11 +358,15 @@ std::vector<Request> read_requests(const std::string& path, const RequestLimits&
           "{{\"id\": \"a\", \"prompt\": \"Hello\"}}",
           path);
   explain_form(form.problem(), advice, requests);
+  for (Request& request : requests) {
+    if (is_batch_file.value_or(false) && !request.batch) request.batch.emplace();
+  }
   encode_prompts(requests, limits, text);
   return requests;
 }
 
 std::string result_line(const Request& request, const Result& result, bool scoring) {
+  if (request.batch) return batch_result_line(request, result);
   if (scoring) {
     return fmt::format(R"({{"id":{},"prompt_logprobs":{}}})", json_string(request.id),
                        list_of(result.logprobs, true));
@@ -356,12 +378,14 @@ std::string result_line(const Request& request, const Result& result, bool scori
 }
 
 std::string error_line(const Request& request) {
+  if (request.batch) return batch_error_line(request);
   const std::string id =
       request.id.empty() ? "" : fmt::format(R"("id":{},)", json_string(request.id));
   return fmt::format(R"({{{}"line":{},"error":{}}})", id, request.line, json_string(request.error));
 }
 
 std::optional<std::string> error_in(std::string_view line) {
+  if (auto error = batch_error_in(line)) return error;
   // Within strings quotes are escaped, so that this is a key.
   if (line.find(",\"error\":\"") == std::string_view::npos) return std::nullopt;
   return Json::parse(line).at("error").get<std::string>();

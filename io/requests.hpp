@@ -11,6 +11,12 @@ namespace atl::io {
 
 class ModelText;
 
+/// What a line of OpenAI's batch format says that its response needs.
+struct BatchLine {
+  std::string model;      ///< said back
+  bool logprobs = false;  ///< the response has them
+};
+
 /// One line of the requests file.
 struct Request {
   std::int64_t line = 0;  ///< 1-based line number in the input file
@@ -24,7 +30,8 @@ struct Request {
   std::uint64_t seed = 0;  ///< its own, or sample_seed()
   bool own_seed = false;   ///< the line names a seed
   std::vector<std::int32_t> stop_token_ids;
-  std::string error;  ///< set: this line is refused with this reason
+  std::optional<BatchLine> batch;  ///< set: line and result are of OpenAI's batch format
+  std::string error;               ///< set: this line is refused with this reason
 };
 
 /// What a prompt may be, for the checks of a single line, and what holds where a line says nothing.
@@ -50,9 +57,10 @@ std::vector<Request> read_requests(const std::string& path, const RequestLimits&
 /// The outcome of one request.
 struct Result {
   std::vector<std::int32_t> tokens;
-  std::vector<float> logprobs;      ///< of `tokens`; in scoring of prompt tokens 1..n-1
-  std::string finish_reason;        ///< "length" or "stop"
-  std::optional<std::string> text;  ///< of `tokens`, where the model has text
+  std::vector<float> logprobs;           ///< of `tokens`; in scoring of prompt tokens 1..n-1
+  std::vector<std::string> token_texts;  ///< of each token, for a batch line with log-probabilities
+  std::string finish_reason;             ///< "length" or "stop"
+  std::optional<std::string> text;       ///< of `tokens`, where the model has text
 };
 
 /// One line of results.jsonl, without the newline. `scoring` writes prompt_logprobs (null first).

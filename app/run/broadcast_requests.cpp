@@ -14,10 +14,15 @@ std::string to_text(const json& value) {
   return {bytes.begin(), bytes.end()};
 }
 
+json batch_json(const io::Request& r) {
+  return r.batch ? json({r.batch->model, r.batch->logprobs}) : json(nullptr);
+}
+
 json request_json(const io::Request& r) {
-  return {r.line,           r.id,    r.tokens, r.max_tokens ? json(*r.max_tokens) : json(nullptr),
-          r.temperature,    r.top_p, r.seed,   r.own_seed,
-          r.stop_token_ids, r.error};
+  return {
+      r.line,           r.id,    r.tokens,     r.max_tokens ? json(*r.max_tokens) : json(nullptr),
+      r.temperature,    r.top_p, r.seed,       r.own_seed,
+      r.stop_token_ids, r.error, batch_json(r)};
 }
 
 io::Request request_from(const json& j) {
@@ -32,6 +37,7 @@ io::Request request_from(const json& j) {
   r.own_seed = j[7].get<bool>();
   r.stop_token_ids = j[8].get<std::vector<std::int32_t>>();
   r.error = j[9].get<std::string>();
+  if (!j[10].is_null()) r.batch = {j[10][0].get<std::string>(), j[10][1].get<bool>()};
   return r;
 }
 

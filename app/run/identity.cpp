@@ -30,6 +30,8 @@ std::uint64_t checksum_of(const std::vector<io::Request>& requests) {
                         fmt::join(r.tokens, ","), r.max_tokens.value_or(-1), r.temperature, r.top_p,
                         r.own_seed ? std::to_string(r.seed) : "-", fmt::join(r.stop_token_ids, ","),
                         r.error.size(), r.error);
+    // It decides the form of the result.
+    if (r.batch) text += fmt::format("batch {} {}\n", r.batch->model, r.batch->logprobs);
   }
   return io::checksum_of(std::as_bytes(std::span(text)));
 }

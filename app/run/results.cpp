@@ -18,12 +18,14 @@ namespace {
 
 constexpr const char* journal_format = "atoll-journal";
 constexpr int journal_version = 1;
+constexpr io::DecodeOptions each_token = {.special_tokens = true, .continues = true};
 
 std::string line_of(const io::Request& request, const FinishedRequest& finished, bool scoring) {
   if (finished.error.empty()) return io::result_line(request, finished.result, scoring);
   io::Request failed;
   failed.line = request.line;
   failed.id = request.id;
+  failed.batch = request.batch;
   failed.error = finished.error;
   return io::error_line(failed);
 }
@@ -103,6 +105,12 @@ void ResultStore::take(std::vector<FinishedRequest>& finished) {
     const io::Request& request = (*requests_)[static_cast<std::size_t>(f.request)];
     if (mode_ == Mode::generate && f.error.empty() && text_->why_not().empty()) {
       f.result.text = text_->decode(f.result.tokens, {.continues = true});
+    }
+    if (request.batch && request.batch->logprobs) {
+      for (const std::int32_t token : f.result.tokens) {
+        f.result.token_texts.push_back(
+            text_->why_not().empty() ? text_->decode({&token, 1}, each_token) : "");
+      }
     }
     Outcome outcome;
     outcome.request = f.request;

@@ -45,6 +45,8 @@ REQUESTS = {
     "bad": b'{"id": 7, "prompt": "x"}\n[1]\nnull\n{"id": "cut", "pro\n{"id": "d", "tokens": [-1]}\n',
     "numbers": b'{"id": "e", "tokens": [1e3, 18446744073709551616], "max_tokens": 2.5}\n',
     "utf8": b'{"id": "f", "prompt": "\xff\xfe"}\n',
+    "batch": b'{"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {"model": "m", "prompt": '
+             b'"Hi", "max_tokens": 3, "logprobs": 0, "n": 1}}\n{"custom_id": "b", "body": {"prompt": [1, 2]}}\n',
     "nested": b'{"id": ' + b"[" * 80 + b"]" * 80 + b"}\n",
 }
 
@@ -189,7 +191,7 @@ WORDS = {
                     '"F32"', '"F8_E4M3"', "[", "]", "{", "}", "9223372036854775807", "-1", "1e400"],
     "requests": ['"id"', '"prompt"', '"tokens"', '"max_tokens"', '"temperature"', '"top_p"',
                  '"seed"', '"stop_token_ids"', "null", "true", "1e400", "-1", "256", "\\u0000",
-                 "18446744073709551616"],
+                 "18446744073709551616", '"custom_id"', '"body"', '"logprobs"', '"n"', '"stop"', '"url"'],
     "model_config": sorted({f'"{key}"' for key in OURS | QWEN | MIXTRAL | OLMOE})
     + ['"silu"', '"float32"', "null", "true", "false", "2147483647", "-1", "1e400", "0.5"],
     "options_file": ["mode", "chunks", "max-tokens", "no-overlap", "deadline", "transport",

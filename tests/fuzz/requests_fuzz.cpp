@@ -24,6 +24,7 @@ void check(const atl::io::Request& request, const atl::io::RequestLimits& limits
   io::Result result;
   result.tokens = request.tokens;
   result.logprobs.assign(request.tokens.size() - (limits.scoring ? 1 : 0), -0.5F);
+  result.token_texts.assign(request.tokens.size(), "x");
   result.finish_reason = "length";
   expect_json(io::result_line(request, result, limits.scoring));
 }

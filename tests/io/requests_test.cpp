@@ -234,7 +234,7 @@ TEST_F(Requests, AdvisesWhereTheFirstLineIsNone) {
   EXPECT_TRUE(contains(refusal("id,prompt"), "table or plain text"));
   EXPECT_TRUE(contains(refusal("{'id': 'a'}"), "json.dumps"));
   EXPECT_TRUE(contains(refusal(R"({"id":7})"), "write \"7\""));
-  EXPECT_TRUE(contains(refusal(R"({"custom_id":"a","body":{"prompt":"x"}})"), "envelope"));
+  EXPECT_TRUE(contains(refusal(R"({"id":"a","body":{"prompt":"x"}})"), "envelope"));
   for (const char* line : {R"({"id":"a","prompt":"cut)", R"({"id":"a","prompt":"x"},)"}) {
     EXPECT_FALSE(contains(refusal(line), "write")) << refusal(line);
   }

@@ -56,8 +56,9 @@ files |= {
     "strings": b"".join(json.dumps(line.decode()).encode() + b"\n" for line in elements),
     "latin-1": "".join(f'{{"id":"{i}","prompt":"caf\u00e9"}}\n' for i in "ab").encode("latin-1"),
     "object-over-lines": json.dumps(rows[0], indent=2).encode(),
-    "envelope": each(lambda row: {"custom_id": row["id"], "method": "POST", "url": "/v1/completions",
-                                  "body": {"model": "m", "prompt": row["prompt"], "max_tokens": 3}}),
+    "envelope": each(lambda row: {"id": row["id"], "body": {"model": "m", "prompt": row["prompt"], "max_tokens": 3}}),
+    "batch-chat": each(lambda row: {"custom_id": row["id"], "method": "POST", "url": "/v1/chat/completions",
+                                    "body": {"model": "m", "messages": [{"role": "user", "content": "Hi"}]}}),
     "envelope-params": each(lambda row: {"custom_id": row["id"], "params": row}),
     "integer-ids": each(lambda row: row | {"id": int(row["id"][1:])}),
     "no-ids": each(lambda row: {"prompt": row["prompt"]}),
@@ -113,6 +114,9 @@ nothing strings 4 "string that holds JSON.*jq -r"
 nothing latin-1 2 "not UTF-8 \\(byte 0xe9\\).*iconv -f LATIN1"
 nothing object-over-lines 5 "spread over lines.*jq -c"
 nothing envelope 4 "envelope.*\"body\""
+run_one --model "$model" --input "$work/files/batch-chat" --output "$work/out.jsonl"
+refused "batch-chat" "$nothing_served" "^atoll: no request could be served \\(4 of 4 failed, .*chat template"
+rm -f "$work/out.jsonl"
 nothing envelope-params 4 "envelope.*\"params\""
 nothing integer-ids 4 "\"id\" is 0.*write \"0\""
 nothing no-ids 4 "no \"id\""

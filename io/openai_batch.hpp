@@ -1,0 +1,28 @@
+#pragma once
+// Lines of OpenAI's batch format, in and out: requests to /v1/completions, and their responses.
+
+#include <nlohmann/json_fwd.hpp>
+#include <optional>
+#include <string>
+#include <string_view>
+
+#include "io/requests.hpp"
+
+namespace atl::io {
+
+/// Whether a line is of that format rather than of Atoll's own.
+bool is_batch_line(const nlohmann::json& line);
+
+/// The request in such a line, with the keys of Atoll's own; what a response needs beside it goes
+/// to `batch`. Throws Error naming what is not supported: nothing of a body is passed over but
+/// `user` and `metadata`.
+nlohmann::json request_in_batch_line(const nlohmann::json& line, BatchLine& batch);
+
+/// The response, without the newline. Its times are 0, since results depend on requests alone.
+std::string batch_result_line(const Request& request, const Result& result);
+/// The line for a request that failed.
+std::string batch_error_line(const Request& request);
+/// The reason in a line that batch_error_line() made; nothing for other lines.
+std::optional<std::string> batch_error_in(std::string_view line);
+
+}  // namespace atl::io
