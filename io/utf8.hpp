@@ -19,7 +19,4 @@ bool is_utf8(std::string_view text);
 /// recommends and Rust's and Python's decoders do.
 std::string mended_utf8(std::string_view bytes);
 
-/// A code point (below 0x110000) in UTF-8.
-std::string utf8_of(char32_t code);
-
 }  // namespace atl::io

@@ -28,12 +28,15 @@ plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
 moved = {byte: 256 + place for place, byte in enumerate(b for b in range(256) if b not in plain)}
 vocab = {chr(moved.get(byte, byte)): byte for byte in range(256) if byte not in (1, 2)} | {"th": 1, "the": 2}
 split = {"type": "Split", "pattern": {"Regex": r"\s?\p{L}+|\s+|."}, "behavior": "Isolated", "invert": False}
+level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
 tokenizer = {
-    "added_tokens": [{"id": 0, "content": "<|end|>", "special": True, "normalized": False}],
+    "version": "1.0",
+    "added_tokens": [{"id": 0, "content": "<|end|>", "special": True, "normalized": False, "single_word": False,
+                      "lstrip": False, "rstrip": False}],
     "normalizer": None,
-    "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}]},
+    "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, level]},
     "post_processor": None,
-    "decoder": {"type": "ByteLevel"},
+    "decoder": level,
     "model": {"type": "BPE", "vocab": vocab, "merges": ["t h", "th e"]},
 }
 tokenizer["model"]["vocab"]["<|end|>"] = vocab.pop(chr(moved[0]))
