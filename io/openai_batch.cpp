@@ -110,10 +110,10 @@ Json request_in_batch_line(const Json& line, BatchLine& batch) {
   const Json& body = line["body"];
   Json request = {{"id", line["custom_id"]}};
   take_prompt(body, request);
-  require(line.value("url", Json(url)) == url, "\"url\" is {}, must be \"{}\"", shown(line["url"]),
-          url);
-  require(line.value("method", Json("POST")) == "POST", "\"method\" is {}, must be \"POST\"",
-          shown(line.value("method", Json())));
+  const Json path = line.value("url", Json(url));
+  require(path == url, "\"url\" is {}, must be \"{}\"", shown(path), url);
+  const Json method = line.value("method", Json("POST"));
+  require(method == "POST", "\"method\" is {}, must be \"POST\"", shown(method));
   request["temperature"] = 1;  // the API's, where a line says nothing
   for (const auto& [key, value] : body.items()) {
     if (value.is_null() || key == "prompt" || is_ignored(key)) continue;

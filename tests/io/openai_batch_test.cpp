@@ -84,6 +84,7 @@ TEST_F(OpenAiBatch, NamesWhatIsNotSupported) {
   const std::string chat =
       R"({"custom_id": "a", "method": "POST", "url": "/v1/embeddings", "body": {"prompt": "x"}})";
   EXPECT_NE(read(chat).at(0).error.find("/v1/embeddings"), std::string::npos);
+  EXPECT_EQ(read(R"({"custom_id": "a", "body": {"prompt": "x"}})").at(0).error, "");
 }
 
 TEST_F(OpenAiBatch, EveryLineOfAFileHasOneForm) {
