@@ -39,6 +39,10 @@ std::vector<std::pair<std::string, std::string>> RunOptions::items() const {
           {"dtype", text_of(dtype)},
           {"isa", text_of(isa)},
           {"chunks", std::to_string(chunks)},
+          {"route", text_of(route)},
+          {"slots", std::to_string(slots)},
+          {"placement", placement},
+          {"node-ranks", node_ranks},
           {"no-overlap", no_overlap ? "true" : "false"},
           {"threads", std::to_string(threads)},
           {"transport", text_of(transport)},
@@ -179,6 +183,22 @@ void add_run(CLI::App& app, RunOptions& o) {
              "How tokens travel; auto: the first that passes a test");
 }
 
+void add_run_layout(CLI::App& app, RunOptions& o) {
+  add_choice(app, "--route", o.route, {std::nullopt, Route::flat, Route::nodes},
+             "How tokens reach their experts: each row straight to its rank, or once to each node");
+  CLI::Option* slots =
+      app.add_option("--slots", o.slots,
+                     "Experts of a layer on each rank, replicas where there are more places; 0: "
+                     "equal shares, one where there are more ranks than experts")
+          ->check(CLI::Range(0, 4096))
+          ->capture_default_str();
+  app.add_option("--placement", o.placement, "Which rank has which expert of which layer (JSON)")
+      ->excludes(slots);
+  app.add_option("--node-ranks", o.node_ranks,
+                 "Ranks on each node, e.g. 4 or 3,5,1, where tokens should travel as if nodes were "
+                 "so (sockets, say); default: ranks that share memory");
+}
+
 void add_run_files(CLI::App& app, RunOptions& o) {
   app.add_option(
       "--cluster", o.cluster,
@@ -307,6 +327,36 @@ std::vector<int> layers_of(const std::string& text, int num_layers) {
   return layers;
 }
 
+std::vector<int> nodes_of_ranks(const std::string& text, int num_ranks) {
+  std::vector<int> sizes;
+  std::string_view rest = text;
+  for (bool more = true; more;) {
+    const std::size_t comma = rest.find(',');
+    const std::string_view part = rest.substr(0, comma);
+    int size = 0;
+    const auto [end, error] = std::from_chars(part.data(), part.data() + part.size(), size);
+    if (error != std::errc() || end != part.data() + part.size() || size < 1) {
+      throw UsageError(fmt::format(
+          "--node-ranks {}: \"{}\" is no number of ranks; give one number, or one for each node "
+          "with commas between",
+          text, part));
+    }
+    sizes.push_back(size);
+    more = comma != std::string_view::npos;
+    if (more) rest.remove_prefix(comma + 1);
+  }
+  std::vector<int> node_of;
+  for (std::size_t node = 0; static_cast<int>(node_of.size()) < num_ranks; ++node) {
+    if (sizes.size() > 1 && node == sizes.size()) break;
+    node_of.insert(node_of.end(), static_cast<std::size_t>(sizes[sizes.size() > 1 ? node : 0]),
+                   static_cast<int>(node));
+  }
+  if (static_cast<int>(node_of.size()) != num_ranks) {
+    throw UsageError(fmt::format("--node-ranks {} does not make {} ranks", text, num_ranks));
+  }
+  return node_of;
+}
+
 namespace {
 
 CLI::App& add_init(CLI::App& app, InitOptions& o) {
@@ -388,6 +438,7 @@ CommandLine parse_command_line(int argc, const char* const* argv) {
 
   CLI::App& run = *app.add_subcommand("run", "Generate or score (start it under mpirun)");
   add_run(run, line.run);
+  add_run_layout(run, line.run);
   add_run_files(run, line.run);
   add_run_sizes(run, line.run);
   CLI::App& init = add_init(app, line.init);

@@ -10,6 +10,7 @@
 #include "app/backend_kind.hpp"
 #include "app/mode.hpp"
 #include "app/plan/interval.hpp"
+#include "app/plan/schedule.hpp"
 #include "app/progress_style.hpp"
 #include "comm/transports/kind.hpp"
 #include "compute/cpu/isa.hpp"
@@ -29,6 +30,10 @@ struct RunOptions {
   std::optional<DType> dtype;          ///< none: auto, as on file
   std::optional<compute::CpuIsa> isa;  ///< none: auto
   int chunks = 2;
+  std::optional<Route> route;  ///< none: auto
+  int slots = 0;               ///< experts of a layer on each rank; 0: as many as one place each needs
+  std::string placement;       ///< file that says which rank has which expert; empty: by slots
+  std::string node_ranks;      ///< see nodes_of_ranks(); empty: as ranks share memory
   bool no_overlap = false;
   int threads = 0;  ///< per rank; 0: this rank's share of the job's cores
   std::optional<comm::TransportKind> transport;  ///< none: auto
@@ -91,6 +96,10 @@ enum class Command : std::uint8_t { none, run, init, import, inspect, diff, join
 /// The layers that `text` names ("all", or numbers with commas) of a model with `num_layers`,
 /// rising. Throws UsageError.
 std::vector<int> layers_of(const std::string& text, int num_layers);
+
+/// How many of `num_ranks` consecutive ranks are on each node, as `text` says: numbers with commas
+/// between, or one number for all. The node of each rank. Throws UsageError.
+std::vector<int> nodes_of_ranks(const std::string& text, int num_ranks);
 
 struct CommandLine {
   Command command = Command::none;  ///< none: `text` is all there is to do

@@ -69,6 +69,14 @@ Communicator Communicator::duplicate() const {
   return {copy, true};
 }
 
+Communicator Communicator::split(int group) const {
+  const Waiting waiting("MPI_Comm_split");
+  MPI_Comm part = MPI_COMM_NULL;
+  check(MPI_Comm_split(comm_, group, rank_, &part), "MPI_Comm_split");
+  MPI_Comm_set_errhandler(part, MPI_ERRORS_RETURN);
+  return {part, true};
+}
+
 Communicator Communicator::split_shared() const {
   const Waiting waiting("MPI_Comm_split_type");
   MPI_Comm node = MPI_COMM_NULL;

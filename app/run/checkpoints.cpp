@@ -241,6 +241,19 @@ void Checkpoints::list_sequences(const Batcher& batcher, io::CheckpointContents&
   }
 }
 
+namespace {
+/// [layers]: the ranks of each expert; null for a dense layer.
+ordered_json placement_json(const Placement& placement) {
+  ordered_json layers = ordered_json::array();
+  for (std::size_t layer = 0; layer < placement.kind_of_layer.size(); ++layer) {
+    ordered_json& of_layer = layers.emplace_back();
+    if (placement.kind_of_layer[layer] < 0) continue;
+    of_layer = placement.of(static_cast<int>(layer)).ranks_of_expert();
+  }
+  return layers;
+}
+}  // namespace
+
 void Checkpoints::begin(const CheckpointSource& source) {
   policy_.begun(pass_, now_seconds());
   const ModelShape& shape = *source.shape;
@@ -268,7 +281,7 @@ void Checkpoints::begin(const CheckpointSource& source) {
                                   {"sampler",
                                    "random numbers are counted: a request's seed and the "
                                    "number of its generated tokens are the whole state"},
-                                  {"placement", {{"rank_of_expert", source.placement->rank_of}}},
+                                  {"placement", placement_json(*source.placement)},
                                   {"options", options}}));
   row_bytes_ = contents.row_bytes();
   cursor_ = {};

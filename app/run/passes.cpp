@@ -5,9 +5,11 @@
 #include <algorithm>
 
 #include "app/run/progress.hpp"
+#include "app/run/route.hpp"
 #include "app/run/run.hpp"
 #include "app/run/stop.hpp"
 #include "comm/watchdog.hpp"
+#include "compute/across_rows.hpp"
 
 namespace atl {
 
@@ -24,7 +26,7 @@ Passes::Passes(const PassesInput& input) : in_(input) {
   Workload& work = in_.work;
   batcher_.emplace(work.requests(), in_.sizes.batch, in_.world.rank(), work.kept(),
                    work.checkpoints.restore_into(in_.backend));
-  driver_.emplace(in_.backend, in_.world, in_.model.config.shape, in_.placement, driver,
+  driver_.emplace(in_.backend, in_.groups, in_.model.config.shape, in_.placement, driver,
                   *timeline_);
   loads_.resize(static_cast<std::size_t>(in_.world.size()));
 }
@@ -38,11 +40,25 @@ DriverOptions Passes::driver_options() {
   driver.shares_cores = in_.ranks.given.mine.cores < 1;
   driver.row_bytes =
       static_cast<std::size_t>(in_.model.config.shape.hidden) * size_of(in_.model.dtype);
+  const ModelShape& shape = in_.model.config.shape;
+  driver.across_row_bytes = static_cast<std::size_t>(
+      compute::across_row(shape.hidden, in_.model.dtype, shape.top_k).bytes);
+  driver.flat = may_take(in_.options, in_.groups.layout(), Route::flat);
+  driver.nodes = may_take(in_.options, in_.groups.layout(), Route::nodes);
   driver.mode = in_.work.mode();
   driver.max_chunk_tokens = sizes.backend.max_chunk_tokens;
   driver.max_head_rows = std::min(sizes.batch.max_sequences, sizes.backend.max_chunk_tokens);
   if (!in_.dumped_layers.empty()) open_dump(driver);
   return driver;
+}
+
+std::uint64_t Passes::schedule_hash() const {
+  std::uint64_t hash = 0;
+  for (const Route route : {Route::flat, Route::nodes}) {
+    if (!may_take(in_.options, in_.groups.layout(), route)) continue;
+    hash = hash * 31 + driver_->schedule(in_.options.chunks, route).hash();
+  }
+  return hash;
 }
 
 void Passes::open_dump(DriverOptions& driver) {
@@ -67,11 +83,11 @@ void Passes::run() {
     begin = now_seconds();
     comm::watched::begin_pass(pass);
     if (!agree_on_pass(begin, last_pass_seconds)) break;
-    driver_->run_pass(*batcher_);
+    driver_->run_pass(*batcher_, route_);
     if (dump_) dump_->write(*batcher_);
     timeline_->end_pass(batcher_->finish_pass(now_seconds() - start));
     in_.work.results.take(batcher_->finished());
-    if (timeline_->full()) timeline_->flush(in_.world);
+    if (timeline_->full()) timeline_->flush(in_.groups);
     std::int64_t left = batcher_->waiting_work();
     for (const RankLoad& load : loads_) left += load.remaining_work;
     progress.update(total - left, now_seconds() - start);
@@ -79,7 +95,7 @@ void Passes::run() {
   comm::watched::end_pass();
   comm::watched::stage("the end", setup_deadlines * in_.options.deadline);
   in_.work.checkpoints.close();
-  timeline_->flush(in_.world);
+  timeline_->flush(in_.groups);
   progress.finish();
 }
 
@@ -90,8 +106,9 @@ bool Passes::agree_on_pass(double begin, double last_pass_seconds) {
   stop_if_asked();
   in_.work.checkpoints.advance(loads_, checkpoint_source(), last_pass_seconds);
   if (!batcher_->next_pass(loads_)) return false;
+  route_ = may_take(in_.options, in_.groups.layout(), Route::nodes) ? Route::nodes : Route::flat;
   timeline_->begin_pass(batcher_->has_prompt_tokens() ? Phase::prefill : Phase::decode,
-                        driver_->schedule(batcher_->num_chunks()), begin, agreed);
+                        driver_->schedule(batcher_->num_chunks(), route_), begin, agreed);
   return true;
 }
 

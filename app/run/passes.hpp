@@ -11,6 +11,7 @@
 #include "app/run/activations.hpp"
 #include "app/run/batcher.hpp"
 #include "app/run/driver.hpp"
+#include "app/run/groups.hpp"
 #include "app/run/open_model.hpp"
 #include "app/run/ranks.hpp"
 #include "app/run/sizes.hpp"
@@ -29,6 +30,7 @@ struct PassesInput {
   const RunOptions& options;
   const OpenModel& model;
   const Placement& placement;
+  const Groups& groups;
   const Ranks& ranks;
   const Sizes& sizes;
   const std::vector<int>& dumped_layers;
@@ -50,6 +52,8 @@ class Passes {
 
   const Timeline& timeline() const { return *timeline_; }
   const Driver& driver() const { return *driver_; }
+  /// Of the schedules that passes may run.
+  std::uint64_t schedule_hash() const;
 
   /// Of the trace, where one is wanted: collective, all ranks' events on rank 0.
   std::vector<std::vector<io::TraceEvent>> gather_trace() const;
@@ -72,6 +76,7 @@ class Passes {
   std::optional<Batcher> batcher_;
   std::optional<Driver> driver_;
   std::vector<RankLoad> loads_;  // [ranks], before this pass
+  Route route_ = Route::flat;    // of this pass
 };
 
 }  // namespace atl

@@ -25,6 +25,7 @@ struct RunFacts {
   const RunOptions* options = nullptr;
   const ModelConfig* config = nullptr;
   const Placement* placement = nullptr;
+  const Layout* layout = nullptr;
   const comm::Topology* topology = nullptr;
   const comm::Allotment* given = nullptr;
   const Cluster* cluster = nullptr;  ///< null: the links' speed is not known

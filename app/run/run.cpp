@@ -8,9 +8,12 @@
 
 #include "app/model/load.hpp"
 #include "app/run/open_model.hpp"
+#include "app/run/groups.hpp"
 #include "app/run/passes.hpp"
+#include "app/run/placement_file.hpp"
 #include "app/run/ranks.hpp"
 #include "app/run/report.hpp"
+#include "app/run/route.hpp"
 #include "app/run/sizes.hpp"
 #include "app/run/workload.hpp"
 #include "comm/transports/choice.hpp"
@@ -31,11 +34,12 @@ class Job {
     comm::watched::stage("set-up", setup_deadlines * options_.deadline);
     open_model();
     ranks_ = find_ranks(world_, options_);
+    place();
     work_.read(model_, ranks_.choice);
     if (work_.nothing_to_do()) return;
     find_links(world_, options_, ranks_);
     sizes_ =
-        sizes_of(world_, options_, {model_, placement_, ranks_, work_.requests(), work_.mode()});
+        sizes_of(world_, options_, {model_, placement_, layout_, ranks_, work_.requests(), work_.mode()});
     work_.refuse_beyond_cache(sizes_.batch, kv_limit(options_, ranks_));
     if (work_.any_to_serve()) {
       load();
@@ -51,12 +55,20 @@ class Job {
     world_.agree([this] {
       model_ = OpenModel(options_.model, options_.dtype);
       const ModelShape& shape = model_.config.shape;
-      placement_ = contiguous_placement(shape.num_experts, world_.size());
       if (!options_.dump_activations.empty()) {
         dumped_layers_ = layers_of(options_.dump_activations, shape.num_layers);
       }
     });
     model_.require_same(world_, options_.model);
+  }
+
+  void place() {
+    world_.agree([this] {
+      layout_ = make_layout(options_.node_ranks.empty()
+                                ? ranks_.topology.node_of
+                                : nodes_of_ranks(options_.node_ranks, world_.size()));
+      placement_ = placement_of(options_, model_.config.shape, layout_);
+    });
   }
 
   void load() {
@@ -72,7 +84,8 @@ class Job {
           load_weights(*model_.file, model_.config, sizes_.backend.part, model_.dtype, *backend_);
     });
     stored_non_finite_ = warn_of_non_finite(world_, *model_.file, model_.dtype, non_finite);
-    passes_.emplace(PassesInput{world_, options_, model_, placement_, ranks_, sizes_,
+    groups_.emplace(world_, layout_, may_take(options_, layout_, Route::nodes));
+    passes_.emplace(PassesInput{world_, options_, model_, placement_, *groups_, ranks_, sizes_,
                                 dumped_layers_, transport_, *backend_, work_});
     load_seconds_ = now_seconds() - begin;
   }
@@ -109,6 +122,7 @@ class Job {
     facts.options = &options_;
     facts.config = &model_.config;
     facts.placement = &placement_;
+    facts.layout = &layout_;
     facts.topology = &ranks_.topology;
     facts.given = &ranks_.given;
     facts.cluster = ranks_.cluster ? &*ranks_.cluster : nullptr;
@@ -116,7 +130,7 @@ class Job {
     facts.isa = work_.arithmetic().isa;
     facts.transport = name_of(transport_);
     facts.model_identity = model_.file->identity();
-    facts.schedule_hash = passes_->driver().schedule(options_.chunks).hash();
+    facts.schedule_hash = passes_->schedule_hash();
     facts.threads = ranks_.threads;
     facts.dtype = model_.dtype;
     facts.mode = work_.mode();
@@ -138,7 +152,9 @@ class Job {
   const RunOptions& options_;
   Workload work_;
   OpenModel model_;
+  Layout layout_;
   Placement placement_;
+  std::optional<Groups> groups_;
   std::vector<int> dumped_layers_;
   Ranks ranks_;
   Sizes sizes_;

@@ -5,7 +5,10 @@
 #include <algorithm>
 
 #include "app/plan/memory.hpp"
+#include "app/run/placement_file.hpp"
 #include "app/run/request_needs.hpp"
+#include "app/run/route.hpp"
+#include "compute/memory_plan.hpp"
 
 namespace atl {
 
@@ -27,21 +30,23 @@ BatchOptions batch_options(const RunOptions& options, const Sized& sized) {
   return batch;
 }
 
-compute::BackendOptions backend_options(int rank, const Sized& sized, const BatchOptions& batch) {
+compute::BackendOptions backend_options(int rank, const RunOptions& run, const Sized& sized,
+                                        const BatchOptions& batch) {
   const ModelShape& shape = sized.model.config.shape;
   const Placement& placement = sized.placement;
   const auto chunk_rows = (batch.max_pass_tokens + batch.max_chunks - 1) / batch.max_chunks;
   compute::BackendOptions options;
   options.shape = shape;
   options.dtype = sized.model.dtype;
-  options.part = placement.part_of(rank, shape);
+  options.part = placement.part_of(rank, shape, sized.layout);
+  options.across = may_take(run, sized.layout, Route::nodes);
   options.num_threads = sized.ranks.threads;
   options.page_tokens = page_tokens;
   options.max_chunk_tokens =
       std::min(batch.max_pass_tokens, std::max(chunk_rows + 1, 2 * batch.min_chunk_tokens));
   options.num_chunks = batch.max_chunks;
   // All that the others send goes to this rank's experts.
-  options.most_receive_rows = std::int64_t{placement.num_ranks() - 1} * options.max_chunk_tokens *
+  options.most_receive_rows = std::int64_t{sized.layout.num_ranks() - 1} * options.max_chunk_tokens *
                               std::min<std::int64_t>(shape.top_k, options.part.most_experts());
   // What an even routing brings, at least.
   options.receive_rows =
@@ -56,7 +61,7 @@ std::int64_t kv_pages(const RunOptions& options, const Sized& sized, const Sizes
   for (const io::Request& request : sized.requests) {
     if (request.error.empty()) pages.push_back(pages_needed(request, sizes.batch));
   }
-  const PagesWanted wanted = pages_wanted(pages, sized.placement.num_ranks());
+  const PagesWanted wanted = pages_wanted(pages, sized.layout.num_ranks());
   const Ranks& ranks = sized.ranks;
   return ranks.choice.cuda
              ? pages_on_device(sizes.backend, ranks.choice.share.memory_bytes, wanted)
@@ -68,9 +73,16 @@ std::int64_t kv_pages(const RunOptions& options, const Sized& sized, const Sizes
 Sizes sizes_of(const comm::Communicator& world, const RunOptions& options, const Sized& sized) {
   Sizes sizes;
   sizes.batch = batch_options(options, sized);
-  sizes.backend = backend_options(world.rank(), sized, sizes.batch);
+  sizes.backend = backend_options(world.rank(), options, sized, sizes.batch);
   std::int64_t pages = 0;
-  world.agree([&] { pages = kv_pages(options, sized, sizes); });
+  world.agree([&] {
+    if (!sized.ranks.choice.cuda) {
+      const comm::Share& mine = sized.ranks.given.mine;
+      require_weights_fit(sized.placement, compute::cpu_memory_plan(sizes.backend).weights,
+                          mine.memory_bytes, mine.memory_by);
+    }
+    pages = kv_pages(options, sized, sizes);
+  });
   world.allreduce(std::span(&pages, 1), comm::Communicator::Reduce::min);
   sizes.batch.num_pages = std::max<std::int64_t>(1, pages);
   sizes.backend.num_pages = sizes.batch.num_pages;

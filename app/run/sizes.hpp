@@ -25,6 +25,7 @@ struct Sizes {
 struct Sized {
   const OpenModel& model;
   const Placement& placement;
+  const Layout& layout;
   const Ranks& ranks;
   const std::vector<io::Request>& requests;
   Mode mode;

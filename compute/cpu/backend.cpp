@@ -52,7 +52,17 @@ class CpuBackend final : public Backend {
     return queue_.enqueue(op);
   }
   Event mlp(Chunk& chunk, int layer) override { return step(CpuOp::Kind::mlp, chunk, layer); }
-  Event route(Chunk& chunk, int layer) override { return step(CpuOp::Kind::route, chunk, layer); }
+  Event route(Chunk& chunk, int layer, RouteTo to) override {
+    CpuOp op = op_of(CpuOp::Kind::route, chunk, layer);
+    op.to = to;
+    return queue_.enqueue(op);
+  }
+  Event regroup(Chunk& chunk, int layer, const NodeRows& rows) override {
+    return forward(CpuOp::Kind::regroup, chunk, layer, rows);
+  }
+  Event fold(Chunk& chunk, int layer, const NodeRows& rows) override {
+    return forward(CpuOp::Kind::fold, chunk, layer, rows);
+  }
   Event merge(Chunk& chunk, int layer) override { return step(CpuOp::Kind::merge, chunk, layer); }
 
   Event experts(Chunk& chunk, int layer, std::span<const RowBlock> blocks,
@@ -136,6 +146,12 @@ class CpuBackend final : public Backend {
 
   Event step(CpuOp::Kind kind, Chunk& chunk, int layer) {
     return queue_.enqueue(op_of(kind, chunk, layer));
+  }
+
+  Event forward(CpuOp::Kind kind, Chunk& chunk, int layer, const NodeRows& rows) {
+    CpuOp op = op_of(kind, chunk, layer);
+    op.node_rows = rows;
+    return queue_.enqueue(op);
   }
 
   Event move_kv(CpuOp::Kind kind, int layer, std::span<const std::int32_t> pages, int first,

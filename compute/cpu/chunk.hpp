@@ -20,6 +20,7 @@ class CpuChunk final : public Chunk {
   CpuChunk(const CpuChunk&) = delete;
   CpuChunk& operator=(const CpuChunk&) = delete;
   void reserve_receive(std::int64_t rows) override;
+  void reserve_across(const NodeRows& rows, std::int64_t forwarded) override;
   /// Grows `inner`; its contents are lost.
   void reserve_inner(std::int64_t bytes);
 
@@ -27,12 +28,16 @@ class CpuChunk final : public Chunk {
   std::int64_t bytes() const;
 
   CpuChunkMemory memory;
+  CpuForwardMemory forward;
+  RouteTo routed_to = RouteTo::experts;  // by the last route
   AlignedBuffer inner;  // [rows, I] of experts, between ExpertPart::up and down
 
  private:
   const BackendOptions& options_;
   std::shared_ptr<std::int64_t> account_;
   std::int64_t memory_bytes_ = 0;
+  std::int64_t forward_bytes_ = 0;
+  ForwardRoom room_;
   AlignedBuffer received_;
   AlignedBuffer results_;
 };

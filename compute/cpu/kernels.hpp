@@ -112,6 +112,9 @@ struct Kernels {
   /// x += round(sum_j weights[j] * rows[slots[j]]), one row of `width`.
   void (*merge)(float* x, const void* rows, const std::int32_t* slots, const float* weights,
                 int top_k, int width);
+  /// out = round(sum_j weights[j] * rows[slots[j]]), one row of `width`.
+  void (*fold)(void* out, const void* rows, const std::int32_t* slots, const float* weights,
+               int top_k, int width);
   /// log softmax(logits)[target]; NaN where a logit is not finite.
   float (*log_prob)(const float* logits, std::int64_t count, std::int64_t target);
   /// Weights [n, k] of T in panels: [n / panel_columns][k][panel_columns] elements, zeros beyond n

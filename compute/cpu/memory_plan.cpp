@@ -75,6 +75,11 @@ MemoryPlan cpu_memory_plan(const BackendOptions& options) {
   plan.chunks = options.num_chunks * planned<CpuChunkMemory>(options);
   plan.received =
       options.num_chunks * receive_bytes(options, grown_receive_capacity(options.receive_rows, 0));
+  if (options.across) {
+    HostArena arena(HostArena::Mode::count);
+    CpuForwardMemory(options, arena, even_forward_room(options));
+    plan.received += options.num_chunks * arena.bytes();
+  }
   return plan;
 }
 

@@ -24,7 +24,9 @@ struct CpuOp {
     attention,
     mlp,
     route,
+    regroup,
     experts,
+    fold,
     merge,
     sample,
     logits,
@@ -39,6 +41,8 @@ struct CpuOp {
   int layer = 0;
   AttentionPart attention_part = AttentionPart::all;
   ExpertPart expert_part = ExpertPart::all;
+  RouteTo to = RouteTo::experts;
+  NodeRows node_rows;  // regroup and fold
   std::span<const RowBlock> blocks;
   std::span<const std::int32_t> rows;
   std::span<const std::int32_t> targets;

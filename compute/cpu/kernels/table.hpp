@@ -32,6 +32,7 @@ Kernels make_table(const char* isa) {
   table.merge_splits = &merge_splits<T>;
   table.top_k = &top_k;
   table.merge = &merge<T>;
+  table.fold = &fold<T>;
   table.log_prob = &log_prob;
   table.panel_columns = panel_columns;
   table.panel_step = panel_step<T>;
