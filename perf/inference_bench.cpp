@@ -70,13 +70,14 @@ class Bench {
       : world_(world),
         sizes_(sizes),
         config_(preset(sizes.preset)),
-        placement_(contiguous_placement(config_.shape.num_experts, world.size())),
+        groups_(world, one_node(world.size()), /*nodes=*/false),
+        placement_(even_placement(config_.shape, groups_.layout())),
         timeline_(world.size(), 0, 0),
         gemm_(compute::make_gemm(config_.dtype, 1)) {
     compute::BackendOptions options;
     options.shape = config_.shape;
     options.dtype = config_.dtype;
-    options.part = placement_.part_of(world.rank(), config_.shape);
+    options.part = placement_.part_of(world.rank(), config_.shape, groups_.layout());
     options.num_threads = 1;
     options.page_tokens = page_tokens;
     const int sequences = std::max(sizes_.sequences, sizes_.prompts);
@@ -95,7 +96,7 @@ class Bench {
     driver.max_head_rows = batch_.max_sequences;
     driver.max_chunk_tokens = options.max_chunk_tokens;
     driver_ =
-        std::make_unique<Driver>(*backend_, world_, config_.shape, placement_, driver, timeline_);
+        std::make_unique<Driver>(*backend_, groups_, config_.shape, placement_, driver, timeline_);
   }
 
   const comm::Communicator& world() const { return world_; }
@@ -128,11 +129,11 @@ class Bench {
     world_.allgather_into(batcher.load(), std::span(loads_));
     if (!batcher.next_pass(loads_)) return -1;
     timeline_.begin_pass(batcher.has_prompt_tokens() ? Phase::prefill : Phase::decode,
-                         driver_->schedule(batcher.num_chunks()), begin, begin);
-    driver_->run_pass(batcher);
+                         driver_->schedule(batcher.num_chunks(), Route::flat), begin, begin);
+    driver_->run_pass(batcher, Route::flat);
     timeline_.end_pass(batcher.finish_pass(0));
     const double seconds = now_seconds() - begin;
-    if (timeline_.full()) timeline_.flush(world_);
+    if (timeline_.full()) timeline_.flush(groups_);
     return seconds;
   }
 
@@ -215,8 +216,8 @@ class Bench {
   using Packed = compute::PackedWeight;
   using Weight = compute::Weight;
 
-  const std::vector<int>& own_experts() const {
-    return placement_.experts_of[static_cast<std::size_t>(world_.rank())];
+  const std::vector<std::int32_t>& own_experts() const {
+    return placement_.kinds.front().experts_of(world_.rank());
   }
 
   /// Loads the backend's weights, and packs matrices a second time for the GEMMs alone.
@@ -264,6 +265,7 @@ class Bench {
   const comm::Communicator& world_;
   Sizes sizes_;
   ModelConfig config_;
+  Groups groups_;
   Placement placement_;
   Timeline timeline_;
   BatchOptions batch_;

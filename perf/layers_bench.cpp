@@ -58,13 +58,14 @@ class LayersBench {
         options_(options),
         topology_(comm::discover_topology(world)),
         transport_(comm::choose_transport(world, comm::transport_named(options.transport))),
-        placement_(contiguous_placement(options.experts, world.size())),
-        model_(options, topology_, placement_.rank_of),
+        groups_(world, make_layout(topology_.node_of), /*nodes=*/false),
+        model_(options, groups_.layout()),
+        placement_(even_placement(model_.shape(), groups_.layout())),
         requests_(model_.requests(world.size())),
         clock_offset_(comm::clock_offset(world, topology_)) {
     compute::BackendOptions backend;
     backend.shape = model_.shape();
-    backend.part = placement_.part_of(world.rank(), model_.shape());
+    backend.part = placement_.part_of(world.rank(), model_.shape(), groups_.layout());
     backend.page_tokens = page_tokens;
     batch_.max_sequences = static_cast<int>(requests_.size()) / world.size();
     backend.num_pages =
@@ -103,8 +104,8 @@ class LayersBench {
         busy_[kind].push_back(measured[kind].cores_busy);
       }
     }
-    overlapped_->timeline.flush(world_);
-    serial_->timeline.flush(world_);
+    overlapped_->timeline.flush(groups_);
+    serial_->timeline.flush(groups_);
   }
 
   /// Collective. Writes which experts each token of the pass goes to, after a check that the
@@ -201,7 +202,7 @@ class LayersBench {
     Runner(LayersBench& bench, compute::Backend& backend, bool overlap, std::size_t trace_events,
            bool messages = true)
         : timeline(bench.world_.size(), bench.clock_offset_, trace_events),
-          driver(backend, bench.world_, bench.model_.shape(), bench.placement_,
+          driver(backend, bench.groups_, bench.model_.shape(), bench.placement_,
                  bench.driver_options(overlap, messages), timeline) {}
     Timeline timeline;
     Driver driver;
@@ -286,9 +287,9 @@ class LayersBench {
   Outcome run_pass(Runner& runner) {
     Batcher batch = next_batch();
     const double begin = now_seconds();
-    runner.timeline.begin_pass(Phase::prefill, runner.driver.schedule(batch.num_chunks()), begin,
+    runner.timeline.begin_pass(Phase::prefill, runner.driver.schedule(batch.num_chunks(), Route::flat), begin,
                                begin);
-    runner.driver.run_pass(batch);
+    runner.driver.run_pass(batch, Route::flat);
     Outcome outcome;
     outcome.seconds = now_seconds() - begin;
     for (int c = 0; c < batch.num_chunks(); ++c) {
@@ -326,7 +327,8 @@ class LayersBench {
     run_pass(*compute_);  // touches its memory
     run_pass(*communication_);
     for (int c = 0; c < rows_->num_chunks(); ++c) {
-      silent_->check(c, rows_->known_to(world_.rank(), options_.layers - 1, c, placement_));
+      silent_->check(c, rows_->known_to(world_.rank(), options_.layers - 1, c,
+                                             placement_.of(options_.layers - 1)));
     }
   }
 
@@ -366,7 +368,7 @@ class LayersBench {
       std::vector<std::int64_t> dispatched(ranks);
       for (int expert = 0; expert < options_.experts; ++expert) {
         const auto to =
-            static_cast<std::size_t>(placement_.rank_of[static_cast<std::size_t>(expert)]);
+            static_cast<std::size_t>(placement_.of(layer).ranks_of_expert()[static_cast<std::size_t>(expert)].front());
         for (std::size_t from = 0; from < ranks; ++from) {
           for (int c = 0; c < rows_->num_chunks(); ++c) {
             const std::int64_t n = rows_->rows(layer, c, from, expert);
@@ -427,8 +429,9 @@ class LayersBench {
   LayersOptions options_;
   comm::Topology topology_;
   comm::TransportKind transport_;
-  Placement placement_;
+  Groups groups_;
   LayersModel model_;
+  Placement placement_;
   std::vector<io::Request> requests_;
   double clock_offset_;
   BatchOptions batch_;

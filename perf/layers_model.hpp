@@ -15,7 +15,7 @@
 #include <vector>
 
 #include "app/model/init.hpp"
-#include "comm/topology.hpp"
+#include "app/plan/placement.hpp"
 #include "compute/backend.hpp"
 #include "compute/error.hpp"
 #include "io/requests.hpp"
@@ -25,9 +25,8 @@ namespace atl::perf {
 
 class LayersModel {
  public:
-  LayersModel(const LayersOptions& options, const comm::Topology& topology,
-              const std::vector<int>& rank_of_expert)
-      : options_(options) {
+  /// `layout` and contiguous shares say which experts a hot node has.
+  LayersModel(const LayersOptions& options, const Layout& layout) : options_(options) {
     const int experts = options.experts;
     require(options.top_k >= 1 && options.top_k <= 2 && options.top_k <= experts,
             "cannot choose {} of {} experts here (1 or 2); change --top-k or --experts",
@@ -49,7 +48,7 @@ class LayersModel {
     shape_.max_positions = options.sequence + 1;
     shape_.activation = Activation::gelu_tanh;
     shape_.layer_is_dense.assign(static_cast<std::size_t>(options.layers), false);
-    make_loads(topology, rank_of_expert);
+    make_loads(layout);
   }
 
   const ModelShape& shape() const { return shape_; }
@@ -129,19 +128,20 @@ class LayersModel {
   static constexpr std::uint16_t six = 0x40c0;    // 6
 
   /// Loads of the codes, and which expert each code means in which layer.
-  void make_loads(const comm::Topology& topology, const std::vector<int>& rank_of_expert) {
+  void make_loads(const Layout& layout) {
     const auto experts = static_cast<std::size_t>(shape_.num_experts);
     std::mt19937 random(static_cast<unsigned>(options_.seed) + 100U);
     code_loads_.assign(experts, 1.0);
+    const Placement even = even_placement(shape_, layout);
     const auto node_of = [&](std::size_t expert) {
-      return topology.node_of[static_cast<std::size_t>(rank_of_expert[expert])];
+      return layout.node_of(even.kinds.front().ranks_of_expert()[expert].front());
     };
     if (options_.skew == "log-normal") {
       std::normal_distribution<double> normal(0, options_.sigma);
       for (double& load : code_loads_) load = std::exp(normal(random));
     } else if (options_.skew != "uniform") {
       const bool by_node = options_.skew == "hot-node";
-      require(!by_node || topology.num_nodes() > 1,
+      require(!by_node || layout.num_nodes() > 1,
               "a hot node needs at least two nodes (this run has one); use another --skew");
       const auto hot = [&](std::size_t e) { return by_node ? node_of(e) == 0 : e == 0; };
       std::size_t num_hot = 0;

@@ -66,13 +66,20 @@ class PacedBackend final : public compute::Backend {
     return enqueue(first ? pace_.per_token * static_cast<double>(chunk.tokens.size()) : 0);
   }
   compute::Event mlp(compute::Chunk&, int) override { return enqueue(0); }
-  compute::Event route(compute::Chunk& chunk, int layer) override {
+  compute::Event route(compute::Chunk& chunk, int layer, compute::RouteTo) override {
     auto& paced = static_cast<PacedChunk&>(chunk);
     const auto counts = rows_.counts(layer, paced.index, rank_);
+    const compute::ExpertPlaces& places = options_.part.places_of(layer);
     for (std::size_t e = 0; e < counts.size(); ++e) {
-      paced.counts[static_cast<std::size_t>(options_.part.send_order[e])] = counts[e];
+      paced.counts[static_cast<std::size_t>(places.replicas[e].place)] = counts[e];
     }
     return enqueue(0);
+  }
+  compute::Event regroup(compute::Chunk&, int, const compute::NodeRows&) override {
+    fail("a paced backend has no rows between nodes");
+  }
+  compute::Event fold(compute::Chunk&, int, const compute::NodeRows&) override {
+    fail("a paced backend has no rows between nodes");
   }
   compute::Event experts(compute::Chunk&, int, std::span<const compute::RowBlock> blocks,
                          compute::ExpertPart part) override {
@@ -138,6 +145,7 @@ class PacedBackend final : public compute::Backend {
       reserve_receive(0);
     }
     /// What arrives is what is sent back.
+    void reserve_across(const compute::NodeRows&, std::int64_t) override {}
     void reserve_receive(std::int64_t rows) override {
       if (static_cast<std::size_t>(rows + 1) * words > in.size()) {
         in.resize(static_cast<std::size_t>(rows + 1) * words);
@@ -146,7 +154,7 @@ class PacedBackend final : public compute::Backend {
       receive_capacity = static_cast<std::int64_t>(in.size() / words) - 1;
     }
     void check(const ExpertRows& rows) const {
-      comm::RowMove move(rows.num_ranks());
+      comm::RowMove move(rows.num_members());
       rows.plan_sends(move);
       for (std::size_t peer = 0; peer < move.send_counts.size(); ++peer) {
         const auto first =

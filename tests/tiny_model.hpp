@@ -240,7 +240,7 @@ struct RankOptions {
   int num_threads = 1;
   int max_chunk_tokens = 256;
   int num_pages = 32;
-  bool reverse_experts = false;  // send_order from the last expert to the first
+  bool reverse_experts = false;  // rows are sent from the last expert to the first
   bool in_parts = false;         // attention and experts part by part, another chunk's in between
   std::function<std::unique_ptr<compute::Backend>(const compute::BackendOptions&)> make_backend =
       compute::make_cpu_backend;
@@ -256,12 +256,14 @@ class SingleRank {
     options.shape = shape_;
     options.dtype = rank.dtype;
     options.part = compute::whole_model(shape_);
-    if (rank.reverse_experts) std::ranges::reverse(options.part.send_order);
+    for (auto& replica : options.part.places.front().replicas) {
+      if (rank.reverse_experts) replica.place = shape_.num_experts - 1 - replica.place;
+      order_.push_back(replica.place);
+    }
     options.num_threads = rank.num_threads;
     options.num_pages = rank.num_pages;
     options.max_chunk_tokens = rank.max_chunk_tokens;
     options.split_experts = rank.in_parts;
-    order_ = options.part.send_order;
     dtype_ = rank.dtype;
     num_pages_ = rank.num_pages;
     backend_ = rank.make_backend(options);
