@@ -21,6 +21,9 @@ namespace {
 std::string text_of(Mode mode) {
   return std::string(name_of(mode));
 }
+std::string text_of(const std::optional<int>& number) {
+  return number ? std::to_string(*number) : "auto";
+}
 template <typename T>
 std::string text_of(const std::optional<T>& value) {
   return value ? std::string(name_of(*value)) : "auto";
@@ -38,7 +41,7 @@ std::vector<std::pair<std::string, std::string>> RunOptions::items() const {
           {"backend", text_of(backend)},
           {"dtype", text_of(dtype)},
           {"isa", text_of(isa)},
-          {"chunks", std::to_string(chunks)},
+          {"chunks", text_of(chunks)},
           {"route", text_of(route)},
           {"slots", std::to_string(slots)},
           {"placement", placement},
@@ -133,6 +136,12 @@ CLI::Option* add_choice(CLI::App& app, const std::string& name, T& value,
       ->default_str(text_of(value));
 }
 
+std::vector<std::optional<int>> chunk_choices() {
+  std::vector<std::optional<int>> choices = {std::nullopt};
+  for (int chunks = 1; chunks <= max_chunks; ++chunks) choices.emplace_back(chunks);
+  return choices;
+}
+
 std::vector<std::optional<comm::TransportKind>> transport_choices() {
   std::vector<std::optional<comm::TransportKind>> choices = {std::nullopt};
   for (const comm::TransportInfo& transport : comm::transports)
@@ -171,9 +180,8 @@ void add_run(CLI::App& app, RunOptions& o) {
   add_choice(app, "--isa", o.isa,
              {std::nullopt, CpuIsa::avx2, CpuIsa::avx512, CpuIsa::avx512_bf16, CpuIsa::avx512_amx},
              "Instruction sets of the CPU; auto: the widest that all ranks have");
-  app.add_option("--chunks", o.chunks, "Micro-batches that overlap, at most")
-      ->check(CLI::Range(1, 8))
-      ->capture_default_str();
+  add_choice(app, "--chunks", o.chunks, chunk_choices(),
+             "Micro-batches that overlap, at most; auto: as links and arithmetic make it worth");
   app.add_flag("--no-overlap", o.no_overlap, "One step after the other (same results)");
   app.add_option("--threads", o.threads,
                  "Arithmetic threads per rank; 0: the job's cores / ranks of a node")

@@ -18,6 +18,8 @@
 
 namespace atl {
 
+inline constexpr int max_chunks = 8;
+
 struct RunOptions {
   std::string config;  ///< file whose options were read before the command line's
   std::string model;
@@ -29,7 +31,7 @@ struct RunOptions {
   std::optional<BackendKind> backend;  ///< none: auto
   std::optional<DType> dtype;          ///< none: auto, as on file
   std::optional<compute::CpuIsa> isa;  ///< none: auto
-  int chunks = 2;
+  std::optional<int> chunks;  ///< none: auto
   std::optional<Route> route;  ///< none: auto
   int slots = 0;               ///< experts of a layer on each rank; 0: as many as one place each needs
   std::string placement;       ///< file that says which rank has which expert; empty: by slots

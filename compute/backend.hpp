@@ -130,6 +130,9 @@ struct BackendOptions {
   std::int64_t num_pages = 0;  ///< KV pages this rank holds, all layers each
   int max_chunk_tokens = 0;
   int num_chunks = 1;          ///< that will be made, for the plan of the memory
+  /// [num_chunks]: tokens that each has room for, in the order of make_chunk(); empty:
+  /// max_chunk_tokens.
+  std::vector<int> chunk_tokens;
   bool split_experts = false;  ///< ExpertPart::up and down will be used apart
   bool across = false;         ///< RouteTo::nodes will be used
   /// Rows that a chunk can receive from the start, where its rows lie on a device; in host memory
@@ -138,6 +141,9 @@ struct BackendOptions {
   /// Rows that a chunk can ever receive: buffers on a device do not double past them.
   std::int64_t most_receive_rows = std::numeric_limits<std::int64_t>::max();
 };
+
+/// The options as the chunk of this number, from 0 again after num_chunks, sees them.
+BackendOptions options_of_chunk(const BackendOptions& options, int index);
 
 class Backend {
  public:

@@ -40,6 +40,15 @@ void check_options(const BackendOptions& options, int largest_head_dim) {
           part.places_of_layer.size(), shape.num_layers);
 }
 
+BackendOptions options_of_chunk(const BackendOptions& options, int index) {
+  BackendOptions of_chunk = options;
+  if (!options.chunk_tokens.empty()) {
+    const auto at = static_cast<std::size_t>(index) % options.chunk_tokens.size();
+    of_chunk.max_chunk_tokens = options.chunk_tokens[at];
+  }
+  return of_chunk;
+}
+
 const void* converted(const HostTensor& tensor, DType to, AlignedBuffer& buffer) {
   if (tensor.dtype == to) return tensor.data;
   const CpuIsa isa = cpu_isa();

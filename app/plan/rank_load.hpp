@@ -2,6 +2,8 @@
 
 #include <cstdint>
 
+#include "app/plan/pass_choice.hpp"
+
 namespace atl {
 
 /// What a rank tells the others before each pass.
@@ -14,6 +16,7 @@ struct RankLoad {
   std::int32_t stop_signal = 0;   ///< that this rank was sent; 0: none
   std::int32_t checkpoint = 0;    ///< a CheckpointPhase
   std::int64_t result_bytes = 0;  ///< of requests finished since the last pass, for rank 0
+  PassCost cost;                  ///< of the last pass; rank 0's decides how the next one runs
 };
 
 }  // namespace atl

@@ -85,16 +85,20 @@ std::span<const std::int32_t> Batcher::pages_of(std::int32_t request) const {
 }
 
 bool Batcher::next_pass(std::span<const RankLoad> loads) {
+  if (!admit(loads)) return false;
+  cut(chunk_count(most_rows_, options_));
+  return true;
+}
+
+bool Batcher::admit(std::span<const RankLoad> loads) {
   loads_.assign(loads.begin(), loads.end());
   while (const auto grant = admission_.next(loads_)) {
     if (grant->rank == rank_) start(grant->request);
   }
   has_prompt_ = std::any_of(loads_.begin(), loads_.end(),
                             [](const RankLoad& load) { return load.prompt_tokens > 0; });
-  const int num_chunks = chunk_count(loads_, options_);
-  if (num_chunks == 0) return false;
-  pass_.build(sequences_, num_chunks);
-  return true;
+  most_rows_ = most_pass_rows(loads_, options_);
+  return most_rows_ > 0;
 }
 
 void Batcher::start(std::int32_t index) {

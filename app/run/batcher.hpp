@@ -33,6 +33,11 @@ class Batcher {
   /// pass into chunks. False when no rank has anything left to do.
   bool next_pass(std::span<const RankLoad> loads);
 
+  /// The same in two steps, where the caller decides how many chunks there are.
+  bool admit(std::span<const RankLoad> loads);
+  std::int64_t most_rows() const { return most_rows_; }  ///< of a rank, in the pass admitted
+  void cut(int num_chunks) { pass_.build(sequences_, num_chunks); }
+
   /// Tokens of requests that no rank has taken yet, of prompts and still to generate.
   std::int64_t waiting_work() const { return admission_.work(); }
 
@@ -80,6 +85,7 @@ class Batcher {
   std::vector<RankLoad> loads_;
   std::vector<FinishedRequest> finished_;
   bool has_prompt_ = false;
+  std::int64_t most_rows_ = 0;
 };
 
 }  // namespace atl

@@ -122,6 +122,7 @@ class MovesOverMpi final : public ChunkMoves {
     }
     for (std::size_t node = 0; node < chunk_.node_rows.size(); ++node) {
       traffic.node_rows_to[node] += chunk_.node_rows[node];
+      traffic.node_returns_to[node] += chunk_.node_returns[node];
     }
   }
 

@@ -19,7 +19,11 @@ constexpr std::size_t max_trace_events = 200000;  // per rank, about 100 bytes e
 
 }  // namespace
 
-Passes::Passes(const PassesInput& input) : in_(input) {
+Passes::Passes(const PassesInput& input)
+    : in_(input),
+      choices_(pass_facts(in_.options, in_.groups.layout(), in_.model.config.shape,
+                          in_.sizes.backend, in_.ranks.cluster ? &*in_.ranks.cluster : nullptr,
+                          in_.ranks.choice.cuda)) {
   const DriverOptions driver = driver_options();
   timeline_.emplace(in_.world.size(), comm::clock_offset(in_.world, in_.ranks.topology),
                     in_.options.trace.empty() ? 0 : max_trace_events);
@@ -34,7 +38,7 @@ Passes::Passes(const PassesInput& input) : in_(input) {
 DriverOptions Passes::driver_options() {
   const Sizes& sizes = in_.sizes;
   DriverOptions driver;
-  driver.num_chunks = in_.options.chunks;
+  driver.num_chunks = in_.sizes.batch.max_chunks;
   driver.overlap = !in_.options.no_overlap;
   driver.transport = in_.transport;
   driver.shares_cores = in_.ranks.given.mine.cores < 1;
@@ -56,7 +60,7 @@ std::uint64_t Passes::schedule_hash() const {
   std::uint64_t hash = 0;
   for (const Route route : {Route::flat, Route::nodes}) {
     if (!may_take(in_.options, in_.groups.layout(), route)) continue;
-    hash = hash * 31 + driver_->schedule(in_.options.chunks, route).hash();
+    hash = hash * 31 + driver_->schedule(in_.sizes.batch.max_chunks, route).hash();
   }
   return hash;
 }
@@ -66,7 +70,7 @@ void Passes::open_dump(DriverOptions& driver) {
   layout.hidden = in_.model.config.shape.hidden;
   layout.layers = in_.dumped_layers;
   layout.model = fmt::format("{:016x}", in_.model.file->identity());
-  dump_.emplace(in_.options.activations, layout, in_.world, in_.options.chunks);
+  dump_.emplace(in_.options.activations, layout, in_.world, in_.sizes.batch.max_chunks);
   driver.save_x = [this](int chunk, int layer, std::size_t tokens) {
     return dump_->buffer(chunk, layer, tokens);
   };
@@ -83,7 +87,7 @@ void Passes::run() {
     begin = now_seconds();
     comm::watched::begin_pass(pass);
     if (!agree_on_pass(begin, last_pass_seconds)) break;
-    driver_->run_pass(*batcher_, route_);
+    driver_->run_pass(*batcher_, way_.route);
     if (dump_) dump_->write(*batcher_);
     timeline_->end_pass(batcher_->finish_pass(now_seconds() - start));
     in_.work.results.take(batcher_->finished());
@@ -105,11 +109,37 @@ bool Passes::agree_on_pass(double begin, double last_pass_seconds) {
   in_.work.results.collect(loads_);
   stop_if_asked();
   in_.work.checkpoints.advance(loads_, checkpoint_source(), last_pass_seconds);
-  if (!batcher_->next_pass(loads_)) return false;
-  route_ = may_take(in_.options, in_.groups.layout(), Route::nodes) ? Route::nodes : Route::flat;
-  timeline_->begin_pass(batcher_->has_prompt_tokens() ? Phase::prefill : Phase::decode,
-                        driver_->schedule(batcher_->num_chunks(), route_), begin, agreed);
+  if (!batcher_->admit(loads_)) return false;
+  const Phase phase = batcher_->has_prompt_tokens() ? Phase::prefill : Phase::decode;
+  way_ = choices_.next({phase, batcher_->most_rows()}, loads_[0].cost);
+  batcher_->cut(way_.chunks);
+  timeline_->begin_pass(phase, driver_->schedule(way_.chunks, way_.route), begin, agreed);
+  last_agreed_ = agreed;
   return true;
+}
+
+/// Of the pass that ended, as this rank saw it.
+PassCost Passes::cost_of_pass() const {
+  PassCost cost;
+  if (last_agreed_ == 0) return cost;
+  const Traffic& traffic = driver_->traffic();
+  const Layout& layout = in_.groups.layout();
+  const int own_node = layout.node_of(in_.world.rank());
+  cost.seconds = now_seconds() - last_agreed_;
+  cost.compute_seconds = timeline_->last_compute_seconds();
+  for (std::size_t rank = 0; rank < traffic.flat_rows_to.size(); ++rank) {
+    if (layout.node_of(static_cast<int>(rank)) != own_node) {
+      cost.flat_rows += traffic.flat_rows_to[rank];
+    }
+    cost.routed_tokens += traffic.flat_rows_to[rank];
+  }
+  cost.routed_tokens /= std::max(1, in_.model.config.shape.top_k);
+  for (std::size_t node = 0; node < traffic.node_rows_to.size(); ++node) {
+    if (static_cast<int>(node) == own_node) continue;
+    cost.node_rows += traffic.node_rows_to[node];
+    cost.node_returns += traffic.node_returns_to[node];
+  }
+  return cost;
 }
 
 CheckpointSource Passes::checkpoint_source() const {
@@ -122,6 +152,7 @@ RankLoad Passes::load_of_rank() {
   RankLoad load = batcher_->load();
   load.stop_signal = stop_signal();
   load.checkpoint = in_.work.checkpoints.phase();
+  load.cost = cost_of_pass();
   load.result_bytes = in_.work.results.waiting_bytes();
   return load;
 }

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "app/config.hpp"
+#include "app/plan/pass_choice.hpp"
 #include "app/plan/placement.hpp"
 #include "app/plan/rank_load.hpp"
 #include "app/run/activations.hpp"
@@ -54,6 +55,8 @@ class Passes {
   const Driver& driver() const { return *driver_; }
   /// Of the schedules that passes may run.
   std::uint64_t schedule_hash() const;
+  /// How passes ran, by size.
+  std::vector<PassRecord> ways() const { return choices_.records(); }
 
   /// Of the trace, where one is wanted: collective, all ranks' events on rank 0.
   std::vector<std::vector<io::TraceEvent>> gather_trace() const;
@@ -66,6 +69,7 @@ class Passes {
   void open_dump(DriverOptions& driver);
   /// Between two passes: hears the other ranks, and does what is due. False when all is done.
   bool agree_on_pass(double begin, double last_pass_seconds);
+  PassCost cost_of_pass() const;
   RankLoad load_of_rank();
   void stop_if_asked();
   CheckpointSource checkpoint_source() const;
@@ -76,7 +80,9 @@ class Passes {
   std::optional<Batcher> batcher_;
   std::optional<Driver> driver_;
   std::vector<RankLoad> loads_;  // [ranks], before this pass
-  Route route_ = Route::flat;    // of this pass
+  PassChoices choices_;
+  PassWay way_;             // of this pass
+  double last_agreed_ = 0;  // when the ranks had agreed on it; 0 before the first
 };
 
 }  // namespace atl

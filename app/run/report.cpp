@@ -92,6 +92,21 @@ json quantiles(const std::vector<double>& values) {
   return {{"median", quantile(values, 0.5)}, {"p99", quantile(values, 0.99)}};
 }
 
+/// How passes ran, by size, and what was expected of them.
+json ways_json(const RunFacts& facts) {
+  json ways = json::array();
+  for (const PassRecord& record : facts.ways) {
+    ways.push_back({{"phase", record.phase == Phase::prefill ? "prefill" : "decode"},
+                    {"tokens_of_busiest_rank", {record.least_rows, 2 * record.least_rows - 1}},
+                    {"route", name_of(record.way.route)},
+                    {"chunks", record.way.chunks},
+                    {"passes", record.passes},
+                    {"estimate_s", record.estimate_s},
+                    {"best_s_per_token", record.best_s_per_row}});
+  }
+  return ways;
+}
+
 json facts_json(const RunFacts& facts) {
   json options = json::object();
   for (const auto& [name, value] : facts.options->items()) options[name] = value;
@@ -120,8 +135,9 @@ json facts_json(const RunFacts& facts) {
        {{"experts", "expert parallel"}, {"attention", "data parallel by sequences"}}},
       {"schedule",
        {{"hash", fmt::format("{:016x}", facts.schedule_hash)},
-        {"chunks", facts.options->chunks},
+        {"chunks_at_most", facts.most_chunks},
         {"overlap", !facts.options->no_overlap}}},
+      {"ways", ways_json(facts)},
       {"basis",
        "every time, rate, share and byte count is measured in this run, the links at the time that "
        "stands beside them; gemm_flops_per_s and mfu divide the model's GEMM operations by "

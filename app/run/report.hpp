@@ -34,6 +34,8 @@ struct RunFacts {
   std::string transport;
   std::uint64_t model_identity = 0;
   std::uint64_t schedule_hash = 0;
+  int most_chunks = 1;
+  std::vector<PassRecord> ways;
   int threads = 1;  ///< of this rank
   DType dtype = DType::bfloat16;
   Mode mode = Mode::generate;

@@ -131,6 +131,8 @@ class Job {
     facts.transport = name_of(transport_);
     facts.model_identity = model_.file->identity();
     facts.schedule_hash = passes_->schedule_hash();
+    facts.most_chunks = sizes_.batch.max_chunks;
+    facts.ways = passes_->ways();
     facts.threads = ranks_.threads;
     facts.dtype = model_.dtype;
     facts.mode = work_.mode();

@@ -23,7 +23,7 @@ BatchOptions batch_options(const RunOptions& options, const Sized& sized) {
   batch.max_sequences = std::min(options.max_sequences, static_cast<int>(sized.requests.size()));
   batch.max_pass_tokens = std::max(options.step_tokens, batch.max_sequences);
   batch.min_chunk_tokens = std::min(options.min_chunk_tokens, batch.max_pass_tokens);
-  batch.max_chunks = options.chunks;
+  batch.max_chunks = most_chunks(options, sized.layout);
   batch.page_tokens = page_tokens;
   batch.stop_token_ids = sized.model.config.stop_token_ids;
   batch.dtype = sized.model.dtype;
@@ -45,6 +45,15 @@ compute::BackendOptions backend_options(int rank, const RunOptions& run, const S
   options.max_chunk_tokens =
       std::min(batch.max_pass_tokens, std::max(chunk_rows + 1, 2 * batch.min_chunk_tokens));
   options.num_chunks = batch.max_chunks;
+  if (!run.chunks && batch.max_chunks > 1) {
+    // Two chunks take a whole pass, four as many tokens each as they get then, and so on.
+    for (int chunk = 0; chunk < batch.max_chunks; ++chunk) {
+      int count = 2;
+      while (count <= chunk) count *= 2;
+      options.chunk_tokens.push_back((batch.max_pass_tokens + count - 1) / count + 1);
+    }
+    options.max_chunk_tokens = options.chunk_tokens.front();
+  }
   // All that the others send goes to this rank's experts.
   options.most_receive_rows = std::int64_t{sized.layout.num_ranks() - 1} * options.max_chunk_tokens *
                               std::min<std::int64_t>(shape.top_k, options.part.most_experts());

@@ -82,6 +82,10 @@ void Timeline::end_pass(const PassTokens& tokens) {
   record.end = now_seconds();
   record.num_intervals = intervals_.size() - record.first_interval;
   record.tokens = tokens;
+  last_compute_ = 0;
+  for (std::size_t i = record.first_interval; i < intervals_.size(); ++i) {
+    last_compute_ += intervals_[i].end - intervals_[i].begin;
+  }
 }
 
 void Timeline::flush(const Groups& groups) {

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "app/plan/phase.hpp"
 #include "app/plan/schedule.hpp"
 #include "app/run/pass_tokens.hpp"
 #include "compute/backend.hpp"
@@ -37,8 +38,6 @@ struct PhaseTimes {
   double overlapped_share() const;
 };
 
-enum class Phase : std::uint8_t { prefill, decode };
-
 class Timeline {
  public:
   /// `clock_offset` turns this rank's clock into rank 0's. `max_trace_events` 0 keeps no trace.
@@ -58,6 +57,8 @@ class Timeline {
   void flush(const Groups& groups);
   bool full() const { return passes_.size() >= passes_per_flush; }
 
+  /// Arithmetic of the last pass.
+  double last_compute_seconds() const { return last_compute_; }
   const PhaseTimes& times(Phase phase) const { return times_[static_cast<std::size_t>(phase)]; }
   /// [ranks]: seconds this rank waited in exchanges that the given rank entered last.
   std::span<const double> waited_for() const { return waited_for_; }
@@ -104,6 +105,7 @@ class Timeline {
   std::vector<double> waited_for_;
   std::vector<io::TraceEvent> trace_;
   std::int64_t dropped_ = 0;
+  double last_compute_ = 0;
 };
 
 }  // namespace atl

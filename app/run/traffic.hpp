@@ -32,7 +32,8 @@ struct Traffic {
   /// What the same tokens cost otherwise, in rows on the way out from this rank: by Route::flat to
   /// each rank, and at least, where each goes to each node once.
   std::vector<std::int64_t> flat_rows_to;  ///< [ranks]
-  std::vector<std::int64_t> node_rows_to;  ///< [nodes]
+  std::vector<std::int64_t> node_rows_to;     ///< [nodes]
+  std::vector<std::int64_t> node_returns_to;  ///< [nodes], what then comes back, sums as one row
 };
 
 }  // namespace atl

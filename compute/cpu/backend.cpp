@@ -42,7 +42,7 @@ class CpuBackend final : public Backend {
   }
 
   std::unique_ptr<Chunk> make_chunk() override {
-    return std::make_unique<CpuChunk>(options_, chunk_bytes_);
+    return std::make_unique<CpuChunk>(options_of_chunk(options_, num_chunks_++), chunk_bytes_);
   }
 
   Event embed(Chunk& chunk) override { return step(CpuOp::Kind::embed, chunk, 0); }
@@ -134,12 +134,12 @@ class CpuBackend final : public Backend {
  private:
   CpuOp op_of(CpuOp::Kind kind, Chunk& chunk, int layer) const {
     require(layer >= 0 && layer < options_.shape.num_layers, "there is no layer {}", layer);
-    require(chunk.tokens.size() <= static_cast<std::size_t>(options_.max_chunk_tokens),
-            "a chunk of {} tokens is larger than the {} it was made for", chunk.tokens.size(),
-            options_.max_chunk_tokens);
     CpuOp op;
     op.kind = kind;
     op.chunk = &static_cast<CpuChunk&>(chunk);
+    require(op.chunk->num_tokens() <= op.chunk->max_tokens(),
+            "a chunk of {} tokens is larger than the {} it was made for", op.chunk->num_tokens(),
+            op.chunk->max_tokens());
     op.layer = layer;
     return op;
   }
@@ -180,6 +180,7 @@ class CpuBackend final : public Backend {
   }
 
   const BackendOptions options_;
+  int num_chunks_ = 0;  // made so far
   CpuLayers layers_;
   LoadedWeights loaded_;
   Memory memory_;
