@@ -26,11 +26,13 @@
 
 #include "app/build_info.hpp"
 #include "app/model/model_config.hpp"
+#include "app/config.hpp"
 #include "app/run/driver.hpp"
 #include "comm/allotment.hpp"
 #include "comm/environment.hpp"
 #include "comm/transports/choice.hpp"
 #include "comm/watchdog.hpp"
+#include "compute/across_rows.hpp"
 #include "io/text_file.hpp"
 #include "perf/layers_model.hpp"
 #include "perf/layers_options.hpp"
@@ -58,7 +60,12 @@ class LayersBench {
         options_(options),
         topology_(comm::discover_topology(world)),
         transport_(comm::choose_transport(world, comm::transport_named(options.transport))),
-        groups_(world, make_layout(topology_.node_of), /*nodes=*/false),
+        route_(options.route == "nodes" ? Route::nodes : Route::flat),
+        groups_(world,
+                make_layout(options.node_ranks.empty()
+                                ? topology_.node_of
+                                : nodes_of_ranks(options.node_ranks, world.size())),
+                route_ == Route::nodes),
         model_(options, groups_.layout()),
         placement_(even_placement(model_.shape(), groups_.layout())),
         requests_(model_.requests(world.size())),
@@ -77,9 +84,10 @@ class LayersBench {
     batch_.num_pages = backend.num_pages;
     backend.max_chunk_tokens = options.tokens;
     backend.num_chunks = options.chunks;
+    backend.across = route_ == Route::nodes;
     backend_options_ = backend;
     rows_.emplace(world_, model_, *std::make_unique<Batcher>(next_batch()));
-    silent_ = std::make_unique<PacedBackend>(backend, *rows_, world_.rank());
+    silent_ = std::make_unique<PacedBackend>(backend, model_, world_.rank());
     auto real = compute::make_cpu_backend(backend);
     model_.load(*real, backend.part);
     backend_ = std::move(real);
@@ -149,7 +157,7 @@ class LayersBench {
     };
     io::write_trace(
         path, events, [&](const io::TraceEvent& e) { return step_of(e).name(); },
-        [&](const io::TraceEvent& e) { return is_exchange(step_of(e).kind); });
+        [&](const io::TraceEvent& e) { return lane_of(step_of(e).kind); });
   }
 
   /// Collective.
@@ -171,6 +179,7 @@ class LayersBench {
                         {"sequence", options_.sequence},
                         {"chunks", rows_->num_chunks()},
                         {"skew", options_.skew},
+                        {"route", options_.route},
                         {"repetitions", options_.repetitions}};
     if (options_.paced) {
       result["pace"] = {{"seconds_per_token", pace_.per_token},
@@ -206,6 +215,7 @@ class LayersBench {
                  bench.driver_options(overlap, messages), timeline) {}
     Timeline timeline;
     Driver driver;
+    std::int64_t passes = 0;
   };
 
   void start_again() {
@@ -231,7 +241,7 @@ class LayersBench {
                        flops.per_expert_row *
                            static_cast<double>(rows_->computed_by(world_.rank(), placement_)),
                    Reduce::max);
-    auto paced = std::make_unique<PacedBackend>(backend_options_, *rows_, world_.rank());
+    auto paced = std::make_unique<PacedBackend>(backend_options_, model_, world_.rank());
     PacedBackend& timer = *paced;
     backend_ = std::move(paced);
     constexpr double most_busy = 0.6;
@@ -255,6 +265,10 @@ class LayersBench {
     driver.transport = transport_;
     driver.shares_cores = options_.shares_cores;
     driver.row_bytes = static_cast<std::size_t>(options_.hidden) * 2;
+    driver.across_row_bytes = static_cast<std::size_t>(
+        compute::across_row(options_.hidden, DType::bfloat16, options_.top_k).bytes);
+    driver.flat = route_ == Route::flat;
+    driver.nodes = route_ == Route::nodes;
     driver.max_head_rows = batch_.max_sequences;
     driver.max_chunk_tokens = options_.tokens;
     if (!messages) {
@@ -287,9 +301,10 @@ class LayersBench {
   Outcome run_pass(Runner& runner) {
     Batcher batch = next_batch();
     const double begin = now_seconds();
-    runner.timeline.begin_pass(Phase::prefill, runner.driver.schedule(batch.num_chunks(), Route::flat), begin,
+    runner.timeline.begin_pass(Phase::prefill, runner.driver.schedule(batch.num_chunks(), route_), begin,
                                begin);
-    runner.driver.run_pass(batch, Route::flat);
+    runner.driver.run_pass(batch, route_);
+    ++runner.passes;
     Outcome outcome;
     outcome.seconds = now_seconds() - begin;
     for (int c = 0; c < batch.num_chunks(); ++c) {
@@ -327,8 +342,7 @@ class LayersBench {
     run_pass(*compute_);  // touches its memory
     run_pass(*communication_);
     for (int c = 0; c < rows_->num_chunks(); ++c) {
-      silent_->check(c, rows_->known_to(world_.rank(), options_.layers - 1, c,
-                                             placement_.of(options_.layers - 1)));
+      silent_->check(c);
     }
   }
 
@@ -356,43 +370,46 @@ class LayersBench {
             {"overhead", sums[4] / sums[0]}};
   }
 
-  /// Bytes of rows between ranks in one pass, the busiest link; per layer and rank the rows it
-  /// computes and the bytes that other ranks dispatch to it.
+  /// Collective. Bytes of rows between ranks in one pass, as they were sent, the busiest link; per
+  /// layer and rank the rows it computes, and the bytes that others would send it straight.
   void add_traffic(json& result) const {
     const auto ranks = static_cast<std::size_t>(world_.size());
-    std::vector<std::vector<std::int64_t>> bytes(ranks, std::vector<std::int64_t>(ranks));
+    std::vector<std::int64_t> sent = communication_->driver.traffic().bytes_to;
+    for (std::int64_t& to_rank : sent) to_rank /= communication_->passes;
+    const auto bytes = world_.gather_vectors(std::span<const std::int64_t>(sent), 0);
+    if (world_.rank() != 0) return;
     std::vector<std::vector<std::int64_t>> rows_of_layer;
     std::vector<std::vector<std::int64_t>> dispatched_to_of_layer;
     for (int layer = 0; layer < options_.layers; ++layer) {
-      std::vector<std::int64_t> computed(ranks);
-      std::vector<std::int64_t> dispatched(ranks);
+      auto& computed = rows_of_layer.emplace_back(ranks);
+      auto& dispatched = dispatched_to_of_layer.emplace_back(ranks);
       for (int expert = 0; expert < options_.experts; ++expert) {
+        const auto& holders = placement_.of(layer).ranks_of_expert();
         const auto to =
-            static_cast<std::size_t>(placement_.of(layer).ranks_of_expert()[static_cast<std::size_t>(expert)].front());
+            static_cast<std::size_t>(holders[static_cast<std::size_t>(expert)].front());
         for (std::size_t from = 0; from < ranks; ++from) {
           for (int c = 0; c < rows_->num_chunks(); ++c) {
-            const std::int64_t n = rows_->rows(layer, c, from, expert);
-            computed[to] += n;
-            if (from == to) continue;
-            dispatched[to] += n * options_.hidden * 2;
-            bytes[from][to] += n * options_.hidden * 2;
-            bytes[to][from] += n * options_.hidden * 2;
+            const std::int64_t rows = rows_->rows(layer, c, from, expert);
+            computed[to] += rows;
+            if (from != to) dispatched[to] += rows * options_.hidden * 2;
           }
         }
       }
-      rows_of_layer.push_back(computed);
-      dispatched_to_of_layer.push_back(dispatched);
     }
     result["bytes_from_to"] = bytes;
     result["expert_rows_of_layer"] = rows_of_layer;
     result["dispatched_bytes_to_of_layer"] = dispatched_to_of_layer;
-    const bool nodes = topology_.num_nodes() > 1;
+    const Layout& layout = groups_.layout();
+    const bool nodes = layout.num_nodes() > 1;
     std::vector<std::int64_t> out(ranks);  // by node, or by rank on one node
     std::vector<std::int64_t> in(ranks);
     for (std::size_t from = 0; from < ranks; ++from) {
       for (std::size_t to = 0; to < ranks; ++to) {
-        const auto a = nodes ? static_cast<std::size_t>(topology_.node_of[from]) : from;
-        const auto b = nodes ? static_cast<std::size_t>(topology_.node_of[to]) : to;
+        const auto link_of = [&](std::size_t rank) {
+          return nodes ? static_cast<std::size_t>(layout.node_of(static_cast<int>(rank))) : rank;
+        };
+        const std::size_t a = link_of(from);
+        const std::size_t b = link_of(to);
         if (a == b) continue;
         out[a] += bytes[from][to];
         in[b] += bytes[from][to];
@@ -419,8 +436,8 @@ class LayersBench {
     world_.allreduce(std::span(&weight_bytes, 1), Reduce::max);
     result["flops_per_rank"] = flops;
     result["weight_bytes_per_rank"] = weight_bytes;
+    if (stream <= 0 || world_.rank() != 0) return;
     const double bytes = result["busiest_link_bytes"].get<double>();
-    if (stream <= 0) return;
     result["link_use"] = {{"communication", bytes / median(1) / stream},
                           {"overlapped", bytes / median(2) / stream}};
   }
@@ -429,6 +446,7 @@ class LayersBench {
   LayersOptions options_;
   comm::Topology topology_;
   comm::TransportKind transport_;
+  Route route_;
   Groups groups_;
   LayersModel model_;
   Placement placement_;

@@ -99,7 +99,11 @@ class LayersModel {
     return codes;
   }
 
-  /// [layers][experts]: the expert that a code means in each layer.
+  /// The expert that a code means in a layer.
+  int expert_of(int layer, int code) const {
+    return expert_of_code_[static_cast<std::size_t>(layer)][static_cast<std::size_t>(code)];
+  }
+  /// [layers][experts]: the same of all.
   const std::vector<std::vector<int>>& expert_of_code() const { return expert_of_code_; }
 
   /// Loads a rank's part: norms are ones, matrices random numbers but for the codes.
@@ -162,10 +166,6 @@ class LayersModel {
     }
     const double sum = std::accumulate(code_loads_.begin(), code_loads_.end(), 0.0);
     for (double& load : code_loads_) load /= sum;
-  }
-
-  int expert_of(int layer, int code) const {
-    return expert_of_code_[static_cast<std::size_t>(layer)][static_cast<std::size_t>(code)];
   }
 
   /// What of a matrix reads or writes the codes, or must leave them alone.

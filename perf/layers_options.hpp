@@ -18,6 +18,8 @@ struct LayersOptions {
   int tokens = 512;    ///< per rank and pass
   int sequence = 128;  ///< tokens of one prompt; 1 is a decode pass's shape
   int chunks = 4;
+  std::string route = "flat";
+  std::string node_ranks;  ///< ranks on each node; empty: as they share memory
   bool shares_cores = false;
   std::string transport = "auto";
   std::string skew = "uniform";
@@ -51,6 +53,8 @@ inline int parse(int argc, char** argv, int rank, int num_ranks, Arguments& a) {
   app.add_option("--tokens", o.tokens, "per rank")->check(CLI::Range(1, 1 << 20));
   app.add_option("--sequence", o.sequence, "tokens of a prompt")->check(CLI::Range(1, 1 << 20));
   app.add_option("--chunks", o.chunks)->check(CLI::Range(1, 64));
+  app.add_option("--route", o.route)->check(CLI::IsMember({"flat", "nodes"}));
+  app.add_option("--node-ranks", o.node_ranks, "ranks on each node, as for atoll run");
   app.add_option("--transport", o.transport)
       ->check(CLI::IsMember({"auto", "ialltoallv", "pairwise"}));
   app.add_option("--skew", o.skew)->check(CLI::IsMember(skew_names));

@@ -93,7 +93,9 @@ class PassRows {
 class NoMessages final : public ChunkMoves {
  public:
   NoMessages(const PassRows& rows, const LayersModel& model, const Placement& placement, int rank,
-             compute::Chunk& chunk, int index) {
+             compute::Chunk& chunk, int index)
+      : chunk_(chunk) {
+    if (chunk.across_send != nullptr) chunk.reserve_across({}, 0);
     const ModelShape& shape = model.shape();
     if (index >= rows.num_chunks()) return;  // the pass has fewer
     std::vector<ExpertRows> known;
@@ -120,7 +122,12 @@ class NoMessages final : public ChunkMoves {
   void post(const Step&) override {}
   void poll_with(const Step&, comm::Poller&) override {}
   bool done(const Step&) override { return true; }
-  compute::NodeRows node_rows() const override { return {}; }
+  /// As if all rows that this rank sends to nodes were for its own.
+  compute::NodeRows node_rows() const override {
+    compute::NodeRows rows;
+    for (const std::int32_t count : chunk_.node_rows) rows.own_rows += count;
+    return rows;
+  }
   std::span<const compute::RowBlock> blocks(int layer) override {
     return blocks_[static_cast<std::size_t>(layer)];
   }
@@ -138,6 +145,7 @@ class NoMessages final : public ChunkMoves {
     }
   }
 
+  compute::Chunk& chunk_;
   std::vector<std::vector<compute::RowBlock>> blocks_;  // [layers]
 };
 

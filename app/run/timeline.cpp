@@ -11,6 +11,11 @@ double PhaseTimes::overlapped_share() const {
   return shorter > 0 ? overlapped / shorter : 1.0;
 }
 
+io::TraceLane lane_of(StepKind kind) {
+  if (!is_exchange(kind)) return io::TraceLane::arithmetic;
+  return info_of(kind).share == Share::rail ? io::TraceLane::across : io::TraceLane::exchange;
+}
+
 Timeline::Timeline(int num_ranks, double clock_offset, std::size_t max_trace_events)
     : clock_offset_(clock_offset),
       max_trace_events_(max_trace_events),

@@ -38,6 +38,9 @@ struct PhaseTimes {
   double overlapped_share() const;
 };
 
+/// Where the trace draws a step of this kind.
+io::TraceLane lane_of(StepKind kind);
+
 class Timeline {
  public:
   /// `clock_offset` turns this rank's clock into rank 0's. `max_trace_events` 0 keeps no trace.

@@ -11,7 +11,7 @@ CpuChunk::CpuChunk(const BackendOptions& options, std::shared_ptr<std::int64_t> 
   memory_bytes_ = arena.bytes();
   dispatch_send = memory.send.data();
   combine_recv = memory.combined.data();
-  packed_counts = memory.counts;
+  packed_counts = memory.order.counts;
   across_send = memory.across_send.data();
   across_return = memory.across_return.data();
   if (options_.across) room_.forwarded = even_forward_room(options_).forwarded;
@@ -38,7 +38,7 @@ void CpuChunk::reserve_receive(std::int64_t rows) {
 
 void CpuChunk::reserve_across(const NodeRows& rows, std::int64_t forwarded) {
   if (rows.arrived <= room_.arrived && rows.arrived_returns <= room_.returned &&
-      forwarded <= room_.forwarded && !forward.returns.empty()) {
+      forwarded <= room_.forwarded && !forward.order.returns.empty()) {
     return;
   }
   *account_ -= bytes();

@@ -22,19 +22,11 @@ CpuChunkMemory::CpuChunkMemory(const BackendOptions& options, HostArena& arena) 
   router_logits = arena.vector<float>(tokens * shape.num_experts);
   experts = arena.vector<std::int32_t>(pairs);
   weights = arena.vector<float>(pairs);
-  chosen = arena.vector<std::int32_t>(pairs);
-  slots = arena.vector<std::int32_t>(pairs);
-  counts = arena.vector<std::int32_t>(options.part.most_places());
-  next_slot = arena.vector<std::int32_t>(options.part.most_places());
-  node_rows = arena.vector<std::int32_t>(options.part.num_nodes());
-  node_returns = arena.vector<std::int32_t>(options.part.num_nodes());
+  order = RowOrder(options, tokens, arena);
   if (!options.across) return;
   across_send = arena.buffer(most_rows_for_nodes(options) *
                              across_row(shape.hidden, options.dtype, shape.top_k).bytes);
   across_return = rows_of(pairs, shape.hidden);
-  sent = arena.vector<std::int32_t>(pairs);
-  next_row = arena.vector<std::int32_t>(options.part.num_nodes());
-  next_return = arena.vector<std::int32_t>(options.part.num_nodes());
 }
 
 std::int64_t most_rows_for_nodes(const BackendOptions& options) {
@@ -54,8 +46,7 @@ CpuForwardMemory::CpuForwardMemory(const BackendOptions& options, HostArena& are
   recv = arena.buffer(room.arrived * across_row(shape.hidden, options.dtype, shape.top_k).bytes);
   done = arena.buffer(room.returned * shape.hidden *
                       static_cast<std::int64_t>(size_of(options.dtype)));
-  slots = arena.vector<std::int32_t>(rows * shape.top_k);
-  returns = arena.vector<std::int32_t>(rows);
+  order = ForwardOrder(options, rows, arena);
 }
 
 std::int64_t grown_receive_capacity(std::int64_t rows, std::int64_t before) {

@@ -6,6 +6,7 @@
 
 #include "compute/backend.hpp"
 #include "compute/cpu/memory.hpp"
+#include "compute/cpu/row_order.hpp"
 
 namespace atl::compute {
 
@@ -22,19 +23,11 @@ struct CpuChunkMemory {
   std::vector<float> router_logits;     // [max_tokens, num_experts]
   std::vector<std::int32_t> experts;    // [max_tokens, top_k], chosen, falling weight
   std::vector<float> weights;           // [max_tokens, top_k]
-  std::vector<std::int32_t> chosen;     // [max_tokens, top_k], replicas of these
-  std::vector<std::int32_t> slots;      // [max_tokens, top_k], row among the results, see merge
-  std::vector<std::int32_t> counts;     // [places], in sending order
-  std::vector<std::int32_t> next_slot;  // the same, while packing
-  std::vector<std::int32_t> node_rows;     // [nodes], see Chunk
-  std::vector<std::int32_t> node_returns;  // [nodes]
+  RowOrder order;                       // where these rows go
 
   // With BackendOptions::across:
-  AlignedBuffer across_send;              // [max_tokens * min(top_k, nodes)], rows with tails
-  AlignedBuffer across_return;            // [max_tokens * top_k, H]
-  std::vector<std::int32_t> sent;         // [max_tokens, top_k], row in across_send
-  std::vector<std::int32_t> next_row;     // [nodes], while packing
-  std::vector<std::int32_t> next_return;  // [nodes], while packing
+  AlignedBuffer across_send;    // [max_tokens * min(top_k, nodes)], rows with tails
+  AlignedBuffer across_return;  // [max_tokens * top_k, H]
 };
 
 /// Rows that a chunk has room for on their way through its node.
@@ -49,10 +42,9 @@ struct CpuForwardMemory {
   CpuForwardMemory() = default;
   CpuForwardMemory(const BackendOptions& options, HostArena& arena, const ForwardRoom& room);
 
-  AlignedBuffer recv;                 // [arrived], rows with tails
-  AlignedBuffer done;                 // [returned, H]
-  std::vector<std::int32_t> slots;    // [own rows + arrived, top_k], row in dispatch_send, or -1
-  std::vector<std::int32_t> returns;  // [own rows + arrived], row where results begin
+  AlignedBuffer recv;  // [arrived], rows with tails
+  AlignedBuffer done;  // [returned, H]
+  ForwardOrder order;  // of own rows and those that arrived
 };
 
 /// Tokens times the nodes that one can go to.

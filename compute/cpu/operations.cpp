@@ -28,7 +28,7 @@ void CpuLayers::execute(const CpuOp& op) {
     case CpuOp::Kind::route:
       return route(*op.chunk, op.layer, op.to);
     case CpuOp::Kind::regroup:
-      return regroup(*op.chunk, op.layer, op.node_rows);
+      return regroup(*op.chunk, op.node_rows);
     case CpuOp::Kind::experts:
       return experts(*op.chunk, op.layer, op.blocks, op.expert_part);
     case CpuOp::Kind::fold:

@@ -77,10 +77,9 @@ class CpuLayers {
   void output(CpuChunk& chunk, const CpuLayer& weights);
   void mlp(CpuChunk& chunk, int layer);
   void route(CpuChunk& chunk, int layer, RouteTo to);
-  void count_rows(CpuChunk& chunk, const ExpertPlaces& places);
-  void pack(CpuChunk& chunk, const ExpertPlaces& places);
+  void pack(CpuChunk& chunk);
   void pack_for_nodes(CpuChunk& chunk, const ExpertPlaces& places);
-  void regroup(CpuChunk& chunk, int layer, const NodeRows& rows);
+  void regroup(CpuChunk& chunk, const NodeRows& rows);
   void fold(CpuChunk& chunk, const NodeRows& rows);
   /// Row q of those that regroup forwards: own ones, then what arrived.
   const char* forwarded_row(const CpuChunk& chunk, const NodeRows& rows, std::int64_t q) const;
