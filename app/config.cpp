@@ -136,10 +136,9 @@ CLI::Option* add_choice(CLI::App& app, const std::string& name, T& value,
       ->default_str(text_of(value));
 }
 
-std::vector<std::optional<int>> chunk_choices() {
-  std::vector<std::optional<int>> choices = {std::nullopt};
-  for (int chunks = 1; chunks <= max_chunks; ++chunks) choices.emplace_back(chunks);
-  return choices;
+/// What is wrong with a number of chunks.
+std::string problem_of_chunks(const std::string& text) {
+  return text == "auto" ? "" : CLI::Range(1, max_chunks)(text);
 }
 
 std::vector<std::optional<comm::TransportKind>> transport_choices() {
@@ -180,8 +179,14 @@ void add_run(CLI::App& app, RunOptions& o) {
   add_choice(app, "--isa", o.isa,
              {std::nullopt, CpuIsa::avx2, CpuIsa::avx512, CpuIsa::avx512_bf16, CpuIsa::avx512_amx},
              "Instruction sets of the CPU; auto: the widest that all ranks have");
-  add_choice(app, "--chunks", o.chunks, chunk_choices(),
-             "Micro-batches that overlap, at most; auto: as links and arithmetic make it worth");
+  const auto take_chunks = [&o](const std::string& text) {
+    o.chunks = text == "auto" ? std::nullopt : std::optional<int>(std::stoi(text));
+  };
+  app.add_option_function<std::string>("--chunks", take_chunks,
+                                       "Micro-batches that overlap, at most (1 to 8); auto: as "
+                                       "links and arithmetic make it worth")
+      ->check(problem_of_chunks)
+      ->default_str(text_of(o.chunks));
   app.add_flag("--no-overlap", o.no_overlap, "One step after the other (same results)");
   app.add_option("--threads", o.threads,
                  "Arithmetic threads per rank; 0: the job's cores / ranks of a node")

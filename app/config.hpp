@@ -31,11 +31,11 @@ struct RunOptions {
   std::optional<BackendKind> backend;  ///< none: auto
   std::optional<DType> dtype;          ///< none: auto, as on file
   std::optional<compute::CpuIsa> isa;  ///< none: auto
-  std::optional<int> chunks;  ///< none: auto
-  std::optional<Route> route;  ///< none: auto
-  int slots = 0;               ///< experts of a layer on each rank; 0: as many as one place each needs
-  std::string placement;       ///< file that says which rank has which expert; empty: by slots
-  std::string node_ranks;      ///< see nodes_of_ranks(); empty: as ranks share memory
+  std::optional<int> chunks;           ///< none: auto
+  std::optional<Route> route;          ///< none: auto
+  int slots = 0;           ///< experts of a layer on each rank; 0: as many as one place each needs
+  std::string placement;   ///< file that says which rank has which expert; empty: by slots
+  std::string node_ranks;  ///< see nodes_of_ranks(); empty: as ranks share memory
   bool no_overlap = false;
   int threads = 0;  ///< per rank; 0: this rank's share of the job's cores
   std::optional<comm::TransportKind> transport;  ///< none: auto

@@ -58,7 +58,7 @@ class Communicator {
   MPI_Comm raw() const { return comm_; }
   int fortran_handle() const { return MPI_Comm_c2f(comm_); }
 
-  Communicator duplicate() const;     ///< collective
+  Communicator duplicate() const;  ///< collective
   /// Collective; the ranks that name the same `group`, in their order here.
   Communicator split(int group) const;
   Communicator split_shared() const;  ///< collective; the ranks that share this node's memory

@@ -24,9 +24,9 @@ Peers all_others(const Communicator& comm);
 /// slow where ranks share cores. After construction nothing allocates.
 class Counters {
  public:
-  /// Each member tells its peers `per_member` numbers. Its rows of `row_bytes` each go along where both fit
-  /// into `first_message_bytes` (0: never). `comm` outlives this and is used by nothing else at the
-  /// tag.
+  /// Each member tells its peers `per_member` numbers. Its rows of `row_bytes` each go along where
+  /// both fit into `first_message_bytes` (0: never). `comm` outlives this and is used by nothing
+  /// else at the tag.
   Counters(const Communicator& comm, Peers peers, int per_member, std::size_t row_bytes,
            std::size_t first_message_bytes);
   ~Counters();

@@ -58,7 +58,7 @@ enum class RouteTo : std::uint8_t {
 /// Rows that a rank forwards inside its node: its own ones, which lie among those it packed for
 /// nodes, and those that arrived.
 struct NodeRows {
-  std::int64_t own_first = 0;         ///< in across_send
+  std::int64_t own_first = 0;  ///< in across_send
   std::int64_t own_rows = 0;
   std::int64_t own_return_first = 0;  ///< in across_return
   std::int64_t arrived = 0;           ///< in across_recv, from the first on
@@ -129,7 +129,7 @@ struct BackendOptions {
   int page_tokens = 64;        ///< tokens per KV page
   std::int64_t num_pages = 0;  ///< KV pages this rank holds, all layers each
   int max_chunk_tokens = 0;
-  int num_chunks = 1;          ///< that will be made, for the plan of the memory
+  int num_chunks = 1;  ///< that will be made, for the plan of the memory
   /// [num_chunks]: tokens that each has room for, in the order of make_chunk(); empty:
   /// max_chunk_tokens.
   std::vector<int> chunk_tokens;
@@ -168,7 +168,7 @@ class Backend {
   virtual Event embed(Chunk& chunk) = 0;  ///< x = embedding[tokens]
   /// x += Attention(RMSNorm(x)); fills KV
   virtual Event attention(Chunk& chunk, int layer, AttentionPart part = AttentionPart::all) = 0;
-  virtual Event mlp(Chunk& chunk, int layer) = 0;    ///< x += Mlp(RMSNorm(x)), dense layers
+  virtual Event mlp(Chunk& chunk, int layer) = 0;  ///< x += Mlp(RMSNorm(x)), dense layers
   /// Router, counts, and rows packed: into dispatch_send, or across_send.
   virtual Event route(Chunk& chunk, int layer, RouteTo to = RouteTo::experts) = 0;
   /// dispatch_send = the rows that `rows` says, once for each of their experts on this node,

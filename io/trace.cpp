@@ -28,9 +28,10 @@ void write_trace(const std::string& path, const std::vector<std::vector<TraceEve
     std::set<int> tracks;
     for (const TraceEvent& event : ranks[rank]) {
       const TraceLane of_event = lane(event);
-      const int track = of_event == TraceLane::arithmetic
-                            ? event.stream
-                            : num_streams + 2 * event.chunk + (of_event == TraceLane::across ? 1 : 0);
+      const int track =
+          of_event == TraceLane::arithmetic
+              ? event.stream
+              : num_streams + 2 * event.chunk + (of_event == TraceLane::across ? 1 : 0);
       tracks.insert(track);
       text.clear();
       fmt::format_to(std::back_inserter(text),

@@ -26,9 +26,8 @@ inline constexpr const char* one_stream[] = {"compute"};
 /// beside those inside, since they may be under way together.
 enum class TraceLane : std::uint8_t { arithmetic, exchange, across };
 
-/// Writes the events of all ranks ([rank][event]). `name` and `lane` say what an event is, `streams`
-/// what a stream is called.
-/// Throws Error when the file cannot be written.
+/// Writes the events of all ranks ([rank][event]). `name` and `lane` say what an event is,
+/// `streams` what a stream is called. Throws Error when the file cannot be written.
 void write_trace(const std::string& path, const std::vector<std::vector<TraceEvent>>& ranks,
                  const std::function<std::string(const TraceEvent&)>& name,
                  const std::function<TraceLane(const TraceEvent&)>& lane,

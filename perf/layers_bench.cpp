@@ -25,8 +25,8 @@
 #include <optional>
 
 #include "app/build_info.hpp"
-#include "app/model/model_config.hpp"
 #include "app/config.hpp"
+#include "app/model/model_config.hpp"
 #include "app/run/driver.hpp"
 #include "comm/allotment.hpp"
 #include "comm/environment.hpp"
@@ -36,6 +36,7 @@
 #include "io/text_file.hpp"
 #include "perf/layers_model.hpp"
 #include "perf/layers_options.hpp"
+#include "perf/layers_report.hpp"
 #include "perf/machine.hpp"
 #include "perf/paced_backend.hpp"
 #include "perf/pass_rows.hpp"
@@ -192,18 +193,14 @@ class LayersBench {
       result["seconds"][names[kind]] = times_[kind];
       result["cores_busy"][names[kind]] = busy_[kind];
     }
-    result["overlap_efficiency"] = efficiencies();
+    result["overlap_efficiency"] = efficiencies(times_, world_.size());
     result["share"] = {{"overlapped", shares(*overlapped_)}, {"serial", shares(*serial_)}};
     add_traffic(result);
     add_machine(result);
     return result;
   }
 
-  double median(std::size_t kind) const {
-    auto sorted = times_[kind];
-    std::sort(sorted.begin(), sorted.end());
-    return sorted[sorted.size() / 2];
-  }
+  double median(std::size_t kind) const { return median_of(times_[kind]); }
 
  private:
   /// A driver with its own schedule and timeline.
@@ -301,8 +298,8 @@ class LayersBench {
   Outcome run_pass(Runner& runner) {
     Batcher batch = next_batch();
     const double begin = now_seconds();
-    runner.timeline.begin_pass(Phase::prefill, runner.driver.schedule(batch.num_chunks(), route_), begin,
-                               begin);
+    runner.timeline.begin_pass(Phase::prefill, runner.driver.schedule(batch.num_chunks(), route_),
+                               begin, begin);
     runner.driver.run_pass(batch, route_);
     ++runner.passes;
     Outcome outcome;
@@ -346,19 +343,6 @@ class LayersBench {
     }
   }
 
-  /// Null where nothing is sent.
-  json efficiencies() const {
-    if (world_.size() == 1) return {{"of_medians", nullptr}, {"each", json::array()}};
-    const auto one = [](double compute, double communication, double overlapped) {
-      return (compute + communication - overlapped) / std::min(compute, communication);
-    };
-    json each = json::array();
-    for (std::size_t i = 0; i < times_[0].size(); ++i) {
-      each.push_back(one(times_[0][i], times_[1][i], times_[2][i]));
-    }
-    return {{"of_medians", one(median(0), median(1), median(2))}, {"each", each}};
-  }
-
   json shares(const Runner& runner) const {
     const PhaseTimes& t = runner.timeline.times(Phase::prefill);
     std::array<double, 5> sums = {t.wall, t.compute, t.communication, t.synchronisation,
@@ -385,8 +369,7 @@ class LayersBench {
       auto& dispatched = dispatched_to_of_layer.emplace_back(ranks);
       for (int expert = 0; expert < options_.experts; ++expert) {
         const auto& holders = placement_.of(layer).ranks_of_expert();
-        const auto to =
-            static_cast<std::size_t>(holders[static_cast<std::size_t>(expert)].front());
+        const auto to = static_cast<std::size_t>(holders[static_cast<std::size_t>(expert)].front());
         for (std::size_t from = 0; from < ranks; ++from) {
           for (int c = 0; c < rows_->num_chunks(); ++c) {
             const std::int64_t rows = rows_->rows(layer, c, from, expert);
@@ -399,25 +382,7 @@ class LayersBench {
     result["bytes_from_to"] = bytes;
     result["expert_rows_of_layer"] = rows_of_layer;
     result["dispatched_bytes_to_of_layer"] = dispatched_to_of_layer;
-    const Layout& layout = groups_.layout();
-    const bool nodes = layout.num_nodes() > 1;
-    std::vector<std::int64_t> out(ranks);  // by node, or by rank on one node
-    std::vector<std::int64_t> in(ranks);
-    for (std::size_t from = 0; from < ranks; ++from) {
-      for (std::size_t to = 0; to < ranks; ++to) {
-        const auto link_of = [&](std::size_t rank) {
-          return nodes ? static_cast<std::size_t>(layout.node_of(static_cast<int>(rank))) : rank;
-        };
-        const std::size_t a = link_of(from);
-        const std::size_t b = link_of(to);
-        if (a == b) continue;
-        out[a] += bytes[from][to];
-        in[b] += bytes[from][to];
-      }
-    }
-    result["busiest_link_bytes"] = std::max(*std::max_element(out.begin(), out.end()),
-                                            *std::max_element(in.begin(), in.end()));
-    result["link_is_of"] = nodes ? "node" : "rank";
+    add_busiest_link(result, bytes, groups_.layout());
   }
 
   void add_machine(json& result) const {

@@ -127,8 +127,8 @@ class PacedChunk final : public compute::Chunk {
       const std::int32_t slot = order_.slots[static_cast<std::size_t>(i)];
       if (slot < 0) continue;
       const Stamp found = stamp_of(returned.data() + static_cast<std::size_t>(slot) * row_bytes_);
-      require(found == Stamp{rank_, i / top_k_}, "a row of token {} came back as token {} of rank {}",
-              i / top_k_, found[1], found[0]);
+      require(found == Stamp{rank_, i / top_k_},
+              "a row of token {} came back as token {} of rank {}", i / top_k_, found[1], found[0]);
     }
   }
 

@@ -54,7 +54,8 @@ class InProcessRanks {
     }
     std::vector<std::vector<float>> all;
     for (Rank& rank : ranks_) {
-      auto& x = all.emplace_back(rank.chunk->tokens.size() * static_cast<std::size_t>(shape_.hidden));
+      auto& x =
+          all.emplace_back(rank.chunk->tokens.size() * static_cast<std::size_t>(shape_.hidden));
       if (!x.empty()) finish(rank, rank.backend->save_x(*rank.chunk, x.data()));
     }
     return all;
@@ -112,7 +113,9 @@ class InProcessRanks {
   }
 
   compute::Chunk& rank_of(int rank) { return *ranks_[static_cast<std::size_t>(rank)].chunk; }
-  std::size_t row_bytes() const { return static_cast<std::size_t>(shape_.hidden) * size_of(dtype_); }
+  std::size_t row_bytes() const {
+    return static_cast<std::size_t>(shape_.hidden) * size_of(dtype_);
+  }
 
   void through_experts(int layer, Share share) {
     for (const auto& group : layout_.of(share).members) {
@@ -185,8 +188,7 @@ class InProcessRanks {
     for (std::size_t r = 0; r < ranks_.size(); ++r) {
       const auto counts = rows[r].node_counts();
       ranks_[r].node_counts.assign(counts.begin(), counts.end());
-      finish(ranks_[r],
-             ranks_[r].backend->regroup(*ranks_[r].chunk, layer, rows[r].node_rows()));
+      finish(ranks_[r], ranks_[r].backend->regroup(*ranks_[r].chunk, layer, rows[r].node_rows()));
     }
     through_experts(layer, Share::node);
     for (std::size_t r = 0; r < ranks_.size(); ++r) {

@@ -44,8 +44,8 @@ void AcrossRows::packed(const compute::Chunk& chunk) {
   std::copy(chunk.packed_counts.begin(), chunk.packed_counts.end(), place_counts_.begin());
   std::copy(chunk.node_rows.begin(), chunk.node_rows.end(), sent_.begin());
   std::copy(chunk.node_returns.begin(), chunk.node_returns.end(), returned_.begin());
-  const auto own_first = static_cast<std::ptrdiff_t>(
-      first_place_of_node_[static_cast<std::size_t>(own_node_)]);
+  const auto own_first =
+      static_cast<std::ptrdiff_t>(first_place_of_node_[static_cast<std::size_t>(own_node_)]);
   std::copy_n(place_counts_.begin() + own_first, node_counts_.size(), node_counts_.begin());
   std::fill(heard_.begin(), heard_.end(), 0);
   std::fill(heard_return_.begin(), heard_return_.end(), 0);

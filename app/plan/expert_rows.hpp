@@ -66,8 +66,8 @@ class ExpertRows {
 
   std::vector<PlaceRange> members_;
   int own_;
-  std::vector<std::int32_t> packed_;        // [places]
-  std::vector<std::int64_t> packed_before_; // [places + 1]
+  std::vector<std::int32_t> packed_;         // [places]
+  std::vector<std::int64_t> packed_before_;  // [places + 1]
   std::vector<std::int32_t> heard_;  // [members, local experts]; the own part is told_to(own)
 };
 

@@ -32,10 +32,9 @@ Layout make_layout(const std::vector<int>& node_of) {
   Layout layout;
   const std::vector<std::int32_t> all(node_of.size(), 0);
   Grouping nodes = grouped({node_of.begin(), node_of.end()});
-  const bool even =
-      std::all_of(nodes.members.begin(), nodes.members.end(), [&](const auto& members) {
-        return members.size() == nodes.members.front().size();
-      });
+  const bool even = std::all_of(
+      nodes.members.begin(), nodes.members.end(),
+      [&](const auto& members) { return members.size() == nodes.members.front().size(); });
   layout.groups = {grouped(all), nodes, grouped(even ? nodes.place_of : all)};
   return layout;
 }

@@ -7,11 +7,11 @@ namespace atl {
 
 namespace {
 
-constexpr std::int64_t trials = 2;             // of each candidate, before one is kept
-constexpr std::int64_t trial_again = 256;      // passes after which the second is tried again
-constexpr double worth_a_trial = 2;            // times the best estimate
-constexpr double worth_another_trial = 1.3;    // times the best measured
-constexpr double exchanges_of_a_layer = 3;     // counters, rows there, rows back
+constexpr std::int64_t trials = 2;           // of each candidate, before one is kept
+constexpr std::int64_t trial_again = 256;    // passes after which the second is tried again
+constexpr double worth_a_trial = 2;          // times the best estimate
+constexpr double worth_another_trial = 1.3;  // times the best measured
+constexpr double exchanges_of_a_layer = 3;   // counters, rows there, rows back
 // Where links have not been measured: a message through shared memory.
 constexpr PassLink assumed = {5e-6, 4e9};
 
@@ -83,9 +83,9 @@ std::vector<PassWay> PassChoices::ways_of(const PassSize& size) const {
   std::vector<PassWay> ways;
   for (const Route route : facts_.routes) {
     if (facts_.chunk_counts.size() == 1) {  // as many as asked for, if there are rows for them
-      ways.push_back({route, static_cast<int>(std::clamp<std::int64_t>(
-                                 size.rows / facts_.min_chunk_tokens, 1,
-                                 facts_.chunk_counts.front()))});
+      ways.push_back(
+          {route, static_cast<int>(std::clamp<std::int64_t>(size.rows / facts_.min_chunk_tokens, 1,
+                                                            facts_.chunk_counts.front()))});
       continue;
     }
     for (const int chunks : facts_.chunk_counts) {
@@ -109,9 +109,8 @@ void PassChoices::choose_candidates(Bucket& bucket, const PassSize& size) const 
     candidate.way = way;
     candidate.estimate = estimate(size, way);
   }
-  std::stable_sort(all.begin(), all.end(), [](const Candidate& a, const Candidate& b) {
-    return a.estimate < b.estimate;
-  });
+  std::stable_sort(all.begin(), all.end(),
+                   [](const Candidate& a, const Candidate& b) { return a.estimate < b.estimate; });
   std::vector<Candidate> kept;
   for (const Candidate& candidate : bucket.candidates) {
     if (candidate.passes > 0) kept.push_back(candidate);  // what was tried is not forgotten
@@ -173,7 +172,8 @@ double PassChoices::message_seconds(const PassSize& size, const PassWay& way) co
     // As many rows come into a node as leave it; each is copied once more at either end.
     const double inside = 2 * node_tokens * facts_.top_k * row;
     seconds += inside * (inside_share + 1) / facts_.inside.node_bytes_per_s;
-    overhead += exchanges_of_a_layer * (facts_.inside.latency_s + hop * (facts_.num_nodes - 1 + others));
+    overhead +=
+        exchanges_of_a_layer * (facts_.inside.latency_s + hop * (facts_.num_nodes - 1 + others));
   }
   return facts_.moe_layers * (seconds + overhead * way.chunks);
 }

@@ -92,7 +92,7 @@ compute::ExpertPlaces LayerPlacement::places_seen_by(int rank, const Layout& lay
       const int node = layout.node_of(holder);
       seen.replicas.push_back(
           {first_place_of(holder) + static_cast<std::int32_t>(local - experts.begin()), node,
-           holder == rank         ? Distance::own_rank
+           holder == rank          ? Distance::own_rank
            : node == seen.own_node ? Distance::own_node
                                    : Distance::elsewhere});
     }
@@ -115,7 +115,8 @@ int Placement::most_places_on_a_node() const {
   std::int32_t most = 0;
   for (const LayerPlacement& kind : kinds) {
     const auto& first = kind.first_place_of_node();
-    for (std::size_t n = 0; n + 1 < first.size(); ++n) most = std::max(most, first[n + 1] - first[n]);
+    for (std::size_t n = 0; n + 1 < first.size(); ++n)
+      most = std::max(most, first[n + 1] - first[n]);
   }
   return most;
 }
@@ -126,7 +127,8 @@ compute::Part Placement::part_of(int rank, const ModelShape& shape, const Layout
   for (const LayerPlacement& kind : kinds) part.places.push_back(kind.places_seen_by(rank, layout));
   part.places_of_layer = kind_of_layer;
   for (std::size_t layer = 0; layer < kind_of_layer.size(); ++layer) {
-    if (kind_of_layer[layer] >= 0) part.experts[layer] = of(static_cast<int>(layer)).experts_of(rank);
+    if (kind_of_layer[layer] >= 0)
+      part.experts[layer] = of(static_cast<int>(layer)).experts_of(rank);
   }
   return part;
 }

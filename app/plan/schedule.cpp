@@ -73,9 +73,9 @@ std::vector<StepKind> steps_of_layer(const ModelShape& shape, int layer, Route r
   if (route == Route::flat) {
     return {K::attention, K::route, K::counts, K::dispatch, K::experts, K::combine, K::merge};
   }
-  return {K::attention, K::route,    K::across_counts, K::across_dispatch,
-          K::counts,    K::regroup,  K::dispatch,      K::experts,
-          K::combine,   K::fold,     K::across_combine, K::merge};
+  return {K::attention, K::route,   K::across_counts,  K::across_dispatch,
+          K::counts,    K::regroup, K::dispatch,       K::experts,
+          K::combine,   K::fold,    K::across_combine, K::merge};
 }
 
 /// Everything one chunk does, in order. A step waits for the one before it; but by Route::nodes
@@ -109,8 +109,8 @@ bool ends_phase(StepKind kind, Route route) {
 }
 
 /// The steps of all chunks phase by phase: within a layer first what leads to an exchange, for all
-/// chunks, so that the network is busy as early as possible; then experts as rows arrive. Each waits
-/// for what it uses in its own chunk.
+/// chunks, so that the network is busy as early as possible; then experts as rows arrive. Each
+/// waits for what it uses in its own chunk.
 std::vector<Step> interleave(const ModelShape& shape, Route route, int num_chunks) {
   const std::vector<ChunkStep> wanted = steps_of_chunk(shape, route);
   std::vector<std::vector<std::int32_t>> index_of(static_cast<std::size_t>(num_chunks));
@@ -120,7 +120,8 @@ std::vector<Step> interleave(const ModelShape& shape, Route route, int num_chunk
       bool phase_ends = false;
       while (!phase_ends) {
         const ChunkStep& next = wanted[index_of[c].size()];
-        Step step{next.kind, static_cast<std::int16_t>(next.layer), static_cast<std::int16_t>(c), {}};
+        Step step{
+            next.kind, static_cast<std::int16_t>(next.layer), static_cast<std::int16_t>(c), {}};
         for (const std::size_t dep : next.deps) step.deps.push_back(index_of[c][dep]);
         index_of[c].push_back(static_cast<std::int32_t>(steps.size()));
         steps.push_back(std::move(step));

@@ -7,8 +7,7 @@
 namespace atl {
 
 std::vector<Schedule> agreed_schedules(const comm::Communicator& world, const ModelShape& shape,
-                                       int max_chunks, bool overlap,
-                                       Route route) {
+                                       int max_chunks, bool overlap, Route route) {
   std::vector<Schedule> schedules;
   std::uint64_t hash = 0;
   for (int n = 1; n <= max_chunks; ++n) {

@@ -152,8 +152,9 @@ Driver::Running Driver::launch_compute(std::int32_t index) {
     case StepKind::mlp:
       return saved(backend_.mlp(chunk, step.layer));
     case StepKind::route:
-      return one(backend_.route(chunk, step.layer, steps_->schedule().route == Route::flat ? compute::RouteTo::experts
-                                                                                       : compute::RouteTo::nodes));
+      return one(backend_.route(chunk, step.layer,
+                                steps_->schedule().route == Route::flat ? compute::RouteTo::experts
+                                                                        : compute::RouteTo::nodes));
     case StepKind::regroup:
       return one(backend_.regroup(chunk, step.layer, state.moves->node_rows()));
     case StepKind::experts:

@@ -27,8 +27,8 @@ struct DriverOptions {
   int num_chunks = 1;
   bool overlap = true;
   comm::TransportKind transport = comm::TransportKind::ialltoallv;
-  bool shares_cores = false;  ///< this rank has less than a core of its own
-  std::size_t row_bytes = 0;  ///< of one token on the wire
+  bool shares_cores = false;         ///< this rank has less than a core of its own
+  std::size_t row_bytes = 0;         ///< of one token on the wire
   std::size_t across_row_bytes = 0;  ///< of one token between nodes, with its tail
   bool flat = true;                  ///< passes may take Route::flat
   bool nodes = false;                ///< passes may take Route::nodes

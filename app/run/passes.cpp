@@ -192,7 +192,8 @@ void Passes::write_trace(const std::vector<std::vector<io::TraceEvent>>& events)
   };
   io::write_trace(
       in_.options.trace, events, [&](const io::TraceEvent& e) { return step_of(e).name(); },
-      [&](const io::TraceEvent& e) { return lane_of(step_of(e).kind); }, in_.backend.stream_names());
+      [&](const io::TraceEvent& e) { return lane_of(step_of(e).kind); },
+      in_.backend.stream_names());
   if (timeline_->dropped_trace_events() > 0) {
     fmt::print(stderr,
                "the trace keeps the first {} steps of each rank; {} later ones on rank 0 "

@@ -128,8 +128,9 @@ void add_experts(json& report, const AllTraffic& traffic, const RunFacts& facts)
     if (shape.is_dense(layer)) continue;
     json row = json::array();
     for (int expert = 0; expert < shape.num_experts; ++expert) {
-      const auto count = traffic.sum.tokens_of_expert[static_cast<std::size_t>(
-          layer * shape.num_experts + expert)];
+      const auto count =
+          traffic.sum
+              .tokens_of_expert[static_cast<std::size_t>(layer * shape.num_experts + expert)];
       row.push_back(count);
       totals[static_cast<std::size_t>(expert)] += count;
     }

@@ -40,8 +40,8 @@ PassFacts pass_facts(const RunOptions& options, const Layout& layout, const Mode
   }
   facts.num_experts = std::max(1, shape.num_experts);
   facts.top_k = std::max(1, shape.top_k);
-  facts.moe_layers = static_cast<int>(
-      std::count(shape.layer_is_dense.begin(), shape.layer_is_dense.end(), false));
+  facts.moe_layers =
+      static_cast<int>(std::count(shape.layer_is_dense.begin(), shape.layer_is_dense.end(), false));
   facts.row_bytes = shape.hidden * static_cast<std::int64_t>(size_of(backend.dtype));
   facts.across_row_bytes = compute::across_row(shape.hidden, backend.dtype, shape.top_k).bytes;
   const auto link = [](const std::optional<comm::LinkSpeed>& speed) {

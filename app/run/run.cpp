@@ -7,8 +7,8 @@
 #include <vector>
 
 #include "app/model/load.hpp"
-#include "app/run/open_model.hpp"
 #include "app/run/groups.hpp"
+#include "app/run/open_model.hpp"
 #include "app/run/passes.hpp"
 #include "app/run/placement_file.hpp"
 #include "app/run/ranks.hpp"
@@ -38,8 +38,8 @@ class Job {
     work_.read(model_, ranks_.choice);
     if (work_.nothing_to_do()) return;
     find_links(world_, options_, ranks_);
-    sizes_ =
-        sizes_of(world_, options_, {model_, placement_, layout_, ranks_, work_.requests(), work_.mode()});
+    sizes_ = sizes_of(world_, options_,
+                      {model_, placement_, layout_, ranks_, work_.requests(), work_.mode()});
     work_.refuse_beyond_cache(sizes_.batch, kv_limit(options_, ranks_));
     if (work_.any_to_serve()) {
       load();

@@ -55,7 +55,8 @@ compute::BackendOptions backend_options(int rank, const RunOptions& run, const S
     options.max_chunk_tokens = options.chunk_tokens.front();
   }
   // All that the others send goes to this rank's experts.
-  options.most_receive_rows = std::int64_t{sized.layout.num_ranks() - 1} * options.max_chunk_tokens *
+  options.most_receive_rows = std::int64_t{sized.layout.num_ranks() - 1} *
+                              options.max_chunk_tokens *
                               std::min<std::int64_t>(shape.top_k, options.part.most_experts());
   // What an even routing brings, at least.
   options.receive_rows =

@@ -104,7 +104,8 @@ void Timeline::flush(const Groups& groups) {
   exchanges_.clear();
 }
 
-/// All ranks of a group have run the same passes by the same routes, so they list the same exchanges.
+/// All ranks of a group have run the same passes by the same routes, so they list the same
+/// exchanges.
 void Timeline::hear_last_posts(const Groups& groups, Share share) {
   shared_.clear();
   posts_.clear();

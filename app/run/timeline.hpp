@@ -100,7 +100,7 @@ class Timeline {
   std::size_t parts_per_step_ = 1;  // at most, as far as seen
   std::vector<Exchanged> exchanges_;
   std::vector<Edge> edges_;
-  std::vector<double> last_posts_;  // [exchanges], of the ranks that take part
+  std::vector<double> last_posts_;   // [exchanges], of the ranks that take part
   std::vector<std::size_t> shared_;  // exchanges of one kind of group
   std::vector<double> posts_, lasts_;
   std::vector<int> last_ranks_;

@@ -48,8 +48,8 @@ void CpuChunk::reserve_across(const NodeRows& rows, std::int64_t forwarded) {
            grown_receive_capacity(forwarded, before.forwarded)};
   if (room_.forwarded > before.forwarded) {
     const auto half = static_cast<std::size_t>(receive_bytes(options_, room_.forwarded) / 2);
-    memory_bytes_ += 2 * static_cast<std::int64_t>(half) - memory.send.bytes() -
-                     memory.combined.bytes();
+    memory_bytes_ +=
+        2 * static_cast<std::int64_t>(half) - memory.send.bytes() - memory.combined.bytes();
     for (AlignedBuffer* buffer : {&memory.send, &memory.combined}) {
       *buffer = AlignedBuffer();
       *buffer = AlignedBuffer(half);

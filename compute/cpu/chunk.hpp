@@ -30,7 +30,7 @@ class CpuChunk final : public Chunk {
   CpuChunkMemory memory;
   CpuForwardMemory forward;
   RouteTo routed_to = RouteTo::experts;  // by the last route
-  AlignedBuffer inner;  // [rows, I] of experts, between ExpertPart::up and down
+  AlignedBuffer inner;                   // [rows, I] of experts, between ExpertPart::up and down
 
  private:
   const BackendOptions options_;

@@ -15,15 +15,15 @@ struct CpuChunkMemory {
   CpuChunkMemory() = default;
   CpuChunkMemory(const BackendOptions& options, HostArena& arena);
 
-  AlignedBuffer x;                      // [max_tokens, H], float32
-  AlignedBuffer qkv;                    // [max_tokens, (heads + 2 kv_heads) * head_dim]
-  AlignedBuffer context;                // [max_tokens, heads * head_dim]
-  AlignedBuffer send;                   // [max_tokens * top_k, H]
-  AlignedBuffer combined;               // [max_tokens * top_k, H]
-  std::vector<float> router_logits;     // [max_tokens, num_experts]
-  std::vector<std::int32_t> experts;    // [max_tokens, top_k], chosen, falling weight
-  std::vector<float> weights;           // [max_tokens, top_k]
-  RowOrder order;                       // where these rows go
+  AlignedBuffer x;                    // [max_tokens, H], float32
+  AlignedBuffer qkv;                  // [max_tokens, (heads + 2 kv_heads) * head_dim]
+  AlignedBuffer context;              // [max_tokens, heads * head_dim]
+  AlignedBuffer send;                 // [max_tokens * top_k, H]
+  AlignedBuffer combined;             // [max_tokens * top_k, H]
+  std::vector<float> router_logits;   // [max_tokens, num_experts]
+  std::vector<std::int32_t> experts;  // [max_tokens, top_k], chosen, falling weight
+  std::vector<float> weights;         // [max_tokens, top_k]
+  RowOrder order;                     // where these rows go
 
   // With BackendOptions::across:
   AlignedBuffer across_send;    // [max_tokens * min(top_k, nodes)], rows with tails

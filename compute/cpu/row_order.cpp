@@ -20,8 +20,7 @@ RowOrder::RowOrder(const BackendOptions& options, std::int64_t tokens, HostArena
   next_return = arena.vector<std::int32_t>(nodes);
 }
 
-void RowOrder::count(const ExpertPlaces& places, std::int64_t num_tokens, int top_k,
-                     Chunk& chunk) {
+void RowOrder::count(const ExpertPlaces& places, std::int64_t num_tokens, int top_k, Chunk& chunk) {
   const auto num_nodes = static_cast<std::size_t>(places.num_nodes());
   chunk.packed_counts = std::span(counts).first(static_cast<std::size_t>(places.num_places()));
   chunk.node_rows = std::span(node_rows).first(num_nodes);
@@ -77,25 +76,6 @@ void RowOrder::write_places(const ExpertPlaces& places, std::int64_t token, int 
 ForwardOrder::ForwardOrder(const BackendOptions& options, std::int64_t rows, HostArena& arena) {
   slots = arena.vector<std::int32_t>(rows * options.shape.top_k);
   returns = arena.vector<std::int32_t>(rows);
-}
-
-void ForwardOrder::regroup(const PlacesOf& places_of, std::int64_t rows, int top_k,
-                           std::vector<std::int32_t>& next) {
-  std::fill(next.begin(), next.end(), 0);
-  for (std::int64_t row = 0; row < rows; ++row) {
-    const std::int32_t* places = places_of(row);
-    for (int j = 0; j < top_k; ++j) {
-      if (places[j] >= 0) ++next[static_cast<std::size_t>(places[j])];
-    }
-  }
-  std::exclusive_scan(next.begin(), next.end(), next.begin(), 0);
-  for (std::int64_t row = 0; row < rows; ++row) {
-    const std::int32_t* places = places_of(row);
-    for (int j = 0; j < top_k; ++j) {
-      slots[static_cast<std::size_t>(row * top_k + j)] =
-          places[j] >= 0 ? next[static_cast<std::size_t>(places[j])]++ : -1;
-    }
-  }
 }
 
 bool ForwardOrder::has_all(std::int64_t row, int top_k) const {

@@ -1,8 +1,9 @@
 #pragma once
 // Which row of a chunk goes where: to its experts' places, to their nodes, and inside a node.
 
+#include <algorithm>
 #include <cstdint>
-#include <functional>
+#include <numeric>
 #include <vector>
 
 #include "compute/backend.hpp"
@@ -52,7 +53,7 @@ struct ForwardOrder {
   ForwardOrder(const BackendOptions& options, std::int64_t rows, HostArena& arena);
 
   /// `places_of(row)` is the tail of a row. `next` has room for the places of the node.
-  using PlacesOf = std::function<const std::int32_t*(std::int64_t row)>;
+  template <class PlacesOf>
   void regroup(const PlacesOf& places_of, std::int64_t rows, int top_k,
                std::vector<std::int32_t>& next);
   void fold(const NodeRows& rows, int top_k);
@@ -90,7 +91,28 @@ void RowOrder::for_each_node(const ExpertPlaces& places, std::int64_t token, int
                              const Visit& visit) const {
   const TokenNodes nodes{places, chosen.data() + token * top_k, top_k};
   for (int j = 0; j < top_k; ++j) {
-    if (nodes.is_first_of_node(j)) visit(nodes.node(j), sent[static_cast<std::size_t>(token * top_k + j)]);
+    if (nodes.is_first_of_node(j))
+      visit(nodes.node(j), sent[static_cast<std::size_t>(token * top_k + j)]);
+  }
+}
+
+template <class PlacesOf>
+void ForwardOrder::regroup(const PlacesOf& places_of, std::int64_t rows, int top_k,
+                           std::vector<std::int32_t>& next) {
+  std::fill(next.begin(), next.end(), 0);
+  for (std::int64_t row = 0; row < rows; ++row) {
+    const std::int32_t* places = places_of(row);
+    for (int j = 0; j < top_k; ++j) {
+      if (places[j] >= 0) ++next[static_cast<std::size_t>(places[j])];
+    }
+  }
+  std::exclusive_scan(next.begin(), next.end(), next.begin(), 0);
+  for (std::int64_t row = 0; row < rows; ++row) {
+    const std::int32_t* places = places_of(row);
+    for (int j = 0; j < top_k; ++j) {
+      slots[static_cast<std::size_t>(row * top_k + j)] =
+          places[j] >= 0 ? next[static_cast<std::size_t>(places[j])]++ : -1;
+    }
   }
 }
 

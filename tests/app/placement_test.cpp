@@ -63,7 +63,8 @@ TEST(Placement, PlacesFollowNodesThenRanksThenExperts) {
   const LayerPlacement layer({{3, 0}, {2}, {1, 3}, {0}}, layout);
   std::vector<std::pair<int, int>> order;
   for (const Replica& replica : layer.replicas()) order.emplace_back(replica.rank, replica.expert);
-  EXPECT_EQ(order, (std::vector<std::pair<int, int>>{{0, 0}, {0, 3}, {2, 1}, {1, 2}, {3, 0}, {3, 2}}));
+  EXPECT_EQ(order,
+            (std::vector<std::pair<int, int>>{{0, 0}, {0, 3}, {2, 1}, {1, 2}, {3, 0}, {3, 2}}));
   EXPECT_EQ(layer.first_place_of_node(), (std::vector<std::int32_t>{0, 3, 6}));
   EXPECT_EQ(layer.first_place_of(1), 3);
 }
@@ -96,8 +97,7 @@ TEST(Placement, WrongOnesAreNamed) {
 
 TEST(Layout, RailsAreGroupsWhereNodesAreEven) {
   const Layout even = make_layout({0, 0, 1, 1, 2, 2});
-  EXPECT_EQ(even.of(Share::rail).members,
-            (std::vector<std::vector<int>>{{0, 2, 4}, {1, 3, 5}}));
+  EXPECT_EQ(even.of(Share::rail).members, (std::vector<std::vector<int>>{{0, 2, 4}, {1, 3, 5}}));
   EXPECT_EQ(even.receiver(1, 2), 5);
   const Layout uneven = make_layout({0, 0, 0, 1, 2, 2});
   EXPECT_EQ(uneven.of(Share::rail).members.size(), 1U);

@@ -42,7 +42,8 @@ class Routes : public ::testing::TestWithParam<DType> {
     std::vector<std::vector<std::int32_t>> all;
     for (int r = 0; r < ranks; ++r) {
       const int length = r % 4 == 1 ? 0 : 3 + r * 7 % 29;
-      all.push_back(testing::Random(static_cast<unsigned>(r) + 1, DType::float32).tokens(length, vocab));
+      all.push_back(
+          testing::Random(static_cast<unsigned>(r) + 1, DType::float32).tokens(length, vocab));
     }
     return all;
   }
@@ -66,8 +67,8 @@ class Routes : public ::testing::TestWithParam<DType> {
 
 TEST_P(Routes, BytesAreThoseOfOneRank) {
   const ModelShape shape = testing::tiny_shape();
-  for (const auto& sizes : std::vector<std::vector<int>>{
-           {3}, {2, 2}, {1, 1, 1, 1}, {3, 5, 1}, {1, 4}, {6, 6}}) {
+  for (const auto& sizes :
+       std::vector<std::vector<int>>{{3}, {2, 2}, {1, 1, 1, 1}, {3, 5, 1}, {1, 4}, {6, 6}}) {
     const Layout layout = make_layout(nodes(sizes));
     expect_bytes_of_one_rank(shape, layout, even_placement(shape, layout));
   }
@@ -117,8 +118,8 @@ TEST(ChooseReplicas, WhereTheTokenGoesAnyhowThenNearThenInTurn) {
   const auto places = placement.places_seen_by(0, layout);
   using Ranks = std::vector<std::int32_t>;
   EXPECT_EQ(chosen_ranks(places, placement, {0, 1}, 0), (Ranks{4, 5}));  // node 2 anyhow
-  EXPECT_EQ(chosen_ranks(places, placement, {0}, 0), (Ranks{1}));       // own node
-  EXPECT_EQ(chosen_ranks(places, placement, {2}, 0), (Ranks{0}));       // own rank
+  EXPECT_EQ(chosen_ranks(places, placement, {0}, 0), (Ranks{1}));        // own node
+  EXPECT_EQ(chosen_ranks(places, placement, {2}, 0), (Ranks{0}));        // own rank
   EXPECT_EQ(chosen_ranks(places, placement, {2, 0}, 0), (Ranks{0, 1}));
   EXPECT_EQ(chosen_ranks(places, placement, {3, 1}, 0), (Ranks{4, 5}));
   std::map<std::int32_t, int> taken;
