@@ -38,6 +38,12 @@ void CpuLayers::execute(const CpuOp& op) {
           op.x, op.chunk->memory.x.data(),
           op.chunk->tokens.size() * static_cast<std::size_t>(shape_.hidden) * sizeof(float));
       return;
+    case CpuOp::Kind::save_choices: {
+      const auto pairs = static_cast<std::ptrdiff_t>(op.chunk->num_tokens() * shape_.top_k);
+      std::copy_n(op.chunk->memory.experts.begin(), pairs, op.experts);
+      std::copy_n(op.chunk->memory.weights.begin(), pairs, op.out);
+      return;
+    }
     case CpuOp::Kind::save_kv:
     case CpuOp::Kind::load_kv:
       return move_kv(op);
@@ -68,12 +74,21 @@ void CpuLayers::embed(CpuChunk& chunk) {
 
 void CpuLayers::route(CpuChunk& chunk, int layer) {
   const CpuLayer& weights = layers_[static_cast<std::size_t>(layer)];
+  norm(chunk, weights.ffn_norm);
+  gemm_->run(weights.router, work_.h.data(), chunk.num_tokens(), chunk.memory.router_logits.data(),
+             Finish::float32);
+  if (chunk.forced.experts == nullptr) {
+    choose(chunk);
+  } else {
+    force(chunk);
+  }
+  pack(chunk);
+}
+
+void CpuLayers::choose(CpuChunk& chunk) {
   const std::int64_t num_tokens = chunk.num_tokens();
   const int num_experts = shape_.num_experts;
   const int top_k = shape_.top_k;
-  norm(chunk, weights.ffn_norm);
-  gemm_->run(weights.router, work_.h.data(), num_tokens, chunk.memory.router_logits.data(),
-             Finish::float32);
   parallel_ranges(options_.num_threads, num_tokens, grain_rows(std::int64_t{16} * num_experts),
                   [&](std::int64_t begin, std::int64_t end, int) {
                     for (std::int64_t t = begin; t < end; ++t) {
@@ -83,7 +98,28 @@ void CpuLayers::route(CpuChunk& chunk, int layer) {
                                      chunk.memory.weights.data() + t * top_k);
                     }
                   });
-  pack(chunk);
+}
+
+/// The router computes its logits also where weights are given: replaying costs what routing does.
+void CpuLayers::force(CpuChunk& chunk) {
+  const std::int64_t num_tokens = chunk.num_tokens();
+  const int num_experts = shape_.num_experts;
+  const int top_k = shape_.top_k;
+  const std::int64_t pairs = num_tokens * top_k;
+  std::copy_n(chunk.forced.experts, pairs, chunk.memory.experts.begin());
+  if (chunk.forced.weights != nullptr) {
+    std::copy_n(chunk.forced.weights, pairs, chunk.memory.weights.begin());
+    return;
+  }
+  parallel_ranges(options_.num_threads, num_tokens, grain_rows(std::int64_t{16} * num_experts),
+                  [&](std::int64_t begin, std::int64_t end, int) {
+                    for (std::int64_t t = begin; t < end; ++t) {
+                      kernels_.weights_of(chunk.memory.router_logits.data() + t * num_experts,
+                                          num_experts, top_k, shape_.norm_topk_prob,
+                                          chunk.memory.experts.data() + t * top_k,
+                                          chunk.memory.weights.data() + t * top_k);
+                    }
+                  });
 }
 
 void CpuLayers::pack(CpuChunk& chunk) {

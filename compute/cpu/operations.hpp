@@ -77,6 +77,10 @@ class CpuLayers {
   void output(CpuChunk& chunk, const CpuLayer& weights);
   void mlp(CpuChunk& chunk, int layer);
   void route(CpuChunk& chunk, int layer);
+  /// Experts and weights of the chunk, from router_logits.
+  void choose(CpuChunk& chunk);
+  /// The same of chunk.forced.
+  void force(CpuChunk& chunk);
   void pack(CpuChunk& chunk);
   void experts(CpuChunk& chunk, int layer, std::span<const RowBlock> blocks, ExpertPart part);
   void merge(CpuChunk& chunk);
