@@ -48,6 +48,8 @@ std::vector<std::pair<std::string, std::string>> RunOptions::items() const {
           {"trace", trace},
           {"dump-activations", dump_activations},
           {"activations", activations},
+          {"record-routing", record_routing},
+          {"replay-routing", replay_routing},
           {"max-sequences", std::to_string(max_sequences)},
           {"step-tokens", std::to_string(step_tokens)},
           {"min-chunk-tokens", std::to_string(min_chunk_tokens)},
@@ -190,6 +192,11 @@ void add_run_files(CLI::App& app, RunOptions& o) {
   CLI::Option* layers = app.add_option("--dump-activations", o.dump_activations,
                                        "Write x after these layers: all, or e.g. 0,3,15");
   CLI::Option* file = app.add_option("--activations", o.activations, "File for them (HDF5)");
+  app.add_option("--record-routing", o.record_routing,
+                 "Write the experts that every token chose, with their weights (HDF5)");
+  app.add_option("--replay-routing", o.replay_routing,
+                 "Let tokens take the experts of this file: a recorded one, or .npy of shape "
+                 "[tokens, layers, k]");
   layers->needs(file);
   file->needs(layers);
 }

@@ -38,6 +38,8 @@ struct RunOptions {
   std::string trace;
   std::string dump_activations;  ///< layers: "all", or numbers with commas; empty: none
   std::string activations;       ///< file for them
+  std::string record_routing;    ///< file for what the routers choose; empty: none
+  std::string replay_routing;    ///< file of choices that take their place; empty: none
   int max_sequences = 64;        ///< per rank at once
   int step_tokens = 2048;        ///< per rank and pass
   int min_chunk_tokens = 32;
