@@ -60,7 +60,8 @@ struct RunOptions {
 Interval interval_of(const std::string& text);
 
 struct InitOptions {
-  std::string preset;
+  std::string preset;  ///< empty: `config` says which model
+  std::string config;  ///< file (JSON) that describes it
   std::uint64_t seed = 0;
   std::string output;
   double deadline = 300;  ///< seconds for a rank that does not answer
