@@ -219,7 +219,7 @@ EOF
 capture "$ATOLL" inspect "$work/damaged.h5"
 refused "a damaged record" 1 "damaged:|damaged"
 run_of 2 x --replay-routing "$requests"
-refused "requests as routing" 2 "same file"
+refused "requests as routing" 1 "not an HDF5 file"
 run_of 2 x --replay-routing "$work/nowhere.h5"
 refused "no such file" 1 "No such file"
 run_of 2 x --replay-routing "$work/generate.json"
