@@ -55,6 +55,8 @@ std::vector<std::pair<std::string, std::string>> RunOptions::items() const {
           {"trace", trace},
           {"dump-activations", dump_activations},
           {"activations", activations},
+          {"record-routing", record_routing},
+          {"replay-routing", replay_routing},
           {"max-sequences", std::to_string(max_sequences)},
           {"step-tokens", std::to_string(step_tokens)},
           {"min-chunk-tokens", std::to_string(min_chunk_tokens)},
@@ -76,11 +78,9 @@ std::vector<std::pair<std::string, std::string>> CommandLine::items() const {
       return all;
     }
     case Command::init:
-      return {{"command", "init"},
-              {"preset", init.preset},
-              {"seed", std::to_string(init.seed)},
-              {"output", init.output},
-              {"deadline", fmt::format("{}", init.deadline)}};
+      return {{"command", "init"},     {"preset", init.preset},
+              {"config", init.config}, {"seed", std::to_string(init.seed)},
+              {"output", init.output}, {"deadline", fmt::format("{}", init.deadline)}};
     case Command::import:
       return {{"command", "import"}, {"folder", import.folder}, {"output", import.output}};
     case Command::inspect:
@@ -223,6 +223,11 @@ void add_run_files(CLI::App& app, RunOptions& o) {
   CLI::Option* layers = app.add_option("--dump-activations", o.dump_activations,
                                        "Write x after these layers: all, or e.g. 0,3,15");
   CLI::Option* file = app.add_option("--activations", o.activations, "File for them (HDF5)");
+  app.add_option("--record-routing", o.record_routing,
+                 "Write the experts that every token chose, with their weights (HDF5)");
+  app.add_option("--replay-routing", o.replay_routing,
+                 "Let tokens take the experts of this file: a recorded one, or .npy of shape "
+                 "[tokens, layers, k]");
   layers->needs(file);
   file->needs(layers);
 }
@@ -277,6 +282,8 @@ std::vector<CLI::ConfigItem> items_of_file(const std::string& path) {
 std::vector<std::string> with_config_files(int argc, const char* const* argv) {
   std::vector<std::string> given(argv + std::min(argc, 1), argv + argc);
   std::vector<std::string> from_files;
+  // Of init, --config names a model.
+  if (given.empty() || given[0] != "run") return given;
   for (std::size_t i = 0; i < given.size(); ++i) {
     std::string path;
     if (given[i] == "--config" && i + 1 < given.size()) path = given[i + 1];
@@ -374,9 +381,12 @@ namespace {
 
 CLI::App& add_init(CLI::App& app, InitOptions& o) {
   CLI::App& init = *app.add_subcommand("init", "Write a model with random weights");
-  init.add_option("--preset", o.preset, "Which model")
-      ->required()
-      ->check(CLI::IsMember(preset_names()));
+  CLI::Option* preset =
+      init.add_option("--preset", o.preset, "Which model")->check(CLI::IsMember(preset_names()));
+  init.add_option("--config", o.config,
+                  "A model of this description instead: JSON, as atoll inspect shows it or as a "
+                  "Hugging Face folder has it")
+      ->excludes(preset);
   init.add_option("--seed", o.seed, "Seed of the weights")
       ->check(problem_of_seed)
       ->capture_default_str();
@@ -397,8 +407,13 @@ CLI::App& add_import(CLI::App& app, ImportOptions& o) {
 
 void add_inspect(CLI::App& app, InspectOptions& o) {
   CLI::App& inspect = *app.add_subcommand(
-      "inspect", "List a file that atoll wrote (model, checkpoint) and verify its checksums");
-  inspect.add_option("file", o.file, "Model, checkpoint or activations file")->required();
+      "inspect",
+      "List a file that atoll wrote (model, checkpoint, routing) and verify its checksums");
+  inspect
+      .add_option(
+          "file", o.file,
+          "Model, checkpoint, activations or routing file, or a .npy of [tokens, layers, k]")
+      ->required();
   inspect.add_flag("--no-verify", o.no_verify, "List only, read no weights");
 }
 
@@ -431,6 +446,11 @@ void check_run(const CLI::App& run, const RunOptions& o) {
     throw UsageError(
         "--dump-activations: a resumed run does not compute all tokens; leave one of "
         "it and --resume away");
+  }
+  if (run.count("--shard") > 0 && o.replay_routing.ends_with(".npy")) {
+    throw UsageError(
+        "--replay-routing: a .npy is one list of tokens, and a shard does not know which are its "
+        "own; give a recorded file, or leave --shard away");
   }
   if (run.count("--checkpoint-every") > 0 && o.checkpoint_dir.empty()) {
     throw UsageError("--checkpoint-every: there is no --checkpoint-dir to write to");
@@ -476,6 +496,9 @@ CommandLine parse_command_line(int argc, const char* const* argv) {
     throw UsageError(fmt::format("{}; see atoll --help", error.what()));
   }
   if (run.parsed()) check_run(run, line.run);
+  if (init.parsed() && line.init.preset.empty() && line.init.config.empty()) {
+    throw UsageError("init: which model? Give --preset or --config; see atoll init --help");
+  }
   if (!(line.run.deadline >= 0) || !(line.init.deadline >= 0))
     throw UsageError("--deadline: not a number of seconds");
   line.command = run.parsed()      ? Command::run

@@ -45,6 +45,8 @@ struct RunOptions {
   std::string trace;
   std::string dump_activations;  ///< layers: "all", or numbers with commas; empty: none
   std::string activations;       ///< file for them
+  std::string record_routing;    ///< file for what the routers choose; empty: none
+  std::string replay_routing;    ///< file of choices that take their place; empty: none
   int max_sequences = 64;        ///< per rank at once
   int step_tokens = 2048;        ///< per rank and pass
   int min_chunk_tokens = 32;
@@ -65,7 +67,8 @@ struct RunOptions {
 Interval interval_of(const std::string& text);
 
 struct InitOptions {
-  std::string preset;
+  std::string preset;  ///< empty: `config` says which model
+  std::string config;  ///< file (JSON) that describes it
   std::uint64_t seed = 0;
   std::string output;
   double deadline = 300;  ///< seconds for a rank that does not answer

@@ -65,6 +65,15 @@ struct NodeRows {
   std::int64_t arrived_returns = 0;   ///< in across_done, from the first on
 };
 
+/// What a router would choose, given instead: experts [T, top_k] by their number in the model, each
+/// token's different from one another, in the order in which their rows are summed. Without weights
+/// [T, top_k] each gets the probability that the router gives it, rescaled where the model rescales
+/// those of experts that it chose itself.
+struct ForcedChoices {
+  const std::int32_t* experts = nullptr;  ///< null: the router chooses
+  const float* weights = nullptr;
+};
+
 /// One micro-batch on its way through the layers: its input and the buffers that MPI reads and
 /// writes. Activations in between belong to the backend. Rows of `dispatch_send` are grouped by
 /// the place of their expert's replica (see ExpertPlaces), rows of `across_send` by node; inside a
@@ -77,6 +86,8 @@ class Chunk {
 
   std::span<const std::int32_t> tokens;  ///< [T], T <= max_tokens; may be empty
   std::span<const Segment> segments;     ///< cover rows 0..T-1 in order
+  /// Choices that take the router's place in the next route(); they live until that completes.
+  ForcedChoices forced;
 
   // After route, and until the next one:
   std::span<const std::int32_t> packed_counts;  ///< [places] of the layer: rows for each
@@ -201,6 +212,10 @@ class Backend {
 
   /// Copies x [T, H], as it is then, to host memory.
   virtual Event save_x(const Chunk& chunk, float* x) = 0;
+  /// Copies what the last route() of the chunk chose to host memory: experts [T, top_k] by their
+  /// number in the model, in falling weight unless they were forced, and their weights. Before the
+  /// chunk's next route().
+  virtual Event save_choices(const Chunk& chunk, std::int32_t* experts, float* weights) = 0;
   /// Copies the keys and values of positions [first_position, first_position + num_positions) of
   /// one sequence, which lie in `pages` (of the sequence, in order of position), to host memory,
   /// each as [num_positions, kv_heads, head_dim] in options.dtype: the same bytes whatever the

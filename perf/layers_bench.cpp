@@ -180,6 +180,7 @@ class LayersBench {
                         {"sequence", options_.sequence},
                         {"chunks", rows_->num_chunks()},
                         {"skew", options_.skew},
+                        {"routing", options_.routing},
                         {"route", options_.route},
                         {"repetitions", options_.repetitions}};
     if (options_.paced) {
@@ -255,7 +256,7 @@ class LayersBench {
     }
   }
 
-  DriverOptions driver_options(bool overlap, bool messages) const {
+  DriverOptions driver_options(bool overlap, bool messages) {
     DriverOptions driver;
     driver.num_chunks = options_.chunks;
     driver.overlap = overlap;
@@ -268,6 +269,9 @@ class LayersBench {
     driver.nodes = route_ == Route::nodes;
     driver.max_head_rows = batch_.max_sequences;
     driver.max_chunk_tokens = options_.tokens;
+    if (model_.traced()) {
+      driver.forced = [this](int chunk, int layer) { return forced_choices(chunk, layer); };
+    }
     if (!messages) {
       driver.moves = [this](compute::Chunk& chunk, int index) {
         return std::make_unique<NoMessages>(*rows_, model_, placement_, world_.rank(), chunk,
@@ -275,6 +279,19 @@ class LayersBench {
       };
     }
     return driver;
+  }
+
+  /// The record's choices for a chunk of the pass under way. A chunk's next router runs after this
+  /// one.
+  compute::ForcedChoices forced_choices(int chunk, int layer) {
+    const auto& tokens = batch_under_way_->chunk(chunk).tokens;
+    auto& experts = forced_[static_cast<std::size_t>(chunk)];
+    const auto top_k = static_cast<std::size_t>(options_.top_k);
+    experts.resize(tokens.size() * top_k);
+    for (std::size_t t = 0; t < tokens.size(); ++t) {
+      model_.experts_of(tokens[t], layer, std::span(experts).subspan(t * top_k, top_k));
+    }
+    return {experts.data(), nullptr};
   }
 
   template <typename Pass>
@@ -300,6 +317,7 @@ class LayersBench {
     const double begin = now_seconds();
     runner.timeline.begin_pass(Phase::prefill, runner.driver.schedule(batch.num_chunks(), route_),
                                begin, begin);
+    batch_under_way_ = &batch;
     runner.driver.run_pass(batch, route_);
     ++runner.passes;
     Outcome outcome;
@@ -418,6 +436,8 @@ class LayersBench {
   std::vector<io::Request> requests_;
   double clock_offset_;
   BatchOptions batch_;
+  Batcher* batch_under_way_ = nullptr;
+  std::array<std::vector<std::int32_t>, 64> forced_;  // [chunks]: [tokens, top_k]
   std::vector<RankLoad> loads_;
   compute::BackendOptions backend_options_;
   std::optional<PassRows> rows_;

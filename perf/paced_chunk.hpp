@@ -59,10 +59,9 @@ class PacedChunk final : public compute::Chunk {
     const compute::ExpertPlaces& places = options_.part.places_of(layer);
     const auto num_tokens = static_cast<std::int64_t>(tokens.size());
     for (std::int64_t t = 0; t < num_tokens; ++t) {
-      std::int32_t* experts = experts_.data() + t * top_k_;
-      for (const auto code : model.codes_of(tokens[static_cast<std::size_t>(t)])) {
-        *experts++ = model.expert_of(layer, code);
-      }
+      model.experts_of(tokens[static_cast<std::size_t>(t)], layer,
+                       std::span(experts_).subspan(static_cast<std::size_t>(t * top_k_),
+                                                   static_cast<std::size_t>(top_k_)));
       compute::choose_replicas(places.table(), experts_.data() + t * top_k_, top_k_,
                                static_cast<int>(t), order_.chosen.data() + t * top_k_);
     }

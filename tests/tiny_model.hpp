@@ -323,6 +323,11 @@ class SingleRank {
     chunk_->segments = segments_;
   }
 
+  /// What takes the router's place in a layer from now on, and where choices are saved after it;
+  /// either may be empty.
+  std::function<compute::ForcedChoices(int layer)> forced;
+  std::function<void(int layer)> routed;
+
   /// Runs the chunk through all layers. Allocates nothing.
   void run_layers() {
     backend_->embed(*chunk_);
@@ -332,10 +337,12 @@ class SingleRank {
         backend_->mlp(*chunk_, l);
         continue;
       }
+      if (forced) chunk_->forced = forced(l);
       finish(backend_->route(*chunk_, l));
       make_blocks();
       experts(l);
       finish(backend_->merge(*chunk_, l));
+      if (routed) routed(l);
     }
   }
 

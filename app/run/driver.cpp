@@ -142,7 +142,8 @@ Driver::Running Driver::launch_compute(std::int32_t index) {
   compute::Chunk& chunk = *state.chunk;
   const auto one = [index](compute::Event event) { return Running{index, event, event, 0}; };
   const auto saved = [&](compute::Event event) {
-    return Running{index, event, save_x(step, chunk, event), 0};
+    const compute::Event kept = save_choices(step, chunk, event);
+    return Running{index, event, save_x(step, chunk, kept), 0};
   };
   switch (step.kind) {
     case StepKind::embed:
@@ -152,6 +153,7 @@ Driver::Running Driver::launch_compute(std::int32_t index) {
     case StepKind::mlp:
       return saved(backend_.mlp(chunk, step.layer));
     case StepKind::route:
+      if (options_.forced) chunk.forced = options_.forced(step.chunk, step.layer);
       return one(backend_.route(chunk, step.layer,
                                 steps_->schedule().route == Route::flat ? compute::RouteTo::experts
                                                                         : compute::RouteTo::nodes));
@@ -176,6 +178,15 @@ compute::Event Driver::save_x(const Step& step, const compute::Chunk& chunk, com
   if (!options_.save_x || chunk.tokens.empty()) return last;
   float* x = options_.save_x(step.chunk, step.layer, chunk.tokens.size());
   return x == nullptr ? last : backend_.save_x(chunk, x);
+}
+
+/// With the layer's last operation, not with route: nothing waits for it there.
+compute::Event Driver::save_choices(const Step& step, const compute::Chunk& chunk,
+                                    compute::Event last) {
+  if (!options_.save_choices || step.kind != StepKind::merge || chunk.tokens.empty()) return last;
+  const auto place = options_.save_choices(step.chunk, step.layer, chunk.tokens.size());
+  return place.experts == nullptr ? last
+                                  : backend_.save_choices(chunk, place.experts, place.weights);
 }
 
 void Driver::record_intervals(const Running& running) {

@@ -17,6 +17,7 @@
 #include "app/run/chunk_moves.hpp"
 #include "app/run/groups.hpp"
 #include "app/run/head_step.hpp"
+#include "app/run/routing_record.hpp"
 #include "app/run/timeline.hpp"
 #include "app/run/traffic.hpp"
 #include "compute/backend.hpp"
@@ -38,6 +39,11 @@ struct DriverOptions {
   /// Host memory for x [tokens, H] of a chunk after a layer, or null where it is not wanted; it is
   /// filled when run_pass returns. Empty: never.
   std::function<float*(int chunk, int layer, std::size_t tokens)> save_x;
+  /// Host memory for what the router of a layer chose for a chunk, or none; filled when run_pass
+  /// returns. Empty: never.
+  std::function<RoutingRecord::Place(int chunk, int layer, std::size_t tokens)> save_choices;
+  /// Choices that take the router's place. Empty: it chooses.
+  std::function<compute::ForcedChoices(int chunk, int layer)> forced;
   /// How rows travel; empty: over MPI, by `transport`.
   MakeChunkMoves moves;
 };
@@ -73,6 +79,7 @@ class Driver {
   void launch();
   Running launch_compute(std::int32_t step);
   compute::Event save_x(const Step& step, const compute::Chunk& chunk, compute::Event last);
+  compute::Event save_choices(const Step& step, const compute::Chunk& chunk, compute::Event last);
   ChunkState& chunk_of(const Step& step);
   bool poll();
   bool poll_compute();

@@ -53,6 +53,10 @@ DriverOptions Passes::driver_options() {
   driver.max_chunk_tokens = sizes.backend.max_chunk_tokens;
   driver.max_head_rows = std::min(sizes.batch.max_sequences, sizes.backend.max_chunk_tokens);
   if (!in_.dumped_layers.empty()) open_dump(driver);
+  if (!in_.options.record_routing.empty()) open_record(driver);
+  if (in_.replay != nullptr) {
+    driver.forced = [this](int chunk, int layer) { return in_.replay->of(chunk, layer); };
+  }
   return driver;
 }
 
@@ -76,6 +80,16 @@ void Passes::open_dump(DriverOptions& driver) {
   };
 }
 
+void Passes::open_record(DriverOptions& driver) {
+  const auto layout = routing_layout(in_.model.config.shape, in_.model.file->identity(),
+                                     in_.work.requests(), in_.work.mode(), in_.options.max_tokens);
+  record_.emplace(in_.work.written(in_.options.record_routing), layout, in_.world,
+                  in_.sizes.batch.max_chunks, in_.options.resume, in_.work.kept());
+  driver.save_choices = [this](int chunk, int layer, std::size_t tokens) {
+    return record_->place(chunk, layer, tokens);
+  };
+}
+
 void Passes::run() {
   const std::int64_t total = batcher_->waiting_work();
   comm::watched::stage("the steps", in_.options.deadline);
@@ -87,10 +101,9 @@ void Passes::run() {
     begin = now_seconds();
     comm::watched::begin_pass(pass);
     if (!agree_on_pass(begin, last_pass_seconds)) break;
+    if (in_.replay != nullptr) in_.replay->prepare(*batcher_);
     driver_->run_pass(*batcher_, way_.route);
-    if (dump_) dump_->write(*batcher_);
-    timeline_->end_pass(batcher_->finish_pass(now_seconds() - start));
-    in_.work.results.take(batcher_->finished());
+    finish_pass(now_seconds() - start);
     if (timeline_->full()) timeline_->flush(in_.groups);
     std::int64_t left = batcher_->waiting_work();
     for (const RankLoad& load : loads_) left += load.remaining_work;
@@ -103,11 +116,22 @@ void Passes::run() {
   progress.finish();
 }
 
+void Passes::finish_pass(double now) {
+  if (dump_) dump_->write(*batcher_);
+  if (record_) record_->take(*batcher_);
+  timeline_->end_pass(batcher_->finish_pass(now));
+  if (record_) record_->finish(batcher_->finished());
+  if (in_.replay != nullptr) in_.replay->finish(batcher_->finished());
+  in_.work.results.take(batcher_->finished());
+}
+
 bool Passes::agree_on_pass(double begin, double last_pass_seconds) {
   in_.world.allgather_into(load_of_rank(), std::span(loads_));
   const double agreed = now_seconds();
   in_.work.results.collect(loads_);
   stop_if_asked();
+  const auto due = static_cast<std::int32_t>(CheckpointPhase::due);
+  if (record_ && loads_[0].checkpoint == due) record_->flush();
   in_.work.checkpoints.advance(loads_, checkpoint_source(), last_pass_seconds);
   if (!batcher_->admit(loads_)) return false;
   const Phase phase = batcher_->has_prompt_tokens() ? Phase::prefill : Phase::decode;
@@ -162,6 +186,7 @@ void Passes::stop_if_asked() {
   const auto asked = std::find_if(loads_.begin(), loads_.end(),
                                   [](const RankLoad& load) { return load.stop_signal != 0; });
   if (asked == loads_.end()) return;
+  if (record_) record_->flush();
   const std::string checkpoint = in_.work.checkpoints.write_now(checkpoint_source());
   std::string message;
   if (root()) {
@@ -178,6 +203,27 @@ void Passes::stop_if_asked() {
 
 void Passes::close_dump() {
   if (dump_) dump_->close();
+}
+
+void Passes::close_record() {
+  if (record_) record_->close();
+}
+
+nlohmann::json Passes::routing_report() const {
+  nlohmann::json report;
+  if (record_) {
+    const RecordCost& cost = record_->cost();
+    std::int64_t sums[] = {cost.rows, cost.bytes};
+    in_.world.allreduce(std::span(sums), comm::Communicator::Reduce::sum);
+    double seconds = cost.seconds;
+    in_.world.allreduce(std::span(&seconds, 1), comm::Communicator::Reduce::max);
+    report["recorded"] = {{"file", in_.work.written(in_.options.record_routing)},
+                          {"positions", sums[0]},
+                          {"bytes", sums[1]},
+                          {"seconds", seconds}};
+  }
+  if (in_.replay != nullptr) report["replayed"] = in_.replay->report();
+  return root() ? report : nlohmann::json();
 }
 
 std::vector<std::vector<io::TraceEvent>> Passes::gather_trace() const {

@@ -2,6 +2,7 @@
 // All passes of a run, from the first batch to the last: what happens in each, and in which order.
 
 #include <cstdint>
+#include <nlohmann/json.hpp>
 #include <optional>
 #include <vector>
 
@@ -15,6 +16,8 @@
 #include "app/run/groups.hpp"
 #include "app/run/open_model.hpp"
 #include "app/run/ranks.hpp"
+#include "app/run/routing_record.hpp"
+#include "app/run/routing_replay.hpp"
 #include "app/run/sizes.hpp"
 #include "app/run/timeline.hpp"
 #include "app/run/workload.hpp"
@@ -35,6 +38,7 @@ struct PassesInput {
   const Ranks& ranks;
   const Sizes& sizes;
   const std::vector<int>& dumped_layers;
+  RoutingReplay* replay;  ///< null: the routers choose
   comm::TransportKind transport;
   compute::Backend& backend;
   Workload& work;
@@ -50,6 +54,11 @@ class Passes {
   void run();
   /// Collective: the file of activations, where one is written, gets its name.
   void close_dump();
+  /// Collective: the same for the routing, where it is recorded. What that took is in the report.
+  void close_record();
+  /// Of the routing recorded and replayed, for the report: collective, null on other ranks than 0
+  /// and where neither is.
+  nlohmann::json routing_report() const;
 
   const Timeline& timeline() const { return *timeline_; }
   const Driver& driver() const { return *driver_; }
@@ -67,6 +76,8 @@ class Passes {
   bool root() const { return in_.world.rank() == 0; }
   DriverOptions driver_options();
   void open_dump(DriverOptions& driver);
+  void open_record(DriverOptions& driver);
+  void finish_pass(double now);
   /// Between two passes: hears the other ranks, and does what is due. False when all is done.
   bool agree_on_pass(double begin, double last_pass_seconds);
   PassCost cost_of_pass() const;
@@ -76,6 +87,7 @@ class Passes {
 
   const PassesInput in_;
   std::optional<ActivationDump> dump_;
+  std::optional<RoutingRecord> record_;
   std::optional<Timeline> timeline_;
   std::optional<Batcher> batcher_;
   std::optional<Driver> driver_;

@@ -14,6 +14,7 @@
 #include "app/run/ranks.hpp"
 #include "app/run/report.hpp"
 #include "app/run/route.hpp"
+#include "app/run/routing_replay.hpp"
 #include "app/run/sizes.hpp"
 #include "app/run/workload.hpp"
 #include "comm/transports/choice.hpp"
@@ -35,12 +36,14 @@ class Job {
     open_model();
     ranks_ = find_ranks(world_, options_);
     place();
-    work_.read(model_, ranks_.choice);
+    open_replay();
+    work_.read(model_, ranks_.choice, replay_file_ ? replay_file_->identity() : "");
     if (work_.nothing_to_do()) return;
     find_links(world_, options_, ranks_);
     sizes_ = sizes_of(world_, options_,
                       {model_, placement_, layout_, ranks_, work_.requests(), work_.mode()});
     work_.refuse_beyond_cache(sizes_.batch, kv_limit(options_, ranks_));
+    prepare_replay();
     if (work_.any_to_serve()) {
       load();
       passes_->run();
@@ -71,6 +74,27 @@ class Job {
     });
   }
 
+  void open_replay() {
+    if (options_.replay_routing.empty()) return;
+    comm::watched::stage("reading the routing to replay", 0);
+    replay_file_.emplace(options_.replay_routing, world_, model_.config.shape,
+                         model_.file->identity());
+    comm::watched::stage("set-up", setup_deadlines * options_.deadline);
+  }
+
+  void prepare_replay() {
+    if (!replay_file_ || !work_.any_to_serve()) return;
+    world_.agree([this] {
+      replay_.emplace(*replay_file_, work_.requests(), model_.config.shape, work_.mode(),
+                      options_.max_tokens, sizes_.batch.max_chunks);
+    });
+    if (!root()) return;
+    const int left_out = replay_file_->columns() - replay_file_->top_k();
+    fmt::print(stderr, "replaying the experts' choices of {}, with {} weights{}\n",
+               replay_file_->path(), replay_file_->weights(),
+               left_out == 0 ? "" : fmt::format("; its last {} of a token are left out", left_out));
+  }
+
   void load() {
     const double begin = now_seconds();
     world_.agree([this] { backend_ = make_backend(ranks_.choice, sizes_.backend); });
@@ -86,7 +110,8 @@ class Job {
     stored_non_finite_ = warn_of_non_finite(world_, *model_.file, model_.dtype, non_finite);
     groups_.emplace(world_, layout_, may_take(options_, layout_, Route::nodes));
     passes_.emplace(PassesInput{world_, options_, model_, placement_, *groups_, ranks_, sizes_,
-                                dumped_layers_, transport_, *backend_, work_});
+                                dumped_layers_, replay_ ? &*replay_ : nullptr, transport_,
+                                *backend_, work_});
     load_seconds_ = now_seconds() - begin;
   }
 
@@ -96,7 +121,10 @@ class Job {
     std::vector<std::vector<io::TraceEvent>> events;
     if (passes_) {
       passes_->close_dump();
+      passes_->close_record();
       report = gather_report(world_, facts(), measurements(), summary);
+      const nlohmann::json routing = passes_->routing_report();
+      if (!routing.is_null()) report["routing"] = routing;
       events = passes_->gather_trace();
     }
     world_.agree([&] {
@@ -158,6 +186,8 @@ class Job {
   Placement placement_;
   std::optional<Groups> groups_;
   std::vector<int> dumped_layers_;
+  std::optional<ReplayFile> replay_file_;
+  std::optional<RoutingReplay> replay_;
   Ranks ranks_;
   Sizes sizes_;
   std::unique_ptr<compute::Backend> backend_;

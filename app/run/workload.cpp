@@ -27,7 +27,8 @@ Workload::Workload(const comm::Communicator& world, const RunOptions& options)
   if (!options.shard.empty()) shard_ = shard_of(options.shard);
 }
 
-void Workload::read(const OpenModel& model, const BackendChoice& choice) {
+void Workload::read(const OpenModel& model, const BackendChoice& choice,
+                    const std::string& replay) {
   const ModelShape& shape = model.config.shape;
   world_.agree([&] {
     if (root()) read_files(shape);
@@ -36,6 +37,7 @@ void Workload::read(const OpenModel& model, const BackendChoice& choice) {
   arithmetic_ = {choice.name(), "", choice.devices};
   choose_isa(choice.cuda, model);
   identity_ = identity_of(options_, model.file->identity(), model.dtype, arithmetic_, requests_);
+  if (!replay.empty()) identity_["replay-routing"] = replay;
   if (shard_) take_shard();
   if (nothing_to_do_) return;
   const auto finished =
@@ -58,10 +60,10 @@ void Workload::read_files(const ModelShape& shape) {
   limits.default_max_tokens = options_.max_tokens;
   limits.scoring = mode_ == Mode::score;
   limits.seed = options_.seed;
-  const std::string written = shard_ ? part_path(options_.output, *shard_) : options_.output;
-  require_separate_files(options_, written);
+  const std::string output = written(options_.output);
+  require_separate_files(options_, output);
   requests_ = io::read_requests(options_.input, limits);
-  results.open(written);
+  results.open(output);
   if (!options_.report.empty()) report.emplace(options_.report);
   if (!options_.trace.empty()) io::TextFile(options_.trace);  // can be written
 }

@@ -29,7 +29,12 @@ class Workload {
 
   /// Collective: reads the requests, opens what is written for them, and takes up what is kept of
   /// them. Also fixes the arithmetic, since a resumed run computes as the run before did.
-  void read(const OpenModel& model, const BackendChoice& choice);
+  /// `replay` is what the identity says of choices that are replayed; empty: none are.
+  void read(const OpenModel& model, const BackendChoice& choice, const std::string& replay);
+  /// Where a file of this run given as `path` is written: of a shard, the part beside it.
+  std::string written(const std::string& path) const {
+    return shard_ ? part_path(path, *shard_) : path;
+  }
 
   /// Another run has finished this shard, or it has no request: said on stderr.
   bool nothing_to_do() const { return nothing_to_do_; }

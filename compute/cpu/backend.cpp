@@ -109,6 +109,13 @@ class CpuBackend final : public Backend {
     return queue_.enqueue(op);
   }
 
+  Event save_choices(const Chunk& chunk, std::int32_t* experts, float* weights) override {
+    CpuOp op = op_of(CpuOp::Kind::save_choices, const_cast<Chunk&>(chunk), 0);
+    op.experts = experts;
+    op.out = weights;
+    return queue_.enqueue(op);
+  }
+
   Event save_kv(int layer, std::span<const std::int32_t> pages, int first_position,
                 int num_positions, void* keys, void* values) override {
     return move_kv(CpuOp::Kind::save_kv, layer, pages, first_position, num_positions, keys, values);

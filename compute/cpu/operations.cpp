@@ -46,6 +46,12 @@ void CpuLayers::execute(const CpuOp& op) {
           op.x, op.chunk->memory.x.data(),
           op.chunk->tokens.size() * static_cast<std::size_t>(shape_.hidden) * sizeof(float));
       return;
+    case CpuOp::Kind::save_choices: {
+      const auto pairs = static_cast<std::ptrdiff_t>(op.chunk->num_tokens() * shape_.top_k);
+      std::copy_n(op.chunk->memory.experts.begin(), pairs, op.experts);
+      std::copy_n(op.chunk->memory.weights.begin(), pairs, op.out);
+      return;
+    }
     case CpuOp::Kind::save_kv:
     case CpuOp::Kind::load_kv:
       return move_kv(op);

@@ -77,6 +77,10 @@ class CpuLayers {
   void output(CpuChunk& chunk, const CpuLayer& weights);
   void mlp(CpuChunk& chunk, int layer);
   void route(CpuChunk& chunk, int layer, RouteTo to);
+  /// Experts and weights of the chunk, from router_logits.
+  void choose(CpuChunk& chunk);
+  /// The same of chunk.forced.
+  void force(CpuChunk& chunk);
   void pack(CpuChunk& chunk);
   void pack_for_nodes(CpuChunk& chunk, const ExpertPlaces& places);
   void regroup(CpuChunk& chunk, const NodeRows& rows);

@@ -32,6 +32,7 @@ struct CpuOp {
     logits,
     logprobs,
     save_x,
+    save_choices,
     save_kv,
     load_kv,
     host_task
@@ -50,6 +51,7 @@ struct CpuOp {
   std::span<const SamplingRequest> how;  // sample
   SampledToken* sampled = nullptr;
   float* x = nullptr;                   // save_x
+  std::int32_t* experts = nullptr;      // save_choices, with `out` for the weights
   std::span<const std::int32_t> pages;  // save_kv and load_kv, with what follows
   int first_position = 0;
   int num_positions = 0;

@@ -11,34 +11,66 @@ namespace atl::compute {
 void CpuLayers::route(CpuChunk& chunk, int layer, RouteTo to) {
   const CpuLayer& weights = layers_[static_cast<std::size_t>(layer)];
   const ExpertPlaces& places = options_.part.places_of(layer);
+  const int top_k = shape_.top_k;
+  norm(chunk, weights.ffn_norm);
+  gemm_->run(weights.router, work_.h.data(), chunk.num_tokens(), chunk.memory.router_logits.data(),
+             Finish::float32);
+  if (chunk.forced.experts == nullptr) {
+    choose(chunk);
+  } else {
+    force(chunk);
+  }
+  RowOrder& order = chunk.memory.order;
+  for (std::int64_t t = 0; t < chunk.num_tokens(); ++t) {
+    choose_replicas(places.table(), chunk.memory.experts.data() + t * top_k, top_k,
+                    static_cast<int>(t), order.chosen.data() + t * top_k);
+  }
+  chunk.routed_to = to;
+  order.count(places, chunk.num_tokens(), top_k, chunk);
+  if (to == RouteTo::experts) {
+    order.for_experts(places, chunk.num_tokens(), top_k);
+    pack(chunk);
+  } else {
+    order.for_nodes(places, chunk.num_tokens(), top_k);
+    pack_for_nodes(chunk, places);
+  }
+}
+
+void CpuLayers::choose(CpuChunk& chunk) {
   const std::int64_t num_tokens = chunk.num_tokens();
   const int num_experts = shape_.num_experts;
   const int top_k = shape_.top_k;
-  norm(chunk, weights.ffn_norm);
-  gemm_->run(weights.router, work_.h.data(), num_tokens, chunk.memory.router_logits.data(),
-             Finish::float32);
-  const ReplicaTable table = places.table();
   parallel_ranges(options_.num_threads, num_tokens, grain_rows(std::int64_t{16} * num_experts),
                   [&](std::int64_t begin, std::int64_t end, int) {
                     for (std::int64_t t = begin; t < end; ++t) {
-                      std::int32_t* experts = chunk.memory.experts.data() + t * top_k;
                       kernels_.top_k(chunk.memory.router_logits.data() + t * num_experts,
-                                     num_experts, top_k, shape_.norm_topk_prob, experts,
+                                     num_experts, top_k, shape_.norm_topk_prob,
+                                     chunk.memory.experts.data() + t * top_k,
                                      chunk.memory.weights.data() + t * top_k);
-                      choose_replicas(table, experts, top_k, static_cast<int>(t),
-                                      chunk.memory.order.chosen.data() + t * top_k);
                     }
                   });
-  chunk.routed_to = to;
-  RowOrder& order = chunk.memory.order;
-  order.count(places, num_tokens, top_k, chunk);
-  if (to == RouteTo::experts) {
-    order.for_experts(places, num_tokens, top_k);
-    pack(chunk);
-  } else {
-    order.for_nodes(places, num_tokens, top_k);
-    pack_for_nodes(chunk, places);
+}
+
+/// The router computes its logits also where weights are given: replaying costs what routing does.
+void CpuLayers::force(CpuChunk& chunk) {
+  const std::int64_t num_tokens = chunk.num_tokens();
+  const int num_experts = shape_.num_experts;
+  const int top_k = shape_.top_k;
+  const std::int64_t pairs = num_tokens * top_k;
+  std::copy_n(chunk.forced.experts, pairs, chunk.memory.experts.begin());
+  if (chunk.forced.weights != nullptr) {
+    std::copy_n(chunk.forced.weights, pairs, chunk.memory.weights.begin());
+    return;
   }
+  parallel_ranges(options_.num_threads, num_tokens, grain_rows(std::int64_t{16} * num_experts),
+                  [&](std::int64_t begin, std::int64_t end, int) {
+                    for (std::int64_t t = begin; t < end; ++t) {
+                      kernels_.weights_of(chunk.memory.router_logits.data() + t * num_experts,
+                                          num_experts, top_k, shape_.norm_topk_prob,
+                                          chunk.memory.experts.data() + t * top_k,
+                                          chunk.memory.weights.data() + t * top_k);
+                    }
+                  });
 }
 
 void CpuLayers::pack(CpuChunk& chunk) {

@@ -31,6 +31,7 @@ Kernels make_table(const char* isa) {
   table.attend = &attend<T>;
   table.merge_splits = &merge_splits<T>;
   table.top_k = &top_k;
+  table.weights_of = &weights_of;
   table.merge = &merge<T>;
   table.fold = &fold<T>;
   table.log_prob = &log_prob;
