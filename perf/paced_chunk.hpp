@@ -31,6 +31,7 @@ class PacedChunk final : public compute::Chunk {
     if (options.across) {
       reserve(across_out_, experts_.size(), across_bytes_);
       reserve(across_back_, experts_.size(), row_bytes_);
+      forward_ = compute::ForwardOrder(options, static_cast<std::int64_t>(experts_.size()), arena);
     }
     place_buffers();
     reserve_receive(0);
