@@ -60,6 +60,8 @@ class Communicator {
 
   Communicator duplicate() const;     ///< collective
   Communicator split_shared() const;  ///< collective; the ranks that share this node's memory
+  /// Collective; the ranks that give the same `color` (from 0 on), in order of `key`.
+  Communicator split(int color, int key) const;
 
   void barrier() const;
 
@@ -87,6 +89,11 @@ class Communicator {
 
   /// Root's text on every rank.
   std::string broadcast(const std::string& text, int root) const;
+  /// Root's bytes on every rank, in place.
+  void broadcast(std::span<std::byte> bytes, int root) const;
+  /// In place: rank r has bytes [bounds[r], bounds[r + 1]) of `all`, afterwards every rank has all
+  /// of them. `bounds` has size() + 1 entries.
+  void share(std::span<std::byte> all, std::span<const std::size_t> bounds) const;
   /// Every rank's text on the root, in rank order; empty elsewhere. Any size (sent in pieces).
   std::vector<std::string> gather(const std::string& text, int root) const;
   /// The same where every rank knows already how many bytes each has; ranks other than the root

@@ -12,12 +12,15 @@
 #include "app/run/ranks.hpp"
 #include "app/run/report.hpp"
 #include "app/run/sizes.hpp"
+#include "app/run/startup.hpp"
 #include "app/run/workload.hpp"
 #include "comm/transports/choice.hpp"
 #include "comm/watchdog.hpp"
 #include "io/json_shown.hpp"
 
 namespace atl {
+
+using nlohmann::json;
 
 namespace {
 
@@ -48,15 +51,16 @@ class Job {
   bool root() const { return world_.rank() == 0; }
 
   void open_model() {
+    const double begin = now_seconds();
+    model_ = OpenModel(world_, options_.model, options_.dtype);
+    startup_.open_s = now_seconds() - begin;
     world_.agree([this] {
-      model_ = OpenModel(options_.model, options_.dtype);
       const ModelShape& shape = model_.config.shape;
       placement_ = contiguous_placement(shape.num_experts, world_.size());
       if (!options_.dump_activations.empty()) {
         dumped_layers_ = layers_of(options_.dump_activations, shape.num_layers);
       }
     });
-    model_.require_same(world_, options_.model);
   }
 
   void load() {
@@ -66,12 +70,12 @@ class Job {
     world_.agree([this] {
       transport_ = comm::choose_transport(world_, options_.transport, backend_->device_memory());
     });
-    std::vector<NonFiniteSlab> non_finite;
-    world_.agree([&] {
-      non_finite =
-          load_weights(*model_.file, model_.config, sizes_.backend.part, model_.dtype, *backend_);
-    });
-    stored_non_finite_ = warn_of_non_finite(world_, *model_.file, model_.dtype, non_finite);
+    const double begin_of_weights = now_seconds();
+    const LoadedModel loaded = load_weights(world_, ranks_.topology, *model_.file, model_.config,
+                                            sizes_.backend.part, model_.dtype, *backend_);
+    startup_.weights_s = now_seconds() - begin_of_weights;
+    startup_.load = loaded.cost;
+    stored_non_finite_ = warn_of_non_finite(world_, *model_.file, model_.dtype, loaded.non_finite);
     passes_.emplace(PassesInput{world_, options_, model_, placement_, ranks_, sizes_,
                                 dumped_layers_, transport_, *backend_, work_});
     load_seconds_ = now_seconds() - begin;
@@ -79,11 +83,13 @@ class Job {
 
   void finish() {
     const RequestSummary summary = work_.results.summary();
-    nlohmann::json report;
+    json report;
     std::vector<std::vector<io::TraceEvent>> events;
     if (passes_) {
       passes_->close_dump();
       report = gather_report(world_, facts(), measurements(), summary);
+      const json startup = gather_startup(world_, startup_, *model_.file, ranks_);
+      if (root()) report["startup"] = startup;
       events = passes_->gather_trace();
     }
     world_.agree([&] {
@@ -147,6 +153,7 @@ class Job {
   std::optional<Passes> passes_;
   bool stored_non_finite_ = false;  // weights on file; known on rank 0
   double load_seconds_ = 0;
+  Startup startup_;
 };
 
 }  // namespace
