@@ -207,38 +207,53 @@ std::vector<std::string> Communicator::gather(const std::string& text, int root)
   return gather_sized(text, allgather(static_cast<std::uint64_t>(text.size())), root);
 }
 
+void Communicator::send_text(const std::string& text, int to, int tag) const {
+  for (std::size_t at = 0; at < text.size(); at += max_piece) {
+    const std::size_t piece = std::min(max_piece, text.size() - at);
+    MPI_Request request = MPI_REQUEST_NULL;
+    check(MPI_Isend(text.data() + at, to_int(piece, "piece"), MPI_BYTE, to, tag, comm_, &request),
+          "MPI_Isend");
+    wait(request, "MPI_Isend");
+  }
+}
+
+std::string Communicator::receive_text(std::uint64_t size, int from, int tag) const {
+  std::string received(size, '\0');
+  for (std::size_t at = 0; at < received.size(); at += max_piece) {
+    const std::size_t piece = std::min(max_piece, received.size() - at);
+    MPI_Request request = MPI_REQUEST_NULL;
+    check(MPI_Irecv(received.data() + at, to_int(piece, "piece"), MPI_BYTE, from, tag, comm_,
+                    &request),
+          "MPI_Irecv");
+    wait(request, "MPI_Irecv");
+  }
+  return received;
+}
+
 std::vector<std::string> Communicator::gather_sized(const std::string& text,
                                                     std::span<const std::uint64_t> sizes,
                                                     int root) const {
   constexpr int tag = 7;
   std::vector<std::string> all;
   if (rank_ != root) {
-    for (std::size_t at = 0; at < text.size(); at += max_piece) {
-      const std::size_t piece = std::min(max_piece, text.size() - at);
-      MPI_Request request = MPI_REQUEST_NULL;
-      check(
-          MPI_Isend(text.data() + at, to_int(piece, "piece"), MPI_BYTE, root, tag, comm_, &request),
-          "MPI_Isend");
-      wait(request, "MPI_Isend");
-    }
+    send_text(text, root, tag);
     return all;
   }
   for (int source = 0; source < size_; ++source) {
-    if (source == root) {
-      all.push_back(text);
-      continue;
-    }
-    std::string& received = all.emplace_back(sizes[static_cast<std::size_t>(source)], '\0');
-    for (std::size_t at = 0; at < received.size(); at += max_piece) {
-      const std::size_t piece = std::min(max_piece, received.size() - at);
-      MPI_Request request = MPI_REQUEST_NULL;
-      check(MPI_Irecv(received.data() + at, to_int(piece, "piece"), MPI_BYTE, source, tag, comm_,
-                      &request),
-            "MPI_Irecv");
-      wait(request, "MPI_Irecv");
-    }
+    all.push_back(
+        source == root ? text : receive_text(sizes[static_cast<std::size_t>(source)], source, tag));
   }
   return all;
+}
+
+std::string Communicator::scatter_sized(std::vector<std::string> texts, std::uint64_t size,
+                                        int root) const {
+  constexpr int tag = 8;
+  if (rank_ != root) return receive_text(size, root, tag);
+  for (int to = 0; to < size_; ++to) {
+    if (to != root) send_text(texts[static_cast<std::size_t>(to)], to, tag);
+  }
+  return std::move(texts[static_cast<std::size_t>(root)]);
 }
 
 std::vector<std::string> Communicator::allgather_texts(const std::string& text) const {

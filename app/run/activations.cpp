@@ -1,6 +1,7 @@
 #include "app/run/activations.hpp"
 
 #include <algorithm>
+#include <nlohmann/json.hpp>
 
 #include "comm/watchdog.hpp"
 
@@ -16,6 +17,15 @@ io::ActivationLayout activation_layout(const std::vector<io::Request>& requests,
     layout.requests.push_back(request.id);
     layout.first_row.push_back(layout.first_row.back() + (request.error.empty() ? rows : 0));
   }
+  return layout;
+}
+
+io::ActivationLayout shared_layout(const comm::Communicator& world, io::ActivationLayout layout) {
+  using nlohmann::json;
+  const auto bytes = json::to_cbor(json({layout.requests, layout.first_row}));
+  const json all = json::from_cbor(world.broadcast({bytes.begin(), bytes.end()}, 0));
+  layout.requests = all[0].get<std::vector<std::string>>();
+  layout.first_row = all[1].get<std::vector<std::int64_t>>();
   return layout;
 }
 

@@ -18,6 +18,9 @@ namespace atl {
 io::ActivationLayout activation_layout(const std::vector<io::Request>& requests, Mode mode,
                                        int max_tokens);
 
+/// Collective: rank 0's layout on all ranks, which write their rows where it says.
+io::ActivationLayout shared_layout(const comm::Communicator& world, io::ActivationLayout layout);
+
 /// Holds x of one pass's chunks for each layer, at most max_pass_tokens * layers rows of this rank,
 /// and writes them to the activations file after the pass.
 class ActivationDump {

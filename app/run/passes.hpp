@@ -12,6 +12,7 @@
 #include "app/run/batcher.hpp"
 #include "app/run/driver.hpp"
 #include "app/run/open_model.hpp"
+#include "app/run/progress.hpp"
 #include "app/run/ranks.hpp"
 #include "app/run/sizes.hpp"
 #include "app/run/timeline.hpp"
@@ -48,6 +49,8 @@ class Passes {
   /// Collective: the file of activations, where one is written, gets its name.
   void close_dump();
 
+  /// On the steady clock; 0: none was.
+  double first_admitted_at() const { return first_admitted_at_; }
   const Timeline& timeline() const { return *timeline_; }
   const Driver& driver() const { return *driver_; }
 
@@ -59,9 +62,13 @@ class Passes {
  private:
   bool root() const { return in_.world.rank() == 0; }
   DriverOptions driver_options();
+  void share_resumed();
   void open_dump(DriverOptions& driver);
   /// Between two passes: hears the other ranks, and does what is due. False when all is done.
   bool agree_on_pass(double begin, double last_pass_seconds);
+  /// Waiting requests go to their ranks, where one has room.
+  void admit();
+  void show_progress(double seconds);
   RankLoad load_of_rank();
   void stop_if_asked();
   CheckpointSource checkpoint_source() const;
@@ -71,7 +78,10 @@ class Passes {
   std::optional<Timeline> timeline_;
   std::optional<Batcher> batcher_;
   std::optional<Driver> driver_;
-  std::vector<RankLoad> loads_;  // [ranks], before this pass
+  std::vector<RankLoad> loads_;        // [ranks], before this pass
+  std::vector<std::int32_t> resumed_;  // requests that this run resumed, in order of admission
+  std::optional<Progress> progress_;
+  double first_admitted_at_ = 0;
 };
 
 }  // namespace atl

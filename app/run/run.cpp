@@ -38,9 +38,9 @@ class Job {
     if (work_.nothing_to_do()) return;
     find_links(world_, options_, ranks_);
     sizes_ =
-        sizes_of(world_, options_, {model_, placement_, ranks_, work_.requests(), work_.mode()});
-    work_.refuse_beyond_cache(sizes_.batch, kv_limit(options_, ranks_));
-    if (work_.any_to_serve()) {
+        sizes_of(world_, options_,
+                 {model_, placement_, ranks_, work_.requests(), work_.all_read(), work_.mode()});
+    if (work_.any_to_serve(sizes_.batch, kv_limit(options_, ranks_))) {
       load();
       passes_->run();
     }
@@ -88,6 +88,9 @@ class Job {
     if (passes_) {
       passes_->close_dump();
       report = gather_report(world_, facts(), measurements(), summary);
+      if (passes_->first_admitted_at() > 0) {
+        startup_.first_admitted_s = passes_->first_admitted_at() - begin_;
+      }
       const json startup = gather_startup(world_, startup_, *model_.file, ranks_);
       if (root()) report["startup"] = startup;
       events = passes_->gather_trace();
@@ -152,6 +155,7 @@ class Job {
   comm::TransportKind transport_ = comm::TransportKind::ialltoallv;
   std::optional<Passes> passes_;
   bool stored_non_finite_ = false;  // weights on file; known on rank 0
+  const double begin_ = now_seconds();
   double load_seconds_ = 0;
   Startup startup_;
 };

@@ -53,6 +53,7 @@ json gather_startup(const comm::Communicator& world, const Startup& mine,
   return {
       {"open_s", most([](const Startup& s) { return s.open_s; })},
       {"weights_s", most([](const Startup& s) { return s.weights_s; })},
+      {"first_admitted_s", all[0].first_admitted_s},
       {"tensor_bytes_on_file", on_file},
       {"reading",
        {{"seconds", most([](const Startup& s) { return s.load.read_s; })},

@@ -15,6 +15,7 @@ struct Startup {
   double open_s = 0;     ///< the model file: its structures, and telling the others
   double weights_s = 0;  ///< all of its weights, from file to backend
   LoadCost load;
+  double first_admitted_s = 0;  ///< from the run's begin until a rank had its first request
 };
 
 /// Collective: the object `startup` of the report, on rank 0; null elsewhere.
