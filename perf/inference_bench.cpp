@@ -17,7 +17,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <map>
 #include <memory>
 #include <numeric>
@@ -31,11 +30,10 @@
 #include "app/model/model_config.hpp"
 #include "app/run/batcher.hpp"
 #include "app/run/driver.hpp"
-#include "app/run/request_needs.hpp"
-#include "app/run/request_queue.hpp"
 #include "comm/communicator.hpp"
 #include "comm/environment.hpp"
 #include "compute/cpu/gemm.hpp"
+#include "perf/taken_up.hpp"
 
 namespace atl {
 namespace {
@@ -69,12 +67,10 @@ std::vector<std::byte> random_weight(const compute::WeightInfo& info, int expert
 /// One rank's weights, backend and driver.
 /// The requests of one measurement, which every rank has, and those that this rank serves.
 struct Batch {
-  Batch(std::vector<io::Request> all, const BatchOptions& options, int num_ranks)
+  Batch(std::vector<io::Request> all, const BatchOptions& options)
       : requests(std::move(all)),
         queue(requests, {}, options, ""),
-        batcher(options, room_for(needs_of(requests, true, std::numeric_limits<int>::max(),
-                                           num_ranks, options),
-                                  options)) {}
+        batcher(options, perf::room_of(requests, options)) {}
   Batch(const Batch&) = delete;
   Batch& operator=(const Batch&) = delete;
 
@@ -144,11 +140,7 @@ class Bench {
   double run_pass(Batch& batch) {
     Batcher& batcher = batch.batcher;
     const double begin = now_seconds();
-    loads_.resize(static_cast<std::size_t>(world_.size()));
-    world_.allgather_into(batcher.load(), std::span(loads_));
-    for (RequestQueue::Grant& grant : batch.queue.grant(loads_)) {
-      if (grant.rank == world_.rank()) batcher.take_up(std::move(grant.admitted));
-    }
+    perf::take_up(world_, batch.queue, batcher, loads_);
     if (!batcher.next_pass(loads_)) return -1;
     timeline_.begin_pass(batcher.has_prompt_tokens() ? Phase::prefill : Phase::decode,
                          driver_->schedule(batcher.num_chunks()), begin, begin);
@@ -307,7 +299,7 @@ void prefill(benchmark::State& state, Bench& bench) {
   double prefill_s = 0;
   double gemm_s = 0;
   const auto run = [&] {
-    Batch batch(requests, bench.batch_options(), bench.world().size());
+    Batch batch(requests, bench.batch_options());
     bench.world().barrier();
     double seconds = 0;
     for (double s = bench.run_pass(batch); s >= 0; s = bench.run_pass(batch)) seconds += s;
@@ -341,7 +333,7 @@ void decode(benchmark::State& state, Bench& bench) {
   double ideal_s = 0;
   double bandwidth = 0;
   for (auto _ : state) {
-    Batch batch(requests, bench.batch_options(), bench.world().size());
+    Batch batch(requests, bench.batch_options());
     // Prompts first, untimed: they also bring every rank to the same number of sequences.
     while (batch.batcher.load().decoding < sizes.sequences) bench.run_pass(batch);
     bandwidth = bench.memory_bandwidth();

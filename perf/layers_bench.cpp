@@ -27,8 +27,6 @@
 #include "app/build_info.hpp"
 #include "app/model/model_config.hpp"
 #include "app/run/driver.hpp"
-#include "app/run/request_needs.hpp"
-#include "app/run/request_queue.hpp"
 #include "comm/allotment.hpp"
 #include "comm/environment.hpp"
 #include "comm/transports/choice.hpp"
@@ -39,6 +37,7 @@
 #include "perf/machine.hpp"
 #include "perf/paced_backend.hpp"
 #include "perf/pass_rows.hpp"
+#include "perf/taken_up.hpp"
 
 namespace atl::perf {
 namespace {
@@ -278,15 +277,9 @@ class LayersBench {
   /// Collective. The pass that every measurement runs.
   Batcher next_batch() {
     std::vector<io::Request> requests = requests_;
-    const auto needs =
-        needs_of(requests, true, model_.shape().max_positions, world_.size(), batch_);
-    Batcher batch(batch_, room_for(needs, batch_));
     RequestQueue queue(requests, {}, batch_, "");
-    loads_.resize(static_cast<std::size_t>(world_.size()));
-    world_.allgather_into(batch.load(), std::span(loads_));
-    for (RequestQueue::Grant& grant : queue.grant(loads_)) {
-      if (grant.rank == world_.rank()) batch.take_up(std::move(grant.admitted));
-    }
+    Batcher batch(batch_, room_of(requests, batch_));
+    take_up(world_, queue, batch, loads_);
     require(batch.next_pass(loads_), "there is no token to process; raise --tokens");
     world_.barrier();
     return batch;
