@@ -91,6 +91,7 @@ class Job {
       if (passes_->first_admitted_at() > 0) {
         startup_.first_admitted_s = passes_->first_admitted_at() - begin_;
       }
+      startup_.peak_memory_bytes = peak_memory_bytes();
       const json startup = gather_startup(world_, startup_, *model_.file, ranks_);
       if (root()) report["startup"] = startup;
       events = passes_->gather_trace();

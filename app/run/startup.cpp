@@ -1,7 +1,10 @@
 #include "app/run/startup.hpp"
 
+#include <sys/resource.h>
+
 #include <algorithm>
 #include <functional>
+#include <vector>
 
 namespace atl {
 
@@ -27,6 +30,12 @@ json sending_at_rate(double bytes, const Ranks& ranks) {
 
 }  // namespace
 
+std::int64_t peak_memory_bytes() {
+  struct rusage usage {};
+  getrusage(RUSAGE_SELF, &usage);
+  return std::int64_t{usage.ru_maxrss} * 1024;
+}
+
 json gather_startup(const comm::Communicator& world, const Startup& mine,
                     const io::ModelFileReader& file, const Ranks& ranks) {
   const std::vector<Startup> all = world.allgather(mine);
@@ -42,9 +51,11 @@ json gather_startup(const comm::Communicator& world, const Startup& mine,
   }
   std::int64_t read = 0;
   std::int64_t packed = 0;
+  json peaks = json::array();
   for (const Startup& rank : all) {
     read += rank.load.bytes_read;
     packed += rank.load.bytes_packed;
+    peaks.push_back(rank.peak_memory_bytes);
   }
   const double rate = most([](const Startup& s) { return s.load.best_bytes_per_s; });
   const double most_read =
@@ -54,6 +65,7 @@ json gather_startup(const comm::Communicator& world, const Startup& mine,
       {"open_s", most([](const Startup& s) { return s.open_s; })},
       {"weights_s", most([](const Startup& s) { return s.weights_s; })},
       {"first_admitted_s", all[0].first_admitted_s},
+      {"peak_memory_bytes_of_rank", peaks},
       {"tensor_bytes_on_file", on_file},
       {"reading",
        {{"seconds", most([](const Startup& s) { return s.load.read_s; })},
