@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstring>
+#include <deque>
 #include <filesystem>
 #include <limits>
 #include <memory>
@@ -256,19 +257,6 @@ void parse_line(const std::string& line, const RequestLimits& limits, Request& r
   check_length(request, limits);
 }
 
-/// Adds to the first line's error what the file may be. Where all lines together are something else
-/// than requests, none is served: those that can be read are not all that were meant.
-void explain_form(const std::string& problem, const std::string& advice,
-                  std::vector<Request>& requests) {
-  std::string& first = requests.front().error;
-  const std::string& word = problem.empty() ? advice : problem;
-  if (!first.empty() && !word.empty()) first += "; " + word;
-  if (problem.empty()) return;
-  for (Request& request : requests) {
-    if (request.error.empty()) request.error = problem;
-  }
-}
-
 bool is_blank(const std::string& line) {
   return line.find_first_not_of(" \t\r\n\v\f") == std::string::npos;
 }
@@ -298,55 +286,125 @@ std::uint64_t sample_seed(std::uint64_t job_seed, std::string_view id, std::uint
   return checksum_of(std::as_bytes(std::span(text)));
 }
 
-std::vector<Request> read_requests(const std::string& path, const RequestLimits& limits) {
-  // The longest sensible line: 12 bytes for each id of a full prompt, or 6 for each escaped byte.
-  const std::size_t max_line = (1 << 20) + 32 * static_cast<std::size_t>(limits.max_positions);
-  LineReader reader(path, max_line);
-  if (std::string problem = problem_of_file(reader.start()); !problem.empty()) {
+struct RequestReader::Impl {
+  Impl(const std::string& path, const RequestLimits& given)
+      : limits(given),
+        // The longest sensible line: 12 bytes for each id of a full prompt, or 6 for each escaped
+        // byte.
+        max_line((1 << 20) + 32 * static_cast<std::size_t>(given.max_positions)),
+        lines(path, max_line) {}
+
+  void read_beginning(const std::string& path);
+  /// The next line that is not blank, in `line`; false at the end.
+  bool next_line();
+  /// What `line` says.
+  Request parsed_line();
+
+  RequestLimits limits;
+  std::size_t max_line;
+  LineReader lines;
+  std::unordered_map<std::string, std::int64_t> line_of;  // ids so far
+  std::deque<Request> beginning;
+  std::string problem;  // of the file as a whole
+  std::string line;
+  std::size_t length = 0;   // of the line, which may be cut
+  std::int64_t number = 0;  // the line's
+};
+
+bool RequestReader::Impl::next_line() {
+  while (lines.next(line, length)) {
+    ++number;
+    if (number == 1 && line.starts_with("\xef\xbb\xbf")) line.erase(0, 3);
+    if (length > max_line || !is_blank(line)) return true;
+  }
+  return false;
+}
+
+Request RequestReader::Impl::parsed_line() {
+  Request request;
+  request.line = number;
+  try {
+    if (length > max_line) {
+      const std::string why = several_objects(line);
+      fail("the line has {} bytes, must have at most {}{}{}", length, max_line,
+           why.empty() ? "" : "; ", why);
+    }
+    parse_line(line, limits, request);
+  } catch (const Error& error) {
+    request.error = error.what();
+  }
+  if (!request.id.empty()) {
+    const auto [first, is_new] = line_of.emplace(request.id, number);
+    if (!is_new) {
+      request.error = fmt::format("\"id\" {} is that of line {} already; make it unique",
+                                  json_string(request.id), first->second);
+    }
+  } else {
+    request.id = id_in(line);  // for its result; a broken line takes no id from a whole one
+  }
+  return request;
+}
+
+/// Where the lines of the beginning are together something else than requests, none of the file is
+/// served: those that can be read are not all that were meant. The first line's error says what the
+/// file may be.
+void RequestReader::Impl::read_beginning(const std::string& path) {
+  if (std::string what = problem_of_file(lines.start()); !what.empty()) {
     Request all;
     all.line = 1;
-    all.error = std::move(problem);
-    return {all};
+    all.error = std::move(what);
+    beginning.push_back(std::move(all));
+    return;
   }
-  std::vector<Request> requests;
-  std::unordered_map<std::string, std::int64_t> line_of;
+  constexpr std::size_t enough_bytes = std::size_t{16} << 20;
   FileForm form;
   std::string advice;
-  std::string line;
-  std::size_t length = 0;
-  for (std::int64_t number = 1; reader.next(line, length); ++number) {
-    if (number == 1 && line.starts_with("\xef\xbb\xbf")) line.erase(0, 3);
-    if (length <= max_line && is_blank(line)) continue;
+  std::size_t bytes = 0;
+  while (beginning.size() < judged_requests && bytes < enough_bytes && next_line()) {
+    bytes += line.size();
     form.add(line);
-    Request request;
-    request.line = number;
-    try {
-      if (length > max_line) {
-        const std::string why = several_objects(line);
-        fail("the line has {} bytes, must have at most {}{}{}", length, max_line,
-             why.empty() ? "" : "; ", why);
-      }
-      parse_line(line, limits, request);
-    } catch (const Error& error) {
-      request.error = error.what();
-      if (requests.empty()) advice = advice_for_file(line);
-    }
-    if (!request.id.empty()) {
-      const auto [first, is_new] = line_of.emplace(request.id, number);
-      if (!is_new) {
-        request.error = fmt::format("\"id\" {} is that of line {} already; make it unique",
-                                    json_string(request.id), first->second);
-      }
-    } else {
-      request.id = id_in(line);  // for its result; a broken line takes no id from a whole one
-    }
-    requests.push_back(std::move(request));
+    beginning.push_back(parsed_line());
+    if (beginning.size() == 1 && !beginning[0].error.empty()) advice = advice_for_file(line);
   }
-  require(!requests.empty(),
+  require(!beginning.empty(),
           "cannot read {}: it holds no request; give one JSON object a line, such as "
           "{{\"id\": \"a\", \"prompt\": \"Hello\"}}",
           path);
-  explain_form(form.problem(), advice, requests);
+  problem = form.problem();
+  std::string& first = beginning.front().error;
+  const std::string& word = problem.empty() ? advice : problem;
+  if (!first.empty() && !word.empty()) first += "; " + word;
+}
+
+RequestReader::RequestReader(const std::string& path, const RequestLimits& limits)
+    : impl_(std::make_unique<Impl>(path, limits)) {
+  impl_->read_beginning(path);
+}
+
+RequestReader::~RequestReader() = default;
+
+std::int64_t RequestReader::beginning_left() const {
+  return static_cast<std::int64_t>(impl_->beginning.size());
+}
+
+bool RequestReader::next(Request& request) {
+  Impl& impl = *impl_;
+  if (!impl.beginning.empty()) {
+    request = std::move(impl.beginning.front());
+    impl.beginning.pop_front();
+  } else if (impl.number > 0 && impl.next_line()) {
+    request = impl.parsed_line();
+  } else {
+    return false;
+  }
+  if (request.error.empty()) request.error = impl.problem;
+  return true;
+}
+
+std::vector<Request> read_requests(const std::string& path, const RequestLimits& limits) {
+  RequestReader reader(path, limits);
+  std::vector<Request> requests;
+  for (Request request; reader.next(request);) requests.push_back(std::move(request));
   return requests;
 }
 

@@ -33,6 +33,7 @@
 #include "comm/communicator.hpp"
 #include "comm/environment.hpp"
 #include "compute/cpu/gemm.hpp"
+#include "perf/taken_up.hpp"
 
 namespace atl {
 namespace {
@@ -64,6 +65,20 @@ std::vector<std::byte> random_weight(const compute::WeightInfo& info, int expert
 }
 
 /// One rank's weights, backend and driver.
+/// The requests of one measurement, which every rank has, and those that this rank serves.
+struct Batch {
+  Batch(std::vector<io::Request> all, const BatchOptions& options)
+      : requests(std::move(all)),
+        queue(requests, {}, options, ""),
+        batcher(options, perf::room_of(requests, options)) {}
+  Batch(const Batch&) = delete;
+  Batch& operator=(const Batch&) = delete;
+
+  std::vector<io::Request> requests;
+  RequestQueue queue;
+  Batcher batcher;
+};
+
 class Bench {
  public:
   Bench(const comm::Communicator& world, const Sizes& sizes)
@@ -123,10 +138,10 @@ class Bench {
   }
 
   /// Runs one pass if there is one; returns its seconds on this rank, or a negative number.
-  double run_pass(Batcher& batcher) {
+  double run_pass(Batch& batch) {
+    Batcher& batcher = batch.batcher;
     const double begin = now_seconds();
-    loads_.resize(static_cast<std::size_t>(world_.size()));
-    world_.allgather_into(batcher.load(), std::span(loads_));
+    perf::take_up(world_, batch.queue, batcher, loads_);
     if (!batcher.next_pass(loads_)) return -1;
     timeline_.begin_pass(batcher.has_prompt_tokens() ? Phase::prefill : Phase::decode,
                          driver_->schedule(batcher.num_chunks(), Route::flat), begin, begin);
@@ -286,10 +301,10 @@ void prefill(benchmark::State& state, Bench& bench) {
   double prefill_s = 0;
   double gemm_s = 0;
   const auto run = [&] {
-    Batcher batcher(requests, bench.batch_options(), bench.world().rank());
+    Batch batch(requests, bench.batch_options());
     bench.world().barrier();
     double seconds = 0;
-    for (double s = bench.run_pass(batcher); s >= 0; s = bench.run_pass(batcher)) seconds += s;
+    for (double s = bench.run_pass(batch); s >= 0; s = bench.run_pass(batch)) seconds += s;
     return bench.slowest(seconds);
   };
   bench.take_expert_rows();
@@ -320,16 +335,16 @@ void decode(benchmark::State& state, Bench& bench) {
   double ideal_s = 0;
   double bandwidth = 0;
   for (auto _ : state) {
-    Batcher batcher(requests, bench.batch_options(), bench.world().rank());
+    Batch batch(requests, bench.batch_options());
     // Prompts first, untimed: they also bring every rank to the same number of sequences.
-    while (batcher.load().decoding < sizes.sequences) bench.run_pass(batcher);
+    while (batch.batcher.load().decoding < sizes.sequences) bench.run_pass(batch);
     bandwidth = bench.memory_bandwidth();
     bench.take_expert_rows();
     double bytes = 0;
     double seconds = 0;
     for (int i = 0; i < sizes.decode_passes; ++i) {
       bench.world().barrier();
-      seconds += bench.slowest(bench.run_pass(batcher));
+      seconds += bench.slowest(bench.run_pass(batch));
       const std::int64_t context = std::int64_t{sizes.sequences} * (sizes.prompt_tokens + i + 1);
       bytes +=
           bench.slowest(static_cast<double>(bench.pass_bytes(bench.take_expert_rows(), context)));

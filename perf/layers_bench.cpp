@@ -40,6 +40,7 @@
 #include "perf/machine.hpp"
 #include "perf/paced_backend.hpp"
 #include "perf/pass_rows.hpp"
+#include "perf/taken_up.hpp"
 
 namespace atl::perf {
 namespace {
@@ -304,9 +305,10 @@ class LayersBench {
 
   /// Collective. The pass that every measurement runs.
   Batcher next_batch() {
-    Batcher batch(requests_, batch_, world_.rank());
-    loads_.resize(static_cast<std::size_t>(world_.size()));
-    world_.allgather_into(batch.load(), std::span(loads_));
+    std::vector<io::Request> requests = requests_;
+    RequestQueue queue(requests, {}, batch_, "");
+    Batcher batch(batch_, room_of(requests, batch_));
+    take_up(world_, queue, batch, loads_);
     require(batch.next_pass(loads_), "there is no token to process; raise --tokens");
     world_.barrier();
     return batch;

@@ -17,6 +17,11 @@ struct RankLoad {
   std::int32_t checkpoint = 0;    ///< a CheckpointPhase
   std::int64_t result_bytes = 0;  ///< of requests finished since the last pass, for rank 0
   PassCost cost;                  ///< of the last pass; rank 0's decides how the next one runs
+  // Of rank 0, which has all requests:
+  std::int64_t next_pages = 0;       ///< of the KV cache, for the one that is next; 0: none waits
+  std::int32_t resumed_waiting = 0;  ///< were under way when this run began
+  // From rank 0, for each rank:
+  std::int64_t admitted_bytes = 0;  ///< of the message with what it takes up
 };
 
 }  // namespace atl

@@ -6,25 +6,6 @@
 
 namespace atl {
 
-std::vector<std::int64_t> first_rows_of(const std::vector<io::Request>& requests, Mode mode,
-                                        int max_tokens) {
-  std::vector<std::int64_t> first = {0};
-  for (const io::Request& request : requests) {
-    const int new_tokens = mode == Mode::score ? 1 : request.max_tokens.value_or(max_tokens);
-    const auto rows = static_cast<std::int64_t>(request.tokens.size()) + new_tokens - 1;
-    first.push_back(first.back() + (request.error.empty() ? rows : 0));
-  }
-  return first;
-}
-
-io::ActivationLayout activation_layout(const std::vector<io::Request>& requests, Mode mode,
-                                       int max_tokens) {
-  io::ActivationLayout layout;
-  for (const io::Request& request : requests) layout.requests.push_back(request.id);
-  layout.first_row = first_rows_of(requests, mode, max_tokens);
-  return layout;
-}
-
 ActivationDump::ActivationDump(const std::string& path, const io::ActivationLayout& layout,
                                const comm::Communicator& world, int max_chunks)
     : layout_(layout),

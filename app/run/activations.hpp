@@ -14,15 +14,6 @@
 
 namespace atl {
 
-/// The rows of each request, as [requests + 1] first rows: one for every token that may go through
-/// the layers, which the last one generated does not. Requests that name no number of new tokens
-/// get `max_tokens`; one that is refused has none.
-std::vector<std::int64_t> first_rows_of(const std::vector<io::Request>& requests, Mode mode,
-                                        int max_tokens);
-/// The requests and their rows; the rest is to be filled in.
-io::ActivationLayout activation_layout(const std::vector<io::Request>& requests, Mode mode,
-                                       int max_tokens);
-
 /// Holds x of one pass's chunks for each layer, at most max_pass_tokens * layers rows of this rank,
 /// and writes them to the activations file after the pass.
 class ActivationDump {

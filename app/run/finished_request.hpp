@@ -15,6 +15,8 @@ struct RequestTimes {
 
 struct FinishedRequest {
   std::int32_t request = 0;  ///< index into the requests
+  std::int64_t line = 0;     ///< its line in the input
+  std::string id;
   io::Result result;
   RequestTimes times;
   std::string error;  ///< set: the request has no result, for this reason

@@ -3,8 +3,11 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cstring>
+#include <span>
+#include <utility>
 
-#include "app/run/progress.hpp"
+#include "app/run/request_rows.hpp"
 #include "app/run/route.hpp"
 #include "app/run/run.hpp"
 #include "app/run/stop.hpp"
@@ -28,11 +31,27 @@ Passes::Passes(const PassesInput& input)
   timeline_.emplace(in_.world.size(), comm::clock_offset(in_.world, in_.ranks.topology),
                     in_.options.trace.empty() ? 0 : max_trace_events);
   Workload& work = in_.work;
-  batcher_.emplace(work.requests(), in_.sizes.batch, in_.world.rank(), work.kept(),
-                   work.checkpoints.restore_into(in_.backend));
+  batcher_.emplace(in_.sizes.batch, in_.sizes.room, work.checkpoints.restore_into(in_.backend));
   driver_.emplace(in_.backend, in_.groups, in_.model.config.shape, in_.placement, driver,
                   *timeline_);
   loads_.resize(static_cast<std::size_t>(in_.world.size()));
+  share_resumed();
+}
+
+/// Which requests this run resumes: all ranks write what is kept of those that wait into the next
+/// checkpoint.
+void Passes::share_resumed() {
+  std::string text;
+  if (root()) {
+    RequestQueue& queue = in_.work.queue();
+    for (const WaitingRequest& waiting :
+         queue.waiting().first(static_cast<std::size_t>(queue.num_resumed()))) {
+      text.append(reinterpret_cast<const char*>(&waiting.request), sizeof(waiting.request));
+    }
+  }
+  text = in_.world.broadcast(text, 0);
+  resumed_.resize(text.size() / sizeof(resumed_[0]));
+  if (!text.empty()) std::memcpy(resumed_.data(), text.data(), text.size());
 }
 
 DriverOptions Passes::driver_options() {
@@ -70,7 +89,11 @@ std::uint64_t Passes::schedule_hash() const {
 }
 
 void Passes::open_dump(DriverOptions& driver) {
-  auto layout = activation_layout(in_.work.requests(), in_.work.mode(), in_.options.max_tokens);
+  const RequestRows rows = shared_request_rows(
+      in_.world, request_rows(in_.work.requests(), in_.work.mode(), in_.options.max_tokens));
+  io::ActivationLayout layout;
+  layout.requests = rows.ids;
+  layout.first_row = rows.first_row;
   layout.hidden = in_.model.config.shape.hidden;
   layout.layers = in_.dumped_layers;
   layout.model = fmt::format("{:016x}", in_.model.file->identity());
@@ -81,19 +104,20 @@ void Passes::open_dump(DriverOptions& driver) {
 }
 
 void Passes::open_record(DriverOptions& driver) {
-  const auto layout = routing_layout(in_.model.config.shape, in_.model.file->identity(),
-                                     in_.work.requests(), in_.work.mode(), in_.options.max_tokens);
+  const auto layout = routing_layout(
+      in_.model.config.shape, in_.model.file->identity(),
+      shared_request_rows(
+          in_.world, request_rows(in_.work.requests(), in_.work.mode(), in_.options.max_tokens)));
   record_.emplace(in_.work.written(in_.options.record_routing), layout, in_.world,
-                  in_.sizes.batch.max_chunks, in_.options.resume, in_.work.kept());
+                  in_.sizes.batch.max_chunks, in_.options.resume, in_.work.shared_finished());
   driver.save_choices = [this](int chunk, int layer, std::size_t tokens) {
     return record_->place(chunk, layer, tokens);
   };
 }
 
 void Passes::run() {
-  const std::int64_t total = batcher_->waiting_work();
   comm::watched::stage("the steps", in_.options.deadline);
-  Progress progress(root() ? in_.options.progress : ProgressStyle::none, total);
+  progress_.emplace(root() ? in_.options.progress : ProgressStyle::none);
   const double start = now_seconds();
   double begin = start;
   for (std::int64_t pass = 0;; ++pass) {
@@ -105,15 +129,22 @@ void Passes::run() {
     driver_->run_pass(*batcher_, way_.route);
     finish_pass(now_seconds() - start);
     if (timeline_->full()) timeline_->flush(in_.groups);
-    std::int64_t left = batcher_->waiting_work();
-    for (const RankLoad& load : loads_) left += load.remaining_work;
-    progress.update(total - left, now_seconds() - start);
+    show_progress(now_seconds() - start);
   }
   comm::watched::end_pass();
   comm::watched::stage("the end", setup_deadlines * in_.options.deadline);
   in_.work.checkpoints.close();
   timeline_->flush(in_.groups);
-  progress.finish();
+  progress_->finish();
+}
+
+/// On rank 0. How much there is to do is known when all requests have been read.
+void Passes::show_progress(double seconds) {
+  if (!root() || !in_.work.all_read()) return;
+  const RequestQueue& queue = in_.work.queue();
+  std::int64_t left = queue.work();
+  for (const RankLoad& load : loads_) left += load.remaining_work;
+  progress_->update(queue.total_work(), left, seconds);
 }
 
 void Passes::finish_pass(double now) {
@@ -133,6 +164,7 @@ bool Passes::agree_on_pass(double begin, double last_pass_seconds) {
   const auto due = static_cast<std::int32_t>(CheckpointPhase::due);
   if (record_ && loads_[0].checkpoint == due) record_->flush();
   in_.work.checkpoints.advance(loads_, checkpoint_source(), last_pass_seconds);
+  admit();
   if (!batcher_->admit(loads_)) return false;
   const Phase phase = batcher_->has_prompt_tokens() ? Phase::prefill : Phase::decode;
   way_ = choices_.next({phase, batcher_->most_rows()}, loads_[0].cost);
@@ -166,10 +198,40 @@ PassCost Passes::cost_of_pass() const {
   return cost;
 }
 
+/// All ranks see from the loads whether rank 0 has a request that fits somewhere; where none does,
+/// as in most passes, nothing more is said.
+void Passes::admit() {
+  const std::int64_t pages = loads_[0].next_pages;
+  if (pages == 0 || rank_for({.pages = pages}, loads_) < 0) return;
+  std::vector<std::string> messages(loads_.size());
+  if (root()) {
+    for (const RequestQueue::Grant& grant : in_.work.queue().grant(loads_)) {
+      append_to(messages[static_cast<std::size_t>(grant.rank)], grant.admitted);
+    }
+    for (std::size_t rank = 0; rank < loads_.size(); ++rank) {
+      loads_[rank].admitted_bytes = static_cast<std::int64_t>(messages[rank].size());
+    }
+  }
+  in_.world.broadcast(std::as_writable_bytes(std::span(loads_)), 0);
+  if (first_admitted_at_ == 0) first_admitted_at_ = now_seconds();
+  const RankLoad& mine = loads_[static_cast<std::size_t>(in_.world.rank())];
+  const std::string message = in_.world.scatter_sized(
+      std::move(messages), static_cast<std::uint64_t>(mine.admitted_bytes), 0);
+  for (Admitted& admitted : admitted_from(message)) batcher_->take_up(std::move(admitted));
+}
+
 CheckpointSource Passes::checkpoint_source() const {
-  return {
-      &*batcher_,     &in_.backend, &driver_->traffic(), &in_.placement, &in_.model.config.shape,
-      in_.model.dtype};
+  CheckpointSource source;
+  source.batcher = &*batcher_;
+  if (root()) source.waiting = in_.work.queue().waiting();
+  source.resumed_waiting =
+      std::span(resumed_).last(static_cast<std::size_t>(loads_[0].resumed_waiting));
+  source.backend = &in_.backend;
+  source.traffic = &driver_->traffic();
+  source.placement = &in_.placement;
+  source.shape = &in_.model.config.shape;
+  source.dtype = in_.model.dtype;
+  return source;
 }
 
 RankLoad Passes::load_of_rank() {
@@ -178,6 +240,11 @@ RankLoad Passes::load_of_rank() {
   load.checkpoint = in_.work.checkpoints.phase();
   load.cost = cost_of_pass();
   load.result_bytes = in_.work.results.waiting_bytes();
+  if (root()) {
+    in_.work.take_ready();
+    load.next_pages = in_.work.queue().next_pages();
+    load.resumed_waiting = in_.work.queue().num_resumed();
+  }
   return load;
 }
 
@@ -193,10 +260,11 @@ void Passes::stop_if_asked() {
     ResultStore& results = in_.work.results;
     results.sync();
     message = fmt::format(
-        "stopped by {} (sent to rank {}); {} of {} requests are finished and kept{}{}; run again "
+        "stopped by {} (sent to rank {}); {} of {} requests{} are finished and kept{}{}; run again "
         "with --resume to go on",
         name_of_signal(asked->stop_signal), asked - loads_.begin(), results.num_finished(),
-        in_.work.requests().size(), checkpoint.empty() ? "" : ", ", checkpoint);
+        in_.work.requests().size(), in_.work.all_read() ? "" : " read so far",
+        checkpoint.empty() ? "" : ", ", checkpoint);
   }
   throw comm::AgreedFailure(message, stopped_exit_code, root());
 }

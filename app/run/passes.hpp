@@ -15,6 +15,7 @@
 #include "app/run/driver.hpp"
 #include "app/run/groups.hpp"
 #include "app/run/open_model.hpp"
+#include "app/run/progress.hpp"
 #include "app/run/ranks.hpp"
 #include "app/run/routing_record.hpp"
 #include "app/run/routing_replay.hpp"
@@ -60,6 +61,8 @@ class Passes {
   /// and where neither is.
   nlohmann::json routing_report() const;
 
+  /// On the steady clock; 0: none was.
+  double first_admitted_at() const { return first_admitted_at_; }
   const Timeline& timeline() const { return *timeline_; }
   const Driver& driver() const { return *driver_; }
   /// Of the schedules that passes may run.
@@ -75,12 +78,16 @@ class Passes {
  private:
   bool root() const { return in_.world.rank() == 0; }
   DriverOptions driver_options();
+  void share_resumed();
   void open_dump(DriverOptions& driver);
   void open_record(DriverOptions& driver);
   void finish_pass(double now);
   /// Between two passes: hears the other ranks, and does what is due. False when all is done.
   bool agree_on_pass(double begin, double last_pass_seconds);
   PassCost cost_of_pass() const;
+  /// Waiting requests go to their ranks, where one has room.
+  void admit();
+  void show_progress(double seconds);
   RankLoad load_of_rank();
   void stop_if_asked();
   CheckpointSource checkpoint_source() const;
@@ -91,10 +98,13 @@ class Passes {
   std::optional<Timeline> timeline_;
   std::optional<Batcher> batcher_;
   std::optional<Driver> driver_;
-  std::vector<RankLoad> loads_;  // [ranks], before this pass
   PassChoices choices_;
-  PassWay way_;             // of this pass
-  double last_agreed_ = 0;  // when the ranks had agreed on it; 0 before the first
+  PassWay way_;                        // of this pass
+  double last_agreed_ = 0;             // when the ranks had agreed on it; 0 before the first
+  std::vector<RankLoad> loads_;        // [ranks], before this pass
+  std::vector<std::int32_t> resumed_;  // requests that this run resumed, in order of admission
+  std::optional<Progress> progress_;
+  double first_admitted_at_ = 0;
 };
 
 }  // namespace atl

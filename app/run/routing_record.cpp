@@ -4,7 +4,6 @@
 
 #include <algorithm>
 
-#include "app/run/activations.hpp"
 #include "comm/watchdog.hpp"
 #include "compute/clock.hpp"
 #include "compute/error.hpp"
@@ -40,21 +39,20 @@ std::vector<int> moe_layers_of(const ModelShape& shape) {
 }
 
 io::RoutingLayout routing_layout(const ModelShape& shape, std::uint64_t model,
-                                 const std::vector<io::Request>& requests, Mode mode,
-                                 int max_tokens) {
+                                 const RequestRows& requests) {
   io::RoutingLayout layout;
   layout.model = fmt::format("{:016x}", model);
   layout.num_experts = shape.num_experts;
   layout.top_k = shape.top_k;
   layout.layers = moe_layers_of(shape);
-  for (const io::Request& request : requests) layout.requests.push_back(request.id);
-  layout.first_row = first_rows_of(requests, mode, max_tokens);
+  layout.requests = requests.ids;
+  layout.first_row = requests.first_row;
   return layout;
 }
 
 RoutingRecord::RoutingRecord(const std::string& path, const io::RoutingLayout& layout,
                              const comm::Communicator& world, int max_chunks, bool resume,
-                             const std::vector<KeptProgress>& kept)
+                             const std::vector<char>& finished)
     : path_(path),
       layout_(layout),
       world_(world),
@@ -76,15 +74,15 @@ RoutingRecord::RoutingRecord(const std::string& path, const io::RoutingLayout& l
   });
   world_.agree([&] {
     writer_.emplace(path_, layout_);
-    if (goes_on) check_finished(kept);
+    if (goes_on) check_finished(finished);
   });
 }
 
 /// Each rank looks at a part of the requests.
-void RoutingRecord::check_finished(const std::vector<KeptProgress>& kept) const {
+void RoutingRecord::check_finished(const std::vector<char>& finished) const {
   const auto stride = static_cast<std::size_t>(world_.size());
-  for (auto r = static_cast<std::size_t>(world_.rank()); r < kept.size(); r += stride) {
-    if (!kept[r].finished || layout_.first_row[r] == layout_.first_row[r + 1]) continue;
+  for (auto r = static_cast<std::size_t>(world_.rank()); r < finished.size(); r += stride) {
+    if (finished[r] == 0 || layout_.first_row[r] == layout_.first_row[r + 1]) continue;
     const std::int64_t rows = writer_->num_rows(r);
     require(rows > 0 && writer_->summer_of(r, rows).sums() == writer_->sums(r),
             "cannot go on with {}: request \"{}\" is finished, but its routing is not whole there; "

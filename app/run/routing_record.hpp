@@ -8,14 +8,12 @@
 #include <unordered_map>
 #include <vector>
 
-#include "app/mode.hpp"
 #include "app/run/batcher.hpp"
 #include "app/run/computed_rows.hpp"
 #include "app/run/finished_request.hpp"
-#include "app/run/kept_progress.hpp"
+#include "app/run/request_rows.hpp"
 #include "comm/communicator.hpp"
 #include "compute/types.hpp"
-#include "io/requests.hpp"
 #include "io/routing_file.hpp"
 
 namespace atl {
@@ -25,8 +23,7 @@ std::vector<int> moe_layers_of(const ModelShape& shape);
 
 /// The file that a run over these requests records.
 io::RoutingLayout routing_layout(const ModelShape& shape, std::uint64_t model,
-                                 const std::vector<io::Request>& requests, Mode mode,
-                                 int max_tokens);
+                                 const RequestRows& requests);
 
 /// What the record cost one rank.
 struct RecordCost {
@@ -46,11 +43,11 @@ class RoutingRecord {
   };
 
   /// Collective. With `resume` goes on with the file that the interrupted run left, and compares
-  /// what is there of requests that are finished with its checksums. Throws Error on all ranks
-  /// alike.
+  /// what is there of the requests that are `finished` with its checksums. Throws Error on all
+  /// ranks alike.
   RoutingRecord(const std::string& path, const io::RoutingLayout& layout,
                 const comm::Communicator& world, int max_chunks, bool resume,
-                const std::vector<KeptProgress>& kept);
+                const std::vector<char>& finished);
 
   /// The place is filled when the pass has run.
   Place place(int chunk, int layer, std::size_t tokens);
@@ -77,7 +74,7 @@ class RoutingRecord {
     std::vector<float> weights;
     io::RoutingSummer summer;
   };
-  void check_finished(const std::vector<KeptProgress>& kept) const;
+  void check_finished(const std::vector<char>& finished) const;
   Open& open(std::size_t request, std::int64_t position);
   void append(int chunk, const compute::Segment& segment, std::size_t request);
   void write(std::size_t request, Open& open);

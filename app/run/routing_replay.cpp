@@ -7,8 +7,8 @@
 #include <map>
 #include <span>
 #include <string_view>
+#include <utility>
 
-#include "app/run/activations.hpp"
 #include "app/run/routing_record.hpp"
 #include "comm/watchdog.hpp"
 #include "compute/error.hpp"
@@ -105,9 +105,9 @@ std::uint64_t ReplayFile::scan(int num_experts) {
   return sum;
 }
 
-RoutingReplay::RoutingReplay(ReplayFile& file, const std::vector<io::Request>& requests,
-                             const ModelShape& shape, Mode mode, int max_tokens, int max_chunks)
-    : file_(file), requests_(requests) {
+RoutingReplay::RoutingReplay(ReplayFile& file, RequestRows requests, const ModelShape& shape,
+                             int max_chunks)
+    : file_(file), requests_(std::move(requests)) {
   const std::vector<int> layers = moe_layers_of(shape);
   num_layers_ = layers.size();
   index_of_layer_.assign(static_cast<std::size_t>(shape.num_layers), -1);
@@ -115,47 +115,48 @@ RoutingReplay::RoutingReplay(ReplayFile& file, const std::vector<io::Request>& r
     index_of_layer_[static_cast<std::size_t>(layers[i])] = static_cast<int>(i);
   }
   chosen_.resize(static_cast<std::size_t>(max_chunks) * num_layers_);
-  const std::vector<std::int64_t> first_row = first_rows_of(requests, mode, max_tokens);
-  sources_.resize(requests.size());
+  sources_.resize(requests_.ids.size());
   if (file_.is_trace()) {
-    find_in_trace(first_row);
+    find_in_trace();
   } else {
-    find_by_id(first_row);
+    find_by_id();
   }
 }
 
 /// A request that ended at a stop token has fewer rows than it may have had, and may end so again.
-void RoutingReplay::find_by_id(const std::vector<std::int64_t>& first_row) {
+void RoutingReplay::find_by_id() {
+  const std::vector<std::int64_t>& first_row = requests_.first_row;
   const io::RoutingLayout& layout = file_.reader().layout();
   std::map<std::string_view, std::size_t> entries;
   for (std::size_t e = 0; e < layout.requests.size(); ++e) entries.emplace(layout.requests[e], e);
-  for (std::size_t r = 0; r < requests_.size(); ++r) {
+  for (std::size_t r = 0; r < requests_.ids.size(); ++r) {
     const std::int64_t wanted = first_row[r + 1] - first_row[r];
     if (wanted == 0) continue;
-    const auto found = entries.find(requests_[r].id);
+    const auto found = entries.find(requests_.ids[r]);
     require(found != entries.end(), "cannot replay {}: it has no request \"{}\"", file_.path(),
-            requests_[r].id);
+            requests_.ids[r]);
     const std::size_t entry = found->second;
     const std::int64_t rows = file_.reader().num_rows(entry);
     const bool ended_early = rows < layout.first_row[entry + 1] - layout.first_row[entry];
-    const auto prompt = static_cast<std::int64_t>(requests_[r].tokens.size());
+    const std::int64_t prompt = requests_.prompt_lengths[r];
     require(
         rows >= wanted || (ended_early && rows >= prompt),
         "cannot replay {}: it is short: it has choices of {} positions of request \"{}\", which "
         "may need {}",
-        file_.path(), rows, requests_[r].id, wanted);
+        file_.path(), rows, requests_.ids[r], wanted);
     sources_[r] = {entry, 0, rows};
   }
 }
 
-void RoutingReplay::find_in_trace(const std::vector<std::int64_t>& first_row) {
+void RoutingReplay::find_in_trace() {
+  const std::vector<std::int64_t>& first_row = requests_.first_row;
   const std::int64_t rows = file_.reader().num_rows(0);
   require(
       rows >= first_row.back(),
       "cannot replay {}: it is short: it has choices of {} tokens, and the requests may need {} "
       "(prompts, and all tokens that they may generate but the last of each)",
       file_.path(), rows, first_row.back());
-  for (std::size_t r = 0; r < requests_.size(); ++r) {
+  for (std::size_t r = 0; r < requests_.ids.size(); ++r) {
     sources_[r] = {0, first_row[r], first_row[r + 1] - first_row[r]};
   }
 }
@@ -166,7 +167,7 @@ const RoutingReplay::Ahead& RoutingReplay::read_ahead(std::size_t request, std::
   require(first + rows <= source.rows,
           "cannot replay {}: it is short: it has choices of {} positions of request \"{}\", and "
           "position {} is needed",
-          file_.path(), source.rows, requests_[request].id, source.rows);
+          file_.path(), source.rows, requests_.ids[request], source.rows);
   Ahead& ahead = ahead_[request];
   if (first >= ahead.first && first + rows <= ahead.first + ahead.rows) return ahead;
   const std::int64_t choices = file_.reader().layout().row_choices();

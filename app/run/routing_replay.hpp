@@ -9,13 +9,12 @@
 #include <unordered_map>
 #include <vector>
 
-#include "app/mode.hpp"
 #include "app/run/batcher.hpp"
 #include "app/run/finished_request.hpp"
+#include "app/run/request_rows.hpp"
 #include "comm/communicator.hpp"
 #include "compute/backend.hpp"
 #include "compute/types.hpp"
-#include "io/requests.hpp"
 #include "io/routing_file.hpp"
 
 namespace atl {
@@ -55,9 +54,8 @@ class RoutingReplay {
  public:
   /// Throws Error where a request finds no choices, or fewer than it may need. In a recorded file
   /// requests are found by their ids; a trace is one list of tokens, of which each request in turn
-  /// takes as many as first_rows_of() says.
-  RoutingReplay(ReplayFile& file, const std::vector<io::Request>& requests, const ModelShape& shape,
-                Mode mode, int max_tokens, int max_chunks);
+  /// takes as many as request_rows() says.
+  RoutingReplay(ReplayFile& file, RequestRows requests, const ModelShape& shape, int max_chunks);
 
   /// Reads the choices of this rank's part of the next pass. Throws Error where a request goes
   /// beyond its choices.
@@ -85,13 +83,13 @@ class RoutingReplay {
     std::vector<std::int32_t> experts;
     std::vector<float> weights;
   };
-  void find_by_id(const std::vector<std::int64_t>& first_row);
-  void find_in_trace(const std::vector<std::int64_t>& first_row);
+  void find_by_id();
+  void find_in_trace();
   const Ahead& read_ahead(std::size_t request, std::int64_t first, std::int64_t rows);
   void take(int chunk, std::size_t num_rows, const compute::Segment& segment, std::size_t request);
 
   ReplayFile& file_;
-  const std::vector<io::Request>& requests_;
+  RequestRows requests_;
   std::size_t num_layers_;           // MoE
   std::vector<int> index_of_layer_;  // [layers], -1: dense
   std::vector<Source> sources_;      // [requests]

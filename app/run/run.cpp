@@ -13,15 +13,19 @@
 #include "app/run/placement_file.hpp"
 #include "app/run/ranks.hpp"
 #include "app/run/report.hpp"
+#include "app/run/request_rows.hpp"
 #include "app/run/route.hpp"
 #include "app/run/routing_replay.hpp"
 #include "app/run/sizes.hpp"
+#include "app/run/startup.hpp"
 #include "app/run/workload.hpp"
 #include "comm/transports/choice.hpp"
 #include "comm/watchdog.hpp"
 #include "io/json_shown.hpp"
 
 namespace atl {
+
+using nlohmann::json;
 
 namespace {
 
@@ -40,11 +44,11 @@ class Job {
     work_.read(model_, ranks_.choice, replay_file_ ? replay_file_->identity() : "");
     if (work_.nothing_to_do()) return;
     find_links(world_, options_, ranks_);
-    sizes_ = sizes_of(world_, options_,
-                      {model_, placement_, layout_, ranks_, work_.requests(), work_.mode()});
-    work_.refuse_beyond_cache(sizes_.batch, kv_limit(options_, ranks_));
-    prepare_replay();
-    if (work_.any_to_serve()) {
+    sizes_ = sizes_of(
+        world_, options_,
+        {model_, placement_, layout_, ranks_, work_.requests(), work_.all_read(), work_.mode()});
+    if (work_.any_to_serve(sizes_.batch, kv_limit(options_, ranks_))) {
+      prepare_replay();
       load();
       passes_->run();
     }
@@ -55,14 +59,15 @@ class Job {
   bool root() const { return world_.rank() == 0; }
 
   void open_model() {
+    const double begin = now_seconds();
+    model_ = OpenModel(world_, options_.model, options_.dtype);
+    startup_.open_s = now_seconds() - begin;
     world_.agree([this] {
-      model_ = OpenModel(options_.model, options_.dtype);
       const ModelShape& shape = model_.config.shape;
       if (!options_.dump_activations.empty()) {
         dumped_layers_ = layers_of(options_.dump_activations, shape.num_layers);
       }
     });
-    model_.require_same(world_, options_.model);
   }
 
   void place() {
@@ -83,10 +88,11 @@ class Job {
   }
 
   void prepare_replay() {
-    if (!replay_file_ || !work_.any_to_serve()) return;
-    world_.agree([this] {
-      replay_.emplace(*replay_file_, work_.requests(), model_.config.shape, work_.mode(),
-                      options_.max_tokens, sizes_.batch.max_chunks);
+    if (!replay_file_) return;
+    const RequestRows rows = shared_request_rows(
+        world_, request_rows(work_.requests(), work_.mode(), options_.max_tokens));
+    world_.agree([&] {
+      replay_.emplace(*replay_file_, rows, model_.config.shape, sizes_.batch.max_chunks);
     });
     if (!root()) return;
     const int left_out = replay_file_->columns() - replay_file_->top_k();
@@ -102,12 +108,12 @@ class Job {
     world_.agree([this] {
       transport_ = comm::choose_transport(world_, options_.transport, backend_->device_memory());
     });
-    std::vector<NonFiniteSlab> non_finite;
-    world_.agree([&] {
-      non_finite =
-          load_weights(*model_.file, model_.config, sizes_.backend.part, model_.dtype, *backend_);
-    });
-    stored_non_finite_ = warn_of_non_finite(world_, *model_.file, model_.dtype, non_finite);
+    const double begin_of_weights = now_seconds();
+    const LoadedModel loaded = load_weights(world_, ranks_.topology, *model_.file, model_.config,
+                                            sizes_.backend.part, model_.dtype, *backend_);
+    startup_.weights_s = now_seconds() - begin_of_weights;
+    startup_.load = loaded.cost;
+    stored_non_finite_ = warn_of_non_finite(world_, *model_.file, model_.dtype, loaded.non_finite);
     groups_.emplace(world_, layout_, may_take(options_, layout_, Route::nodes));
     passes_.emplace(PassesInput{world_, options_, model_, placement_, *groups_, ranks_, sizes_,
                                 dumped_layers_, replay_ ? &*replay_ : nullptr, transport_,
@@ -117,14 +123,20 @@ class Job {
 
   void finish() {
     const RequestSummary summary = work_.results.summary();
-    nlohmann::json report;
+    json report;
     std::vector<std::vector<io::TraceEvent>> events;
     if (passes_) {
       passes_->close_dump();
       passes_->close_record();
       report = gather_report(world_, facts(), measurements(), summary);
-      const nlohmann::json routing = passes_->routing_report();
+      const json routing = passes_->routing_report();
       if (!routing.is_null()) report["routing"] = routing;
+      if (passes_->first_admitted_at() > 0) {
+        startup_.first_admitted_s = passes_->first_admitted_at() - begin_;
+      }
+      startup_.peak_memory_bytes = peak_memory_bytes();
+      const json startup = gather_startup(world_, startup_, *model_.file, ranks_);
+      if (root()) report["startup"] = startup;
       events = passes_->gather_trace();
     }
     world_.agree([&] {
@@ -194,7 +206,9 @@ class Job {
   comm::TransportKind transport_ = comm::TransportKind::ialltoallv;
   std::optional<Passes> passes_;
   bool stored_non_finite_ = false;  // weights on file; known on rank 0
+  const double begin_ = now_seconds();
   double load_seconds_ = 0;
+  Startup startup_;
 };
 
 }  // namespace

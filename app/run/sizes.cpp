@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <span>
 
 #include "app/plan/memory.hpp"
 #include "app/run/placement_file.hpp"
@@ -20,14 +21,19 @@ BatchOptions batch_options(const RunOptions& options, const Sized& sized) {
   BatchOptions batch;
   batch.mode = sized.mode;
   batch.max_tokens = options.max_tokens;
-  batch.max_sequences = std::min(options.max_sequences, static_cast<int>(sized.requests.size()));
-  batch.max_pass_tokens = std::max(options.step_tokens, batch.max_sequences);
-  batch.min_chunk_tokens = std::min(options.min_chunk_tokens, batch.max_pass_tokens);
+  batch.max_sequences = options.max_sequences;
   batch.max_chunks = most_chunks(options, sized.layout);
   batch.page_tokens = page_tokens;
   batch.stop_token_ids = sized.model.config.stop_token_ids;
   batch.dtype = sized.model.dtype;
   return batch;
+}
+
+/// Once it is known how many requests there are at most.
+void limit_to(std::int64_t requests, const RunOptions& options, BatchOptions& batch) {
+  batch.max_sequences = static_cast<int>(std::min<std::int64_t>(batch.max_sequences, requests));
+  batch.max_pass_tokens = std::max(options.step_tokens, batch.max_sequences);
+  batch.min_chunk_tokens = std::min(options.min_chunk_tokens, batch.max_pass_tokens);
 }
 
 compute::BackendOptions backend_options(int rank, const RunOptions& run, const Sized& sized,
@@ -65,13 +71,9 @@ compute::BackendOptions backend_options(int rank, const RunOptions& run, const S
 }
 
 /// Asked for, or what the requests can use and this rank's memory allows.
-std::int64_t kv_pages(const RunOptions& options, const Sized& sized, const Sizes& sizes) {
+std::int64_t kv_pages(const RunOptions& options, const Sized& sized, const Sizes& sizes,
+                      const PagesWanted& wanted) {
   if (options.kv_tokens > 0) return (options.kv_tokens + page_tokens - 1) / page_tokens;
-  std::vector<std::int64_t> pages;
-  for (const io::Request& request : sized.requests) {
-    if (request.error.empty()) pages.push_back(pages_needed(request, sizes.batch));
-  }
-  const PagesWanted wanted = pages_wanted(pages, sized.layout.num_ranks());
   const Ranks& ranks = sized.ranks;
   return ranks.choice.cuda
              ? pages_on_device(sizes.backend, ranks.choice.share.memory_bytes, wanted)
@@ -83,6 +85,13 @@ std::int64_t kv_pages(const RunOptions& options, const Sized& sized, const Sizes
 Sizes sizes_of(const comm::Communicator& world, const RunOptions& options, const Sized& sized) {
   Sizes sizes;
   sizes.batch = batch_options(options, sized);
+  RequestNeeds needs;
+  if (world.rank() == 0) {
+    needs = needs_of(sized.requests, sized.all_read, sized.model.config.shape.max_positions,
+                     world.size(), sizes.batch);
+  }
+  needs = world.broadcast_value(needs, 0);
+  limit_to(needs.count, options, sizes.batch);
   sizes.backend = backend_options(world.rank(), options, sized, sizes.batch);
   std::int64_t pages = 0;
   world.agree([&] {
@@ -91,11 +100,12 @@ Sizes sizes_of(const comm::Communicator& world, const RunOptions& options, const
       require_weights_fit(sized.placement, compute::cpu_memory_plan(sizes.backend).weights,
                           mine.memory_bytes, mine.memory_by);
     }
-    pages = kv_pages(options, sized, sizes);
+    pages = kv_pages(options, sized, sizes, needs.pages);
   });
   world.allreduce(std::span(&pages, 1), comm::Communicator::Reduce::min);
   sizes.batch.num_pages = std::max<std::int64_t>(1, pages);
   sizes.backend.num_pages = sizes.batch.num_pages;
+  sizes.room = room_for(needs, sizes.batch);
   if (!sized.ranks.choice.cuda) return sizes;
   world.agree([&] {
     // Buffers for received rows never grow in a pass, where memory is left beside all else.

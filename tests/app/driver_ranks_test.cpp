@@ -7,6 +7,8 @@
 #include "app/model/load.hpp"
 #include "app/model/model_config.hpp"
 #include "app/run/driver.hpp"
+#include "app/run/request_needs.hpp"
+#include "app/run/request_queue.hpp"
 #include "compute/across_rows.hpp"
 #include "tests/count_allocations.hpp"
 #include "tests/mpi_main.hpp"
@@ -73,12 +75,17 @@ long allocations_in_decode(bool overlap, comm::TransportKind transport, Route ro
   driver_options.max_head_rows = 8;
   driver_options.max_chunk_tokens = 128;
   Driver driver(*backend, groups, config.shape, placement, driver_options, timeline);
-  Batcher batcher(requests, batch, world.rank());
+  const auto needs = needs_of(requests, true, config.shape.max_positions, world.size(), batch);
+  Batcher batcher(batch, room_for(needs, batch));
+  RequestQueue queue(requests, {}, batch, "");
   std::vector<RankLoad> loads(static_cast<std::size_t>(world.size()));
   counted::allocations = 0;
   for (int pass = 0; pass < 50; ++pass) {
     counted::counting = pass >= 10;  // prompts and the first tokens warm up
     world.allgather_into(batcher.load(), std::span(loads));
+    for (RequestQueue::Grant& grant : queue.grant(loads)) {
+      if (grant.rank == world.rank()) batcher.take_up(std::move(grant.admitted));
+    }
     if (!batcher.next_pass(loads)) break;
     timeline.begin_pass(Phase::decode, driver.schedule(batcher.num_chunks(), route), 0, 0);
     driver.run_pass(batcher, route);

@@ -9,6 +9,8 @@
 #include <optional>
 
 #include "app/run/driver.hpp"
+#include "app/run/request_needs.hpp"
+#include "app/run/request_queue.hpp"
 #include "app/run/routing_record.hpp"
 #include "app/run/routing_replay.hpp"
 #include "tests/compute/model_checks.hpp"
@@ -80,15 +82,16 @@ class RoutingRun {
     options.row_bytes = static_cast<std::size_t>(shape().hidden) * 4;
     options.mode = Mode::score;
     options.max_chunk_tokens = batch_.max_pass_tokens;
-    recorded.emplace(file(record),
-                     routing_layout(shape(), model_identity, requests_, Mode::score, 1), world_,
-                     chunks, false, std::vector<KeptProgress>());
+    recorded.emplace(
+        file(record),
+        routing_layout(shape(), model_identity, request_rows(requests_, Mode::score, 1)), world_,
+        chunks, false, std::vector<char>());
     options.save_choices = [&](int chunk, int layer, std::size_t tokens) {
       return recorded->place(chunk, layer, tokens);
     };
     if (!replay.empty()) {
       replay_file.emplace(file(replay), world_, shape(), model_identity);
-      replayed.emplace(*replay_file, requests_, shape(), Mode::score, 1, chunks);
+      replayed.emplace(*replay_file, request_rows(requests_, Mode::score, 1), shape(), chunks);
       options.forced = [&](int chunk, int layer) { return replayed->of(chunk, layer); };
     }
     BatchOptions batch = batch_;
@@ -96,10 +99,16 @@ class RoutingRun {
     Timeline timeline(world_.size(), 0, 0);
     const Groups groups(world_, one_node(world_.size()), /*nodes=*/false);
     Driver driver(*backend_, groups, shape(), placement_, options, timeline);
-    Batcher batcher(requests_, batch, world_.rank());
+    std::vector<io::Request> requests = requests_;
+    const auto needs = needs_of(requests, true, shape().max_positions, world_.size(), batch);
+    Batcher batcher(batch, room_for(needs, batch));
+    RequestQueue queue(requests, {}, batch, "");
     std::vector<RankLoad> loads(static_cast<std::size_t>(world_.size()));
     for (;;) {
       world_.allgather_into(batcher.load(), std::span(loads));
+      for (RequestQueue::Grant& grant : queue.grant(loads)) {
+        if (grant.rank == world_.rank()) batcher.take_up(std::move(grant.admitted));
+      }
       if (!batcher.next_pass(loads)) break;
       timeline.begin_pass(Phase::prefill, driver.schedule(batcher.num_chunks(), Route::flat), 0, 0);
       if (replayed) replayed->prepare(batcher);
@@ -179,7 +188,8 @@ TEST(Routing, IsReplayedAsTheOracleFollows) {
   RoutingRun run;
   std::vector<reference::Forced> forced(run.requests().size());
   if (run.world().rank() == 0) {
-    const auto layout = routing_layout(run.shape(), model_identity, run.requests(), Mode::score, 1);
+    const auto layout =
+        routing_layout(run.shape(), model_identity, request_rows(run.requests(), Mode::score, 1));
     io::create_routing_file(run.file("made.h5"), layout);
   }
   for (std::size_t r = 0; r < forced.size(); ++r) {
@@ -187,7 +197,8 @@ TEST(Routing, IsReplayedAsTheOracleFollows) {
   }
   run.world().agree([&] {
     if (run.world().rank() != 0) return;
-    const auto layout = routing_layout(run.shape(), model_identity, run.requests(), Mode::score, 1);
+    const auto layout =
+        routing_layout(run.shape(), model_identity, request_rows(run.requests(), Mode::score, 1));
     io::RoutingWriter writer(run.file("made.h5"), layout);
     for (std::size_t r = 0; r < forced.size(); ++r) {
       if (!run.requests()[r].error.empty()) continue;
