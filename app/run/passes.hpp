@@ -68,6 +68,7 @@ class Passes {
   bool agree_on_pass(double begin, double last_pass_seconds);
   /// Waiting requests go to their ranks, where one has room.
   void admit();
+  bool any_to_admit() const;
   void show_progress(double seconds);
   RankLoad load_of_rank();
   void stop_if_asked();
