@@ -6,6 +6,9 @@
 
 namespace atl {
 
+/// In place of the pages of a request that is still to be read.
+inline constexpr std::int64_t unread_pages = -1;
+
 /// What a rank tells the others before each pass.
 struct RankLoad {
   std::int64_t prompt_tokens = 0;   ///< of its sequences, not yet processed

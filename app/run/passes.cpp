@@ -199,12 +199,19 @@ PassCost Passes::cost_of_pass() const {
 }
 
 /// All ranks see from the loads whether rank 0 has a request that fits somewhere; where none does,
-/// as in most passes, nothing more is said.
-void Passes::admit() {
+/// as in most passes, nothing more is said. Reading is waited for only where no rank has anything
+/// else to do.
+bool Passes::any_to_admit() const {
   const std::int64_t pages = loads_[0].next_pages;
-  if (pages == 0 || rank_for({.pages = pages}, loads_) < 0) return;
+  if (pages == unread_pages) return chunk_count(loads_, in_.sizes.batch) == 0;
+  return pages > 0 && rank_for({.pages = pages}, loads_) >= 0;
+}
+
+void Passes::admit() {
+  if (!any_to_admit()) return;
   std::vector<std::string> messages(loads_.size());
   if (root()) {
+    in_.work.queue().wait_for_next();
     for (const RequestQueue::Grant& grant : in_.work.queue().grant(loads_)) {
       append_to(messages[static_cast<std::size_t>(grant.rank)], grant.admitted);
     }
@@ -243,6 +250,7 @@ RankLoad Passes::load_of_rank() {
   if (root()) {
     in_.work.take_ready();
     load.next_pages = in_.work.queue().next_pages();
+    if (load.next_pages == 0 && !in_.work.all_read()) load.next_pages = unread_pages;
     load.resumed_waiting = in_.work.queue().num_resumed();
   }
   return load;

@@ -87,6 +87,7 @@ class Passes {
   PassCost cost_of_pass() const;
   /// Waiting requests go to their ranks, where one has room.
   void admit();
+  bool any_to_admit() const;
   void show_progress(double seconds);
   RankLoad load_of_rank();
   void stop_if_asked();

@@ -46,8 +46,12 @@ void RequestQueue::take_new() {
   admission_.add(fresh);
 }
 
-std::int64_t RequestQueue::next_pages() {
+bool RequestQueue::wait_for_next() {
   while (admission_.waiting().empty() && more_ && more_()) take_new();
+  return !admission_.waiting().empty();
+}
+
+std::int64_t RequestQueue::next_pages() const {
   return admission_.waiting().empty() ? 0 : admission_.waiting().front().pages;
 }
 

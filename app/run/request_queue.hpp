@@ -26,8 +26,10 @@ class RequestQueue {
   RequestQueue(std::vector<io::Request>& requests, std::span<const KeptProgress> kept,
                const BatchOptions& options, const std::string& sized_by, More more = {});
 
-  /// KV pages of the request that is next; 0 when none waits any more. Waits until one is read.
-  std::int64_t next_pages();
+  /// KV pages of the request that is next; 0 when none of those read waits.
+  std::int64_t next_pages() const;
+  /// Waits until there is a next one; false when there will be none.
+  bool wait_for_next();
 
   struct Grant {
     int rank = 0;

@@ -164,7 +164,7 @@ bool Workload::any_to_serve(const BatchOptions& batch, const std::string& limit)
     std::vector<io::Request>& all = source_->requests();
     queue_.emplace(all, kept_, batch, limit, [this] { return source_->take_more(); });
     any = std::ranges::any_of(all, [](const io::Request& r) { return r.error.empty(); }) ||
-          queue_->next_pages() > 0;
+          queue_->wait_for_next();
   });
   return world_.broadcast_value(any, 0);
 }

@@ -138,7 +138,7 @@ TEST_F(Source, FeedsAQueueInOrderWhoeverHasRoom) {
   options.num_pages = 8;
   RequestQueue queue(source.requests(), {}, options, "", [&] { return source.take_more(); });
   std::int32_t next = 0;
-  while (queue.next_pages() > 0) {
+  while (queue.wait_for_next()) {
     std::vector<RankLoad> loads(2);
     for (RankLoad& load : loads) load.free_pages = load.free_sequences = 3;
     const auto grants = queue.grant(loads);
