@@ -61,12 +61,12 @@ std::span<const std::int32_t> Batcher::pages_of(std::int32_t request) const {
 }
 
 bool Batcher::next_pass(std::span<const RankLoad> loads) {
-  if (!admit(loads)) return false;
+  if (!size_up(loads)) return false;
   cut(chunk_count(most_rows_, options_));
   return true;
 }
 
-bool Batcher::admit(std::span<const RankLoad> loads) {
+bool Batcher::size_up(std::span<const RankLoad> loads) {
   has_prompt_ = std::any_of(loads.begin(), loads.end(),
                             [](const RankLoad& load) { return load.prompt_tokens > 0; });
   most_rows_ = most_pass_rows(loads, options_);

@@ -36,8 +36,8 @@ class Batcher {
   bool next_pass(std::span<const RankLoad> loads);
 
   /// The same in two steps, where the caller decides how many chunks there are.
-  bool admit(std::span<const RankLoad> loads);
-  std::int64_t most_rows() const { return most_rows_; }  ///< of a rank, in the pass admitted
+  bool size_up(std::span<const RankLoad> loads);
+  std::int64_t most_rows() const { return most_rows_; }  ///< of a rank, in the next pass
   void cut(int num_chunks) { pass_.build(sequences_, num_chunks); }
 
   int num_chunks() const { return pass_.num_chunks(); }   ///< of this pass, equal on all ranks

@@ -109,7 +109,7 @@ void Passes::open_record(DriverOptions& driver) {
       shared_request_rows(
           in_.world, request_rows(in_.work.requests(), in_.work.mode(), in_.options.max_tokens)));
   record_.emplace(in_.work.written(in_.options.record_routing), layout, in_.world,
-                  in_.sizes.batch.max_chunks, in_.options.resume, in_.work.shared_finished());
+                  in_.sizes.batch.max_chunks, in_.options.resume, in_.work.shared_kept());
   driver.save_choices = [this](int chunk, int layer, std::size_t tokens) {
     return record_->place(chunk, layer, tokens);
   };
@@ -165,7 +165,7 @@ bool Passes::agree_on_pass(double begin, double last_pass_seconds) {
   if (record_ && loads_[0].checkpoint == due) record_->flush();
   in_.work.checkpoints.advance(loads_, checkpoint_source(), last_pass_seconds);
   admit();
-  if (!batcher_->admit(loads_)) return false;
+  if (!batcher_->size_up(loads_)) return false;
   const Phase phase = batcher_->has_prompt_tokens() ? Phase::prefill : Phase::decode;
   way_ = choices_.next({phase, batcher_->most_rows()}, loads_[0].cost);
   batcher_->cut(way_.chunks);
@@ -203,7 +203,7 @@ PassCost Passes::cost_of_pass() const {
 /// else to do.
 bool Passes::any_to_admit() const {
   const std::int64_t pages = loads_[0].next_pages;
-  if (pages == unread_pages) return chunk_count(loads_, in_.sizes.batch) == 0;
+  if (pages == unread_pages) return most_pass_rows(loads_, in_.sizes.batch) == 0;
   return pages > 0 && rank_for({.pages = pages}, loads_) >= 0;
 }
 

@@ -52,7 +52,7 @@ io::RoutingLayout routing_layout(const ModelShape& shape, std::uint64_t model,
 
 RoutingRecord::RoutingRecord(const std::string& path, const io::RoutingLayout& layout,
                              const comm::Communicator& world, int max_chunks, bool resume,
-                             const std::vector<char>& finished)
+                             const std::vector<Kept>& kept)
     : path_(path),
       layout_(layout),
       world_(world),
@@ -61,9 +61,8 @@ RoutingRecord::RoutingRecord(const std::string& path, const io::RoutingLayout& l
     index_of_layer_.resize(static_cast<std::size_t>(layout_.layers[i]) + 1, -1);
     index_of_layer_.back() = static_cast<int>(i);
   }
-  const bool goes_on = resume && std::any_of(kept.begin(), kept.end(), [](const KeptProgress& k) {
-                         return k.finished || k.cached > 0;
-                       });
+  const bool goes_on =
+      resume && std::any_of(kept.begin(), kept.end(), [](Kept k) { return k != Kept::nothing; });
   world_.agree([&] {
     if (world_.rank() != 0) return;
     if (goes_on) {
@@ -74,15 +73,15 @@ RoutingRecord::RoutingRecord(const std::string& path, const io::RoutingLayout& l
   });
   world_.agree([&] {
     writer_.emplace(path_, layout_);
-    if (goes_on) check_finished(finished);
+    if (goes_on) check_finished(kept);
   });
 }
 
 /// Each rank looks at a part of the requests.
-void RoutingRecord::check_finished(const std::vector<char>& finished) const {
+void RoutingRecord::check_finished(const std::vector<Kept>& kept) const {
   const auto stride = static_cast<std::size_t>(world_.size());
-  for (auto r = static_cast<std::size_t>(world_.rank()); r < finished.size(); r += stride) {
-    if (finished[r] == 0 || layout_.first_row[r] == layout_.first_row[r + 1]) continue;
+  for (auto r = static_cast<std::size_t>(world_.rank()); r < kept.size(); r += stride) {
+    if (kept[r] != Kept::all || layout_.first_row[r] == layout_.first_row[r + 1]) continue;
     const std::int64_t rows = writer_->num_rows(r);
     require(rows > 0 && writer_->summer_of(r, rows).sums() == writer_->sums(r),
             "cannot go on with {}: request \"{}\" is finished, but its routing is not whole there; "

@@ -11,6 +11,7 @@
 #include "app/run/batcher.hpp"
 #include "app/run/computed_rows.hpp"
 #include "app/run/finished_request.hpp"
+#include "app/run/kept_progress.hpp"
 #include "app/run/request_rows.hpp"
 #include "comm/communicator.hpp"
 #include "compute/types.hpp"
@@ -43,11 +44,11 @@ class RoutingRecord {
   };
 
   /// Collective. With `resume` goes on with the file that the interrupted run left, and compares
-  /// what is there of the requests that are `finished` with its checksums. Throws Error on all
+  /// what is there of the requests that are finished with its checksums. Throws Error on all
   /// ranks alike.
   RoutingRecord(const std::string& path, const io::RoutingLayout& layout,
                 const comm::Communicator& world, int max_chunks, bool resume,
-                const std::vector<char>& finished);
+                const std::vector<Kept>& kept);
 
   /// The place is filled when the pass has run.
   Place place(int chunk, int layer, std::size_t tokens);
@@ -74,7 +75,7 @@ class RoutingRecord {
     std::vector<float> weights;
     io::RoutingSummer summer;
   };
-  void check_finished(const std::vector<char>& finished) const;
+  void check_finished(const std::vector<Kept>& kept) const;
   Open& open(std::size_t request, std::int64_t position);
   void append(int chunk, const compute::Segment& segment, std::size_t request);
   void write(std::size_t request, Open& open);

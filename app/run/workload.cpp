@@ -76,11 +76,13 @@ ordered_json Workload::own_identity(const InputFacts& facts) const {
   return identity;
 }
 
-std::vector<char> Workload::shared_finished() const {
-  std::string finished;
-  for (const KeptProgress& kept : kept_) finished.push_back(kept.finished ? 1 : 0);
-  finished = world_.broadcast(finished, 0);
-  return {finished.begin(), finished.end()};
+std::vector<Kept> Workload::shared_kept() const {
+  std::string kept;
+  for (const KeptProgress& of_request : kept_) kept.push_back(static_cast<char>(of_request.kept()));
+  kept = world_.broadcast(kept, 0);
+  std::vector<Kept> all;
+  for (const char one : kept) all.push_back(static_cast<Kept>(one));
+  return all;
 }
 
 ordered_json Workload::identity_like(const ordered_json& recorded) const {

@@ -54,8 +54,8 @@ class Workload {
   /// Puts requests that have been read meanwhile into the queue.
   void take_ready();
 
-  /// Collective: which of the first requests an earlier run has finished.
-  std::vector<char> shared_finished() const;
+  /// Collective: what an earlier run kept of the first requests.
+  std::vector<Kept> shared_kept() const;
 
   ResultStore results;
   Checkpoints checkpoints;
