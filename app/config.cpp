@@ -21,6 +21,9 @@ namespace {
 std::string text_of(Mode mode) {
   return std::string(name_of(mode));
 }
+std::string text_of(const std::optional<int>& number) {
+  return number ? std::to_string(*number) : "auto";
+}
 template <typename T>
 std::string text_of(const std::optional<T>& value) {
   return value ? std::string(name_of(*value)) : "auto";
@@ -38,7 +41,11 @@ std::vector<std::pair<std::string, std::string>> RunOptions::items() const {
           {"backend", text_of(backend)},
           {"dtype", text_of(dtype)},
           {"isa", text_of(isa)},
-          {"chunks", std::to_string(chunks)},
+          {"chunks", text_of(chunks)},
+          {"route", text_of(route)},
+          {"slots", std::to_string(slots)},
+          {"placement", placement},
+          {"node-ranks", node_ranks},
           {"no-overlap", no_overlap ? "true" : "false"},
           {"threads", std::to_string(threads)},
           {"transport", text_of(transport)},
@@ -48,6 +55,8 @@ std::vector<std::pair<std::string, std::string>> RunOptions::items() const {
           {"trace", trace},
           {"dump-activations", dump_activations},
           {"activations", activations},
+          {"record-routing", record_routing},
+          {"replay-routing", replay_routing},
           {"max-sequences", std::to_string(max_sequences)},
           {"step-tokens", std::to_string(step_tokens)},
           {"min-chunk-tokens", std::to_string(min_chunk_tokens)},
@@ -69,11 +78,9 @@ std::vector<std::pair<std::string, std::string>> CommandLine::items() const {
       return all;
     }
     case Command::init:
-      return {{"command", "init"},
-              {"preset", init.preset},
-              {"seed", std::to_string(init.seed)},
-              {"output", init.output},
-              {"deadline", fmt::format("{}", init.deadline)}};
+      return {{"command", "init"},     {"preset", init.preset},
+              {"config", init.config}, {"seed", std::to_string(init.seed)},
+              {"output", init.output}, {"deadline", fmt::format("{}", init.deadline)}};
     case Command::import:
       return {{"command", "import"}, {"folder", import.folder}, {"output", import.output}};
     case Command::inspect:
@@ -131,6 +138,11 @@ CLI::Option* add_choice(CLI::App& app, const std::string& name, T& value,
       ->default_str(text_of(value));
 }
 
+/// What is wrong with a number of chunks.
+std::string problem_of_chunks(const std::string& text) {
+  return text == "auto" ? "" : CLI::Range(1, max_chunks)(text);
+}
+
 std::vector<std::optional<comm::TransportKind>> transport_choices() {
   std::vector<std::optional<comm::TransportKind>> choices = {std::nullopt};
   for (const comm::TransportInfo& transport : comm::transports)
@@ -169,9 +181,14 @@ void add_run(CLI::App& app, RunOptions& o) {
   add_choice(app, "--isa", o.isa,
              {std::nullopt, CpuIsa::avx2, CpuIsa::avx512, CpuIsa::avx512_bf16, CpuIsa::avx512_amx},
              "Instruction sets of the CPU; auto: the widest that all ranks have");
-  app.add_option("--chunks", o.chunks, "Micro-batches that overlap, at most")
-      ->check(CLI::Range(1, 8))
-      ->capture_default_str();
+  const auto take_chunks = [&o](const std::string& text) {
+    o.chunks = text == "auto" ? std::nullopt : std::optional<int>(std::stoi(text));
+  };
+  app.add_option_function<std::string>("--chunks", take_chunks,
+                                       "Micro-batches that overlap, at most (1 to 8); auto: as "
+                                       "links and arithmetic make it worth")
+      ->check(problem_of_chunks)
+      ->default_str(text_of(o.chunks));
   app.add_flag("--no-overlap", o.no_overlap, "One step after the other (same results)");
   app.add_option("--threads", o.threads,
                  "Arithmetic threads per rank; 0: the job's cores / ranks of a node")
@@ -179,6 +196,22 @@ void add_run(CLI::App& app, RunOptions& o) {
       ->capture_default_str();
   add_choice(app, "--transport", o.transport, transport_choices(),
              "How tokens travel; auto: the first that passes a test");
+}
+
+void add_run_layout(CLI::App& app, RunOptions& o) {
+  add_choice(app, "--route", o.route, {std::nullopt, Route::flat, Route::nodes},
+             "How tokens reach their experts: each row straight to its rank, or once to each node");
+  CLI::Option* slots =
+      app.add_option("--slots", o.slots,
+                     "Experts of a layer on each rank, replicas where there are more places; 0: "
+                     "equal shares, one where there are more ranks than experts")
+          ->check(CLI::Range(0, 4096))
+          ->capture_default_str();
+  app.add_option("--placement", o.placement, "Which rank has which expert of which layer (JSON)")
+      ->excludes(slots);
+  app.add_option("--node-ranks", o.node_ranks,
+                 "Ranks on each node, e.g. 4 or 3,5,1, where tokens should travel as if nodes were "
+                 "so (sockets, say); default: ranks that share memory");
 }
 
 void add_run_files(CLI::App& app, RunOptions& o) {
@@ -192,6 +225,11 @@ void add_run_files(CLI::App& app, RunOptions& o) {
   CLI::Option* layers = app.add_option("--dump-activations", o.dump_activations,
                                        "Write x after these layers: all, or e.g. 0,3,15");
   CLI::Option* file = app.add_option("--activations", o.activations, "File for them (HDF5)");
+  app.add_option("--record-routing", o.record_routing,
+                 "Write the experts that every token chose, with their weights (HDF5)");
+  app.add_option("--replay-routing", o.replay_routing,
+                 "Let tokens take the experts of this file: a recorded one, or .npy of shape "
+                 "[tokens, layers, k]");
   layers->needs(file);
   file->needs(layers);
 }
@@ -246,6 +284,8 @@ std::vector<CLI::ConfigItem> items_of_file(const std::string& path) {
 std::vector<std::string> with_config_files(int argc, const char* const* argv) {
   std::vector<std::string> given(argv + std::min(argc, 1), argv + argc);
   std::vector<std::string> from_files;
+  // Of init, --config names a model.
+  if (given.empty() || given[0] != "run") return given;
   for (std::size_t i = 0; i < given.size(); ++i) {
     std::string path;
     if (given[i] == "--config" && i + 1 < given.size()) path = given[i + 1];
@@ -309,13 +349,46 @@ std::vector<int> layers_of(const std::string& text, int num_layers) {
   return layers;
 }
 
+std::vector<int> nodes_of_ranks(const std::string& text, int num_ranks) {
+  std::vector<int> sizes;
+  std::string_view rest = text;
+  for (bool more = true; more;) {
+    const std::size_t comma = rest.find(',');
+    const std::string_view part = rest.substr(0, comma);
+    int size = 0;
+    const auto [end, error] = std::from_chars(part.data(), part.data() + part.size(), size);
+    if (error != std::errc() || end != part.data() + part.size() || size < 1) {
+      throw UsageError(fmt::format(
+          "--node-ranks {}: \"{}\" is no number of ranks; give one number, or one for each node "
+          "with commas between",
+          text, part));
+    }
+    sizes.push_back(size);
+    more = comma != std::string_view::npos;
+    if (more) rest.remove_prefix(comma + 1);
+  }
+  std::vector<int> node_of;
+  for (std::size_t node = 0; static_cast<int>(node_of.size()) < num_ranks; ++node) {
+    if (sizes.size() > 1 && node == sizes.size()) break;
+    node_of.insert(node_of.end(), static_cast<std::size_t>(sizes[sizes.size() > 1 ? node : 0]),
+                   static_cast<int>(node));
+  }
+  if (static_cast<int>(node_of.size()) != num_ranks) {
+    throw UsageError(fmt::format("--node-ranks {} does not make {} ranks", text, num_ranks));
+  }
+  return node_of;
+}
+
 namespace {
 
 CLI::App& add_init(CLI::App& app, InitOptions& o) {
   CLI::App& init = *app.add_subcommand("init", "Write a model with random weights");
-  init.add_option("--preset", o.preset, "Which model")
-      ->required()
-      ->check(CLI::IsMember(preset_names()));
+  CLI::Option* preset =
+      init.add_option("--preset", o.preset, "Which model")->check(CLI::IsMember(preset_names()));
+  init.add_option("--config", o.config,
+                  "A model of this description instead: JSON, as atoll inspect shows it or as a "
+                  "Hugging Face folder has it")
+      ->excludes(preset);
   init.add_option("--seed", o.seed, "Seed of the weights")
       ->check(problem_of_seed)
       ->capture_default_str();
@@ -336,8 +409,13 @@ CLI::App& add_import(CLI::App& app, ImportOptions& o) {
 
 void add_inspect(CLI::App& app, InspectOptions& o) {
   CLI::App& inspect = *app.add_subcommand(
-      "inspect", "List a file that atoll wrote (model, checkpoint) and verify its checksums");
-  inspect.add_option("file", o.file, "Model, checkpoint or activations file")->required();
+      "inspect",
+      "List a file that atoll wrote (model, checkpoint, routing) and verify its checksums");
+  inspect
+      .add_option(
+          "file", o.file,
+          "Model, checkpoint, activations or routing file, or a .npy of [tokens, layers, k]")
+      ->required();
   inspect.add_flag("--no-verify", o.no_verify, "List only, read no weights");
 }
 
@@ -386,6 +464,11 @@ void check_run(const CLI::App& run, const RunOptions& o) {
         "--dump-activations: a resumed run does not compute all tokens; leave one of "
         "it and --resume away");
   }
+  if (run.count("--shard") > 0 && o.replay_routing.ends_with(".npy")) {
+    throw UsageError(
+        "--replay-routing: a .npy is one list of tokens, and a shard does not know which are its "
+        "own; give a recorded file, or leave --shard away");
+  }
   if (run.count("--checkpoint-every") > 0 && o.checkpoint_dir.empty()) {
     throw UsageError("--checkpoint-every: there is no --checkpoint-dir to write to");
   }
@@ -405,6 +488,7 @@ CommandLine parse_command_line(int argc, const char* const* argv) {
 
   CLI::App& run = *app.add_subcommand("run", "Generate or score (start it under mpirun)");
   add_run(run, line.run);
+  add_run_layout(run, line.run);
   add_run_files(run, line.run);
   add_run_sizes(run, line.run);
   CLI::App& init = add_init(app, line.init);
@@ -430,6 +514,9 @@ CommandLine parse_command_line(int argc, const char* const* argv) {
     throw UsageError(fmt::format("{}; see atoll --help", error.what()));
   }
   if (run.parsed()) check_run(run, line.run);
+  if (init.parsed() && line.init.preset.empty() && line.init.config.empty()) {
+    throw UsageError("init: which model? Give --preset or --config; see atoll init --help");
+  }
   if (!(line.run.deadline >= 0) || !(line.init.deadline >= 0))
     throw UsageError("--deadline: not a number of seconds");
   line.command = run.parsed()        ? Command::run

@@ -10,12 +10,15 @@
 #include "app/backend_kind.hpp"
 #include "app/mode.hpp"
 #include "app/plan/interval.hpp"
+#include "app/plan/schedule.hpp"
 #include "app/progress_style.hpp"
 #include "comm/transports/kind.hpp"
 #include "compute/cpu/isa.hpp"
 #include "compute/types.hpp"
 
 namespace atl {
+
+inline constexpr int max_chunks = 8;
 
 struct RunOptions {
   std::string config;  ///< file whose options were read before the command line's
@@ -28,7 +31,11 @@ struct RunOptions {
   std::optional<BackendKind> backend;  ///< none: auto
   std::optional<DType> dtype;          ///< none: auto, as on file
   std::optional<compute::CpuIsa> isa;  ///< none: auto
-  int chunks = 2;
+  std::optional<int> chunks;           ///< none: auto
+  std::optional<Route> route;          ///< none: auto
+  int slots = 0;           ///< experts of a layer on each rank; 0: as many as one place each needs
+  std::string placement;   ///< file that says which rank has which expert; empty: by slots
+  std::string node_ranks;  ///< see nodes_of_ranks(); empty: as ranks share memory
   bool no_overlap = false;
   int threads = 0;  ///< per rank; 0: this rank's share of the job's cores
   std::optional<comm::TransportKind> transport;  ///< none: auto
@@ -38,6 +45,8 @@ struct RunOptions {
   std::string trace;
   std::string dump_activations;  ///< layers: "all", or numbers with commas; empty: none
   std::string activations;       ///< file for them
+  std::string record_routing;    ///< file for what the routers choose; empty: none
+  std::string replay_routing;    ///< file of choices that take their place; empty: none
   int max_sequences = 64;        ///< per rank at once
   int step_tokens = 2048;        ///< per rank and pass
   int min_chunk_tokens = 32;
@@ -58,7 +67,8 @@ struct RunOptions {
 Interval interval_of(const std::string& text);
 
 struct InitOptions {
-  std::string preset;
+  std::string preset;  ///< empty: `config` says which model
+  std::string config;  ///< file (JSON) that describes it
   std::uint64_t seed = 0;
   std::string output;
   double deadline = 300;  ///< seconds for a rank that does not answer
@@ -100,6 +110,10 @@ enum class Command : std::uint8_t { none, run, init, import, inspect, diff, join
 /// The layers that `text` names ("all", or numbers with commas) of a model with `num_layers`,
 /// rising. Throws UsageError.
 std::vector<int> layers_of(const std::string& text, int num_layers);
+
+/// How many of `num_ranks` consecutive ranks are on each node, as `text` says: numbers with commas
+/// between, or one number for all. The node of each rank. Throws UsageError.
+std::vector<int> nodes_of_ranks(const std::string& text, int num_ranks);
 
 struct CommandLine {
   Command command = Command::none;  ///< none: `text` is all there is to do

@@ -11,6 +11,7 @@
 #include <system_error>
 
 #include "app/config.hpp"
+#include "app/model/described_model.hpp"
 #include "app/model/import.hpp"
 #include "app/model/init.hpp"
 #include "app/model/inspect.hpp"
@@ -58,11 +59,15 @@ void require_equal_lines(const comm::Communicator& world, const CommandLine& lin
   });
 }
 
+ModelConfig config_of(const InitOptions& options) {
+  return options.config.empty() ? preset(options.preset) : described_model(options.config);
+}
+
 /// What one process does by itself: alone it needs no MPI, under a launcher rank 0 does it.
 void execute_alone(const CommandLine& line) {
   switch (line.command) {
     case Command::init:
-      return init_model(preset(line.init.preset), line.init.seed, line.init.output, 0, 1,
+      return init_model(config_of(line.init), line.init.seed, line.init.output, 0, 1,
                         io::single_process);
     case Command::import:
       return import_hf(line.import.folder, line.import.output);
@@ -90,8 +95,8 @@ void execute(const CommandLine& line, const comm::Communicator& world) {
   if (line.command == Command::run) return run_job(world, line.run);
   world.agree([&] {
     if (line.command == Command::init) {
-      init_model(preset(line.init.preset), line.init.seed, line.init.output, world.rank(),
-                 world.size(), world.fortran_handle());
+      init_model(config_of(line.init), line.init.seed, line.init.output, world.rank(), world.size(),
+                 world.fortran_handle());
     } else if (world.rank() == 0) {
       execute_alone(line);
     }

@@ -69,6 +69,14 @@ Communicator Communicator::duplicate() const {
   return {copy, true};
 }
 
+Communicator Communicator::split(int group) const {
+  const Waiting waiting("MPI_Comm_split");
+  MPI_Comm part = MPI_COMM_NULL;
+  check(MPI_Comm_split(comm_, group, rank_, &part), "MPI_Comm_split");
+  MPI_Comm_set_errhandler(part, MPI_ERRORS_RETURN);
+  return {part, true};
+}
+
 Communicator Communicator::split_shared() const {
   const Waiting waiting("MPI_Comm_split_type");
   MPI_Comm node = MPI_COMM_NULL;
@@ -76,6 +84,14 @@ Communicator Communicator::split_shared() const {
         "MPI_Comm_split_type");
   MPI_Comm_set_errhandler(node, MPI_ERRORS_RETURN);
   return {node, true};
+}
+
+Communicator Communicator::split(int color, int key) const {
+  const Waiting waiting("MPI_Comm_split");
+  MPI_Comm part = MPI_COMM_NULL;
+  check(MPI_Comm_split(comm_, color, key, &part), "MPI_Comm_split");
+  MPI_Comm_set_errhandler(part, MPI_ERRORS_RETURN);
+  return {part, true};
 }
 
 void Communicator::wait(MPI_Request& request, const char* call) const {
@@ -162,23 +178,64 @@ namespace {
 constexpr std::size_t max_piece = std::size_t{1} << 28;  // bytes of one message
 }
 
-std::string Communicator::broadcast(const std::string& text, int root) const {
-  const auto share = [&](void* data, std::size_t bytes) {
+void Communicator::broadcast(std::span<std::byte> bytes, int root) const {
+  for (std::size_t at = 0; at < bytes.size(); at += max_piece) {
+    const std::size_t piece = std::min(max_piece, bytes.size() - at);
     MPI_Request request = MPI_REQUEST_NULL;
-    check(MPI_Ibcast(data, to_int(bytes, "piece"), MPI_BYTE, root, comm_, &request), "MPI_Ibcast");
+    check(MPI_Ibcast(bytes.data() + at, to_int(piece, "piece"), MPI_BYTE, root, comm_, &request),
+          "MPI_Ibcast");
     wait(request, "MPI_Ibcast");
-  };
-  auto bytes = static_cast<std::uint64_t>(text.size());
-  share(&bytes, sizeof(bytes));
-  std::string result = rank_ == root ? text : std::string(bytes, '\0');
-  for (std::size_t at = 0; at < bytes; at += max_piece) {
-    share(result.data() + at, std::min<std::size_t>(max_piece, bytes - at));
   }
+}
+
+void Communicator::share(std::span<std::byte> all, std::span<const std::size_t> bounds) const {
+  require(bounds.size() == static_cast<std::size_t>(size_) + 1, "share: wrong number of bounds");
+  std::vector<int> counts;
+  std::vector<int> offsets;
+  for (std::size_t rank = 0; rank + 1 < bounds.size(); ++rank) {
+    counts.push_back(to_int(bounds[rank + 1] - bounds[rank], "a rank's share of bytes"));
+    offsets.push_back(to_int(bounds[rank], "bytes that ranks share"));
+  }
+  MPI_Request request = MPI_REQUEST_NULL;
+  check(MPI_Iallgatherv(MPI_IN_PLACE, 0, MPI_DATATYPE_NULL, all.data(), counts.data(),
+                        offsets.data(), MPI_BYTE, comm_, &request),
+        "MPI_Iallgatherv");
+  wait(request, "MPI_Iallgatherv");
+}
+
+std::string Communicator::broadcast(const std::string& text, int root) const {
+  auto bytes = static_cast<std::uint64_t>(text.size());
+  broadcast(std::as_writable_bytes(std::span(&bytes, 1)), root);
+  std::string result = rank_ == root ? text : std::string(bytes, '\0');
+  broadcast(std::as_writable_bytes(std::span(result)), root);
   return result;
 }
 
 std::vector<std::string> Communicator::gather(const std::string& text, int root) const {
   return gather_sized(text, allgather(static_cast<std::uint64_t>(text.size())), root);
+}
+
+void Communicator::send_text(const std::string& text, int to, int tag) const {
+  for (std::size_t at = 0; at < text.size(); at += max_piece) {
+    const std::size_t piece = std::min(max_piece, text.size() - at);
+    MPI_Request request = MPI_REQUEST_NULL;
+    check(MPI_Isend(text.data() + at, to_int(piece, "piece"), MPI_BYTE, to, tag, comm_, &request),
+          "MPI_Isend");
+    wait(request, "MPI_Isend");
+  }
+}
+
+std::string Communicator::receive_text(std::uint64_t size, int from, int tag) const {
+  std::string received(size, '\0');
+  for (std::size_t at = 0; at < received.size(); at += max_piece) {
+    const std::size_t piece = std::min(max_piece, received.size() - at);
+    MPI_Request request = MPI_REQUEST_NULL;
+    check(MPI_Irecv(received.data() + at, to_int(piece, "piece"), MPI_BYTE, from, tag, comm_,
+                    &request),
+          "MPI_Irecv");
+    wait(request, "MPI_Irecv");
+  }
+  return received;
 }
 
 std::vector<std::string> Communicator::gather_sized(const std::string& text,
@@ -187,32 +244,24 @@ std::vector<std::string> Communicator::gather_sized(const std::string& text,
   constexpr int tag = 7;
   std::vector<std::string> all;
   if (rank_ != root) {
-    for (std::size_t at = 0; at < text.size(); at += max_piece) {
-      const std::size_t piece = std::min(max_piece, text.size() - at);
-      MPI_Request request = MPI_REQUEST_NULL;
-      check(
-          MPI_Isend(text.data() + at, to_int(piece, "piece"), MPI_BYTE, root, tag, comm_, &request),
-          "MPI_Isend");
-      wait(request, "MPI_Isend");
-    }
+    send_text(text, root, tag);
     return all;
   }
   for (int source = 0; source < size_; ++source) {
-    if (source == root) {
-      all.push_back(text);
-      continue;
-    }
-    std::string& received = all.emplace_back(sizes[static_cast<std::size_t>(source)], '\0');
-    for (std::size_t at = 0; at < received.size(); at += max_piece) {
-      const std::size_t piece = std::min(max_piece, received.size() - at);
-      MPI_Request request = MPI_REQUEST_NULL;
-      check(MPI_Irecv(received.data() + at, to_int(piece, "piece"), MPI_BYTE, source, tag, comm_,
-                      &request),
-            "MPI_Irecv");
-      wait(request, "MPI_Irecv");
-    }
+    all.push_back(
+        source == root ? text : receive_text(sizes[static_cast<std::size_t>(source)], source, tag));
   }
   return all;
+}
+
+std::string Communicator::scatter_sized(std::vector<std::string> texts, std::uint64_t size,
+                                        int root) const {
+  constexpr int tag = 8;
+  if (rank_ != root) return receive_text(size, root, tag);
+  for (int to = 0; to < size_; ++to) {
+    if (to != root) send_text(texts[static_cast<std::size_t>(to)], to, tag);
+  }
+  return std::move(texts[static_cast<std::size_t>(root)]);
 }
 
 std::vector<std::string> Communicator::allgather_texts(const std::string& text) const {

@@ -58,8 +58,12 @@ class Communicator {
   MPI_Comm raw() const { return comm_; }
   int fortran_handle() const { return MPI_Comm_c2f(comm_); }
 
-  Communicator duplicate() const;     ///< collective
+  Communicator duplicate() const;  ///< collective
+  /// Collective; the ranks that name the same `group`, in their order here.
+  Communicator split(int group) const;
   Communicator split_shared() const;  ///< collective; the ranks that share this node's memory
+  /// Collective; the ranks that give the same `color` (from 0 on), in order of `key`.
+  Communicator split(int color, int key) const;
 
   void barrier() const;
 
@@ -87,12 +91,26 @@ class Communicator {
 
   /// Root's text on every rank.
   std::string broadcast(const std::string& text, int root) const;
+  /// Root's bytes on every rank, in place.
+  void broadcast(std::span<std::byte> bytes, int root) const;
+  /// Root's value on every rank.
+  template <class T>
+  T broadcast_value(T value, int root) const {
+    static_assert(std::is_trivially_copyable_v<T>);
+    broadcast(std::as_writable_bytes(std::span(&value, 1)), root);
+    return value;
+  }
+  /// In place: rank r has bytes [bounds[r], bounds[r + 1]) of `all`, afterwards every rank has all
+  /// of them. `bounds` has size() + 1 entries.
+  void share(std::span<std::byte> all, std::span<const std::size_t> bounds) const;
   /// Every rank's text on the root, in rank order; empty elsewhere. Any size (sent in pieces).
   std::vector<std::string> gather(const std::string& text, int root) const;
   /// The same where every rank knows already how many bytes each has; ranks other than the root
   /// return without waiting for one another.
   std::vector<std::string> gather_sized(const std::string& text,
                                         std::span<const std::uint64_t> sizes, int root) const;
+  /// The way back: `texts` of the root, in rank order, each on its rank, which knows its size.
+  std::string scatter_sized(std::vector<std::string> texts, std::uint64_t size, int root) const;
   /// Every rank's text on every rank, in rank order.
   std::vector<std::string> allgather_texts(const std::string& text) const;
   /// Every rank's vector on the root, in rank order; empty elsewhere.
@@ -119,6 +137,9 @@ class Communicator {
  private:
   Communicator(MPI_Comm comm, bool owned);
   void allgather_bytes(const void* value, void* all, std::size_t bytes) const;
+  /// One rank's text to another, which knows its size; in pieces.
+  void send_text(const std::string& text, int to, int tag) const;
+  std::string receive_text(std::uint64_t size, int from, int tag) const;
   /// Waits politely: the core is left to ranks that share it.
   void wait(MPI_Request& request, const char* call) const;
 

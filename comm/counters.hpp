@@ -11,15 +11,23 @@
 
 namespace atl::comm {
 
-/// Every pair of members has counters: one message each, all at once. A library's MPI_Ialltoall
+/// Whom a member tells, and whom it hears: others of its group. Where a tells b, b hears a.
+struct Peers {
+  std::vector<int> to;
+  std::vector<int> from;
+};
+/// Everyone else, in a rotated order, so that not all ranks send to the same one first.
+Peers all_others(const Communicator& comm);
+
+/// Pairs of members have counters: one message each, all at once. A library's MPI_Ialltoall
 /// takes several rounds for small messages, and in each round every rank must get to run, which is
 /// slow where ranks share cores. After construction nothing allocates.
 class Counters {
  public:
-  /// Each pair tells `per_member` numbers. Its rows of `row_bytes` each go along where both fit
-  /// into `first_message_bytes` (0: never). `comm` outlives this and is used by nothing else at the
-  /// tag.
-  Counters(const Communicator& comm, int per_member, std::size_t row_bytes,
+  /// Each member tells its peers `per_member` numbers. Its rows of `row_bytes` each go along where
+  /// both fit into `first_message_bytes` (0: never). `comm` outlives this and is used by nothing
+  /// else at the tag.
+  Counters(const Communicator& comm, Peers peers, int per_member, std::size_t row_bytes,
            std::size_t first_message_bytes);
   ~Counters();
   Counters(const Counters&) = delete;
@@ -39,7 +47,8 @@ class Counters {
   bool test() { return requests_.test() && done(); }
   Awaited awaited() const;
   /// Requests that are under way at the same time, at most.
-  std::size_t most_requests() const { return 2 * static_cast<std::size_t>(comm_.size()); }
+  std::size_t most_requests() const { return peers_.to.size() + peers_.from.size(); }
+  const Peers& peers() const { return peers_; }
 
   /// Takes from `move` what start() has sent along; after done() puts into `recv` what came along,
   /// and takes that from it too.
@@ -57,6 +66,7 @@ class Counters {
   void make_requests();
 
   const Communicator& comm_;
+  Peers peers_;
   int per_member_;
   std::size_t row_bytes_;
   int most_rows_ = 0;                                   // of a message

@@ -5,7 +5,8 @@ namespace atl::comm {
 Lane::Lane(const Communicator& group, const LaneOptions& options)
     : comm_(group.duplicate()),
       row_type_(options.row_bytes),
-      counters_(comm_, options.counts_per_member, options.row_bytes, options.first_message_bytes),
+      counters_(comm_, options.peers ? *options.peers : all_others(comm_),
+                options.counts_per_member, options.row_bytes, options.first_message_bytes),
       rows_(make_transport(options.transport,
                            {&comm_, row_type_.raw(), options.row_bytes, options.device})),
       posted_(group.size()) {}

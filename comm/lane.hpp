@@ -1,8 +1,10 @@
 #pragma once
 // One chunk's messages inside one group of ranks.
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
+#include <optional>
 
 #include "comm/communicator.hpp"
 #include "comm/counters.hpp"
@@ -13,6 +15,7 @@
 namespace atl::comm {
 
 struct LaneOptions {
+  std::optional<Peers> peers;  ///< that get counters; none: all others of the group
   TransportKind transport = TransportKind::ialltoallv;
   std::size_t row_bytes = 0;
   int counts_per_member = 1;  ///< counters of each pair of members
@@ -45,7 +48,9 @@ class Lane {
   bool test();
   Awaited awaited() const { return rows_->awaited(); }
   /// Requests that are under way at the same time, at most.
-  std::size_t most_requests() const { return counters_.most_requests(); }
+  std::size_t most_requests() const {
+    return std::max(counters_.most_requests(), 2 * static_cast<std::size_t>(comm_.size()));
+  }
 
  private:
   Communicator comm_;

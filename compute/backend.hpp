@@ -49,29 +49,71 @@ struct RowBlock {
   void* out = nullptr;
 };
 
+/// Where rows of a chunk go from route.
+enum class RouteTo : std::uint8_t {
+  experts,  ///< straight to the ranks that hold their experts
+  nodes,    ///< to the experts' nodes, each once, to be forwarded there
+};
+
+/// Rows that a rank forwards inside its node: its own ones, which lie among those it packed for
+/// nodes, and those that arrived.
+struct NodeRows {
+  std::int64_t own_first = 0;  ///< in across_send
+  std::int64_t own_rows = 0;
+  std::int64_t own_return_first = 0;  ///< in across_return
+  std::int64_t arrived = 0;           ///< in across_recv, from the first on
+  std::int64_t arrived_returns = 0;   ///< in across_done, from the first on
+};
+
+/// What a router would choose, given instead: experts [T, top_k] by their number in the model, each
+/// token's different from one another, in the order in which their rows are summed. Without weights
+/// [T, top_k] each gets the probability that the router gives it, rescaled where the model rescales
+/// those of experts that it chose itself.
+struct ForcedChoices {
+  const std::int32_t* experts = nullptr;  ///< null: the router chooses
+  const float* weights = nullptr;
+};
+
 /// One micro-batch on its way through the layers: its input and the buffers that MPI reads and
 /// writes. Activations in between belong to the backend. Rows of `dispatch_send` are grouped by
-/// `send_order` of their expert; inside a group they keep token order. The four buffers of rows lie
-/// in the memory of the backend's device_memory(), where it has one.
+/// the place of their expert's replica (see ExpertPlaces), rows of `across_send` by node; inside a
+/// group they keep token order. The buffers of rows lie in the memory of the backend's
+/// device_memory(), where it has one. Those named `across` are there only with
+/// BackendOptions::across.
 class Chunk {
  public:
   virtual ~Chunk() = default;
 
   std::span<const std::int32_t> tokens;  ///< [T], T <= max_tokens; may be empty
   std::span<const Segment> segments;     ///< cover rows 0..T-1 in order
+  /// Choices that take the router's place in the next route(); they live until that completes.
+  ForcedChoices forced;
 
-  /// [num_experts], rows of dispatch_send at each place of the send_order; after route.
-  std::span<const std::int32_t> packed_counts;
-  void* dispatch_send = nullptr;      ///< [T * top_k, H], packed by route
-  void* combine_recv = nullptr;       ///< [T * top_k, H], read by merge, order of dispatch_send
+  // After route, and until the next one:
+  std::span<const std::int32_t> packed_counts;  ///< [places] of the layer: rows for each
+  std::span<const std::int32_t> node_rows;      ///< [nodes]: tokens that go there
+  /// [nodes]: rows that come back from there by RouteTo::nodes: one for a token whose experts are
+  /// all on that node, which adds them up, else one for each of them.
+  std::span<const std::int32_t> node_returns;
+
+  void* dispatch_send = nullptr;      ///< [T * top_k, H], packed by route; or what regroup forwards
+  void* combine_recv = nullptr;       ///< the same rows' results, read by merge, or by fold
   void* dispatch_recv = nullptr;      ///< [receive_capacity, H], rows from other ranks
   void* combine_send = nullptr;       ///< [receive_capacity, H], their results
   std::int64_t receive_capacity = 0;  ///< rows
+
+  void* across_send = nullptr;    ///< [T * min(top_k, nodes)], rows with tails (across_row)
+  void* across_recv = nullptr;    ///< rows with tails from other nodes
+  void* across_done = nullptr;    ///< [.., H], their results, as they go back
+  void* across_return = nullptr;  ///< [T * top_k, H], results of this rank's rows
 
   /// Grows dispatch_recv and combine_send to at least `rows` rows (by doubling, on a device up to
   /// BackendOptions::most_receive_rows); contents are lost.
   /// On a device this waits for everything under way there.
   virtual void reserve_receive(std::int64_t rows) = 0;
+  /// The same for across_recv (`rows.arrived`) and across_done, and for `forwarded` rows of
+  /// dispatch_send and combine_recv.
+  virtual void reserve_across(const NodeRows& rows, std::int64_t forwarded) = 0;
 };
 
 /// Parts of attention and of experts between which rows may move (where several ranks share heads,
@@ -98,14 +140,21 @@ struct BackendOptions {
   int page_tokens = 64;        ///< tokens per KV page
   std::int64_t num_pages = 0;  ///< KV pages this rank holds, all layers each
   int max_chunk_tokens = 0;
-  int num_chunks = 1;          ///< that will be made, for the plan of the memory
+  int num_chunks = 1;  ///< that will be made, for the plan of the memory
+  /// [num_chunks]: tokens that each has room for, in the order of make_chunk(); empty:
+  /// max_chunk_tokens.
+  std::vector<int> chunk_tokens;
   bool split_experts = false;  ///< ExpertPart::up and down will be used apart
+  bool across = false;         ///< RouteTo::nodes will be used
   /// Rows that a chunk can receive from the start, where its rows lie on a device; in host memory
   /// buffers always grow as they are needed.
   std::int64_t receive_rows = 0;
   /// Rows that a chunk can ever receive: buffers on a device do not double past them.
   std::int64_t most_receive_rows = std::numeric_limits<std::int64_t>::max();
 };
+
+/// The options as the chunk of this number, from 0 again after num_chunks, sees them.
+BackendOptions options_of_chunk(const BackendOptions& options, int index);
 
 class Backend {
  public:
@@ -130,12 +179,21 @@ class Backend {
   virtual Event embed(Chunk& chunk) = 0;  ///< x = embedding[tokens]
   /// x += Attention(RMSNorm(x)); fills KV
   virtual Event attention(Chunk& chunk, int layer, AttentionPart part = AttentionPart::all) = 0;
-  virtual Event mlp(Chunk& chunk, int layer) = 0;    ///< x += Mlp(RMSNorm(x)), dense layers
-  virtual Event route(Chunk& chunk, int layer) = 0;  ///< router, packed_counts, dispatch_send
+  virtual Event mlp(Chunk& chunk, int layer) = 0;  ///< x += Mlp(RMSNorm(x)), dense layers
+  /// Router, counts, and rows packed: into dispatch_send, or across_send.
+  virtual Event route(Chunk& chunk, int layer, RouteTo to = RouteTo::experts) = 0;
+  /// dispatch_send = the rows that `rows` says, once for each of their experts on this node,
+  /// grouped by place.
+  virtual Event regroup(Chunk& chunk, int layer, const NodeRows& rows) = 0;
   /// Blocks are sorted by local_expert; the span and what it points to live until completion.
   virtual Event experts(Chunk& chunk, int layer, std::span<const RowBlock> blocks,
                         ExpertPart part = ExpertPart::all) = 0;
-  virtual Event merge(Chunk& chunk, int layer) = 0;  ///< x += weighted sum of combine_recv
+  /// What goes back for the rows of the last regroup, from combine_recv: the weighted sum where all
+  /// of a row's experts are on this node, else each of their rows, in falling order of weight. To
+  /// across_return for own rows, else to across_done.
+  virtual Event fold(Chunk& chunk, int layer, const NodeRows& rows) = 0;
+  /// x += weighted sum of combine_recv, or of across_return, as the last route says.
+  virtual Event merge(Chunk& chunk, int layer) = 0;
 
   /// out[i] = the next token after row rows[i], chosen from lm_head · RMSNorm(x[rows[i]]) (float32)
   /// as how[i] says; -1 where one of the row's logits is not finite. All three live until
@@ -154,6 +212,10 @@ class Backend {
 
   /// Copies x [T, H], as it is then, to host memory.
   virtual Event save_x(const Chunk& chunk, float* x) = 0;
+  /// Copies what the last route() of the chunk chose to host memory: experts [T, top_k] by their
+  /// number in the model, in falling weight unless they were forced, and their weights. Before the
+  /// chunk's next route().
+  virtual Event save_choices(const Chunk& chunk, std::int32_t* experts, float* weights) = 0;
   /// Copies the keys and values of positions [first_position, first_position + num_positions) of
   /// one sequence, which lie in `pages` (of the sequence, in order of position), to host memory,
   /// each as [num_positions, kv_heads, head_dim] in options.dtype: the same bytes whatever the

@@ -35,8 +35,18 @@ void check_options(const BackendOptions& options, int largest_head_dim) {
   require(part.experts.size() == static_cast<std::size_t>(shape.num_layers),
           "a rank's part has experts of {} layers, the model has {} layers", part.experts.size(),
           shape.num_layers);
-  require(part.send_order.size() == static_cast<std::size_t>(shape.num_experts),
-          "send_order has {} entries for {} experts", part.send_order.size(), shape.num_experts);
+  require(part.places_of_layer.size() == static_cast<std::size_t>(shape.num_layers),
+          "a rank's part says of {} layers where their experts are, the model has {} layers",
+          part.places_of_layer.size(), shape.num_layers);
+}
+
+BackendOptions options_of_chunk(const BackendOptions& options, int index) {
+  BackendOptions of_chunk = options;
+  if (!options.chunk_tokens.empty()) {
+    const auto at = static_cast<std::size_t>(index) % options.chunk_tokens.size();
+    of_chunk.max_chunk_tokens = options.chunk_tokens[at];
+  }
+  return of_chunk;
 }
 
 const void* converted(const HostTensor& tensor, DType to, AlignedBuffer& buffer) {

@@ -6,11 +6,7 @@
 #include <cstdint>
 #include <cstring>
 
-#ifdef __CUDACC__
-#define ATOLL_BOTH __host__ __device__
-#else
-#define ATOLL_BOTH
-#endif
+#include "compute/both.hpp"
 
 namespace atl::compute {
 

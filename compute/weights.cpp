@@ -100,14 +100,29 @@ std::int64_t Part::most_experts() const {
   return static_cast<std::int64_t>(most);
 }
 
+int Part::most_places() const {
+  int most = 0;
+  for (const ExpertPlaces& kind : places) most = std::max(most, kind.num_places());
+  return most;
+}
+
 Part whole_model(const ModelShape& shape) {
   Part part;
   part.end_layer = shape.num_layers;
-  part.send_order.resize(static_cast<std::size_t>(shape.num_experts));
-  std::iota(part.send_order.begin(), part.send_order.end(), 0);
+  std::vector<std::int32_t> all(static_cast<std::size_t>(shape.num_experts));
+  std::iota(all.begin(), all.end(), 0);
+  ExpertPlaces places;
+  for (const std::int32_t expert : all) {
+    places.first_of_expert.push_back(expert);
+    places.replicas.push_back({expert, 0, Distance::own_rank});
+  }
+  places.first_of_expert.push_back(shape.num_experts);
+  places.first_of_node = {0, shape.num_experts};
+  if (shape.num_experts > 0) part.places.push_back(std::move(places));
   part.experts.resize(static_cast<std::size_t>(shape.num_layers));
   for (int layer = 0; layer < shape.num_layers; ++layer) {
-    if (!shape.is_dense(layer)) part.experts[static_cast<std::size_t>(layer)] = part.send_order;
+    part.places_of_layer.push_back(shape.is_dense(layer) ? -1 : 0);
+    if (!shape.is_dense(layer)) part.experts[static_cast<std::size_t>(layer)] = all;
   }
   return part;
 }

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "compute/expert_places.hpp"
 #include "compute/types.hpp"
 
 namespace atl::compute {
@@ -67,14 +68,20 @@ struct Part {
   int end_layer = 0;    ///< what comes after them (final_norm, lm_head) is with the last one
   /// [num_layers]: the experts this rank holds, by local number; none in a dense layer.
   std::vector<std::vector<std::int32_t>> experts;
-  /// [num_experts]: position of an expert's rows in dispatch_send (experts of rank 0 first, ...).
-  std::vector<std::int32_t> send_order;
+  std::vector<ExpertPlaces> places;           ///< where experts are, as this rank sees it
+  std::vector<std::int32_t> places_of_layer;  ///< [num_layers], into `places`; -1: dense
+
+  const ExpertPlaces& places_of(int layer) const {
+    return places[static_cast<std::size_t>(places_of_layer[static_cast<std::size_t>(layer)])];
+  }
+  int most_places() const;  ///< of a layer
+  int num_nodes() const { return places.empty() ? 1 : places.front().num_nodes(); }
 
   /// In the layer with most of them.
   std::int64_t most_experts() const;
 };
 
-/// The part of a rank that holds everything; rows are sent in the order of experts.
+/// The part of a rank alone, which holds everything; rows are sent in the order of experts.
 Part whole_model(const ModelShape& shape);
 
 bool has_weight(const ModelShape& shape, const Part& part, const WeightInfo& weight);

@@ -69,6 +69,13 @@ StoredAttachment describe_attachment(hid_t dataset, const std::string& path,
           "{}: {} elements do not fit a file of {} bytes; the file is damaged", what, elements,
           file_bytes);
   stored.elements = static_cast<std::int64_t>(elements);
+  const haddr_t offset = H5Dget_offset(dataset);  // none where it is in chunks
+  require(offset != HADDR_UNDEF && stored.num_bytes() <= file_bytes &&
+              offset <= static_cast<haddr_t>(file_bytes - stored.num_bytes()),
+          "{}: its {} bytes do not lie contiguously in the file of {} bytes; the file is truncated "
+          "or damaged",
+          what, stored.num_bytes(), file_bytes);
+  stored.offset = static_cast<std::int64_t>(offset);
   const auto checksums = read_u64_attribute(
       dataset, checksum_attribute, fmt::format("{}, attribute \"{}\"", what, checksum_attribute));
   require(checksums.size() == 1, "{}: {} checksums; the file is damaged", what, checksums.size());
@@ -76,20 +83,12 @@ StoredAttachment describe_attachment(hid_t dataset, const std::string& path,
   return stored;
 }
 
-Attachment read_attachment(hid_t file, const StoredAttachment& stored, const std::string& what) {
-  const std::string problem = fmt::format("{}: dataset {}", what, stored.path);
-  const Handle data = checked(H5Dopen2(file, stored.path.c_str(), H5P_DEFAULT), problem);
-  Attachment attachment = {stored.path, stored.element_bytes, {}};
-  attachment.bytes.resize(static_cast<std::size_t>(stored.elements) *
-                          static_cast<std::size_t>(stored.element_bytes));
-  check(H5Dread(data.get(), type_of(stored.element_bytes), H5S_ALL, H5S_ALL, H5P_DEFAULT,
-                attachment.bytes.data()),
-        problem);
-  const std::uint64_t found = checksum_of_text(attachment.bytes);
+void verify_attachment(const StoredAttachment& stored, const std::string& bytes,
+                       const std::string& what) {
+  const std::uint64_t found = checksum_of_text(bytes);
   require(found == stored.checksum,
           "{}: checksum {:016x}, must be {:016x}; the file is damaged: copy or create it again",
-          problem, found, stored.checksum);
-  return attachment;
+          what, found, stored.checksum);
 }
 
 }  // namespace atl::io

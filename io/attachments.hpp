@@ -15,7 +15,10 @@ struct StoredAttachment {
   std::string path;
   int element_bytes = 1;
   std::int64_t elements = 0;
+  std::int64_t offset = 0;     ///< in the file, in bytes
   std::uint64_t checksum = 0;  ///< xxh3-64 of its bytes
+
+  std::int64_t num_bytes() const { return elements * element_bytes; }
 };
 
 /// Whether a dataset by that path is one.
@@ -25,10 +28,12 @@ bool is_attachment(const std::string& path);
 /// calls it, and one writes the bytes. `what` begins the messages.
 void make_attachment(hid_t file, const Attachment& attachment, bool writes,
                      const std::string& what);
-/// Throws Error where it is no dataset of bytes or 32-bit numbers, or larger than `file_bytes`.
+/// Throws Error where it is no dataset of bytes or 32-bit numbers, not stored contiguously, or
+/// not all in the `file_bytes`.
 StoredAttachment describe_attachment(hid_t dataset, const std::string& path,
                                      std::int64_t file_bytes, const std::string& what);
-/// Throws Error where its bytes are not those of its checksum.
-Attachment read_attachment(hid_t file, const StoredAttachment& stored, const std::string& what);
+/// Throws Error where `bytes` are not those of its checksum.
+void verify_attachment(const StoredAttachment& stored, const std::string& bytes,
+                       const std::string& what);
 
 }  // namespace atl::io

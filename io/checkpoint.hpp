@@ -29,7 +29,8 @@ struct CheckpointSequence {
   std::int64_t num_pieces() const { return (cached + piece_positions - 1) / piece_positions; }
 };
 
-/// What a checkpoint holds beside the numbers of its sequences; the same on all ranks.
+/// What a checkpoint holds beside the numbers of its sequences; the same on all ranks, but for what
+/// is rank 0's alone.
 struct CheckpointContents {
   std::string state;  ///< JSON: run, step, options, placement
   int num_layers = 0;
@@ -39,7 +40,7 @@ struct CheckpointContents {
   DType dtype = DType::bfloat16;
   std::vector<CheckpointSequence> sequences;  ///< of all ranks, rank by rank
   std::vector<std::int64_t> sequences_of;     ///< [ranks that wrote it], how many are whose
-  std::vector<std::int64_t> pending;          ///< requests that had not begun
+  std::vector<std::int64_t> pending;          ///< requests that had not begun; rank 0's
   std::vector<std::int64_t> expert_loads;     ///< [layers * experts], tokens sent to each so far
 
   /// Elements of one position's keys (or values) in one layer.

@@ -53,6 +53,7 @@ struct CheckpointWriter::Impl {
   std::vector<PartCounts> counts;  // [ranks]
   PartCounts before{};             // of the ranks before this one
   std::size_t first_sequence = 0;  // of this rank, among all
+  hsize_t num_pending = 0;
   std::vector<CheckpointSequence> own;
   std::vector<std::int64_t> first_position, first_piece;  // of each own sequence, among all ranks'
   std::vector<std::uint64_t> checksums;                   // [own pieces, layers, 2]
@@ -188,7 +189,7 @@ void CheckpointWriter::Impl::create() {
   make(sequences, "sequences", H5T_STD_I64LE, {total(part_sequences), sequence_fields}, true);
   make(tokens, "tokens", H5T_STD_I32LE, {total(part_tokens)}, true);
   make(logprobs, "logprobs", H5T_IEEE_F32LE, {total(part_logprobs)}, true);
-  make(pending, "pending", H5T_STD_I64LE, {contents.pending.size()}, false);
+  make(pending, "pending", H5T_STD_I64LE, {num_pending}, false);
   make(loads, "expert_loads", H5T_STD_I64LE, {layers, static_cast<hsize_t>(contents.num_experts)},
        false);
   make(kv_checksums, "kv_checksums", H5T_STD_U64LE,
@@ -285,6 +286,7 @@ CheckpointWriter::CheckpointWriter(const std::string& path, const CheckpointCont
   Impl& impl = *impl_;
   impl.what = fmt::format("cannot write {}", path);
   impl.count_parts(tokens.size(), logprobs.size());
+  impl.num_pending = std::stoull(impl.writers.broadcast(std::to_string(contents.pending.size())));
   impl.temporary = path + impl.writers.broadcast(random_suffix());
   impl.agree(error_of([&] {
     if (impl.writers.first()) create_exclusively(path, impl.temporary);

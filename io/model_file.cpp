@@ -2,12 +2,18 @@
 
 #include "io/model_file.hpp"
 
+#include <fcntl.h>
 #include <fmt/format.h>
+#include <sys/stat.h>
+#include <unistd.h>
 #include <xxhash.h>
 
 #include <algorithm>
+#include <bit>
+#include <cerrno>
 #include <cstring>
-#include <limits>
+#include <filesystem>
+#include <nlohmann/json.hpp>
 #include <unordered_map>
 
 #include "compute/error.hpp"
@@ -15,6 +21,9 @@
 #include "io/hdf5_handle.hpp"
 
 namespace atl::io {
+
+using nlohmann::json;
+
 namespace {
 
 constexpr int max_dims = 3;
@@ -65,18 +74,26 @@ std::int64_t DatasetInfo::slab_elements() const {
 struct ModelFileReader::Impl {
   std::string path;
   std::int64_t file_bytes = 0;
-  Handle file;
+  Handle file;  // until its structures are known
+  int descriptor = -1;
   std::string config;
   std::vector<DatasetInfo> datasets;
-  std::vector<StoredAttachment> attachments;  ///< by path
+  std::vector<StoredAttachment> attachments;  // by path
   std::unordered_map<std::string, std::size_t> index_of;
   std::int64_t bytes_read = 0;
 
+  ~Impl() {
+    if (descriptor >= 0) close(descriptor);
+  }
   void open();
+  void open_descriptor();
+  void read(std::int64_t offset, std::span<std::byte> destination, const std::string& what) const;
+  std::uint64_t sample() const;
   void find_datasets();
   std::pair<haddr_t, DatasetInfo> describe(hid_t dataset, const std::string& name) const;
   std::vector<std::int64_t> shape_of(hid_t dataset, const std::string& what) const;
   const DatasetInfo& find(const std::string& name) const;
+  std::string text_of(const DatasetInfo& info, std::int64_t slab) const;
 };
 
 void ModelFileReader::Impl::open() {
@@ -99,6 +116,45 @@ void ModelFileReader::Impl::open() {
           path, version.empty() ? 0 : version[0], plain_model_format_version, model_format_version);
   config = read_text_attribute(root.get(), "config",
                                fmt::format("cannot read {}: attribute \"config\" of /", path));
+}
+
+/// Tensors are read as the bytes they are, without HDF5, which one thread at a time may enter.
+void ModelFileReader::Impl::open_descriptor() {
+  descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  if (descriptor >= 0) return;
+  const int reason = errno;
+  std::error_code ignored;
+  fail("cannot read {}: {} (working directory {}); check the path", path, std::strerror(reason),
+       std::filesystem::current_path(ignored).string());
+}
+
+void ModelFileReader::Impl::read(std::int64_t offset, std::span<std::byte> destination,
+                                 const std::string& what) const {
+  static_assert(std::endian::native == std::endian::little, "the file is little endian");
+  while (!destination.empty()) {
+    const ssize_t got = pread(descriptor, destination.data(), destination.size(), offset);
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0) fail("{}: {}", what, std::strerror(errno));
+    require(got > 0, "{}: the file ends there; it is truncated", what);
+    offset += got;
+    destination = destination.subspan(static_cast<std::size_t>(got));
+  }
+}
+
+/// A checksum over a few bytes of some datasets: other weights, another sample.
+std::uint64_t ModelFileReader::Impl::sample() const {
+  constexpr std::size_t most = 16;
+  constexpr std::size_t bytes_of_each = 64;
+  std::vector<std::byte> bytes;
+  const std::size_t step = std::max<std::size_t>(1, datasets.size() / most);
+  for (std::size_t i = 0; i < datasets.size(); i += step) {
+    const DatasetInfo& info = datasets[i];
+    const auto count = std::min(bytes_of_each, static_cast<std::size_t>(info.slab_bytes()));
+    bytes.resize(bytes.size() + count);
+    read(info.offset, std::span(bytes).last(count),
+         fmt::format("cannot read {}: dataset {}", path, info.path));
+  }
+  return checksum_of(bytes);
 }
 
 void ModelFileReader::Impl::find_datasets() {
@@ -176,6 +232,7 @@ std::pair<haddr_t, DatasetInfo> ModelFileReader::Impl::describe(hid_t dataset,
   require(static_cast<std::int64_t>(info.checksums.size()) == info.num_slabs(),
           "{}: {} checksums for {} slabs; the file is damaged", what, info.checksums.size(),
           info.num_slabs());
+  info.offset = static_cast<std::int64_t>(offset);
   return {offset, std::move(info)};
 }
 
@@ -193,6 +250,55 @@ ModelFileReader::ModelFileReader(const std::string& path) : impl_(std::make_uniq
   impl_->path = path;
   impl_->open();
   impl_->find_datasets();
+  impl_->file.close();
+  impl_->open_descriptor();
+}
+
+std::string ModelFileReader::description() const {
+  json datasets = json::array();
+  for (const DatasetInfo& info : impl_->datasets) {
+    datasets.push_back({info.path, info.shape, static_cast<int>(info.dtype), info.checksums,
+                        info.per_expert, info.offset});
+  }
+  json attachments = json::array();
+  for (const StoredAttachment& stored : impl_->attachments) {
+    attachments.push_back(
+        {stored.path, stored.element_bytes, stored.elements, stored.offset, stored.checksum});
+  }
+  const auto bytes = json::to_cbor(
+      json({impl_->file_bytes, impl_->sample(), impl_->config, datasets, attachments}));
+  return {bytes.begin(), bytes.end()};
+}
+
+ModelFileReader::ModelFileReader(const std::string& path, const std::string& description)
+    : impl_(std::make_unique<Impl>()) {
+  const json all = json::from_cbor(description);
+  impl_->path = path;
+  impl_->file_bytes = all[0].get<std::int64_t>();
+  impl_->config = all[2].get<std::string>();
+  for (const json& one : all[3]) {
+    DatasetInfo info;
+    info.path = one[0].get<std::string>();
+    info.shape = one[1].get<std::vector<std::int64_t>>();
+    info.dtype = static_cast<DType>(one[2].get<int>());
+    info.checksums = one[3].get<std::vector<std::uint64_t>>();
+    info.per_expert = one[4].get<bool>();
+    info.offset = one[5].get<std::int64_t>();
+    impl_->index_of[info.path] = impl_->datasets.size();
+    impl_->datasets.push_back(std::move(info));
+  }
+  for (const json& one : all[4]) {
+    impl_->attachments.push_back({one[0].get<std::string>(), one[1].get<int>(),
+                                  one[2].get<std::int64_t>(), one[3].get<std::int64_t>(),
+                                  one[4].get<std::uint64_t>()});
+  }
+  impl_->open_descriptor();
+  struct stat status {};
+  require(fstat(impl_->descriptor, &status) == 0 && status.st_size == impl_->file_bytes &&
+              impl_->sample() == all[1].get<std::uint64_t>(),
+          "{} is not the file that rank 0 reads (its contents differ); give all ranks the same "
+          "model file",
+          path);
 }
 
 ModelFileReader::~ModelFileReader() = default;
@@ -212,8 +318,11 @@ DatasetInfo ModelFileReader::dataset(const std::string& path) const {
 std::vector<Attachment> ModelFileReader::attachments() const {
   std::vector<Attachment> all;
   for (const StoredAttachment& stored : impl_->attachments) {
-    all.push_back(
-        read_attachment(impl_->file.get(), stored, fmt::format("cannot read {}", path())));
+    const std::string what = fmt::format("cannot read {}: dataset {}", path(), stored.path);
+    Attachment& one = all.emplace_back(Attachment{stored.path, stored.element_bytes, {}});
+    one.bytes.resize(static_cast<std::size_t>(stored.num_bytes()));
+    impl_->read(stored.offset, std::as_writable_bytes(std::span(one.bytes)), what);
+    verify_attachment(stored, one.bytes, what);
   }
   return all;
 }
@@ -221,37 +330,42 @@ std::int64_t ModelFileReader::bytes_read() const {
   return impl_->bytes_read;
 }
 
-void ModelFileReader::read_slab(const DatasetInfo& dataset, std::int64_t slab,
+std::string ModelFileReader::Impl::text_of(const DatasetInfo& info, std::int64_t slab) const {
+  return info.per_expert ? fmt::format("cannot read {}: dataset {}, slab {}", path, info.path, slab)
+                         : fmt::format("cannot read {}: dataset {}", path, info.path);
+}
+
+void ModelFileReader::read_part(const DatasetInfo& dataset, std::int64_t slab, std::int64_t first,
                                 std::span<std::byte> destination) {
   const DatasetInfo& info = impl_->find(dataset.path);
-  const std::string what =
-      info.per_expert ? fmt::format("cannot read {}: dataset {}, slab {}", path(), info.path, slab)
-                      : fmt::format("cannot read {}: dataset {}", path(), info.path);
+  const std::string what = impl_->text_of(info, slab);
   require(slab >= 0 && slab < info.num_slabs(), "{}: it has slabs 0 to {}", what,
           info.num_slabs() - 1);
-  require(destination.size() == static_cast<std::size_t>(info.slab_bytes()),
-          "{}: {} bytes asked for, the slab has {}", what, destination.size(), info.slab_bytes());
-  const Handle data = checked(H5Dopen2(impl_->file.get(), info.path.c_str(), H5P_DEFAULT), what);
-  const Handle space = checked(H5Dget_space(data.get()), what);
-  hsize_t start[max_dims] = {};
-  hsize_t count[max_dims] = {};
-  std::copy(info.shape.begin(), info.shape.end(), count);
-  if (info.per_expert) {
-    start[0] = static_cast<hsize_t>(slab);
-    count[0] = 1;
-  }
-  check(H5Sselect_hyperslab(space.get(), H5S_SELECT_SET, start, nullptr, count, nullptr), what);
-  const auto elements = static_cast<hsize_t>(info.slab_elements());
-  const Handle memory = checked(H5Screate_simple(1, &elements, nullptr), what);
-  check(H5Dread(data.get(), file_type(info.dtype).get(), memory.get(), space.get(), H5P_DEFAULT,
-                destination.data()),
-        what);
-  impl_->bytes_read += info.slab_bytes();
-  const std::uint64_t expected = info.checksums[static_cast<std::size_t>(slab)];
-  const std::uint64_t found = checksum_of(destination);
+  const auto bytes = static_cast<std::int64_t>(destination.size());
+  require(first >= 0 && first + bytes <= info.slab_bytes(),
+          "{}: bytes {} to {} asked for, the slab has {}", what, first, first + bytes,
+          info.slab_bytes());
+  impl_->read(info.offset + slab * info.slab_bytes() + first, destination, what);
+  impl_->bytes_read += bytes;
+}
+
+void ModelFileReader::verify(const DatasetInfo& dataset, std::int64_t slab,
+                             std::span<const std::byte> bytes) const {
+  const DatasetInfo& info = impl_->find(dataset.path);
+  const std::uint64_t expected = info.checksums.at(static_cast<std::size_t>(slab));
+  const std::uint64_t found = checksum_of(bytes);
   require(found == expected,
           "{}: checksum {:016x}, must be {:016x}; the file is damaged: copy or create it again",
-          what, found, expected);
+          impl_->text_of(info, slab), found, expected);
+}
+
+void ModelFileReader::read_slab(const DatasetInfo& dataset, std::int64_t slab,
+                                std::span<std::byte> destination) {
+  require(destination.size() == static_cast<std::size_t>(dataset.slab_bytes()),
+          "{}: {} bytes asked for, the slab has {}", impl_->text_of(dataset, slab),
+          destination.size(), dataset.slab_bytes());
+  read_part(dataset, slab, 0, destination);
+  verify(dataset, slab, destination);
 }
 
 std::uint64_t ModelFileReader::identity() const {

@@ -22,13 +22,15 @@ std::uint64_t checksum_of(std::span<const std::byte> bytes);
 /// In place of a communicator: one process writes alone, and MPI need not be initialised.
 inline constexpr int single_process = -1;
 
-/// A dataset of the file. A slab is one entry of the first dimension where `per_expert`, else all.
+/// A dataset of the file, contiguous in it. A slab is one entry of the first dimension where
+/// `per_expert`, else all.
 struct DatasetInfo {
   std::string path;
   std::vector<std::int64_t> shape;
   DType dtype = DType::bfloat16;
   std::vector<std::uint64_t> checksums;  ///< xxh3-64 of each slab's bytes: [experts] or [1]
   bool per_expert = false;
+  std::int64_t offset = 0;  ///< of its first byte in the file
 
   std::int64_t num_slabs() const { return per_expert ? shape[0] : 1; }
   std::int64_t slab_elements() const;
@@ -43,6 +45,8 @@ struct Attachment {
   std::string path;
   int element_bytes = 1;  ///< 1: uint8, 4: uint32, little endian
   std::string bytes;      ///< not empty
+
+  bool operator==(const Attachment&) const = default;
 };
 
 /// Reads a model file; any number of processes may read it at once. Not collective.
@@ -51,6 +55,9 @@ class ModelFileReader {
   /// Opens and checks format and version. Throws Error: missing, not HDF5, not a model file,
   /// truncated, another version.
   explicit ModelFileReader(const std::string& path);
+  /// The same file as another process has described() it: of thousands of ranks one looks through
+  /// HDF5's structures. Reads a few bytes. Throws Error where the path leads to another file.
+  ModelFileReader(const std::string& path, const std::string& description);
   ~ModelFileReader();
   ModelFileReader(const ModelFileReader&) = delete;
   ModelFileReader& operator=(const ModelFileReader&) = delete;
@@ -66,8 +73,17 @@ class ModelFileReader {
 
   /// Reads slab `slab` into `destination` (exactly slab_bytes()) and verifies its checksum.
   void read_slab(const DatasetInfo& dataset, std::int64_t slab, std::span<std::byte> destination);
+  /// Reads a part of a slab, from byte `first` of it on, which verify() has not seen.
+  void read_part(const DatasetInfo& dataset, std::int64_t slab, std::int64_t first,
+                 std::span<std::byte> destination);
+  /// Throws Error unless `bytes` have the checksum of slab `slab`.
+  void verify(const DatasetInfo& dataset, std::int64_t slab,
+              std::span<const std::byte> bytes) const;
 
-  std::int64_t bytes_read() const;
+  /// All that this object knows of the file, for the same file's reader in another process.
+  std::string description() const;
+
+  std::int64_t bytes_read() const;  ///< of tensors
   /// xxh3-64 over configuration, dataset names, shapes and checksums, also of attachments: equal
   /// files, equal identity.
   std::uint64_t identity() const;

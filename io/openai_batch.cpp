@@ -136,7 +136,7 @@ Json request_in_batch_line(const Json& line, BatchLine& batch) {
 }
 
 std::string batch_result_line(const Request& request, const Result& result) {
-  const auto prompt = static_cast<std::int64_t>(request.tokens.size());
+  const std::int64_t prompt = result.prompt_tokens;
   const auto generated = static_cast<std::int64_t>(result.tokens.size());
   OrderedJson choice = {{"index", 0}, {"text", result.text.value_or("")}};
   choice["token_ids"] = result.tokens;

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <atomic>
 #include <exception>
+#include <functional>
 #include <mutex>
 #include <thread>
 
@@ -25,23 +26,6 @@ std::size_t cores() {
   return std::max<std::size_t>(1, static_cast<std::size_t>(CPU_COUNT(&set)));
 }
 
-void encode_one(Request& request, const RequestLimits& limits, const ModelText& text,
-                EncodeMemory& memory) {
-  try {
-    request.tokens = text.encode(*request.prompt, request.add_special_tokens, memory);
-    const auto beyond = std::ranges::find_if(
-        request.tokens, [&](std::int32_t token) { return token >= limits.vocab; });
-    require(beyond == request.tokens.end(),
-            "the tokenizer gives the prompt the token id {}, and the model has {}; take that token "
-            "out of the prompt",
-            beyond == request.tokens.end() ? 0 : *beyond, limits.vocab);
-    check_length(request, limits);
-  } catch (const Error& error) {
-    request.error = error.what();
-  }
-  request.prompt.reset();
-}
-
 }  // namespace
 
 void check_length(const Request& request, const RequestLimits& limits) {
@@ -58,8 +42,45 @@ void check_length(const Request& request, const RequestLimits& limits) {
           prompt, generated, limits.max_positions);
 }
 
-void encode_prompts(std::vector<Request>& requests, const RequestLimits& limits,
-                    const ModelText& text) {
+void PromptEncoder::encode_one(Request& request, EncodeMemory& memory) const {
+  try {
+    request.tokens = text_.encode(*request.prompt, request.add_special_tokens, memory);
+    const auto beyond = std::ranges::find_if(
+        request.tokens, [&](std::int32_t token) { return token >= limits_.vocab; });
+    require(beyond == request.tokens.end(),
+            "the tokenizer gives the prompt the token id {}, and the model has {}; take that token "
+            "out of the prompt",
+            beyond == request.tokens.end() ? 0 : *beyond, limits_.vocab);
+    check_length(request, limits_);
+  } catch (const Error& error) {
+    request.error = error.what();
+  }
+  request.prompt.reset();
+}
+
+void PromptEncoder::encode_all(const std::vector<Request*>& waiting, std::size_t num_threads) {
+  while (memories_.size() < num_threads) memories_.emplace_back();
+  std::atomic<std::size_t> next{0};
+  std::exception_ptr failure;
+  std::mutex failure_mutex;
+  const auto work = [&](EncodeMemory& memory) {
+    try {
+      for (std::size_t i = next++; i < waiting.size(); i = next++) encode_one(*waiting[i], memory);
+    } catch (...) {  // no memory
+      const std::lock_guard lock(failure_mutex);
+      failure = std::current_exception();
+    }
+  };
+  std::vector<std::thread> threads;
+  for (std::size_t t = 1; t < num_threads; ++t) {
+    threads.emplace_back(work, std::ref(memories_[t]));
+  }
+  work(memories_[0]);
+  for (std::thread& thread : threads) thread.join();
+  if (failure) std::rethrow_exception(failure);
+}
+
+void PromptEncoder::encode(std::vector<Request>& requests, bool all_cores) {
   std::vector<Request*> waiting;
   std::size_t bytes = 0;
   for (Request& request : requests) {
@@ -71,27 +92,10 @@ void encode_prompts(std::vector<Request>& requests, const RequestLimits& limits,
     bytes += request.prompt->size();
     waiting.push_back(&request);
   }
-  std::atomic<std::size_t> next{0};
-  std::exception_ptr failure;
-  std::mutex failure_mutex;
-  const auto work = [&] {
-    try {
-      EncodeMemory memory;
-      for (std::size_t i = next++; i < waiting.size(); i = next++) {
-        encode_one(*waiting[i], limits, text, memory);
-      }
-    } catch (...) {  // no memory
-      const std::lock_guard lock(failure_mutex);
-      failure = std::current_exception();
-    }
-  };
+  if (waiting.empty()) return;
   const std::size_t useful =
       std::min({cores(), max_threads, waiting.size(), bytes / bytes_worth_a_thread + 1});
-  std::vector<std::thread> threads;
-  for (std::size_t t = 1; t < useful; ++t) threads.emplace_back(work);
-  if (!waiting.empty()) work();
-  for (std::thread& thread : threads) thread.join();
-  if (failure) std::rethrow_exception(failure);
+  encode_all(waiting, all_cores ? useful : 1);
 }
 
 }  // namespace atl::io

@@ -1,16 +1,37 @@
 #pragma once
 // The prompts of requests: text becomes tokens, and what does not fit the model is refused.
 
+#include <cstddef>
+#include <deque>
 #include <vector>
 
+#include "io/model_text.hpp"
 #include "io/requests.hpp"
+#include "io/tokenizer/encoder.hpp"
 
 namespace atl::io {
 
-/// Encodes, on as many threads as this process may use cores, the prompts that requests have as
-/// text. Those that cannot be encoded, or do not fit, get an error.
-void encode_prompts(std::vector<Request>& requests, const RequestLimits& limits,
-                    const ModelText& text);
+/// Encodes the prompts that requests have as text.
+class PromptEncoder {
+ public:
+  /// Both must outlive it.
+  PromptEncoder(const RequestLimits& limits, const ModelText& text)
+      : limits_(limits), text_(text) {}
+
+  /// On as many threads as this process may use cores, where there is enough text for them and with
+  /// `all_cores`; else on the caller's. Those that cannot be encoded, or do not fit, get an error.
+  void encode(std::vector<Request>& requests, bool all_cores);
+  /// Gives back what it remembers of earlier texts, some megabytes for each thread.
+  void forget() { memories_.clear(); }
+
+ private:
+  void encode_one(Request& request, EncodeMemory& memory) const;
+  void encode_all(const std::vector<Request*>& waiting, std::size_t num_threads);
+
+  const RequestLimits& limits_;
+  const ModelText& text_;
+  std::deque<EncodeMemory> memories_;  // a thread's each
+};
 
 /// Throws Error when the prompt is empty, or does not fit the model's positions together with what
 /// is to be generated.

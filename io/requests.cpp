@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstring>
+#include <deque>
 #include <filesystem>
 #include <limits>
 #include <memory>
@@ -121,7 +122,7 @@ std::vector<std::int32_t> token_ids(const Json& value, const char* key, int voca
   return ids;
 }
 
-/// Text stays text here: all prompts of a file are encoded together.
+/// Text stays text here: prompts are encoded many at a time.
 void parse_prompt(const Json& json, const RequestLimits& limits, const ModelText& text,
                   Request& request) {
   const bool has_prompt = json.contains("prompt");
@@ -264,19 +265,6 @@ void parse_line(const std::string& line, const RequestLimits& limits, const Mode
   if (!request.prompt) check_length(request, limits);
 }
 
-/// Adds to the first line's error what the file may be. Where all lines together are something else
-/// than requests, none is served: those that can be read are not all that were meant.
-void explain_form(const std::string& problem, const std::string& advice,
-                  std::vector<Request>& requests) {
-  std::string& first = requests.front().error;
-  const std::string& word = problem.empty() ? advice : problem;
-  if (!first.empty() && !word.empty()) first += "; " + word;
-  if (problem.empty()) return;
-  for (Request& request : requests) {
-    if (request.error.empty()) request.error = problem;
-  }
-}
-
 bool is_blank(const std::string& line) {
   return line.find_first_not_of(" \t\r\n\v\f") == std::string::npos;
 }
@@ -306,63 +294,149 @@ std::uint64_t sample_seed(std::uint64_t job_seed, std::string_view id, std::uint
   return checksum_of(std::as_bytes(std::span(text)));
 }
 
-std::vector<Request> read_requests(const std::string& path, const RequestLimits& limits) {
-  // The longest sensible line: 12 bytes for each id of a full prompt, or 6 for each escaped byte.
-  const std::size_t max_line = (1 << 20) + 32 * static_cast<std::size_t>(limits.max_positions);
-  LineReader reader(path, max_line);
-  const ModelText by_size(limits.vocab);
-  const ModelText& text = limits.text == nullptr ? by_size : *limits.text;
-  if (std::string problem = problem_of_file(reader.start()); !problem.empty()) {
+struct RequestReader::Impl {
+  Impl(const std::string& path, const RequestLimits& given)
+      : limits(given),
+        // The longest sensible line: 12 bytes for each id of a full prompt, or 6 for each escaped
+        // byte.
+        max_line((1 << 20) + 32 * static_cast<std::size_t>(given.max_positions)),
+        lines(path, max_line),
+        by_size(given.vocab),
+        text(given.text == nullptr ? by_size : *given.text),
+        encoder(limits, text) {}
+
+  void read_beginning(const std::string& path);
+  /// The next line that is not blank, in `line`; false at the end.
+  bool next_line();
+  /// What `line` says; a prompt that is text stays text.
+  Request parsed_line();
+  /// The next request, not yet encoded; false at the end.
+  bool next(Request& request);
+
+  RequestLimits limits;
+  std::size_t max_line;
+  LineReader lines;
+  ModelText by_size;
+  const ModelText& text;
+  PromptEncoder encoder;
+  std::optional<bool> is_batch_file;  // known from the first line on that is JSON
+  std::unordered_map<std::string, std::int64_t> line_of;  // ids so far
+  std::deque<Request> beginning;
+  std::string problem;  // of the file as a whole
+  std::string line;
+  std::size_t length = 0;   // of the line, which may be cut
+  std::int64_t number = 0;  // the line's
+};
+
+bool RequestReader::Impl::next_line() {
+  while (lines.next(line, length)) {
+    ++number;
+    if (number == 1 && line.starts_with("\xef\xbb\xbf")) line.erase(0, 3);
+    if (length > max_line || !is_blank(line)) return true;
+  }
+  return false;
+}
+
+Request RequestReader::Impl::parsed_line() {
+  Request request;
+  request.line = number;
+  try {
+    if (length > max_line) {
+      const std::string why = several_objects(line);
+      fail("the line has {} bytes, must have at most {}{}{}", length, max_line,
+           why.empty() ? "" : "; ", why);
+    }
+    parse_line(line, limits, text, is_batch_file, request);
+  } catch (const Error& error) {
+    request.error = error.what();
+  }
+  if (!request.id.empty()) {
+    const auto [first, is_new] = line_of.emplace(request.id, number);
+    if (!is_new) {
+      request.error = fmt::format("\"id\" {} is that of line {} already; make it unique",
+                                  json_string(request.id), first->second);
+    }
+  } else {
+    request.id = id_in(line);  // for its result; a broken line takes no id from a whole one
+  }
+  if (is_batch_file.value_or(false) && !request.batch) request.batch.emplace();
+  return request;
+}
+
+/// Where the lines of the beginning are together something else than requests, none of the file is
+/// served: those that can be read are not all that were meant. The first line's error says what the
+/// file may be.
+void RequestReader::Impl::read_beginning(const std::string& path) {
+  if (std::string what = problem_of_file(lines.start()); !what.empty()) {
     Request all;
     all.line = 1;
-    all.error = std::move(problem);
-    return {all};
+    all.error = std::move(what);
+    beginning.push_back(std::move(all));
+    return;
   }
-  std::vector<Request> requests;
-  std::unordered_map<std::string, std::int64_t> line_of;
+  constexpr std::size_t enough_bytes = std::size_t{16} << 20;
   FileForm form;
-  std::optional<bool> is_batch_file;
   std::string advice;
-  std::string line;
-  std::size_t length = 0;
-  for (std::int64_t number = 1; reader.next(line, length); ++number) {
-    if (number == 1 && line.starts_with("\xef\xbb\xbf")) line.erase(0, 3);
-    if (length <= max_line && is_blank(line)) continue;
+  std::size_t bytes = 0;
+  while (beginning.size() < judged_requests && bytes < enough_bytes && next_line()) {
+    bytes += line.size();
     form.add(line);
-    Request request;
-    request.line = number;
-    try {
-      if (length > max_line) {
-        const std::string why = several_objects(line);
-        fail("the line has {} bytes, must have at most {}{}{}", length, max_line,
-             why.empty() ? "" : "; ", why);
-      }
-      parse_line(line, limits, text, is_batch_file, request);
-    } catch (const Error& error) {
-      request.error = error.what();
-      if (requests.empty()) advice = advice_for_file(line);
-    }
-    if (!request.id.empty()) {
-      const auto [first, is_new] = line_of.emplace(request.id, number);
-      if (!is_new) {
-        request.error = fmt::format("\"id\" {} is that of line {} already; make it unique",
-                                    json_string(request.id), first->second);
-      }
-    } else {
-      request.id = id_in(line);  // for its result; a broken line takes no id from a whole one
-    }
-    requests.push_back(std::move(request));
+    beginning.push_back(parsed_line());
+    if (beginning.size() == 1 && !beginning[0].error.empty()) advice = advice_for_file(line);
   }
-  require(!requests.empty(),
+  require(!beginning.empty(),
           "cannot read {}: it holds no request; give one JSON object a line, such as "
           "{{\"id\": \"a\", \"prompt\": \"Hello\"}}",
           path);
-  explain_form(form.problem(), advice, requests);
-  for (Request& request : requests) {
-    if (is_batch_file.value_or(false) && !request.batch) request.batch.emplace();
+  if (is_batch_file.value_or(false)) {
+    for (Request& request : beginning) {
+      if (!request.batch) request.batch.emplace();
+    }
   }
-  encode_prompts(requests, limits, text);
+  problem = form.problem();
+  std::string& first = beginning.front().error;
+  const std::string& word = problem.empty() ? advice : problem;
+  if (!first.empty() && !word.empty()) first += "; " + word;
+}
+
+RequestReader::RequestReader(const std::string& path, const RequestLimits& limits)
+    : impl_(std::make_unique<Impl>(path, limits)) {
+  impl_->read_beginning(path);
+}
+
+RequestReader::~RequestReader() = default;
+
+std::int64_t RequestReader::beginning_left() const {
+  return static_cast<std::int64_t>(impl_->beginning.size());
+}
+
+bool RequestReader::Impl::next(Request& request) {
+  if (!beginning.empty()) {
+    request = std::move(beginning.front());
+    beginning.pop_front();
+  } else if (number > 0 && next_line()) {
+    request = parsed_line();
+  } else {
+    return false;
+  }
+  if (request.error.empty()) request.error = problem;
+  return true;
+}
+
+std::vector<Request> RequestReader::read(std::int64_t most, bool all_cores) {
+  std::vector<Request> requests;
+  Request request;
+  while (static_cast<std::int64_t>(requests.size()) < most && impl_->next(request)) {
+    requests.push_back(std::move(request));
+  }
+  impl_->encoder.encode(requests, all_cores);
+  if (static_cast<std::int64_t>(requests.size()) < most) impl_->encoder.forget();
   return requests;
+}
+
+std::vector<Request> read_requests(const std::string& path, const RequestLimits& limits) {
+  RequestReader reader(path, limits);
+  return reader.read(std::numeric_limits<std::int64_t>::max(), /*all_cores=*/true);
 }
 
 std::string result_line(const Request& request, const Result& result, bool scoring) {

@@ -1,7 +1,9 @@
 #pragma once
 // Requests (JSONL in) and results (JSONL out).
 
+#include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -49,9 +51,33 @@ struct RequestLimits {
 /// `sample` counts the samples of one request.
 std::uint64_t sample_seed(std::uint64_t job_seed, std::string_view id, std::uint64_t sample = 0);
 
-/// Reads all requests; a bad line becomes a Request with `error`, and with its id where that can be
-/// read. Blank lines are skipped. A file that holds no lines of text (compressed, UTF-16) becomes
-/// one such Request. Throws Error when the file cannot be read or holds no request at all.
+/// Requests that a file is judged by: whether its lines are requests, or together something else.
+inline constexpr std::size_t judged_requests = 10000;
+
+/// Reads requests one after the other. A bad line becomes a Request with `error`, and with its id
+/// where that can be read. Blank lines are skipped. A file that holds no lines of text (compressed,
+/// UTF-16) becomes one such Request.
+class RequestReader {
+ public:
+  /// Reads the beginning, of at most judged_requests. Throws Error when the file cannot be read or
+  /// holds no request at all.
+  RequestReader(const std::string& path, const RequestLimits& limits);
+  ~RequestReader();
+  RequestReader(const RequestReader&) = delete;
+  RequestReader& operator=(const RequestReader&) = delete;
+
+  /// How many of the requests that the file was judged by are still to come.
+  std::int64_t beginning_left() const;
+  /// The next `most` requests, fewer at the end of the file, with their prompts encoded, on all
+  /// cores of this process or on the caller's thread alone. Throws Error when it cannot be read.
+  std::vector<Request> read(std::int64_t most, bool all_cores);
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+/// All requests of a file.
 std::vector<Request> read_requests(const std::string& path, const RequestLimits& limits);
 
 /// The outcome of one request.
@@ -59,6 +85,7 @@ struct Result {
   std::vector<std::int32_t> tokens;
   std::vector<float> logprobs;           ///< of `tokens`; in scoring of prompt tokens 1..n-1
   std::vector<std::string> token_texts;  ///< of each token, for a batch line with log-probabilities
+  std::int64_t prompt_tokens = 0;        ///< of the request
   std::string finish_reason;             ///< "length" or "stop"
   std::optional<std::string> text;       ///< of `tokens`, where the model has text
 };

@@ -13,7 +13,7 @@ namespace atl::io {
 
 void write_trace(const std::string& path, const std::vector<std::vector<TraceEvent>>& ranks,
                  const std::function<std::string(const TraceEvent&)>& name,
-                 const std::function<bool(const TraceEvent&)>& is_exchange,
+                 const std::function<TraceLane(const TraceEvent&)>& lane,
                  std::span<const char* const> streams) {
   const int num_streams = static_cast<int>(streams.size());
   double first = std::numeric_limits<double>::infinity();
@@ -27,7 +27,11 @@ void write_trace(const std::string& path, const std::vector<std::vector<TraceEve
   for (std::size_t rank = 0; rank < ranks.size(); ++rank) {
     std::set<int> tracks;
     for (const TraceEvent& event : ranks[rank]) {
-      const int track = is_exchange(event) ? num_streams + event.chunk : event.stream;
+      const TraceLane of_event = lane(event);
+      const int track =
+          of_event == TraceLane::arithmetic
+              ? event.stream
+              : num_streams + 2 * event.chunk + (of_event == TraceLane::across ? 1 : 0);
       tracks.insert(track);
       text.clear();
       fmt::format_to(std::back_inserter(text),
@@ -44,8 +48,10 @@ void write_trace(const std::string& path, const std::vector<std::vector<TraceEve
                     separator, rank, rank));
     separator = ",\n";
     for (const int track : tracks) {
-      const auto label = track < num_streams ? std::string(streams[static_cast<std::size_t>(track)])
-                                             : fmt::format("exchange c{}", track - num_streams);
+      const int message = track - num_streams;
+      const auto label = message < 0 ? std::string(streams[static_cast<std::size_t>(track)])
+                                     : fmt::format("exchange c{}{}", message / 2,
+                                                   message % 2 == 0 ? "" : ", between nodes");
       file.write(
           fmt::format("{}{{\"name\":\"thread_name\",\"ph\":\"M\",\"pid\":{},\"tid\":{},"
                       "\"args\":{{\"name\":\"{}\"}}}}",

@@ -22,12 +22,15 @@ struct TraceEvent {
 
 inline constexpr const char* one_stream[] = {"compute"};
 
-/// Writes the events of all ranks ([rank][event]). `name` and `is_exchange` say what an event is,
-/// `streams` what a stream is called.
-/// Throws Error when the file cannot be written.
+/// Where an event is drawn: arithmetic by its stream, messages by their chunk, those between nodes
+/// beside those inside, since they may be under way together.
+enum class TraceLane : std::uint8_t { arithmetic, exchange, across };
+
+/// Writes the events of all ranks ([rank][event]). `name` and `lane` say what an event is,
+/// `streams` what a stream is called. Throws Error when the file cannot be written.
 void write_trace(const std::string& path, const std::vector<std::vector<TraceEvent>>& ranks,
                  const std::function<std::string(const TraceEvent&)>& name,
-                 const std::function<bool(const TraceEvent&)>& is_exchange,
+                 const std::function<TraceLane(const TraceEvent&)>& lane,
                  std::span<const char* const> streams = one_stream);
 
 }  // namespace atl::io

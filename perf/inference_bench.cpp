@@ -33,6 +33,7 @@
 #include "comm/communicator.hpp"
 #include "comm/environment.hpp"
 #include "compute/cpu/gemm.hpp"
+#include "perf/taken_up.hpp"
 
 namespace atl {
 namespace {
@@ -64,19 +65,34 @@ std::vector<std::byte> random_weight(const compute::WeightInfo& info, int expert
 }
 
 /// One rank's weights, backend and driver.
+/// The requests of one measurement, which every rank has, and those that this rank serves.
+struct Batch {
+  Batch(std::vector<io::Request> all, const BatchOptions& options)
+      : requests(std::move(all)),
+        queue(requests, {}, options, ""),
+        batcher(options, perf::room_of(requests, options)) {}
+  Batch(const Batch&) = delete;
+  Batch& operator=(const Batch&) = delete;
+
+  std::vector<io::Request> requests;
+  RequestQueue queue;
+  Batcher batcher;
+};
+
 class Bench {
  public:
   Bench(const comm::Communicator& world, const Sizes& sizes)
       : world_(world),
         sizes_(sizes),
         config_(preset(sizes.preset)),
-        placement_(contiguous_placement(config_.shape.num_experts, world.size())),
+        groups_(world, one_node(world.size()), /*nodes=*/false),
+        placement_(even_placement(config_.shape, groups_.layout())),
         timeline_(world.size(), 0, 0),
         gemm_(compute::make_gemm(config_.dtype, 1)) {
     compute::BackendOptions options;
     options.shape = config_.shape;
     options.dtype = config_.dtype;
-    options.part = placement_.part_of(world.rank(), config_.shape);
+    options.part = placement_.part_of(world.rank(), config_.shape, groups_.layout());
     options.num_threads = 1;
     options.page_tokens = page_tokens;
     const int sequences = std::max(sizes_.sequences, sizes_.prompts);
@@ -95,7 +111,7 @@ class Bench {
     driver.max_head_rows = batch_.max_sequences;
     driver.max_chunk_tokens = options.max_chunk_tokens;
     driver_ =
-        std::make_unique<Driver>(*backend_, world_, config_.shape, placement_, driver, timeline_);
+        std::make_unique<Driver>(*backend_, groups_, config_.shape, placement_, driver, timeline_);
   }
 
   const comm::Communicator& world() const { return world_; }
@@ -122,17 +138,17 @@ class Bench {
   }
 
   /// Runs one pass if there is one; returns its seconds on this rank, or a negative number.
-  double run_pass(Batcher& batcher) {
+  double run_pass(Batch& batch) {
+    Batcher& batcher = batch.batcher;
     const double begin = now_seconds();
-    loads_.resize(static_cast<std::size_t>(world_.size()));
-    world_.allgather_into(batcher.load(), std::span(loads_));
+    perf::take_up(world_, batch.queue, batcher, loads_);
     if (!batcher.next_pass(loads_)) return -1;
     timeline_.begin_pass(batcher.has_prompt_tokens() ? Phase::prefill : Phase::decode,
-                         driver_->schedule(batcher.num_chunks()), begin, begin);
-    driver_->run_pass(batcher);
+                         driver_->schedule(batcher.num_chunks(), Route::flat), begin, begin);
+    driver_->run_pass(batcher, Route::flat);
     timeline_.end_pass(batcher.finish_pass(0));
     const double seconds = now_seconds() - begin;
-    if (timeline_.full()) timeline_.flush(world_);
+    if (timeline_.full()) timeline_.flush(groups_);
     return seconds;
   }
 
@@ -215,8 +231,8 @@ class Bench {
   using Packed = compute::PackedWeight;
   using Weight = compute::Weight;
 
-  const std::vector<int>& own_experts() const {
-    return placement_.experts_of[static_cast<std::size_t>(world_.rank())];
+  const std::vector<std::int32_t>& own_experts() const {
+    return placement_.kinds.front().experts_of(world_.rank());
   }
 
   /// Loads the backend's weights, and packs matrices a second time for the GEMMs alone.
@@ -264,6 +280,7 @@ class Bench {
   const comm::Communicator& world_;
   Sizes sizes_;
   ModelConfig config_;
+  Groups groups_;
   Placement placement_;
   Timeline timeline_;
   BatchOptions batch_;
@@ -284,10 +301,10 @@ void prefill(benchmark::State& state, Bench& bench) {
   double prefill_s = 0;
   double gemm_s = 0;
   const auto run = [&] {
-    Batcher batcher(requests, bench.batch_options(), bench.world().rank());
+    Batch batch(requests, bench.batch_options());
     bench.world().barrier();
     double seconds = 0;
-    for (double s = bench.run_pass(batcher); s >= 0; s = bench.run_pass(batcher)) seconds += s;
+    for (double s = bench.run_pass(batch); s >= 0; s = bench.run_pass(batch)) seconds += s;
     return bench.slowest(seconds);
   };
   bench.take_expert_rows();
@@ -318,16 +335,16 @@ void decode(benchmark::State& state, Bench& bench) {
   double ideal_s = 0;
   double bandwidth = 0;
   for (auto _ : state) {
-    Batcher batcher(requests, bench.batch_options(), bench.world().rank());
+    Batch batch(requests, bench.batch_options());
     // Prompts first, untimed: they also bring every rank to the same number of sequences.
-    while (batcher.load().decoding < sizes.sequences) bench.run_pass(batcher);
+    while (batch.batcher.load().decoding < sizes.sequences) bench.run_pass(batch);
     bandwidth = bench.memory_bandwidth();
     bench.take_expert_rows();
     double bytes = 0;
     double seconds = 0;
     for (int i = 0; i < sizes.decode_passes; ++i) {
       bench.world().barrier();
-      seconds += bench.slowest(bench.run_pass(batcher));
+      seconds += bench.slowest(bench.run_pass(batch));
       const std::int64_t context = std::int64_t{sizes.sequences} * (sizes.prompt_tokens + i + 1);
       bytes +=
           bench.slowest(static_cast<double>(bench.pass_bytes(bench.take_expert_rows(), context)));

@@ -171,8 +171,7 @@ void add_pack(const comm::Communicator& world, int tokens, int hidden, bool tiny
   options.experts = 16;
   options.tokens = options.sequence = tokens;
   options.skew = "log-normal";
-  const auto placement = contiguous_placement(options.experts, 1);
-  const LayersModel model(options, comm::Topology{{"here"}, {0}, {0}}, placement.rank_of);
+  const LayersModel model(options, one_node(1));
   const auto p = std::make_shared<Pack>();
   compute::BackendOptions backend;
   backend.shape = model.shape();

@@ -25,18 +25,22 @@
 #include <optional>
 
 #include "app/build_info.hpp"
+#include "app/config.hpp"
 #include "app/model/model_config.hpp"
 #include "app/run/driver.hpp"
 #include "comm/allotment.hpp"
 #include "comm/environment.hpp"
 #include "comm/transports/choice.hpp"
 #include "comm/watchdog.hpp"
+#include "compute/across_rows.hpp"
 #include "io/text_file.hpp"
 #include "perf/layers_model.hpp"
 #include "perf/layers_options.hpp"
+#include "perf/layers_report.hpp"
 #include "perf/machine.hpp"
 #include "perf/paced_backend.hpp"
 #include "perf/pass_rows.hpp"
+#include "perf/taken_up.hpp"
 
 namespace atl::perf {
 namespace {
@@ -58,13 +62,19 @@ class LayersBench {
         options_(options),
         topology_(comm::discover_topology(world)),
         transport_(comm::choose_transport(world, comm::transport_named(options.transport))),
-        placement_(contiguous_placement(options.experts, world.size())),
-        model_(options, topology_, placement_.rank_of),
+        route_(options.route == "nodes" ? Route::nodes : Route::flat),
+        groups_(world,
+                make_layout(options.node_ranks.empty()
+                                ? topology_.node_of
+                                : nodes_of_ranks(options.node_ranks, world.size())),
+                route_ == Route::nodes),
+        model_(options, groups_.layout()),
+        placement_(even_placement(model_.shape(), groups_.layout())),
         requests_(model_.requests(world.size())),
         clock_offset_(comm::clock_offset(world, topology_)) {
     compute::BackendOptions backend;
     backend.shape = model_.shape();
-    backend.part = placement_.part_of(world.rank(), model_.shape());
+    backend.part = placement_.part_of(world.rank(), model_.shape(), groups_.layout());
     backend.page_tokens = page_tokens;
     batch_.max_sequences = static_cast<int>(requests_.size()) / world.size();
     backend.num_pages =
@@ -76,9 +86,10 @@ class LayersBench {
     batch_.num_pages = backend.num_pages;
     backend.max_chunk_tokens = options.tokens;
     backend.num_chunks = options.chunks;
+    backend.across = route_ == Route::nodes;
     backend_options_ = backend;
     rows_.emplace(world_, model_, *std::make_unique<Batcher>(next_batch()));
-    silent_ = std::make_unique<PacedBackend>(backend, *rows_, world_.rank());
+    silent_ = std::make_unique<PacedBackend>(backend, model_, world_.rank());
     auto real = compute::make_cpu_backend(backend);
     model_.load(*real, backend.part);
     backend_ = std::move(real);
@@ -103,8 +114,8 @@ class LayersBench {
         busy_[kind].push_back(measured[kind].cores_busy);
       }
     }
-    overlapped_->timeline.flush(world_);
-    serial_->timeline.flush(world_);
+    overlapped_->timeline.flush(groups_);
+    serial_->timeline.flush(groups_);
   }
 
   /// Collective. Writes which experts each token of the pass goes to, after a check that the
@@ -148,7 +159,7 @@ class LayersBench {
     };
     io::write_trace(
         path, events, [&](const io::TraceEvent& e) { return step_of(e).name(); },
-        [&](const io::TraceEvent& e) { return is_exchange(step_of(e).kind); });
+        [&](const io::TraceEvent& e) { return lane_of(step_of(e).kind); });
   }
 
   /// Collective.
@@ -170,6 +181,8 @@ class LayersBench {
                         {"sequence", options_.sequence},
                         {"chunks", rows_->num_chunks()},
                         {"skew", options_.skew},
+                        {"routing", options_.routing},
+                        {"route", options_.route},
                         {"repetitions", options_.repetitions}};
     if (options_.paced) {
       result["pace"] = {{"seconds_per_token", pace_.per_token},
@@ -182,18 +195,14 @@ class LayersBench {
       result["seconds"][names[kind]] = times_[kind];
       result["cores_busy"][names[kind]] = busy_[kind];
     }
-    result["overlap_efficiency"] = efficiencies();
+    result["overlap_efficiency"] = efficiencies(times_, world_.size());
     result["share"] = {{"overlapped", shares(*overlapped_)}, {"serial", shares(*serial_)}};
     add_traffic(result);
     add_machine(result);
     return result;
   }
 
-  double median(std::size_t kind) const {
-    auto sorted = times_[kind];
-    std::sort(sorted.begin(), sorted.end());
-    return sorted[sorted.size() / 2];
-  }
+  double median(std::size_t kind) const { return median_of(times_[kind]); }
 
  private:
   /// A driver with its own schedule and timeline.
@@ -201,10 +210,11 @@ class LayersBench {
     Runner(LayersBench& bench, compute::Backend& backend, bool overlap, std::size_t trace_events,
            bool messages = true)
         : timeline(bench.world_.size(), bench.clock_offset_, trace_events),
-          driver(backend, bench.world_, bench.model_.shape(), bench.placement_,
+          driver(backend, bench.groups_, bench.model_.shape(), bench.placement_,
                  bench.driver_options(overlap, messages), timeline) {}
     Timeline timeline;
     Driver driver;
+    std::int64_t passes = 0;
   };
 
   void start_again() {
@@ -230,7 +240,7 @@ class LayersBench {
                        flops.per_expert_row *
                            static_cast<double>(rows_->computed_by(world_.rank(), placement_)),
                    Reduce::max);
-    auto paced = std::make_unique<PacedBackend>(backend_options_, *rows_, world_.rank());
+    auto paced = std::make_unique<PacedBackend>(backend_options_, model_, world_.rank());
     PacedBackend& timer = *paced;
     backend_ = std::move(paced);
     constexpr double most_busy = 0.6;
@@ -247,15 +257,22 @@ class LayersBench {
     }
   }
 
-  DriverOptions driver_options(bool overlap, bool messages) const {
+  DriverOptions driver_options(bool overlap, bool messages) {
     DriverOptions driver;
     driver.num_chunks = options_.chunks;
     driver.overlap = overlap;
     driver.transport = transport_;
     driver.shares_cores = options_.shares_cores;
     driver.row_bytes = static_cast<std::size_t>(options_.hidden) * 2;
+    driver.across_row_bytes = static_cast<std::size_t>(
+        compute::across_row(options_.hidden, DType::bfloat16, options_.top_k).bytes);
+    driver.flat = route_ == Route::flat;
+    driver.nodes = route_ == Route::nodes;
     driver.max_head_rows = batch_.max_sequences;
     driver.max_chunk_tokens = options_.tokens;
+    if (model_.traced()) {
+      driver.forced = [this](int chunk, int layer) { return forced_choices(chunk, layer); };
+    }
     if (!messages) {
       driver.moves = [this](compute::Chunk& chunk, int index) {
         return std::make_unique<NoMessages>(*rows_, model_, placement_, world_.rank(), chunk,
@@ -263,6 +280,19 @@ class LayersBench {
       };
     }
     return driver;
+  }
+
+  /// The record's choices for a chunk of the pass under way. A chunk's next router runs after this
+  /// one.
+  compute::ForcedChoices forced_choices(int chunk, int layer) {
+    const auto& tokens = batch_under_way_->chunk(chunk).tokens;
+    auto& experts = forced_[static_cast<std::size_t>(chunk)];
+    const auto top_k = static_cast<std::size_t>(options_.top_k);
+    experts.resize(tokens.size() * top_k);
+    for (std::size_t t = 0; t < tokens.size(); ++t) {
+      model_.experts_of(tokens[t], layer, std::span(experts).subspan(t * top_k, top_k));
+    }
+    return {experts.data(), nullptr};
   }
 
   template <typename Pass>
@@ -275,9 +305,10 @@ class LayersBench {
 
   /// Collective. The pass that every measurement runs.
   Batcher next_batch() {
-    Batcher batch(requests_, batch_, world_.rank());
-    loads_.resize(static_cast<std::size_t>(world_.size()));
-    world_.allgather_into(batch.load(), std::span(loads_));
+    std::vector<io::Request> requests = requests_;
+    RequestQueue queue(requests, {}, batch_, "");
+    Batcher batch(batch_, room_of(requests, batch_));
+    take_up(world_, queue, batch, loads_);
     require(batch.next_pass(loads_), "there is no token to process; raise --tokens");
     world_.barrier();
     return batch;
@@ -286,9 +317,11 @@ class LayersBench {
   Outcome run_pass(Runner& runner) {
     Batcher batch = next_batch();
     const double begin = now_seconds();
-    runner.timeline.begin_pass(Phase::prefill, runner.driver.schedule(batch.num_chunks()), begin,
-                               begin);
-    runner.driver.run_pass(batch);
+    runner.timeline.begin_pass(Phase::prefill, runner.driver.schedule(batch.num_chunks(), route_),
+                               begin, begin);
+    batch_under_way_ = &batch;
+    runner.driver.run_pass(batch, route_);
+    ++runner.passes;
     Outcome outcome;
     outcome.seconds = now_seconds() - begin;
     for (int c = 0; c < batch.num_chunks(); ++c) {
@@ -326,21 +359,8 @@ class LayersBench {
     run_pass(*compute_);  // touches its memory
     run_pass(*communication_);
     for (int c = 0; c < rows_->num_chunks(); ++c) {
-      silent_->check(c, rows_->known_to(world_.rank(), options_.layers - 1, c, placement_));
+      silent_->check(c);
     }
-  }
-
-  /// Null where nothing is sent.
-  json efficiencies() const {
-    if (world_.size() == 1) return {{"of_medians", nullptr}, {"each", json::array()}};
-    const auto one = [](double compute, double communication, double overlapped) {
-      return (compute + communication - overlapped) / std::min(compute, communication);
-    };
-    json each = json::array();
-    for (std::size_t i = 0; i < times_[0].size(); ++i) {
-      each.push_back(one(times_[0][i], times_[1][i], times_[2][i]));
-    }
-    return {{"of_medians", one(median(0), median(1), median(2))}, {"each", each}};
   }
 
   json shares(const Runner& runner) const {
@@ -354,51 +374,35 @@ class LayersBench {
             {"overhead", sums[4] / sums[0]}};
   }
 
-  /// Bytes of rows between ranks in one pass, the busiest link; per layer and rank the rows it
-  /// computes and the bytes that other ranks dispatch to it.
+  /// Collective. Bytes of rows between ranks in one pass, as they were sent, the busiest link; per
+  /// layer and rank the rows it computes, and the bytes that others would send it straight.
   void add_traffic(json& result) const {
     const auto ranks = static_cast<std::size_t>(world_.size());
-    std::vector<std::vector<std::int64_t>> bytes(ranks, std::vector<std::int64_t>(ranks));
+    std::vector<std::int64_t> sent = communication_->driver.traffic().bytes_to;
+    for (std::int64_t& to_rank : sent) to_rank /= communication_->passes;
+    const auto bytes = world_.gather_vectors(std::span<const std::int64_t>(sent), 0);
+    if (world_.rank() != 0) return;
     std::vector<std::vector<std::int64_t>> rows_of_layer;
     std::vector<std::vector<std::int64_t>> dispatched_to_of_layer;
     for (int layer = 0; layer < options_.layers; ++layer) {
-      std::vector<std::int64_t> computed(ranks);
-      std::vector<std::int64_t> dispatched(ranks);
+      auto& computed = rows_of_layer.emplace_back(ranks);
+      auto& dispatched = dispatched_to_of_layer.emplace_back(ranks);
       for (int expert = 0; expert < options_.experts; ++expert) {
-        const auto to =
-            static_cast<std::size_t>(placement_.rank_of[static_cast<std::size_t>(expert)]);
+        const auto& holders = placement_.of(layer).ranks_of_expert();
+        const auto to = static_cast<std::size_t>(holders[static_cast<std::size_t>(expert)].front());
         for (std::size_t from = 0; from < ranks; ++from) {
           for (int c = 0; c < rows_->num_chunks(); ++c) {
-            const std::int64_t n = rows_->rows(layer, c, from, expert);
-            computed[to] += n;
-            if (from == to) continue;
-            dispatched[to] += n * options_.hidden * 2;
-            bytes[from][to] += n * options_.hidden * 2;
-            bytes[to][from] += n * options_.hidden * 2;
+            const std::int64_t rows = rows_->rows(layer, c, from, expert);
+            computed[to] += rows;
+            if (from != to) dispatched[to] += rows * options_.hidden * 2;
           }
         }
       }
-      rows_of_layer.push_back(computed);
-      dispatched_to_of_layer.push_back(dispatched);
     }
     result["bytes_from_to"] = bytes;
     result["expert_rows_of_layer"] = rows_of_layer;
     result["dispatched_bytes_to_of_layer"] = dispatched_to_of_layer;
-    const bool nodes = topology_.num_nodes() > 1;
-    std::vector<std::int64_t> out(ranks);  // by node, or by rank on one node
-    std::vector<std::int64_t> in(ranks);
-    for (std::size_t from = 0; from < ranks; ++from) {
-      for (std::size_t to = 0; to < ranks; ++to) {
-        const auto a = nodes ? static_cast<std::size_t>(topology_.node_of[from]) : from;
-        const auto b = nodes ? static_cast<std::size_t>(topology_.node_of[to]) : to;
-        if (a == b) continue;
-        out[a] += bytes[from][to];
-        in[b] += bytes[from][to];
-      }
-    }
-    result["busiest_link_bytes"] = std::max(*std::max_element(out.begin(), out.end()),
-                                            *std::max_element(in.begin(), in.end()));
-    result["link_is_of"] = nodes ? "node" : "rank";
+    add_busiest_link(result, bytes, groups_.layout());
   }
 
   void add_machine(json& result) const {
@@ -417,8 +421,8 @@ class LayersBench {
     world_.allreduce(std::span(&weight_bytes, 1), Reduce::max);
     result["flops_per_rank"] = flops;
     result["weight_bytes_per_rank"] = weight_bytes;
+    if (stream <= 0 || world_.rank() != 0) return;
     const double bytes = result["busiest_link_bytes"].get<double>();
-    if (stream <= 0) return;
     result["link_use"] = {{"communication", bytes / median(1) / stream},
                           {"overlapped", bytes / median(2) / stream}};
   }
@@ -427,11 +431,15 @@ class LayersBench {
   LayersOptions options_;
   comm::Topology topology_;
   comm::TransportKind transport_;
-  Placement placement_;
+  Route route_;
+  Groups groups_;
   LayersModel model_;
+  Placement placement_;
   std::vector<io::Request> requests_;
   double clock_offset_;
   BatchOptions batch_;
+  Batcher* batch_under_way_ = nullptr;
+  std::array<std::vector<std::int32_t>, 64> forced_;  // [chunks]: [tokens, top_k]
   std::vector<RankLoad> loads_;
   compute::BackendOptions backend_options_;
   std::optional<PassRows> rows_;

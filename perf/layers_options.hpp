@@ -9,6 +9,9 @@
 
 namespace atl::perf {
 
+/// A token's experts are told apart by falling values, which BF16 must keep apart.
+inline constexpr int most_top_k = 32;
+
 struct LayersOptions {
   int layers = 6;
   int hidden = 512;
@@ -18,6 +21,9 @@ struct LayersOptions {
   int tokens = 512;    ///< per rank and pass
   int sequence = 128;  ///< tokens of one prompt; 1 is a decode pass's shape
   int chunks = 4;
+  std::string routing;  ///< .npy [tokens, layers, k] of a real router; empty: by skew
+  std::string route = "flat";
+  std::string node_ranks;  ///< ranks on each node; empty: as they share memory
   bool shares_cores = false;
   std::string transport = "auto";
   std::string skew = "uniform";
@@ -47,13 +53,16 @@ inline int parse(int argc, char** argv, int rank, int num_ranks, Arguments& a) {
   app.add_option("--hidden", o.hidden)->check(CLI::Range(64, 65536));
   app.add_option("--intermediate", o.intermediate)->check(CLI::Range(1, 1 << 20));
   app.add_option("--experts", o.experts, "0: one per rank")->check(CLI::Range(0, 4096));
-  app.add_option("--top-k", o.top_k)->check(CLI::Range(1, 2));
+  app.add_option("--top-k", o.top_k)->check(CLI::Range(1, most_top_k));
   app.add_option("--tokens", o.tokens, "per rank")->check(CLI::Range(1, 1 << 20));
   app.add_option("--sequence", o.sequence, "tokens of a prompt")->check(CLI::Range(1, 1 << 20));
   app.add_option("--chunks", o.chunks)->check(CLI::Range(1, 64));
+  app.add_option("--route", o.route)->check(CLI::IsMember({"flat", "nodes"}));
+  app.add_option("--node-ranks", o.node_ranks, "ranks on each node, as for atoll run");
   app.add_option("--transport", o.transport)
       ->check(CLI::IsMember({"auto", "ialltoallv", "pairwise"}));
   app.add_option("--skew", o.skew)->check(CLI::IsMember(skew_names));
+  app.add_option("--routing", o.routing, "choices of a real router (.npy [tokens, layers, k])");
   app.add_option("--sigma", o.sigma, "of log-normal loads")->check(CLI::Range(0.0, 5.0));
   app.add_option("--hot-share", o.hot_share)->check(CLI::Range(0.0, 1.0));
   app.add_option("--repetitions", o.repetitions)->check(CLI::Range(1, 60));

@@ -14,7 +14,8 @@
 #include "compute/backend.hpp"
 #include "compute/clock.hpp"
 #include "compute/error.hpp"
-#include "perf/pass_rows.hpp"
+#include "perf/layers_model.hpp"
+#include "perf/paced_chunk.hpp"
 
 namespace atl::perf {
 
@@ -33,10 +34,10 @@ inline Pace flops_of(const ModelShape& shape) {
 
 class PacedBackend final : public compute::Backend {
  public:
-  /// Chunks are numbered as they are made, from 0 again after `options.num_chunks`. `rows` says
+  /// Chunks are numbered as they are made, from 0 again after `options.num_chunks`. `model` says
   /// what the router would, and outlives this.
-  PacedBackend(const compute::BackendOptions& options, const PassRows& rows, int rank)
-      : options_(options), rows_(rows), rank_(static_cast<std::size_t>(rank)) {}
+  PacedBackend(const compute::BackendOptions& options, const LayersModel& model, int rank)
+      : options_(options), model_(model), rank_(rank) {}
 
   /// Holds for operations that are enqueued from now on.
   void set_pace(const Pace& pace) { pace_ = pace; }
@@ -45,15 +46,15 @@ class PacedBackend final : public compute::Backend {
   void load_weight(compute::Weight, int, int, const HostTensor&) override {}
   void finish_loading() override {}
 
-  /// Throws Error unless every row of the last layer that ran came back from its expert's rank as
-  /// it was sent, in the chunk of this number that was made last and still lives.
-  void check(int chunk, const ExpertRows& rows) const {
-    made_[made_.size() - static_cast<std::size_t>(options_.num_chunks - chunk)]->check(rows);
+  /// Throws Error unless every row of the last layer that ran came back from its expert's rank, in
+  /// the chunk of this number that was made last and still lives.
+  void check(int chunk) const {
+    made_[made_.size() - static_cast<std::size_t>(options_.num_chunks - chunk)]->check();
   }
 
   std::unique_ptr<compute::Chunk> make_chunk() override {
-    const int index = static_cast<int>(made_.size()) % options_.num_chunks;
-    auto chunk = std::make_unique<PacedChunk>(options_, rank_, index);
+    const int index = static_cast<int>(made_.size());
+    auto chunk = std::make_unique<PacedChunk>(options_of_chunk(options_, index), rank_);
     made_.push_back(chunk.get());
     return chunk;
   }
@@ -66,19 +67,24 @@ class PacedBackend final : public compute::Backend {
     return enqueue(first ? pace_.per_token * static_cast<double>(chunk.tokens.size()) : 0);
   }
   compute::Event mlp(compute::Chunk&, int) override { return enqueue(0); }
-  compute::Event route(compute::Chunk& chunk, int layer) override {
-    auto& paced = static_cast<PacedChunk&>(chunk);
-    const auto counts = rows_.counts(layer, paced.index, rank_);
-    for (std::size_t e = 0; e < counts.size(); ++e) {
-      paced.counts[static_cast<std::size_t>(options_.part.send_order[e])] = counts[e];
-    }
+  compute::Event route(compute::Chunk& chunk, int layer, compute::RouteTo to) override {
+    static_cast<PacedChunk&>(chunk).route(model_, layer, to);
     return enqueue(0);
   }
-  compute::Event experts(compute::Chunk&, int, std::span<const compute::RowBlock> blocks,
+  compute::Event regroup(compute::Chunk& chunk, int, const compute::NodeRows& rows) override {
+    static_cast<PacedChunk&>(chunk).regroup(rows);
+    return enqueue(0);
+  }
+  compute::Event fold(compute::Chunk& chunk, int, const compute::NodeRows& rows) override {
+    static_cast<PacedChunk&>(chunk).fold(rows);
+    return enqueue(0);
+  }
+  compute::Event experts(compute::Chunk& chunk, int, std::span<const compute::RowBlock> blocks,
                          compute::ExpertPart part) override {
     if (part == compute::ExpertPart::down) return enqueue(0);
     std::int64_t rows = 0;
     for (const compute::RowBlock& block : blocks) rows += block.num_rows;
+    static_cast<PacedChunk&>(chunk).compute(blocks);
     return enqueue(pace_.per_expert_row * static_cast<double>(rows));
   }
   compute::Event merge(compute::Chunk&, int) override { return enqueue(0); }
@@ -96,6 +102,9 @@ class PacedBackend final : public compute::Backend {
   }
   compute::Event save_x(const compute::Chunk&, float*) override {
     fail("a paced backend has no activations");
+  }
+  compute::Event save_choices(const compute::Chunk&, std::int32_t*, float*) override {
+    fail("a paced backend chooses no experts");
   }
   compute::Event save_kv(int, std::span<const std::int32_t>, int, int, void*, void*) override {
     fail("a paced backend has no cache");
@@ -120,50 +129,6 @@ class PacedBackend final : public compute::Backend {
  private:
   static constexpr std::size_t most_intervals = 4096;
 
-  struct PacedChunk final : compute::Chunk {
-    PacedChunk(const compute::BackendOptions& options, std::size_t rank, int index_of_chunk)
-        : index(index_of_chunk), words(static_cast<std::size_t>(options.shape.hidden) / 2) {
-      const auto rows = static_cast<std::size_t>(options.max_chunk_tokens) *
-                        static_cast<std::size_t>(options.shape.top_k);
-      out.resize((rows + 1) * words);
-      back.resize(out.size());
-      for (std::size_t i = 0; i < out.size(); ++i) {
-        out[i] = static_cast<std::uint32_t>(rank) * 2654435761U +
-                 static_cast<std::uint32_t>(index) * 40503U + static_cast<std::uint32_t>(i) * 97U;
-      }
-      counts.resize(static_cast<std::size_t>(options.shape.num_experts));
-      packed_counts = counts;
-      dispatch_send = out.data();
-      combine_recv = back.data();
-      reserve_receive(0);
-    }
-    /// What arrives is what is sent back.
-    void reserve_receive(std::int64_t rows) override {
-      if (static_cast<std::size_t>(rows + 1) * words > in.size()) {
-        in.resize(static_cast<std::size_t>(rows + 1) * words);
-      }
-      dispatch_recv = combine_send = in.data();
-      receive_capacity = static_cast<std::int64_t>(in.size() / words) - 1;
-    }
-    void check(const ExpertRows& rows) const {
-      comm::RowMove move(rows.num_ranks());
-      rows.plan_sends(move);
-      for (std::size_t peer = 0; peer < move.send_counts.size(); ++peer) {
-        const auto first =
-            static_cast<std::ptrdiff_t>(static_cast<std::size_t>(move.send_offsets[peer]) * words);
-        const auto count =
-            static_cast<std::ptrdiff_t>(static_cast<std::size_t>(move.send_counts[peer]) * words);
-        require(std::equal(out.begin() + first, out.begin() + first + count, back.begin() + first),
-                "rows that were sent to rank {} came back altered", peer);
-      }
-    }
-
-    int index;
-    std::size_t words;                 // of one row
-    std::vector<std::int32_t> counts;  // in sending order
-    std::vector<std::uint32_t> out, in, back;
-  };
-
   compute::Event enqueue(double seconds) {
     const double begin = std::max(now_seconds(), free_at_);
     free_at_ = begin + seconds;
@@ -178,8 +143,8 @@ class PacedBackend final : public compute::Backend {
   }
 
   compute::BackendOptions options_;
-  const PassRows& rows_;
-  std::size_t rank_;
+  const LayersModel& model_;
+  int rank_;
   Pace pace_;
   std::vector<const PacedChunk*> made_;
   compute::Event next_ = 1;

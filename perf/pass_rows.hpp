@@ -52,26 +52,29 @@ class PassRows {
     return counts(layer, chunk, from)[static_cast<std::size_t>(expert)];
   }
 
-  /// Rows that `rank` computes in all layers.
+  /// Rows that `rank` computes in all layers, where experts have one replica each.
   std::int64_t computed_by(int rank, const Placement& placement) const {
     std::int64_t sum = 0;
     for (std::size_t at = 0; at < rows_.size(); ++at) {
-      if (placement.rank_of[at % experts_] == rank) sum += rows_[at];
+      const auto layer = static_cast<int>(at % per_rank_ / experts_) / chunks_;
+      if (placement.of(layer).ranks_of_expert()[at % experts_].front() == rank) sum += rows_[at];
     }
     return sum;
   }
 
-  /// What `rank` knows of a layer's rows once all have told it.
-  ExpertRows known_to(int rank, int layer, int chunk, const Placement& placement) const {
-    ExpertRows known(placement, rank);
+  /// What `rank` knows of a layer's rows once all have told it, by Route::flat.
+  ExpertRows known_to(int rank, int layer, int chunk, const LayerPlacement& placement) const {
+    std::vector<int> all;
+    for (int each = 0; each < placement.num_ranks(); ++each) all.push_back(each);
+    ExpertRows known(places_of_members(placement, all), rank);
     std::vector<std::int32_t> told;
-    for (const int expert : placement.expert_at) {
-      told.push_back(rows(layer, chunk, static_cast<std::size_t>(rank), expert));
+    for (const Replica& replica : placement.replicas()) {
+      told.push_back(rows(layer, chunk, static_cast<std::size_t>(rank), replica.expert));
     }
     known.packed(told);
     for (int from = 0; from < placement.num_ranks(); ++from) {
       told.clear();
-      for (const int expert : placement.experts_of[static_cast<std::size_t>(rank)]) {
+      for (const int expert : placement.experts_of(rank)) {
         told.push_back(rows(layer, chunk, static_cast<std::size_t>(from), expert));
       }
       known.heard_from(from, told);
@@ -90,14 +93,16 @@ class PassRows {
 class NoMessages final : public ChunkMoves {
  public:
   NoMessages(const PassRows& rows, const LayersModel& model, const Placement& placement, int rank,
-             compute::Chunk& chunk, int index) {
+             compute::Chunk& chunk, int index)
+      : chunk_(chunk) {
+    if (chunk.across_send != nullptr) chunk.reserve_across({}, 0);
     const ModelShape& shape = model.shape();
     if (index >= rows.num_chunks()) return;  // the pass has fewer
     std::vector<ExpertRows> known;
-    comm::RowMove move(placement.num_ranks());
+    comm::RowMove move(placement.of(0).num_ranks());
     std::int64_t most = 0;
     for (int layer = 0; layer < shape.num_layers; ++layer) {
-      known.push_back(rows.known_to(rank, layer, index, placement));
+      known.push_back(rows.known_to(rank, layer, index, placement.of(layer)));
       known.back().plan_receives(move);
       most = std::max(most, move.rows_received());
     }
@@ -113,9 +118,16 @@ class NoMessages final : public ChunkMoves {
     }
   }
 
+  void begin(Route) override {}
   void post(const Step&) override {}
   void poll_with(const Step&, comm::Poller&) override {}
   bool done(const Step&) override { return true; }
+  /// As if all rows that this rank sends to nodes were for its own.
+  compute::NodeRows node_rows() const override {
+    compute::NodeRows rows;
+    for (const std::int32_t count : chunk_.node_rows) rows.own_rows += count;
+    return rows;
+  }
   std::span<const compute::RowBlock> blocks(int layer) override {
     return blocks_[static_cast<std::size_t>(layer)];
   }
@@ -133,6 +145,7 @@ class NoMessages final : public ChunkMoves {
     }
   }
 
+  compute::Chunk& chunk_;
   std::vector<std::vector<compute::RowBlock>> blocks_;  // [layers]
 };
 

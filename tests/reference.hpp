@@ -195,12 +195,21 @@ struct Choice {
   int expert;
   double weight;
 };
+using Choices = std::vector<Choice>;                // of one token, in the order of their sum
+using Routing = std::vector<std::vector<Choices>>;  // [layers][tokens], empty in dense layers
+
+/// Choices that take the router's place. With `own_weights` they are summed with the weights that
+/// stand there, else with those that the router would give these experts.
+struct Forced {
+  Routing choices;
+  bool own_weights = true;
+};
 
 /// The chosen experts of one token, in order of falling weight, ties to the lower index.
-inline std::vector<Choice> route(const Matrix& router, const Vector& h, const ModelShape& shape) {
+inline Choices route(const Matrix& router, const Vector& h, const ModelShape& shape) {
   Vector probabilities = multiply(router, h);
   softmax(probabilities);
-  std::vector<Choice> choices;
+  Choices choices;
   for (std::size_t e = 0; e < probabilities.size(); ++e) {
     choices.push_back({static_cast<int>(e), probabilities[e]});
   }
@@ -213,16 +222,42 @@ inline std::vector<Choice> route(const Matrix& router, const Vector& h, const Mo
   return choices;
 }
 
-/// x += Ffn(RMSNorm(x)), dense or mixture of experts.
+/// The same of experts that are given: the router's probabilities of these, in their order,
+/// rescaled to sum 1 where the model does so with those it chooses itself.
+inline Choices route_forced(const Matrix& router, const Vector& h, const ModelShape& shape,
+                            Choices choices) {
+  Vector probabilities = multiply(router, h);
+  softmax(probabilities);
+  double sum = 0;
+  for (Choice& choice : choices) {
+    choice.weight = probabilities[static_cast<std::size_t>(choice.expert)];
+    sum += choice.weight;
+  }
+  for (Choice& choice : choices) choice.weight /= shape.norm_topk_prob ? sum : 1.0;
+  return choices;
+}
+
+/// x += Ffn(RMSNorm(x)), dense or mixture of experts. Layer number `number` of `forced`, where that
+/// is given; what was chosen is added to `routed`, where that is given.
 inline void ffn_layer(Matrix& x, const Layer& layer, bool dense, const ModelShape& shape,
-                      Round round) {
-  for (Vector& row : x) {
+                      Round round, std::size_t number = 0, const Forced* forced = nullptr,
+                      Routing* routed = nullptr) {
+  for (std::size_t t = 0; t < x.size(); ++t) {
+    Vector& row = x[t];
     const Vector h = rounded(rms_norm(row, layer.ffn_norm, shape.rms_eps), round);
     Vector result(row.size(), 0.0);
     if (dense) {
       result = mlp(layer.dense, h, shape.activation, round);
     } else {
-      for (const Choice& choice : route(layer.router, h, shape)) {
+      Choices choices;
+      if (forced == nullptr) {
+        choices = route(layer.router, h, shape);
+      } else {
+        choices = forced->choices[number][t];
+        if (!forced->own_weights) choices = route_forced(layer.router, h, shape, choices);
+      }
+      if (routed != nullptr) (*routed)[number].push_back(choices);
+      for (const Choice& choice : choices) {
         const Mlp& expert = layer.experts[static_cast<std::size_t>(choice.expert)];
         const Vector y = rounded(mlp(expert, h, shape.activation, round), round);
         for (std::size_t i = 0; i < y.size(); ++i) result[i] += choice.weight * y[i];
@@ -232,18 +267,21 @@ inline void ffn_layer(Matrix& x, const Layer& layer, bool dense, const ModelShap
   }
 }
 
-/// Logits [T, vocab] of one sequence.
+/// Logits [T, vocab] of one sequence; `forced` and `routed` as in ffn_layer.
 inline Matrix logits(const Model& model, const std::vector<std::int32_t>& tokens,
-                     Round round = exact) {
+                     Round round = exact, const Forced* forced = nullptr,
+                     Routing* routed = nullptr) {
   const ModelShape& shape = model.shape;
   Matrix x;
   for (const std::int32_t token : tokens) {
     x.push_back(rounded(model.embedding[static_cast<std::size_t>(token)], round));
   }
+  if (routed != nullptr) routed->assign(model.layers.size(), {});
   for (int l = 0; l < shape.num_layers; ++l) {
-    const Layer& layer = model.layers[static_cast<std::size_t>(l)];
+    const auto number = static_cast<std::size_t>(l);
+    const Layer& layer = model.layers[number];
     attention_layer(x, layer, shape, round);
-    ffn_layer(x, layer, shape.is_dense(l), shape, round);
+    ffn_layer(x, layer, shape.is_dense(l), shape, round, number, forced, routed);
   }
   for (Vector& row : x) {
     row = multiply(model.lm_head, rounded(rms_norm(row, model.final_norm, shape.rms_eps), round));
@@ -253,8 +291,8 @@ inline Matrix logits(const Model& model, const std::vector<std::int32_t>& tokens
 
 /// log softmax of logits, each row.
 inline Matrix log_probs(const Model& model, const std::vector<std::int32_t>& tokens,
-                        Round round = exact) {
-  Matrix result = logits(model, tokens, round);
+                        Round round = exact, const Forced* forced = nullptr) {
+  Matrix result = logits(model, tokens, round, forced);
   for (Vector& row : result) {
     const double top = *std::max_element(row.begin(), row.end());
     double sum = 0;

@@ -82,6 +82,49 @@ TEST(Reference, RouterBreaksTiesToTheLowerIndexAndSortsByWeight) {
   EXPECT_NEAR(choices[0].weight + choices[1].weight + choices[2].weight, 1, 1e-15);
 }
 
+TEST(Reference, ForcedExpertsGetTheRoutersWeightsInTheirOwnOrder) {
+  ModelShape shape;
+  shape.top_k = 2;
+  shape.norm_topk_prob = false;
+  const Matrix router = {{1}, {2}, {0}};
+  auto choices = route_forced(router, {1}, shape, {{2, 0.5}, {1, 0.5}});
+  const double total = std::exp(2) + std::exp(1) + 1;
+  EXPECT_EQ(choices[0].expert, 2);
+  EXPECT_EQ(choices[1].expert, 1);
+  EXPECT_NEAR(choices[0].weight, 1 / total, 1e-15);
+  EXPECT_NEAR(choices[1].weight, std::exp(2) / total, 1e-15);
+  shape.norm_topk_prob = true;
+  choices = route_forced(router, {1}, shape, {{2, 0.5}, {1, 0.5}});
+  EXPECT_NEAR(choices[0].weight, 1 / (1 + std::exp(2)), 1e-15);
+  EXPECT_NEAR(choices[0].weight + choices[1].weight, 1, 1e-15);
+}
+
+TEST(Reference, AForcedChoiceIsSummedWithTheWeightThatStandsThere) {
+  ModelShape shape;
+  shape.top_k = 1;
+  shape.activation = Activation::gelu_tanh;
+  Layer layer;
+  layer.ffn_norm = {1};
+  layer.router = {{1}, {2}};
+  layer.experts = {{{{1}}, {}, {{1}}}, {{{1}}, {}, {{10}}}};
+  const double down = 0.841191990607477;  // gelu(1)
+  Matrix x = {{4}};                       // its norm is 1
+  Routing routed(1);
+  const Forced own{{{{{0, 0.25}}}}, true};
+  ffn_layer(x, layer, false, shape, exact, 0, &own, &routed);
+  EXPECT_NEAR(x[0][0], 4 + 0.25 * down, 1e-5);
+  EXPECT_EQ(routed[0][0][0].expert, 0);
+  EXPECT_EQ(routed[0][0][0].weight, 0.25);
+  x = {{4}};
+  const Forced of_router{{{{{0, 0.25}}}}, false};
+  ffn_layer(x, layer, false, shape, exact, 0,
+            &of_router);  // one choice: its weight is rescaled to 1
+  EXPECT_NEAR(x[0][0], 4 + down, 1e-5);
+  x = {{4}};
+  ffn_layer(x, layer, false, shape, exact);
+  EXPECT_NEAR(x[0][0], 4 + 10 * down, 1e-5);
+}
+
 TEST(Reference, MlpsUseTheirActivation) {
   const Mlp weights = {{{1}}, {{2}}, {{1}}};
   EXPECT_NEAR(mlp(weights, {1}, Activation::gelu_tanh, exact)[0], 0.841191990607477, 1e-12);

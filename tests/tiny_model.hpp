@@ -240,7 +240,7 @@ struct RankOptions {
   int num_threads = 1;
   int max_chunk_tokens = 256;
   int num_pages = 32;
-  bool reverse_experts = false;  // send_order from the last expert to the first
+  bool reverse_experts = false;  // rows are sent from the last expert to the first
   bool in_parts = false;         // attention and experts part by part, another chunk's in between
   std::function<std::unique_ptr<compute::Backend>(const compute::BackendOptions&)> make_backend =
       compute::make_cpu_backend;
@@ -256,12 +256,14 @@ class SingleRank {
     options.shape = shape_;
     options.dtype = rank.dtype;
     options.part = compute::whole_model(shape_);
-    if (rank.reverse_experts) std::ranges::reverse(options.part.send_order);
+    for (auto& replica : options.part.places.front().replicas) {
+      if (rank.reverse_experts) replica.place = shape_.num_experts - 1 - replica.place;
+      order_.push_back(replica.place);
+    }
     options.num_threads = rank.num_threads;
     options.num_pages = rank.num_pages;
     options.max_chunk_tokens = rank.max_chunk_tokens;
     options.split_experts = rank.in_parts;
-    order_ = options.part.send_order;
     dtype_ = rank.dtype;
     num_pages_ = rank.num_pages;
     backend_ = rank.make_backend(options);
@@ -321,6 +323,11 @@ class SingleRank {
     chunk_->segments = segments_;
   }
 
+  /// What takes the router's place in a layer from now on, and where choices are saved after it;
+  /// either may be empty.
+  std::function<compute::ForcedChoices(int layer)> forced;
+  std::function<void(int layer)> routed;
+
   /// Runs the chunk through all layers. Allocates nothing.
   void run_layers() {
     backend_->embed(*chunk_);
@@ -330,10 +337,12 @@ class SingleRank {
         backend_->mlp(*chunk_, l);
         continue;
       }
+      if (forced) chunk_->forced = forced(l);
       finish(backend_->route(*chunk_, l));
       make_blocks();
       experts(l);
       finish(backend_->merge(*chunk_, l));
+      if (routed) routed(l);
     }
   }
 

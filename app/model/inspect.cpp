@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "app/model/checked_config.hpp"
+#include "app/model/inspect_routing.hpp"
 #include "app/model/tensors.hpp"
 #include "compute/convert.hpp"
 #include "compute/error.hpp"
@@ -15,6 +16,7 @@
 #include "io/checkpoint.hpp"
 #include "io/folder_tokenizer.hpp"
 #include "io/model_file.hpp"
+#include "io/routing_file.hpp"
 
 namespace atl {
 namespace {
@@ -160,9 +162,11 @@ std::string activations_text(const std::string& path) {
 }  // namespace
 
 std::string inspect_text(const std::string& path, bool verify) {
+  if (io::is_npy(path)) return routing_text(path, verify);
   const std::string format = io::file_format(path);
   if (format == io::checkpoint_format) return checkpoint_text(path, verify);
   if (format == io::activations_format) return activations_text(path);
+  if (format == io::routing_format) return routing_text(path, verify);
   io::ModelFileReader reader(path);
   const ModelConfig config = checked_config(reader);
   const std::vector<io::DatasetInfo> datasets = reader.datasets();

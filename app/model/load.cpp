@@ -7,9 +7,12 @@
 #include <cstdio>
 #include <future>
 #include <map>
+#include <optional>
 #include <string>
 #include <unordered_map>
 
+#include "comm/read_once.hpp"
+#include "compute/clock.hpp"
 #include "compute/weights.hpp"
 
 namespace atl {
@@ -20,6 +23,10 @@ using compute::WeightInfo;
 
 /// Tensors that a warning names.
 constexpr std::size_t most_named = 8;
+/// After so many shared bytes ranks ask whether one of them has failed.
+constexpr std::size_t bytes_between_agreements = std::size_t{256} << 20;
+/// A read that is long enough for a rate.
+constexpr std::size_t rated_read = std::size_t{1} << 20;
 
 /// One weight of this rank.
 struct Wanted {
@@ -27,107 +34,240 @@ struct Wanted {
   std::vector<compute::Dataset> datasets;
   int expert = -1;
   int local_expert = -1;
+  std::optional<WeightInfo> tied;  ///< takes the same tensor
 };
 
-/// Reads weights one after the other, the next one while the last one is packed.
+/// Loads weights one after the other: the next one is read while the last one is packed. A rank
+/// that fails still takes part in the exchanges, until the next agreement.
 class Loader {
  public:
-  Loader(io::ModelFileReader& file, DType dtype, compute::Backend& backend)
-      : file_(file), dtype_(dtype), backend_(backend) {
+  Loader(const comm::Communicator& world, const comm::Topology& topology, io::ModelFileReader& file,
+         DType dtype, compute::Backend& backend)
+      : world_(world), file_(file), dtype_(dtype), backend_(backend) {
+    if (world.size() > 1) read_once_.emplace(world, topology);
     for (const io::DatasetInfo& dataset : file.datasets()) {
       index_of_.emplace(dataset.path, static_cast<std::int64_t>(index_of_.size()));
     }
   }
 
   void load(const std::vector<Wanted>& all) {
-    std::future<HostTensor> next;
+    std::future<Tensor> next;
     const auto read_ahead = [&](std::size_t i) {
       if (i == all.size()) return;
-      next = std::async(std::launch::async, [this, &weight = all[i], i] {
-        return read(weight, buffers_[i % buffers_.size()]);
-      });
+      std::vector<std::byte>& buffer = buffers_[i % buffers_.size()];
+      reserve(all[i], buffer);  // where it fails, exchanges cannot go on
+      next = std::async(std::launch::async,
+                        [this, &weight = all[i], &buffer] { return read(weight, buffer); });
     };
     read_ahead(0);
     for (std::size_t i = 0; i < all.size(); ++i) {
-      const HostTensor tensor = next.get();
+      std::vector<std::byte>& buffer = buffers_[i % buffers_.size()];
+      Tensor tensor = next.get();
+      if (!failed()) read_failure_ = tensor.failure;
       read_ahead(i + 1);
-      backend_.load_weight(all[i].info.id, all[i].info.layer, all[i].local_expert, tensor);
+      if (shared(all[i])) share(all[i], buffer);
+      if (!failed()) note(comm::failure_of([&] { pack(all[i], tensor, buffer); }));
       // A vocabulary's weight is much larger than what follows it.
-      std::vector<std::byte>& packed = buffers_[i % buffers_.size()];
-      if (packed.size() > large_bytes) packed = {};
+      if (buffer.size() > large_bytes) buffer = {};
     }
     buffers_ = {};  // before caches and workspaces are taken
+    agree();
   }
 
-  std::vector<NonFiniteSlab>& non_finite() { return non_finite_; }
+  LoadedModel result() {
+    result_.cost.bytes_read = file_.bytes_read();
+    return std::move(result_);
+  }
 
  private:
-  /// One weight from its datasets: whole ones, or an expert's slab of each.
-  HostTensor read(const Wanted& weight, std::vector<std::byte>& buffer) {
-    const WeightInfo& info = weight.info;
-    HostTensor tensor{nullptr, dtype_, info.rows, info.cols};
+  /// What came of reading one weight.
+  struct Tensor {
+    DType dtype = DType::bfloat16;
+    comm::Failure failure;
+  };
+
+  bool failed() const { return failure_.exit_code != 0 || read_failure_.exit_code != 0; }
+
+  bool shared(const Wanted& weight) const { return read_once_ && !weight.info.per_expert; }
+
+  void note(const comm::Failure& failure) {
+    if (!failed()) failure_ = failure;
+  }
+
+  /// What a rank could not read, others got as bytes with a wrong checksum: so the cause goes
+  /// first.
+  void agree() {
+    shared_since_agreement_ = 0;
+    for (const comm::Failure* failure : {&read_failure_, &failure_}) {
+      world_.agree([failure] {
+        if (failure->exit_code != 0) throw Error(failure->message);
+      });
+    }
+  }
+
+  /// Calls visit(dataset, slab, bytes) for each dataset of a weight: a whole one, or an expert's
+  /// slab of it.
+  template <class Visit>
+  void for_each_dataset(const Wanted& weight, std::vector<std::byte>& buffer, Visit&& visit) {
+    std::size_t first = 0;
+    for (const compute::Dataset& dataset : weight.datasets) {
+      const io::DatasetInfo info = file_.dataset(dataset.path);
+      const auto bytes = static_cast<std::size_t>(info.slab_bytes());
+      visit(info, std::max(weight.expert, 0), std::span(buffer).subspan(first, bytes));
+      first += bytes;
+    }
+  }
+
+  void reserve(const Wanted& weight, std::vector<std::byte>& buffer) {
     std::size_t size = 0;
     for (const compute::Dataset& dataset : weight.datasets) {
-      const io::DatasetInfo part = file_.dataset(dataset.path);
-      const auto bytes = static_cast<std::size_t>(part.slab_bytes());
-      if (buffer.size() < size + bytes) buffer.resize(size + bytes);
-      const auto elements = std::span(buffer).subspan(size, bytes);
-      const std::int64_t slab = std::max(weight.expert, 0);
-      file_.read_slab(part, slab, elements);
-      const DType used_as = info.use == compute::Use::vector ? DType::float32 : dtype_;
-      if (const auto found = compute::find_non_finite(elements, part.dtype, used_as)) {
-        non_finite_.push_back({index_of_.at(part.path), slab, *found});
-      }
-      tensor.dtype = part.dtype;
-      size += bytes;
+      size += static_cast<std::size_t>(file_.dataset(dataset.path).slab_bytes());
     }
-    tensor.data = buffer.data();
+    if (buffer.size() < size) buffer.resize(size);
+  }
+
+  /// Reads what this rank reads of a weight. The only function that runs beside the others.
+  Tensor read(const Wanted& weight, std::vector<std::byte>& buffer) {
+    Tensor tensor;
+    tensor.failure = comm::failure_of([&] {
+      for_each_dataset(
+          weight, buffer, [&](const io::DatasetInfo& info, std::int64_t slab, auto all) {
+            tensor.dtype = info.dtype;
+            if (!shared(weight)) {
+              read_part(weight, info, slab, all, {0, all.size()});
+              file_.verify(info, slab, all);
+              return;
+            }
+            for_each_piece(
+                all, next_read_, [&](std::size_t first, auto piece, std::uint64_t number) {
+                  comm::ReadOnce::Slice slice = read_once_->slice_of(piece.size(), number);
+                  slice.first += first;
+                  read_part(weight, info, slab, all, slice);
+                });
+          });
+    });
     return tensor;
+  }
+
+  /// Calls visit(first, piece, number) for pieces of a tensor; `next` counts them all.
+  template <class Visit>
+  void for_each_piece(std::span<std::byte> all, std::uint64_t& next, Visit&& visit) {
+    for (std::size_t first = 0; first < all.size(); first += read_once_->piece_bytes()) {
+      visit(first, all.subspan(first, std::min(read_once_->piece_bytes(), all.size() - first)),
+            next++);
+    }
+  }
+
+  void read_part(const Wanted& weight, const io::DatasetInfo& info, std::int64_t slab,
+                 std::span<std::byte> all, comm::ReadOnce::Slice slice) {
+    if (slice.bytes == 0) return;
+    const auto bytes = all.subspan(slice.first, slice.bytes);
+    const double begin = now_seconds();
+    file_.read_part(info, slab, static_cast<std::int64_t>(slice.first), bytes);
+    const double seconds = now_seconds() - begin;
+    LoadCost& cost = result_.cost;
+    cost.read_s += seconds;
+    if (bytes.size() >= rated_read && seconds > 0) {
+      cost.best_bytes_per_s =
+          std::max(cost.best_bytes_per_s, static_cast<double>(bytes.size()) / seconds);
+    }
+    const DType used_as = weight.info.use == compute::Use::vector ? DType::float32 : dtype_;
+    if (auto found = compute::find_non_finite(bytes, info.dtype, used_as)) {
+      const auto offset = static_cast<std::int64_t>(slice.first / size_of(info.dtype));
+      compute::NonFinite in_slab;
+      in_slab.add(*found, offset);
+      result_.non_finite.push_back({index_of_.at(info.path), slab, offset, in_slab});
+    }
+  }
+
+  /// The slices that ranks have read, to all of them.
+  void share(const Wanted& weight, std::vector<std::byte>& buffer) {
+    const double begin = now_seconds();
+    for_each_dataset(weight, buffer, [&](const io::DatasetInfo& info, std::int64_t slab, auto all) {
+      for_each_piece(all, next_shared_, [&](std::size_t, auto piece, std::uint64_t number) {
+        read_once_->share(piece, number);
+      });
+      result_.cost.bytes_shared += static_cast<std::int64_t>(all.size());
+      shared_since_agreement_ += all.size();
+      note(comm::failure_of([&] { file_.verify(info, slab, all); }));
+    });
+    result_.cost.send_s += now_seconds() - begin;
+    if (shared_since_agreement_ >= bytes_between_agreements) agree();
+  }
+
+  void pack(const Wanted& weight, const Tensor& tensor, const std::vector<std::byte>& buffer) {
+    const double begin = now_seconds();
+    const auto give = [&](const WeightInfo& info) {
+      const HostTensor host{buffer.data(), tensor.dtype, info.rows, info.cols};
+      backend_.load_weight(info.id, info.layer, weight.local_expert, host);
+      result_.cost.bytes_packed +=
+          info.num_elements() * static_cast<std::int64_t>(size_of(tensor.dtype));
+    };
+    give(weight.info);
+    if (weight.tied) give(*weight.tied);
+    result_.cost.pack_s += now_seconds() - begin;
   }
 
   static constexpr std::size_t large_bytes = std::size_t{64} << 20;
 
+  const comm::Communicator& world_;
   io::ModelFileReader& file_;
   DType dtype_;
   compute::Backend& backend_;
+  std::optional<comm::ReadOnce> read_once_;  // where there are others
   std::unordered_map<std::string, std::int64_t> index_of_;
   std::array<std::vector<std::byte>, 2> buffers_;
-  std::vector<NonFiniteSlab> non_finite_;
+  std::uint64_t next_read_ = 0;    // pieces, counted alike on all ranks
+  std::uint64_t next_shared_ = 0;  // the same pieces
+  std::size_t shared_since_agreement_ = 0;
+  comm::Failure read_failure_;  // the first of this rank, in reading
+  comm::Failure failure_;       // or in what follows
+  LoadedModel result_;
 };
+
+/// In the order of the file; a tied head comes with the embedding, whose tensor it is.
+std::vector<Wanted> wanted_of(const ModelConfig& config, const compute::Part& part) {
+  std::vector<Wanted> all;
+  compute::for_each_weight(
+      config.shape, part, [&](const WeightInfo& info, int expert, int local_expert) {
+        const bool tied = config.tie_word_embeddings && info.id == compute::Weight::lm_head;
+        if (tied && all.front().info.id == compute::Weight::embedding) {
+          all.front().tied = info;
+        } else {
+          all.push_back({info, info.datasets, expert, local_expert, std::nullopt});
+          if (tied) all.back().datasets = compute::weights_of(config.shape).front().datasets;
+        }
+      });
+  return all;
+}
 
 }  // namespace
 
-std::vector<NonFiniteSlab> load_weights(io::ModelFileReader& file, const ModelConfig& config,
-                                        const compute::Part& part, DType dtype,
-                                        compute::Backend& backend) {
-  Loader loader(file, dtype, backend);
-  const std::vector<compute::Dataset> embedding =
-      compute::weights_of(config.shape).front().datasets;
-  std::vector<Wanted> all;
-  const auto visit = [&](const WeightInfo& info, int expert, int local_expert) {
-    const bool tied = config.tie_word_embeddings && info.id == compute::Weight::lm_head;
-    all.push_back({info, tied ? embedding : info.datasets, expert, local_expert});
-  };
-  compute::for_each_weight(config.shape, part, visit);
-  loader.load(all);
-  backend.finish_loading();
-  return std::move(loader.non_finite());
+LoadedModel load_weights(const comm::Communicator& world, const comm::Topology& topology,
+                         io::ModelFileReader& file, const ModelConfig& config,
+                         const compute::Part& part, DType dtype, compute::Backend& backend) {
+  Loader loader(world, topology, file, dtype, backend);
+  loader.load(wanted_of(config, part));
+  world.agree([&] { backend.finish_loading(); });
+  return loader.result();
 }
 
 bool warn_of_non_finite(const comm::Communicator& world, const io::ModelFileReader& file,
-                        DType dtype, const std::vector<NonFiniteSlab>& found) {
-  // Ranks share what is not an expert's, and a tied head is read twice.
-  std::map<std::pair<std::int64_t, std::int64_t>, compute::NonFinite> slabs;
+                        DType dtype, const std::vector<NonFinitePart>& found) {
+  // A slab that several ranks hold, each has read; of the others each rank read a part.
+  std::map<std::array<std::int64_t, 3>, compute::NonFinite> parts;
   for (const auto& of_rank : world.gather_vectors(std::span(found), 0)) {
-    for (const NonFiniteSlab& slab : of_rank) slabs[{slab.dataset, slab.slab}] = slab.found;
+    for (const NonFinitePart& part : of_rank) {
+      parts[{part.dataset, part.slab, part.first}] = part.found;
+    }
   }
-  if (slabs.empty()) return false;
+  if (parts.empty()) return false;
   const std::vector<io::DatasetInfo> datasets = file.datasets();
   std::map<std::int64_t, compute::NonFinite> by_dataset;
-  for (const auto& [place, slab] : slabs) {
-    const auto& [dataset, number] = place;
-    by_dataset[dataset].add(slab,
-                            number * datasets[static_cast<std::size_t>(dataset)].slab_elements());
+  for (const auto& [place, part] : parts) {
+    const auto& [dataset, slab, first] = place;
+    const std::int64_t elements = datasets[static_cast<std::size_t>(dataset)].slab_elements();
+    by_dataset[dataset].add(part, slab * elements);
   }
   std::string text =
       fmt::format("{}: weights are not finite in {}; requests that meet them end with an error\n",

@@ -1,7 +1,7 @@
 #include "app/plan/admission.hpp"
 
 #include <algorithm>
-#include <utility>
+#include <cstddef>
 
 namespace atl {
 
@@ -18,10 +18,16 @@ int rank_for(const WaitingRequest& request, std::span<const RankLoad> loads) {
   return best;
 }
 
-Admission::Admission(std::vector<WaitingRequest> requests) : queue_(std::move(requests)) {
-  std::stable_partition(queue_.begin(), queue_.end(),
+void Admission::add(std::span<const WaitingRequest> requests) {
+  if (next_ == queue_.size()) {  // of those given out nothing is kept
+    queue_.clear();
+    next_ = 0;
+  }
+  const auto old = static_cast<std::ptrdiff_t>(queue_.size());
+  queue_.insert(queue_.end(), requests.begin(), requests.end());
+  std::stable_partition(queue_.begin() + old, queue_.end(),
                         [](const WaitingRequest& waiting) { return waiting.resumed; });
-  for (const WaitingRequest& waiting : queue_) work_ += waiting.work();
+  for (const WaitingRequest& waiting : requests) work_ += waiting.work();
 }
 
 std::optional<Admission::Grant> Admission::next(std::span<RankLoad> loads) {

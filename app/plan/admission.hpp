@@ -30,8 +30,12 @@ int rank_for(const WaitingRequest& request, std::span<const RankLoad> loads);
 /// smaller ones behind it waiting, so that none waits for ever.
 class Admission {
  public:
-  /// Resumed requests go first; otherwise the order stays.
-  explicit Admission(std::vector<WaitingRequest> requests);
+  Admission() = default;
+  explicit Admission(std::span<const WaitingRequest> requests) { add(requests); }
+
+  /// Puts requests at the end of the queue. Of these, resumed ones go first; otherwise the order
+  /// stays.
+  void add(std::span<const WaitingRequest> requests);
 
   struct Grant {
     std::int32_t request;
@@ -44,8 +48,6 @@ class Admission {
   std::span<const WaitingRequest> waiting() const { return std::span(queue_).subspan(next_); }
   /// Tokens of the waiting requests, of prompts and still to generate.
   std::int64_t work() const { return work_; }
-  /// Whether a resumed request still waits.
-  bool resuming() const { return next_ < queue_.size() && queue_[next_].resumed; }
 
  private:
   std::vector<WaitingRequest> queue_;

@@ -4,13 +4,15 @@
 
 namespace atl {
 
-int chunk_count(std::span<const RankLoad> loads, const ChunkLimits& limits) {
+std::int64_t most_pass_rows(std::span<const RankLoad> loads, const ChunkLimits& limits) {
   std::int64_t most = 0;
   for (const RankLoad& load : loads) most = std::max(most, load.prompt_tokens + load.decoding);
-  most = std::min<std::int64_t>(most, limits.max_pass_tokens);
-  if (most == 0) return 0;
+  return std::min<std::int64_t>(most, limits.max_pass_tokens);
+}
+
+int chunk_count(std::int64_t most_rows, const ChunkLimits& limits) {
   return static_cast<int>(
-      std::clamp<std::int64_t>(most / limits.min_chunk_tokens, 1, limits.max_chunks));
+      std::clamp<std::int64_t>(most_rows / limits.min_chunk_tokens, 1, limits.max_chunks));
 }
 
 }  // namespace atl

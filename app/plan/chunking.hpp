@@ -15,9 +15,12 @@ struct ChunkLimits {
   int max_chunks = 1;
 };
 
+/// Tokens of the busiest rank in the next pass; 0 when no rank has one to process.
+std::int64_t most_pass_rows(std::span<const RankLoad> loads, const ChunkLimits& limits);
+
 /// The number of chunks, equal on all ranks: as many as the busiest rank can fill with
-/// min_chunk_tokens each, at least 1; 0 when no rank has a token to process.
-int chunk_count(std::span<const RankLoad> loads, const ChunkLimits& limits);
+/// min_chunk_tokens each, at least 1.
+int chunk_count(std::int64_t most_rows, const ChunkLimits& limits);
 
 /// Chunk c of C holds rows [chunk_end(T, c - 1, C), chunk_end(T, c, C)) of a rank's T rows.
 constexpr std::int64_t chunk_end(std::int64_t rows, int chunk, int num_chunks) {

@@ -1,43 +1,170 @@
 #include "app/plan/placement.hpp"
 
 #include <algorithm>
+#include <utility>
 
 #include "compute/error.hpp"
 
 namespace atl {
 
+namespace {
+
+using RanksOfExpert = std::vector<std::vector<int>>;
+
+/// Contiguous shares of one layer's experts, the first ranks having the larger ones.
+RanksOfExpert equal_shares(int num_experts, int num_ranks) {
+  RanksOfExpert ranks(static_cast<std::size_t>(num_experts));
+  for (int rank = 0, expert = 0; rank < num_ranks; ++rank) {
+    const int share = num_experts / num_ranks + (rank < num_experts % num_ranks ? 1 : 0);
+    for (int i = 0; i < share; ++i) ranks[static_cast<std::size_t>(expert++)] = {rank};
+  }
+  return ranks;
+}
+
+RanksOfExpert in_turn(int num_experts, int num_ranks, int slots) {
+  require(std::int64_t{slots} * num_ranks >= num_experts,
+          "{} experts do not fit into {} ranks with --slots {} (an expert would have no place); "
+          "use --slots {} or more, or more ranks",
+          num_experts, num_ranks, slots, (num_experts + num_ranks - 1) / num_ranks);
+  require(slots <= num_experts,
+          "--slots {} is more than the model's {} experts (one would be twice on a rank)", slots,
+          num_experts);
+  RanksOfExpert ranks(static_cast<std::size_t>(num_experts));
+  for (int rank = 0; rank < num_ranks; ++rank) {
+    for (int slot = 0; slot < slots; ++slot) {
+      ranks[static_cast<std::size_t>((rank * slots + slot) % num_experts)].push_back(rank);
+    }
+  }
+  return ranks;
+}
+
+void require_valid(const RanksOfExpert& ranks_of_expert, int layer, const ModelShape& shape,
+                   int num_ranks) {
+  require(ranks_of_expert.size() == static_cast<std::size_t>(shape.num_experts),
+          "layer {} of the placement has {} experts, the model has {}", layer,
+          ranks_of_expert.size(), shape.num_experts);
+  for (std::size_t expert = 0; expert < ranks_of_expert.size(); ++expert) {
+    std::vector<int> ranks = ranks_of_expert[expert];
+    require(!ranks.empty(), "the placement gives expert {} of layer {} no place", expert, layer);
+    std::sort(ranks.begin(), ranks.end());
+    require(ranks.front() >= 0 && ranks.back() < num_ranks,
+            "the placement puts expert {} of layer {} on rank {}, and this job has ranks 0 to {}",
+            expert, layer, ranks.front() < 0 ? ranks.front() : ranks.back(), num_ranks - 1);
+    const auto twice = std::adjacent_find(ranks.begin(), ranks.end());
+    require(twice == ranks.end(), "the placement puts expert {} of layer {} twice on rank {}",
+            expert, layer, twice == ranks.end() ? 0 : *twice);
+  }
+}
+
+}  // namespace
+
+LayerPlacement::LayerPlacement(const RanksOfExpert& ranks_of_expert, const Layout& layout)
+    : ranks_of_expert_(ranks_of_expert),
+      experts_of_(static_cast<std::size_t>(layout.num_ranks())),
+      first_place_of_(experts_of_.size()) {
+  for (std::size_t expert = 0; expert < ranks_of_expert_.size(); ++expert) {
+    auto& ranks = ranks_of_expert_[expert];
+    std::sort(ranks.begin(), ranks.end());
+    for (const int rank : ranks) {
+      experts_of_[static_cast<std::size_t>(rank)].push_back(static_cast<std::int32_t>(expert));
+    }
+  }
+  for (const auto& node : layout.of(Share::node).members) {
+    first_place_of_node_.push_back(static_cast<std::int32_t>(replicas_.size()));
+    for (const int rank : node) {
+      first_place_of_[static_cast<std::size_t>(rank)] = static_cast<std::int32_t>(replicas_.size());
+      for (const std::int32_t expert : experts_of(rank)) replicas_.push_back({expert, rank});
+    }
+  }
+  first_place_of_node_.push_back(static_cast<std::int32_t>(replicas_.size()));
+}
+
+compute::ExpertPlaces LayerPlacement::places_seen_by(int rank, const Layout& layout) const {
+  using compute::Distance;
+  compute::ExpertPlaces seen;
+  seen.own_node = layout.node_of(rank);
+  seen.first_of_node = first_place_of_node_;
+  for (std::size_t expert = 0; expert < ranks_of_expert_.size(); ++expert) {
+    seen.first_of_expert.push_back(static_cast<std::int32_t>(seen.replicas.size()));
+    for (const int holder : ranks_of_expert_[expert]) {
+      const auto& experts = experts_of(holder);
+      const auto local = std::lower_bound(experts.begin(), experts.end(), static_cast<int>(expert));
+      const int node = layout.node_of(holder);
+      seen.replicas.push_back(
+          {first_place_of(holder) + static_cast<std::int32_t>(local - experts.begin()), node,
+           holder == rank          ? Distance::own_rank
+           : node == seen.own_node ? Distance::own_node
+                                   : Distance::elsewhere});
+    }
+  }
+  seen.first_of_expert.push_back(static_cast<std::int32_t>(seen.replicas.size()));
+  return seen;
+}
+
 int Placement::most_experts_on_a_rank() const {
   std::size_t most = 0;
-  for (const auto& experts : experts_of) most = std::max(most, experts.size());
+  for (const LayerPlacement& kind : kinds) {
+    for (int rank = 0; rank < kind.num_ranks(); ++rank) {
+      most = std::max(most, kind.experts_of(rank).size());
+    }
+  }
   return static_cast<int>(most);
 }
 
-compute::Part Placement::part_of(int rank, const ModelShape& shape) const {
-  compute::Part part = compute::whole_model(shape);
-  const std::vector<int>& own = experts_of[static_cast<std::size_t>(rank)];
-  for (std::vector<std::int32_t>& experts : part.experts) {
-    if (!experts.empty()) experts = own;
+int Placement::most_places_on_a_node() const {
+  std::int32_t most = 0;
+  for (const LayerPlacement& kind : kinds) {
+    const auto& first = kind.first_place_of_node();
+    for (std::size_t n = 0; n + 1 < first.size(); ++n)
+      most = std::max(most, first[n + 1] - first[n]);
   }
-  part.send_order = send_order;
+  return most;
+}
+
+compute::Part Placement::part_of(int rank, const ModelShape& shape, const Layout& layout) const {
+  compute::Part part = compute::whole_model(shape);
+  part.places.clear();
+  for (const LayerPlacement& kind : kinds) part.places.push_back(kind.places_seen_by(rank, layout));
+  part.places_of_layer = kind_of_layer;
+  for (std::size_t layer = 0; layer < kind_of_layer.size(); ++layer) {
+    if (kind_of_layer[layer] >= 0)
+      part.experts[layer] = of(static_cast<int>(layer)).experts_of(rank);
+  }
   return part;
 }
 
-Placement contiguous_placement(int num_experts, int num_ranks) {
-  require(num_ranks <= num_experts,
-          "{} ranks for {} experts (a rank owns at least one expert of every MoE layer; replicas "
-          "are not supported yet); start at most {} ranks",
-          num_ranks, num_experts, num_experts);
+Placement even_placement(const ModelShape& shape, const Layout& layout, int slots) {
   Placement placement;
-  placement.experts_of.resize(static_cast<std::size_t>(num_ranks));
-  for (int rank = 0, expert = 0; rank < num_ranks; ++rank) {
-    placement.first_place_of.push_back(expert);
-    const int share = num_experts / num_ranks + (rank < num_experts % num_ranks ? 1 : 0);
-    for (int i = 0; i < share; ++i, ++expert) {
-      placement.send_order.push_back(static_cast<std::int32_t>(placement.rank_of.size()));
-      placement.expert_at.push_back(expert);
-      placement.rank_of.push_back(rank);
-      placement.experts_of[static_cast<std::size_t>(rank)].push_back(expert);
+  const int num_ranks = layout.num_ranks();
+  for (int layer = 0; layer < shape.num_layers; ++layer) {
+    placement.kind_of_layer.push_back(shape.is_dense(layer) ? -1 : 0);
+  }
+  if (shape.num_experts == 0) return placement;
+  const bool contiguous = slots == 0 && num_ranks <= shape.num_experts;
+  placement.kinds.emplace_back(contiguous
+                                   ? equal_shares(shape.num_experts, num_ranks)
+                                   : in_turn(shape.num_experts, num_ranks, std::max(slots, 1)),
+                               layout);
+  return placement;
+}
+
+Placement explicit_placement(const ModelShape& shape, const Layout& layout,
+                             const std::vector<RanksOfExpert>& ranks_of_expert) {
+  Placement placement;
+  for (int layer = 0; layer < shape.num_layers; ++layer) {
+    if (shape.is_dense(layer)) {
+      placement.kind_of_layer.push_back(-1);
+      continue;
     }
+    const LayerPlacement* known = nullptr;
+    RanksOfExpert wanted = ranks_of_expert[static_cast<std::size_t>(layer)];
+    require_valid(wanted, layer, shape, layout.num_ranks());
+    for (auto& ranks : wanted) std::sort(ranks.begin(), ranks.end());
+    for (const LayerPlacement& kind : placement.kinds) {
+      if (kind.ranks_of_expert() == wanted) known = &kind;
+    }
+    if (known == nullptr) known = &placement.kinds.emplace_back(wanted, layout);
+    placement.kind_of_layer.push_back(static_cast<std::int32_t>(known - placement.kinds.data()));
   }
   return placement;
 }

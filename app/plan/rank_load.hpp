@@ -2,7 +2,12 @@
 
 #include <cstdint>
 
+#include "app/plan/pass_choice.hpp"
+
 namespace atl {
+
+/// In place of the pages of a request that is still to be read.
+inline constexpr std::int64_t unread_pages = -1;
 
 /// What a rank tells the others before each pass.
 struct RankLoad {
@@ -14,6 +19,12 @@ struct RankLoad {
   std::int32_t stop_signal = 0;   ///< that this rank was sent; 0: none
   std::int32_t checkpoint = 0;    ///< a CheckpointPhase
   std::int64_t result_bytes = 0;  ///< of requests finished since the last pass, for rank 0
+  PassCost cost;                  ///< of the last pass; rank 0's decides how the next one runs
+  // Of rank 0, which has all requests:
+  std::int64_t next_pages = 0;       ///< of the KV cache, for the one that is next; 0: none waits
+  std::int32_t resumed_waiting = 0;  ///< were under way when this run began
+  // From rank 0, for each rank:
+  std::int64_t admitted_bytes = 0;  ///< of the message with what it takes up
 };
 
 }  // namespace atl

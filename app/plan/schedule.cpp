@@ -3,16 +3,37 @@
 #include <fmt/format.h>
 
 #include <array>
+#include <utility>
 
 #include "compute/error.hpp"
 
 namespace atl {
 
-std::string_view name_of(StepKind kind) {
-  constexpr std::array<std::string_view, num_step_kinds> names = {
-      "embed",    "attention", "mlp",     "route", "counts",
-      "dispatch", "experts",   "combine", "merge", "head"};
-  return names[static_cast<std::size_t>(kind)];
+const StepInfo& info_of(StepKind kind) {
+  constexpr bool exchange = true;
+  constexpr bool ends_phase = true;
+  static constexpr std::array<StepInfo, num_step_kinds> table = {{
+      {"embed", false, Share::stage, ends_phase},
+      {"attention"},
+      {"mlp", false, Share::stage, ends_phase},
+      {"route"},
+      {"across-counts", exchange, Share::rail},
+      {"across-dispatch", exchange, Share::rail},
+      {"counts", exchange, Share::node},
+      {"regroup"},
+      {"dispatch", exchange, Share::node, ends_phase},
+      {"experts"},
+      {"combine", exchange, Share::node, ends_phase},
+      {"fold"},
+      {"across-combine", exchange, Share::rail, ends_phase},
+      {"merge", false, Share::stage, ends_phase},
+      {"head", false, Share::stage, ends_phase},
+  }};
+  return table[static_cast<std::size_t>(kind)];
+}
+
+std::string_view name_of(Route route) {
+  return route == Route::flat ? "flat" : "nodes";
 }
 
 std::string Step::name() const {
@@ -26,6 +47,7 @@ std::uint64_t Schedule::hash() const {
   const auto mix = [&value](std::uint64_t word) { value = (value ^ word) * 1099511628211ULL; };
   mix(static_cast<std::uint64_t>(num_chunks));
   mix(overlapped ? 1 : 0);
+  mix(static_cast<std::uint64_t>(route));
   for (const Step& step : steps) {
     mix(static_cast<std::uint64_t>(step.kind));
     mix(static_cast<std::uint64_t>(step.layer + 1));
@@ -37,43 +59,74 @@ std::uint64_t Schedule::hash() const {
 
 namespace {
 
+/// A step of one chunk, and of the same chunk's steps those that it waits for.
+struct ChunkStep {
+  StepKind kind;
+  int layer;
+  std::vector<std::size_t> deps;
+};
+
 /// What one chunk does in one layer, in order.
-std::vector<StepKind> steps_of_layer(const ModelShape& shape, int layer) {
-  if (shape.is_dense(layer)) return {StepKind::attention, StepKind::mlp};
-  return {StepKind::attention, StepKind::route,   StepKind::counts, StepKind::dispatch,
-          StepKind::experts,   StepKind::combine, StepKind::merge};
+std::vector<StepKind> steps_of_layer(const ModelShape& shape, int layer, Route route) {
+  using K = StepKind;
+  if (shape.is_dense(layer)) return {K::attention, K::mlp};
+  if (route == Route::flat) {
+    return {K::attention, K::route, K::counts, K::dispatch, K::experts, K::combine, K::merge};
+  }
+  return {K::attention, K::route,   K::across_counts,  K::across_dispatch,
+          K::counts,    K::regroup, K::dispatch,       K::experts,
+          K::combine,   K::fold,    K::across_combine, K::merge};
 }
 
-/// Everything one chunk does, in order.
-std::vector<Step> steps_of_chunk(const ModelShape& shape, int chunk) {
-  std::vector<Step> steps;
+/// Everything one chunk does, in order. A step waits for the one before it; but by Route::nodes
+/// the counts inside a node go while rows are under way between nodes.
+std::vector<ChunkStep> steps_of_chunk(const ModelShape& shape, Route route) {
+  std::vector<ChunkStep> steps;
   const auto add = [&](StepKind kind, int layer) {
-    steps.push_back({kind, static_cast<std::int16_t>(layer), static_cast<std::int16_t>(chunk), {}});
+    ChunkStep step{kind, layer, {}};
+    const std::size_t at = steps.size();
+    if (kind == StepKind::counts && route == Route::nodes) {
+      step.deps = {at - 2};
+    } else if (kind == StepKind::regroup) {
+      step.deps = {at - 2, at - 1};
+    } else if (at > 0) {
+      step.deps = {at - 1};
+    }
+    steps.push_back(std::move(step));
   };
   add(StepKind::embed, -1);
   for (int layer = 0; layer < shape.num_layers; ++layer) {
-    for (const StepKind kind : steps_of_layer(shape, layer)) add(kind, layer);
+    for (const StepKind kind : steps_of_layer(shape, layer, route)) add(kind, layer);
   }
   add(StepKind::head, -1);
   return steps;
 }
 
-/// Appends the chunks' steps phase by phase: within a layer first what leads to an exchange, for
-/// all chunks, so that the network is busy as early as possible; then experts as rows arrive.
-std::vector<Step> interleave(const std::vector<std::vector<Step>>& chunks) {
+/// After which steps the other chunks get their turn. What forwards rows inside a node takes little
+/// time and lets messages begin, so it goes before the arithmetic of other chunks.
+bool ends_phase(StepKind kind, Route route) {
+  return info_of(kind).ends_phase && !(kind == StepKind::combine && route == Route::nodes);
+}
+
+/// The steps of all chunks phase by phase: within a layer first what leads to an exchange, for all
+/// chunks, so that the network is busy as early as possible; then experts as rows arrive. Each
+/// waits for what it uses in its own chunk.
+std::vector<Step> interleave(const ModelShape& shape, Route route, int num_chunks) {
+  const std::vector<ChunkStep> wanted = steps_of_chunk(shape, route);
+  std::vector<std::vector<std::int32_t>> index_of(static_cast<std::size_t>(num_chunks));
   std::vector<Step> steps;
-  std::vector<std::size_t> at(chunks.size(), 0);
-  const auto ends_phase = [](StepKind kind) {
-    return kind == StepKind::embed || kind == StepKind::mlp || kind == StepKind::dispatch ||
-           kind == StepKind::combine || kind == StepKind::merge || kind == StepKind::head;
-  };
-  while (at[0] < chunks[0].size()) {
-    for (std::size_t c = 0; c < chunks.size(); ++c) {
-      StepKind kind{};
-      do {
-        kind = chunks[c][at[c]].kind;
-        steps.push_back(chunks[c][at[c]++]);
-      } while (!ends_phase(kind));
+  while (index_of.back().size() < wanted.size()) {
+    for (std::size_t c = 0; c < index_of.size(); ++c) {
+      bool phase_ends = false;
+      while (!phase_ends) {
+        const ChunkStep& next = wanted[index_of[c].size()];
+        Step step{
+            next.kind, static_cast<std::int16_t>(next.layer), static_cast<std::int16_t>(c), {}};
+        for (const std::size_t dep : next.deps) step.deps.push_back(index_of[c][dep]);
+        index_of[c].push_back(static_cast<std::int32_t>(steps.size()));
+        steps.push_back(std::move(step));
+        phase_ends = ends_phase(next.kind, route);
+      }
     }
   }
   return steps;
@@ -81,75 +134,94 @@ std::vector<Step> interleave(const std::vector<std::vector<Step>>& chunks) {
 
 }  // namespace
 
-Schedule overlapped_schedule(const ModelShape& shape, int num_chunks) {
-  std::vector<std::vector<Step>> chunks;
-  for (int c = 0; c < num_chunks; ++c) chunks.push_back(steps_of_chunk(shape, c));
-  Schedule schedule{interleave(chunks), num_chunks, true};
-  std::vector<std::int32_t> last_of_chunk(static_cast<std::size_t>(num_chunks), -1);
+Schedule overlapped_schedule(const ModelShape& shape, int num_chunks, Route route) {
+  Schedule schedule{interleave(shape, route, num_chunks), num_chunks, true, route};
   std::int32_t last_attention = -1;
   for (std::size_t i = 0; i < schedule.steps.size(); ++i) {
     Step& step = schedule.steps[i];
-    auto& last = last_of_chunk[static_cast<std::size_t>(step.chunk)];
-    if (last >= 0) step.deps.push_back(last);
-    last = static_cast<std::int32_t>(i);
-    if (step.kind == StepKind::attention) {
-      if (step.chunk > 0) step.deps.push_back(last_attention);
-      last_attention = last;
+    if (step.kind != StepKind::attention) continue;
+    if (step.chunk > 0) step.deps.push_back(last_attention);
+    last_attention = static_cast<std::int32_t>(i);
+  }
+  return schedule;
+}
+
+Schedule serial_schedule(const ModelShape& shape, int num_chunks, Route route) {
+  Schedule schedule{interleave(shape, route, num_chunks), num_chunks, false, route};
+  for (std::size_t i = 0; i < schedule.steps.size(); ++i) {
+    schedule.steps[i].deps.clear();
+    if (i > 0) schedule.steps[i].deps.push_back(static_cast<std::int32_t>(i) - 1);
+  }
+  return schedule;
+}
+
+namespace {
+
+/// Goes through a schedule and knows what has come before.
+class Verifier {
+ public:
+  Verifier(const Schedule& schedule, const ModelShape& shape)
+      : schedule_(schedule),
+        wanted_(steps_of_chunk(shape, schedule.route)),
+        seen_(static_cast<std::size_t>(schedule.num_chunks)),
+        attention_(static_cast<std::size_t>(shape.num_layers), -1) {}
+
+  void run() {
+    for (std::size_t i = 0; i < schedule_.steps.size(); ++i) check_step(i);
+    for (std::size_t c = 0; c < seen_.size(); ++c) {
+      require(seen_[c].size() == wanted_.size(), "schedule: chunk {} has {} steps instead of {}", c,
+              seen_[c].size(), wanted_.size());
     }
   }
-  return schedule;
-}
 
-Schedule serial_schedule(const ModelShape& shape, int num_chunks) {
-  std::vector<std::vector<Step>> chunks;
-  for (int c = 0; c < num_chunks; ++c) chunks.push_back(steps_of_chunk(shape, c));
-  Schedule schedule{interleave(chunks), num_chunks, false};
-  for (std::size_t i = 1; i < schedule.steps.size(); ++i) {
-    schedule.steps[i].deps.push_back(static_cast<std::int32_t>(i) - 1);
-  }
-  return schedule;
-}
-
-void verify(const Schedule& schedule, const ModelShape& shape) {
-  std::vector<std::vector<Step>> seen(static_cast<std::size_t>(schedule.num_chunks));
-  std::vector<std::int32_t> last(seen.size(), -1);
-  std::vector<std::int32_t> attention(static_cast<std::size_t>(shape.num_layers), -1);
-  // reachable[i] would be quadratic; direct dependencies suffice, since both builders give them.
-  const auto depends = [&](std::size_t step, std::int32_t on) {
-    for (const auto dep : schedule.steps[step].deps) {
-      if (dep == on || (!schedule.overlapped && dep >= on)) return true;
+ private:
+  // Direct dependencies suffice, since both builders give them; a serial one waits for everything
+  // before the step that it waits for.
+  bool waits(const Step& step, std::int32_t on) const {
+    for (const auto dep : step.deps) {
+      if (dep == on || (!schedule_.overlapped && dep >= on)) return true;
     }
     return false;
-  };
-  for (std::size_t i = 0; i < schedule.steps.size(); ++i) {
-    const Step& step = schedule.steps[i];
-    require(step.chunk >= 0 && step.chunk < schedule.num_chunks, "schedule: {} has no such chunk",
+  }
+
+  void check_step(std::size_t i) {
+    const Step& step = schedule_.steps[i];
+    require(step.chunk >= 0 && step.chunk < schedule_.num_chunks, "schedule: {} has no such chunk",
             step.name());
     for (const auto dep : step.deps) {
       require(dep >= 0 && dep < static_cast<std::int32_t>(i),
               "schedule: {} depends on a step that does not come before it", step.name());
     }
-    const auto c = static_cast<std::size_t>(step.chunk);
-    require(last[c] < 0 || depends(i, last[c]),
-            "schedule: {} does not wait for the step before it in its chunk", step.name());
-    last[c] = static_cast<std::int32_t>(i);
-    seen[c].push_back(step);
-    if (step.kind == StepKind::attention) {
-      auto& before = attention[static_cast<std::size_t>(step.layer)];
-      require(before < 0 || depends(i, before),
-              "schedule: {} does not wait for the attention of the chunk before it", step.name());
-      before = static_cast<std::int32_t>(i);
+    auto& seen = seen_[static_cast<std::size_t>(step.chunk)];
+    const std::size_t at = seen.size();
+    require(at < wanted_.size(), "schedule: chunk {} has more than {} steps", step.chunk,
+            wanted_.size());
+    const ChunkStep& wanted = wanted_[at];
+    require(step.kind == wanted.kind && step.layer == wanted.layer,
+            "schedule: chunk {} has {} where {} belongs", step.chunk, step.name(),
+            Step{wanted.kind, static_cast<std::int16_t>(wanted.layer), step.chunk, {}}.name());
+    for (const std::size_t dep : wanted.deps) {
+      require(waits(step, seen[dep]), "schedule: {} does not wait for {} in its chunk", step.name(),
+              schedule_.steps[static_cast<std::size_t>(seen[dep])].name());
     }
+    seen.push_back(static_cast<std::int32_t>(i));
+    if (step.kind != StepKind::attention) return;
+    auto& before = attention_[static_cast<std::size_t>(step.layer)];
+    require(before < 0 || waits(step, before),
+            "schedule: {} does not wait for the attention of the chunk before it", step.name());
+    before = static_cast<std::int32_t>(i);
   }
-  for (std::size_t c = 0; c < seen.size(); ++c) {
-    const auto wanted = steps_of_chunk(shape, static_cast<int>(c));
-    require(seen[c].size() == wanted.size(), "schedule: chunk {} has {} steps instead of {}", c,
-            seen[c].size(), wanted.size());
-    for (std::size_t i = 0; i < wanted.size(); ++i) {
-      require(seen[c][i].kind == wanted[i].kind && seen[c][i].layer == wanted[i].layer,
-              "schedule: chunk {} has {} where {} belongs", c, seen[c][i].name(), wanted[i].name());
-    }
-  }
+
+  const Schedule& schedule_;
+  std::vector<ChunkStep> wanted_;
+  std::vector<std::vector<std::int32_t>> seen_;  // [chunks], indices of its steps so far
+  std::vector<std::int32_t> attention_;          // [layers], the last one
+};
+
+}  // namespace
+
+void verify(const Schedule& schedule, const ModelShape& shape) {
+  Verifier(schedule, shape).run();
 }
 
 }  // namespace atl

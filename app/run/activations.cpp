@@ -6,19 +6,6 @@
 
 namespace atl {
 
-io::ActivationLayout activation_layout(const std::vector<io::Request>& requests, Mode mode,
-                                       int max_tokens) {
-  io::ActivationLayout layout;
-  layout.first_row.push_back(0);
-  for (const io::Request& request : requests) {
-    const int new_tokens = mode == Mode::score ? 1 : request.max_tokens.value_or(max_tokens);
-    const auto rows = static_cast<std::int64_t>(request.tokens.size()) + new_tokens - 1;
-    layout.requests.push_back(request.id);
-    layout.first_row.push_back(layout.first_row.back() + (request.error.empty() ? rows : 0));
-  }
-  return layout;
-}
-
 ActivationDump::ActivationDump(const std::string& path, const io::ActivationLayout& layout,
                                const comm::Communicator& world, int max_chunks)
     : layout_(layout),
@@ -38,24 +25,8 @@ float* ActivationDump::buffer(int chunk, int layer, std::size_t tokens) {
 }
 
 void ActivationDump::write(Batcher& batch) {
-  ended_.clear();
-  for (int c = 0; c < batch.num_chunks(); ++c) {
-    const ChunkBatch& chunk = batch.chunk(c);
-    std::size_t head = 0;
-    for (std::size_t s = 0; s < chunk.segments.size(); ++s) {
-      compute::Segment segment = chunk.segments[s];
-      const std::int32_t request = chunk.requests[s];
-      if (std::find(ended_.begin(), ended_.end(), request) != ended_.end()) segment.num_rows = 0;
-      for (; head < chunk.head.size(); ++head) {
-        const std::int32_t row = chunk.head[head].row - segment.first_row;
-        if (row >= chunk.segments[s].num_rows) break;
-        if (row >= segment.num_rows || chunk.finite(head)) continue;
-        segment.num_rows = row + 1;
-        ended_.push_back(request);
-      }
-      if (segment.num_rows > 0) write(c, chunk, segment, static_cast<std::size_t>(request));
-    }
-  }
+  rows_.for_each(batch, [this](int index, const ChunkBatch& chunk, const compute::Segment& segment,
+                               std::size_t request) { write(index, chunk, segment, request); });
 }
 
 void ActivationDump::write(int chunk_index, const ChunkBatch& chunk,

@@ -8,15 +8,11 @@
 #include <vector>
 
 #include "app/run/batcher.hpp"
+#include "app/run/computed_rows.hpp"
 #include "comm/communicator.hpp"
 #include "io/activation_file.hpp"
 
 namespace atl {
-
-/// The rows of each request: one for every token that may go through the layers, which the last one
-/// generated does not. Requests that name no number of new tokens get `max_tokens`.
-io::ActivationLayout activation_layout(const std::vector<io::Request>& requests, Mode mode,
-                                       int max_tokens);
 
 /// Holds x of one pass's chunks for each layer, at most max_pass_tokens * layers rows of this rank,
 /// and writes them to the activations file after the pass.
@@ -28,9 +24,7 @@ class ActivationDump {
 
   /// Where x [tokens, H] of a chunk after a layer goes; null for layers that are not kept.
   float* buffer(int chunk, int layer, std::size_t tokens);
-  /// Writes the rows of the pass that has just run, before the batcher's finish_pass(). Of a
-  /// sequence that ends there since its logits are not finite, rows up to those: how many come
-  /// after them depends on how passes are cut.
+  /// Writes the ComputedRows of the pass that has just run, before the batcher's finish_pass().
   void write(Batcher& batch);
   /// Collective: the file gets its name.
   void close();
@@ -43,7 +37,7 @@ class ActivationDump {
   std::size_t hidden_;
   std::optional<io::ActivationWriter> writer_;
   std::vector<std::vector<float>> buffers_;  // [chunks * layers]
-  std::vector<std::int32_t> ended_;          // requests that ended in the pass being written
+  ComputedRows rows_;
 };
 
 }  // namespace atl

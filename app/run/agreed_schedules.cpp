@@ -7,11 +7,12 @@
 namespace atl {
 
 std::vector<Schedule> agreed_schedules(const comm::Communicator& world, const ModelShape& shape,
-                                       int max_chunks, bool overlap) {
+                                       int max_chunks, bool overlap, Route route) {
   std::vector<Schedule> schedules;
   std::uint64_t hash = 0;
   for (int n = 1; n <= max_chunks; ++n) {
-    schedules.push_back(overlap ? overlapped_schedule(shape, n) : serial_schedule(shape, n));
+    schedules.push_back(overlap ? overlapped_schedule(shape, n, route)
+                                : serial_schedule(shape, n, route));
     verify(schedules.back(), shape);
     hash = hash * 31 + schedules.back().hash();
   }

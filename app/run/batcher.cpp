@@ -11,25 +11,6 @@ namespace atl {
 
 namespace {
 
-/// Slots in which every request that waits finds room.
-Sequences slots_for(const std::vector<io::Request>& requests, std::span<const WaitingRequest> all,
-                    const BatchOptions& options) {
-  std::int64_t longest = 1;
-  std::int64_t most_pages = 1;
-  for (const WaitingRequest& waiting : all) {
-    const io::Request& request = requests[static_cast<std::size_t>(waiting.request)];
-    longest = std::max(longest, static_cast<std::int64_t>(request.tokens.size()) +
-                                    new_tokens_of(request, options));
-    most_pages = std::max(most_pages, waiting.pages);
-  }
-  return {options.max_sequences, longest, most_pages};
-}
-
-std::vector<KeptProgress> sized(std::vector<KeptProgress> progress, std::size_t size) {
-  progress.resize(size);
-  return progress;
-}
-
 /// Why a sequence ends whose next logits, or the log-probability made of them, are not finite.
 std::string not_finite(const Sequence& sequence, const BatchOptions& options) {
   // In scoring a log-probability for each position before this one is there.
@@ -58,16 +39,11 @@ bool contains(const std::vector<std::int32_t>& ids, std::int32_t token) {
 }  // namespace
 
 // All that a pass touches is sized here, so that passes do not allocate.
-Batcher::Batcher(const std::vector<io::Request>& requests, const BatchOptions& options, int rank,
-                 std::vector<KeptProgress> progress, Restore restore)
-    : requests_(requests),
-      options_(options),
-      rank_(rank),
-      progress_(sized(std::move(progress), requests.size())),
+Batcher::Batcher(const BatchOptions& options, const SequenceRoom& room, Restore restore)
+    : options_(options),
       restore_(std::move(restore)),
-      admission_(waiting_of(requests, progress_, options)),
       pages_(options.num_pages),
-      sequences_(slots_for(requests, admission_.waiting(), options)),
+      sequences_(room),
       pass_(options) {}
 
 RankLoad Batcher::load() const {
@@ -85,44 +61,46 @@ std::span<const std::int32_t> Batcher::pages_of(std::int32_t request) const {
 }
 
 bool Batcher::next_pass(std::span<const RankLoad> loads) {
-  loads_.assign(loads.begin(), loads.end());
-  while (const auto grant = admission_.next(loads_)) {
-    if (grant->rank == rank_) start(grant->request);
-  }
-  has_prompt_ = std::any_of(loads_.begin(), loads_.end(),
-                            [](const RankLoad& load) { return load.prompt_tokens > 0; });
-  const int num_chunks = chunk_count(loads_, options_);
-  if (num_chunks == 0) return false;
-  pass_.build(sequences_, num_chunks);
+  if (!size_up(loads)) return false;
+  cut(chunk_count(most_rows_, options_));
   return true;
 }
 
-void Batcher::start(std::int32_t index) {
-  const io::Request& request = requests_[static_cast<std::size_t>(index)];
-  Sequence& sequence = sequences_.start(index, request.tokens, new_tokens_of(request, options_));
-  for (std::int64_t left = pages_needed(request, options_); left > 0; --left) {
-    sequence.pages.push_back(pages_.take());
-  }
-  if (progress_[static_cast<std::size_t>(index)].cached > 0) restore(sequence);
+bool Batcher::size_up(std::span<const RankLoad> loads) {
+  has_prompt_ = std::any_of(loads.begin(), loads.end(),
+                            [](const RankLoad& load) { return load.prompt_tokens > 0; });
+  most_rows_ = most_pass_rows(loads, options_);
+  return most_rows_ > 0;
 }
 
-void Batcher::restore(Sequence& sequence) {
+void Batcher::take_up(Admitted admitted) {
+  const io::Request& asked = admitted.asked;
+  Sequence& sequence =
+      sequences_.start(admitted.request, asked.tokens, new_tokens_of(asked, options_));
+  for (std::int64_t left = pages_needed(asked, options_); left > 0; --left) {
+    sequence.pages.push_back(pages_.take());
+  }
+  sequence.asked = std::move(admitted.asked);
+  sequence.asked.tokens = {};
+  if (admitted.cached > 0) restore(sequence, admitted.cached);
+}
+
+void Batcher::restore(Sequence& sequence, std::int32_t cached) {
   const SavedSequence saved = restore_(sequence.request, sequence.pages);
   sequence.tokens.insert(sequence.tokens.end(), saved.generated.begin(), saved.generated.end());
   sequence.logprobs = saved.logprobs;
-  sequence.cached = progress_[static_cast<std::size_t>(sequence.request)].cached;
+  sequence.cached = cached;
   sequence.times.first_token = -1;  // in another run
 }
 
 SamplingRequest Batcher::sampling_of(const HeadRow& head) const {
   const Sequence& sequence = sequences_.in_slot(head.slot);
-  const io::Request& request = request_of(sequence);
-  return {{request.temperature, request.top_p, request.seed}, sequence.num_generated()};
+  const io::Request& asked = sequence.asked;
+  return {{asked.temperature, asked.top_p, asked.seed}, sequence.num_generated()};
 }
 
 bool Batcher::is_stop(const Sequence& sequence, std::int32_t token) const {
-  return contains(request_of(sequence).stop_token_ids, token) ||
-         contains(options_.stop_token_ids, token);
+  return contains(sequence.asked.stop_token_ids, token) || contains(options_.stop_token_ids, token);
 }
 
 PassTokens Batcher::finish_pass(double now) {
@@ -172,8 +150,12 @@ void Batcher::finish_scored(double now) {
 FinishedRequest& Batcher::finish(Sequence& sequence, const char* reason) {
   FinishedRequest& done = finished_.emplace_back();
   done.request = sequence.request;
+  done.line = sequence.asked.line;
+  done.id = sequence.asked.id;
+  done.batch = sequence.asked.batch;
   done.times = sequence.times;
   done.result.finish_reason = reason;
+  done.result.prompt_tokens = sequence.prompt_length;
   done.result.logprobs = sequence.logprobs;
   if (options_.mode == Mode::generate) {
     const auto generated = sequence.generated();

@@ -1,14 +1,15 @@
 #pragma once
 // Requests -> sequences on ranks -> the tokens of each pass -> results.
 //
-// Every rank runs the same Batcher over the same requests and hears the other ranks' load once per
-// pass, so all ranks come to the same decisions without a coordinator.
+// Rank 0 alone has all requests and says who takes which; every rank runs a Batcher over its own
+// and hears the other ranks' load once per pass, so that all cut the pass alike.
 
 #include <cstdint>
 #include <span>
 #include <vector>
 
-#include "app/plan/admission.hpp"
+#include "app/plan/rank_load.hpp"
+#include "app/run/admitted.hpp"
 #include "app/run/batch_options.hpp"
 #include "app/run/finished_request.hpp"
 #include "app/run/kept_progress.hpp"
@@ -22,19 +23,22 @@ namespace atl {
 
 class Batcher {
  public:
-  /// `progress` is empty, or has an entry for each request; requests that were under way go first
-  /// and are fetched by `restore` when this rank takes them up.
-  Batcher(const std::vector<io::Request>& requests, const BatchOptions& options, int rank,
-          std::vector<KeptProgress> progress = {}, Restore restore = {});
+  /// `restore` fetches what was kept of requests that were under way when the run began.
+  Batcher(const BatchOptions& options, const SequenceRoom& room, Restore restore = {});
 
   RankLoad load() const;
 
-  /// Takes all ranks' loads, gives waiting requests to ranks, and cuts this rank's part of the next
+  /// This rank takes up a request. Throws Error where it has no room for it.
+  void take_up(Admitted admitted);
+
+  /// Takes all ranks' loads, with what they have taken up, and cuts this rank's part of the next
   /// pass into chunks. False when no rank has anything left to do.
   bool next_pass(std::span<const RankLoad> loads);
 
-  /// Tokens of requests that no rank has taken yet, of prompts and still to generate.
-  std::int64_t waiting_work() const { return admission_.work(); }
+  /// The same in two steps, where the caller decides how many chunks there are.
+  bool size_up(std::span<const RankLoad> loads);
+  std::int64_t most_rows() const { return most_rows_; }  ///< of a rank, in the next pass
+  void cut(int num_chunks) { pass_.build(sequences_, num_chunks); }
 
   int num_chunks() const { return pass_.num_chunks(); }   ///< of this pass, equal on all ranks
   bool has_prompt_tokens() const { return has_prompt_; }  ///< on any rank in this pass
@@ -45,11 +49,6 @@ class Batcher {
   const Sequences& sequences() const { return sequences_; }
   /// KV pages of a sequence under way on this rank; empty when it is not, or no longer.
   std::span<const std::int32_t> pages_of(std::int32_t request) const;
-  /// Requests that no rank has taken yet.
-  std::span<const WaitingRequest> waiting() const { return admission_.waiting(); }
-  /// Whether one of these was under way when this run began.
-  bool restoring() const { return admission_.resuming(); }
-
   /// Takes the head steps' outcome; `now` in seconds since the job's first pass. A sequence ends
   /// with an error at the first position where its logits are not finite; the others go on.
   PassTokens finish_pass(double now);
@@ -58,28 +57,20 @@ class Batcher {
   std::vector<FinishedRequest>& finished() { return finished_; }
 
  private:
-  void start(std::int32_t request);
-  void restore(Sequence& sequence);
+  void restore(Sequence& sequence, std::int32_t cached);
   void take_sampled(Sequence& sequence, const SampledToken& sampled, double now);
   FinishedRequest& finish(Sequence& sequence, const char* reason);
   void finish_scored(double now);
   bool is_stop(const Sequence& sequence, std::int32_t token) const;
-  const io::Request& request_of(const Sequence& sequence) const {
-    return requests_[static_cast<std::size_t>(sequence.request)];
-  }
 
-  const std::vector<io::Request>& requests_;
   BatchOptions options_;
-  int rank_;
-  std::vector<KeptProgress> progress_;  // [requests]
   Restore restore_;
-  Admission admission_;
   PagePool pages_;
   Sequences sequences_;
   Pass pass_;
-  std::vector<RankLoad> loads_;
   std::vector<FinishedRequest> finished_;
   bool has_prompt_ = false;
+  std::int64_t most_rows_ = 0;
 };
 
 }  // namespace atl

@@ -57,8 +57,8 @@ ordered_json state_of(const io::CheckpointReader& reader) {
   return state;
 }
 
-void require_own(const std::string& path, const ordered_json& state, const ordered_json& identity) {
-  const std::string differs = difference(state.at("run"), identity);
+void require_own(const std::string& path, const ordered_json& state, const IdentityLike& identity) {
+  const std::string differs = difference(state.at("run"), identity(state.at("run")));
   require(differs.empty(),
           "{} is the checkpoint of another run: {}; run with what it was started with (options and "
           "program), or give "
@@ -101,13 +101,13 @@ void CheckpointFolder::create() const {
           error ? error.message() : std::strerror(errno));
 }
 
-std::int64_t CheckpointFolder::take_over(const ordered_json& identity, bool resume) {
+std::int64_t CheckpointFolder::take_over(const IdentityLike& identity, bool resume) {
   const auto paths = files();
   for (auto path = paths.rbegin(); path != paths.rend(); ++path) {
     const ordered_json state = readable_state(*path);
     if (state.is_null()) continue;  // it is in nobody's way
     if (!resume) require_own(*path, state, identity);
-    if (difference(state.at("run"), identity).empty()) add(*path);
+    if (difference(state.at("run"), identity(state.at("run"))).empty()) add(*path);
   }
   std::error_code ignored;
   std::vector<fs::path> leftovers;

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "app/run/identity.hpp"
 #include "io/checkpoint.hpp"
 
 namespace atl {
@@ -14,7 +15,7 @@ nlohmann::ordered_json state_of(const io::CheckpointReader& reader);
 
 /// Throws Error when the checkpoint in `path`, of this state, is that of another run.
 void require_own(const std::string& path, const nlohmann::ordered_json& state,
-                 const nlohmann::ordered_json& identity);
+                 const IdentityLike& identity);
 
 /// The folder that checkpoints lie in, numbered by pass. Rank 0 looks into it and cleans it.
 class CheckpointFolder {
@@ -33,7 +34,7 @@ class CheckpointFolder {
   void create() const;
   /// Notes which files are this run's own, and removes what was never finished. Without `resume`
   /// throws Error when one is of another run. Returns a number above those of all files.
-  std::int64_t take_over(const nlohmann::ordered_json& identity, bool resume);
+  std::int64_t take_over(const IdentityLike& identity, bool resume);
 
   /// A file of this run was written.
   void add(const std::string& file) { own_.push_back(file); }

@@ -43,7 +43,7 @@ Checkpoints::Checkpoints(const comm::Communicator& world, const RunOptions& opti
       folder_(options.checkpoint_dir),
       policy_(interval_of(options.checkpoint_every)) {}
 
-void Checkpoints::open(const ordered_json& identity, const std::vector<io::Request>& requests,
+void Checkpoints::open(const IdentityLike& identity, const std::vector<io::Request>& requests,
                        const ModelShape& shape, DType dtype, std::vector<KeptProgress>& kept) {
   identity_ = identity;
   if (folder_.empty()) return;
@@ -78,7 +78,9 @@ bool Checkpoints::try_checkpoint(const std::string& path, const std::vector<io::
     return false;
   }
   const ordered_json state = state_of(*reader_);
-  world_.agree([&] { require_own(path, state, identity_); });
+  world_.agree([&] {
+    if (root()) require_own(path, state, identity_);
+  });
   try {
     world_.agree([&] {
       const io::CheckpointContents& c = reader_->contents();
@@ -86,7 +88,7 @@ bool Checkpoints::try_checkpoint(const std::string& path, const std::vector<io::
                   c.head_dim == shape.head_dim && c.dtype == dtype,
               "cannot read {}: its keys have another shape than the model's", path);
       for (const auto& s : c.sequences) {
-        require_possible(s, requests, options_.mode == Mode::score, path);
+        if (root()) require_possible(s, requests, options_.mode == Mode::score, path);
       }
       reader_->verify(static_cast<std::size_t>(world_.rank()),
                       static_cast<std::size_t>(world_.size()));
@@ -122,21 +124,24 @@ void Checkpoints::find(const std::vector<io::Request>& requests, const ModelShap
     return;
   }
   const io::CheckpointContents& contents = reader_->contents();
-  std::size_t taken = 0;
-  for (std::size_t i = 0; i < contents.sequences.size(); ++i) {
+  std::string taken(contents.sequences.size(), '0');
+  for (std::size_t i = 0; root() && i < contents.sequences.size(); ++i) {
     const io::CheckpointSequence& s = contents.sequences[i];
     KeptProgress& progress = kept[static_cast<std::size_t>(s.request)];
     if (progress.finished || s.complete == 0 || s.cached == 0) continue;
     progress.cached = static_cast<std::int32_t>(s.cached);
     progress.generated = static_cast<std::int32_t>(s.generated);
-    saved_[s.request] = i;
-    ++taken;
+    taken[i] = '1';
   }
-  restoring_ = taken > 0;
+  taken = world_.broadcast(taken, 0);
+  for (std::size_t i = 0; i < taken.size(); ++i) {
+    if (taken[i] == '1') saved_[contents.sequences[i].request] = i;
+  }
+  restoring_ = !saved_.empty();
   earlier_loads_ = contents.expert_loads;
   if (root()) {
     fmt::print(stderr, "resuming from {}: step {}, {} requests under way\n", reader_->path(), pass_,
-               taken);
+               saved_.size());
   }
 }
 
@@ -180,7 +185,7 @@ std::int32_t Checkpoints::phase() {
 void Checkpoints::advance(std::span<const RankLoad> loads, const CheckpointSource& source,
                           double pass_seconds) {
   const double start = now_seconds();
-  if (restoring_ && !source.batcher->restoring()) restoring_ = false;
+  if (restoring_ && source.resumed_waiting.empty()) restoring_ = false;
   const CheckpointMove move = next_move(loads, writer_ != nullptr);
   switch (move.kind) {
     case CheckpointMove::Kind::none:
@@ -205,7 +210,7 @@ void Checkpoints::advance(std::span<const RankLoad> loads, const CheckpointSourc
 }
 
 /// Collective: what goes into a checkpoint of now, and which of it this rank writes.
-void Checkpoints::list_sequences(const Batcher& batcher, io::CheckpointContents& contents,
+void Checkpoints::list_sequences(const CheckpointSource& source, io::CheckpointContents& contents,
                                  std::vector<std::int32_t>& tokens, std::vector<float>& logprobs) {
   own_.clear();
   const auto add = [&](const io::CheckpointSequence& s, std::span<const std::int32_t> generated,
@@ -215,22 +220,23 @@ void Checkpoints::list_sequences(const Batcher& batcher, io::CheckpointContents&
     tokens.insert(tokens.end(), generated.begin(), generated.end());
     logprobs.insert(logprobs.end(), scored.begin(), scored.end());
   };
-  for (const std::int32_t slot : batcher.sequences().taken()) {
-    const Sequence& sequence = batcher.sequences().in_slot(slot);
+  const Sequences& sequences = source.batcher->sequences();
+  for (const std::int32_t slot : sequences.taken()) {
+    const Sequence& sequence = sequences.in_slot(slot);
     add({sequence.request, sequence.num_generated(),
          static_cast<std::int64_t>(sequence.logprobs.size()), sequence.cached, 0},
         sequence.generated(), sequence.logprobs);
   }
   first_carried_ = own_.size();
   int turn = 0;
-  for (const WaitingRequest& waiting : batcher.waiting()) {
-    const auto saved = saved_.find(waiting.request);
-    if (saved == saved_.end()) {
-      contents.pending.push_back(waiting.request);
-    } else if (turn++ % world_.size() == world_.rank()) {
-      add(reader_->contents().sequences[saved->second], reader_->tokens_of(saved->second),
-          reader_->logprobs_of(saved->second));
-    }
+  for (const std::int32_t request : source.resumed_waiting) {
+    if (turn++ % world_.size() != world_.rank()) continue;
+    const std::size_t saved = saved_.at(request);
+    add(reader_->contents().sequences[saved], reader_->tokens_of(saved),
+        reader_->logprobs_of(saved));
+  }
+  for (const WaitingRequest& waiting : source.waiting) {
+    if (!waiting.resumed) contents.pending.push_back(waiting.request);
   }
   for (const std::string& text : world_.allgather_texts(std::string(
            reinterpret_cast<const char*>(own_.data()), own_.size() * sizeof(own_[0])))) {
@@ -239,6 +245,34 @@ void Checkpoints::list_sequences(const Batcher& batcher, io::CheckpointContents&
     contents.sequences.insert(contents.sequences.end(), first, first + count);
     contents.sequences_of.push_back(static_cast<std::int64_t>(count));
   }
+}
+
+namespace {
+/// [layers]: the ranks of each expert; null for a dense layer.
+ordered_json placement_json(const Placement& placement) {
+  ordered_json layers = ordered_json::array();
+  for (std::size_t layer = 0; layer < placement.kind_of_layer.size(); ++layer) {
+    ordered_json& of_layer = layers.emplace_back();
+    if (placement.kind_of_layer[layer] < 0) continue;
+    of_layer = placement.of(static_cast<int>(layer)).ranks_of_expert();
+  }
+  return layers;
+}
+}  // namespace
+
+/// What was run, and as what; rank 0 alone knows.
+std::string Checkpoints::state_text(const CheckpointSource& source) const {
+  if (!root()) return "";
+  ordered_json options = ordered_json::object();
+  for (const auto& [name, value] : options_.items()) options[name] = value;
+  return io::json_text(ordered_json({{"run", identity_(nullptr)},
+                                     {"step", pass_},
+                                     {"ranks", world_.size()},
+                                     {"sampler",
+                                      "random numbers are counted: a request's seed and the "
+                                      "number of its generated tokens are the whole state"},
+                                     {"placement", placement_json(*source.placement)},
+                                     {"options", options}}));
 }
 
 void Checkpoints::begin(const CheckpointSource& source) {
@@ -258,18 +292,8 @@ void Checkpoints::begin(const CheckpointSource& source) {
   }
   std::vector<std::int32_t> tokens;
   std::vector<float> logprobs;
-  list_sequences(*source.batcher, contents, tokens, logprobs);
-  ordered_json options = ordered_json::object();
-  for (const auto& [name, value] : options_.items()) options[name] = value;
-  contents.state =
-      io::json_text(ordered_json({{"run", identity_},
-                                  {"step", pass_},
-                                  {"ranks", world_.size()},
-                                  {"sampler",
-                                   "random numbers are counted: a request's seed and the "
-                                   "number of its generated tokens are the whole state"},
-                                  {"placement", {{"rank_of_expert", source.placement->rank_of}}},
-                                  {"options", options}}));
+  list_sequences(source, contents, tokens, logprobs);
+  contents.state = world_.broadcast(state_text(source), 0);
   row_bytes_ = contents.row_bytes();
   cursor_ = {};
   try {

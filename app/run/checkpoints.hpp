@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "app/config.hpp"
+#include "app/plan/admission.hpp"
 #include "app/plan/checkpoint_policy.hpp"
 #include "app/plan/placement.hpp"
 #include "app/run/batcher.hpp"
@@ -35,6 +36,8 @@ struct CheckpointCost {
 /// What a checkpoint is made of.
 struct CheckpointSource {
   const Batcher* batcher = nullptr;
+  std::span<const WaitingRequest> waiting;        ///< on rank 0: that no rank has taken yet
+  std::span<const std::int32_t> resumed_waiting;  ///< of these, what this run resumed
   compute::Backend* backend = nullptr;
   const Traffic* traffic = nullptr;
   const Placement* placement = nullptr;
@@ -49,9 +52,10 @@ class Checkpoints {
   /// The identity of the run that left the newest checkpoint that can be read; null without any.
   nlohmann::ordered_json recorded() const { return folder_.recorded(); }
   /// Collective, before any work: prepares the folder. With --resume finds the newest checkpoint
-  /// that is whole, and notes in `kept` how far its requests had come. Throws Error when the folder
-  /// cannot be written or belongs to another run.
-  void open(const nlohmann::ordered_json& identity, const std::vector<io::Request>& requests,
+  /// that is whole, and notes in `kept` how far its requests had come. Identity, requests and what
+  /// is kept of them are rank 0's. Throws Error when the folder cannot be written or belongs to
+  /// another run.
+  void open(const IdentityLike& identity, const std::vector<io::Request>& requests,
             const ModelShape& shape, DType dtype, std::vector<KeptProgress>& kept);
   /// How the Batcher gets back what the checkpoint kept.
   Restore restore_into(compute::Backend& backend);
@@ -81,8 +85,9 @@ class Checkpoints {
             std::vector<KeptProgress>& kept);
   bool try_checkpoint(const std::string& path, const std::vector<io::Request>& requests,
                       const ModelShape& shape, DType dtype);
+  std::string state_text(const CheckpointSource& source) const;
   void begin(const CheckpointSource& source);
-  void list_sequences(const Batcher& batcher, io::CheckpointContents& contents,
+  void list_sequences(const CheckpointSource& source, io::CheckpointContents& contents,
                       std::vector<std::int32_t>& tokens, std::vector<float>& logprobs);
   /// Writes pieces for about `seconds`, at least one.
   void write_some(const CheckpointSource& source, double seconds);
@@ -96,7 +101,7 @@ class Checkpoints {
   const RunOptions& options_;
   CheckpointFolder folder_;
   CheckpointPolicy policy_;
-  nlohmann::ordered_json identity_;
+  IdentityLike identity_;  // rank 0
   /// Of the whole job, over all its runs. It only orders the files: it begins above all in the
   /// folder, since the highest is tried first and may be a damaged one.
   std::int64_t pass_ = 0;

@@ -1,126 +1,143 @@
 #include "app/run/chunk_moves.hpp"
 
 #include <algorithm>
+#include <optional>
+
+#include "app/run/across_exchange.hpp"
+#include "app/run/expert_exchange.hpp"
+#include "compute/error.hpp"
 
 namespace atl {
 
 namespace {
 
-comm::LaneOptions lane_options(const RowsSetup& setup) {
-  comm::LaneOptions options;
-  options.transport = setup.transport;
-  options.row_bytes = setup.row_bytes;
-  options.counts_per_member = std::max(1, setup.placement->most_experts_on_a_rank());
-  options.first_message_bytes = setup.device == nullptr ? first_message_bytes : 0;
-  options.device = setup.device;
-  return options;
+/// Members of a group as ranks.
+comm::Awaited as_ranks(comm::Awaited awaited, const std::vector<int>& members) {
+  for (auto* peers : {&awaited.from, &awaited.to}) {
+    for (int& peer : *peers) peer = members[static_cast<std::size_t>(peer)];
+  }
+  return awaited;
 }
 
-class LaneMoves final : public ChunkMoves {
+class MovesOverMpi final : public ChunkMoves {
  public:
-  LaneMoves(const RowsSetup& setup, compute::Chunk& chunk)
-      : setup_(setup),
-        chunk_(chunk),
-        lane_(*setup.world, lane_options(setup)),
-        rows_(*setup.placement, setup.world->rank()),
-        move_(setup.world->size()) {
-    expert_blocks_.reserve(rows_.most_blocks());
-    blocks_.reserve(rows_.most_blocks());
+  MovesOverMpi(const RowsSetup& setup, compute::Chunk& chunk) : setup_(setup), chunk_(chunk) {
+    if (setup.flat) flat_.emplace(setup, chunk, Share::stage, /*counts_go_alone=*/false);
+    if (!setup.nodes) return;
+    across_.emplace(setup, chunk);
+    inside_.emplace(setup, chunk, Share::node, /*counts_go_alone=*/true);
+  }
+
+  void begin(Route route) override {
+    experts_ = route == Route::flat ? &*flat_ : &*inside_;
+    route_ = route;
   }
 
   void post(const Step& step) override {
-    if (step.kind == StepKind::counts) return tell(step.layer);
-    if (step.kind == StepKind::combine) move_.reverse();
-    count_bytes();
-    if (alone()) return;
-    if (step.kind == StepKind::dispatch) {
-      lane_.start_told(move_, chunk_.dispatch_send, chunk_.dispatch_recv);
-    } else {
-      lane_.start(move_, chunk_.combine_send, chunk_.combine_recv);
+    switch (step.kind) {
+      case StepKind::across_counts:
+        count_routed(step.layer);
+        return across_->tell(step.layer);
+      case StepKind::across_dispatch:
+        return across_->dispatch();
+      case StepKind::across_combine:
+        return across_->combine();
+      case StepKind::counts:
+        if (route_ == Route::nodes) {
+          return experts_->tell(step.layer, across_->rows().node_counts());
+        }
+        count_routed(step.layer);
+        return experts_->tell(step.layer, chunk_.packed_counts);
+      case StepKind::dispatch:
+        return experts_->dispatch();
+      case StepKind::combine:
+        return experts_->combine();
+      default:
+        fail("internal: {} is no exchange", step.name());
     }
   }
 
   void poll_with(const Step& step, comm::Poller& poller) override {
-    if (step.kind == StepKind::counts) {
-      lane_.counters().poll_with(poller);
-    } else if (!alone()) {
-      lane_.poll_with(poller);
+    comm::Lane& lane = lane_of(step.kind);
+    if (tells(step.kind)) {
+      lane.counters().poll_with(poller);
+    } else if (goes_across(step.kind) || !experts_->alone()) {
+      lane.poll_with(poller);
     }
   }
 
   bool done(const Step& step) override {
-    if (step.kind != StepKind::counts) return alone() || lane_.done();
-    if (!lane_.counters().done()) return false;
-    for (int rank = 0; rank < rows_.num_ranks(); ++rank) {
-      rows_.heard_from(rank, lane_.counters().from(rank));
+    switch (step.kind) {
+      case StepKind::across_counts:
+        return across_->told();
+      case StepKind::counts:
+        return experts_->told();
+      case StepKind::across_dispatch:
+      case StepKind::across_combine:
+        return across_->moved(step.kind);
+      default:
+        return experts_->moved();
     }
-    rows_.plan_receives(move_);
-    const std::int64_t arriving = move_.rows_received();
-    if (setup_.device != nullptr && arriving > chunk_.receive_capacity) {
-      ++setup_.traffic->receive_growths;
-    }
-    chunk_.reserve_receive(arriving);
-    return true;
   }
 
-  std::span<const compute::RowBlock> blocks(int /*layer*/) override {
-    rows_.blocks(expert_blocks_);
-    blocks_.clear();
-    for (const ExpertBlock& block : expert_blocks_) {
-      blocks_.push_back(row_block(block, chunk_, setup_.row_bytes));
-      setup_.traffic->rows_computed += block.num_rows;
-    }
-    return blocks_;
-  }
+  compute::NodeRows node_rows() const override { return across_->rows().node_rows(); }
+
+  std::span<const compute::RowBlock> blocks(int layer) override { return experts_->blocks(layer); }
 
   comm::Awaited awaited(const Step& step) const override {
-    return step.kind == StepKind::counts ? lane_.counters().awaited() : lane_.awaited();
+    const bool across = goes_across(step.kind);
+    const comm::Lane& lane = across ? across_->lane(step.kind) : experts_->lane();
+    return as_ranks(tells(step.kind) ? lane.counters().awaited() : lane.awaited(),
+                    across ? across_->members() : experts_->members());
   }
-  std::size_t most_requests() const override { return lane_.most_requests(); }
+
+  std::size_t most_requests() const override {
+    std::size_t most = flat_ ? flat_->lane().most_requests() : 0;
+    if (across_) {
+      most = std::max(most, across_->most_requests() + inside_->lane().most_requests());
+    }
+    return most;
+  }
 
  private:
-  bool alone() const { return setup_.world->size() == 1; }
-
-  /// Tells the other ranks how many rows go to each of their experts; few rows go along.
-  void tell(int layer) {
-    const auto first = static_cast<std::size_t>(layer * setup_.num_experts);
-    for (std::size_t place = 0; place < chunk_.packed_counts.size(); ++place) {
-      const auto expert = static_cast<std::size_t>(setup_.placement->expert_at[place]);
-      setup_.traffic->tokens_of_expert[first + expert] += chunk_.packed_counts[place];
-    }
-    rows_.packed(chunk_.packed_counts);
-    rows_.plan_sends(move_);
-    for (int rank = 0; rank < rows_.num_ranks(); ++rank) {
-      const auto told = rows_.told_to(rank);
-      std::copy(told.begin(), told.end(), lane_.counters().to(rank).begin());
-    }
-    lane_.counters().start(move_, chunk_.dispatch_send);
+  static bool tells(StepKind kind) {
+    return kind == StepKind::counts || kind == StepKind::across_counts;
+  }
+  static bool goes_across(StepKind kind) { return info_of(kind).share == Share::rail; }
+  comm::Lane& lane_of(StepKind kind) {
+    return goes_across(kind) ? across_->lane(kind) : experts_->lane();
   }
 
-  void count_bytes() {
-    std::int64_t sent = 0;
-    for (std::size_t peer = 0; peer < move_.send_counts.size(); ++peer) {
-      const auto bytes = static_cast<std::int64_t>(move_.send_counts[peer]) *
-                         static_cast<std::int64_t>(setup_.row_bytes);
-      setup_.traffic->bytes_to[peer] += bytes;
-      sent += bytes;
+  /// What the router chose, for the report.
+  void count_routed(int layer) {
+    Traffic& traffic = *setup_.traffic;
+    const auto& replicas = setup_.placement->of(layer).replicas();
+    const auto first = static_cast<std::size_t>(layer * setup_.num_experts);
+    const std::size_t first_place = static_cast<std::size_t>(layer) * traffic.most_places;
+    for (std::size_t place = 0; place < chunk_.packed_counts.size(); ++place) {
+      const std::int32_t rows = chunk_.packed_counts[place];
+      traffic.tokens_of_expert[first + static_cast<std::size_t>(replicas[place].expert)] += rows;
+      traffic.rows_of_replica[first_place + place] += rows;
+      traffic.flat_rows_to[static_cast<std::size_t>(replicas[place].rank)] += rows;
     }
-    setup_.traffic->bytes_sent_at_once = std::max(setup_.traffic->bytes_sent_at_once, sent);
+    for (std::size_t node = 0; node < chunk_.node_rows.size(); ++node) {
+      traffic.node_rows_to[node] += chunk_.node_rows[node];
+      traffic.node_returns_to[node] += chunk_.node_returns[node];
+    }
   }
 
   RowsSetup setup_;
   compute::Chunk& chunk_;
-  comm::Lane lane_;
-  ExpertRows rows_;
-  comm::RowMove move_;
-  std::vector<ExpertBlock> expert_blocks_;
-  std::vector<compute::RowBlock> blocks_;
+  std::optional<ExpertExchange> flat_, inside_;
+  std::optional<AcrossExchange> across_;
+  ExpertExchange* experts_ = nullptr;  // of the route under way
+  Route route_ = Route::flat;
 };
 
 }  // namespace
 
 std::unique_ptr<ChunkMoves> moves_over_mpi(const RowsSetup& setup, compute::Chunk& chunk) {
-  return std::make_unique<LaneMoves>(setup, chunk);
+  return std::make_unique<MovesOverMpi>(setup, chunk);
 }
 
 }  // namespace atl

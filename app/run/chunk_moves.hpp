@@ -7,10 +7,12 @@
 #include <span>
 #include <vector>
 
-#include "app/plan/expert_rows.hpp"
 #include "app/plan/placement.hpp"
 #include "app/plan/schedule.hpp"
-#include "comm/lane.hpp"
+#include "app/run/groups.hpp"
+#include "app/run/traffic.hpp"
+#include "comm/poller.hpp"
+#include "comm/transports/kind.hpp"
 #include "compute/backend.hpp"
 
 namespace atl {
@@ -19,24 +21,19 @@ namespace atl {
 /// the receiver first, and a token of a decode pass arrives one message earlier.
 inline constexpr std::size_t first_message_bytes = 4000;
 
-/// Counted over the whole run on this rank.
-struct Traffic {
-  std::vector<std::int64_t> bytes_to;          ///< [ranks], token rows sent
-  std::vector<std::int64_t> tokens_of_expert;  ///< [layers * experts], rows this rank sent there
-  std::int64_t rows_computed = 0;              ///< expert rows computed on this rank
-  std::int64_t bytes_sent_at_once = 0;         ///< largest single exchange
-  std::int64_t receive_growths = 0;            ///< times that device memory was taken within a pass
-};
-
 /// The driver posts a message step once what it needs is there, polls until it is done, and asks
 /// for the blocks when the experts run. Benchmarks have others than the one over MPI.
 class ChunkMoves {
  public:
   virtual ~ChunkMoves() = default;
+  /// The pass that begins takes this route.
+  virtual void begin(Route route) = 0;
   virtual void post(const Step& step) = 0;
   virtual void poll_with(const Step& step, comm::Poller& poller) = 0;
   /// As the last poll found it; once it is true, what follows in this chunk may begin.
   virtual bool done(const Step& step) = 0;
+  /// What regroup and fold work on.
+  virtual compute::NodeRows node_rows() const = 0;
   /// The rows of this rank's experts in `layer`, where they lie. Valid until the next call.
   virtual std::span<const compute::RowBlock> blocks(int layer) = 0;
   virtual comm::Awaited awaited(const Step& step) const = 0;
@@ -49,15 +46,18 @@ using MakeChunkMoves = std::function<std::unique_ptr<ChunkMoves>(compute::Chunk&
 
 /// What chunks' rows need to know to travel over MPI.
 struct RowsSetup {
-  const comm::Communicator* world = nullptr;
+  const Groups* groups = nullptr;
   const Placement* placement = nullptr;
   int num_experts = 0;
   std::size_t row_bytes = 0;
+  std::size_t across_row_bytes = 0;  ///< with the tail, see compute::across_row
+  bool flat = true;                  ///< Route::flat will be used
+  bool nodes = false;                ///< Route::nodes will be used
   comm::TransportKind transport = comm::TransportKind::ialltoallv;
   compute::DeviceMemory* device = nullptr;  ///< where rows lie; null: host memory
   Traffic* traffic = nullptr;
 };
-/// Collective: rows of `chunk` over a lane of its own. All that `setup` points to outlives it.
+/// Collective: rows of `chunk` over lanes of its own. All that `setup` points to outlives it.
 std::unique_ptr<ChunkMoves> moves_over_mpi(const RowsSetup& setup, compute::Chunk& chunk);
 
 }  // namespace atl

@@ -37,26 +37,31 @@ struct Driver::ChunkState {
   ChunkBatch* batch = nullptr;
 };
 
-Driver::Driver(compute::Backend& backend, const comm::Communicator& world, const ModelShape& shape,
+Driver::Driver(compute::Backend& backend, const Groups& groups, const ModelShape& shape,
                const Placement& placement, const DriverOptions& options, Timeline& timeline)
     : backend_(backend),
-      world_(world),
       shape_(shape),
       placement_(placement),
       options_(options),
       timeline_(timeline),
+      traffic_(shape, placement, groups.layout()),
       back_off_(backend, options.shares_cores) {
-  for (Schedule& schedule :
-       agreed_schedules(world_, shape_, options_.num_chunks, options_.overlap)) {
-    passes_.emplace_back(std::move(schedule));
+  std::size_t most_steps = 0;
+  for (const Route route : {Route::flat, Route::nodes}) {
+    if (!(route == Route::flat ? options_.flat : options_.nodes)) continue;
+    for (Schedule& schedule :
+         agreed_schedules(groups.world(), shape_, options_.num_chunks, options_.overlap, route)) {
+      most_steps = std::max(most_steps, schedule.steps.size());
+      passes_[static_cast<std::size_t>(route)].emplace_back(std::move(schedule));
+    }
   }
-  traffic_.bytes_to.resize(static_cast<std::size_t>(world_.size()));
-  traffic_.tokens_of_expert.resize(
-      static_cast<std::size_t>(shape_.num_layers * std::max(1, shape_.num_experts)));
-  const RowsSetup rows{&world_,
+  const RowsSetup rows{&groups,
                        &placement_,
                        shape_.num_experts,
                        options_.row_bytes,
+                       options_.across_row_bytes,
+                       options_.flat,
+                       options_.nodes,
                        options_.transport,
                        backend_.device_memory(),
                        &traffic_};
@@ -67,24 +72,29 @@ Driver::Driver(compute::Backend& backend, const comm::Communicator& world, const
         options_.moves ? options_.moves(*state.chunk, c) : moves_over_mpi(rows, *state.chunk);
     most_requests += state.moves->most_requests();
   }
-  const std::size_t most_steps = passes_.back().schedule().steps.size();
   running_compute_.reserve(max_queued(backend_) + 1);
   running_exchange_.reserve(most_steps);
-  poller_.reserve(chunks_.size(), most_requests);
+  poller_.reserve(2 * chunks_.size(), most_requests);  // between nodes and inside at once
 }
 
 Driver::~Driver() = default;
 
-const Schedule& Driver::schedule(int num_chunks) const {
-  return passes_[static_cast<std::size_t>(num_chunks - 1)].schedule();
+const Schedule& Driver::schedule(int num_chunks, Route route) const {
+  return const_cast<Driver*>(this)->steps_of(num_chunks, route).schedule();
+}
+
+ReadySteps& Driver::steps_of(int num_chunks, Route route) {
+  auto& passes = passes_[static_cast<std::size_t>(route)];
+  require(!passes.empty(), "internal: no pass was to take the route {}", name_of(route));
+  return passes[static_cast<std::size_t>(num_chunks - 1)];
 }
 
 Driver::ChunkState& Driver::chunk_of(const Step& step) {
   return *chunks_[static_cast<std::size_t>(step.chunk)];
 }
 
-void Driver::run_pass(Batcher& batch) {
-  prepare(batch);
+void Driver::run_pass(Batcher& batch, Route route) {
+  prepare(batch, route);
   while (!steps_->all_completed()) {
     launch();
     if (!running_exchange_.empty()) backend_.start();
@@ -99,13 +109,14 @@ void Driver::run_pass(Batcher& batch) {
   }
 }
 
-void Driver::prepare(Batcher& batch) {
+void Driver::prepare(Batcher& batch, Route route) {
   batch_ = &batch;
-  steps_ = &passes_[static_cast<std::size_t>(batch.num_chunks() - 1)];
+  steps_ = &steps_of(batch.num_chunks(), route);
   steps_->begin();
   for (int c = 0; c < batch.num_chunks(); ++c) {
     ChunkState& state = *chunks_[static_cast<std::size_t>(c)];
     state.batch = &batch.chunk(c);
+    state.moves->begin(route);
     state.chunk->tokens = state.batch->tokens;
     state.chunk->segments = state.batch->segments;
   }
@@ -131,7 +142,8 @@ Driver::Running Driver::launch_compute(std::int32_t index) {
   compute::Chunk& chunk = *state.chunk;
   const auto one = [index](compute::Event event) { return Running{index, event, event, 0}; };
   const auto saved = [&](compute::Event event) {
-    return Running{index, event, save_x(step, chunk, event), 0};
+    const compute::Event kept = save_choices(step, chunk, event);
+    return Running{index, event, save_x(step, chunk, kept), 0};
   };
   switch (step.kind) {
     case StepKind::embed:
@@ -141,16 +153,21 @@ Driver::Running Driver::launch_compute(std::int32_t index) {
     case StepKind::mlp:
       return saved(backend_.mlp(chunk, step.layer));
     case StepKind::route:
-      return one(backend_.route(chunk, step.layer));
+      if (options_.forced) chunk.forced = options_.forced(step.chunk, step.layer);
+      return one(backend_.route(chunk, step.layer,
+                                steps_->schedule().route == Route::flat ? compute::RouteTo::experts
+                                                                        : compute::RouteTo::nodes));
+    case StepKind::regroup:
+      return one(backend_.regroup(chunk, step.layer, state.moves->node_rows()));
     case StepKind::experts:
       return one(backend_.experts(chunk, step.layer, state.moves->blocks(step.layer)));
+    case StepKind::fold:
+      return one(backend_.fold(chunk, step.layer, state.moves->node_rows()));
     case StepKind::merge:
       return saved(backend_.merge(chunk, step.layer));
     case StepKind::head:
       return one(state.head.launch(backend_, chunk, *batch_, *state.batch));
-    case StepKind::counts:
-    case StepKind::dispatch:
-    case StepKind::combine:
+    default:
       break;
   }
   fail("internal: {} is not arithmetic", step.name());
@@ -161,6 +178,15 @@ compute::Event Driver::save_x(const Step& step, const compute::Chunk& chunk, com
   if (!options_.save_x || chunk.tokens.empty()) return last;
   float* x = options_.save_x(step.chunk, step.layer, chunk.tokens.size());
   return x == nullptr ? last : backend_.save_x(chunk, x);
+}
+
+/// With the layer's last operation, not with route: nothing waits for it there.
+compute::Event Driver::save_choices(const Step& step, const compute::Chunk& chunk,
+                                    compute::Event last) {
+  if (!options_.save_choices || step.kind != StepKind::merge || chunk.tokens.empty()) return last;
+  const auto place = options_.save_choices(step.chunk, step.layer, chunk.tokens.size());
+  return place.experts == nullptr ? last
+                                  : backend_.save_choices(chunk, place.experts, place.weights);
 }
 
 void Driver::record_intervals(const Running& running) {

@@ -4,6 +4,7 @@
 // The thread that calls run_pass owns MPI. Arithmetic is enqueued on the backend's queue and runs
 // beside it; what becomes ready first, runs first, in the schedule's order of priority.
 
+#include <array>
 #include <functional>
 #include <memory>
 #include <vector>
@@ -14,8 +15,11 @@
 #include "app/run/back_off.hpp"
 #include "app/run/batcher.hpp"
 #include "app/run/chunk_moves.hpp"
+#include "app/run/groups.hpp"
 #include "app/run/head_step.hpp"
+#include "app/run/routing_record.hpp"
 #include "app/run/timeline.hpp"
+#include "app/run/traffic.hpp"
 #include "compute/backend.hpp"
 
 namespace atl {
@@ -24,14 +28,22 @@ struct DriverOptions {
   int num_chunks = 1;
   bool overlap = true;
   comm::TransportKind transport = comm::TransportKind::ialltoallv;
-  bool shares_cores = false;  ///< this rank has less than a core of its own
-  std::size_t row_bytes = 0;  ///< of one token on the wire
+  bool shares_cores = false;         ///< this rank has less than a core of its own
+  std::size_t row_bytes = 0;         ///< of one token on the wire
+  std::size_t across_row_bytes = 0;  ///< of one token between nodes, with its tail
+  bool flat = true;                  ///< passes may take Route::flat
+  bool nodes = false;                ///< passes may take Route::nodes
   Mode mode = Mode::generate;
   int max_head_rows = 0;  ///< tokens to choose per chunk (generate)
   int max_chunk_tokens = 0;
   /// Host memory for x [tokens, H] of a chunk after a layer, or null where it is not wanted; it is
   /// filled when run_pass returns. Empty: never.
   std::function<float*(int chunk, int layer, std::size_t tokens)> save_x;
+  /// Host memory for what the router of a layer chose for a chunk, or none; filled when run_pass
+  /// returns. Empty: never.
+  std::function<RoutingRecord::Place(int chunk, int layer, std::size_t tokens)> save_choices;
+  /// Choices that take the router's place. Empty: it chooses.
+  std::function<compute::ForcedChoices(int chunk, int layer)> forced;
   /// How rows travel; empty: over MPI, by `transport`.
   MakeChunkMoves moves;
 };
@@ -39,15 +51,17 @@ struct DriverOptions {
 class Driver {
  public:
   /// Collective.
-  Driver(compute::Backend& backend, const comm::Communicator& world, const ModelShape& shape,
+  Driver(compute::Backend& backend, const Groups& groups, const ModelShape& shape,
          const Placement& placement, const DriverOptions& options, Timeline& timeline);
   ~Driver();
 
-  /// The schedule for `num_chunks` chunks; built once, equal on all ranks.
-  const Schedule& schedule(int num_chunks) const;
+  /// The schedule for `num_chunks` chunks by a route that passes may take; built once, equal on all
+  /// ranks.
+  const Schedule& schedule(int num_chunks, Route route) const;
 
-  /// Takes the batch's chunks through all steps; afterwards each chunk's head rows are filled.
-  void run_pass(Batcher& batch);
+  /// Takes the batch's chunks through all steps, by the same route on all ranks; afterwards each
+  /// chunk's head rows are filled.
+  void run_pass(Batcher& batch, Route route);
 
   const Traffic& traffic() const { return traffic_; }
 
@@ -60,10 +74,12 @@ class Driver {
     double posted;  // messages
   };
 
-  void prepare(Batcher& batch);
+  ReadySteps& steps_of(int num_chunks, Route route);
+  void prepare(Batcher& batch, Route route);
   void launch();
   Running launch_compute(std::int32_t step);
   compute::Event save_x(const Step& step, const compute::Chunk& chunk, compute::Event last);
+  compute::Event save_choices(const Step& step, const compute::Chunk& chunk, compute::Event last);
   ChunkState& chunk_of(const Step& step);
   bool poll();
   bool poll_compute();
@@ -73,12 +89,11 @@ class Driver {
   std::string awaited();
 
   compute::Backend& backend_;
-  const comm::Communicator& world_;
   ModelShape shape_;
   Placement placement_;
   DriverOptions options_;
   Timeline& timeline_;
-  std::vector<ReadySteps> passes_;  // [num_chunks - 1]
+  std::array<std::vector<ReadySteps>, num_routes> passes_;  // [routes][num_chunks - 1]
   Traffic traffic_;
   std::vector<std::unique_ptr<ChunkState>> chunks_;
 

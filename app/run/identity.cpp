@@ -2,11 +2,6 @@
 
 #include <fmt/format.h>
 
-#include <algorithm>
-#include <span>
-
-#include "io/model_file.hpp"
-
 namespace atl {
 
 using nlohmann::ordered_json;
@@ -22,40 +17,33 @@ constexpr const char* sampler_version = "3";
 /// 1 rounded the residual stream to the activations' type (and was not named).
 constexpr const char* arithmetic_version = "2 (residual stream in float32)";
 
-/// Of what was understood, not of the file's bytes: those cannot be read twice from a pipe.
-std::uint64_t checksum_of(const std::vector<io::Request>& requests) {
-  std::string text;
-  for (const io::Request& r : requests) {
-    text += fmt::format("{} {} {} {} {} {:a} {:a} {} {} {} {}\n", r.line, r.id.size(), r.id,
-                        fmt::join(r.tokens, ","), r.max_tokens.value_or(-1), r.temperature, r.top_p,
-                        r.own_seed ? std::to_string(r.seed) : "-", fmt::join(r.stop_token_ids, ","),
-                        r.error.size(), r.error);
-    // It decides the form of the result.
-    if (r.batch) text += fmt::format("batch {} {}\n", r.batch->model, r.batch->logprobs);
-  }
-  return io::checksum_of(std::as_bytes(std::span(text)));
-}
-
-/// Whether the job's seed decides any token.
-bool draws_from_job_seed(const RunOptions& options, const std::vector<io::Request>& requests) {
-  return options.mode == Mode::generate &&
-         std::any_of(requests.begin(), requests.end(), [](const io::Request& r) {
-           return r.error.empty() && r.temperature > 0 && !r.own_seed;
-         });
-}
-
 }  // namespace
 
+std::string identity_text(const io::Request& r) {
+  std::string text = fmt::format("{} {} {} {} {} {:a} {:a} {} {} {} {}\n", r.line, r.id.size(),
+                                 r.id, fmt::join(r.tokens, ","), r.max_tokens.value_or(-1),
+                                 r.temperature, r.top_p, r.own_seed ? std::to_string(r.seed) : "-",
+                                 fmt::join(r.stop_token_ids, ","), r.error.size(), r.error);
+  // It decides the form of the result.
+  if (r.batch) text += fmt::format("batch {} {}\n", r.batch->model, r.batch->logprobs);
+  return text;
+}
+
+bool draws_without_seed(const io::Request& r) {
+  return r.error.empty() && r.temperature > 0 && !r.own_seed;
+}
+
 ordered_json identity_of(const RunOptions& options, std::uint64_t model, DType dtype,
-                         const Arithmetic& arithmetic, const std::vector<io::Request>& requests) {
+                         const Arithmetic& arithmetic, const InputFacts& input) {
+  const bool seeded = options.mode == Mode::generate && input.draws_from_job_seed;
   ordered_json identity = {
       {"model", fmt::format("{:016x}", model)},
-      {"input", fmt::format("{:016x}", checksum_of(requests))},
+      {"input", input.text},
       {"mode", std::string(name_of(options.mode))},
       {"max-tokens", std::to_string(options.max_tokens)},
       {"kv-tokens", std::to_string(options.kv_tokens)},  // requests that do not fit are refused
       {"sampler", sampler_version},
-      {"seed", draws_from_job_seed(options, requests) ? std::to_string(options.seed) : "unused"},
+      {"seed", seeded ? std::to_string(options.seed) : "unused"},
       {"dtype", std::string(name_of(dtype))},
       {"arithmetic", arithmetic_version},
       {"backend", arithmetic.backend}};

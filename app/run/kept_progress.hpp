@@ -9,10 +9,15 @@
 namespace atl {
 
 /// How far a request had come when this run began.
+enum class Kept : char { nothing, a_part, all };
+
 struct KeptProgress {
   bool finished = false;       ///< nothing is left to do
   std::int32_t cached = 0;     ///< tokens whose keys and values are kept
   std::int32_t generated = 0;  ///< tokens
+
+  /// In one word, for the other ranks.
+  Kept kept() const { return finished ? Kept::all : cached > 0 ? Kept::a_part : Kept::nothing; }
 };
 
 /// The rest of what is kept of a request that was under way.

@@ -1,23 +1,26 @@
 #include "app/run/open_model.hpp"
 
 #include "app/model/checked_config.hpp"
-#include "compute/error.hpp"
 
 namespace atl {
 
-OpenModel::OpenModel(const std::string& path, std::optional<DType> wanted)
-    : file(std::make_unique<io::ModelFileReader>(path)),
-      config(checked_config(*file)),
-      dtype(wanted.value_or(config.dtype)) {}
-
-void OpenModel::require_same(const comm::Communicator& world, const std::string& path) const {
-  const std::uint64_t identity = file->identity();
-  const auto identities = world.allgather(identity);
+OpenModel::OpenModel(const comm::Communicator& world, const std::string& path,
+                     std::optional<DType> wanted) {
+  const bool root = world.rank() == 0;
+  std::string description;
   world.agree([&] {
-    require(identity == identities[0],
-            "{} on rank {} is not the file that rank 0 reads (its contents differ); give all "
-            "ranks the same model file",
-            path, world.rank());
+    if (!root) return;
+    file = std::make_unique<io::ModelFileReader>(path);
+    config = checked_config(*file);
+    if (world.size() > 1) description = file->description();
+  });
+  description = world.broadcast(description, 0);
+  world.agree([&] {
+    if (!root) {
+      file = std::make_unique<io::ModelFileReader>(path, description);
+      config = checked_config(*file);
+    }
+    dtype = wanted.value_or(config.dtype);
   });
 }
 

@@ -13,11 +13,10 @@ namespace atl {
 
 struct OpenModel {
   OpenModel() = default;
-  /// `dtype` is --dtype. Throws Error when the file cannot be read or is none.
-  OpenModel(const std::string& path, std::optional<DType> dtype);
-
-  /// Collective. Throws Error where a rank reads another file.
-  void require_same(const comm::Communicator& world, const std::string& path) const;
+  /// Collective: rank 0 looks through the file and tells the others, which only open it. `wanted`
+  /// is --dtype. Throws AgreedFailure when the file cannot be read or is none, or where a rank sees
+  /// another one.
+  OpenModel(const comm::Communicator& world, const std::string& path, std::optional<DType> wanted);
 
   std::unique_ptr<io::ModelFileReader> file;
   ModelConfig config;

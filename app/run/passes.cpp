@@ -3,11 +3,16 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cstring>
+#include <span>
+#include <utility>
 
-#include "app/run/progress.hpp"
+#include "app/run/request_rows.hpp"
+#include "app/run/route.hpp"
 #include "app/run/run.hpp"
 #include "app/run/stop.hpp"
 #include "comm/watchdog.hpp"
+#include "compute/across_rows.hpp"
 
 namespace atl {
 
@@ -17,49 +22,102 @@ constexpr std::size_t max_trace_events = 200000;  // per rank, about 100 bytes e
 
 }  // namespace
 
-Passes::Passes(const PassesInput& input) : in_(input) {
+Passes::Passes(const PassesInput& input)
+    : in_(input),
+      choices_(pass_facts(in_.options, in_.groups.layout(), in_.model.config.shape,
+                          in_.sizes.backend, in_.ranks.cluster ? &*in_.ranks.cluster : nullptr,
+                          in_.ranks.choice.cuda)) {
   const DriverOptions driver = driver_options();
   timeline_.emplace(in_.world.size(), comm::clock_offset(in_.world, in_.ranks.topology),
                     in_.options.trace.empty() ? 0 : max_trace_events);
   Workload& work = in_.work;
-  batcher_.emplace(work.requests(), in_.sizes.batch, in_.world.rank(), work.kept(),
-                   work.checkpoints.restore_into(in_.backend));
-  driver_.emplace(in_.backend, in_.world, in_.model.config.shape, in_.placement, driver,
+  batcher_.emplace(in_.sizes.batch, in_.sizes.room, work.checkpoints.restore_into(in_.backend));
+  driver_.emplace(in_.backend, in_.groups, in_.model.config.shape, in_.placement, driver,
                   *timeline_);
   loads_.resize(static_cast<std::size_t>(in_.world.size()));
+  share_resumed();
+}
+
+/// Which requests this run resumes: all ranks write what is kept of those that wait into the next
+/// checkpoint.
+void Passes::share_resumed() {
+  std::string text;
+  if (root()) {
+    RequestQueue& queue = in_.work.queue();
+    for (const WaitingRequest& waiting :
+         queue.waiting().first(static_cast<std::size_t>(queue.num_resumed()))) {
+      text.append(reinterpret_cast<const char*>(&waiting.request), sizeof(waiting.request));
+    }
+  }
+  text = in_.world.broadcast(text, 0);
+  resumed_.resize(text.size() / sizeof(resumed_[0]));
+  if (!text.empty()) std::memcpy(resumed_.data(), text.data(), text.size());
 }
 
 DriverOptions Passes::driver_options() {
   const Sizes& sizes = in_.sizes;
   DriverOptions driver;
-  driver.num_chunks = in_.options.chunks;
+  driver.num_chunks = in_.sizes.batch.max_chunks;
   driver.overlap = !in_.options.no_overlap;
   driver.transport = in_.transport;
   driver.shares_cores = in_.ranks.given.mine.cores < 1;
   driver.row_bytes =
       static_cast<std::size_t>(in_.model.config.shape.hidden) * size_of(in_.model.dtype);
+  const ModelShape& shape = in_.model.config.shape;
+  driver.across_row_bytes = static_cast<std::size_t>(
+      compute::across_row(shape.hidden, in_.model.dtype, shape.top_k).bytes);
+  driver.flat = may_take(in_.options, in_.groups.layout(), Route::flat);
+  driver.nodes = may_take(in_.options, in_.groups.layout(), Route::nodes);
   driver.mode = in_.work.mode();
   driver.max_chunk_tokens = sizes.backend.max_chunk_tokens;
   driver.max_head_rows = std::min(sizes.batch.max_sequences, sizes.backend.max_chunk_tokens);
   if (!in_.dumped_layers.empty()) open_dump(driver);
+  if (!in_.options.record_routing.empty()) open_record(driver);
+  if (in_.replay != nullptr) {
+    driver.forced = [this](int chunk, int layer) { return in_.replay->of(chunk, layer); };
+  }
   return driver;
 }
 
+std::uint64_t Passes::schedule_hash() const {
+  std::uint64_t hash = 0;
+  for (const Route route : {Route::flat, Route::nodes}) {
+    if (!may_take(in_.options, in_.groups.layout(), route)) continue;
+    hash = hash * 31 + driver_->schedule(in_.sizes.batch.max_chunks, route).hash();
+  }
+  return hash;
+}
+
 void Passes::open_dump(DriverOptions& driver) {
-  auto layout = activation_layout(in_.work.requests(), in_.work.mode(), in_.options.max_tokens);
+  const RequestRows rows = shared_request_rows(
+      in_.world, request_rows(in_.work.requests(), in_.work.mode(), in_.options.max_tokens));
+  io::ActivationLayout layout;
+  layout.requests = rows.ids;
+  layout.first_row = rows.first_row;
   layout.hidden = in_.model.config.shape.hidden;
   layout.layers = in_.dumped_layers;
   layout.model = fmt::format("{:016x}", in_.model.file->identity());
-  dump_.emplace(in_.options.activations, layout, in_.world, in_.options.chunks);
+  dump_.emplace(in_.options.activations, layout, in_.world, in_.sizes.batch.max_chunks);
   driver.save_x = [this](int chunk, int layer, std::size_t tokens) {
     return dump_->buffer(chunk, layer, tokens);
   };
 }
 
+void Passes::open_record(DriverOptions& driver) {
+  const auto layout = routing_layout(
+      in_.model.config.shape, in_.model.file->identity(),
+      shared_request_rows(
+          in_.world, request_rows(in_.work.requests(), in_.work.mode(), in_.options.max_tokens)));
+  record_.emplace(in_.work.written(in_.options.record_routing), layout, in_.world,
+                  in_.sizes.batch.max_chunks, in_.options.resume, in_.work.shared_kept());
+  driver.save_choices = [this](int chunk, int layer, std::size_t tokens) {
+    return record_->place(chunk, layer, tokens);
+  };
+}
+
 void Passes::run() {
-  const std::int64_t total = batcher_->waiting_work();
   comm::watched::stage("the steps", in_.options.deadline);
-  Progress progress(root() ? in_.options.progress : ProgressStyle::none, total);
+  progress_.emplace(root() ? in_.options.progress : ProgressStyle::none);
   const double start = now_seconds();
   double begin = start;
   for (std::int64_t pass = 0;; ++pass) {
@@ -67,20 +125,35 @@ void Passes::run() {
     begin = now_seconds();
     comm::watched::begin_pass(pass);
     if (!agree_on_pass(begin, last_pass_seconds)) break;
-    driver_->run_pass(*batcher_);
-    if (dump_) dump_->write(*batcher_);
-    timeline_->end_pass(batcher_->finish_pass(now_seconds() - start));
-    in_.work.results.take(batcher_->finished());
-    if (timeline_->full()) timeline_->flush(in_.world);
-    std::int64_t left = batcher_->waiting_work();
-    for (const RankLoad& load : loads_) left += load.remaining_work;
-    progress.update(total - left, now_seconds() - start);
+    if (in_.replay != nullptr) in_.replay->prepare(*batcher_);
+    driver_->run_pass(*batcher_, way_.route);
+    finish_pass(now_seconds() - start);
+    if (timeline_->full()) timeline_->flush(in_.groups);
+    show_progress(now_seconds() - start);
   }
   comm::watched::end_pass();
   comm::watched::stage("the end", setup_deadlines * in_.options.deadline);
   in_.work.checkpoints.close();
-  timeline_->flush(in_.world);
-  progress.finish();
+  timeline_->flush(in_.groups);
+  progress_->finish();
+}
+
+/// On rank 0. How much there is to do is known when all requests have been read.
+void Passes::show_progress(double seconds) {
+  if (!root() || !in_.work.all_read()) return;
+  const RequestQueue& queue = in_.work.queue();
+  std::int64_t left = queue.work();
+  for (const RankLoad& load : loads_) left += load.remaining_work;
+  progress_->update(queue.total_work(), left, seconds);
+}
+
+void Passes::finish_pass(double now) {
+  if (dump_) dump_->write(*batcher_);
+  if (record_) record_->take(*batcher_);
+  timeline_->end_pass(batcher_->finish_pass(now));
+  if (record_) record_->finish(batcher_->finished());
+  if (in_.replay != nullptr) in_.replay->finish(batcher_->finished());
+  in_.work.results.take(batcher_->finished());
 }
 
 bool Passes::agree_on_pass(double begin, double last_pass_seconds) {
@@ -88,24 +161,98 @@ bool Passes::agree_on_pass(double begin, double last_pass_seconds) {
   const double agreed = now_seconds();
   in_.work.results.collect(loads_);
   stop_if_asked();
+  const auto due = static_cast<std::int32_t>(CheckpointPhase::due);
+  if (record_ && loads_[0].checkpoint == due) record_->flush();
   in_.work.checkpoints.advance(loads_, checkpoint_source(), last_pass_seconds);
-  if (!batcher_->next_pass(loads_)) return false;
-  timeline_->begin_pass(batcher_->has_prompt_tokens() ? Phase::prefill : Phase::decode,
-                        driver_->schedule(batcher_->num_chunks()), begin, agreed);
+  admit();
+  if (!batcher_->size_up(loads_)) return false;
+  const Phase phase = batcher_->has_prompt_tokens() ? Phase::prefill : Phase::decode;
+  way_ = choices_.next({phase, batcher_->most_rows()}, loads_[0].cost);
+  batcher_->cut(way_.chunks);
+  timeline_->begin_pass(phase, driver_->schedule(way_.chunks, way_.route), begin, agreed);
+  last_agreed_ = agreed;
   return true;
 }
 
+/// Of the pass that ended, as this rank saw it.
+PassCost Passes::cost_of_pass() const {
+  PassCost cost;
+  if (last_agreed_ == 0) return cost;
+  const Traffic& traffic = driver_->traffic();
+  const Layout& layout = in_.groups.layout();
+  const int own_node = layout.node_of(in_.world.rank());
+  cost.seconds = now_seconds() - last_agreed_;
+  cost.compute_seconds = timeline_->last_compute_seconds();
+  for (std::size_t rank = 0; rank < traffic.flat_rows_to.size(); ++rank) {
+    if (layout.node_of(static_cast<int>(rank)) != own_node) {
+      cost.flat_rows += traffic.flat_rows_to[rank];
+    }
+    cost.routed_tokens += traffic.flat_rows_to[rank];
+  }
+  cost.routed_tokens /= std::max(1, in_.model.config.shape.top_k);
+  for (std::size_t node = 0; node < traffic.node_rows_to.size(); ++node) {
+    if (static_cast<int>(node) == own_node) continue;
+    cost.node_rows += traffic.node_rows_to[node];
+    cost.node_returns += traffic.node_returns_to[node];
+  }
+  return cost;
+}
+
+/// All ranks see from the loads whether rank 0 has a request that fits somewhere; where none does,
+/// as in most passes, nothing more is said. Reading is waited for only where no rank has anything
+/// else to do.
+bool Passes::any_to_admit() const {
+  const std::int64_t pages = loads_[0].next_pages;
+  if (pages == unread_pages) return most_pass_rows(loads_, in_.sizes.batch) == 0;
+  return pages > 0 && rank_for({.pages = pages}, loads_) >= 0;
+}
+
+void Passes::admit() {
+  if (!any_to_admit()) return;
+  std::vector<std::string> messages(loads_.size());
+  if (root()) {
+    in_.work.queue().wait_for_next();
+    for (const RequestQueue::Grant& grant : in_.work.queue().grant(loads_)) {
+      append_to(messages[static_cast<std::size_t>(grant.rank)], grant.admitted);
+    }
+    for (std::size_t rank = 0; rank < loads_.size(); ++rank) {
+      loads_[rank].admitted_bytes = static_cast<std::int64_t>(messages[rank].size());
+    }
+  }
+  in_.world.broadcast(std::as_writable_bytes(std::span(loads_)), 0);
+  if (first_admitted_at_ == 0) first_admitted_at_ = now_seconds();
+  const RankLoad& mine = loads_[static_cast<std::size_t>(in_.world.rank())];
+  const std::string message = in_.world.scatter_sized(
+      std::move(messages), static_cast<std::uint64_t>(mine.admitted_bytes), 0);
+  for (Admitted& admitted : admitted_from(message)) batcher_->take_up(std::move(admitted));
+}
+
 CheckpointSource Passes::checkpoint_source() const {
-  return {
-      &*batcher_,     &in_.backend, &driver_->traffic(), &in_.placement, &in_.model.config.shape,
-      in_.model.dtype};
+  CheckpointSource source;
+  source.batcher = &*batcher_;
+  if (root()) source.waiting = in_.work.queue().waiting();
+  source.resumed_waiting =
+      std::span(resumed_).last(static_cast<std::size_t>(loads_[0].resumed_waiting));
+  source.backend = &in_.backend;
+  source.traffic = &driver_->traffic();
+  source.placement = &in_.placement;
+  source.shape = &in_.model.config.shape;
+  source.dtype = in_.model.dtype;
+  return source;
 }
 
 RankLoad Passes::load_of_rank() {
   RankLoad load = batcher_->load();
   load.stop_signal = stop_signal();
   load.checkpoint = in_.work.checkpoints.phase();
+  load.cost = cost_of_pass();
   load.result_bytes = in_.work.results.waiting_bytes();
+  if (root()) {
+    in_.work.take_ready();
+    load.next_pages = in_.work.queue().next_pages();
+    if (load.next_pages == 0 && !in_.work.all_read()) load.next_pages = unread_pages;
+    load.resumed_waiting = in_.work.queue().num_resumed();
+  }
   return load;
 }
 
@@ -114,22 +261,45 @@ void Passes::stop_if_asked() {
   const auto asked = std::find_if(loads_.begin(), loads_.end(),
                                   [](const RankLoad& load) { return load.stop_signal != 0; });
   if (asked == loads_.end()) return;
+  if (record_) record_->flush();
   const std::string checkpoint = in_.work.checkpoints.write_now(checkpoint_source());
   std::string message;
   if (root()) {
     ResultStore& results = in_.work.results;
     results.sync();
     message = fmt::format(
-        "stopped by {} (sent to rank {}); {} of {} requests are finished and kept{}{}; run again "
+        "stopped by {} (sent to rank {}); {} of {} requests{} are finished and kept{}{}; run again "
         "with --resume to go on",
         name_of_signal(asked->stop_signal), asked - loads_.begin(), results.num_finished(),
-        in_.work.requests().size(), checkpoint.empty() ? "" : ", ", checkpoint);
+        in_.work.requests().size(), in_.work.all_read() ? "" : " read so far",
+        checkpoint.empty() ? "" : ", ", checkpoint);
   }
   throw comm::AgreedFailure(message, stopped_exit_code, root());
 }
 
 void Passes::close_dump() {
   if (dump_) dump_->close();
+}
+
+void Passes::close_record() {
+  if (record_) record_->close();
+}
+
+nlohmann::json Passes::routing_report() const {
+  nlohmann::json report;
+  if (record_) {
+    const RecordCost& cost = record_->cost();
+    std::int64_t sums[] = {cost.rows, cost.bytes};
+    in_.world.allreduce(std::span(sums), comm::Communicator::Reduce::sum);
+    double seconds = cost.seconds;
+    in_.world.allreduce(std::span(&seconds, 1), comm::Communicator::Reduce::max);
+    report["recorded"] = {{"file", in_.work.written(in_.options.record_routing)},
+                          {"positions", sums[0]},
+                          {"bytes", sums[1]},
+                          {"seconds", seconds}};
+  }
+  if (in_.replay != nullptr) report["replayed"] = in_.replay->report();
+  return root() ? report : nlohmann::json();
 }
 
 std::vector<std::vector<io::TraceEvent>> Passes::gather_trace() const {
@@ -144,7 +314,7 @@ void Passes::write_trace(const std::vector<std::vector<io::TraceEvent>>& events)
   };
   io::write_trace(
       in_.options.trace, events, [&](const io::TraceEvent& e) { return step_of(e).name(); },
-      [&](const io::TraceEvent& e) { return is_exchange(step_of(e).kind); },
+      [&](const io::TraceEvent& e) { return lane_of(step_of(e).kind); },
       in_.backend.stream_names());
   if (timeline_->dropped_trace_events() > 0) {
     fmt::print(stderr,

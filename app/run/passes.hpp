@@ -2,17 +2,23 @@
 // All passes of a run, from the first batch to the last: what happens in each, and in which order.
 
 #include <cstdint>
+#include <nlohmann/json.hpp>
 #include <optional>
 #include <vector>
 
 #include "app/config.hpp"
+#include "app/plan/pass_choice.hpp"
 #include "app/plan/placement.hpp"
 #include "app/plan/rank_load.hpp"
 #include "app/run/activations.hpp"
 #include "app/run/batcher.hpp"
 #include "app/run/driver.hpp"
+#include "app/run/groups.hpp"
 #include "app/run/open_model.hpp"
+#include "app/run/progress.hpp"
 #include "app/run/ranks.hpp"
+#include "app/run/routing_record.hpp"
+#include "app/run/routing_replay.hpp"
 #include "app/run/sizes.hpp"
 #include "app/run/timeline.hpp"
 #include "app/run/workload.hpp"
@@ -29,9 +35,11 @@ struct PassesInput {
   const RunOptions& options;
   const OpenModel& model;
   const Placement& placement;
+  const Groups& groups;
   const Ranks& ranks;
   const Sizes& sizes;
   const std::vector<int>& dumped_layers;
+  RoutingReplay* replay;  ///< null: the routers choose
   comm::TransportKind transport;
   compute::Backend& backend;
   Workload& work;
@@ -47,9 +55,20 @@ class Passes {
   void run();
   /// Collective: the file of activations, where one is written, gets its name.
   void close_dump();
+  /// Collective: the same for the routing, where it is recorded. What that took is in the report.
+  void close_record();
+  /// Of the routing recorded and replayed, for the report: collective, null on other ranks than 0
+  /// and where neither is.
+  nlohmann::json routing_report() const;
 
+  /// On the steady clock; 0: none was.
+  double first_admitted_at() const { return first_admitted_at_; }
   const Timeline& timeline() const { return *timeline_; }
   const Driver& driver() const { return *driver_; }
+  /// Of the schedules that passes may run.
+  std::uint64_t schedule_hash() const;
+  /// How passes ran, by size.
+  std::vector<PassRecord> ways() const { return choices_.records(); }
 
   /// Of the trace, where one is wanted: collective, all ranks' events on rank 0.
   std::vector<std::vector<io::TraceEvent>> gather_trace() const;
@@ -59,19 +78,34 @@ class Passes {
  private:
   bool root() const { return in_.world.rank() == 0; }
   DriverOptions driver_options();
+  void share_resumed();
   void open_dump(DriverOptions& driver);
+  void open_record(DriverOptions& driver);
+  void finish_pass(double now);
   /// Between two passes: hears the other ranks, and does what is due. False when all is done.
   bool agree_on_pass(double begin, double last_pass_seconds);
+  PassCost cost_of_pass() const;
+  /// Waiting requests go to their ranks, where one has room.
+  void admit();
+  bool any_to_admit() const;
+  void show_progress(double seconds);
   RankLoad load_of_rank();
   void stop_if_asked();
   CheckpointSource checkpoint_source() const;
 
   const PassesInput in_;
   std::optional<ActivationDump> dump_;
+  std::optional<RoutingRecord> record_;
   std::optional<Timeline> timeline_;
   std::optional<Batcher> batcher_;
   std::optional<Driver> driver_;
-  std::vector<RankLoad> loads_;  // [ranks], before this pass
+  PassChoices choices_;
+  PassWay way_;                        // of this pass
+  double last_agreed_ = 0;             // when the ranks had agreed on it; 0 before the first
+  std::vector<RankLoad> loads_;        // [ranks], before this pass
+  std::vector<std::int32_t> resumed_;  // requests that this run resumed, in order of admission
+  std::optional<Progress> progress_;
+  double first_admitted_at_ = 0;
 };
 
 }  // namespace atl

@@ -34,13 +34,12 @@ std::string duration(double seconds) {
 
 }  // namespace
 
-Progress::Progress(std::optional<ProgressStyle> style, std::int64_t total)
+Progress::Progress(std::optional<ProgressStyle> style)
     : style_(style                   ? *style
              : watched_by_a_person() ? ProgressStyle::bar
-                                     : ProgressStyle::lines),
-      total_(std::max<std::int64_t>(total, 1)) {}
+                                     : ProgressStyle::lines) {}
 
-void Progress::update(std::int64_t done, double seconds) {
+void Progress::update(std::int64_t total, std::int64_t left, double seconds) {
   if (style_ == ProgressStyle::none) return;
   const double period = style_ == ProgressStyle::bar ? bar_period_s : line_period_s;
   // The first line of a log comes after one period: a short job needs none.
@@ -48,18 +47,19 @@ void Progress::update(std::int64_t done, double seconds) {
   if (seconds - last_print_ < period) return;
   last_print_ = seconds;
   printed_ = true;
-  done = std::clamp<std::int64_t>(done, 0, total_);
+  total = std::max<std::int64_t>(total, 1);
+  const std::int64_t done = std::clamp<std::int64_t>(total - left, 0, total);
   const double rate = seconds > 0 ? static_cast<double>(done) / seconds : 0;
   const std::string eta =
-      rate > 0 ? duration(static_cast<double>(total_ - done) / rate) : std::string("?");
-  const double share = static_cast<double>(done) / static_cast<double>(total_);
+      rate > 0 ? duration(static_cast<double>(total - done) / rate) : std::string("?");
+  const double share = static_cast<double>(done) / static_cast<double>(total);
   if (style_ == ProgressStyle::bar) {
     const int full = static_cast<int>(share * bar_width);
     fmt::print(stderr, "\r[{:#<{}}{:.<{}}] {:3.0f} %  {}/{} tokens  {:.0f} tokens/s  ETA {}   ", "",
-               full, "", bar_width - full, share * 100, done, total_, rate, eta);
+               full, "", bar_width - full, share * 100, done, total, rate, eta);
   } else {
     fmt::print(stderr, "{:.0f} s: {} of at most {} tokens ({:.0f} %), {:.0f} tokens/s, ETA {}\n",
-               seconds, done, total_, share * 100, rate, eta);
+               seconds, done, total, share * 100, rate, eta);
   }
   std::fflush(stderr);
 }

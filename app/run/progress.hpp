@@ -11,17 +11,16 @@ namespace atl {
 class Progress {
  public:
   /// No `style`: by what stderr, or the launcher's, leads to.
-  /// `total` counts all tokens of the job, of prompts and still to generate.
-  Progress(std::optional<ProgressStyle> style, std::int64_t total);
+  explicit Progress(std::optional<ProgressStyle> style);
 
-  /// `done` of the total tokens are behind us after `seconds`. Prints at most as often as useful.
-  void update(std::int64_t done, double seconds);
+  /// Of the job's `total` tokens, of prompts and to generate, at most `left` are still to come
+  /// after `seconds`. Prints at most as often as useful.
+  void update(std::int64_t total, std::int64_t left, double seconds);
   /// Ends the bar's line.
   void finish();
 
  private:
   ProgressStyle style_;
-  std::int64_t total_;
   double last_print_ = -1e9;
   bool printed_ = false;
 };

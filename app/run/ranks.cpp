@@ -12,7 +12,8 @@ Ranks find_ranks(const comm::Communicator& world, const RunOptions& options) {
 }
 
 void find_links(const comm::Communicator& world, const RunOptions& options, Ranks& ranks) {
-  if (!options.measure_links && options.cluster.empty()) return;
+  const bool choose = ranks.topology.num_nodes() > 1 && (!options.route || !options.chunks);
+  if (!options.measure_links && options.cluster.empty() && !choose) return;
   ranks.cluster = find_cluster(world, ranks.topology, options.cluster, options.measure_links);
 }
 

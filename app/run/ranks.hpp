@@ -23,7 +23,8 @@ struct Ranks {
 /// Collective; without the cluster.
 Ranks find_ranks(const comm::Communicator& world, const RunOptions& options);
 
-/// Collective: where these are wanted, what the links carry, which may be measured for it.
+/// Collective: what the links carry, which may be measured for it: where that is wanted, or there
+/// are several nodes and passes choose their way.
 void find_links(const comm::Communicator& world, const RunOptions& options, Ranks& ranks);
 
 }  // namespace atl

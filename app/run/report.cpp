@@ -7,6 +7,7 @@
 #include <cmath>
 
 #include "app/build_info.hpp"
+#include "app/run/report_traffic.hpp"
 #include "comm/communicator.hpp"
 #include "comm/environment.hpp"
 
@@ -91,11 +92,24 @@ json quantiles(const std::vector<double>& values) {
   return {{"median", quantile(values, 0.5)}, {"p99", quantile(values, 0.99)}};
 }
 
+/// How passes ran, by size, and what was expected of them.
+json ways_json(const RunFacts& facts) {
+  json ways = json::array();
+  for (const PassRecord& record : facts.ways) {
+    ways.push_back({{"phase", record.phase == Phase::prefill ? "prefill" : "decode"},
+                    {"tokens_of_busiest_rank", {record.least_rows, 2 * record.least_rows - 1}},
+                    {"route", name_of(record.way.route)},
+                    {"chunks", record.way.chunks},
+                    {"passes", record.passes},
+                    {"estimate_s", record.estimate_s},
+                    {"best_s_per_token", record.best_s_per_row}});
+  }
+  return ways;
+}
+
 json facts_json(const RunFacts& facts) {
   json options = json::object();
   for (const auto& [name, value] : facts.options->items()) options[name] = value;
-  json shares = json::array();
-  for (const auto& experts : facts.placement->experts_of) shares.push_back(experts.size());
   return {
       {"format", "atoll-report"},
       {"format_version", 1},
@@ -117,15 +131,12 @@ json facts_json(const RunFacts& facts) {
       {"hosts", facts.topology->node_names},
       {"host_of_rank", facts.topology->node_of},
       {"ranks", facts.topology->num_ranks()},
-      {"layout",
-       {{"experts", "expert parallel"},
-        {"attention", "data parallel by sequences"},
-        {"experts_per_rank", shares}}},
-      {"placement", {{"rank_of_expert", facts.placement->rank_of}}},
+      {"layout", {{"experts", "expert parallel"}, {"attention", "data parallel by sequences"}}},
       {"schedule",
        {{"hash", fmt::format("{:016x}", facts.schedule_hash)},
-        {"chunks", facts.options->chunks},
+        {"chunks_at_most", facts.most_chunks},
         {"overlap", !facts.options->no_overlap}}},
+      {"ways", ways_json(facts)},
       {"basis",
        "every time, rate, share and byte count is measured in this run, the links at the time that "
        "stands beside them; gemm_flops_per_s and mfu divide the model's GEMM operations by "
@@ -151,27 +162,6 @@ json checkpoints_json(const std::vector<RankNumbers>& ranks) {
           {"share", wall > 0 ? seconds / wall : 0}};
 }
 
-void add_matrices(json& report, const std::vector<std::vector<std::int64_t>>& bytes,
-                  const std::vector<std::vector<double>>& waits, const comm::Topology& topology) {
-  std::int64_t inside = 0;
-  std::int64_t between = 0;
-  const auto num_nodes = static_cast<std::size_t>(topology.num_nodes());
-  std::vector<std::vector<std::int64_t>> by_node(num_nodes, std::vector<std::int64_t>(num_nodes));
-  for (std::size_t from = 0; from < bytes.size(); ++from) {
-    for (std::size_t to = 0; to < bytes.size(); ++to) {
-      const auto from_node = static_cast<std::size_t>(topology.node_of[from]);
-      const auto to_node = static_cast<std::size_t>(topology.node_of[to]);
-      by_node[from_node][to_node] += bytes[from][to];
-      (from_node == to_node ? inside : between) += bytes[from][to];
-    }
-  }
-  report["bytes_from_node_to_node"] = by_node;
-  report["bytes_from_to"] = bytes;
-  report["wait_s_by_for"] = waits;
-  report["bytes_inside_nodes"] = inside;
-  report["bytes_between_nodes"] = between;
-}
-
 /// What the job was given on its nodes, and by whom.
 void add_given(json& report, const comm::Allotment& given, const comm::Topology& topology) {
   json nodes = json::array();
@@ -195,22 +185,6 @@ void add_links(json& report, const Cluster* cluster) {
   report["links"]["mpi"] = cluster->mpi;
 }
 
-void add_experts(json& report, const std::vector<std::int64_t>& tokens, const ModelShape& shape) {
-  json layers = json::array();
-  std::vector<std::int64_t> totals(static_cast<std::size_t>(shape.num_experts));
-  for (int layer = 0; layer < shape.num_layers; ++layer) {
-    if (shape.is_dense(layer)) continue;
-    json row = json::array();
-    for (int expert = 0; expert < shape.num_experts; ++expert) {
-      const auto count = tokens[static_cast<std::size_t>(layer * shape.num_experts + expert)];
-      row.push_back(count);
-      totals[static_cast<std::size_t>(expert)] += count;
-    }
-    layers.push_back({{"layer", layer}, {"tokens", row}});
-  }
-  report["tokens_per_expert"] = {{"total", totals}, {"by_layer", layers}};
-}
-
 }  // namespace
 
 json gather_report(const comm::Communicator& world, const RunFacts& facts,
@@ -226,10 +200,8 @@ json gather_report(const comm::Communicator& world, const RunFacts& facts,
   numbers.largest_exchange = mine.traffic->bytes_sent_at_once;
   numbers.receive_growths = mine.traffic->receive_growths;
   const auto ranks = world.allgather(numbers);
-  const auto bytes = world.gather_vectors(std::span<const std::int64_t>(mine.traffic->bytes_to), 0);
   const auto waits = world.gather_vectors(mine.timeline->waited_for(), 0);
-  std::vector<std::int64_t> tokens = mine.traffic->tokens_of_expert;
-  world.allreduce(std::span(tokens), comm::Communicator::Reduce::sum);
+  const AllTraffic traffic = gather_traffic(world, *mine.traffic);
   if (world.rank() != 0) return nullptr;
 
   json report = facts_json(facts);
@@ -248,8 +220,8 @@ json gather_report(const comm::Communicator& world, const RunFacts& facts,
     if (requests.scored_tokens > 0) report["score"]["perplexity"] = requests.perplexity;
   }
   if (!facts.options->checkpoint_dir.empty()) report["checkpoints"] = checkpoints_json(ranks);
-  add_experts(report, tokens, facts.config->shape);
-  add_matrices(report, bytes, waits, *facts.topology);
+  add_traffic(report, traffic, facts);
+  report["wait_s_by_for"] = waits;
   add_given(report, *facts.given, *facts.topology);
   add_links(report, facts.cluster);
   json per_rank = json::array();

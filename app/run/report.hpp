@@ -25,6 +25,7 @@ struct RunFacts {
   const RunOptions* options = nullptr;
   const ModelConfig* config = nullptr;
   const Placement* placement = nullptr;
+  const Layout* layout = nullptr;
   const comm::Topology* topology = nullptr;
   const comm::Allotment* given = nullptr;
   const Cluster* cluster = nullptr;  ///< null: the links' speed is not known
@@ -33,6 +34,8 @@ struct RunFacts {
   std::string transport;
   std::uint64_t model_identity = 0;
   std::uint64_t schedule_hash = 0;
+  int most_chunks = 1;
+  std::vector<PassRecord> ways;
   int threads = 1;  ///< of this rank
   DType dtype = DType::bfloat16;
   Mode mode = Mode::generate;

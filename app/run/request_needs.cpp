@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <limits>
 
 namespace atl {
 
@@ -17,35 +18,39 @@ std::int64_t pages_needed(const io::Request& request, const BatchOptions& option
   return (tokens + options.page_tokens - 1) / options.page_tokens;
 }
 
-std::vector<WaitingRequest> waiting_of(const std::vector<io::Request>& requests,
-                                       const std::vector<KeptProgress>& kept,
-                                       const BatchOptions& options) {
-  std::vector<WaitingRequest> waiting;
-  for (std::size_t i = 0; i < requests.size(); ++i) {
-    const io::Request& request = requests[i];
-    if (!request.error.empty() || kept[i].finished) continue;
-    const auto length = static_cast<std::int64_t>(request.tokens.size());
-    waiting.push_back({.request = static_cast<std::int32_t>(i),
-                       .pages = pages_needed(request, options),
-                       .prompt_tokens = std::max<std::int64_t>(0, length - kept[i].cached),
-                       .new_tokens = new_tokens_of(request, options) - kept[i].generated,
-                       .resumed = kept[i].cached > 0});
-  }
-  return waiting;
+void refuse_beyond_cache(io::Request& request, const BatchOptions& options,
+                         const std::string& sized_by) {
+  const std::int64_t pages = pages_needed(request, options);
+  if (pages <= options.num_pages) return;
+  request.error = fmt::format(
+      "prompt and new tokens need {} tokens of KV cache, but a rank holds {} ({}); "
+      "raise --kv-tokens or shorten the request",
+      pages * options.page_tokens, options.num_pages * options.page_tokens, sized_by);
 }
 
-void refuse_beyond_cache(std::vector<io::Request>& requests, const std::vector<KeptProgress>& kept,
-                         const BatchOptions& options, const std::string& sized_by) {
-  for (std::size_t i = 0; i < requests.size(); ++i) {
-    io::Request& request = requests[i];
-    if (!request.error.empty() || kept[i].finished) continue;
-    const std::int64_t pages = pages_needed(request, options);
-    if (pages <= options.num_pages) continue;
-    request.error = fmt::format(
-        "prompt and new tokens need {} tokens of KV cache, but a rank holds {} ({}); "
-        "raise --kv-tokens or shorten the request",
-        pages * options.page_tokens, options.num_pages * options.page_tokens, sized_by);
+RequestNeeds needs_of(const std::vector<io::Request>& requests, bool all_read, int max_positions,
+                      int num_ranks, const BatchOptions& options) {
+  RequestNeeds needs;
+  std::vector<std::int64_t> pages;
+  for (const io::Request& request : requests) {
+    if (!request.error.empty()) continue;
+    pages.push_back(pages_needed(request, options));
+    needs.longest = std::max(needs.longest, static_cast<std::int64_t>(request.tokens.size()) +
+                                                new_tokens_of(request, options));
   }
+  needs.count = static_cast<std::int64_t>(requests.size());
+  needs.pages = pages_wanted(pages, num_ranks);
+  if (all_read) return needs;
+  needs.count = std::numeric_limits<std::int64_t>::max();
+  needs.longest = max_positions;
+  needs.pages.largest = (max_positions + options.page_tokens - 1) / options.page_tokens;
+  needs.pages.useful = std::max(needs.pages.useful, needs.pages.largest);
+  return needs;
+}
+
+SequenceRoom room_for(const RequestNeeds& needs, const BatchOptions& options) {
+  const std::int64_t pages = std::min(needs.pages.largest, options.num_pages);
+  return {options.max_sequences, std::min(needs.longest, pages * options.page_tokens), pages};
 }
 
 }  // namespace atl

@@ -5,9 +5,9 @@
 #include <string>
 #include <vector>
 
-#include "app/plan/admission.hpp"
+#include "app/plan/memory.hpp"
 #include "app/run/batch_options.hpp"
-#include "app/run/kept_progress.hpp"
+#include "app/run/sequences.hpp"
 #include "io/requests.hpp"
 
 namespace atl {
@@ -18,14 +18,22 @@ int new_tokens_of(const io::Request& request, const BatchOptions& options);
 /// KV pages that a request needs for its whole life.
 std::int64_t pages_needed(const io::Request& request, const BatchOptions& options);
 
-/// The requests that are left to serve, in their order; `kept` has an entry for each of them all.
-std::vector<WaitingRequest> waiting_of(const std::vector<io::Request>& requests,
-                                       const std::vector<KeptProgress>& kept,
-                                       const BatchOptions& options);
+/// Gives the request an error when it needs more KV cache than options.num_pages. `sized_by` says
+/// what gave the cache its size.
+void refuse_beyond_cache(io::Request& request, const BatchOptions& options,
+                         const std::string& sized_by);
 
-/// Refuses the requests that need more KV cache than options.num_pages, but for those in `kept`
-/// that are finished. `sized_by` says what gave the cache its size.
-void refuse_beyond_cache(std::vector<io::Request>& requests, const std::vector<KeptProgress>& kept,
-                         const BatchOptions& options, const std::string& sized_by);
+/// What all requests need together. Where only the first of them have been read, any later one may
+/// be as long as the model allows, and there may be any number of them.
+struct RequestNeeds {
+  std::int64_t count = 0;    ///< the largest number where not all are read
+  std::int64_t longest = 1;  ///< tokens of one, of its prompt and new ones
+  PagesWanted pages;
+};
+RequestNeeds needs_of(const std::vector<io::Request>& requests, bool all_read, int max_positions,
+                      int num_ranks, const BatchOptions& options);
+
+/// Room for sequences in which every one of these requests finds place.
+SequenceRoom room_for(const RequestNeeds& needs, const BatchOptions& options);
 
 }  // namespace atl

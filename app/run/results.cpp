@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <cmath>
+#include <cstring>
 #include <map>
 #include <nlohmann/json.hpp>
 
@@ -20,14 +21,14 @@ constexpr const char* journal_format = "atoll-journal";
 constexpr int journal_version = 1;
 constexpr io::DecodeOptions each_token = {.special_tokens = true, .continues = true};
 
-std::string line_of(const io::Request& request, const FinishedRequest& finished, bool scoring) {
-  if (finished.error.empty()) return io::result_line(request, finished.result, scoring);
-  io::Request failed;
-  failed.line = request.line;
-  failed.id = request.id;
-  failed.batch = request.batch;
-  failed.error = finished.error;
-  return io::error_line(failed);
+std::string line_of(const FinishedRequest& finished, bool scoring) {
+  io::Request request;
+  request.line = finished.line;
+  request.id = finished.id;
+  request.batch = finished.batch;
+  request.error = finished.error;
+  return finished.error.empty() ? io::result_line(request, finished.result, scoring)
+                                : io::error_line(request);
 }
 
 }  // namespace
@@ -46,7 +47,7 @@ ordered_json ResultStore::recorded() const {
   return header.is_object() && header.contains("run") ? header.at("run") : nullptr;
 }
 
-void ResultStore::check_journal(const ordered_json& identity, bool resume) const {
+void ResultStore::check_journal(const IdentityLike& identity, bool resume) const {
   const std::string& path = journal_->path();
   if (journal_->num_results() == 0) return;
   require(
@@ -60,7 +61,7 @@ void ResultStore::check_journal(const ordered_json& identity, bool resume) const
           "cannot resume from {}: its header is damaged, or that of another version; remove the "
           "file to start anew",
           path);
-  const std::string differs = difference(header.at("run"), identity);
+  const std::string differs = difference(header.at("run"), identity(header.at("run")));
   require(differs.empty(),
           "cannot resume: {} is of another run: {}; run with what it was started with (options and "
           "program), or remove "
@@ -68,63 +69,88 @@ void ResultStore::check_journal(const ordered_json& identity, bool resume) const
           path, differs);
 }
 
+std::string ResultStore::header() const {
+  return io::json_text(ordered_json({{"format", journal_format},
+                                     {"format_version", journal_version},
+                                     {"run", identity_(nullptr)}}));
+}
+
 std::vector<bool> ResultStore::begin(const std::vector<io::Request>& requests,
-                                     const ordered_json& identity, bool resume, Mode mode,
+                                     const IdentityLike& identity, bool resume, Mode mode,
                                      const io::ModelText& text) {
   requests_ = &requests;
+  identity_ = identity;
   mode_ = mode;
   text_ = &text;
-  std::string flags(requests.size(), '0');
+  std::vector<bool> finished(requests.size());
   world_.agree([&] {
     if (!root()) return;
     check_journal(identity, resume);
+    identified_ = requests.size();
     if (journal_->num_damaged() > 0) {
       fmt::print(stderr, "{}: {} damaged lines are not used; their requests run again\n",
                  journal_->path(), journal_->num_damaged());
     }
-    if (resume && journal_->num_results() > 0) {
-      for (std::size_t i = 0; i < requests.size(); ++i) {
-        if (!journal_->has(requests[i].line)) continue;
-        flags[i] = '1';
-        resumed_.push_back(i);
-      }
-      journal_->resume();
-    } else {
-      journal_->start(io::json_text(ordered_json(
-          {{"format", journal_format}, {"format_version", journal_version}, {"run", identity}})));
+    if (!resume || journal_->num_results() == 0) return journal_->start(header());
+    for (std::size_t i = 0; i < requests.size(); ++i) {
+      if (!journal_->has(requests[i].line)) continue;
+      finished[i] = true;
+      resumed_.push_back(i);
     }
+    const bool same_header = journal_->header() == header();
+    journal_->resume();
+    if (!same_header) journal_->append(io::journal_line(0, header()));  // it had read less
   });
-  flags = world_.broadcast(flags, 0);
-  std::vector<bool> finished;
-  for (const char flag : flags) finished.push_back(flag == '1');
   return finished;
+}
+
+/// On the rank that writes the line: rank 0 alone would decode for all.
+void ResultStore::add_text(FinishedRequest& finished) const {
+  io::Result& result = finished.result;
+  const bool has_text = text_->why_not().empty();
+  if (mode_ == Mode::generate && finished.error.empty() && has_text) {
+    result.text = text_->decode(result.tokens, {.continues = true});
+  }
+  if (!finished.batch || !finished.batch->logprobs) return;
+  for (const std::int32_t token : result.tokens) {
+    result.token_texts.push_back(has_text ? text_->decode({&token, 1}, each_token) : "");
+  }
 }
 
 void ResultStore::take(std::vector<FinishedRequest>& finished) {
   for (FinishedRequest& f : finished) {
-    const io::Request& request = (*requests_)[static_cast<std::size_t>(f.request)];
-    if (mode_ == Mode::generate && f.error.empty() && text_->why_not().empty()) {
-      f.result.text = text_->decode(f.result.tokens, {.continues = true});
-    }
-    if (request.batch && request.batch->logprobs) {
-      for (const std::int32_t token : f.result.tokens) {
-        f.result.token_texts.push_back(
-            text_->why_not().empty() ? text_->decode({&token, 1}, each_token) : "");
-      }
-    }
+    add_text(f);
+    const std::string line = io::journal_line(f.line, line_of(f, mode_ == Mode::score));
     Outcome outcome;
     outcome.request = f.request;
     outcome.failed = !f.error.empty();
-    waiting_ += io::journal_line(request.line, line_of(request, f, mode_ == Mode::score));
+    outcome.line_bytes = static_cast<std::int64_t>(line.size());
     outcome.tokens = static_cast<std::int32_t>(f.result.tokens.size());
     outcome.times = f.times;
     if (mode_ == Mode::score && !outcome.failed) {
       for (const float logprob : f.result.logprobs) outcome.logprob_sum += logprob;
       outcome.scored = static_cast<std::int64_t>(f.result.logprobs.size());
     }
-    outcomes_.push_back(outcome);
+    waiting_.append(reinterpret_cast<const char*>(&outcome), sizeof(outcome));
+    waiting_ += line;
   }
   finished.clear();
+}
+
+void ResultStore::add_lines(std::string_view message, std::string& lines) {
+  while (!message.empty()) {
+    Outcome outcome;
+    std::memcpy(&outcome, message.data(), sizeof(outcome));
+    message.remove_prefix(sizeof(outcome));
+    const auto bytes = static_cast<std::size_t>(outcome.line_bytes);
+    lines += message.substr(0, bytes);
+    message.remove_prefix(bytes);
+    outcomes_.push_back(outcome);
+    // A result counts only under a header that speaks of its request.
+    if (static_cast<std::size_t>(outcome.request) < identified_) continue;
+    identified_ = requests_->size();
+    lines.insert(0, io::journal_line(0, header()));
+  }
 }
 
 void ResultStore::collect(std::span<const RankLoad> loads) {
@@ -136,11 +162,11 @@ void ResultStore::collect(std::span<const RankLoad> loads) {
   for (const RankLoad& load : loads) {
     sizes.push_back(static_cast<std::uint64_t>(load.result_bytes));
   }
-  const auto texts = world_.gather_sized(waiting_, sizes, 0);
+  const auto messages = world_.gather_sized(waiting_, sizes, 0);
   waiting_.clear();
   std::string lines;
   lines.reserve(all);
-  for (const std::string& text : texts) lines += text;
+  for (const std::string& message : messages) add_lines(message, lines);
   if (root()) journal_->append(lines);
 }
 
@@ -168,11 +194,9 @@ ResultStore::Outcome ResultStore::kept_outcome(std::size_t request) const {
 
 RequestSummary ResultStore::summary() const {
   RequestSummary summary;
-  std::map<std::int32_t, Outcome> by_request;  // in a fixed order, since sums depend on it
-  for (const auto& of_rank : world_.gather_vectors(std::span(outcomes_), 0)) {
-    for (const Outcome& outcome : of_rank) by_request[outcome.request] = outcome;
-  }
   if (!root()) return summary;
+  std::map<std::int32_t, Outcome> by_request;  // in a fixed order, since sums depend on it
+  for (const Outcome& outcome : outcomes_) by_request[outcome.request] = outcome;
   for (const std::size_t request : resumed_) {
     by_request[static_cast<std::int32_t>(request)] = kept_outcome(request);
   }
@@ -205,7 +229,7 @@ void ResultStore::write() {
   std::optional<io::TextFile> file;
   if (!pipe_) file.emplace(output_);
   io::TextFile& output = pipe_ ? *pipe_ : *file;
-  if (part_) output.write(part_header(*part_));
+  if (part_) output.write(part_header(part_()));
   for (const io::Request& request : *requests_) {
     const bool finished = journal_->has(request.line);
     require(finished || !request.error.empty(), "internal: request {} (line {}) was never finished",

@@ -1,16 +1,19 @@
 #pragma once
 // Results back to rank 0 and onto its disk as soon as they are finished.
 
+#include <functional>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "app/mode.hpp"
 #include "app/plan/rank_load.hpp"
 #include "app/run/finished_request.hpp"
+#include "app/run/identity.hpp"
 #include "app/run/request_summary.hpp"
 #include "app/run/shards.hpp"
 #include "comm/communicator.hpp"
@@ -41,19 +44,19 @@ class ResultStore {
   /// On rank 0, before any work: opens output and journal. Throws Error when they cannot be
   /// written.
   void open(const std::string& output);
-  /// On rank 0: the output is a part, of which these facts hold.
-  void make_part(PartFacts facts) { part_ = std::move(facts); }
+  /// On rank 0: the output is a part, of which these facts hold at the end.
+  void make_part(std::function<PartFacts()> facts) { part_ = std::move(facts); }
 
   /// On rank 0, after open(): the identity of the run that left finished results; null without any.
   nlohmann::ordered_json recorded() const;
 
   /// Collective: starts the journal, or with `resume` takes up what an earlier run of the same
-  /// `identity` has finished. Throws Error when that was another run, or when results of an
-  /// interrupted run would be lost. `text`, which outlives this, is how tokens are text. Returns
-  /// for each request whether it is finished already.
-  std::vector<bool> begin(const std::vector<io::Request>& requests,
-                          const nlohmann::ordered_json& identity, bool resume, Mode mode,
-                          const io::ModelText& text);
+  /// identity has finished. Throws Error when that was another run, or when results of an
+  /// interrupted run would be lost. `requests` are those of rank 0, and may still grow; `identity`
+  /// counts there alone. `text`, which outlives this, is how tokens are text. Returns on rank 0 for
+  /// each request whether it is finished already.
+  std::vector<bool> begin(const std::vector<io::Request>& requests, const IdentityLike& identity,
+                          bool resume, Mode mode, const io::ModelText& text);
 
   /// Takes over the requests that this rank has finished; `finished` is empty afterwards.
   void take(std::vector<FinishedRequest>& finished);
@@ -66,8 +69,8 @@ class ResultStore {
 
   std::int64_t num_finished() const { return journal_ ? journal_->num_results() : 0; }
 
-  /// Collective: when the requests got their tokens and what they scored, on rank 0. Those that
-  /// ended with an error count in neither.
+  /// When the requests got their tokens and what they scored, on rank 0. Those that ended with an
+  /// error count in neither.
   RequestSummary summary() const;
   /// On rank 0, at the end: writes the output.
   void write();
@@ -85,25 +88,33 @@ class ResultStore {
     RequestTimes times;
     double logprob_sum = 0;
     std::int64_t scored = 0;
+    std::int64_t line_bytes = 0;  // of its journal line
     bool failed = false;
   };
   bool root() const { return world_.rank() == 0; }
-  void check_journal(const nlohmann::ordered_json& identity, bool resume) const;
+  void check_journal(const IdentityLike& identity, bool resume) const;
+  std::string header() const;
+  /// Decodes its tokens, where that is wanted.
+  void add_text(FinishedRequest& finished) const;
+  /// Takes what a rank had for rank 0 apart, and notes its outcomes.
+  void add_lines(std::string_view message, std::string& lines);
   Outcome kept_outcome(std::size_t request) const;
 
   const comm::Communicator& world_;
-  const std::vector<io::Request>* requests_ = nullptr;
+  const std::vector<io::Request>* requests_ = nullptr;  // rank 0
+  IdentityLike identity_;                               // rank 0
+  std::size_t identified_ = 0;  // rank 0: requests that the journal's header speaks of
   Mode mode_ = Mode::generate;
   const io::ModelText* text_ = nullptr;
   std::string output_;
-  std::optional<PartFacts> part_;               // rank 0: of an output that is a part
+  std::function<PartFacts()> part_;             // rank 0: of an output that is a part
   std::optional<io::TextFile> pipe_;            // rank 0: output that is no regular file
   std::unique_ptr<io::ResultJournal> journal_;  // rank 0
-  std::string waiting_;                         // journal lines for rank 0
-  std::vector<Outcome> outcomes_;               // of this rank
-  std::vector<std::size_t> resumed_;            // rank 0: requests that an earlier run finished
-  std::int64_t num_errors_ = 0;                 // rank 0, as written: results that are errors
-  std::string first_error_;                     // the first of them, with its line
+  std::string waiting_;               // for rank 0: an Outcome and a journal line of each request
+  std::vector<Outcome> outcomes_;     // rank 0
+  std::vector<std::size_t> resumed_;  // rank 0: requests that an earlier run finished
+  std::int64_t num_errors_ = 0;       // rank 0, as written: results that are errors
+  std::string first_error_;           // the first of them, with its line
 };
 
 }  // namespace atl

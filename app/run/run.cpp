@@ -7,17 +7,25 @@
 #include <vector>
 
 #include "app/model/load.hpp"
+#include "app/run/groups.hpp"
 #include "app/run/open_model.hpp"
 #include "app/run/passes.hpp"
+#include "app/run/placement_file.hpp"
 #include "app/run/ranks.hpp"
 #include "app/run/report.hpp"
+#include "app/run/request_rows.hpp"
+#include "app/run/route.hpp"
+#include "app/run/routing_replay.hpp"
 #include "app/run/sizes.hpp"
+#include "app/run/startup.hpp"
 #include "app/run/workload.hpp"
 #include "comm/transports/choice.hpp"
 #include "comm/watchdog.hpp"
 #include "io/json_shown.hpp"
 
 namespace atl {
+
+using nlohmann::json;
 
 namespace {
 
@@ -31,13 +39,16 @@ class Job {
     comm::watched::stage("set-up", setup_deadlines * options_.deadline);
     open_model();
     ranks_ = find_ranks(world_, options_);
-    work_.read(model_, ranks_.choice);
+    place();
+    open_replay();
+    work_.read(model_, ranks_.choice, replay_file_ ? replay_file_->identity() : "");
     if (work_.nothing_to_do()) return;
     find_links(world_, options_, ranks_);
-    sizes_ =
-        sizes_of(world_, options_, {model_, placement_, ranks_, work_.requests(), work_.mode()});
-    work_.refuse_beyond_cache(sizes_.batch, kv_limit(options_, ranks_));
-    if (work_.any_to_serve()) {
+    sizes_ = sizes_of(
+        world_, options_,
+        {model_, placement_, layout_, ranks_, work_.requests(), work_.all_read(), work_.mode()});
+    if (work_.any_to_serve(sizes_.batch, kv_limit(options_, ranks_))) {
+      prepare_replay();
       load();
       passes_->run();
     }
@@ -48,15 +59,46 @@ class Job {
   bool root() const { return world_.rank() == 0; }
 
   void open_model() {
+    const double begin = now_seconds();
+    model_ = OpenModel(world_, options_.model, options_.dtype);
+    startup_.open_s = now_seconds() - begin;
     world_.agree([this] {
-      model_ = OpenModel(options_.model, options_.dtype);
       const ModelShape& shape = model_.config.shape;
-      placement_ = contiguous_placement(shape.num_experts, world_.size());
       if (!options_.dump_activations.empty()) {
         dumped_layers_ = layers_of(options_.dump_activations, shape.num_layers);
       }
     });
-    model_.require_same(world_, options_.model);
+  }
+
+  void place() {
+    world_.agree([this] {
+      layout_ = make_layout(options_.node_ranks.empty()
+                                ? ranks_.topology.node_of
+                                : nodes_of_ranks(options_.node_ranks, world_.size()));
+      placement_ = placement_of(options_, model_.config.shape, layout_);
+    });
+  }
+
+  void open_replay() {
+    if (options_.replay_routing.empty()) return;
+    comm::watched::stage("reading the routing to replay", 0);
+    replay_file_.emplace(options_.replay_routing, world_, model_.config.shape,
+                         model_.file->identity());
+    comm::watched::stage("set-up", setup_deadlines * options_.deadline);
+  }
+
+  void prepare_replay() {
+    if (!replay_file_) return;
+    const RequestRows rows = shared_request_rows(
+        world_, request_rows(work_.requests(), work_.mode(), options_.max_tokens));
+    world_.agree([&] {
+      replay_.emplace(*replay_file_, rows, model_.config.shape, sizes_.batch.max_chunks);
+    });
+    if (!root()) return;
+    const int left_out = replay_file_->columns() - replay_file_->top_k();
+    fmt::print(stderr, "replaying the experts' choices of {}, with {} weights{}\n",
+               replay_file_->path(), replay_file_->weights(),
+               left_out == 0 ? "" : fmt::format("; its last {} of a token are left out", left_out));
   }
 
   void load() {
@@ -66,24 +108,35 @@ class Job {
     world_.agree([this] {
       transport_ = comm::choose_transport(world_, options_.transport, backend_->device_memory());
     });
-    std::vector<NonFiniteSlab> non_finite;
-    world_.agree([&] {
-      non_finite =
-          load_weights(*model_.file, model_.config, sizes_.backend.part, model_.dtype, *backend_);
-    });
-    stored_non_finite_ = warn_of_non_finite(world_, *model_.file, model_.dtype, non_finite);
-    passes_.emplace(PassesInput{world_, options_, model_, placement_, ranks_, sizes_,
-                                dumped_layers_, transport_, *backend_, work_});
+    const double begin_of_weights = now_seconds();
+    const LoadedModel loaded = load_weights(world_, ranks_.topology, *model_.file, model_.config,
+                                            sizes_.backend.part, model_.dtype, *backend_);
+    startup_.weights_s = now_seconds() - begin_of_weights;
+    startup_.load = loaded.cost;
+    stored_non_finite_ = warn_of_non_finite(world_, *model_.file, model_.dtype, loaded.non_finite);
+    groups_.emplace(world_, layout_, may_take(options_, layout_, Route::nodes));
+    passes_.emplace(PassesInput{world_, options_, model_, placement_, *groups_, ranks_, sizes_,
+                                dumped_layers_, replay_ ? &*replay_ : nullptr, transport_,
+                                *backend_, work_});
     load_seconds_ = now_seconds() - begin;
   }
 
   void finish() {
     const RequestSummary summary = work_.results.summary();
-    nlohmann::json report;
+    json report;
     std::vector<std::vector<io::TraceEvent>> events;
     if (passes_) {
       passes_->close_dump();
+      passes_->close_record();
       report = gather_report(world_, facts(), measurements(), summary);
+      const json routing = passes_->routing_report();
+      if (!routing.is_null()) report["routing"] = routing;
+      if (passes_->first_admitted_at() > 0) {
+        startup_.first_admitted_s = passes_->first_admitted_at() - begin_;
+      }
+      startup_.peak_memory_bytes = peak_memory_bytes();
+      const json startup = gather_startup(world_, startup_, *model_.file, ranks_);
+      if (root()) report["startup"] = startup;
       events = passes_->gather_trace();
     }
     world_.agree([&] {
@@ -109,6 +162,7 @@ class Job {
     facts.options = &options_;
     facts.config = &model_.config;
     facts.placement = &placement_;
+    facts.layout = &layout_;
     facts.topology = &ranks_.topology;
     facts.given = &ranks_.given;
     facts.cluster = ranks_.cluster ? &*ranks_.cluster : nullptr;
@@ -116,7 +170,9 @@ class Job {
     facts.isa = work_.arithmetic().isa;
     facts.transport = name_of(transport_);
     facts.model_identity = model_.file->identity();
-    facts.schedule_hash = passes_->driver().schedule(options_.chunks).hash();
+    facts.schedule_hash = passes_->schedule_hash();
+    facts.most_chunks = sizes_.batch.max_chunks;
+    facts.ways = passes_->ways();
     facts.threads = ranks_.threads;
     facts.dtype = model_.dtype;
     facts.mode = work_.mode();
@@ -138,15 +194,21 @@ class Job {
   const RunOptions& options_;
   Workload work_;
   OpenModel model_;
+  Layout layout_;
   Placement placement_;
+  std::optional<Groups> groups_;
   std::vector<int> dumped_layers_;
+  std::optional<ReplayFile> replay_file_;
+  std::optional<RoutingReplay> replay_;
   Ranks ranks_;
   Sizes sizes_;
   std::unique_ptr<compute::Backend> backend_;
   comm::TransportKind transport_ = comm::TransportKind::ialltoallv;
   std::optional<Passes> passes_;
   bool stored_non_finite_ = false;  // weights on file; known on rank 0
+  const double begin_ = now_seconds();
   double load_seconds_ = 0;
+  Startup startup_;
 };
 
 }  // namespace

@@ -6,12 +6,11 @@
 
 namespace atl {
 
-Sequences::Sequences(int max, std::int64_t longest, std::int64_t most_pages)
-    : slots_(static_cast<std::size_t>(max)) {
+Sequences::Sequences(const SequenceRoom& room) : slots_(static_cast<std::size_t>(room.max)) {
   for (Sequence& sequence : slots_) {
-    sequence.tokens.reserve(static_cast<std::size_t>(longest));
-    sequence.logprobs.reserve(static_cast<std::size_t>(longest));
-    sequence.pages.reserve(static_cast<std::size_t>(most_pages));
+    sequence.tokens.reserve(static_cast<std::size_t>(room.longest));
+    sequence.logprobs.reserve(static_cast<std::size_t>(room.longest));
+    sequence.pages.reserve(static_cast<std::size_t>(room.most_pages));
   }
   taken_.reserve(slots_.size());
 }

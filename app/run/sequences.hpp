@@ -13,6 +13,7 @@ namespace atl {
 
 struct Sequence {
   std::int32_t request = -1;         ///< index into the requests; -1: ended, or its slot is free
+  io::Request asked;                 ///< what was asked for, without the prompt
   std::vector<std::int32_t> tokens;  ///< prompt, then generated
   std::vector<std::int32_t> pages;   ///< of the KV cache, for its whole life
   std::int32_t prompt_length = 0;
@@ -32,12 +33,17 @@ struct Sequence {
   std::int32_t uncached() const { return length() - cached; }
 };
 
+/// Room for sequences, so that nothing is allocated while they grow.
+struct SequenceRoom {
+  int max = 0;                  ///< at once
+  std::int64_t longest = 1;     ///< tokens of one
+  std::int64_t most_pages = 1;  ///< of one
+};
+
 /// The sequences of this rank, each in a slot.
 class Sequences {
  public:
-  /// Room for `max` at once, each of up to `longest` tokens and `most_pages` pages, so that nothing
-  /// is allocated while they grow.
-  Sequences(int max, std::int64_t longest, std::int64_t most_pages);
+  explicit Sequences(const SequenceRoom& room);
 
   /// Throws Error when all slots are taken.
   Sequence& start(std::int32_t request, std::span<const std::int32_t> prompt, int max_new);

@@ -148,15 +148,6 @@ std::vector<Shard> parts_beside(const std::string& output) {
   return shards;
 }
 
-void keep_share(std::vector<io::Request>& requests, const Shard& shard) {
-  std::vector<io::Request> share;
-  const auto count = static_cast<std::size_t>(shard.count);
-  for (auto i = static_cast<std::size_t>(shard.index); i < requests.size(); i += count) {
-    share.push_back(std::move(requests[i]));
-  }
-  requests = std::move(share);
-}
-
 ordered_json with_shard(const ordered_json& identity, const Shard& shard) {
   ordered_json run = identity;
   run[shard_key] = shard.text();

@@ -18,6 +18,7 @@ struct Shard {
   int index = 0;
   int count = 1;
   std::string text() const;  ///< "0/2"
+  bool has(std::int64_t request) const { return request % count == index; }
   /// How many of `requests` are in it.
   std::int64_t share_of(std::int64_t requests) const;
 };
@@ -31,9 +32,6 @@ std::string part_path(const std::string& output, const Shard& shard);
 /// The shards whose parts are beside `output`, in no order. Throws Error when the folder cannot be
 /// read.
 std::vector<Shard> parts_beside(const std::string& output);
-
-/// Removes the requests of other shards.
-void keep_share(std::vector<io::Request>& requests, const Shard& shard);
 
 /// The identity of one shard's run: its journal and checkpoints are no other shard's.
 nlohmann::ordered_json with_shard(const nlohmann::ordered_json& identity, const Shard& shard);

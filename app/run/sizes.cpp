@@ -3,9 +3,13 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <span>
 
 #include "app/plan/memory.hpp"
+#include "app/run/placement_file.hpp"
 #include "app/run/request_needs.hpp"
+#include "app/run/route.hpp"
+#include "compute/memory_plan.hpp"
 
 namespace atl {
 
@@ -17,31 +21,48 @@ BatchOptions batch_options(const RunOptions& options, const Sized& sized) {
   BatchOptions batch;
   batch.mode = sized.mode;
   batch.max_tokens = options.max_tokens;
-  batch.max_sequences = std::min(options.max_sequences, static_cast<int>(sized.requests.size()));
-  batch.max_pass_tokens = std::max(options.step_tokens, batch.max_sequences);
-  batch.min_chunk_tokens = std::min(options.min_chunk_tokens, batch.max_pass_tokens);
-  batch.max_chunks = options.chunks;
+  batch.max_sequences = options.max_sequences;
+  batch.max_chunks = most_chunks(options, sized.layout);
   batch.page_tokens = page_tokens;
   batch.stop_token_ids = sized.model.config.stop_token_ids;
   batch.dtype = sized.model.dtype;
   return batch;
 }
 
-compute::BackendOptions backend_options(int rank, const Sized& sized, const BatchOptions& batch) {
+/// Once it is known how many requests there are at most.
+void limit_to(std::int64_t requests, const RunOptions& options, BatchOptions& batch) {
+  batch.max_sequences = static_cast<int>(std::min<std::int64_t>(batch.max_sequences, requests));
+  batch.max_pass_tokens = std::max(options.step_tokens, batch.max_sequences);
+  batch.min_chunk_tokens = std::min(options.min_chunk_tokens, batch.max_pass_tokens);
+}
+
+compute::BackendOptions backend_options(int rank, const RunOptions& run, const Sized& sized,
+                                        const BatchOptions& batch) {
   const ModelShape& shape = sized.model.config.shape;
   const Placement& placement = sized.placement;
   const auto chunk_rows = (batch.max_pass_tokens + batch.max_chunks - 1) / batch.max_chunks;
   compute::BackendOptions options;
   options.shape = shape;
   options.dtype = sized.model.dtype;
-  options.part = placement.part_of(rank, shape);
+  options.part = placement.part_of(rank, shape, sized.layout);
+  options.across = may_take(run, sized.layout, Route::nodes);
   options.num_threads = sized.ranks.threads;
   options.page_tokens = page_tokens;
   options.max_chunk_tokens =
       std::min(batch.max_pass_tokens, std::max(chunk_rows + 1, 2 * batch.min_chunk_tokens));
   options.num_chunks = batch.max_chunks;
+  if (!run.chunks && batch.max_chunks > 1) {
+    // Two chunks take a whole pass, four as many tokens each as they get then, and so on.
+    for (int chunk = 0; chunk < batch.max_chunks; ++chunk) {
+      int count = 2;
+      while (count <= chunk) count *= 2;
+      options.chunk_tokens.push_back((batch.max_pass_tokens + count - 1) / count + 1);
+    }
+    options.max_chunk_tokens = options.chunk_tokens.front();
+  }
   // All that the others send goes to this rank's experts.
-  options.most_receive_rows = std::int64_t{placement.num_ranks() - 1} * options.max_chunk_tokens *
+  options.most_receive_rows = std::int64_t{sized.layout.num_ranks() - 1} *
+                              options.max_chunk_tokens *
                               std::min<std::int64_t>(shape.top_k, options.part.most_experts());
   // What an even routing brings, at least.
   options.receive_rows =
@@ -50,13 +71,9 @@ compute::BackendOptions backend_options(int rank, const Sized& sized, const Batc
 }
 
 /// Asked for, or what the requests can use and this rank's memory allows.
-std::int64_t kv_pages(const RunOptions& options, const Sized& sized, const Sizes& sizes) {
+std::int64_t kv_pages(const RunOptions& options, const Sized& sized, const Sizes& sizes,
+                      const PagesWanted& wanted) {
   if (options.kv_tokens > 0) return (options.kv_tokens + page_tokens - 1) / page_tokens;
-  std::vector<std::int64_t> pages;
-  for (const io::Request& request : sized.requests) {
-    if (request.error.empty()) pages.push_back(pages_needed(request, sizes.batch));
-  }
-  const PagesWanted wanted = pages_wanted(pages, sized.placement.num_ranks());
   const Ranks& ranks = sized.ranks;
   return ranks.choice.cuda
              ? pages_on_device(sizes.backend, ranks.choice.share.memory_bytes, wanted)
@@ -68,12 +85,27 @@ std::int64_t kv_pages(const RunOptions& options, const Sized& sized, const Sizes
 Sizes sizes_of(const comm::Communicator& world, const RunOptions& options, const Sized& sized) {
   Sizes sizes;
   sizes.batch = batch_options(options, sized);
-  sizes.backend = backend_options(world.rank(), sized, sizes.batch);
+  RequestNeeds needs;
+  if (world.rank() == 0) {
+    needs = needs_of(sized.requests, sized.all_read, sized.model.config.shape.max_positions,
+                     world.size(), sizes.batch);
+  }
+  needs = world.broadcast_value(needs, 0);
+  limit_to(needs.count, options, sizes.batch);
+  sizes.backend = backend_options(world.rank(), options, sized, sizes.batch);
   std::int64_t pages = 0;
-  world.agree([&] { pages = kv_pages(options, sized, sizes); });
+  world.agree([&] {
+    if (!sized.ranks.choice.cuda) {
+      const comm::Share& mine = sized.ranks.given.mine;
+      require_weights_fit(sized.placement, compute::cpu_memory_plan(sizes.backend).weights,
+                          mine.memory_bytes, mine.memory_by);
+    }
+    pages = kv_pages(options, sized, sizes, needs.pages);
+  });
   world.allreduce(std::span(&pages, 1), comm::Communicator::Reduce::min);
   sizes.batch.num_pages = std::max<std::int64_t>(1, pages);
   sizes.backend.num_pages = sizes.batch.num_pages;
+  sizes.room = room_for(needs, sizes.batch);
   if (!sized.ranks.choice.cuda) return sizes;
   world.agree([&] {
     // Buffers for received rows never grow in a pass, where memory is left beside all else.

@@ -10,6 +10,7 @@
 #include "app/run/batch_options.hpp"
 #include "app/run/open_model.hpp"
 #include "app/run/ranks.hpp"
+#include "app/run/sequences.hpp"
 #include "comm/communicator.hpp"
 #include "compute/backend.hpp"
 #include "io/requests.hpp"
@@ -19,19 +20,23 @@ namespace atl {
 struct Sizes {
   BatchOptions batch;
   compute::BackendOptions backend;  ///< of this rank
+  SequenceRoom room;
 };
 
 /// What there is to size.
 struct Sized {
   const OpenModel& model;
   const Placement& placement;
+  const Layout& layout;
   const Ranks& ranks;
-  const std::vector<io::Request>& requests;
+  const std::vector<io::Request>& requests;  ///< rank 0's, as far as they have been read
+  bool all_read;                             ///< so that there are no others; on rank 0
   Mode mode;
 };
 
 /// Collective: alike on all ranks but for what each holds. Without --kv-tokens the KV cache is what
-/// the requests can use and the memory of all ranks allows.
+/// the requests can use and the memory of all ranks allows. Where more of them are still to be
+/// read, one may come that is as long as the model allows.
 Sizes sizes_of(const comm::Communicator& world, const RunOptions& options, const Sized& sized);
 
 /// What the KV cache was sized by, for a message.

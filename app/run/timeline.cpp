@@ -2,13 +2,18 @@
 
 #include <algorithm>
 
-#include "comm/communicator.hpp"
+#include "app/run/groups.hpp"
 
 namespace atl {
 
 double PhaseTimes::overlapped_share() const {
   const double shorter = std::min(compute, exchange);
   return shorter > 0 ? overlapped / shorter : 1.0;
+}
+
+io::TraceLane lane_of(StepKind kind) {
+  if (!is_exchange(kind)) return io::TraceLane::arithmetic;
+  return info_of(kind).share == Share::rail ? io::TraceLane::across : io::TraceLane::exchange;
 }
 
 Timeline::Timeline(int num_ranks, double clock_offset, std::size_t max_trace_events)
@@ -54,8 +59,10 @@ void Timeline::computed(std::size_t step, std::span<const compute::Interval> par
 
 void Timeline::exchanged(std::size_t step, double posted, double done) {
   const auto slot = static_cast<std::size_t>(exchange_slot_[step]);
-  exchanges_[passes_.back().first_exchange + slot] = {posted, done};
-  add_trace(schedule_->steps[step], posted, done);
+  const Step& exchange = schedule_->steps[step];
+  exchanges_[passes_.back().first_exchange + slot] = {posted, done,
+                                                      share_of(exchange.kind, schedule_->route)};
+  add_trace(exchange, posted, done);
 }
 
 void Timeline::add_trace(const Step& step, double begin, double end, int stream) {
@@ -80,25 +87,45 @@ void Timeline::end_pass(const PassTokens& tokens) {
   record.end = now_seconds();
   record.num_intervals = intervals_.size() - record.first_interval;
   record.tokens = tokens;
+  last_compute_ = 0;
+  for (std::size_t i = record.first_interval; i < intervals_.size(); ++i) {
+    last_compute_ += intervals_[i].end - intervals_[i].begin;
+  }
 }
 
-void Timeline::flush(const comm::Communicator& world) {
-  posts_.clear();
-  for (const Exchanged& e : exchanges_) posts_.push_back(e.posted + clock_offset_);
-  last_posts_.resize(posts_.size());
-  last_ranks_.resize(posts_.size());
-  world.allreduce_max_where(posts_, last_posts_, last_ranks_);
-  for (std::size_t i = 0; i < exchanges_.size(); ++i) {
-    last_posts_[i] =
-        std::clamp(last_posts_[i] - clock_offset_, exchanges_[i].posted, exchanges_[i].done);
-    waited_for_[static_cast<std::size_t>(last_ranks_[i])] += last_posts_[i] - exchanges_[i].posted;
-  }
+void Timeline::flush(const Groups& groups) {
+  last_posts_.resize(exchanges_.size());
+  for (const Share share : {Share::stage, Share::node, Share::rail}) hear_last_posts(groups, share);
   for (const PassRecord& pass : passes_) {
     account(pass, std::span(last_posts_).subspan(pass.first_exchange, pass.num_exchanges));
   }
   passes_.clear();
   intervals_.clear();
   exchanges_.clear();
+}
+
+/// All ranks of a group have run the same passes by the same routes, so they list the same
+/// exchanges.
+void Timeline::hear_last_posts(const Groups& groups, Share share) {
+  shared_.clear();
+  posts_.clear();
+  for (std::size_t i = 0; i < exchanges_.size(); ++i) {
+    if (exchanges_[i].share != share) continue;
+    shared_.push_back(i);
+    posts_.push_back(exchanges_[i].posted + clock_offset_);
+  }
+  if (posts_.empty()) return;
+  lasts_.resize(posts_.size());
+  last_ranks_.resize(posts_.size());
+  groups.of(share).allreduce_max_where(posts_, lasts_, last_ranks_);
+  const std::vector<int>& members = groups.members(share);
+  for (std::size_t s = 0; s < shared_.size(); ++s) {
+    const Exchanged& exchange = exchanges_[shared_[s]];
+    const double last = std::clamp(lasts_[s] - clock_offset_, exchange.posted, exchange.done);
+    last_posts_[shared_[s]] = last;
+    const int rank = members[static_cast<std::size_t>(last_ranks_[s])];
+    waited_for_[static_cast<std::size_t>(rank)] += last - exchange.posted;
+  }
 }
 
 void Timeline::account(const PassRecord& pass, std::span<const double> last_posts) {

@@ -8,17 +8,16 @@
 #include <string>
 #include <vector>
 
+#include "app/plan/phase.hpp"
 #include "app/plan/schedule.hpp"
 #include "app/run/pass_tokens.hpp"
 #include "compute/backend.hpp"
 #include "compute/clock.hpp"
 #include "io/trace.hpp"
 
-namespace atl::comm {
-class Communicator;
-}
-
 namespace atl {
+
+class Groups;
 
 /// Sums over the passes of one phase on one rank, in seconds.
 struct PhaseTimes {
@@ -39,7 +38,8 @@ struct PhaseTimes {
   double overlapped_share() const;
 };
 
-enum class Phase : std::uint8_t { prefill, decode };
+/// Where the trace draws a step of this kind.
+io::TraceLane lane_of(StepKind kind);
 
 class Timeline {
  public:
@@ -54,11 +54,14 @@ class Timeline {
   void exchanged(std::size_t step, double posted, double done);
   void end_pass(const PassTokens& tokens);
 
-  /// Collective: learns when the other ranks entered the exchanges of the passes since the last
-  /// flush, and adds up their times. Call it after the same pass on all ranks; full() says when.
-  void flush(const comm::Communicator& world);
+  /// Collective: learns when the other ranks of each exchange entered it in the passes since the
+  /// last flush, and adds up their times. Call it after the same pass on all ranks; full() says
+  /// when.
+  void flush(const Groups& groups);
   bool full() const { return passes_.size() >= passes_per_flush; }
 
+  /// Arithmetic of the last pass.
+  double last_compute_seconds() const { return last_compute_; }
   const PhaseTimes& times(Phase phase) const { return times_[static_cast<std::size_t>(phase)]; }
   /// [ranks]: seconds this rank waited in exchanges that the given rank entered last.
   std::span<const double> waited_for() const { return waited_for_; }
@@ -70,6 +73,7 @@ class Timeline {
   struct Exchanged {
     double posted = 0;
     double done = 0;
+    Share share = Share::stage;  ///< whose ranks take part
   };
   struct PassRecord {
     Phase phase{};
@@ -83,6 +87,7 @@ class Timeline {
     int state;   // 0 compute, 1 exchange, 2 waiting for a rank
     int change;  // +1 or -1
   };
+  void hear_last_posts(const Groups& groups, Share share);
   void account(const PassRecord& pass, std::span<const double> last_posts);
   void add_trace(const Step& step, double begin, double end, int stream = 0);
 
@@ -95,12 +100,15 @@ class Timeline {
   std::size_t parts_per_step_ = 1;  // at most, as far as seen
   std::vector<Exchanged> exchanges_;
   std::vector<Edge> edges_;
-  std::vector<double> posts_, last_posts_;
+  std::vector<double> last_posts_;   // [exchanges], of the ranks that take part
+  std::vector<std::size_t> shared_;  // exchanges of one kind of group
+  std::vector<double> posts_, lasts_;
   std::vector<int> last_ranks_;
   std::array<PhaseTimes, 2> times_;
   std::vector<double> waited_for_;
   std::vector<io::TraceEvent> trace_;
   std::int64_t dropped_ = 0;
+  double last_compute_ = 0;
 };
 
 }  // namespace atl

@@ -3,14 +3,13 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <utility>
 
-#include "app/run/broadcast_requests.hpp"
 #include "app/run/isa.hpp"
-#include "app/run/request_needs.hpp"
 #include "app/run/written_files.hpp"
 
 namespace atl {
+
+using nlohmann::ordered_json;
 
 Workload::Workload(const comm::Communicator& world, const RunOptions& options)
     : results(world),
@@ -21,27 +20,70 @@ Workload::Workload(const comm::Communicator& world, const RunOptions& options)
   if (!options.shard.empty()) shard_ = shard_of(options.shard);
 }
 
-void Workload::read(const OpenModel& model, const BackendChoice& choice) {
+void Workload::read(const OpenModel& model, const BackendChoice& choice,
+                    const std::string& replay) {
   const ModelShape& shape = model.config.shape;
+  model_identity_ = model.file->identity();
+  dtype_ = model.dtype;
   world_.agree([&] {
     text_.emplace(*model.file, shape.vocab, /*encodes=*/root());
-    if (root()) read_files(shape);
+    if (!root()) return;
+    read_files(shape);
+    read_all_where_needed();
   });
-  requests_ = broadcast_requests(world_, std::move(requests_));
   arithmetic_ = {choice.name(), "", choice.devices};
   choose_isa(choice.cuda, model);
-  identity_ = identity_of(options_, model.file->identity(), model.dtype, arithmetic_, requests_);
+  replay_ = replay;
   if (shard_) take_shard();
   if (nothing_to_do_) return;
-  const auto finished = results.begin(requests_, identity_, options_.resume, mode_, *text_);
-  kept_.resize(requests_.size());
+  const IdentityLike identity = [this](const auto& recorded) { return identity_like(recorded); };
+  const auto finished = results.begin(requests(), identity, options_.resume, mode_, *text_);
+  kept_.resize(finished.size());
   for (std::size_t i = 0; i < finished.size(); ++i) kept_[i].finished = finished[i];
   if (root() && options_.resume) {
     fmt::print(stderr, "resuming: {} of {} requests are finished\n", results.num_finished(),
-               requests_.size());
+               requests().size());
   }
-  if (requests_.empty()) return leave_empty_part();
-  checkpoints.open(identity_, requests_, shape, model.dtype, kept_);
+  bool empty = false;
+  world_.agree([&] { empty = root() && requests().empty() && !source_->take_more(); });
+  if (world_.broadcast_value(empty, 0)) return leave_empty_part();
+  checkpoints.open(identity, requests(), shape, model.dtype, kept_);
+}
+
+const std::vector<io::Request>& Workload::requests() const {
+  static const std::vector<io::Request> none;
+  return source_ ? source_->requests() : none;
+}
+
+/// What a run resumes, or may not write over, can only be compared with all requests; and files of
+/// activations and of choices have a place for each of them.
+void Workload::read_all_where_needed() {
+  if (options_.resume || !options_.dump_activations.empty() || !options_.record_routing.empty() ||
+      !options_.replay_routing.empty() || !checkpoints.recorded().is_null()) {
+    source_->take_all();
+  }
+}
+
+ordered_json Workload::own_identity(const InputFacts& facts) const {
+  ordered_json identity = identity_of(options_, model_identity_, dtype_, arithmetic_, facts);
+  if (!replay_.empty()) identity["replay-routing"] = replay_;
+  return identity;
+}
+
+std::vector<Kept> Workload::shared_kept() const {
+  std::string kept;
+  for (const KeptProgress& of_request : kept_) kept.push_back(static_cast<char>(of_request.kept()));
+  kept = world_.broadcast(kept, 0);
+  std::vector<Kept> all;
+  for (const char one : kept) all.push_back(static_cast<Kept>(one));
+  return all;
+}
+
+ordered_json Workload::identity_like(const ordered_json& recorded) const {
+  const std::string input = recorded.is_object() ? recorded.value("input", "") : "";
+  const InputFacts facts = input.empty() ? source_->facts() : source_->facts_like(input);
+  const ordered_json identity = own_identity(facts);
+  return shard_ ? with_shard(identity, *shard_) : identity;
 }
 
 /// On rank 0. What is written is opened now, so that hours of work are not lost to a mistyped path.
@@ -53,10 +95,10 @@ void Workload::read_files(const ModelShape& shape) {
   limits.scoring = mode_ == Mode::score;
   limits.seed = options_.seed;
   limits.text = &*text_;
-  const std::string written = shard_ ? part_path(options_.output, *shard_) : options_.output;
-  require_separate_files(options_, written);
-  requests_ = io::read_requests(options_.input, limits);
-  results.open(written);
+  const std::string output = written(options_.output);
+  require_separate_files(options_, output);
+  source_.emplace(options_.input, limits, shard_);
+  results.open(output);
   if (!options_.report.empty()) report.emplace(options_.report);
   if (!options_.trace.empty()) io::TextFile(options_.trace);  // can be written
 }
@@ -80,23 +122,20 @@ void Workload::choose_isa(bool cuda, const OpenModel& model) {
   arithmetic_.isa = name_of(use_agreed_isa(world_, options_.isa, recorded, mine));
 }
 
-/// All ranks have read all requests, which the identity is of; from here on those of this shard are
-/// all there are.
 void Workload::take_shard() {
-  const auto all = static_cast<std::int64_t>(requests_.size());
   std::string finished;
   world_.agree([&] {
     if (!root()) return;
     // A journal with results is of a run that has not come to its very end.
     if (options_.resume && results.num_finished() == 0) {
-      finished = finished_before(options_.output, *shard_, identity_);
+      finished = finished_before(options_.output, *shard_, own_identity(source_->facts()));
     }
     if (!finished.empty()) fmt::print(stderr, "nothing to do: {}\n", finished);
-    results.make_part({identity_, *shard_, all});
+    results.make_part([this] {
+      return PartFacts{own_identity(source_->facts()), *shard_, source_->num_taken()};
+    });
   });
   nothing_to_do_ = !world_.broadcast(finished, 0).empty();
-  keep_share(requests_, *shard_);
-  identity_ = with_shard(identity_, *shard_);
 }
 
 /// A shard beyond the last request has none.
@@ -110,13 +149,21 @@ void Workload::leave_empty_part() {
   nothing_to_do_ = true;
 }
 
-bool Workload::any_to_serve() const {
-  return std::any_of(requests_.begin(), requests_.end(),
-                     [](const io::Request& request) { return request.error.empty(); });
+void Workload::take_ready() {
+  source_->take_ready();
+  queue_->take_new();
 }
 
-void Workload::refuse_beyond_cache(const BatchOptions& batch, const std::string& limit) {
-  atl::refuse_beyond_cache(requests_, kept_, batch, limit);
+bool Workload::any_to_serve(const BatchOptions& batch, const std::string& limit) {
+  bool any = false;
+  world_.agree([&] {
+    if (!root()) return;
+    std::vector<io::Request>& all = source_->requests();
+    queue_.emplace(all, kept_, batch, limit, [this] { return source_->take_more(); });
+    any = std::ranges::any_of(all, [](const io::Request& r) { return r.error.empty(); }) ||
+          queue_->wait_for_next();
+  });
+  return world_.broadcast_value(any, 0);
 }
 
 }  // namespace atl

@@ -1,6 +1,6 @@
 #pragma once
 // What a run has to do: its requests, narrowed to its shard, and what earlier runs have finished of
-// them; with the files that are written for them.
+// them; with the files that are written for them. Requests are with rank 0 alone, and their owners.
 
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -15,6 +15,8 @@
 #include "app/run/identity.hpp"
 #include "app/run/kept_progress.hpp"
 #include "app/run/open_model.hpp"
+#include "app/run/request_queue.hpp"
+#include "app/run/request_source.hpp"
 #include "app/run/results.hpp"
 #include "app/run/shards.hpp"
 #include "comm/communicator.hpp"
@@ -30,19 +32,31 @@ class Workload {
 
   /// Collective: reads the requests, opens what is written for them, and takes up what is kept of
   /// them. Also fixes the arithmetic, since a resumed run computes as the run before did.
-  void read(const OpenModel& model, const BackendChoice& choice);
+  /// `replay` is what the identity says of choices that are replayed; empty: none are.
+  void read(const OpenModel& model, const BackendChoice& choice, const std::string& replay);
+  /// Where a file of this run given as `path` is written: of a shard, the part beside it.
+  std::string written(const std::string& path) const {
+    return shard_ ? part_path(path, *shard_) : path;
+  }
 
   /// Another run has finished this shard, or it has no request: said on stderr.
   bool nothing_to_do() const { return nothing_to_do_; }
-  /// Nothing is loaded for requests that are all refused.
-  bool any_to_serve() const;
+  /// Collective: fixes the size of the KV cache, and with it which requests are refused; `limit`
+  /// says what gave it. False when all are: nothing is loaded for them.
+  bool any_to_serve(const BatchOptions& batch, const std::string& limit);
 
   Mode mode() const { return mode_; }
   const Arithmetic& arithmetic() const { return arithmetic_; }
-  const std::vector<io::Request>& requests() const { return requests_; }
-  const std::vector<KeptProgress>& kept() const { return kept_; }
-  /// Refuses requests that such a KV cache cannot hold; `limit` says what it was sized by.
-  void refuse_beyond_cache(const BatchOptions& batch, const std::string& limit);
+  /// Of rank 0, none elsewhere: the requests that have been read, and whether these are all.
+  const std::vector<io::Request>& requests() const;
+  bool all_read() const { return !source_ || source_->all_taken(); }
+  /// On rank 0, after any_to_serve(): those that wait.
+  RequestQueue& queue() { return *queue_; }
+  /// Puts requests that have been read meanwhile into the queue.
+  void take_ready();
+
+  /// Collective: what an earlier run kept of the first requests.
+  std::vector<Kept> shared_kept() const;
 
   ResultStore results;
   Checkpoints checkpoints;
@@ -51,6 +65,9 @@ class Workload {
  private:
   bool root() const { return world_.rank() == 0; }
   void read_files(const ModelShape& shape);
+  void read_all_where_needed();
+  nlohmann::ordered_json own_identity(const InputFacts& facts) const;
+  nlohmann::ordered_json identity_like(const nlohmann::ordered_json& recorded) const;
   void choose_isa(bool cuda, const OpenModel& model);
   void take_shard();
   void leave_empty_part();
@@ -61,10 +78,13 @@ class Workload {
   std::optional<Shard> shard_;
   bool nothing_to_do_ = false;
   Arithmetic arithmetic_;
+  std::uint64_t model_identity_ = 0;
+  std::string replay_;  // see read()
+  DType dtype_ = DType::bfloat16;
   std::optional<io::ModelText> text_;
-  std::vector<io::Request> requests_;
-  std::vector<KeptProgress> kept_;  // [requests]
-  nlohmann::ordered_json identity_;
+  std::optional<RequestSource> source_;  // rank 0
+  std::optional<RequestQueue> queue_;    // rank 0
+  std::vector<KeptProgress> kept_;       // rank 0: of the first requests
 };
 
 }  // namespace atl

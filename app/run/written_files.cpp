@@ -13,13 +13,16 @@ namespace atl {
 
 void require_separate_files(const RunOptions& options, const std::string& written) {
   namespace fs = std::filesystem;
-  std::vector<std::pair<std::string, std::string>> files = {{"--model", options.model},
-                                                            {"--input", options.input},
-                                                            {"--output", options.output},
-                                                            {"--cluster", options.cluster},
-                                                            {"--report", options.report},
-                                                            {"--trace", options.trace},
-                                                            {"--activations", options.activations}};
+  std::vector<std::pair<std::string, std::string>> files = {
+      {"--model", options.model},
+      {"--input", options.input},
+      {"--replay-routing", options.replay_routing},
+      {"--output", options.output},
+      {"--cluster", options.cluster},
+      {"--report", options.report},
+      {"--trace", options.trace},
+      {"--activations", options.activations},
+      {"--record-routing", options.record_routing}};
   // What else is written beside these.
   const auto add_beside = [&files](const std::string& name, const std::string& path, bool journal) {
     const io::TextPlace place = io::text_place_of(path);
@@ -30,6 +33,7 @@ void require_separate_files(const RunOptions& options, const std::string& writte
   add_beside("--output", options.output, written == options.output);
   add_beside("--report", options.report, false);
   add_beside("--trace", options.trace, false);
+  add_beside("--record-routing", options.record_routing, false);
   if (written != options.output) {
     files.emplace_back("the part of --output", written);
     add_beside("the part of --output", written, true);

@@ -42,7 +42,7 @@ class CpuBackend final : public Backend {
   }
 
   std::unique_ptr<Chunk> make_chunk() override {
-    return std::make_unique<CpuChunk>(options_, chunk_bytes_);
+    return std::make_unique<CpuChunk>(options_of_chunk(options_, num_chunks_++), chunk_bytes_);
   }
 
   Event embed(Chunk& chunk) override { return step(CpuOp::Kind::embed, chunk, 0); }
@@ -52,7 +52,17 @@ class CpuBackend final : public Backend {
     return queue_.enqueue(op);
   }
   Event mlp(Chunk& chunk, int layer) override { return step(CpuOp::Kind::mlp, chunk, layer); }
-  Event route(Chunk& chunk, int layer) override { return step(CpuOp::Kind::route, chunk, layer); }
+  Event route(Chunk& chunk, int layer, RouteTo to) override {
+    CpuOp op = op_of(CpuOp::Kind::route, chunk, layer);
+    op.to = to;
+    return queue_.enqueue(op);
+  }
+  Event regroup(Chunk& chunk, int layer, const NodeRows& rows) override {
+    return forward(CpuOp::Kind::regroup, chunk, layer, rows);
+  }
+  Event fold(Chunk& chunk, int layer, const NodeRows& rows) override {
+    return forward(CpuOp::Kind::fold, chunk, layer, rows);
+  }
   Event merge(Chunk& chunk, int layer) override { return step(CpuOp::Kind::merge, chunk, layer); }
 
   Event experts(Chunk& chunk, int layer, std::span<const RowBlock> blocks,
@@ -99,6 +109,13 @@ class CpuBackend final : public Backend {
     return queue_.enqueue(op);
   }
 
+  Event save_choices(const Chunk& chunk, std::int32_t* experts, float* weights) override {
+    CpuOp op = op_of(CpuOp::Kind::save_choices, const_cast<Chunk&>(chunk), 0);
+    op.experts = experts;
+    op.out = weights;
+    return queue_.enqueue(op);
+  }
+
   Event save_kv(int layer, std::span<const std::int32_t> pages, int first_position,
                 int num_positions, void* keys, void* values) override {
     return move_kv(CpuOp::Kind::save_kv, layer, pages, first_position, num_positions, keys, values);
@@ -124,18 +141,24 @@ class CpuBackend final : public Backend {
  private:
   CpuOp op_of(CpuOp::Kind kind, Chunk& chunk, int layer) const {
     require(layer >= 0 && layer < options_.shape.num_layers, "there is no layer {}", layer);
-    require(chunk.tokens.size() <= static_cast<std::size_t>(options_.max_chunk_tokens),
-            "a chunk of {} tokens is larger than the {} it was made for", chunk.tokens.size(),
-            options_.max_chunk_tokens);
     CpuOp op;
     op.kind = kind;
     op.chunk = &static_cast<CpuChunk&>(chunk);
+    require(op.chunk->num_tokens() <= op.chunk->max_tokens(),
+            "a chunk of {} tokens is larger than the {} it was made for", op.chunk->num_tokens(),
+            op.chunk->max_tokens());
     op.layer = layer;
     return op;
   }
 
   Event step(CpuOp::Kind kind, Chunk& chunk, int layer) {
     return queue_.enqueue(op_of(kind, chunk, layer));
+  }
+
+  Event forward(CpuOp::Kind kind, Chunk& chunk, int layer, const NodeRows& rows) {
+    CpuOp op = op_of(kind, chunk, layer);
+    op.node_rows = rows;
+    return queue_.enqueue(op);
   }
 
   Event move_kv(CpuOp::Kind kind, int layer, std::span<const std::int32_t> pages, int first,
@@ -164,6 +187,7 @@ class CpuBackend final : public Backend {
   }
 
   const BackendOptions options_;
+  int num_chunks_ = 0;  // made so far
   CpuLayers layers_;
   LoadedWeights loaded_;
   Memory memory_;

@@ -11,7 +11,10 @@ CpuChunk::CpuChunk(const BackendOptions& options, std::shared_ptr<std::int64_t> 
   memory_bytes_ = arena.bytes();
   dispatch_send = memory.send.data();
   combine_recv = memory.combined.data();
-  packed_counts = memory.counts;
+  packed_counts = memory.order.counts;
+  across_send = memory.across_send.data();
+  across_return = memory.across_return.data();
+  if (options_.across) room_.forwarded = even_forward_room(options_).forwarded;
   *account_ += bytes();
 }
 
@@ -33,6 +36,36 @@ void CpuChunk::reserve_receive(std::int64_t rows) {
   *account_ += bytes();
 }
 
+void CpuChunk::reserve_across(const NodeRows& rows, std::int64_t forwarded) {
+  if (rows.arrived <= room_.arrived && rows.arrived_returns <= room_.returned &&
+      forwarded <= room_.forwarded && !forward.order.returns.empty()) {
+    return;
+  }
+  *account_ -= bytes();
+  const ForwardRoom before = room_;
+  room_ = {grown_receive_capacity(rows.arrived, before.arrived),
+           grown_receive_capacity(rows.arrived_returns, before.returned),
+           grown_receive_capacity(forwarded, before.forwarded)};
+  if (room_.forwarded > before.forwarded) {
+    const auto half = static_cast<std::size_t>(receive_bytes(options_, room_.forwarded) / 2);
+    memory_bytes_ +=
+        2 * static_cast<std::int64_t>(half) - memory.send.bytes() - memory.combined.bytes();
+    for (AlignedBuffer* buffer : {&memory.send, &memory.combined}) {
+      *buffer = AlignedBuffer();
+      *buffer = AlignedBuffer(half);
+    }
+    dispatch_send = memory.send.data();
+    combine_recv = memory.combined.data();
+  }
+  forward = CpuForwardMemory();
+  HostArena arena(HostArena::Mode::take);
+  forward = CpuForwardMemory(options_, arena, room_);
+  forward_bytes_ = arena.bytes();
+  across_recv = forward.recv.data();
+  across_done = forward.done.data();
+  *account_ += bytes();
+}
+
 void CpuChunk::reserve_inner(std::int64_t bytes) {
   if (bytes <= inner.bytes()) return;
   *account_ -= this->bytes();
@@ -41,7 +74,7 @@ void CpuChunk::reserve_inner(std::int64_t bytes) {
 }
 
 std::int64_t CpuChunk::bytes() const {
-  return memory_bytes_ + inner.bytes() + received_.bytes() + results_.bytes();
+  return memory_bytes_ + forward_bytes_ + inner.bytes() + received_.bytes() + results_.bytes();
 }
 
 }  // namespace atl::compute

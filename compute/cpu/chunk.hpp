@@ -13,26 +13,31 @@ namespace atl::compute {
 /// A chunk's own memory: what must survive from one operation to the next.
 class CpuChunk final : public Chunk {
  public:
-  /// `options` outlive the chunk; `account` is the backend's sum of chunk bytes, and the chunk adds
-  /// and subtracts its own.
+  /// `account` is the backend's sum of chunk bytes, and the chunk adds and subtracts its own.
   CpuChunk(const BackendOptions& options, std::shared_ptr<std::int64_t> account);
   ~CpuChunk() override;
   CpuChunk(const CpuChunk&) = delete;
   CpuChunk& operator=(const CpuChunk&) = delete;
   void reserve_receive(std::int64_t rows) override;
+  void reserve_across(const NodeRows& rows, std::int64_t forwarded) override;
   /// Grows `inner`; its contents are lost.
   void reserve_inner(std::int64_t bytes);
 
+  int max_tokens() const { return options_.max_chunk_tokens; }
   std::int64_t num_tokens() const { return static_cast<std::int64_t>(tokens.size()); }
   std::int64_t bytes() const;
 
   CpuChunkMemory memory;
-  AlignedBuffer inner;  // [rows, I] of experts, between ExpertPart::up and down
+  CpuForwardMemory forward;
+  RouteTo routed_to = RouteTo::experts;  // by the last route
+  AlignedBuffer inner;                   // [rows, I] of experts, between ExpertPart::up and down
 
  private:
-  const BackendOptions& options_;
+  const BackendOptions options_;
   std::shared_ptr<std::int64_t> account_;
   std::int64_t memory_bytes_ = 0;
+  std::int64_t forward_bytes_ = 0;
+  ForwardRoom room_;
   AlignedBuffer received_;
   AlignedBuffer results_;
 };

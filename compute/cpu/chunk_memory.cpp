@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "compute/across_rows.hpp"
 #include "compute/cpu/gemm.hpp"
 
 namespace atl::compute {
@@ -21,9 +22,31 @@ CpuChunkMemory::CpuChunkMemory(const BackendOptions& options, HostArena& arena) 
   router_logits = arena.vector<float>(tokens * shape.num_experts);
   experts = arena.vector<std::int32_t>(pairs);
   weights = arena.vector<float>(pairs);
-  slots = arena.vector<std::int32_t>(pairs);
-  counts = arena.vector<std::int32_t>(shape.num_experts);
-  next_slot = arena.vector<std::int32_t>(shape.num_experts);
+  order = RowOrder(options, tokens, arena);
+  if (!options.across) return;
+  across_send = arena.buffer(most_rows_for_nodes(options) *
+                             across_row(shape.hidden, options.dtype, shape.top_k).bytes);
+  across_return = rows_of(pairs, shape.hidden);
+}
+
+std::int64_t most_rows_for_nodes(const BackendOptions& options) {
+  return std::int64_t{options.max_chunk_tokens} *
+         std::min(options.shape.top_k, options.part.num_nodes());
+}
+
+ForwardRoom even_forward_room(const BackendOptions& options) {
+  const std::int64_t pairs = std::int64_t{options.max_chunk_tokens} * options.shape.top_k;
+  return {most_rows_for_nodes(options), pairs, pairs};
+}
+
+CpuForwardMemory::CpuForwardMemory(const BackendOptions& options, HostArena& arena,
+                                   const ForwardRoom& room) {
+  const ModelShape& shape = options.shape;
+  const std::int64_t rows = most_rows_for_nodes(options) + room.arrived;
+  recv = arena.buffer(room.arrived * across_row(shape.hidden, options.dtype, shape.top_k).bytes);
+  done = arena.buffer(room.returned * shape.hidden *
+                      static_cast<std::int64_t>(size_of(options.dtype)));
+  order = ForwardOrder(options, rows, arena);
 }
 
 std::int64_t grown_receive_capacity(std::int64_t rows, std::int64_t before) {

@@ -6,6 +6,7 @@
 
 #include "compute/backend.hpp"
 #include "compute/cpu/memory.hpp"
+#include "compute/cpu/row_order.hpp"
 
 namespace atl::compute {
 
@@ -14,18 +15,42 @@ struct CpuChunkMemory {
   CpuChunkMemory() = default;
   CpuChunkMemory(const BackendOptions& options, HostArena& arena);
 
-  AlignedBuffer x;                      // [max_tokens, H], float32
-  AlignedBuffer qkv;                    // [max_tokens, (heads + 2 kv_heads) * head_dim]
-  AlignedBuffer context;                // [max_tokens, heads * head_dim]
-  AlignedBuffer send;                   // [max_tokens * top_k, H]
-  AlignedBuffer combined;               // [max_tokens * top_k, H]
-  std::vector<float> router_logits;     // [max_tokens, num_experts]
-  std::vector<std::int32_t> experts;    // [max_tokens, top_k], chosen, falling weight
-  std::vector<float> weights;           // [max_tokens, top_k]
-  std::vector<std::int32_t> slots;      // [max_tokens, top_k], row in dispatch_send
-  std::vector<std::int32_t> counts;     // [num_experts], in sending order
-  std::vector<std::int32_t> next_slot;  // the same, while packing
+  AlignedBuffer x;                    // [max_tokens, H], float32
+  AlignedBuffer qkv;                  // [max_tokens, (heads + 2 kv_heads) * head_dim]
+  AlignedBuffer context;              // [max_tokens, heads * head_dim]
+  AlignedBuffer send;                 // [max_tokens * top_k, H]
+  AlignedBuffer combined;             // [max_tokens * top_k, H]
+  std::vector<float> router_logits;   // [max_tokens, num_experts]
+  std::vector<std::int32_t> experts;  // [max_tokens, top_k], chosen, falling weight
+  std::vector<float> weights;         // [max_tokens, top_k]
+  RowOrder order;                     // where these rows go
+
+  // With BackendOptions::across:
+  AlignedBuffer across_send;    // [max_tokens * min(top_k, nodes)], rows with tails
+  AlignedBuffer across_return;  // [max_tokens * top_k, H]
 };
+
+/// Rows that a chunk has room for on their way through its node.
+struct ForwardRoom {
+  std::int64_t arrived = 0;    ///< from other nodes
+  std::int64_t returned = 0;   ///< back to them
+  std::int64_t forwarded = 0;  ///< inside the node, of dispatch_send and combine_recv
+};
+
+/// What that takes beside dispatch_send and combine_recv.
+struct CpuForwardMemory {
+  CpuForwardMemory() = default;
+  CpuForwardMemory(const BackendOptions& options, HostArena& arena, const ForwardRoom& room);
+
+  AlignedBuffer recv;  // [arrived], rows with tails
+  AlignedBuffer done;  // [returned, H]
+  ForwardOrder order;  // of own rows and those that arrived
+};
+
+/// Tokens times the nodes that one can go to.
+std::int64_t most_rows_for_nodes(const BackendOptions& options);
+/// What an even routing takes.
+ForwardRoom even_forward_room(const BackendOptions& options);
 
 /// Rows from other ranks that a chunk has room for once `rows` of them have come, where there was
 /// room for `before`.

@@ -109,9 +109,16 @@ struct Kernels {
   /// NaN.
   void (*top_k)(float* logits, int num_experts, int top_k, bool renormalise, std::int32_t* experts,
                 float* weights);
+  /// The same for experts that are given: their probabilities, in their order, bit by bit as top_k
+  /// gives them to experts that it chooses in this order.
+  void (*weights_of)(float* logits, int num_experts, int top_k, bool renormalise,
+                     const std::int32_t* experts, float* weights);
   /// x += round(sum_j weights[j] * rows[slots[j]]), one row of `width`.
   void (*merge)(float* x, const void* rows, const std::int32_t* slots, const float* weights,
                 int top_k, int width);
+  /// out = round(sum_j weights[j] * rows[slots[j]]), one row of `width`.
+  void (*fold)(void* out, const void* rows, const std::int32_t* slots, const float* weights,
+               int top_k, int width);
   /// log softmax(logits)[target]; NaN where a logit is not finite.
   float (*log_prob)(const float* logits, std::int64_t count, std::int64_t target);
   /// Weights [n, k] of T in panels: [n / panel_columns][k][panel_columns] elements, zeros beyond n

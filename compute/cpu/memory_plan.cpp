@@ -72,9 +72,15 @@ MemoryPlan cpu_memory_plan(const BackendOptions& options) {
   plan.weights = sums.weights();
   plan.kv_cache = cpu_kv_bytes(options);
   plan.workspace = planned<CpuWorkspace>(options) + sums.gemm_buffers();
-  plan.chunks = options.num_chunks * planned<CpuChunkMemory>(options);
-  plan.received =
-      options.num_chunks * receive_bytes(options, grown_receive_capacity(options.receive_rows, 0));
+  for (int chunk = 0; chunk < options.num_chunks; ++chunk) {
+    const BackendOptions of_chunk = options_of_chunk(options, chunk);
+    plan.chunks += planned<CpuChunkMemory>(of_chunk);
+    plan.received += receive_bytes(options, grown_receive_capacity(options.receive_rows, 0));
+    if (!options.across) continue;
+    HostArena arena(HostArena::Mode::count);
+    CpuForwardMemory(of_chunk, arena, even_forward_room(of_chunk));
+    plan.received += arena.bytes();
+  }
   return plan;
 }
 

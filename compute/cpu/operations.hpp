@@ -76,8 +76,17 @@ class CpuLayers {
   void project(CpuChunk& chunk, const CpuLayer& weights);
   void output(CpuChunk& chunk, const CpuLayer& weights);
   void mlp(CpuChunk& chunk, int layer);
-  void route(CpuChunk& chunk, int layer);
+  void route(CpuChunk& chunk, int layer, RouteTo to);
+  /// Experts and weights of the chunk, from router_logits.
+  void choose(CpuChunk& chunk);
+  /// The same of chunk.forced.
+  void force(CpuChunk& chunk);
   void pack(CpuChunk& chunk);
+  void pack_for_nodes(CpuChunk& chunk, const ExpertPlaces& places);
+  void regroup(CpuChunk& chunk, const NodeRows& rows);
+  void fold(CpuChunk& chunk, const NodeRows& rows);
+  /// Row q of those that regroup forwards: own ones, then what arrived.
+  const char* forwarded_row(const CpuChunk& chunk, const NodeRows& rows, std::int64_t q) const;
   void experts(CpuChunk& chunk, int layer, std::span<const RowBlock> blocks, ExpertPart part);
   void merge(CpuChunk& chunk);
   void sample(CpuChunk& chunk, std::span<const std::int32_t> rows,

@@ -24,12 +24,15 @@ struct CpuOp {
     attention,
     mlp,
     route,
+    regroup,
     experts,
+    fold,
     merge,
     sample,
     logits,
     logprobs,
     save_x,
+    save_choices,
     save_kv,
     load_kv,
     host_task
@@ -39,6 +42,8 @@ struct CpuOp {
   int layer = 0;
   AttentionPart attention_part = AttentionPart::all;
   ExpertPart expert_part = ExpertPart::all;
+  RouteTo to = RouteTo::experts;
+  NodeRows node_rows;  // regroup and fold
   std::span<const RowBlock> blocks;
   std::span<const std::int32_t> rows;
   std::span<const std::int32_t> targets;
@@ -46,6 +51,7 @@ struct CpuOp {
   std::span<const SamplingRequest> how;  // sample
   SampledToken* sampled = nullptr;
   float* x = nullptr;                   // save_x
+  std::int32_t* experts = nullptr;      // save_choices, with `out` for the weights
   std::span<const std::int32_t> pages;  // save_kv and load_kv, with what follows
   int first_position = 0;
   int num_positions = 0;

@@ -125,4 +125,19 @@ void CudaChunk::upload(const BackendOptions& options, int multiprocessors, const
   uploads_.copy(stream, memory.inputs, packer.bytes());
 }
 
+void CudaChunk::upload_forced(const Stream& stream) {
+  const auto most = static_cast<std::size_t>(options_.max_chunk_tokens * options_.shape.top_k);
+  if (!forced_uploads_) forced_uploads_.emplace(most * sizeof(std::int32_t));
+  static_assert(sizeof(std::int32_t) == sizeof(float));
+  const auto pairs = tokens.size() * static_cast<std::size_t>(options_.shape.top_k);
+  std::byte* const host = forced_uploads_->next();
+  std::memcpy(host, forced.experts, pairs * sizeof(std::int32_t));
+  forced_uploads_->copy(stream, memory.experts, pairs * sizeof(std::int32_t));
+  if (forced.weights == nullptr) return;
+  // In a slot of its own: two copies, two fillings.
+  std::byte* const weights = forced_uploads_->next();
+  std::memcpy(weights, forced.weights, pairs * sizeof(float));
+  forced_uploads_->copy(stream, memory.weights, pairs * sizeof(float));
+}
+
 }  // namespace atl::compute::cuda

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 
 #include "compute/backend.hpp"
 #include "compute/cuda/kernels.hpp"
@@ -35,6 +36,9 @@ class CudaChunk final : public Chunk {
   /// Copies token ids, positions, pages and attention's work to the device.
   void upload(const BackendOptions& options, int multiprocessors, const Stream& stream);
 
+  /// Copies `forced` to memory.experts and memory.weights.
+  void upload_forced(const Stream& stream);
+
   int num_tokens() const { return static_cast<int>(tokens.size()); }
 
   mutable ChunkOrder order;  // advances also where x is only read
@@ -55,6 +59,7 @@ class CudaChunk final : public Chunk {
   DeviceBuffer device_;
   DeviceBuffer received_;
   UploadRing uploads_;
+  std::optional<UploadRing> forced_uploads_;  // since the first forced choice
   AttentionPlan plan_;
 };
 

@@ -151,6 +151,16 @@ Event CudaLayers::save_x(const CudaChunk& chunk, float* x) {
   return op.close();
 }
 
+Event CudaLayers::save_choices(const CudaChunk& chunk, std::int32_t* experts, float* weights) {
+  Op op(queue_, "save choices", -1, &chunk.order);
+  const Stream& stream = op.begin(StreamId::host);
+  const auto pairs =
+      static_cast<std::size_t>(chunk.num_tokens()) * static_cast<std::size_t>(shape_.top_k);
+  to_host(stream, experts, chunk.memory.experts, pairs * sizeof(std::int32_t));
+  to_host(stream, weights, chunk.memory.weights, pairs * sizeof(float));
+  return op.close();
+}
+
 const std::int32_t* CudaLayers::upload_pages(const Stream& stream,
                                              std::span<const std::int32_t> pages) {
   const auto count = std::min(pages.size(), static_cast<std::size_t>(most_pages(options_)));

@@ -105,6 +105,8 @@ struct RouteArgs {
   int num_experts = 0;
   int top_k = 0;
   bool renormalise = true;
+  bool forced = false;              ///< `experts` are given, not chosen
+  bool forced_weights = false;      ///< so are `weights`
   std::int32_t* experts = nullptr;  ///< [T, top_k]
   float* weights = nullptr;         ///< [T, top_k]
   std::int32_t* slots = nullptr;    ///< [T, top_k]

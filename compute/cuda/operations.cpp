@@ -227,8 +227,17 @@ Event CudaLayers::mlp(CudaChunk& chunk, int layer) {
   return op.close();
 }
 
+/// An operation of its own, beside the other chunks' work: route() follows it.
+void CudaLayers::upload_forced(CudaChunk& chunk, int layer) {
+  Op op(queue_, "forced choices", layer, &chunk.order);
+  chunk.upload_forced(op.begin(StreamId::copy));
+  op.close();
+}
+
 /// The counts reach the host while the rows are packed.
 Event CudaLayers::route(CudaChunk& chunk, int layer) {
+  const bool forced = chunk.forced.experts != nullptr;
+  if (forced && chunk.num_tokens() > 0) upload_forced(chunk, layer);
   Op op(queue_, "route", layer, &chunk.order);
   const Stream& stream = op.begin(StreamId::compute);
   const int rows = chunk.num_tokens();
@@ -247,6 +256,8 @@ Event CudaLayers::route(CudaChunk& chunk, int layer) {
   args.num_experts = shape_.num_experts;
   args.top_k = shape_.top_k;
   args.renormalise = shape_.norm_topk_prob;
+  args.forced = forced;
+  args.forced_weights = chunk.forced.weights != nullptr && forced;
   args.experts = chunk.memory.experts;
   args.weights = chunk.memory.weights;
   args.slots = chunk.memory.slots;

@@ -38,6 +38,7 @@ class CudaLayers {
   Event logprobs(CudaChunk& chunk, std::span<const std::int32_t> rows,
                  std::span<const std::int32_t> targets, float* out);
   Event save_x(const CudaChunk& chunk, float* x);
+  Event save_choices(const CudaChunk& chunk, std::int32_t* experts, float* weights);
   Event save_kv(int layer, std::span<const std::int32_t> pages, int first_position,
                 int num_positions, void* keys, void* values);
   Event load_kv(int layer, std::span<const std::int32_t> pages, int first_position,
@@ -65,6 +66,7 @@ class CudaLayers {
     std::int64_t rows;
   };
 
+  void upload_forced(CudaChunk& chunk, int layer);
   MlpKinds add_mlp(const CudaMlp& mlp, int width);
   void attend(const Stream& stream, CudaChunk& chunk, int layer);
   /// inner [rows, width] = the MLP's activation over in [rows, H].

@@ -42,8 +42,8 @@ TEST(Admission, ARankNeedsAFreeSequenceAndAllPages) {
 }
 
 TEST(Admission, WhatIsGivenCountsAtOnce) {
-  Admission admission(
-      {waiting(0, 2, 10, 5), waiting(1, 2, 3, 1), waiting(2, 2, 3, 1), waiting(3, 2, 3, 1)});
+  Admission admission(std::vector{waiting(0, 2, 10, 5), waiting(1, 2, 3, 1), waiting(2, 2, 3, 1),
+                                  waiting(3, 2, 3, 1)});
   EXPECT_EQ(admission.work(), 15 + 3 * 4);
   std::vector<RankLoad> loads = {room(9, 2), room(5, 9)};
   // The long one keeps rank 0 busy, until rank 1 has no pages left.
@@ -58,7 +58,7 @@ TEST(Admission, WhatIsGivenCountsAtOnce) {
 }
 
 TEST(Admission, ASmallRequestDoesNotOvertakeALargeOneThatWaits) {
-  Admission admission({waiting(4, 8), waiting(5, 1)});
+  Admission admission(std::vector{waiting(4, 8), waiting(5, 1)});
   std::vector<RankLoad> loads = {room(7, 9), room(7, 9)};
   EXPECT_TRUE(given(admission, loads).empty());
   EXPECT_EQ(loads[0].free_pages, 7);
@@ -69,19 +69,36 @@ TEST(Admission, ASmallRequestDoesNotOvertakeALargeOneThatWaits) {
 }
 
 TEST(Admission, ResumedRequestsGoFirstWithWhatIsLeftOfThem) {
-  Admission admission({waiting(0, 1), waiting(1, 1, 0, 3, true), waiting(2, 1, 4, 3, true)});
-  EXPECT_TRUE(admission.resuming());
+  Admission admission(
+      std::vector{waiting(0, 1), waiting(1, 1, 0, 3, true), waiting(2, 1, 4, 3, true)});
+  EXPECT_TRUE(admission.waiting().front().resumed);
   EXPECT_EQ(admission.work(), 15 + 3 + 7);
   std::vector<RankLoad> loads = {room(9, 1)};
   EXPECT_EQ(given(admission, loads), (Given{{1, 0}}));
   EXPECT_EQ(loads[0].decoding, 1);  // its whole prompt is cached
   EXPECT_EQ(loads[0].prompt_tokens, 0);
-  EXPECT_TRUE(admission.resuming());
+  EXPECT_TRUE(admission.waiting().front().resumed);
   loads = {room(9, 9)};
   EXPECT_EQ(given(admission, loads), (Given{{2, 0}, {0, 0}}));
   EXPECT_EQ(loads[0].decoding, 0);
   EXPECT_EQ(loads[0].prompt_tokens, 14);
-  EXPECT_FALSE(admission.resuming());
+  EXPECT_TRUE(admission.waiting().empty());
+}
+
+TEST(Admission, WhatIsReadLaterWaitsBehindTheOthers) {
+  Admission admission;
+  std::vector<RankLoad> loads = {room(2, 9)};
+  EXPECT_TRUE(given(admission, loads).empty());
+  admission.add(std::vector{waiting(0, 1), waiting(1, 2)});
+  EXPECT_EQ(given(admission, loads), (Given{{0, 0}}));
+  admission.add(std::vector{waiting(2, 1)});
+  EXPECT_TRUE(given(admission, loads).empty());  // the second one keeps its turn
+  EXPECT_EQ(admission.work(), 2 * 15);
+  loads = {room(9, 9)};
+  EXPECT_EQ(given(admission, loads), (Given{{1, 0}, {2, 0}}));
+  admission.add(std::vector{waiting(3, 1)});
+  EXPECT_EQ(given(admission, loads), (Given{{3, 0}}));
+  EXPECT_EQ(admission.work(), 0);
 }
 
 /// Every request is given out once, in order, and never beyond what a rank has.

@@ -10,6 +10,9 @@
 #include <random>
 #include <set>
 
+#include "app/run/request_needs.hpp"
+#include "app/run/request_queue.hpp"
+
 namespace atl {
 namespace {
 
@@ -37,16 +40,25 @@ class Fleet {
  public:
   Fleet(const std::vector<io::Request>& requests, const BatchOptions& options, int ranks)
       : options_(options), cache_(static_cast<std::size_t>(ranks)) {
+    const RequestNeeds needs = needs_of(requests, true, 1000, ranks, options);
     for (int rank = 0; rank < ranks; ++rank) {
-      ranks_.push_back(std::make_unique<Batcher>(requests, options, rank));
+      ranks_.push_back(std::make_unique<Batcher>(options, room_for(needs, options)));
     }
   }
 
-  std::map<int, io::Result> run(const std::vector<io::Request>& requests) {
+  std::map<int, io::Result> run(std::vector<io::Request> requests) {
+    RequestQueue queue(requests, {}, options_, "");
     for (int pass = 0;; ++pass) {
       EXPECT_LT(pass, 100000);
       std::vector<RankLoad> loads;
       for (const auto& rank : ranks_) loads.push_back(rank->load());
+      for (RequestQueue::Grant& grant : queue.grant(loads)) {
+        std::string message;
+        append_to(message, grant.admitted);
+        for (Admitted& admitted : admitted_from(message)) {
+          ranks_[static_cast<std::size_t>(grant.rank)]->take_up(std::move(admitted));
+        }
+      }
       bool more = false;
       std::set<int> chunk_counts;
       for (std::size_t r = 0; r < ranks_.size(); ++r) {

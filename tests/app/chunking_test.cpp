@@ -16,15 +16,18 @@ RankLoad tokens(std::int64_t prompt, std::int32_t decoding) {
 
 TEST(Chunking, TheBusiestRankDecidesHowManyChunks) {
   const ChunkLimits limits{.max_pass_tokens = 100, .min_chunk_tokens = 10, .max_chunks = 4};
-  EXPECT_EQ(chunk_count(std::vector{tokens(0, 0), tokens(0, 0)}, limits), 0);
-  EXPECT_EQ(chunk_count(std::vector{tokens(0, 0), tokens(0, 1)}, limits), 1);
-  EXPECT_EQ(chunk_count(std::vector{tokens(3, 0), tokens(15, 4)}, limits), 1);
-  EXPECT_EQ(chunk_count(std::vector{tokens(16, 4), tokens(0, 2)}, limits), 2);
-  EXPECT_EQ(chunk_count(std::vector{tokens(1000, 0)}, limits), 4);
+  const auto count = [](const std::vector<RankLoad>& loads, const ChunkLimits& of) {
+    return chunk_count(most_pass_rows(loads, of), of);
+  };
+  EXPECT_EQ(most_pass_rows(std::vector{tokens(0, 0), tokens(0, 0)}, limits), 0);
+  EXPECT_EQ(count({tokens(0, 0), tokens(0, 1)}, limits), 1);
+  EXPECT_EQ(count({tokens(3, 0), tokens(15, 4)}, limits), 1);
+  EXPECT_EQ(count({tokens(16, 4), tokens(0, 2)}, limits), 2);
+  EXPECT_EQ(count({tokens(1000, 0)}, limits), 4);
   // No more rows are in a pass than it may have.
-  EXPECT_EQ(chunk_count(std::vector{tokens(1000, 0)},
-                        {.max_pass_tokens = 35, .min_chunk_tokens = 10, .max_chunks = 8}),
-            3);
+  EXPECT_EQ(
+      count({tokens(1000, 0)}, {.max_pass_tokens = 35, .min_chunk_tokens = 10, .max_chunks = 8}),
+      3);
 }
 
 TEST(Chunking, ChunksCoverAllRowsAndDifferByOneAtMost) {

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "compute/error.hpp"
+#include "tests/app/plan_shapes.hpp"
 
 namespace atl {
 namespace {
@@ -21,15 +22,23 @@ int rows_of(int from, int expert) {
   return (from * 5 + expert * 3) % 4;  // some are none
 }
 
+LayerPlacement even(int experts, int ranks) {
+  ModelShape shape = shape_with(1, 0);
+  shape.num_experts = experts;
+  return even_placement(shape, one_node(ranks)).of(0);
+}
+
 /// All ranks in one process: rows are put where the plans say, and looked for where the blocks say.
 class World {
  public:
-  World(int experts, int ranks) : placement_(contiguous_placement(experts, ranks)) {
+  World(int experts, int ranks) : placement_(even(experts, ranks)) {
+    std::vector<int> all(index(ranks));
+    std::iota(all.begin(), all.end(), 0);
     for (int rank = 0; rank < ranks; ++rank) {
-      auto& rows = rows_.emplace_back(placement_, rank);
+      auto& rows = rows_.emplace_back(places_of_members(placement_, all), rank);
       std::vector<std::int32_t> counts;
       auto& packed = packed_.emplace_back();
-      for (const int expert : placement_.expert_at) {
+      for (const auto [expert, holder] : placement_.replicas()) {
         counts.push_back(rows_of(rank, expert));
         for (int i = 0; i < counts.back(); ++i) packed.push_back({rank, expert, i});
       }
@@ -76,7 +85,7 @@ class World {
                    from.begin() + block.first_row + block.num_rows);
     }
     std::vector<Row> expected;  // expert by expert, and there rank by rank
-    for (const int expert : placement_.experts_of[index(rank)]) {
+    for (const int expert : placement_.experts_of(rank)) {
       for (int from = 0; from < placement_.num_ranks(); ++from) {
         for (int i = 0; i < rows_of(from, expert); ++i) expected.push_back({from, expert, i});
       }
@@ -84,7 +93,7 @@ class World {
     EXPECT_EQ(found, expected) << "rank " << rank;
   }
 
-  Placement placement_;
+  LayerPlacement placement_;
   std::vector<ExpertRows> rows_;
   std::vector<comm::RowMove> moves_;
   std::vector<std::vector<Row>> packed_;
@@ -97,14 +106,12 @@ TEST(ExpertRows, RowsAreFoundWhereTheyWerePut) {
 }
 
 TEST(ExpertRows, MoreRowsThanMpiCountsAreRefused) {
-  const Placement placement = contiguous_placement(2, 2);
-  ExpertRows rows(placement, 0);
+  ExpertRows rows(places_of_members(even(2, 2), {0, 1}), 0);
   const std::vector<std::int32_t> many = {2'000'000'000, 2'000'000'000};
   rows.packed(many);
   comm::RowMove move(2);
   EXPECT_NO_THROW(rows.plan_sends(move));
-  const Placement one = contiguous_placement(4, 2);
-  ExpertRows more(one, 0);
+  ExpertRows more(places_of_members(even(4, 2), {0, 1}), 0);
   more.packed(std::vector<std::int32_t>{0, 0, 2'000'000'000, 2'000'000'000});
   EXPECT_THROW(more.plan_sends(move), Error);
 }

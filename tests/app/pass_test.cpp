@@ -74,7 +74,7 @@ class PassTest : public ::testing::Test {
     pass_->build(sequences_, num_chunks);
   }
 
-  Sequences sequences_{8, 100, 1};
+  Sequences sequences_{SequenceRoom{8, 100, 1}};
   std::optional<Pass> pass_;
 };
 
@@ -107,7 +107,7 @@ TEST_F(PassTest, WhatExceedsTheLimitStaysForTheNextPass) {
 
 TEST_F(PassTest, ChunksHaveTheSameRowsWhereverTheyAreCut) {
   for (int chunks = 1; chunks <= 8; ++chunks) {
-    sequences_ = Sequences(8, 100, 1);
+    sequences_ = Sequences({8, 100, 1});
     add(1, 9);
     add_decoding(2, 2, 1);
     add(3, 5, 2);
@@ -135,7 +135,7 @@ TEST_F(PassTest, FewRowsLeaveChunksEmpty) {
   add_decoding(1, 3, 1);
   build(3);
   EXPECT_EQ(tokens(), Ids{103});
-  sequences_ = Sequences(8, 100, 1);
+  sequences_ = Sequences({8, 100, 1});
   build(3);  // other ranks have something to do
   EXPECT_TRUE(tokens().empty());
   EXPECT_EQ(pass_->num_chunks(), 3);

@@ -33,13 +33,19 @@ std::vector<io::Request> requests() {
   return all;
 }
 
-nlohmann::ordered_json identity(const char* model) {
+nlohmann::ordered_json facts(const char* model) {
   return {{"model", model}, {"mode", "score"}};
+}
+
+IdentityLike identity(const char* model) {
+  return [model](const auto&) { return facts(model); };
 }
 
 FinishedRequest finished(int request, float logprob) {
   FinishedRequest done;
   done.request = request;
+  done.line = 2 * request + 1;
+  done.id = "r" + std::to_string(request);
   done.result.tokens = {1, 2, 3};
   done.result.logprobs = {logprob, logprob};
   done.result.finish_reason = "length";
@@ -128,10 +134,12 @@ TEST_F(Results, OfAnInterruptedRunAreKeptOnlyByTheSameRunResumed) {
   ResultStore store(world_);
   open(store, path);
   if (world_.rank() == 0) {
-    EXPECT_EQ(store.recorded(), identity("a"));
+    EXPECT_EQ(store.recorded(), facts("a"));
   }
   const auto before = store.begin(requests_, identity("a"), true, Mode::score, text_);
-  EXPECT_EQ(before, (std::vector<bool>{false, false, false, true, true, true, false}));
+  if (world_.rank() == 0) {
+    EXPECT_EQ(before, (std::vector<bool>{false, false, false, true, true, true, false}));
+  }
   finish(store, 0, 3);
   finish(store, 6, 7);
   const RequestSummary summary = store.summary();
@@ -140,6 +148,39 @@ TEST_F(Results, OfAnInterruptedRunAreKeptOnlyByTheSameRunResumed) {
   EXPECT_NEAR(summary.perplexity, std::exp((0 + 1 + 3 + 4 + 5 + 6) / 6.0), 1e-3);
   store.write();
   EXPECT_EQ(lines_of(path).size(), static_cast<std::size_t>(num_requests));
+}
+
+/// As of a long file, of which the first are served while others are still read.
+TEST_F(Results, OfRequestsReadLaterCountUnderAHeaderThatSpeaksOfThem) {
+  const std::string path = folder_ / "out";
+  const std::vector<io::Request> all = requests_;
+  requests_.resize(3);
+  const IdentityLike read_so_far = [&](const nlohmann::ordered_json& recorded) {
+    auto facts_now = facts("a");
+    facts_now["input"] = recorded.is_object() ? recorded.at("input").get<std::string>()
+                                              : std::to_string(requests_.size());
+    return facts_now;
+  };
+  {
+    ResultStore store(world_);
+    open(store, path);
+    store.begin(requests_, read_so_far, false, Mode::score, text_);
+    finish(store, 0, 2);
+    requests_.push_back(all[3]);
+    requests_.push_back(all[4]);
+    finish(store, 4, 5);
+  }
+  requests_ = all;
+  ResultStore store(world_);
+  open(store, path);
+  if (world_.rank() == 0) {
+    EXPECT_EQ(store.recorded().at("input"), "5");
+  }
+  const auto before = store.begin(requests_, read_so_far, true, Mode::score, text_);
+  if (world_.rank() == 0) {
+    EXPECT_EQ(before, (std::vector<bool>{true, true, false, false, true, false, false}));
+    EXPECT_EQ(store.recorded().at("input"), "7") << "all are read now";
+  }
 }
 
 TEST_F(Results, LeaveFailedRequestsOutOfWhatIsCounted) {

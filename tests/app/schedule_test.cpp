@@ -6,7 +6,6 @@
 #include <set>
 
 #include "app/model/model_config.hpp"
-#include "app/plan/placement.hpp"
 #include "compute/error.hpp"
 #include "tests/app/plan_shapes.hpp"
 
@@ -21,6 +20,11 @@ TEST(Schedule, EveryChunkRunsThroughEveryLayerInBothOrders) {
       EXPECT_NO_THROW(verify(schedule, shape));
       // embed + head + 2 dense layers of 2 steps + 3 MoE layers of 7 steps
       EXPECT_EQ(schedule.steps.size(), static_cast<std::size_t>(chunks) * (2 + 2 * 2 + 3 * 7));
+    }
+    for (const Schedule& schedule : {overlapped_schedule(shape, chunks, Route::nodes),
+                                     serial_schedule(shape, chunks, Route::nodes)}) {
+      EXPECT_NO_THROW(verify(schedule, shape));
+      EXPECT_EQ(schedule.steps.size(), static_cast<std::size_t>(chunks) * (2 + 2 * 2 + 3 * 12));
     }
   }
 }
@@ -94,32 +98,11 @@ TEST(Schedule, HashTellsSchedulesApart) {
   for (int chunks = 1; chunks <= 8; ++chunks) {
     hashes.insert(overlapped_schedule(shape, chunks).hash());
     hashes.insert(serial_schedule(shape, chunks).hash());
+    hashes.insert(overlapped_schedule(shape, chunks, Route::nodes).hash());
   }
   hashes.insert(overlapped_schedule(shape_with(4, 0), 1).hash());
-  EXPECT_EQ(hashes.size(), 17U);
+  EXPECT_EQ(hashes.size(), 25U);
   EXPECT_EQ(overlapped_schedule(shape, 3).hash(), overlapped_schedule(shape, 3).hash());
-}
-
-TEST(Placement, SharesDifferByAtMostOne) {
-  for (int experts = 1; experts <= 20; ++experts) {
-    for (int ranks = 1; ranks <= experts; ++ranks) {
-      const Placement placement = contiguous_placement(experts, ranks);
-      std::size_t fewest = 1000;
-      std::size_t most = 0;
-      std::vector<int> owner(static_cast<std::size_t>(experts), -1);
-      for (int rank = 0; rank < ranks; ++rank) {
-        const auto& own = placement.experts_of[static_cast<std::size_t>(rank)];
-        fewest = std::min(fewest, own.size());
-        most = std::max(most, own.size());
-        for (const int expert : own) owner[static_cast<std::size_t>(expert)] = rank;
-      }
-      EXPECT_LE(most - fewest, 1U);
-      EXPECT_GE(fewest, 1U);
-      EXPECT_EQ(owner, placement.rank_of);
-      EXPECT_TRUE(std::is_sorted(owner.begin(), owner.end()));
-    }
-  }
-  EXPECT_THROW(contiguous_placement(4, 5), Error);
 }
 
 }  // namespace

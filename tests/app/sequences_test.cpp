@@ -10,7 +10,7 @@ namespace {
 const std::vector<std::int32_t> prompt = {1, 2, 3, 4, 5};
 
 TEST(Sequences, AreKeptInOrderOfAdmissionAndTheirSlotsUsedAgain) {
-  Sequences sequences(3, 10, 2);
+  Sequences sequences({3, 10, 2});
   for (const int request : {7, 8, 9}) sequences.start(request, prompt, 4);
   EXPECT_THROW(sequences.start(10, prompt, 4), Error);
   const std::int32_t freed = sequences.taken()[1];
@@ -31,7 +31,7 @@ TEST(Sequences, AreKeptInOrderOfAdmissionAndTheirSlotsUsedAgain) {
 }
 
 TEST(Sequences, SayWhatIsLeftToDo) {
-  Sequences sequences(4, 10, 2);
+  Sequences sequences({4, 10, 2});
   sequences.start(0, prompt, 4).cached = 2;            // within its prompt
   Sequence& decoding = sequences.start(1, prompt, 4);  // has one of four tokens
   decoding.cached = 5;

@@ -1,6 +1,7 @@
 // ranks: 1 2 3
 #include <gtest/gtest.h>
 
+#include "app/run/groups.hpp"
 #include "app/run/timeline.hpp"
 #include "comm/communicator.hpp"
 #include "tests/mpi_main.hpp"
@@ -39,7 +40,7 @@ TEST(Timeline, SplitsAPassIntoItsShares) {
   timeline.exchanged(index_of(schedule, StepKind::dispatch), t + 9, t + 9);
   timeline.exchanged(index_of(schedule, StepKind::combine), t + 9, t + 9);
   timeline.end_pass({7, 5, 2});
-  timeline.flush(world);
+  timeline.flush(Groups(world, one_node(world.size()), /*nodes=*/false));
 
   const PhaseTimes& times = timeline.times(Phase::prefill);
   EXPECT_EQ(timeline.times(Phase::decode).wall, 0);

@@ -114,6 +114,10 @@ TEST(CpuBackend, ExpertsTakeRowsFromScatteredBlocks) {
   for (std::size_t i = 0; i < width; ++i) EXPECT_NEAR(last[i], truth[i], 0.02);
 }
 
+TEST_P(CpuModel, ChoicesAreToldAndFollowed) {
+  expect_choices_told_and_followed(GetParam().shape, {.num_threads = 2});
+}
+
 TEST(CpuBackend, PartsMakeTheWhole) {
   auto gelu = tiny_shape();
   gelu.activation = Activation::gelu_tanh;

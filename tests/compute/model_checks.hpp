@@ -3,7 +3,10 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <limits>
+#include <numeric>
+#include <random>
 #include <string>
 #include <vector>
 
@@ -136,6 +139,112 @@ inline void expect_not_finite_told(const RankOptions& options) {
     EXPECT_EQ(sampled[i].token < 0, bad[i]) << "row " << rows[i];
     EXPECT_EQ(std::isnan(logprobs[i]), bad[i]) << "row " << rows[i];
   }
+}
+
+/// Choices of one chunk in all layers, as a backend takes and gives them.
+struct ChunkChoices {
+  std::vector<std::vector<std::int32_t>> experts;  // [layers][T * top_k]
+  std::vector<std::vector<float>> weights;
+};
+
+inline ChunkChoices choices_of(const reference::Routing& routing) {
+  ChunkChoices result;
+  for (const auto& layer : routing) {
+    auto& experts = result.experts.emplace_back();
+    auto& weights = result.weights.emplace_back();
+    for (const reference::Choices& token : layer) {
+      for (const reference::Choice& choice : token) {
+        experts.push_back(choice.expert);
+        weights.push_back(static_cast<float>(choice.weight));
+      }
+    }
+  }
+  return result;
+}
+
+/// Different experts for every token and layer, with weights that no router would give.
+inline reference::Routing made_choices(const ModelShape& shape, std::size_t tokens) {
+  std::mt19937 generator(23);
+  std::uniform_real_distribution<float> weight(0.1F, 0.9F);
+  std::vector<int> experts(static_cast<std::size_t>(shape.num_experts));
+  std::iota(experts.begin(), experts.end(), 0);
+  reference::Routing routing(static_cast<std::size_t>(shape.num_layers));
+  for (int l = 0; l < shape.num_layers; ++l) {
+    for (std::size_t t = 0; t < tokens && !shape.is_dense(l); ++t) {
+      std::shuffle(experts.begin(), experts.end(), generator);
+      auto& token = routing[static_cast<std::size_t>(l)].emplace_back();
+      for (int j = 0; j < shape.top_k; ++j) {
+        token.push_back({experts[static_cast<std::size_t>(j)], weight(generator)});
+      }
+    }
+  }
+  return routing;
+}
+
+/// What a backend says that its routers chose is what the oracle's choose; choices that are given
+/// take their place, with weights of their own and with the routers'.
+inline void expect_choices_told_and_followed(const ModelShape& shape, RankOptions options) {
+  options.dtype = DType::float32;
+  options.reverse_experts = true;
+  const auto model = random_model(shape, DType::float32, 17);
+  const auto tokens = Random(6, DType::float32).tokens(70, shape.vocab);
+  SingleRank rank(model, options);
+  ChunkChoices told;
+  told.experts.resize(static_cast<std::size_t>(shape.num_layers));
+  told.weights.resize(told.experts.size());
+  rank.routed = [&](int layer) {
+    auto& experts = told.experts[static_cast<std::size_t>(layer)];
+    auto& weights = told.weights[static_cast<std::size_t>(layer)];
+    experts.resize(tokens.size() * static_cast<std::size_t>(shape.top_k));
+    weights.resize(experts.size());
+    rank.finish(rank.backend().save_choices(rank.chunk(), experts.data(), weights.data()));
+  };
+  const auto all = static_cast<int>(tokens.size());
+  const std::vector<float> chosen_freely = rank.logits(tokens, all);
+  reference::Routing routed;
+  reference::logits(model, tokens, reference::exact, nullptr, &routed);
+  const ChunkChoices wanted = choices_of(routed);
+  EXPECT_EQ(told.experts, wanted.experts);
+  for (std::size_t l = 0; l < told.weights.size(); ++l) {
+    for (std::size_t i = 0; i < told.weights[l].size(); ++i) {
+      ASSERT_NEAR(told.weights[l][i], wanted.weights[l][i], 1e-4) << "layer " << l;
+    }
+  }
+
+  // Its own choices again, with and without their weights, change no bit.
+  const ChunkChoices own = told;
+  for (const bool with_weights : {true, false}) {
+    rank.forced = [&](int layer) {
+      const auto l = static_cast<std::size_t>(layer);
+      return compute::ForcedChoices{own.experts[l].data(),
+                                    with_weights ? own.weights[l].data() : nullptr};
+    };
+    EXPECT_EQ(rank.logits(tokens, all), chosen_freely) << with_weights;
+    EXPECT_EQ(told.experts, own.experts);
+    EXPECT_EQ(told.weights, own.weights);
+  }
+
+  // Others are followed.
+  reference::Forced forced{made_choices(shape, tokens.size()), true};
+  const ChunkChoices made = choices_of(forced.choices);
+  for (const bool with_weights : {true, false}) {
+    forced.own_weights = with_weights;
+    rank.forced = [&](int layer) {
+      const auto l = static_cast<std::size_t>(layer);
+      return compute::ForcedChoices{made.experts[l].data(),
+                                    with_weights ? made.weights[l].data() : nullptr};
+    };
+    EXPECT_LT(largest_difference(rank.log_probs(tokens, all),
+                                 reference::log_probs(model, tokens, reference::exact, &forced)),
+              1e-4)
+        << with_weights;
+    EXPECT_EQ(told.experts, made.experts);
+    if (with_weights) {
+      EXPECT_EQ(told.weights, made.weights);
+    }
+  }
+  rank.forced = [](int) { return compute::ForcedChoices{}; };
+  EXPECT_EQ(rank.logits(tokens, all), chosen_freely);
 }
 
 }  // namespace atl::testing

@@ -93,10 +93,11 @@ TEST(ForEachWeight, RanksTogetherHaveEachExpertOnceAndAllElseEach) {
   for (const auto& [name, shape] : shapes()) {
     const Held whole = held_by(shape, {whole_model(shape)});
     for (const int num_ranks : {1, 2, 3}) {
-      const Placement placement = contiguous_placement(shape.num_experts, num_ranks);
+      const Layout layout = one_node(num_ranks);
+      const Placement placement = even_placement(shape, layout);
       std::vector<Part> parts;
       for (int rank = 0; rank < num_ranks; ++rank) {
-        parts.push_back(placement.part_of(rank, shape));
+        parts.push_back(placement.part_of(rank, shape, layout));
       }
       const Held held = held_by(shape, parts);
       ASSERT_EQ(held.size(), whole.size()) << name;
@@ -110,9 +111,7 @@ TEST(ForEachWeight, RanksTogetherHaveEachExpertOnceAndAllElseEach) {
 
 TEST(ForEachWeight, LocalNumbersFollowThePlacement) {
   const ModelShape shape = testing::tiny_shape();
-  const Placement placement = contiguous_placement(shape.num_experts, 2);
-  const Part second = placement.part_of(1, shape);
-  EXPECT_EQ(second.send_order, placement.send_order);
+  const Part second = even_placement(shape, one_node(2)).part_of(1, shape, one_node(2));
   for_each_weight(shape, second, [&](const WeightInfo& info, int expert, int local_expert) {
     EXPECT_EQ(expert, info.per_expert ? 3 + local_expert : -1) << name_of(info.id);
     EXPECT_EQ(local_expert >= 0, info.per_expert) << name_of(info.id);

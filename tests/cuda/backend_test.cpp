@@ -51,6 +51,10 @@ TEST_P(CudaModel, SixteenBitsDifferByTheirRoundingOnly) {
   }
 }
 
+TEST_P(CudaModel, ChoicesAreToldAndFollowed) {
+  expect_choices_told_and_followed(GetParam().shape, on_cuda(DType::float32));
+}
+
 TEST_P(CudaModel, SameBitsWhateverThePieces) {
   for (const DType dtype : {DType::bfloat16, DType::float16}) {
     const auto model = random_model(GetParam().shape, dtype, 3);

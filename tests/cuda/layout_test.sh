@@ -60,6 +60,19 @@ for layout in "${layouts[@]}"; do
   same "$layout" "$work/$mode.expected" "$work/results"
 done
 
+# What tokens were routed to is the same in every layout, and replaying it changes no byte.
+run_layout "$work/routed" generate 1 1 --chunks 1 --record-routing "$work/one.h5"
+succeeds "routing recorded on one rank"
+same "recording changes nothing" "$work/generate.expected" "$work/routed"
+run_layout "$work/routed" generate 3 2 --chunks 3 --record-routing "$work/three.h5"
+succeeds "routing recorded on three ranks"
+same "routing on one and three ranks" "$work/one.h5" "$work/three.h5"
+run_layout "$work/routed" generate 2 3 --chunks 2 --replay-routing "$work/one.h5" \
+  --record-routing "$work/again.h5"
+succeeds "routing replayed on two ranks"
+same "results of replayed routing" "$work/generate.expected" "$work/routed"
+same "replayed routing, recorded" "$work/one.h5" "$work/again.h5"
+
 # One rank with several chunks, and a GEMM algorithm that is refused in the middle of the run.
 ATL_EMULATED_FAIL=cublasLtMatmul:2000:15 run_layout "$work/results.replaced" score 1 8 --chunks 3
 succeeds "a refused algorithm"

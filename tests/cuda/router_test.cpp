@@ -30,15 +30,18 @@ class CudaRouter : public ::testing::Test {
  protected:
   void SetUp() override { skip_without_device(); }
 
+  /// With `forced` its experts are given, and its weights too where it has them.
   static Routed route(const std::vector<float>& logits, const std::vector<std::int32_t>& order,
-                      int top_k, bool renormalise) {
+                      int top_k, bool renormalise, const Routed& forced = {}) {
     const int experts = static_cast<int>(order.size());
     const auto tokens = logits.size() / order.size();
     const auto pairs = tokens * static_cast<std::size_t>(top_k);
     const DeviceArray<float> device_logits(logits);
     const DeviceArray<std::int32_t> send_order(order);
-    const DeviceArray<std::int32_t> chosen(pairs);
-    const DeviceArray<float> weights(pairs);
+    const auto chosen = forced.experts.empty() ? DeviceArray<std::int32_t>(pairs)
+                                               : DeviceArray<std::int32_t>(forced.experts);
+    const auto weights =
+        forced.weights.empty() ? DeviceArray<float>(pairs) : DeviceArray<float>(forced.weights);
     const DeviceArray<std::int32_t> slots(pairs);
     const DeviceArray<std::int32_t> counts(order.size());
     const DeviceArray<std::int32_t> scratch(
@@ -50,6 +53,8 @@ class CudaRouter : public ::testing::Test {
     args.num_experts = experts;
     args.top_k = top_k;
     args.renormalise = renormalise;
+    args.forced = !forced.experts.empty();
+    args.forced_weights = !forced.weights.empty();
     args.experts = chosen.get();
     args.weights = weights.get();
     args.slots = slots.get();
@@ -162,6 +167,50 @@ TEST_F(CudaRouter, ChoosesDifferentExpertsWhateverTheLogits) {
       EXPECT_EQ(rows.size(), 12U);
       EXPECT_EQ(*rows.rbegin(), 11);
     }
+  }
+}
+
+TEST_F(CudaRouter, FollowsChoicesThatAreGiven) {
+  for (const int experts : {5, 33, 64, 100, 512}) {
+    const auto logits = random_logits(50, experts, false);
+    const auto order = mixed_order(experts);
+    SCOPED_TRACE(::testing::Message() << experts << " experts");
+    // Its own choices get the same weights, bit by bit, and the same rows.
+    const Routed own = route(logits, order, 4, true);
+    Routed given{own.experts, {}, {}, {}};
+    const Routed again = route(logits, order, 4, true, given);
+    EXPECT_EQ(again.experts, own.experts);
+    EXPECT_EQ(again.weights, own.weights);
+    EXPECT_EQ(again.slots, own.slots);
+    EXPECT_EQ(again.counts, own.counts);
+    // Others: every token's neighbours of its own, in falling order of their number.
+    for (std::size_t t = 0; t < 50; ++t) {
+      for (int j = 0; j < 4; ++j) {
+        given.experts[t * 4 + static_cast<std::size_t>(j)] =
+            (static_cast<int>(t) + 4 - j) % experts;
+      }
+    }
+    const Routed forced = route(logits, order, 4, true, given);
+    EXPECT_EQ(forced.experts, given.experts);
+    ModelShape shape;
+    for (std::size_t t = 0; t < 50; ++t) {
+      reference::Matrix router;
+      for (int e = 0; e < experts; ++e) {
+        router.push_back(
+            {logits[t * static_cast<std::size_t>(experts) + static_cast<std::size_t>(e)]});
+      }
+      reference::Choices choices;
+      for (std::size_t j = 0; j < 4; ++j) choices.push_back({given.experts[t * 4 + j], 0});
+      choices = reference::route_forced(router, {1.0}, shape, choices);
+      for (std::size_t j = 0; j < 4; ++j) {
+        ASSERT_NEAR(forced.weights[t * 4 + j], choices[j].weight, 1e-6) << "token " << t;
+      }
+    }
+    given.weights.assign(200, 0.3F);
+    const Routed weighted = route(logits, order, 4, true, given);
+    EXPECT_EQ(weighted.weights, given.weights);
+    EXPECT_EQ(weighted.slots, forced.slots);
+    EXPECT_EQ(weighted.counts, forced.counts);
   }
 }
 

@@ -38,12 +38,13 @@ succeeds "the same in Atoll's own form"
 json_check "responses" "$work/results.1.jsonl" "$work/own.results.jsonl" <<'PY'
 batch, own = lines
 assert [line["custom_id"] for line in batch] == [f"request-{i}" for i in range(5)]
-for response, plain in zip(batch, own):
+for response, plain, prompt_tokens in zip(batch, own, (12, 6, 3)):
     body = response["response"]["body"]
     assert response["response"]["status_code"] == 200 and response["error"] is None
     assert body["choices"][0]["token_ids"] == plain["tokens"] and body["choices"][0]["text"] == plain["text"]
     assert body["choices"][0]["finish_reason"] == plain["finish_reason"]
     assert body["usage"]["completion_tokens"] == len(plain["tokens"])
+    assert body["usage"]["prompt_tokens"] == prompt_tokens
 assert batch[1]["response"]["body"]["choices"][0]["logprobs"]["token_logprobs"] == own[1]["logprobs"]
 assert "stop" in batch[3]["error"]["message"] and "chat template" in batch[4]["error"]["message"]
 assert all(line["response"]["status_code"] == 400 for line in batch[3:])

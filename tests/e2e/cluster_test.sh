@@ -98,6 +98,25 @@ assert {k: report["links"][k] for k in cluster["links"]} == cluster["links"]
 PY
 fi
 
+# Either route on real hosts: the same bytes, and between hosts no more than is needed.
+for route in flat nodes; do
+  capture "$cluster" run -n 12 --ranks-per-node 3 "$ATOLL" run --model "$model" --input "$prompts" \
+    --output "$work/$route.jsonl" --report "$work/$route.json" --route "$route" --chunks 3 \
+    --min-chunk-tokens 4 --progress none --backend cpu
+  succeeds "12 ranks on 4 hosts, $route" || continue
+  same "12 ranks on 4 hosts, $route" "$work/expected.jsonl" "$work/$route.jsonl"
+done
+json_check "either route" "$work/flat.json" "$work/nodes.json" <<'PY'
+flat, nodes = (report["exchange"] for report in lines)
+assert flat["measured"] == flat["flat_would"] == nodes["flat_would"], (flat, nodes)
+assert flat["one_row_per_token_and_node"] == nodes["one_row_per_token_and_node"]
+rows = nodes["one_row_per_token_and_node"]["bytes_between_nodes"] // (2 * nodes["row_bytes"])
+tails = rows * 16
+for key in ("bytes_between_nodes", "busiest_link_bytes"):
+    least = nodes["one_row_per_token_and_node"][key]
+    assert least < nodes["measured"][key] < nodes["flat_would"][key] + tails, (key, nodes)
+PY
+
 # The links, as atoll measures them: between nodes what tc allows, less headers, however many ranks
 # share it; inside a node, memory, an order of magnitude above. Bounds are wide since cores are few.
 run_links() { # REPORT RANKS

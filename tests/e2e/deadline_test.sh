@@ -106,9 +106,9 @@ one_message nodes "stopped where nodes are found" 60 "rank 0 has waited" "MPI_Co
 one_message start "stopped before MPI starts" 60 "rank [012] has waited" "MPI_Init" \
   "not all ranks have come"
 one_message hdf5 "stopped inside HDF5" 60 "rank 0 has waited" "creating the model file" "$(silent 1)"
-# It has sent nothing yet: the others can come no further than to its counters.
+# It has sent the others their requests only: they can come no further than to its counters.
 # The warning is due after 5 s, long before the end, so that a machine that stalls has both.
-faulty first "0 MPI_Isend 1 stop" "${run_options[@]}" --deadline 12
+faulty first "0 MPI_Isend 4 stop" "${run_options[@]}" --deadline 12
 faulty collective "2 MPI_Isend 900 stop" "${run_options[@]}" --deadline 4 --transport ialltoallv
 one_message first "stopped in the first step" 60 "rank 1 has waited for other ranks for 1[2-9] s" \
   "step 0, layer [0-9], chunk 0, counts" "$(silent 0)" "MPI awaits L[0-9] c0 counts from ranks 0"

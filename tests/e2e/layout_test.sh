@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The results of a run do not depend on its layout: ranks, chunks, overlap, transport, threads and the
-# cutting of prompts into pieces change no byte, in generation (greedy and sampled) and in scoring.
+# cutting of prompts into pieces, routes, placements and replicas change no byte, in generation (greedy and sampled) and in scoring.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -101,7 +101,38 @@ layouts=(
   "16 4 yes pairwise 1"
   "16 8 yes ialltoallv 2 --step-tokens 33"
   "16 2 no pairwise 1"
+  # Two hops, on nodes that are equal, uneven or one rank each; replicas; any placement.
+  "4 3 yes ialltoallv 1 --route nodes --node-ranks 2"
+  "9 4 yes pairwise 1 --route nodes --node-ranks 3,5,1"
+  "16 2 yes ialltoallv 1 --route nodes --node-ranks 4 --step-tokens 50"
+  "16 1 no pairwise 1 --route nodes --node-ranks 1"
+  "24 2 yes ialltoallv 1 --route nodes --node-ranks 8"
+  "17 2 yes auto 1 --route flat"
+  "5 3 yes auto 1 --node-ranks 2,3 --slots 7"
+  "6 auto yes ialltoallv 1 --node-ranks 3 --placement $work/placement.6.json"
 )
+((all_sweeps)) && layouts+=(
+  "33 2 yes ialltoallv 1 --route nodes --node-ranks 11"
+  "33 auto yes pairwise 1 --node-ranks 4,4,4,4,4,4,4,5"
+  "32 4 yes ialltoallv 1 --route nodes --node-ranks 8"
+  "16 8 yes pairwise 2 --route nodes --node-ranks 7,9 --step-tokens 33"
+  "3 5 no ialltoallv 1 --route nodes --node-ranks 1,2 --slots 16"
+  "12 auto yes auto 1 --route nodes --node-ranks 3 --placement $work/placement.12.json"
+  "13 4 no pairwise 1 --route nodes --node-ranks 6,6,1 --placement $work/placement.13.json"
+)
+for layout in "${layouts[@]}"; do
+  [[ "$layout" == *--placement* ]] || continue
+  # One to three replicas of each expert anywhere, another way in every layer but one.
+  python3 - "${layout%% *}" "${layout##* }" <<'EOF'
+import json, random, sys
+
+ranks, path = int(sys.argv[1]), sys.argv[2]
+random.seed(ranks)
+layers = {str(layer): [random.sample(range(ranks), random.randint(1, 3)) for _ in range(16)]
+          for layer in range(1, 7)}
+json.dump({"format": "atoll-placement", "layers": layers}, open(path, "w"))
+EOF
+done
 number=0
 for mode in generate score; do
   for layout in "${layouts[@]}"; do

@@ -61,9 +61,36 @@ printf 'wings = 2\n' >"$work/options.toml"
 usage "wings" "${run_options[@]}" --config "$work/options.toml"
 usage "nowhere.toml" "${run_options[@]}" --config "$work/nowhere.toml"
 
-# --- more ranks than experts
-atoll_on 17 "${run_options[@]}"
-refused "17 ranks for 16 experts" "1|2" "16"
+# --- placements
+atoll_on 3 "${run_options[@]}" --slots 5
+refused "15 places for 16 experts" 1 "no place.*slots 6"
+atoll_on 2 "${run_options[@]}" --slots 17
+refused "an expert twice on a rank" 1 "twice"
+for nodes in "0" "2,x" "2,2" ""; do
+  atoll_on 3 "${run_options[@]}" --node-ranks="$nodes" --route nodes
+  if [[ -n "$nodes" ]]; then refused "--node-ranks $nodes on 3 ranks" 2 "node-ranks"; fi
+done
+placement() { # PATTERN JSON
+  printf '%s' "$2" >"$work/placement.json"
+  atoll_on 2 "${run_options[@]}" --placement "$work/placement.json"
+  refused "placement ${2:0:60}" 1 "placement.json.*$1"
+}
+all="$(printf '[0],%.0s' {1..15})"
+head='{"format": "atoll-placement", "layers": {'
+placement "not a placement" 'not JSON'
+placement "not a placement" '{"layers": {}}'
+placement "no MoE layer" "$head\"0\": [${all}[1]]}}"
+placement "no MoE layer" "$head\"8\": [${all}[1]]}}"
+placement "no MoE layer" "$head\"one\": [${all}[1]]}}"
+placement "15 experts, the model has 16" "$head\"1\": [${all%,}]}}"
+placement "expert 15 of layer 2 no place" "$head\"2\": [${all}[]]}}"
+placement "expert 15 of layer 2 on rank 2.*ranks 0 to 1" "$head\"2\": [${all}[2]]}}"
+placement "twice on rank 1" "$head\"2\": [${all}[1,1]]}}"
+placement "no rank" "$head\"2\": [${all}[1.5]]}}"
+placement "no list of ranks" "$head\"2\": [$all 1]}}"
+atoll_on 2 "${run_options[@]}" --placement "$work/nowhere.json"
+refused "a placement that is not there" 1 "nowhere.json"
+usage "placement" "${run_options[@]}" --placement "$work/placement.json" --slots 3
 
 # --- input
 usage_input() { # PATTERN FILE

@@ -25,14 +25,25 @@ for ranks in 1 3 16; do
   json_check "report of $ranks ranks" "$report" "$sizes" "$work/results.jsonl" <<'EOF'
 report, sizes, results = lines
 ranks = report["ranks"]
-assert report["options"]["chunks"] == "3" and report["transport"] in ("ialltoallv", "pairwise")
+assert report["options"]["chunks"] == "3" and report["schedule"]["chunks_at_most"] == 3
+assert report["transport"] in ("ialltoallv", "pairwise")
 assert len(report["hosts"]) == 1 and len(report["host_of_rank"]) == ranks
 assert report["backend"] and report["build"]["commit"] and report["basis"]
 
 # Placement: every expert has one rank, and shares differ by one at most.
-shares = report["layout"]["experts_per_rank"]
+placement = report["placement"]
+for layer in placement["layers"]:
+    assert all(len(holders) == 1 for holders in layer["ranks_of_expert"])
+rank_of_expert = [holders[0] for holders in placement["layers"][0]["ranks_of_expert"]]
+shares = [rank_of_expert.count(r) for r in range(ranks)]
 assert sum(shares) == 16 and max(shares) - min(shares) <= 1
-assert [report["placement"]["rank_of_expert"].count(r) for r in range(ranks)] == shares
+assert placement["most_experts_of_a_layer_on_a_rank"] == max(shares)
+assert placement["one_expert_per_rank"] == (ranks == 16)
+
+# Ways: every pass ran in one of them.
+assert sum(way["passes"] for way in report["ways"]) + 1 >= sum(
+    phase["steps"] for phase in report["phases"].values())
+assert all(way["route"] == "flat" and 1 <= way["chunks"] <= 3 for way in report["ways"])
 
 # Phases: shares of the passes' time add up to all of it.
 phases = report["phases"]
@@ -58,7 +69,7 @@ totals = report["tokens_per_expert"]["total"]
 assert totals == [sum(layer["tokens"][e] for layer in by_layer) for e in range(16)]
 assert sum(rank["expert_rows"] for rank in report["per_rank"]) == sum(totals)
 for rank, numbers in enumerate(report["per_rank"]):
-    own = [e for e in range(16) if report["placement"]["rank_of_expert"][e] == rank]
+    own = [e for e in range(16) if rank_of_expert[e] == rank]
     assert numbers["expert_rows"] == sum(totals[e] for e in own), rank
 
 # Bytes: rows of 192 BF16 values; what goes out comes back; nothing to oneself.
@@ -100,6 +111,50 @@ for track in names:
     assert all(a[0] + a[1] <= b[0] + 1 for a, b in zip(own, own[1:])), track
 EOF
 done
+
+# Two hops: rows go to a node once, and what that saves is counted in whole numbers.
+report="$work/report.nodes.json"
+trace="$work/trace.nodes.json"
+atoll_on 6 run --model "$model" --input "$prompts" --output "$work/results.jsonl" --report "$report" \
+  --trace "$trace" --route nodes --node-ranks 2 --chunks 2 --min-chunk-tokens 4 --progress none
+succeeds "run by two hops"
+json_check "report of two hops" "$report" <<'EOF'
+(report,) = lines
+exchange = report["exchange"]
+sent = exchange["sent"]
+assert exchange["row_bytes"] == 384 and sent["flat"] == {"rows": 0, "bytes": 0}, sent
+assert all(way["route"] == "nodes" for way in report["ways"])
+# Nodes of two ranks each; the links are those of the machine, which is one node.
+moved = report["bytes_from_to"]
+node = [rank // 2 for rank in range(6)]
+across = sum(moved[a][b] for a in range(6) for b in range(6) if node[a] != node[b])
+inside = sum(moved[a][b] for a in range(6) for b in range(6) if node[a] == node[b])
+assert across == report["bytes_between_nodes"] == sent["between_nodes"]["bytes"]
+assert inside == report["bytes_inside_nodes"] == sent["inside_nodes"]["bytes"] == 384 * sent["inside_nodes"]["rows"]
+# Along the rails alone: the same place on every node.
+assert all(moved[a][b] == 0 for a in range(6) for b in range(6) if node[a] != node[b] and a % 2 != b % 2)
+flat, least = exchange["flat_would"], exchange["one_row_per_token_and_node"]
+assert exchange["measured"]["bytes_between_nodes"] == across
+for measure in ("bytes_between_nodes", "busiest_link_bytes"):
+    assert least[measure] % 384 == 0 and flat[measure] % 384 == 0
+    assert 0 < least[measure] < flat[measure], (least, flat)
+# On the way out each row has a tail of 16 bytes for two experts; the way back has no more rows than flat's.
+out_rows = least["bytes_between_nodes"] // 768
+back_rows = sent["between_nodes"]["rows"] - out_rows
+assert across == out_rows * (384 + 16) + back_rows * 384
+assert out_rows <= back_rows <= flat["bytes_between_nodes"] // 768
+EOF
+json_check "trace of two hops" "$trace" <<'EOF'
+(trace,) = lines
+events = trace["traceEvents"]
+steps = [event for event in events if event["ph"] == "X"]
+kinds = {event["name"].split()[-1] for event in steps}
+assert kinds >= {"across-counts", "across-dispatch", "counts", "regroup", "dispatch", "experts", "combine", "fold",
+                 "across-combine", "merge"}, kinds
+for track in {(event["pid"], event["tid"]) for event in steps}:
+    own = sorted((e["ts"], e["dur"]) for e in steps if (e["pid"], e["tid"]) == track)
+    assert all(a[0] + a[1] <= b[0] + 1 for a, b in zip(own, own[1:])), track
+EOF
 
 # Perplexity in the report and in the table is that of the results.
 atoll_on 2 run --model "$model" --input "$ATOLL_SOURCE/tests/data/heldout.jsonl" --mode score \

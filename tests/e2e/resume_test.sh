@@ -28,12 +28,13 @@ checkpoints="$folder/checkpoints"
 results="$folder/results.jsonl"
 journal="$results.journal"
 report="$folder/report.json"
+routing="$folder/routing.h5"
 # Small passes, so that prompts take many and checkpoints are nearly always under way.
 run_options=(run --model "$model" --input "$requests" --output "$results" --report "$report"
-  --max-sequences 4 --step-tokens 64 --checkpoint-dir "$checkpoints" --checkpoint-every 6 --deadline 60)
+  --record-routing "$routing" --max-sequences 4 --step-tokens 64 --checkpoint-dir "$checkpoints" --checkpoint-every 6 --deadline 60)
 expected="$work/expected.jsonl"
 capture mpirun "${mpirun_flags[@]}" -n 2 "$ATOLL" run --model "$model" --input "$requests" \
-  --output "$expected"
+  --output "$expected" --record-routing "$work/expected-routing.h5"
 succeeds "the uninterrupted run"
 
 job=0
@@ -119,6 +120,7 @@ resumes() { # WHAT RANKS
   atoll_on "$2" "${run_options[@]}" --resume
   succeeds "$1: resume on $2 ranks" || return 0
   same "$1: resumed on $2 ranks" "$expected" "$results"
+  same "$1: routing, resumed on $2 ranks" "$work/expected-routing.h5" "$routing"
   json_check "$1: finished requests are not computed again" "$report" <<EOP
 assert lines[0]["requests"]["resumed"] == $kept, (lines[0]["requests"], $kept)
 EOP
@@ -136,6 +138,7 @@ span_ms=$((($(date +%s%N) - began) / 1000000 - 400))
 ((span_ms > 0)) || span_ms=1
 succeeds "a run with checkpoints"
 same "a run with checkpoints" "$expected" "$results"
+same "routing of a run with checkpoints" "$work/expected-routing.h5" "$routing"
 json_check "the cost of checkpoints" "$report" <<'EOP'
 cost = lines[0]["checkpoints"]
 assert cost["written"] >= 2 and cost["failed"] == 0 and cost["bytes"] > 0 and 0 < cost["share"] < 1, cost

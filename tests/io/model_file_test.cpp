@@ -140,7 +140,38 @@ TEST_F(ModelFile, IdentityTellsContentsApart) {
   EXPECT_NE(a, ModelFileReader(path("d.h5")).identity());
 }
 
-/// The tools of HDF5 must read 16-bit floats as numbers: convert them with HDF5 itself.
+/// A rank that has not looked through the file reads the same from it.
+TEST_F(ModelFile, IsReadByItsDescription) {
+  write_model(path("model.h5"));
+  const ModelFileReader whole(path("model.h5"));
+  ModelFileReader reader(path("model.h5"), whole.description());
+  EXPECT_EQ(reader.identity(), whole.identity());
+  EXPECT_EQ(reader.config_json(), whole.config_json());
+  const DatasetInfo info = reader.dataset("/model/layers/0/mlp/experts/up_proj/weight");
+  std::vector<std::byte> slab(static_cast<std::size_t>(info.slab_bytes()));
+  reader.read_slab(info, 1, slab);
+  EXPECT_EQ(slab, slab_bytes(2, 1, info.slab_bytes()));
+  std::vector<std::byte> part(10);
+  reader.read_part(info, 1, 7, part);
+  EXPECT_TRUE(std::equal(part.begin(), part.end(), slab.begin() + 7));
+  EXPECT_EQ(reader.bytes_read(), info.slab_bytes() + 10);
+  EXPECT_TRUE(contains(error_of([&] { reader.read_part(info, 1, info.slab_bytes() - 9, part); }),
+                       "the slab has"));
+  EXPECT_TRUE(contains(error_of([&] { reader.verify(info, 0, slab); }), "checksum"));
+
+  const auto refused = [&](const std::string& file) {
+    return error_of([&] { ModelFileReader other(file, whole.description()); });
+  };
+  EXPECT_TRUE(contains(refused(path("none.h5")), "No such file"));
+  std::string bytes = read_bytes(path("model.h5"));
+  const std::size_t at = static_cast<std::size_t>(whole.dataset("/a/weight").offset);
+  bytes[at] = static_cast<char>(bytes[at] ^ 1);
+  write_bytes(path("changed.h5"), bytes);
+  EXPECT_TRUE(contains(refused(path("changed.h5")), "is not the file that rank 0 reads"));
+  write_bytes(path("shorter.h5"), bytes.substr(0, bytes.size() - 1));
+  EXPECT_TRUE(contains(refused(path("shorter.h5")), "is not the file that rank 0 reads"));
+}
+
 TEST_F(ModelFile, KeepsAttachments) {
   const std::vector<Attachment> attachments = {
       {"/tokenizer/numbers", 4, std::string("\1\0\0\0\0\0\0\1", 8)}, {"/tokenizer/text", 1, "abc"}};
@@ -155,13 +186,10 @@ TEST_F(ModelFile, KeepsAttachments) {
   write(file, attachments);
   const ModelFileReader reader(file.string());
   EXPECT_EQ(reader.datasets().size(), 1U);
-  const std::vector<Attachment> found = reader.attachments();
-  ASSERT_EQ(found.size(), 2U);
-  for (std::size_t i = 0; i < 2; ++i) {
-    EXPECT_EQ(found[i].path, attachments[i].path);
-    EXPECT_EQ(found[i].element_bytes, attachments[i].element_bytes);
-    EXPECT_EQ(found[i].bytes, attachments[i].bytes);
-  }
+  const ModelFileReader described(file.string(), reader.description());
+  EXPECT_EQ(described.identity(), reader.identity());
+  EXPECT_TRUE(reader.attachments() == attachments);
+  EXPECT_TRUE(described.attachments() == attachments);
   const fs::path other = folder_ / "other.h5";
   write(other, {attachments[0], {"/tokenizer/text", 1, "abd"}});
   EXPECT_NE(ModelFileReader(other.string()).identity(), reader.identity());
@@ -180,6 +208,7 @@ TEST_F(ModelFile, KeepsAttachments) {
   EXPECT_TRUE(contains(message, "/tokenizer/text") && contains(message, "checksum")) << message;
 }
 
+/// The tools of HDF5 must read 16-bit floats as numbers: convert them with HDF5 itself.
 TEST_F(ModelFile, StoresNumbers) {
   const std::vector<float> values = {1.0F, -2.5F, 0.0F, 0.15625F};
   for (DType dtype : {DType::bfloat16, DType::float16, DType::float32}) {

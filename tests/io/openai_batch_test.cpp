@@ -115,6 +115,7 @@ TEST_F(OpenAiBatch, WritesResponses) {
   Request request = read(line("a\"b", {{"model", "m"}, {"prompt", "Hi"}, {"logprobs", 0}})).at(0);
   ASSERT_EQ(request.error, "");
   Result result;
+  result.prompt_tokens = 2;
   result.tokens = {0xc3, 0xa9, 'x'};
   result.token_texts = {"\xef\xbf\xbd", "\xef\xbf\xbd", "x"};
   result.text = "\xc3\xa9x\",\"error\":{\"code\":";

@@ -26,12 +26,17 @@ inline double exponentials(float* x, std::int64_t count) {
   return total;
 }
 
+/// Fills softmax(logits) over them.
+inline void softmax(float* logits, int num_experts) {
+  const float total = static_cast<float>(exponentials(logits, num_experts));
+  for (int e = 0; e < num_experts; ++e) logits[e] /= total;
+}
+
 /// Where a logit is NaN or plus infinity every probability is NaN, and the lowest experts are
 /// taken.
 inline void top_k(float* logits, int num_experts, int top_k, bool renormalise,
                   std::int32_t* experts, float* weights) {
-  const float total = static_cast<float>(exponentials(logits, num_experts));
-  for (int e = 0; e < num_experts; ++e) logits[e] /= total;
+  softmax(logits, num_experts);
   float chosen = 0;
   for (int j = 0; j < top_k; ++j) {
     int best = -1;
@@ -44,6 +49,14 @@ inline void top_k(float* logits, int num_experts, int top_k, bool renormalise,
     weights[j] = logits[best];
     chosen += logits[best];
   }
+  for (int j = 0; renormalise && j < top_k; ++j) weights[j] /= chosen;
+}
+
+inline void weights_of(float* logits, int num_experts, int top_k, bool renormalise,
+                       const std::int32_t* experts, float* weights) {
+  softmax(logits, num_experts);
+  float chosen = 0;
+  for (int j = 0; j < top_k; ++j) chosen += weights[j] = logits[experts[j]];
   for (int j = 0; renormalise && j < top_k; ++j) weights[j] /= chosen;
 }
 

@@ -31,7 +31,9 @@ Kernels make_table(const char* isa) {
   table.attend = &attend<T>;
   table.merge_splits = &merge_splits<T>;
   table.top_k = &top_k;
+  table.weights_of = &weights_of;
   table.merge = &merge<T>;
+  table.fold = &fold<T>;
   table.log_prob = &log_prob;
   table.panel_columns = panel_columns;
   table.panel_step = panel_step<T>;

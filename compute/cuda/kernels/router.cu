@@ -91,6 +91,26 @@ __device__ std::uint64_t choose(const float (&p)[per_lane], const RouteArgs& arg
   return mine;
 }
 
+/// Lane j returns the probability of the expert at `experts`[j] as choose() does; `chosen`
+/// likewise.
+template <int per_lane>
+__device__ std::uint64_t take(const float (&p)[per_lane], const RouteArgs& args,
+                              const std::int32_t* experts, int lane, float& chosen) {
+  std::uint64_t mine = 0;
+  chosen = 0;
+  for (int j = 0; j < args.top_k; ++j) {
+    const int expert = experts[j];
+    std::uint64_t key = 0;  // in all lanes but the one that holds the expert
+#pragma unroll
+    for (int i = 0; i < per_lane; ++i)
+      key = lane + i * warp_lanes == expert ? rank_key(p[i], expert) : key;
+    key = warp_largest(key);
+    mine = lane == j ? key : mine;
+    chosen += probability_of(key);
+  }
+  return mine;
+}
+
 /// Writes experts and weights of a tile's tokens, their rank among the tile's rows of the same
 /// expert (to `slots`), and the tile's counts (to scratch [tiles][experts]).
 template <int per_lane>
@@ -108,12 +128,16 @@ __global__ void __launch_bounds__(threads) route_kernel(RouteArgs args, int toke
     float p[per_lane];
     float chosen = 0;
     softmax(args.logits + std::int64_t{t} * num_experts, num_experts, lane, p);
-    const std::uint64_t key = choose(p, args, lane, chosen);
+    const std::int64_t first_pair = std::int64_t{t} * args.top_k;
+    const std::uint64_t key = args.forced ? take(p, args, args.experts + first_pair, lane, chosen)
+                                          : choose(p, args, lane, chosen);
     if (lane < args.top_k) {
-      const std::int64_t at = std::int64_t{t} * args.top_k + lane;
+      const std::int64_t at = first_pair + lane;
       const int expert = expert_of(key);
-      args.experts[at] = expert;
-      args.weights[at] = args.renormalise ? probability_of(key) / chosen : probability_of(key);
+      if (!args.forced) args.experts[at] = expert;
+      if (!args.forced_weights) {
+        args.weights[at] = args.renormalise ? probability_of(key) / chosen : probability_of(key);
+      }
       args.slots[at] = counts[warp * num_experts + expert]++;  // a token's experts are distinct
     }
     __syncwarp();

@@ -1,0 +1,207 @@
+#include "app/plan/pass_choice.hpp"
+
+#include <algorithm>
+#include <utility>
+
+namespace atl {
+
+namespace {
+
+constexpr std::int64_t trials = 2;           // of each candidate, before one is kept
+constexpr std::int64_t trial_again = 256;    // passes after which the second is tried again
+constexpr double worth_a_trial = 2;          // times the best estimate
+constexpr double worth_another_trial = 1.3;  // times the best measured
+constexpr double exchanges_of_a_layer = 3;   // counters, rows there, rows back
+// Where links have not been measured: a message through shared memory.
+constexpr PassLink assumed = {5e-6, 4e9};
+
+double power(double base, int exponent) {
+  double product = 1;
+  for (int i = 0; i < exponent; ++i) product *= base;
+  return product;
+}
+
+}  // namespace
+
+// Sums, products and quotients alone: ranks must come to the same numbers to the last bit, and
+// functions of the mathematical library may differ between CPUs.
+PassChoices::PassChoices(PassFacts facts) : facts_(std::move(facts)) {
+  for (PassLink* link : {&facts_.inside, &facts_.between}) {
+    if (link->node_bytes_per_s <= 0) *link = assumed;
+  }
+  // Every expert as likely as any other, until passes have shown more.
+  const double nodes = facts_.num_nodes;
+  flat_rows_ = facts_.top_k * (1 - 1 / nodes);
+  node_rows_ = (nodes - 1) * (1 - power(1 - 1 / nodes, facts_.top_k));
+  node_returns_ = flat_rows_;
+}
+
+PassWay PassChoices::next(const PassSize& size, const PassCost& last) {
+  learn(last);
+  Candidate& candidate = take(bucket_of(size));
+  last_ = &candidate;
+  last_size_ = size;
+  return candidate.way;
+}
+
+void PassChoices::learn(const PassCost& last) {
+  if (last.routed_tokens > 0) {
+    const auto per_token = [&](std::int64_t rows) {
+      return static_cast<double>(rows) / static_cast<double>(last.routed_tokens);
+    };
+    flat_rows_ = per_token(last.flat_rows);
+    node_rows_ = per_token(last.node_rows);
+    node_returns_ = per_token(last.node_returns);
+  }
+  if (last_ == nullptr || last.seconds <= 0) return;
+  const double rows = static_cast<double>(std::max<std::int64_t>(1, last_size_.rows));
+  const double per_row = last.seconds / rows;
+  if (last_->passes == 0 || per_row < last_->best) last_->best = per_row;
+  ++last_->passes;
+  computed_[static_cast<std::size_t>(last_size_.phase)] = {last.compute_seconds, rows,
+                                                           last_->way.chunks};
+}
+
+PassChoices::Bucket& PassChoices::bucket_of(const PassSize& size) {
+  std::int64_t least = 1;
+  while (2 * least <= size.rows) least *= 2;
+  for (Bucket& bucket : buckets_) {
+    if (bucket.phase != size.phase || bucket.least_rows != least) continue;
+    if (bucket.guessed && measured(size.phase)) choose_candidates(bucket, size);
+    return bucket;
+  }
+  // Room for all sizes there are, so that candidates stay where they are.
+  if (buckets_.capacity() == 0) buckets_.reserve(128);
+  Bucket& bucket = buckets_.emplace_back();
+  bucket.phase = size.phase;
+  bucket.least_rows = least;
+  choose_candidates(bucket, size);
+  return bucket;
+}
+
+std::vector<PassWay> PassChoices::ways_of(const PassSize& size) const {
+  std::vector<PassWay> ways;
+  for (const Route route : facts_.routes) {
+    if (facts_.chunk_counts.size() == 1) {  // as many as asked for, if there are rows for them
+      ways.push_back(
+          {route, static_cast<int>(std::clamp<std::int64_t>(size.rows / facts_.min_chunk_tokens, 1,
+                                                            facts_.chunk_counts.front()))});
+      continue;
+    }
+    for (const int chunks : facts_.chunk_counts) {
+      const bool smallest = chunks == facts_.chunk_counts.front();
+      const bool worth = size.rows >= std::int64_t{chunks} * facts_.min_chunk_tokens;
+      const bool has_room = (size.rows + chunks - 1) / chunks <= facts_.most_chunk_tokens;
+      if ((smallest || worth) && has_room) ways.push_back({route, chunks});
+    }
+    if (ways.empty() || ways.back().route != route) {
+      ways.push_back({route, facts_.chunk_counts.back()});  // the finest cut has the most room
+    }
+  }
+  return ways;
+}
+
+/// The best way of each route, and the next best of the better route.
+void PassChoices::choose_candidates(Bucket& bucket, const PassSize& size) const {
+  std::vector<Candidate> all;
+  for (const PassWay& way : ways_of(size)) {
+    Candidate& candidate = all.emplace_back();
+    candidate.way = way;
+    candidate.estimate = estimate(size, way);
+  }
+  std::stable_sort(all.begin(), all.end(),
+                   [](const Candidate& a, const Candidate& b) { return a.estimate < b.estimate; });
+  std::vector<Candidate> kept;
+  for (const Candidate& candidate : bucket.candidates) {
+    if (candidate.passes > 0) kept.push_back(candidate);  // what was tried is not forgotten
+  }
+  const auto is_kept = [&](const Candidate& candidate) {
+    return std::any_of(kept.begin(), kept.end(),
+                       [&](const Candidate& other) { return other.way == candidate.way; });
+  };
+  int same_route = 0;
+  bool other_route = false;
+  for (const Candidate& candidate : all) {
+    if (candidate.estimate > worth_a_trial * all.front().estimate) break;
+    const bool same = candidate.way.route == all.front().way.route;
+    if (same ? same_route++ >= 2 : std::exchange(other_route, true)) continue;
+    if (!is_kept(candidate)) kept.push_back(candidate);
+  }
+  bucket.candidates = std::move(kept);
+  bucket.guessed = !measured(size.phase);
+}
+
+PassChoices::Candidate& PassChoices::take(Bucket& bucket) {
+  ++bucket.passes;
+  for (Candidate& candidate : bucket.candidates) {
+    if (candidate.passes < trials) return candidate;
+  }
+  std::stable_sort(bucket.candidates.begin(), bucket.candidates.end(),
+                   [](const Candidate& a, const Candidate& b) { return a.best < b.best; });
+  if (bucket.candidates.size() > 1 && bucket.passes % trial_again == 0) {
+    Candidate& second = bucket.candidates[1];
+    if (second.best < worth_another_trial * bucket.candidates[0].best) return second;
+  }
+  return bucket.candidates.front();
+}
+
+double PassChoices::estimate(const PassSize& size, const PassWay& way) const {
+  const double compute = compute_seconds(size, way.chunks);
+  const double messages = message_seconds(size, way);
+  return std::max(compute, messages) + std::min(compute, messages) / way.chunks;
+}
+
+/// Of a pass; what chunks there are beyond the first cost beside bytes is in it.
+double PassChoices::message_seconds(const PassSize& size, const PassWay& way) const {
+  const auto node_tokens = static_cast<double>(size.rows) * facts_.ranks_of_node;
+  const auto row = static_cast<double>(facts_.row_bytes);
+  const double others = facts_.ranks_of_node - 1;
+  const double stay_here = facts_.top_k - flat_rows_;  // choices inside the node
+  const double hop = facts_.inside.latency_s;          // what a message costs who sends it
+  double seconds = 0;
+  double overhead = exchanges_of_a_layer * facts_.between.latency_s;
+  const double inside_share = others / facts_.ranks_of_node;
+  if (way.route == Route::flat) {
+    seconds += 2 * node_tokens * flat_rows_ * row / facts_.between.node_bytes_per_s;
+    seconds += 2 * node_tokens * stay_here * inside_share * row / facts_.inside.node_bytes_per_s;
+    overhead += exchanges_of_a_layer * hop * (facts_.num_ranks - 1);
+  } else {
+    const auto with_tail = static_cast<double>(facts_.across_row_bytes);
+    seconds += node_tokens * (node_rows_ * with_tail + node_returns_ * row) /
+               facts_.between.node_bytes_per_s;
+    // As many rows come into a node as leave it; each is copied once more at either end.
+    const double inside = 2 * node_tokens * facts_.top_k * row;
+    seconds += inside * (inside_share + 1) / facts_.inside.node_bytes_per_s;
+    overhead +=
+        exchanges_of_a_layer * (facts_.inside.latency_s + hop * (facts_.num_nodes - 1 + others));
+  }
+  return facts_.moe_layers * (seconds + overhead * way.chunks);
+}
+
+/// Of a pass, from the last one of its phase, or guessed before there was one.
+double PassChoices::compute_seconds(const PassSize& size, int chunks) const {
+  const Computed& last = computed_[static_cast<std::size_t>(size.phase)];
+  const auto rows = static_cast<double>(std::max<std::int64_t>(1, size.rows));
+  // Rows of one expert in a chunk of `count`: few of them and its weights' bytes decide.
+  const auto rate = [&](double of_rows, int count) {
+    const double expert_rows =
+        of_rows * facts_.top_k * facts_.num_ranks / facts_.num_experts / count;
+    return 1 + facts_.balance_rows / expert_rows;
+  };
+  if (last.seconds <= 0) return facts_.guessed_s_per_row * rows * rate(rows, chunks);
+  return last.seconds * (rows * rate(rows, chunks)) / (last.rows * rate(last.rows, last.chunks));
+}
+
+std::vector<PassRecord> PassChoices::records() const {
+  std::vector<PassRecord> all;
+  for (const Bucket& bucket : buckets_) {
+    for (const Candidate& candidate : bucket.candidates) {
+      if (candidate.passes == 0) continue;
+      all.push_back({bucket.phase, bucket.least_rows, candidate.way, candidate.estimate,
+                     candidate.best, candidate.passes});
+    }
+  }
+  return all;
+}
+
+}  // namespace atl

@@ -1,0 +1,97 @@
+#include "app/run/placement_file.hpp"
+
+#include <algorithm>
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+#include "compute/error.hpp"
+#include "io/json_depth.hpp"
+
+namespace atl {
+
+using nlohmann::json;
+
+namespace {
+
+constexpr const char* format_name = "atoll-placement";
+
+std::string text_of(const std::string& path) {
+  std::ifstream stream(path, std::ios::binary);
+  require(stream.good(), "cannot read {}; check --placement", path);
+  return {std::istreambuf_iterator<char>(stream), {}};
+}
+
+std::vector<int> ranks_of(const json& list, const std::string& where) {
+  require(list.is_array(), "{} is no list of ranks", where);
+  std::vector<int> ranks;
+  for (const json& rank : list) {
+    require(rank.is_number_integer() && rank.get<std::int64_t>() >= -1000000000 &&
+                rank.get<std::int64_t>() <= 1000000000,
+            "{} has {}, which is no rank", where, rank.dump());
+    ranks.push_back(rank.get<int>());
+  }
+  return ranks;
+}
+
+/// The number of the layer that a key names.
+int layer_named(const std::string& key, const ModelShape& shape, const std::string& path) {
+  const bool digits =
+      !key.empty() && key.size() < 7 && key.find_first_not_of("0123456789") == std::string::npos;
+  const int layer = digits ? std::stoi(key) : -1;
+  require(layer >= 0 && layer < shape.num_layers && !shape.is_dense(layer),
+          "{}: \"layers\" names \"{}\", which is no MoE layer of this model; was it made for "
+          "another?",
+          path, key);
+  return layer;
+}
+
+}  // namespace
+
+Placement read_placement(const std::string& path, const ModelShape& shape, const Layout& layout) {
+  const std::string text = text_of(path);
+  io::require_shallow_json(text, path);
+  const json file = json::parse(text, nullptr, /*allow_exceptions=*/false);
+  require(file.is_object() && file.contains("format") && file["format"] == format_name &&
+              file.contains("layers") && file["layers"].is_object(),
+          "{} is not a placement (JSON with \"format\": \"{}\" and \"layers\"); check --placement",
+          path, format_name);
+  const Placement even = even_placement(shape, layout);
+  std::vector<std::vector<std::vector<int>>> layers(static_cast<std::size_t>(shape.num_layers));
+  for (int layer = 0; layer < shape.num_layers; ++layer) {
+    if (!shape.is_dense(layer)) {
+      layers[static_cast<std::size_t>(layer)] = even.of(layer).ranks_of_expert();
+    }
+  }
+  for (const auto& [key, experts] : file["layers"].items()) {
+    const int layer = layer_named(key, shape, path);
+    const std::string where = fmt::format("{}: layer {}", path, layer);
+    require(experts.is_array(), "{} is no list of experts", where);
+    auto& of_layer = layers[static_cast<std::size_t>(layer)];
+    of_layer.clear();
+    for (const json& ranks : experts) {
+      of_layer.push_back(ranks_of(ranks, fmt::format("{}, expert {}", where, of_layer.size())));
+    }
+  }
+  try {
+    return explicit_placement(shape, layout, layers);
+  } catch (const Error& error) {
+    fail("{}: {}; check --placement", path, error.what());
+  }
+}
+
+Placement placement_of(const RunOptions& options, const ModelShape& shape, const Layout& layout) {
+  if (!options.placement.empty()) return read_placement(options.placement, shape, layout);
+  return even_placement(shape, layout, options.slots);
+}
+
+void require_weights_fit(const Placement& placement, std::int64_t weights, double bytes,
+                         const std::string& limited_by) {
+  constexpr double gib = 1024.0 * 1024 * 1024;
+  require(static_cast<double>(weights) <= bytes,
+          "a rank's weights take {:.1f} GiB by this placement (up to {} experts of a layer on a "
+          "rank), and it was given {:.1f} GiB of memory{}{}; use more ranks, or fewer --slots",
+          static_cast<double>(weights) / gib, placement.most_experts_on_a_rank(), bytes / gib,
+          limited_by.empty() ? "" : ", limited by ", limited_by);
+}
+
+}  // namespace atl

@@ -1,0 +1,177 @@
+#include "app/run/report_traffic.hpp"
+
+#include <algorithm>
+
+namespace atl {
+
+using nlohmann::json;
+
+namespace {
+
+using Matrix = std::vector<std::vector<std::int64_t>>;
+
+/// [nodes][nodes]: what the ranks of one node sent to those of another.
+Matrix by_node(const Matrix& by_rank, const Layout& layout) {
+  const auto nodes = static_cast<std::size_t>(layout.num_nodes());
+  Matrix sums(nodes, std::vector<std::int64_t>(nodes));
+  for (std::size_t from = 0; from < by_rank.size(); ++from) {
+    auto& row = sums[static_cast<std::size_t>(layout.node_of(static_cast<int>(from)))];
+    for (std::size_t to = 0; to < by_rank[from].size(); ++to) {
+      row[static_cast<std::size_t>(layout.node_of(static_cast<int>(to)))] += by_rank[from][to];
+    }
+  }
+  return sums;
+}
+
+/// The same where the columns are nodes already.
+Matrix by_sending_node(const Matrix& by_rank, const Layout& layout) {
+  const auto nodes = static_cast<std::size_t>(layout.num_nodes());
+  Matrix sums(nodes, std::vector<std::int64_t>(nodes));
+  for (std::size_t from = 0; from < by_rank.size(); ++from) {
+    auto& row = sums[static_cast<std::size_t>(layout.node_of(static_cast<int>(from)))];
+    for (std::size_t to = 0; to < nodes; ++to) row[to] += by_rank[from][to];
+  }
+  return sums;
+}
+
+/// Rows that go out and as many that come back, in bytes.
+Matrix both_ways(const Matrix& rows, std::int64_t row_bytes) {
+  Matrix bytes = rows;
+  for (std::size_t from = 0; from < rows.size(); ++from) {
+    for (std::size_t to = 0; to < rows.size(); ++to) {
+      bytes[from][to] = (rows[from][to] + rows[to][from]) * row_bytes;
+    }
+  }
+  return bytes;
+}
+
+std::int64_t between(const Matrix& bytes) {
+  std::int64_t sum = 0;
+  for (std::size_t from = 0; from < bytes.size(); ++from) {
+    for (std::size_t to = 0; to < bytes.size(); ++to) sum += from == to ? 0 : bytes[from][to];
+  }
+  return sum;
+}
+
+/// The most that one node sends to all others, or gets from them.
+std::int64_t busiest_link(const Matrix& bytes) {
+  std::int64_t most = 0;
+  for (std::size_t node = 0; node < bytes.size(); ++node) {
+    std::int64_t out = 0;
+    std::int64_t in = 0;
+    for (std::size_t other = 0; other < bytes.size(); ++other) {
+      if (other == node) continue;
+      out += bytes[node][other];
+      in += bytes[other][node];
+    }
+    most = std::max({most, out, in});
+  }
+  return most;
+}
+
+json link_json(const Matrix& bytes) {
+  return {{"bytes_between_nodes", between(bytes)}, {"busiest_link_bytes", busiest_link(bytes)}};
+}
+
+json hop_json(const HopTraffic& hop) {
+  return {{"rows", hop.rows}, {"bytes", hop.bytes}};
+}
+
+void add_links(json& report, const AllTraffic& traffic, const RunFacts& facts) {
+  const Layout& layout = *facts.layout;
+  const Matrix nodes = by_node(traffic.bytes_to, layout);
+  std::int64_t inside = 0;
+  for (std::size_t node = 0; node < nodes.size(); ++node) inside += nodes[node][node];
+  report["bytes_from_node_to_node"] = nodes;
+  report["bytes_from_to"] = traffic.bytes_to;
+  report["bytes_inside_nodes"] = inside;
+  report["bytes_between_nodes"] = between(nodes);
+  const auto row_bytes =
+      facts.config->shape.hidden * static_cast<std::int64_t>(size_of(facts.dtype));
+  const auto& hops = traffic.sum.hops;
+  report["exchange"] = {
+      {"row_bytes", row_bytes},
+      {"sent",
+       {{"flat", hop_json(hops[static_cast<std::size_t>(Share::stage)])},
+        {"between_nodes", hop_json(hops[static_cast<std::size_t>(Share::rail)])},
+        {"inside_nodes", hop_json(hops[static_cast<std::size_t>(Share::node)])}}},
+      {"measured", link_json(nodes)},
+      {"flat_would", link_json(both_ways(by_node(traffic.flat_rows_to, layout), row_bytes))},
+      {"one_row_per_token_and_node",
+       link_json(both_ways(by_sending_node(traffic.node_rows_to, layout), row_bytes))}};
+}
+
+/// The rows that each replica of an expert got.
+json replica_rows(const LayerPlacement& placement, const Traffic& traffic, int layer) {
+  json rows = json::array();
+  for (std::size_t expert = 0; expert < placement.ranks_of_expert().size(); ++expert) {
+    json of_expert = json::array();
+    for (const int rank : placement.ranks_of_expert()[expert]) {
+      const auto& local = placement.experts_of(rank);
+      const auto at = std::lower_bound(local.begin(), local.end(), static_cast<int>(expert));
+      const auto place =
+          static_cast<std::size_t>(placement.first_place_of(rank) + (at - local.begin()));
+      of_expert.push_back(
+          traffic.rows_of_replica[static_cast<std::size_t>(layer) * traffic.most_places + place]);
+    }
+    rows.push_back(of_expert);
+  }
+  return rows;
+}
+
+void add_experts(json& report, const AllTraffic& traffic, const RunFacts& facts) {
+  const ModelShape& shape = facts.config->shape;
+  json layers = json::array();
+  json placed = json::array();
+  std::vector<std::int64_t> totals(static_cast<std::size_t>(shape.num_experts));
+  for (int layer = 0; layer < shape.num_layers; ++layer) {
+    if (shape.is_dense(layer)) continue;
+    json row = json::array();
+    for (int expert = 0; expert < shape.num_experts; ++expert) {
+      const auto count =
+          traffic.sum
+              .tokens_of_expert[static_cast<std::size_t>(layer * shape.num_experts + expert)];
+      row.push_back(count);
+      totals[static_cast<std::size_t>(expert)] += count;
+    }
+    layers.push_back({{"layer", layer}, {"tokens", row}});
+    const LayerPlacement& placement = facts.placement->of(layer);
+    placed.push_back({{"layer", layer},
+                      {"ranks_of_expert", placement.ranks_of_expert()},
+                      {"rows_of_replica", replica_rows(placement, traffic.sum, layer)}});
+  }
+  report["tokens_per_expert"] = {{"total", totals}, {"by_layer", layers}};
+  report["placement"] = {
+      {"most_experts_of_a_layer_on_a_rank", facts.placement->most_experts_on_a_rank()},
+      {"one_expert_per_rank", !facts.placement->several_per_rank()},
+      {"layers", placed}};
+}
+
+}  // namespace
+
+AllTraffic gather_traffic(const comm::Communicator& world, const Traffic& mine) {
+  AllTraffic all;
+  const auto gather = [&](const std::vector<std::int64_t>& values) {
+    return world.gather_vectors(std::span<const std::int64_t>(values), 0);
+  };
+  all.bytes_to = gather(mine.bytes_to);
+  all.flat_rows_to = gather(mine.flat_rows_to);
+  all.node_rows_to = gather(mine.node_rows_to);
+  all.sum = mine;
+  using comm::Communicator;
+  world.allreduce(std::span(all.sum.tokens_of_expert), Communicator::Reduce::sum);
+  world.allreduce(std::span(all.sum.rows_of_replica), Communicator::Reduce::sum);
+  for (HopTraffic& hop : all.sum.hops) {
+    std::array<std::int64_t, 2> numbers = {hop.rows, hop.bytes};
+    world.allreduce(std::span(numbers), Communicator::Reduce::sum);
+    hop = {numbers[0], numbers[1]};
+  }
+  return all;
+}
+
+void add_traffic(json& report, const AllTraffic& traffic, const RunFacts& facts) {
+  add_experts(report, traffic, facts);
+  add_links(report, traffic, facts);
+}
+
+}  // namespace atl

@@ -1,0 +1,77 @@
+#include "app/run/request_queue.hpp"
+
+#include <algorithm>
+#include <utility>
+
+#include "app/run/request_needs.hpp"
+
+namespace atl {
+
+RequestQueue::RequestQueue(std::vector<io::Request>& requests, std::span<const KeptProgress> kept,
+                           const BatchOptions& options, const std::string& sized_by, More more)
+    : requests_(requests),
+      kept_(kept.begin(), kept.end()),
+      options_(options),
+      sized_by_(sized_by),
+      more_(std::move(more)) {
+  take_new();
+}
+
+KeptProgress RequestQueue::kept_of(std::size_t request) const {
+  return request < kept_.size() ? kept_[request] : KeptProgress();
+}
+
+WaitingRequest RequestQueue::waiting_of(std::size_t index) const {
+  const io::Request& request = requests_[index];
+  const KeptProgress kept = kept_of(index);
+  const auto length = static_cast<std::int64_t>(request.tokens.size());
+  return {.request = static_cast<std::int32_t>(index),
+          .pages = pages_needed(request, options_),
+          .prompt_tokens = std::max<std::int64_t>(0, length - kept.cached),
+          .new_tokens = new_tokens_of(request, options_) - kept.generated,
+          .resumed = kept.cached > 0};
+}
+
+/// What was under way is among the first, all of which a
+/// resumed run has read before.
+void RequestQueue::take_new() {
+  std::vector<WaitingRequest> fresh;
+  for (; seen_ < requests_.size(); ++seen_) {
+    io::Request& request = requests_[seen_];
+    if (!request.error.empty() || kept_of(seen_).finished) continue;
+    refuse_beyond_cache(request, options_, sized_by_);
+    if (request.error.empty()) fresh.push_back(waiting_of(seen_));
+  }
+  for (const WaitingRequest& waiting : fresh) total_work_ += waiting.work();
+  admission_.add(fresh);
+}
+
+bool RequestQueue::wait_for_next() {
+  while (admission_.waiting().empty() && more_ && more_()) take_new();
+  return !admission_.waiting().empty();
+}
+
+std::int64_t RequestQueue::next_pages() const {
+  return admission_.waiting().empty() ? 0 : admission_.waiting().front().pages;
+}
+
+std::vector<RequestQueue::Grant> RequestQueue::grant(std::span<RankLoad> loads) {
+  std::vector<Grant> grants;
+  while (next_pages() > 0) {
+    const auto grant = admission_.next(loads);
+    if (!grant) break;
+    const auto index = static_cast<std::size_t>(grant->request);
+    io::Request asked = requests_[index];
+    requests_[index].tokens = {};  // with their memory
+    grants.push_back({grant->rank, {grant->request, kept_of(index).cached, std::move(asked)}});
+  }
+  return grants;
+}
+
+std::int32_t RequestQueue::num_resumed() const {
+  const auto waiting = admission_.waiting();
+  const auto first_new = std::ranges::find_if_not(waiting, &WaitingRequest::resumed);
+  return static_cast<std::int32_t>(first_new - waiting.begin());
+}
+
+}  // namespace atl

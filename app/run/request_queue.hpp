@@ -1,0 +1,67 @@
+#pragma once
+// The requests that wait, on rank 0: which rank takes which, while more of them are still read.
+
+#include <cstdint>
+#include <functional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "app/plan/admission.hpp"
+#include "app/run/admitted.hpp"
+#include "app/run/batch_options.hpp"
+#include "app/run/kept_progress.hpp"
+#include "io/requests.hpp"
+
+namespace atl {
+
+class RequestQueue {
+ public:
+  /// Waits for more requests at the end of the list; false when that was all.
+  using More = std::function<bool()>;
+
+  /// `requests` stay the caller's; those that are given out lose their prompts. `kept` has an entry
+  /// for each of the first of them: requests that were under way go first. Requests that need more
+  /// KV cache than a rank has are refused; `sized_by` says what gave the cache its size.
+  RequestQueue(std::vector<io::Request>& requests, std::span<const KeptProgress> kept,
+               const BatchOptions& options, const std::string& sized_by, More more = {});
+
+  /// KV pages of the request that is next; 0 when none of those read waits.
+  std::int64_t next_pages() const;
+  /// Waits until there is a next one; false when there will be none.
+  bool wait_for_next();
+
+  struct Grant {
+    int rank = 0;
+    Admitted admitted;
+  };
+  /// Gives requests to ranks until the next one fits nowhere, and adds them to the ranks' loads.
+  std::vector<Grant> grant(std::span<RankLoad> loads);
+
+  /// Notes which requests were read since the last call.
+  void take_new();
+
+  /// Tokens of the waiting requests that have been read, of prompts and still to generate.
+  std::int64_t work() const { return admission_.work(); }
+  /// The same of all requests that ever waited.
+  std::int64_t total_work() const { return total_work_; }
+  /// Requests that have been read and no rank has taken.
+  std::span<const WaitingRequest> waiting() const { return admission_.waiting(); }
+  /// Of these the ones that were under way when the run began; they are the first.
+  std::int32_t num_resumed() const;
+
+ private:
+  KeptProgress kept_of(std::size_t request) const;
+  WaitingRequest waiting_of(std::size_t request) const;
+
+  std::vector<io::Request>& requests_;
+  std::vector<KeptProgress> kept_;
+  BatchOptions options_;
+  std::string sized_by_;
+  More more_;
+  std::size_t seen_ = 0;  // requests
+  std::int64_t total_work_ = 0;
+  Admission admission_;
+};
+
+}  // namespace atl

@@ -1,0 +1,29 @@
+#pragma once
+// The rows of all requests, for files that have a place for each of them: activations, choices of
+// experts.
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "app/mode.hpp"
+#include "comm/communicator.hpp"
+#include "io/requests.hpp"
+
+namespace atl {
+
+/// One row for every token of a request that may go through the layers, which the last one
+/// generated does not. A request that is refused has none.
+struct RequestRows {
+  std::vector<std::string> ids;              ///< [requests]
+  std::vector<std::int64_t> prompt_lengths;  ///< [requests], tokens
+  std::vector<std::int64_t> first_row;       ///< [requests + 1]
+};
+
+/// Requests that name no number of new tokens get `max_tokens`.
+RequestRows request_rows(const std::vector<io::Request>& requests, Mode mode, int max_tokens);
+
+/// Collective: rank 0's on all ranks.
+RequestRows shared_request_rows(const comm::Communicator& world, const RequestRows& rows);
+
+}  // namespace atl

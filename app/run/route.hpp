@@ -1,0 +1,24 @@
+#pragma once
+// Which ways tokens may take to their experts, and into how many chunks passes may be cut.
+
+#include "app/config.hpp"
+#include "app/plan/layout.hpp"
+#include "app/plan/pass_choice.hpp"
+#include "app/plan/schedule.hpp"
+#include "app/run/cluster.hpp"
+#include "compute/backend.hpp"
+
+namespace atl {
+
+/// Chunks that a pass may be cut into, at most. By itself a rank alone cuts none, and ranks of one
+/// node two: their messages take little time, and more chunks multiply fewer rows at once.
+int most_chunks(const RunOptions& options, const Layout& layout);
+
+/// What the choice of a pass's way starts from. `cluster` may be null: links are not known.
+PassFacts pass_facts(const RunOptions& options, const Layout& layout, const ModelShape& shape,
+                     const compute::BackendOptions& backend, const Cluster* cluster, bool cuda);
+
+/// Whether some pass may take this route. On one node there are no two hops.
+bool may_take(const RunOptions& options, const Layout& layout, Route route);
+
+}  // namespace atl
