@@ -104,12 +104,21 @@ class CudaBackend final : public Backend {
     return layers_.attention(known(chunk, layer), layer, part);
   }
   Event mlp(Chunk& chunk, int layer) override { return layers_.mlp(known(chunk, layer), layer); }
-  Event route(Chunk& chunk, int layer) override {
-    return layers_.route(known(chunk, layer), layer);
+  Event route(Chunk& chunk, int layer, RouteTo to) override {
+    if (to == RouteTo::nodes) require_across();
+    return layers_.route(known(chunk, layer), layer, to);
+  }
+  Event regroup(Chunk& chunk, int layer, const NodeRows& rows) override {
+    require_across();
+    return layers_.regroup(known(chunk, layer), layer, rows);
   }
   Event experts(Chunk& chunk, int layer, std::span<const RowBlock> blocks,
                 ExpertPart part) override {
     return layers_.experts(known(chunk, layer), layer, blocks, part);
+  }
+  Event fold(Chunk& chunk, int layer, const NodeRows& rows) override {
+    require_across();
+    return layers_.fold(known(chunk, layer), layer, rows);
   }
   Event merge(Chunk& chunk, int layer) override {
     return layers_.merge(known(chunk, layer), layer);
@@ -177,6 +186,10 @@ class CudaBackend final : public Backend {
             "a chunk of {} tokens is larger than the {} it was made for", chunk.tokens.size(),
             options_.max_chunk_tokens);
     return static_cast<cuda::CudaChunk&>(chunk);
+  }
+
+  void require_across() const {
+    require(options_.across, "internal: this backend was not set up to route to nodes");
   }
 
   void check_positions(int layer, std::span<const std::int32_t> pages, int first_position,

@@ -21,15 +21,19 @@ std::int64_t planned(const BackendOptions& options) {
 
 MemoryPlan cuda_memory_plan(const BackendOptions& options) {
   check_options(options, cuda::max_head_dim);
-  cuda::check_shape(options.shape, options.page_tokens);
+  cuda::check_shape(options);
   MemoryPlan plan;
   plan.weights = planned<cuda::WeightMemory>(options);
   plan.kv_cache = planned<cuda::KvCache>(options);
   plan.workspace = planned<cuda::Workspace>(options);
   plan.chunks = options.num_chunks * planned<cuda::ChunkMemory>(options);
+  const ForwardRoom room = cuda::first_forward_room(options);
+  cuda::Arena forwarded;
+  cuda::ForwardMemory(options, forwarded, room);
   plan.received =
       options.num_chunks * (cuda::receive_bytes(options.receive_rows, cuda::row_bytes(options)) +
-                            cuda::inner_bytes(options, options.receive_rows));
+                            cuda::inner_bytes(options, options.receive_rows, room.forwarded) +
+                            static_cast<std::int64_t>(forwarded.bytes()));
   return plan;
 }
 
