@@ -96,7 +96,9 @@ class CudaBackend final : public Backend {
   }
 
   std::unique_ptr<Chunk> make_chunk() override {
-    return std::make_unique<cuda::CudaChunk>(options_, num_chunks_++, chunk_bytes_);
+    const int index = num_chunks_++;
+    return std::make_unique<cuda::CudaChunk>(options_of_chunk(options_, index), index,
+                                             chunk_bytes_);
   }
 
   Event embed(Chunk& chunk) override { return layers_.embed(known(chunk)); }
@@ -182,10 +184,11 @@ class CudaBackend final : public Backend {
  private:
   cuda::CudaChunk& known(Chunk& chunk, int layer = 0) const {
     require(layer >= 0 && layer < options_.shape.num_layers, "there is no layer {}", layer);
-    require(chunk.tokens.size() <= static_cast<std::size_t>(options_.max_chunk_tokens),
+    auto& mine = static_cast<cuda::CudaChunk&>(chunk);
+    require(chunk.tokens.size() <= static_cast<std::size_t>(mine.max_tokens()),
             "a chunk of {} tokens is larger than the {} it was made for", chunk.tokens.size(),
-            options_.max_chunk_tokens);
-    return static_cast<cuda::CudaChunk&>(chunk);
+            mine.max_tokens());
+    return mine;
   }
 
   void require_across() const {

@@ -137,20 +137,20 @@ void CudaChunk::set_counts(const ExpertPlaces& places, int num_rows) {
   }
 }
 
-void CudaChunk::upload(const BackendOptions& options, int multiprocessors, const Stream& stream) {
+void CudaChunk::upload(int multiprocessors, const Stream& stream) {
   const auto num_rows = tokens.size();
   const auto num_segments = segments.size();
-  plan_attention(options.shape, segments, multiprocessors,
-                 attention_workspace_rows(options.shape, options.max_chunk_tokens), plan_);
+  plan_attention(options_.shape, segments, multiprocessors,
+                 attention_workspace_rows(options_.shape, options_.max_chunk_tokens), plan_);
   int max_pages = 0;
   for (const Segment& segment : segments) {
     const int length = segment.first_position + segment.num_rows;
-    require(length <= num_positions(options),
+    require(length <= num_positions(options_),
             "a sequence of {} tokens is longer than the {} positions that model and KV cache have",
-            length, num_positions(options));
-    max_pages = std::max(max_pages, (length + options.page_tokens - 1) / options.page_tokens);
+            length, num_positions(options_));
+    max_pages = std::max(max_pages, (length + options_.page_tokens - 1) / options_.page_tokens);
   }
-  Packer packer(uploads_.next(), memory.inputs, input_bytes(options));
+  Packer packer(uploads_.next(), memory.inputs, input_bytes(options_));
   std::copy(tokens.begin(), tokens.end(), packer.add(num_rows, inputs.tokens));
   std::int32_t* const position = packer.add(num_rows, inputs.map.position);
   std::int32_t* const sequence = packer.add(num_rows, inputs.map.sequence);
@@ -164,7 +164,7 @@ void CudaChunk::upload(const BackendOptions& options, int multiprocessors, const
       sequence[segment.first_row + i] = static_cast<std::int32_t>(s);
     }
     const int length = segment.first_position + segment.num_rows;
-    const int used = (length + options.page_tokens - 1) / options.page_tokens;
+    const int used = (length + options_.page_tokens - 1) / options_.page_tokens;
     std::int32_t* const row = pages + s * static_cast<std::size_t>(max_pages);
     std::copy_n(segment.pages, used, row);
     std::fill(row + used, row + max_pages, 0);

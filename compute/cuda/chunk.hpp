@@ -39,11 +39,12 @@ class CudaChunk final : public Chunk {
   void set_counts(const ExpertPlaces& places, int num_rows);
 
   /// Copies token ids, positions, pages and attention's work to the device.
-  void upload(const BackendOptions& options, int multiprocessors, const Stream& stream);
+  void upload(int multiprocessors, const Stream& stream);
 
   /// Copies `forced` to memory.experts and memory.weights.
   void upload_forced(const Stream& stream);
 
+  int max_tokens() const { return options_.max_chunk_tokens; }
   int num_tokens() const { return static_cast<int>(tokens.size()); }
 
   mutable ChunkOrder order;  // advances also where x is only read
@@ -64,7 +65,7 @@ class CudaChunk final : public Chunk {
   void take_forward(const ForwardRoom& room);
   std::int64_t bytes() const;
 
-  const BackendOptions& options_;
+  const BackendOptions options_;  // of this chunk
   std::shared_ptr<std::int64_t> account_;
   DeviceBuffer device_;
   DeviceBuffer received_;

@@ -128,7 +128,7 @@ Event CudaLayers::embed(CudaChunk& chunk) {
     op.begin(StreamId::compute);
     return op.close();
   }
-  chunk.upload(options_, multiprocessors_, op.begin(StreamId::copy));
+  chunk.upload(multiprocessors_, op.begin(StreamId::copy));
   const Stream& stream = op.begin(StreamId::compute);
   cuda::embed(stream.raw(), dtype_, weights_.embedding, chunk.inputs.tokens, chunk.memory.x,
               chunk.num_tokens(), shape_.hidden);

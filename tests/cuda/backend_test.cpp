@@ -256,6 +256,7 @@ TEST_F(CudaBackend, MissingWeightsAreNamed) {
 TEST_F(CudaBackend, TheMemoryPlanIsWhatIsTaken) {
   compute::BackendOptions options = tiny_options();
   options.num_chunks = 2;
+  options.chunk_tokens = {8, 5};
   options.receive_rows = 21;
   const auto plan = compute::cuda_memory_plan(options);
   const auto backend = make_cuda(options);
