@@ -50,6 +50,13 @@ layouts=(
   "score 3 4 --chunks 4 --transport pairwise-staged"
   "generate 2 5 --chunks 2 --transport pairwise-staged"
   "generate 3 6 --chunks 3 --no-overlap --transport pairwise-staged"
+  # To other nodes, flat and in two hops; three replicas of each of the 16 experts, nodes that
+  # differ; more ranks than experts.
+  "score 4 10 --chunks 2 --node-ranks 2 --route flat"
+  "score 4 11 --chunks 2 --node-ranks 2 --route nodes"
+  "generate 3 12 --chunks 2 --node-ranks 1 --route nodes --no-overlap"
+  "score 6 13 --chunks 3 --node-ranks 3,1,2 --route nodes --slots 8"
+  "generate 18 14 --chunks 1 --node-ranks 3,15 --route nodes"
   "generate 5 7 --chunks 2 --trace $work/trace.json"
 )
 for layout in "${layouts[@]}"; do
