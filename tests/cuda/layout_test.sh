@@ -61,7 +61,6 @@ layouts=(
   "score 3 4 --chunks 4 --transport pairwise-staged"
   "generate 2 5 --chunks 2 --transport pairwise-staged"
   "generate 3 6 --chunks 3 --no-overlap --transport pairwise-staged"
-  "generate 3 10 --chunks 2 --node-ranks 2,1 --route nodes"
   # To other nodes, flat and in two hops; replicas of the 5 experts; nodes that differ; more ranks
   # than experts.
   "score-small 4 11 --chunks 2 --node-ranks 2 --route flat"
