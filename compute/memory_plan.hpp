@@ -13,8 +13,8 @@ struct MemoryPlan {
   std::int64_t kv_cache = 0;
   std::int64_t workspace = 0;  ///< what operations share: scratch, inner rows, the head's logits
   std::int64_t chunks = 0;     ///< of all chunks, without the next
-  std::int64_t received = 0;   ///< of all chunks: `receive_rows` rows from other ranks each, and
-                               ///< as many results
+  std::int64_t received = 0;   ///< of all chunks: `receive_rows` rows from other ranks each, as
+                               ///< many results, and what is forwarded inside a node
 
   std::int64_t buffers() const { return workspace + chunks + received; }
   std::int64_t total() const { return weights + kv_cache + buffers(); }

@@ -176,7 +176,8 @@ class Passage {
   std::vector<std::int32_t> tokens_, rows_;
   std::vector<compute::Segment> segments_;
   std::vector<std::vector<std::int32_t>> pages_;
-  ExpertRows rows_known_{contiguous_placement(config_.shape.num_experts, 1), 0};
+  const LayerPlacement placement_ = even_placement(config_.shape, one_node(1)).of(0);
+  ExpertRows rows_known_{places_of_members(placement_, {0}), 0};
   std::vector<ExpertBlock> expert_blocks_;
   std::vector<compute::RowBlock> blocks_;
 };

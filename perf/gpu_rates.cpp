@@ -6,13 +6,13 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <numeric>
 
 #include "app/model/init.hpp"
 #include "compute/cuda/error.hpp"
 #include "compute/cuda/kernels.hpp"
 #include "compute/cuda/plan/workspace.hpp"
 #include "compute/error.hpp"
+#include "compute/weights.hpp"
 
 namespace atl::gpu_bench {
 
@@ -272,42 +272,53 @@ RowKernels::RowKernels(const ModelShape& shape, DType dtype, int tokens)
   const auto logits = random_values(static_cast<std::int64_t>(t * e), 1, DType::float32);
   logits_host_.resize(t * e);
   std::memcpy(logits_host_.data(), logits.data(), logits.size());
-  std::vector<std::int32_t> order(e);
-  std::iota(order.begin(), order.end(), 0);
+  const compute::Part part = compute::whole_model(shape);
+  const compute::ExpertPlaces& places = part.places.front();
   logits_ = on_device(logits.data(), logits.size());
-  order_ = on_device(order.data(), e * 4);
+  first_of_expert_ = on_device(places.first_of_expert.data(), (e + 1) * sizeof(std::int32_t));
+  replicas_ = on_device(places.replicas.data(), e * sizeof(compute::ReplicaPlace));
   rows_ = on_device(rows_host_.data(), rows_host_.size());
   std::vector<float> x(rows_host_.size() / size_of(dtype));
   for (std::size_t i = 0; i < x.size(); ++i) x[i] = start_of_x(i);
   x_ = on_device(x.data(), x.size() * sizeof(float));
   packed_ = DeviceBuffer(chosen * row_bytes, "packed rows");
-  for (DeviceBuffer* buffer : {&experts_, &weights_, &slots_})
+  for (DeviceBuffer* buffer : {&experts_, &weights_, &chosen_, &slots_})
     *buffer = DeviceBuffer(chosen * 4, "routing");
   counts_ = DeviceBuffer(e * 4, "counts");
   scratch_ = DeviceBuffer(
-      static_cast<std::size_t>(compute::cuda::route_scratch_ints(shape.num_experts)) * 4,
+      static_cast<std::size_t>(compute::cuda::group_scratch_ints(shape.num_experts)) * 4,
       "the router's scratch");
 }
 
 void RowKernels::launch() {
   compute::cuda::RouteArgs args;
   args.logits = static_cast<const float*>(logits_.data());
-  args.send_order = static_cast<const std::int32_t*>(order_.data());
+  args.replicas = {static_cast<const std::int32_t*>(first_of_expert_.data()),
+                   static_cast<const compute::ReplicaPlace*>(replicas_.data())};
   args.num_tokens = tokens_;
   args.num_experts = shape_.num_experts;
+  args.num_places = shape_.num_experts;
   args.top_k = shape_.top_k;
   args.renormalise = shape_.norm_topk_prob;
   args.experts = static_cast<std::int32_t*>(experts_.data());
   args.weights = static_cast<float*>(weights_.data());
+  args.chosen = static_cast<std::int32_t*>(chosen_.data());
   args.slots = static_cast<std::int32_t*>(slots_.data());
   args.counts = static_cast<std::int32_t*>(counts_.data());
   args.scratch = static_cast<std::int32_t*>(scratch_.data());
   compute::cuda::route(stream_.raw(), args);
   compute::cuda::pack(stream_.raw(), dtype_, rows_.data(), args.slots, packed_.data(), tokens_,
                       shape_.top_k, shape_.hidden);
-  compute::cuda::merge(stream_.raw(), dtype_, static_cast<float*>(x_.data()), packed_.data(),
-                       args.slots, args.weights, tokens_, shape_.top_k, shape_.hidden, nullptr,
-                       shape_.rms_eps, nullptr);
+  compute::cuda::MergeArgs merge;
+  merge.x = static_cast<float*>(x_.data());
+  merge.rows = packed_.data();
+  merge.slots = args.slots;
+  merge.weights = args.weights;
+  merge.num_tokens = tokens_;
+  merge.top_k = shape_.top_k;
+  merge.hidden = shape_.hidden;
+  merge.eps = shape_.rms_eps;
+  compute::cuda::merge(stream_.raw(), dtype_, merge);
 }
 
 void RowKernels::check() {

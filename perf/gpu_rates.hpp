@@ -76,7 +76,8 @@ class RowKernels {
   compute::cuda::Stream stream_;
   std::vector<std::byte> rows_host_;
   std::vector<float> logits_host_;
-  compute::cuda::DeviceBuffer logits_, order_, experts_, weights_, slots_, counts_, scratch_;
+  compute::cuda::DeviceBuffer logits_, first_of_expert_, replicas_, experts_, chosen_, weights_,
+      slots_, counts_, scratch_;
   compute::cuda::DeviceBuffer rows_, packed_, x_;
 };
 

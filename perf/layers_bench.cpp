@@ -40,6 +40,7 @@
 #include "perf/machine.hpp"
 #include "perf/paced_backend.hpp"
 #include "perf/pass_rows.hpp"
+#include "perf/recorded_choices.hpp"
 #include "perf/taken_up.hpp"
 
 namespace atl::perf {
@@ -271,7 +272,9 @@ class LayersBench {
     driver.max_head_rows = batch_.max_sequences;
     driver.max_chunk_tokens = options_.tokens;
     if (model_.traced()) {
-      driver.forced = [this](int chunk, int layer) { return forced_choices(chunk, layer); };
+      driver.forced = [this](int chunk, int layer) {
+        return forced_.of(model_, batch_under_way_->chunk(chunk).tokens, chunk, layer);
+      };
     }
     if (!messages) {
       driver.moves = [this](compute::Chunk& chunk, int index) {
@@ -280,19 +283,6 @@ class LayersBench {
       };
     }
     return driver;
-  }
-
-  /// The record's choices for a chunk of the pass under way. A chunk's next router runs after this
-  /// one.
-  compute::ForcedChoices forced_choices(int chunk, int layer) {
-    const auto& tokens = batch_under_way_->chunk(chunk).tokens;
-    auto& experts = forced_[static_cast<std::size_t>(chunk)];
-    const auto top_k = static_cast<std::size_t>(options_.top_k);
-    experts.resize(tokens.size() * top_k);
-    for (std::size_t t = 0; t < tokens.size(); ++t) {
-      model_.experts_of(tokens[t], layer, std::span(experts).subspan(t * top_k, top_k));
-    }
-    return {experts.data(), nullptr};
   }
 
   template <typename Pass>
@@ -439,7 +429,7 @@ class LayersBench {
   double clock_offset_;
   BatchOptions batch_;
   Batcher* batch_under_way_ = nullptr;
-  std::array<std::vector<std::int32_t>, 64> forced_;  // [chunks]: [tokens, top_k]
+  RecordedChoices forced_;
   std::vector<RankLoad> loads_;
   compute::BackendOptions backend_options_;
   std::optional<PassRows> rows_;

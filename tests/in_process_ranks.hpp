@@ -1,8 +1,9 @@
 #pragma once
-// All ranks of a job in one process: each with a backend and a chunk, and rows carried between them
-// by memcpy where the plans say. Every layout and placement can be tried without MPI.
+// All ranks of a job in one process: each with a backend and a chunk, and rows copied between them
+// where the plans say. Every layout and placement can be tried without MPI.
 
 #include <cstring>
+#include <functional>
 #include <memory>
 #include <vector>
 
@@ -14,11 +15,19 @@
 
 namespace atl::testing {
 
+/// On which backend, and how rows get from one's buffers to another's.
+struct HowRanksRun {
+  std::function<std::unique_ptr<compute::Backend>(const compute::BackendOptions&)> make_backend =
+      compute::make_cpu_backend;
+  std::function<void(void* to, const void* from, std::size_t bytes)> copy =
+      [](void* to, const void* from, std::size_t bytes) { std::memcpy(to, from, bytes); };
+};
+
 class InProcessRanks {
  public:
   InProcessRanks(const reference::Model& model, const Layout& layout, const Placement& placement,
-                 DType dtype)
-      : shape_(model.shape), layout_(layout), placement_(placement), dtype_(dtype) {
+                 DType dtype, const HowRanksRun& how = {})
+      : shape_(model.shape), layout_(layout), placement_(placement), dtype_(dtype), how_(how) {
     for (int rank = 0; rank < layout.num_ranks(); ++rank) {
       Rank& one = ranks_.emplace_back();
       compute::BackendOptions options;
@@ -28,7 +37,7 @@ class InProcessRanks {
       options.num_pages = 8;
       options.max_chunk_tokens = 64;
       options.across = layout.num_nodes() > 1;
-      one.backend = compute::make_cpu_backend(options);
+      one.backend = how_.make_backend(options);
       load(model, options.part, *one.backend);
       one.chunk = one.backend->make_chunk();
     }
@@ -102,11 +111,11 @@ class InProcessRanks {
         const int count = moves[a].send_counts[b];
         ASSERT_EQ(count, moves[b].recv_counts[a]) << "from " << group[a] << " to " << group[b];
         if (count == 0) continue;
-        std::memcpy(static_cast<std::byte*>(in(rank_of(group[b]))) +
-                        static_cast<std::size_t>(moves[b].recv_offsets[a]) * bytes,
-                    static_cast<const std::byte*>(out(rank_of(group[a]))) +
-                        static_cast<std::size_t>(moves[a].send_offsets[b]) * bytes,
-                    static_cast<std::size_t>(count) * bytes);
+        how_.copy(static_cast<std::byte*>(in(rank_of(group[b]))) +
+                      static_cast<std::size_t>(moves[b].recv_offsets[a]) * bytes,
+                  static_cast<const std::byte*>(out(rank_of(group[a]))) +
+                      static_cast<std::size_t>(moves[a].send_offsets[b]) * bytes,
+                  static_cast<std::size_t>(count) * bytes);
         if (layout_.node_of(group[a]) != layout_.node_of(group[b])) rows_across_ += count;
       }
     }
@@ -225,6 +234,7 @@ class InProcessRanks {
   Layout layout_;
   Placement placement_;
   DType dtype_;
+  HowRanksRun how_;
   std::vector<Rank> ranks_;
   std::int64_t rows_across_ = 0;
 };

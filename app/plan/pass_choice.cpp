@@ -39,9 +39,35 @@ PassChoices::PassChoices(PassFacts facts) : facts_(std::move(facts)) {
 PassWay PassChoices::next(const PassSize& size, const PassCost& last) {
   learn(last);
   Candidate& candidate = take(bucket_of(size));
+  ++candidate.taken;
   last_ = &candidate;
   last_size_ = size;
-  return candidate.way;
+  last_chunks_ = fitted(candidate.way, size).chunks;
+  return {candidate.way.route, last_chunks_};
+}
+
+/// Whether chunks have room for their tokens, and these are not too few.
+bool PassChoices::fits(int chunks, const PassSize& size) const {
+  const bool smallest = chunks == facts_.chunk_counts.front();
+  return (smallest || size.rows >= std::int64_t{chunks} * facts_.min_chunk_tokens) &&
+         (size.rows + chunks - 1) / chunks <= facts_.most_chunk_tokens;
+}
+
+/// The way for a pass of this size, which may be another than the one it was chosen for.
+PassWay PassChoices::fitted(PassWay way, const PassSize& size) const {
+  const std::vector<int>& counts = facts_.chunk_counts;
+  if (counts.size() == 1) {  // as many as asked for, if there are rows for them
+    way.chunks = static_cast<int>(
+        std::clamp<std::int64_t>(size.rows / facts_.min_chunk_tokens, 1, counts.front()));
+    return way;
+  }
+  if (fits(way.chunks, size)) return way;
+  const int wanted = std::exchange(way.chunks, counts.back());  // the finest cut has most room
+  for (const int count : counts) {
+    if (!fits(count, size)) continue;
+    if (way.chunks == counts.back() || count <= wanted) way.chunks = count;
+  }
+  return way;
 }
 
 void PassChoices::learn(const PassCost& last) {
@@ -59,7 +85,7 @@ void PassChoices::learn(const PassCost& last) {
   if (last_->passes == 0 || per_row < last_->best) last_->best = per_row;
   ++last_->passes;
   computed_[static_cast<std::size_t>(last_size_.phase)] = {last.compute_seconds, rows,
-                                                           last_->way.chunks};
+                                                           last_chunks_};
 }
 
 PassChoices::Bucket& PassChoices::bucket_of(const PassSize& size) {
@@ -82,17 +108,12 @@ PassChoices::Bucket& PassChoices::bucket_of(const PassSize& size) {
 std::vector<PassWay> PassChoices::ways_of(const PassSize& size) const {
   std::vector<PassWay> ways;
   for (const Route route : facts_.routes) {
-    if (facts_.chunk_counts.size() == 1) {  // as many as asked for, if there are rows for them
-      ways.push_back(
-          {route, static_cast<int>(std::clamp<std::int64_t>(size.rows / facts_.min_chunk_tokens, 1,
-                                                            facts_.chunk_counts.front()))});
+    if (facts_.chunk_counts.size() == 1) {
+      ways.push_back(fitted({route, facts_.chunk_counts.front()}, size));
       continue;
     }
     for (const int chunks : facts_.chunk_counts) {
-      const bool smallest = chunks == facts_.chunk_counts.front();
-      const bool worth = size.rows >= std::int64_t{chunks} * facts_.min_chunk_tokens;
-      const bool has_room = (size.rows + chunks - 1) / chunks <= facts_.most_chunk_tokens;
-      if ((smallest || worth) && has_room) ways.push_back({route, chunks});
+      if (fits(chunks, size)) ways.push_back({route, chunks});
     }
     if (ways.empty() || ways.back().route != route) {
       ways.push_back({route, facts_.chunk_counts.back()});  // the finest cut has the most room
@@ -196,9 +217,9 @@ std::vector<PassRecord> PassChoices::records() const {
   std::vector<PassRecord> all;
   for (const Bucket& bucket : buckets_) {
     for (const Candidate& candidate : bucket.candidates) {
-      if (candidate.passes == 0) continue;
+      if (candidate.taken == 0) continue;
       all.push_back({bucket.phase, bucket.least_rows, candidate.way, candidate.estimate,
-                     candidate.best, candidate.passes});
+                     candidate.best, candidate.taken});
     }
   }
   return all;

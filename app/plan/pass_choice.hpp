@@ -91,8 +91,9 @@ class PassChoices {
   struct Candidate {
     PassWay way;
     double estimate = 0;
-    double best = 0;  // seconds per row, 0: not known
-    std::int64_t passes = 0;
+    double best = 0;          // seconds per row, 0: not known
+    std::int64_t passes = 0;  // whose time is known
+    std::int64_t taken = 0;
   };
   struct Bucket {
     Phase phase{};
@@ -110,6 +111,8 @@ class PassChoices {
   }
   static Candidate& take(Bucket& bucket);
   std::vector<PassWay> ways_of(const PassSize& size) const;
+  PassWay fitted(PassWay way, const PassSize& size) const;
+  bool fits(int chunks, const PassSize& size) const;
   double message_seconds(const PassSize& size, const PassWay& way) const;
   double compute_seconds(const PassSize& size, int chunks) const;
 
@@ -125,6 +128,7 @@ class PassChoices {
   Computed computed_[2];
   Candidate* last_ = nullptr;
   PassSize last_size_;
+  int last_chunks_ = 1;
 };
 
 }  // namespace atl

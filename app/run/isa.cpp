@@ -1,6 +1,9 @@
 #include "app/run/isa.hpp"
 
+#include <fmt/format.h>
+
 #include <algorithm>
+#include <cstdio>
 
 namespace atl {
 
@@ -27,13 +30,26 @@ CpuIsa agreed_isa(std::optional<CpuIsa> wanted, const std::string& recorded,
   return *isa;
 }
 
+namespace {
+constexpr const char* without_amx =
+    "AMX is left out (oneDNN has no AMX kernels here, or they do not give a row of this model's "
+    "matrices the same bits alone and among others)";
+}  // namespace
+
 CpuIsa use_agreed_isa(const comm::Communicator& world, std::optional<CpuIsa> wanted,
                       const std::string& recorded, const std::function<CpuIsa()>& mine) {
   CpuIsa isa = CpuIsa::avx2;
   const std::string of_first = world.broadcast(recorded, 0);
   const std::string least = wanted ? name_of(*wanted) : of_first;
   const bool tries_amx = least.empty() || least == name_of(CpuIsa::avx512_amx);
-  world.agree([&] { isa = tries_amx ? mine() : compute::widest_cpu_isa(); });
+  world.agree([&] {
+    isa = tries_amx ? mine() : compute::widest_cpu_isa();
+    if (isa == compute::widest_cpu_isa()) return;
+    // The CPU has more than this model may use.
+    require(!wanted || *wanted <= isa, "--isa {}: {}; give {}, or auto", name_of(*wanted),
+            without_amx, name_of(isa));
+    if (world.rank() == 0) fmt::print(stderr, "computing with {}: {}\n", name_of(isa), without_amx);
+  });
   const auto able = world.allgather(isa);
   world.agree([&] {
     isa = agreed_isa(wanted, of_first, able);

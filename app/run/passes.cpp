@@ -24,8 +24,8 @@ constexpr std::size_t max_trace_events = 200000;  // per rank, about 100 bytes e
 
 Passes::Passes(const PassesInput& input)
     : in_(input),
-      choices_(pass_facts(in_.options, in_.groups.layout(), in_.model.config.shape,
-                          in_.sizes.backend, in_.ranks.cluster ? &*in_.ranks.cluster : nullptr,
+      choices_(pass_facts(in_.groups, in_.options, in_.model.config.shape, in_.sizes.backend,
+                          in_.ranks.cluster ? &*in_.ranks.cluster : nullptr,
                           in_.ranks.choice.cuda)) {
   const DriverOptions driver = driver_options();
   timeline_.emplace(in_.world.size(), comm::clock_offset(in_.world, in_.ranks.topology),

@@ -1,6 +1,7 @@
 #include "app/run/placement_file.hpp"
 
 #include <algorithm>
+#include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
 
@@ -16,6 +17,9 @@ namespace {
 constexpr const char* format_name = "atoll-placement";
 
 std::string text_of(const std::string& path) {
+  std::error_code ignored;
+  require(std::filesystem::is_regular_file(path, ignored), "{} is no file; check --placement",
+          path);
   std::ifstream stream(path, std::ios::binary);
   require(stream.good(), "cannot read {}; check --placement", path);
   return {std::istreambuf_iterator<char>(stream), {}};
@@ -25,8 +29,7 @@ std::vector<int> ranks_of(const json& list, const std::string& where) {
   require(list.is_array(), "{} is no list of ranks", where);
   std::vector<int> ranks;
   for (const json& rank : list) {
-    require(rank.is_number_integer() && rank.get<std::int64_t>() >= -1000000000 &&
-                rank.get<std::int64_t>() <= 1000000000,
+    require(rank.is_number_integer() && rank.get<double>() >= -1e9 && rank.get<double>() <= 1e9,
             "{} has {}, which is no rank", where, rank.dump());
     ranks.push_back(rank.get<int>());
   }
@@ -55,6 +58,10 @@ Placement read_placement(const std::string& path, const ModelShape& shape, const
               file.contains("layers") && file["layers"].is_object(),
           "{} is not a placement (JSON with \"format\": \"{}\" and \"layers\"); check --placement",
           path, format_name);
+  for (const auto& [key, ignored] : file.items()) {
+    require(key == "format" || key == "layers", "{}: \"{}\" means nothing in a placement", path,
+            key);
+  }
   const Placement even = even_placement(shape, layout);
   std::vector<std::vector<std::vector<int>>> layers(static_cast<std::size_t>(shape.num_layers));
   for (int layer = 0; layer < shape.num_layers; ++layer) {

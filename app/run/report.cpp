@@ -264,6 +264,26 @@ std::string growth_line(const json& per_rank) {
       growths);
 }
 
+/// How most passes ran, where several nodes left a choice; else "".
+std::string ways_line(const json& report) {
+  const json& options = report.at("options");
+  if (options.at("route") != "auto" && options.at("chunks") != "auto") return "";
+  if (report.at("exchange").at("flat_would").at("bytes_between_nodes") == 0) return "";
+  std::string text;
+  for (const char* phase : {"prefill", "decode"}) {
+    const json* most = nullptr;
+    for (const json& way : report.at("ways")) {
+      if (way.at("phase") != phase) continue;
+      if (most == nullptr || way.at("passes") > most->at("passes")) most = &way;
+    }
+    if (most == nullptr) continue;
+    const int chunks = most->at("chunks").get<int>();
+    text += fmt::format("{}{} by route {} in {} chunk{}", text.empty() ? "" : ", ", phase,
+                        most->at("route").get<std::string>(), chunks, chunks == 1 ? "" : "s");
+  }
+  return text.empty() ? "" : "most passes: " + text + "\n";
+}
+
 }  // namespace
 
 std::string failures_line(const RequestSummary& requests, DType dtype, bool stored_non_finite) {
@@ -323,6 +343,7 @@ std::string summary_table(const json& report) {
   }
   text += "\n";
   text += growth_line(report.at("per_rank"));
+  text += ways_line(report);
   text += link_line(report.at("links"), "inside_node", "inside a node");
   return text + link_line(report.at("links"), "between_nodes", "between nodes");
 }

@@ -18,8 +18,9 @@ int most_chunks(const RunOptions& options, const Layout& layout) {
   return layout.num_nodes() == 1 ? 2 : max_chunks;
 }
 
-PassFacts pass_facts(const RunOptions& options, const Layout& layout, const ModelShape& shape,
+PassFacts pass_facts(const Groups& groups, const RunOptions& options, const ModelShape& shape,
                      const compute::BackendOptions& backend, const Cluster* cluster, bool cuda) {
+  const Layout& layout = groups.layout();
   PassFacts facts;
   for (const Route route : {Route::flat, Route::nodes}) {
     if (may_take(options, layout, route)) facts.routes.push_back(route);
@@ -53,7 +54,8 @@ PassFacts pass_facts(const RunOptions& options, const Layout& layout, const Mode
   }
   // Operations for each element read, over the bytes of one: of a server's core, of a H100.
   facts.balance_rows = cuda ? 300 : 12;
-  const double guessed_flops = cuda ? 3e14 : 1e11 * backend.num_threads;
+  const int threads = groups.world().broadcast_value(backend.num_threads, 0);  // ranks may differ
+  const double guessed_flops = cuda ? 3e14 : 1e11 * threads;
   facts.guessed_s_per_row = gemm_flops_per_token(shape) / guessed_flops;
   return facts;
 }

@@ -6,6 +6,7 @@
 #include "app/plan/pass_choice.hpp"
 #include "app/plan/schedule.hpp"
 #include "app/run/cluster.hpp"
+#include "app/run/groups.hpp"
 #include "compute/backend.hpp"
 
 namespace atl {
@@ -14,8 +15,9 @@ namespace atl {
 /// node two: their messages take little time, and more chunks multiply fewer rows at once.
 int most_chunks(const RunOptions& options, const Layout& layout);
 
-/// What the choice of a pass's way starts from. `cluster` may be null: links are not known.
-PassFacts pass_facts(const RunOptions& options, const Layout& layout, const ModelShape& shape,
+/// Collective: what the choice of a pass's way starts from, alike on all ranks. `cluster` may be
+/// null: links are not known.
+PassFacts pass_facts(const Groups& groups, const RunOptions& options, const ModelShape& shape,
                      const compute::BackendOptions& backend, const Cluster* cluster, bool cuda);
 
 /// Whether some pass may take this route. On one node there are no two hops.

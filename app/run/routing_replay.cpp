@@ -75,6 +75,7 @@ std::uint64_t ReplayFile::scan(int num_experts) {
   for (std::size_t r = 0; r + 1 < layout.first_row.size(); ++r) {
     const std::string id = is_trace() ? "" : layout.requests[r];
     sum = chained(sum, std::as_bytes(std::span(id)));
+    io::RoutingSummer summer;
     for (std::int64_t at = 0; at < reader_->num_rows(r); at += piece) {
       const std::int64_t rows = std::min(piece, reader_->num_rows(r) - at);
       experts.resize(static_cast<std::size_t>(rows * layout.row_choices()));
@@ -100,7 +101,13 @@ std::uint64_t ReplayFile::scan(int num_experts) {
         sum = chained(sum, std::as_bytes(token));
       }
       sum = chained(sum, std::as_bytes(std::span(weights)));
+      summer.add(std::vector<std::uint16_t>(experts.begin(), experts.end()), weights);
     }
+    const auto sums = reader_->sums(r);
+    require(!sums || reader_->num_rows(r) == 0 || *sums == summer.sums(),
+            "cannot replay {}: the choices of request \"{}\" are damaged (their checksum is "
+            "another); record them again",
+            reader_->path(), id);
   }
   return sum;
 }

@@ -95,7 +95,9 @@ Sizes sizes_of(const comm::Communicator& world, const RunOptions& options, const
   sizes.backend = backend_options(world.rank(), options, sized, sizes.batch);
   std::int64_t pages = 0;
   world.agree([&] {
-    if (!sized.ranks.choice.cuda) {
+    // Without replicas asked for, requests are refused one by one where memory does not do.
+    const bool placed = options.slots > 0 || !options.placement.empty();
+    if (placed && !sized.ranks.choice.cuda) {
       const comm::Share& mine = sized.ranks.given.mine;
       require_weights_fit(sized.placement, compute::cpu_memory_plan(sizes.backend).weights,
                           mine.memory_bytes, mine.memory_by);

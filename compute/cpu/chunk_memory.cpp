@@ -29,16 +29,6 @@ CpuChunkMemory::CpuChunkMemory(const BackendOptions& options, HostArena& arena) 
   across_return = rows_of(pairs, shape.hidden);
 }
 
-std::int64_t most_rows_for_nodes(const BackendOptions& options) {
-  return std::int64_t{options.max_chunk_tokens} *
-         std::min(options.shape.top_k, options.part.num_nodes());
-}
-
-ForwardRoom even_forward_room(const BackendOptions& options) {
-  const std::int64_t pairs = std::int64_t{options.max_chunk_tokens} * options.shape.top_k;
-  return {most_rows_for_nodes(options), pairs, pairs};
-}
-
 CpuForwardMemory::CpuForwardMemory(const BackendOptions& options, HostArena& arena,
                                    const ForwardRoom& room) {
   const ModelShape& shape = options.shape;

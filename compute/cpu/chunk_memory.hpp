@@ -7,6 +7,7 @@
 #include "compute/backend.hpp"
 #include "compute/cpu/memory.hpp"
 #include "compute/cpu/row_order.hpp"
+#include "compute/forward_room.hpp"
 
 namespace atl::compute {
 
@@ -30,14 +31,7 @@ struct CpuChunkMemory {
   AlignedBuffer across_return;  // [max_tokens * top_k, H]
 };
 
-/// Rows that a chunk has room for on their way through its node.
-struct ForwardRoom {
-  std::int64_t arrived = 0;    ///< from other nodes
-  std::int64_t returned = 0;   ///< back to them
-  std::int64_t forwarded = 0;  ///< inside the node, of dispatch_send and combine_recv
-};
-
-/// What that takes beside dispatch_send and combine_recv.
+/// What forwarded rows take beside dispatch_send and combine_recv.
 struct CpuForwardMemory {
   CpuForwardMemory() = default;
   CpuForwardMemory(const BackendOptions& options, HostArena& arena, const ForwardRoom& room);
@@ -46,11 +40,6 @@ struct CpuForwardMemory {
   AlignedBuffer done;  // [returned, H]
   ForwardOrder order;  // of own rows and those that arrived
 };
-
-/// Tokens times the nodes that one can go to.
-std::int64_t most_rows_for_nodes(const BackendOptions& options);
-/// What an even routing takes.
-ForwardRoom even_forward_room(const BackendOptions& options);
 
 /// Rows from other ranks that a chunk has room for once `rows` of them have come, where there was
 /// room for `before`.

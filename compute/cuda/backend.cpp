@@ -96,7 +96,9 @@ class CudaBackend final : public Backend {
   }
 
   std::unique_ptr<Chunk> make_chunk() override {
-    return std::make_unique<cuda::CudaChunk>(options_, num_chunks_++, chunk_bytes_);
+    const int index = num_chunks_++;
+    return std::make_unique<cuda::CudaChunk>(options_of_chunk(options_, index), index,
+                                             chunk_bytes_);
   }
 
   Event embed(Chunk& chunk) override { return layers_.embed(known(chunk)); }
@@ -104,12 +106,21 @@ class CudaBackend final : public Backend {
     return layers_.attention(known(chunk, layer), layer, part);
   }
   Event mlp(Chunk& chunk, int layer) override { return layers_.mlp(known(chunk, layer), layer); }
-  Event route(Chunk& chunk, int layer) override {
-    return layers_.route(known(chunk, layer), layer);
+  Event route(Chunk& chunk, int layer, RouteTo to) override {
+    if (to == RouteTo::nodes) require_across();
+    return layers_.route(known(chunk, layer), layer, to);
+  }
+  Event regroup(Chunk& chunk, int layer, const NodeRows& rows) override {
+    require_across();
+    return layers_.regroup(known(chunk, layer), layer, rows);
   }
   Event experts(Chunk& chunk, int layer, std::span<const RowBlock> blocks,
                 ExpertPart part) override {
     return layers_.experts(known(chunk, layer), layer, blocks, part);
+  }
+  Event fold(Chunk& chunk, int layer, const NodeRows& rows) override {
+    require_across();
+    return layers_.fold(known(chunk, layer), layer, rows);
   }
   Event merge(Chunk& chunk, int layer) override {
     return layers_.merge(known(chunk, layer), layer);
@@ -173,10 +184,15 @@ class CudaBackend final : public Backend {
  private:
   cuda::CudaChunk& known(Chunk& chunk, int layer = 0) const {
     require(layer >= 0 && layer < options_.shape.num_layers, "there is no layer {}", layer);
-    require(chunk.tokens.size() <= static_cast<std::size_t>(options_.max_chunk_tokens),
+    auto& mine = static_cast<cuda::CudaChunk&>(chunk);
+    require(chunk.tokens.size() <= static_cast<std::size_t>(mine.max_tokens()),
             "a chunk of {} tokens is larger than the {} it was made for", chunk.tokens.size(),
-            options_.max_chunk_tokens);
-    return static_cast<cuda::CudaChunk&>(chunk);
+            mine.max_tokens());
+    return mine;
+  }
+
+  void require_across() const {
+    require(options_.across, "internal: this backend was not set up to route to nodes");
   }
 
   void check_positions(int layer, std::span<const std::int32_t> pages, int first_position,

@@ -41,7 +41,7 @@ class Packer {
 
 CudaChunk::CudaChunk(const BackendOptions& options, int index,
                      std::shared_ptr<std::int64_t> account)
-    : counts(static_cast<std::size_t>(options.shape.num_experts) * sizeof(std::int32_t)),
+    : counts(static_cast<std::size_t>(most_counts(options)) * sizeof(std::int32_t)),
       head_uploads(head_bytes(options)),
       sampled(static_cast<std::size_t>(options.max_chunk_tokens) * sizeof(SampledToken)),
       options_(options),
@@ -53,20 +53,28 @@ CudaChunk::CudaChunk(const BackendOptions& options, int index,
   memory = ChunkMemory(options, arena);
   dispatch_send = memory.send;
   combine_recv = memory.combined;
-  std::fill_n(counts.as<std::int32_t>(), options.shape.num_experts, 0);
-  packed_counts = {counts.as<std::int32_t>(), static_cast<std::size_t>(options.shape.num_experts)};
+  across_send = memory.across_send;
+  across_return = memory.across_return;
+  std::fill_n(counts.as<std::int32_t>(), most_counts(options), 0);
+  packed_counts = {counts.as<std::int32_t>(), static_cast<std::size_t>(options.part.most_places())};
+  if (options.across) take_forward(first_forward_room(options));
   take_inner();
-  *account_ += static_cast<std::int64_t>(device_.bytes() + inner.bytes());
+  *account_ += bytes();
   reserve_receive(options.receive_rows);
 }
 
 CudaChunk::~CudaChunk() {
-  *account_ -= static_cast<std::int64_t>(device_.bytes() + received_.bytes() + inner.bytes());
+  *account_ -= bytes();
+}
+
+std::int64_t CudaChunk::bytes() const {
+  return static_cast<std::int64_t>(device_.bytes() + received_.bytes() + forward_.bytes() +
+                                   inner.bytes());
 }
 
 void CudaChunk::reserve_receive(std::int64_t rows) {
   if (rows <= receive_capacity) return;
-  *account_ -= static_cast<std::int64_t>(received_.bytes() + inner.bytes());
+  *account_ -= bytes();
   receive_capacity = std::max(rows, std::min(2 * receive_capacity, options_.most_receive_rows));
   received_ = DeviceBuffer();
   received_ =
@@ -75,29 +83,74 @@ void CudaChunk::reserve_receive(std::int64_t rows) {
   take_inner();
   dispatch_recv = received_.data();
   combine_send = static_cast<std::byte*>(received_.data()) + received_.bytes() / 2;
-  *account_ += static_cast<std::int64_t>(received_.bytes() + inner.bytes());
+  *account_ += bytes();
+}
+
+void CudaChunk::reserve_across(const NodeRows& rows, std::int64_t forwarded) {
+  const auto grown = [](std::int64_t wanted, std::int64_t before) {
+    return wanted <= before ? before : std::max(wanted, 2 * before);
+  };
+  const ForwardRoom room = {grown(rows.arrived, room_.arrived),
+                            grown(rows.arrived_returns, room_.returned),
+                            grown(forwarded, room_.forwarded)};
+  if (room == room_) return;
+  *account_ -= bytes();
+  const bool more_forwarded = room.forwarded > room_.forwarded;
+  take_forward(room);
+  if (more_forwarded) take_inner();
+  *account_ += bytes();
+}
+
+void CudaChunk::take_forward(const ForwardRoom& room) {
+  room_ = room;
+  Arena plan;
+  ForwardMemory(options_, plan, room_);
+  forward_ = DeviceBuffer();
+  forward_ = DeviceBuffer(plan.bytes(), "rows that are forwarded inside the node");
+  Arena arena(forward_.data());
+  forward = ForwardMemory(options_, arena, room_);
+  dispatch_send = forward.send;
+  combine_recv = forward.combined;
+  across_recv = forward.recv;
+  across_done = forward.done;
 }
 
 void CudaChunk::take_inner() {
   inner = DeviceBuffer();
-  inner = DeviceBuffer(static_cast<std::size_t>(inner_bytes(options_, receive_capacity)),
-                       "inner rows of experts");
+  inner = DeviceBuffer(
+      static_cast<std::size_t>(inner_bytes(options_, receive_capacity, room_.forwarded)),
+      "inner rows of experts");
 }
 
-void CudaChunk::upload(const BackendOptions& options, int multiprocessors, const Stream& stream) {
+void CudaChunk::set_counts(const ExpertPlaces& places, int num_rows) {
+  auto* const values = counts.as<std::int32_t>();
+  const auto num_places = static_cast<std::size_t>(places.num_places());
+  const auto num_nodes = static_cast<std::size_t>(places.num_nodes());
+  packed_counts = {values, num_places};
+  node_rows = {values + num_places, num_nodes};
+  node_returns = {values + num_places + num_nodes, num_nodes};
+  if (num_rows == 0) {
+    std::fill_n(values, num_places + 2 * num_nodes, 0);
+  } else if (num_nodes == 1) {  // all tokens go there, and their sums come back
+    values[num_places] = num_rows;
+    values[num_places + 1] = num_rows;
+  }
+}
+
+void CudaChunk::upload(int multiprocessors, const Stream& stream) {
   const auto num_rows = tokens.size();
   const auto num_segments = segments.size();
-  plan_attention(options.shape, segments, multiprocessors,
-                 attention_workspace_rows(options.shape, options.max_chunk_tokens), plan_);
+  plan_attention(options_.shape, segments, multiprocessors,
+                 attention_workspace_rows(options_.shape, options_.max_chunk_tokens), plan_);
   int max_pages = 0;
   for (const Segment& segment : segments) {
     const int length = segment.first_position + segment.num_rows;
-    require(length <= num_positions(options),
+    require(length <= num_positions(options_),
             "a sequence of {} tokens is longer than the {} positions that model and KV cache have",
-            length, num_positions(options));
-    max_pages = std::max(max_pages, (length + options.page_tokens - 1) / options.page_tokens);
+            length, num_positions(options_));
+    max_pages = std::max(max_pages, (length + options_.page_tokens - 1) / options_.page_tokens);
   }
-  Packer packer(uploads_.next(), memory.inputs, input_bytes(options));
+  Packer packer(uploads_.next(), memory.inputs, input_bytes(options_));
   std::copy(tokens.begin(), tokens.end(), packer.add(num_rows, inputs.tokens));
   std::int32_t* const position = packer.add(num_rows, inputs.map.position);
   std::int32_t* const sequence = packer.add(num_rows, inputs.map.sequence);
@@ -111,7 +164,7 @@ void CudaChunk::upload(const BackendOptions& options, int multiprocessors, const
       sequence[segment.first_row + i] = static_cast<std::int32_t>(s);
     }
     const int length = segment.first_position + segment.num_rows;
-    const int used = (length + options.page_tokens - 1) / options.page_tokens;
+    const int used = (length + options_.page_tokens - 1) / options_.page_tokens;
     std::int32_t* const row = pages + s * static_cast<std::size_t>(max_pages);
     std::copy_n(segment.pages, used, row);
     std::fill(row + used, row + max_pages, 0);

@@ -32,32 +32,45 @@ class CudaChunk final : public Chunk {
   CudaChunk(const BackendOptions& options, int index, std::shared_ptr<std::int64_t> account);
   ~CudaChunk() override;
   void reserve_receive(std::int64_t rows) override;
+  void reserve_across(const NodeRows& rows, std::int64_t forwarded) override;
+
+  /// The counts of a route of `num_rows` tokens: where they will be, and their values where the
+  /// device does not count.
+  void set_counts(const ExpertPlaces& places, int num_rows);
 
   /// Copies token ids, positions, pages and attention's work to the device.
-  void upload(const BackendOptions& options, int multiprocessors, const Stream& stream);
+  void upload(int multiprocessors, const Stream& stream);
 
   /// Copies `forced` to memory.experts and memory.weights.
   void upload_forced(const Stream& stream);
 
+  int max_tokens() const { return options_.max_chunk_tokens; }
   int num_tokens() const { return static_cast<int>(tokens.size()); }
 
   mutable ChunkOrder order;  // advances also where x is only read
   ChunkMemory memory;
+  ForwardMemory forward;
+  RouteTo routed_to = RouteTo::experts;  ///< by the last route
   ChunkInputs inputs;
   const float* normed_with = nullptr;  ///< weight of the norm that memory.normed holds x after
   DeviceBuffer inner;                  ///< of experts, where options.split_experts; see inner_bytes
-  PinnedBuffer counts;                 ///< [num_experts], in sending order
+  PinnedBuffer counts;                 ///< see RouteArgs::counts
   UploadRing head_uploads;
   PinnedBuffer sampled;  ///< [T], what the device chose, on its way to the caller
   CudaEvent computed{CudaEvent::Timing::off};  ///< the head's results, for their way to the host
 
  private:
+  /// Sets their size; the account leaves them out meanwhile.
   void take_inner();
+  void take_forward(const ForwardRoom& room);
+  std::int64_t bytes() const;
 
-  const BackendOptions& options_;
+  const BackendOptions options_;  // of this chunk
   std::shared_ptr<std::int64_t> account_;
   DeviceBuffer device_;
   DeviceBuffer received_;
+  DeviceBuffer forward_;
+  ForwardRoom room_;
   UploadRing uploads_;
   std::optional<UploadRing> forced_uploads_;  // since the first forced choice
   AttentionPlan plan_;

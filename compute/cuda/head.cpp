@@ -14,9 +14,9 @@ CudaLayers::HeadInputs CudaLayers::upload_head(const Stream& stream, CudaChunk& 
                                                std::span<const std::int32_t> rows,
                                                std::span<const SamplingRequest> how,
                                                std::span<const std::int32_t> targets) {
-  require(rows.size() <= static_cast<std::size_t>(options_.max_chunk_tokens),
+  require(rows.size() <= static_cast<std::size_t>(chunk.max_tokens()),
           "{} rows of logits are more than the {} tokens of a chunk", rows.size(),
-          options_.max_chunk_tokens);
+          chunk.max_tokens());
   std::byte* const host = chunk.head_uploads.next();
   std::byte* const device = chunk.memory.head;
   std::transform(how.begin(), how.end(), reinterpret_cast<Draw*>(host), draw_of);

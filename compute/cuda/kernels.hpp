@@ -12,9 +12,12 @@
 #include <cstdint>
 #include <string>
 
+#include "compute/across_rows.hpp"
+#include "compute/both.hpp"
 #include "compute/cuda/plan/attention_plan.hpp"
 #include "compute/cuda/plan/check_shape.hpp"
 #include "compute/cuda/plan/kv.hpp"
+#include "compute/expert_places.hpp"
 #include "compute/sampling.hpp"
 #include "compute/types.hpp"
 
@@ -94,35 +97,104 @@ struct AttentionArgs {
 void attention(cudaStream_t stream, DType dtype, const AttentionArgs& args);
 
 /// Softmax over logits float32 [T, experts], the top_k largest in falling order (ties to the lower
-/// index), weights rescaled to sum 1 where `renormalise`; then, in the same order for every layout,
-/// counts [experts], by their place in the send_order, and for each (token, choice) its row among
-/// the packed ones: rows are grouped by send_order [experts] of their expert and keep token order
-/// inside a group.
+/// index), weights rescaled to sum 1 where `renormalise`, and a replica for each choice (see
+/// choose_replicas). Then, in the same order for every layout, counts, and where rows lie: they are
+/// grouped by place, or by node, and keep token order inside a group.
 struct RouteArgs {
   const float* logits = nullptr;
-  const std::int32_t* send_order = nullptr;
+  ReplicaTable replicas;      ///< in device memory
+  bool has_replicas = false;  ///< some expert has several
+  bool for_nodes = false;     ///< rows go to nodes, once each
   int num_tokens = 0;
   int num_experts = 0;
+  int num_places = 0;
+  int num_nodes = 1;
   int top_k = 0;
   bool renormalise = true;
   bool forced = false;              ///< `experts` are given, not chosen
   bool forced_weights = false;      ///< so are `weights`
   std::int32_t* experts = nullptr;  ///< [T, top_k]
   float* weights = nullptr;         ///< [T, top_k]
-  std::int32_t* slots = nullptr;    ///< [T, top_k]
-  std::int32_t* counts = nullptr;   ///< [experts], in sending order
-  std::int32_t* scratch = nullptr;  ///< route_scratch_ints(num_experts)
+  std::int32_t* chosen = nullptr;   ///< [T, top_k], replicas, indices into the table
+  /// [T, top_k]: the choice's row among the packed ones. for_nodes: among those that come back; for
+  /// a token that one node adds up the first says where, the others are -1.
+  std::int32_t* slots = nullptr;
+  std::int32_t* sent = nullptr;  ///< for_nodes: [T, top_k], the row among those packed for nodes
+  /// [num_counts()]: rows for each place; where nodes are counted, tokens that go to each, and rows
+  /// that come back from each (see Chunk::node_returns).
+  std::int32_t* counts = nullptr;
+  std::int32_t* scratch = nullptr;  ///< group_scratch_ints(num_counts())
+
+  ATOLL_BOTH bool counts_nodes() const { return for_nodes || num_nodes > 1; }
+  ATOLL_BOTH int num_counts() const { return num_places + (counts_nodes() ? 2 * num_nodes : 0); }
 };
 void route(cudaStream_t stream, const RouteArgs& args);
 
 /// packed[slots[t, j]] = rows[t]; 16-byte accesses where the row allows it.
 void pack(cudaStream_t stream, DType dtype, const void* rows, const std::int32_t* slots,
           void* packed, int num_tokens, int top_k, int hidden);
+
+/// packed[sent[t, j]] = rows[t] with the tail for the node of choice j, once for each node.
+struct PackForNodesArgs {
+  const void* rows = nullptr;  ///< [T, H]
+  AcrossRow form;
+  ReplicaTable replicas;                        ///< in device memory
+  const std::int32_t* first_of_node = nullptr;  ///< places of a node's replicas
+  const std::int32_t* chosen = nullptr;         ///< [T, top_k]
+  const float* weights = nullptr;               ///< [T, top_k]
+  const std::int32_t* sent = nullptr;           ///< [T, top_k]
+  void* packed = nullptr;                       ///< aligned to 16 bytes
+  int num_tokens = 0;
+  int top_k = 0;
+  int hidden = 0;
+};
+void pack_for_nodes(cudaStream_t stream, DType dtype, const PackForNodesArgs& args);
+
+/// Rows with tails that a rank forwards inside its node: own ones, then those that arrived.
+struct ForwardedRows {
+  const void* own = nullptr;
+  const void* arrived = nullptr;
+  int num_own = 0;
+  int num_rows = 0;  ///< of both
+  AcrossRow form;
+  int top_k = 0;
+  int hidden = 0;
+  int num_places = 0;  ///< of the node
+  /// [rows, top_k]: each choice's row among the forwarded ones, which are grouped by place and keep
+  /// the order of rows inside a group; -1: another node's.
+  std::int32_t* slots = nullptr;
+  /// [rows]: where a row's results begin among those of own rows, or of arrived ones: one result
+  /// where all of the row's choices are here, else one for each that is.
+  std::int32_t* returns = nullptr;
+  std::int32_t* scratch = nullptr;  ///< group_scratch_ints(num_groups())
+
+  ATOLL_BOTH int num_groups() const { return num_places + 2; }
+};
+/// Fills slots and returns, then forwarded[slots[q, j]] = row q, without its tail.
+void regroup(cudaStream_t stream, DType dtype, const ForwardedRows& rows, void* forwarded);
+/// The results that go back, after regroup: own_out, or arrived_out, from returns[q] on: the sum of
+/// results[slots[q, j]] by the tail's weights, j in rising order, rounded once; or those rows.
+void fold(cudaStream_t stream, DType dtype, const ForwardedRows& rows, const void* results,
+          void* own_out, void* arrived_out);
+
 /// x[t] += round(sum_j weights[t, j] * rows[slots[t, j]]), j in rising order; and then, where
 /// `norm_weight` is given, normed = RMSNorm(x) * norm_weight.
-void merge(cudaStream_t stream, DType dtype, float* x, const void* rows, const std::int32_t* slots,
-           const float* weights, int num_tokens, int top_k, int hidden, const float* norm_weight,
-           float eps, void* normed);
+struct MergeArgs {
+  float* x = nullptr;                   ///< [T, H]
+  const void* rows = nullptr;           ///< [.., H]
+  const std::int32_t* slots = nullptr;  ///< [T, top_k]
+  const float* weights = nullptr;       ///< [T, top_k]
+  /// Rows come from nodes: where top_k is 1 or slots[t, 1] is negative, rows[slots[t, 0]] is the
+  /// sum already.
+  bool from_nodes = false;
+  int num_tokens = 0;
+  int top_k = 0;
+  int hidden = 0;
+  const float* norm_weight = nullptr;
+  float eps = 0;
+  void* normed = nullptr;  ///< [T, H]
+};
+void merge(cudaStream_t stream, DType dtype, const MergeArgs& args);
 
 /// out[i] = log softmax(logits[i])[targets[i]]; logits float32 [rows, vocab].
 void log_probs(cudaStream_t stream, const float* logits, const std::int32_t* targets, float* out,

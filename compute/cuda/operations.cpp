@@ -128,7 +128,7 @@ Event CudaLayers::embed(CudaChunk& chunk) {
     op.begin(StreamId::compute);
     return op.close();
   }
-  chunk.upload(options_, multiprocessors_, op.begin(StreamId::copy));
+  chunk.upload(multiprocessors_, op.begin(StreamId::copy));
   const Stream& stream = op.begin(StreamId::compute);
   cuda::embed(stream.raw(), dtype_, weights_.embedding, chunk.inputs.tokens, chunk.memory.x,
               chunk.num_tokens(), shape_.hidden);
@@ -223,66 +223,6 @@ Event CudaLayers::mlp(CudaChunk& chunk, int layer) {
   const float* const next = norm_after(layer);
   add_rms_norm(stream.raw(), dtype_, chunk.memory.x, work_.out, next, shape_.rms_eps,
                chunk.memory.normed, rows, shape_.hidden);
-  chunk.normed_with = next;
-  return op.close();
-}
-
-/// An operation of its own, beside the other chunks' work: route() follows it.
-void CudaLayers::upload_forced(CudaChunk& chunk, int layer) {
-  Op op(queue_, "forced choices", layer, &chunk.order);
-  chunk.upload_forced(op.begin(StreamId::copy));
-  op.close();
-}
-
-/// The counts reach the host while the rows are packed.
-Event CudaLayers::route(CudaChunk& chunk, int layer) {
-  const bool forced = chunk.forced.experts != nullptr;
-  if (forced && chunk.num_tokens() > 0) upload_forced(chunk, layer);
-  Op op(queue_, "route", layer, &chunk.order);
-  const Stream& stream = op.begin(StreamId::compute);
-  const int rows = chunk.num_tokens();
-  const auto num_experts = static_cast<std::size_t>(shape_.num_experts);
-  if (rows == 0) {  // no operation writes the counts meanwhile: the one before has been used
-    std::fill_n(chunk.counts.as<std::int32_t>(), num_experts, 0);
-    return op.close();
-  }
-  const CudaLayer& weights = weights_.layers[static_cast<std::size_t>(layer)];
-  norm(stream, chunk, weights.ffn_norm);
-  gemm_.run(stream, router_, weights.router, chunk.memory.normed, rows, work_.router);
-  RouteArgs args;
-  args.logits = work_.router;
-  args.send_order = weights_.send_order;
-  args.num_tokens = rows;
-  args.num_experts = shape_.num_experts;
-  args.top_k = shape_.top_k;
-  args.renormalise = shape_.norm_topk_prob;
-  args.forced = forced;
-  args.forced_weights = chunk.forced.weights != nullptr && forced;
-  args.experts = chunk.memory.experts;
-  args.weights = chunk.memory.weights;
-  args.slots = chunk.memory.slots;
-  args.counts = chunk.memory.counts;
-  args.scratch = work_.route_scratch;
-  cuda::route(stream.raw(), args);
-
-  const Stream& copying = op.begin(StreamId::copy);
-  check(cudaMemcpyAsync(chunk.counts.data(), chunk.memory.counts,
-                        num_experts * sizeof(std::int32_t), cudaMemcpyDeviceToHost, copying.raw()),
-        "cudaMemcpyAsync");
-  const Stream& packing = op.begin(StreamId::pack);
-  pack(packing.raw(), dtype_, chunk.memory.normed, chunk.memory.slots, chunk.memory.send, rows,
-       shape_.top_k, shape_.hidden);
-  return op.close();
-}
-
-Event CudaLayers::merge(CudaChunk& chunk, int layer) {
-  Op op(queue_, "merge", layer, &chunk.order);
-  const Stream& stream = op.begin(StreamId::pack);
-  if (chunk.num_tokens() == 0) return op.close();
-  const float* const next = norm_after(layer);
-  cuda::merge(stream.raw(), dtype_, chunk.memory.x, chunk.memory.combined, chunk.memory.slots,
-              chunk.memory.weights, chunk.num_tokens(), shape_.top_k, shape_.hidden, next,
-              shape_.rms_eps, chunk.memory.normed);
   chunk.normed_with = next;
   return op.close();
 }

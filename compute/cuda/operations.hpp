@@ -29,8 +29,10 @@ class CudaLayers {
   Event embed(CudaChunk& chunk);
   Event attention(CudaChunk& chunk, int layer, AttentionPart part);
   Event mlp(CudaChunk& chunk, int layer);
-  Event route(CudaChunk& chunk, int layer);
+  Event route(CudaChunk& chunk, int layer, RouteTo to);
+  Event regroup(CudaChunk& chunk, int layer, const NodeRows& rows);
   Event experts(CudaChunk& chunk, int layer, std::span<const RowBlock> blocks, ExpertPart part);
+  Event fold(CudaChunk& chunk, int layer, const NodeRows& rows);
   Event merge(CudaChunk& chunk, int layer);
   Event sample(CudaChunk& chunk, std::span<const std::int32_t> rows,
                std::span<const SamplingRequest> how, SampledToken* out);
@@ -69,6 +71,10 @@ class CudaLayers {
   void upload_forced(CudaChunk& chunk, int layer);
   MlpKinds add_mlp(const CudaMlp& mlp, int width);
   void attend(const Stream& stream, CudaChunk& chunk, int layer);
+  const CudaPlaces& places_of(int layer) const;
+  void pack(const Stream& stream, CudaChunk& chunk, int layer, RouteTo to);
+  /// What regroup and fold take.
+  ForwardedRows forwarded_rows(const CudaChunk& chunk, int layer, const NodeRows& rows) const;
   /// inner [rows, width] = the MLP's activation over in [rows, H].
   void mlp_up(const Stream& stream, const MlpKinds& kinds, const CudaMlp& mlp, const void* in,
               std::int64_t rows, void* inner);

@@ -15,6 +15,11 @@ void to_device(void* device, const void* host, std::size_t bytes) {
   check(cudaMemcpy(device, host, bytes, cudaMemcpyHostToDevice), "cudaMemcpy");
 }
 
+template <class T>
+void to_device(T* device, const std::vector<T>& host) {
+  to_device(device, host.data(), host.size() * sizeof(T));
+}
+
 }  // namespace
 
 void CudaWeights::load(const BackendOptions& options, const WeightInfo& info, int local_expert,
@@ -45,10 +50,13 @@ void CudaWeights::finish(const BackendOptions& options) {
           static_cast<float>(std::sin(position * frequency));
     }
   }
-  if (!table.empty()) to_device(angles, table.data(), table.size() * sizeof(float));
-  const std::vector<std::int32_t>& order = options.part.send_order;
-  if (!order.empty()) {
-    to_device(send_order, order.data(), order.size() * sizeof(std::int32_t));
+  if (!table.empty()) to_device(angles, table);
+  for (std::size_t kind = 0; kind < places.size(); ++kind) {
+    const ExpertPlaces& from = options.part.places[kind];
+    const CudaPlaces& to = places[kind];
+    to_device(to.first_of_expert, from.first_of_expert);
+    to_device(to.replicas, from.replicas);
+    to_device(to.first_of_node, from.first_of_node);
   }
   // Copies from pageable memory may return before they are done, and the backend's streams do not
   // wait for the default one.

@@ -13,7 +13,7 @@ class CudaWeights : public WeightMemory {
   /// Copies one weight, already checked, as elements of options.dtype.
   void load(const BackendOptions& options, const WeightInfo& info, int local_expert,
             const void* data);
-  /// Fills the tables of angles and of the sending order.
+  /// Fills the tables of angles and of the places of experts.
   void finish(const BackendOptions& options);
 };
 

@@ -76,6 +76,30 @@ TEST(PassChoice, ChunksHaveRoomForTheirTokens) {
   }
 }
 
+/// Passes of nearly equal size are decided together, and each must still fit.
+TEST(PassChoice, WhatIsChosenForAnotherSizeFits) {
+  for (const std::vector<int>& counts :
+       {std::vector{1, 2}, std::vector{1, 2, 4, 8}, std::vector{8}}) {
+    PassFacts facts = slow_links();
+    facts.routes = {Route::flat};
+    facts.chunk_counts = counts;
+    if (counts.size() == 1) facts.most_chunk_tokens = 256;
+    PassChoices choices(facts);
+    PassCost cost;
+    for (int i = 0; i < 400; ++i) {
+      const PassSize size{Phase::prefill, i % 2 == 0 ? 1024 - i % 90 : 1 + i * 211 % 2048};
+      const PassWay way = choices.next(size, cost);
+      ASSERT_LE((size.rows + way.chunks - 1) / way.chunks, facts.most_chunk_tokens) << size.rows;
+      if (way.chunks > counts.front() || counts.size() == 1) {
+        ASSERT_TRUE(way.chunks == 1 || size.rows / way.chunks >= facts.min_chunk_tokens)
+            << size.rows;
+      }
+      cost.seconds = 0.001 * static_cast<double>(way.chunks);  // few chunks seem good
+      cost.compute_seconds = 0.0005;
+    }
+  }
+}
+
 TEST(PassChoice, WhatPassesTookHasTheLastWord) {
   PassFacts facts = slow_links();
   facts.between = {1e-5, 4e9};  // estimates are close, so that both routes are tried
@@ -120,7 +144,7 @@ TEST(PassChoice, RanksThatHearTheSameChooseTheSame) {
   const auto records = a.records();
   std::int64_t passes = 0;
   for (const PassRecord& record : records) passes += record.passes;
-  EXPECT_EQ(passes, 499);  // the last one's cost has not been heard
+  EXPECT_EQ(passes, 500);
 }
 
 }  // namespace

@@ -56,7 +56,8 @@ std::int64_t piece(std::int64_t bytes) {
 TEST(CudaPlan, CountsEveryWeightAndPage) {
   compute::BackendOptions options = tiny_options();
   const auto plan = compute::cuda_memory_plan(options);
-  std::int64_t weights = piece(4 * 64 * 16 * 4) + piece(5 * 4);  // angles, order of sending
+  // Angles; of the experts' places where each one's begin, what they are, where nodes begin.
+  std::int64_t weights = piece(4 * 64 * 16 * 4) + piece(6 * 4) + piece(5 * 12) + piece(2 * 4);
   compute::for_each_weight(options.shape, options.part,
                            [&](const compute::WeightInfo& info, int, int) {
                              const int bytes = info.use == compute::Use::vector ? 4 : 2;

@@ -6,9 +6,11 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <numeric>
 #include <string>
 
+#include "app/plan/placement.hpp"
 #include "compute/error.hpp"
 #include "compute/memory_plan.hpp"
 #include "tests/compute/model_checks.hpp"
@@ -254,6 +256,7 @@ TEST_F(CudaBackend, MissingWeightsAreNamed) {
 TEST_F(CudaBackend, TheMemoryPlanIsWhatIsTaken) {
   compute::BackendOptions options = tiny_options();
   options.num_chunks = 2;
+  options.chunk_tokens = {8, 5};
   options.receive_rows = 21;
   const auto plan = compute::cuda_memory_plan(options);
   const auto backend = make_cuda(options);
@@ -281,6 +284,95 @@ TEST_F(CudaBackend, ReceiveBuffersDoubleUpToWhatCanCome) {
   for (const auto& [rows, capacity] : {std::pair{21, 40}, {41, 50}, {50, 50}}) {
     chunk->reserve_receive(rows);
     EXPECT_EQ(chunk->receive_capacity, capacity) << rows;
+  }
+}
+
+/// The first half of the experts on this rank, the others on another node.
+compute::BackendOptions two_node_options() {
+  compute::BackendOptions options = tiny_options();
+  const Layout layout = make_layout({0, 1});
+  options.part = even_placement(options.shape, layout).part_of(0, options.shape, layout);
+  options.across = true;
+  return options;
+}
+
+TEST_F(CudaBackend, TheMemoryPlanKnowsOfRowsAcrossNodes) {
+  compute::BackendOptions options = two_node_options();
+  options.num_chunks = 2;
+  options.receive_rows = 21;
+  options.split_experts = true;
+  const auto plan = compute::cuda_memory_plan(options);
+  const auto backend = make_cuda(options);
+  const auto first = backend->make_chunk();
+  const auto second = backend->make_chunk();
+  EXPECT_EQ(backend->memory().buffers, plan.buffers());
+  compute::BackendOptions flat = options;
+  flat.across = false;
+  // A chunk of 8 tokens has 16 rows or results each to send, to take in and to give back; their
+  // tails take 32 bytes.
+  const std::int64_t rows = std::int64_t{16} * 48 * 2;
+  EXPECT_GE(plan.buffers(),
+            compute::cuda_memory_plan(flat).buffers() + 2 * (4 * rows + 2 * 16 * 32));
+}
+
+TEST_F(CudaBackend, BuffersForRowsAcrossNodesDouble) {
+  const auto backend = make_cuda(two_node_options());
+  const auto chunk = backend->make_chunk();
+  const auto before = backend->memory().buffers;
+  const auto pointers = [&] {
+    return std::vector<void*>{chunk->dispatch_send, chunk->combine_recv, chunk->across_recv,
+                              chunk->across_done, chunk->across_send};
+  };
+  compute::NodeRows rows;
+  rows.arrived = 16;
+  rows.arrived_returns = 16;
+  const auto there = pointers();
+  chunk->reserve_across(rows, 16);
+  EXPECT_EQ(pointers(), there);
+  EXPECT_EQ(backend->memory().buffers, before);
+  chunk->reserve_across(rows, 17);
+  const auto grown = backend->memory().buffers;
+  EXPECT_GE(grown, before + 2 * 16 * 48 * 2);
+  chunk->reserve_across(rows, 32);
+  EXPECT_EQ(backend->memory().buffers, grown);
+  EXPECT_EQ(chunk->across_send, there.back());  // what was packed stays
+  rows.arrived = 33;
+  chunk->reserve_across(rows, 32);
+  EXPECT_GE(backend->memory().buffers, grown + 16 * 48 * 2);
+}
+
+TEST_F(CudaBackend, RefusesToRouteToNodesWhereItWasNotSetUp) {
+  const auto model = random_model(tiny_shape(), DType::bfloat16, 2);
+  SingleRank rank(model, on_cuda(DType::bfloat16));
+  EXPECT_THROW(rank.backend().route(rank.chunk(), 1, compute::RouteTo::nodes), Error);
+  EXPECT_THROW(rank.backend().regroup(rank.chunk(), 1, {}), Error);
+  EXPECT_THROW(rank.backend().fold(rank.chunk(), 1, {}), Error);
+}
+
+TEST_F(CudaBackend, OneRanksTokensAllGoToItsNode) {
+  const auto model = random_model(tiny_shape(), DType::bfloat16, 2);
+  SingleRank rank(model, on_cuda(DType::bfloat16));
+  const std::vector<std::int32_t> tokens = {1, 2, 3};
+  const SingleRank::Piece piece{rank.add_sequence(), tokens};
+  rank.set_chunk({&piece, 1});
+  rank.run_layers();
+  const std::vector<std::int32_t> three = {3};
+  EXPECT_TRUE(std::ranges::equal(rank.chunk().node_rows, three));
+  EXPECT_TRUE(std::ranges::equal(rank.chunk().node_returns, three));
+}
+
+TEST_F(CudaBackend, TooManyReplicasAreRefused) {
+  compute::BackendOptions options = tiny_options();
+  compute::ExpertPlaces& places = options.part.places.front();
+  for (int place = places.num_places(); place < 1536; ++place) {
+    places.replicas.push_back({place, 0, compute::Distance::elsewhere});
+  }
+  places.first_of_expert.back() = places.num_places();
+  try {
+    compute::cuda_memory_plan(options);
+    FAIL() << "more replicas than are counted";
+  } catch (const Error& error) {
+    EXPECT_NE(std::string(error.what()).find("1536 replicas"), std::string::npos) << error.what();
   }
 }
 

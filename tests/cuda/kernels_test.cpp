@@ -56,6 +56,52 @@ class CudaKernels : public ::testing::TestWithParam<DType> {
       ASSERT_NEAR(got[i], wanted[i], tolerance(wanted[i])) << "element " << i;
     }
   }
+  /// From nodes the second token's row is the sum already, and with one choice both tokens' are.
+  void expect_merged(int width, int top_k, bool from_nodes) {
+    const auto rows = random_.vector(6 * width, 0, 5);
+    const auto x = with_more_digits(random_.vector(2 * width, 0, 1));
+    const auto weight = random_.vector(width, 1, 0.2);
+    std::vector<std::int32_t> slots = {3, 0, 5, 1, 4, 2};
+    if (from_nodes) slots[4] = slots[5] = -1;
+    const std::vector<float> weights = {0.5F, 0.375F, 0.125F, 0.625F, 0.25F, 0.125F};
+    const auto on_device = floats(x);
+    const auto packed = device(rows);
+    const DeviceArray<std::int32_t> device_slots(slots);
+    const DeviceArray<float> device_weights(weights);
+    const auto norm = floats(weight);
+    const auto normed = space(2 * width);
+    cuda::MergeArgs args;
+    args.x = on_device.get();
+    args.rows = packed.get();
+    args.slots = device_slots.get();
+    args.weights = device_weights.get();
+    args.from_nodes = from_nodes;
+    args.num_tokens = 2;
+    args.top_k = top_k;
+    args.hidden = width;
+    args.norm_weight = norm.get();
+    args.eps = 1e-6F;
+    args.normed = normed.get();
+    cuda::merge(nullptr, dtype_, args);
+    const auto got = values_of(on_device);
+    for (int r = 0; r < 2; ++r) {
+      const bool is_sum = from_nodes && (top_k == 1 || r == 1);
+      for (int i = 0; i < width; ++i) {
+        float sum = 0;
+        for (int j = 0; j < (is_sum ? 1 : top_k); ++j) {
+          const auto pair = static_cast<std::size_t>(r * top_k + j);
+          const auto value =
+              static_cast<float>(rows[static_cast<std::size_t>(slots[pair] * width + i)]);
+          sum = is_sum ? value : std::fma(weights[pair], value, sum);
+        }
+        const auto at = static_cast<std::size_t>(r * width + i);
+        const auto rounded = static_cast<float>(rounding_of(dtype_)(sum));
+        ASSERT_EQ(got[at], static_cast<float>(x[at]) + rounded) << "row " << r << " column " << i;
+      }
+      expect_close(row_of(decoded(normed), r, width),
+                   reference::rms_norm(row_of(got, r, width), weight, 1e-6F));
+    }
+  }
   static reference::Vector row_of(const reference::Vector& flat, int row, int width) {
     return {flat.begin() + row * width, flat.begin() + (row + 1) * width};
   }
@@ -127,39 +173,9 @@ TEST_P(CudaKernels, AddIsFloat32sBeforeItNormalises) {
 }
 
 TEST_P(CudaKernels, MergeAddsInTheGivenOrderAndRoundsTheSum) {
-  const auto round = rounding_of(dtype_);
   for (const int width : {21, 48, 8200}) {
     for (const int top_k : {1, 3}) {
-      const auto rows = random_.vector(6 * width, 0, 5);
-      const auto x = with_more_digits(random_.vector(2 * width, 0, 1));
-      const auto weight = random_.vector(width, 1, 0.2);
-      const std::vector<std::int32_t> slots = {3, 0, 5, 1, 4, 2};
-      const std::vector<float> weights = {0.5F, 0.375F, 0.125F, 0.625F, 0.25F, 0.125F};
-      const auto on_device = floats(x);
-      const auto packed = device(rows);
-      const DeviceArray<std::int32_t> device_slots(slots);
-      const DeviceArray<float> device_weights(weights);
-      const auto norm = floats(weight);
-      const auto normed = space(2 * width);
-      cuda::merge(nullptr, dtype_, on_device.get(), packed.get(), device_slots.get(),
-                  device_weights.get(), 2, top_k, width, norm.get(), 1e-6F, normed.get());
-      const auto got = values_of(on_device);
-      for (int r = 0; r < 2; ++r) {
-        for (int i = 0; i < width; ++i) {
-          float sum = 0;
-          for (int j = 0; j < top_k; ++j) {
-            const auto pair = static_cast<std::size_t>(r * top_k + j);
-            sum = std::fma(
-                weights[pair],
-                static_cast<float>(rows[static_cast<std::size_t>(slots[pair] * width + i)]), sum);
-          }
-          const auto at = static_cast<std::size_t>(r * width + i);
-          ASSERT_EQ(got[at], static_cast<float>(x[at]) + static_cast<float>(round(sum)))
-              << "row " << r << " column " << i;
-        }
-        expect_close(row_of(decoded(normed), r, width),
-                     reference::rms_norm(row_of(got, r, width), weight, 1e-6F));
-      }
+      for (const bool from_nodes : {false, true}) expect_merged(width, top_k, from_nodes);
     }
   }
 }

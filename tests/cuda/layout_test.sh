@@ -21,19 +21,30 @@ with open(f"{sys.argv[2]}/generate.jsonl", "w", encoding="utf-8") as file:
                    "max_tokens": 4, "temperature": 0.8 * (number % 2), "seed": number,
                    "top_p": [1, 0.9, 1, 0.6, 1, 1][number]}
         file.write(json.dumps(request) + "\n")
+with open(f"{sys.argv[2]}/small.json", "w", encoding="utf-8") as file:
+    json.dump({"model_type": "qwen3_moe", "architectures": ["Qwen3MoeForCausalLM"], "vocab_size": 256,
+               "hidden_size": 40, "intermediate_size": 48, "moe_intermediate_size": 24,
+               "num_hidden_layers": 4, "mlp_only_layers": [1], "decoder_sparse_step": 1,
+               "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16, "num_experts": 5,
+               "num_experts_per_tok": 3, "norm_topk_prob": True, "hidden_act": "silu",
+               "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "max_position_embeddings": 512,
+               "tie_word_embeddings": False, "torch_dtype": "bfloat16"}, file)
 EOF
+# Setting up GEMMs takes an emulated device long: many ranks have a model that is small.
+"$ATOLL" init --config "$work/small.json" --output "$work/small.h5" --seed 3
 
-# run_layout OUTPUT MODE RANKS SEED OPTIONS...
+# run_layout OUTPUT MODE RANKS SEED OPTIONS...; MODE-small is of the small model.
 run_layout() {
-  local output="$1" mode="$2" ranks="$3"
+  local output="$1" mode="$2" ranks="$3" file
   export ATL_EMULATED_SEED="$4" ATL_EMULATED_PROTECT=1
   shift 4
-  atoll_on "$ranks" run --model "$model" --input "$work/$mode.jsonl" --output "$output" \
-    --mode "$mode" --backend cuda --min-chunk-tokens 1 --step-tokens "${step_tokens:-128}" \
-    --report "$output.json" "$@"
+  [[ "$mode" == *-small ]] && file="$work/small.h5" || file="$model"
+  mode="${mode%-small}"
+  atoll_on "$ranks" run --model "$file" --input "$work/$mode.jsonl" --output "$output" --mode "$mode" \
+    --backend cuda --min-chunk-tokens 1 --step-tokens "${step_tokens:-128}" --report "$output.json" "$@"
 }
 
-for mode in score generate; do
+for mode in score generate score-small generate-small; do
   run_layout "$work/$mode.expected" "$mode" 1 1 --chunks 1 --no-overlap
   succeeds "$mode on one rank" || true
 done
@@ -50,6 +61,13 @@ layouts=(
   "score 3 4 --chunks 4 --transport pairwise-staged"
   "generate 2 5 --chunks 2 --transport pairwise-staged"
   "generate 3 6 --chunks 3 --no-overlap --transport pairwise-staged"
+  # To other nodes, flat and in two hops; replicas of the 5 experts; nodes that differ; more ranks
+  # than experts.
+  "score-small 4 11 --chunks 2 --node-ranks 2 --route flat"
+  "score-small 4 12 --chunks 2 --node-ranks 2 --route nodes"
+  "generate-small 3 13 --chunks 2 --node-ranks 1 --route nodes --no-overlap"
+  "score-small 6 14 --chunks 3 --node-ranks 3,1,2 --route nodes --slots 2"
+  "generate-small 8 15 --chunks 2 --node-ranks 3,5"
   "generate 5 7 --chunks 2 --trace $work/trace.json"
 )
 for layout in "${layouts[@]}"; do

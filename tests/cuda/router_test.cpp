@@ -5,19 +5,16 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <map>
 #include <numeric>
 #include <random>
 #include <set>
 
-#include "compute/cuda/kernels.hpp"
-#include "compute/cuda/plan/workspace.hpp"
-#include "tests/cuda/device_memory.hpp"
+#include "tests/cuda/routed.hpp"
 #include "tests/reference.hpp"
 
 namespace atl::testing {
 namespace {
-
-namespace cuda = compute::cuda;
 
 struct Routed {
   std::vector<std::int32_t> experts;
@@ -33,35 +30,11 @@ class CudaRouter : public ::testing::Test {
   /// With `forced` its experts are given, and its weights too where it has them.
   static Routed route(const std::vector<float>& logits, const std::vector<std::int32_t>& order,
                       int top_k, bool renormalise, const Routed& forced = {}) {
-    const int experts = static_cast<int>(order.size());
-    const auto tokens = logits.size() / order.size();
-    const auto pairs = tokens * static_cast<std::size_t>(top_k);
-    const DeviceArray<float> device_logits(logits);
-    const DeviceArray<std::int32_t> send_order(order);
-    const auto chosen = forced.experts.empty() ? DeviceArray<std::int32_t>(pairs)
-                                               : DeviceArray<std::int32_t>(forced.experts);
-    const auto weights =
-        forced.weights.empty() ? DeviceArray<float>(pairs) : DeviceArray<float>(forced.weights);
-    const DeviceArray<std::int32_t> slots(pairs);
-    const DeviceArray<std::int32_t> counts(order.size());
-    const DeviceArray<std::int32_t> scratch(
-        static_cast<std::size_t>(cuda::route_scratch_ints(experts)));
-    cuda::RouteArgs args;
-    args.logits = device_logits.get();
-    args.send_order = send_order.get();
-    args.num_tokens = static_cast<int>(tokens);
-    args.num_experts = experts;
-    args.top_k = top_k;
-    args.renormalise = renormalise;
-    args.forced = !forced.experts.empty();
-    args.forced_weights = !forced.weights.empty();
-    args.experts = chosen.get();
-    args.weights = weights.get();
-    args.slots = slots.get();
-    args.counts = counts.get();
-    args.scratch = scratch.get();
-    cuda::route(nullptr, args);
-    return {chosen.host(), weights.host(), slots.host(), counts.host()};
+    const RoutedOnDevice routed(logits, places_in_order(order), top_k, renormalise, false,
+                                {forced.experts, forced.weights});
+    std::vector<std::int32_t> counts = routed.counts.host();
+    counts.resize(order.size());  // one node's are not counted
+    return {routed.experts.host(), routed.weights.host(), routed.slots.host(), counts};
   }
 
   /// Experts in reverse order of sending, in groups of three: no expert is at its own place.
@@ -227,6 +200,137 @@ TEST_F(CudaRouter, ATokensWeightsDoNotDependOnOtherTokens) {
       EXPECT_EQ(one.weights[static_cast<std::size_t>(j)],
                 all.weights[static_cast<std::size_t>(t * 4 + j)]);
     }
+  }
+}
+
+/// What of one token's choices goes to nodes, by plain loops.
+struct PlainNodes {
+  PlainNodes(const compute::ExpertPlaces& places, const std::vector<std::int32_t>& chosen,
+             std::size_t num_tokens, std::size_t top_k)
+      : rows(static_cast<std::size_t>(places.num_nodes()), 0),
+        returns(rows),
+        counts(places.replicas.size(), 0) {
+    for (std::size_t t = 0; t < num_tokens; ++t) {
+      std::set<std::int32_t> nodes;
+      for (std::size_t j = 0; j < top_k; ++j) {
+        const auto& replica = replica_of(places, chosen[t * top_k + j]);
+        nodes.insert(replica.node);
+        ++counts[static_cast<std::size_t>(replica.place)];
+      }
+      for (const std::int32_t node : nodes) ++rows[static_cast<std::size_t>(node)];
+      for (std::size_t j = 0; j < top_k; ++j) {
+        if (nodes.size() == 1 && j > 0) continue;
+        const auto& replica = replica_of(places, chosen[t * top_k + j]);
+        ++returns[static_cast<std::size_t>(replica.node)];
+      }
+    }
+  }
+  static const compute::ReplicaPlace& replica_of(const compute::ExpertPlaces& places,
+                                                 std::int32_t chosen) {
+    return places.replicas[static_cast<std::size_t>(chosen)];
+  }
+
+  std::vector<std::int32_t> rows, returns, counts;
+};
+
+std::vector<std::int32_t> starts_of(const std::vector<std::int32_t>& counts) {
+  std::vector<std::int32_t> starts(counts.size());
+  std::exclusive_scan(counts.begin(), counts.end(), starts.begin(), 0);
+  return starts;
+}
+
+class CudaRouterOfNodes : public CudaRouter {
+ protected:
+  void expect_routed_to_nodes(const compute::ExpertPlaces& places, int tokens, int top_k,
+                              bool for_nodes) {
+    const auto experts = static_cast<int>(places.first_of_expert.size()) - 1;
+    const RoutedOnDevice got(random_logits(tokens, experts, false), places, top_k, true, for_nodes);
+    const auto k = static_cast<std::size_t>(top_k);
+    const auto chosen = got.chosen.host();
+    std::vector<std::int32_t> wanted(chosen.size());
+    const auto of_experts = got.experts.host();
+    for (std::size_t t = 0; t < got.tokens; ++t) {
+      compute::choose_replicas(places.table(), of_experts.data() + t * k, top_k,
+                               static_cast<int>(t), wanted.data() + t * k);
+    }
+    ASSERT_EQ(chosen, wanted);
+    const PlainNodes plain(places, chosen, got.tokens, k);
+    std::vector<std::int32_t> counts = plain.counts;
+    if (for_nodes || places.num_nodes() > 1) {
+      counts.insert(counts.end(), plain.rows.begin(), plain.rows.end());
+      counts.insert(counts.end(), plain.returns.begin(), plain.returns.end());
+    }
+    auto got_counts = got.counts.host();
+    got_counts.resize(counts.size());
+    ASSERT_EQ(got_counts, counts);
+    if (for_nodes) {
+      expect_rows_of_nodes(places, got, plain, k);
+      return;
+    }
+    std::vector<std::int32_t> next = starts_of(plain.counts);
+    const auto slots = got.slots.host();
+    for (std::size_t i = 0; i < slots.size(); ++i) {
+      const auto& replica = PlainNodes::replica_of(places, chosen[i]);
+      ASSERT_EQ(slots[i], next[static_cast<std::size_t>(replica.place)]++) << "pair " << i;
+    }
+  }
+
+ private:
+  static void expect_rows_of_nodes(const compute::ExpertPlaces& places, const RoutedOnDevice& got,
+                                   const PlainNodes& plain, std::size_t k) {
+    std::vector<std::int32_t> next_row = starts_of(plain.rows);
+    std::vector<std::int32_t> next_return = starts_of(plain.returns);
+    const auto chosen = got.chosen.host();
+    const auto sent = got.sent.host();
+    const auto slots = got.slots.host();
+    for (std::size_t t = 0; t < got.tokens; ++t) {
+      std::map<std::int32_t, std::int32_t> row_of_node;
+      for (std::size_t j = 0; j < k; ++j) {
+        const std::int32_t node = PlainNodes::replica_of(places, chosen[t * k + j]).node;
+        if (row_of_node.count(node) == 0) {
+          row_of_node[node] = next_row[static_cast<std::size_t>(node)]++;
+        }
+      }
+      for (std::size_t j = 0; j < k; ++j) {
+        const std::int32_t node = PlainNodes::replica_of(places, chosen[t * k + j]).node;
+        ASSERT_EQ(sent[t * k + j], row_of_node[node]) << "token " << t << " choice " << j;
+        const bool counted = row_of_node.size() > 1 || j == 0;
+        const std::int32_t slot = counted ? next_return[static_cast<std::size_t>(node)]++ : -1;
+        ASSERT_EQ(slots[t * k + j], slot) << "token " << t << " choice " << j;
+      }
+    }
+  }
+};
+
+TEST_F(CudaRouterOfNodes, CountsAndPlacesReplicasAndNodes) {
+  unsigned seed = 0;
+  for (const int nodes : {1, 2, 5}) {
+    for (int top_k = 1; top_k <= 8; ++top_k) {
+      for (const int most : {1, 3}) {
+        for (const bool for_nodes : {false, true}) {
+          SCOPED_TRACE(::testing::Message()
+                       << nodes << " nodes, top " << top_k << ", up to " << most << " replicas"
+                       << (for_nodes ? ", to nodes" : ""));
+          const int experts = top_k + static_cast<int>(seed % 30);
+          expect_routed_to_nodes(random_places(experts, nodes, most, ++seed), 1 + top_k * 11, top_k,
+                                 for_nodes);
+        }
+      }
+    }
+  }
+}
+
+TEST_F(CudaRouterOfNodes, ManyTokensPlacesAndNodes) {
+  expect_routed_to_nodes(random_places(6, 3, 3, 1), 2500, 3, true);
+  // More groups than threads: 300 experts, about 900 replicas, 200 nodes.
+  for (const bool for_nodes : {false, true}) {
+    expect_routed_to_nodes(random_places(300, 200, 5, 2), 70, 4, for_nodes);
+  }
+}
+
+TEST_F(CudaRouterOfNodes, NoTokensCountNothing) {
+  for (const bool for_nodes : {false, true}) {
+    expect_routed_to_nodes(random_places(7, 3, 2, 4), 0, 2, for_nodes);
   }
 }
 

@@ -88,6 +88,11 @@ placement "expert 15 of layer 2 on rank 2.*ranks 0 to 1" "$head\"2\": [${all}[2]
 placement "twice on rank 1" "$head\"2\": [${all}[1,1]]}}"
 placement "no rank" "$head\"2\": [${all}[1.5]]}}"
 placement "no list of ranks" "$head\"2\": [$all 1]}}"
+placement "no rank" "$head\"2\": [${all}[18446744073709551615]]}}"
+placement "no MoE layer" "$head\"01\": [${all}[1]]}}"
+placement "laers" '{"format": "atoll-placement", "layers": {}, "laers": {}}'
+atoll_on 2 "${run_options[@]}" --placement "$work"
+refused "a folder as a placement" 1 "is no file; check --placement"
 atoll_on 2 "${run_options[@]}" --placement "$work/nowhere.json"
 refused "a placement that is not there" 1 "nowhere.json"
 usage "placement" "${run_options[@]}" --placement "$work/placement.json" --slots 3

@@ -46,7 +46,7 @@ start() { # RANKS OPTIONS...
   job=$!
 }
 # The same to its end, with a fault (mpi_fault.cpp) at a certain moment; sets `code`. Ranks call
-# MPI_Iallgather in every pass, and less than 30 times before the first.
+# MPI_Iallgather in every pass, and less than 40 times before the first.
 run_with() { # FAULT RANKS OPTIONS...
   capture mpirun "${mpirun_flags[@]}" -n "$2" -x LD_PRELOAD="$fault_library" -x ATOLL_FAULT="$1" \
     "$ATOLL" "${run_options[@]}" "${@:3}"
@@ -55,7 +55,7 @@ run_with() { # FAULT RANKS OPTIONS...
 # lets it go on.
 start_suspended() {
   mpirun "${mpirun_flags[@]}" -n 3 -x LD_PRELOAD="$fault_library" \
-    -x ATOLL_FAULT="0 MPI_Iallgather 40 stop" "$ATOLL" "${run_options[@]}" \
+    -x ATOLL_FAULT="0 MPI_Iallgather 50 stop" "$ATOLL" "${run_options[@]}" \
     >"$work/stdout" 2>"$work/stderr" </dev/null &
   job=$!
   await_suspended "$job"
@@ -179,7 +179,7 @@ if ((kills < 8 || during > 0)); then passed; else failed "no kill fell into the 
 # --- signals
 for signal in USR1 TERM INT; do
   fresh
-  run_with "2 MPI_Iallgather 40 ${signal,,}" 3
+  run_with "2 MPI_Iallgather 50 ${signal,,}" 3
   no_orphans "SIG$signal"
   stopped "SIG$signal" "$signal"
   if [[ "$signal" == USR1 ]]; then
@@ -222,7 +222,7 @@ resumes "a second signal" 2
 
 # --- fewer places than sequences under way: what waits goes from checkpoint to checkpoint
 fresh
-run_with "1 MPI_Iallgather 40 usr1" 3
+run_with "1 MPI_Iallgather 50 usr1" 3
 stopped "before fewer places" USR1
 resumed_from() { sed -nE 's/^resuming from .*: step ([0-9]+), ([0-9]+) .*/\1 \2/p' "$work/stderr"; }
 kept="$(num_kept)"
@@ -241,8 +241,8 @@ fi
 # --- damaged checkpoints
 damage() { # WHAT PATTERN CHECKPOINT_DAMAGE...
   fresh
-  run_with "1 MPI_Iallgather 40 usr1" 3
-  run_with "1 MPI_Iallgather 40 usr1" 3 --resume
+  run_with "1 MPI_Iallgather 50 usr1" 3
+  run_with "1 MPI_Iallgather 50 usr1" 3 --resume
   stopped "before $1" USR1
   if has_checkpoints 2; then passed; else failed "$1: less than two checkpoints"; fi
   "${@:3}"

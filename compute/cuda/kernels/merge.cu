@@ -4,20 +4,19 @@
 
 namespace atl::compute::cuda {
 
-void merge(cudaStream_t stream, DType dtype, float* x, const void* rows, const std::int32_t* slots,
-           const float* weights, int num_tokens, int top_k, int hidden, const float* norm_weight,
-           float eps, void* normed) {
-  NormArgs args;
-  args.x = x;
-  args.added = rows;
-  args.slots = slots;
-  args.weights = weights;
-  args.top_k = top_k;
-  args.norm = norm_weight;
-  args.eps = eps;
-  args.out = normed;
-  args.hidden = hidden;
-  launch_norm<Source::experts>(stream, "merge", dtype, args, num_tokens);
+void merge(cudaStream_t stream, DType dtype, const MergeArgs& args) {
+  NormArgs norm;
+  norm.x = args.x;
+  norm.added = args.rows;
+  norm.slots = args.slots;
+  norm.weights = args.weights;
+  norm.top_k = args.top_k;
+  norm.from_nodes = args.from_nodes;
+  norm.norm = args.norm_weight;
+  norm.eps = args.eps;
+  norm.out = args.normed;
+  norm.hidden = args.hidden;
+  launch_norm<Source::experts>(stream, "merge", dtype, norm, args.num_tokens);
 }
 
 }  // namespace atl::compute::cuda

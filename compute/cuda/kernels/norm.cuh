@@ -24,28 +24,39 @@ struct NormArgs {
   const std::int32_t* slots = nullptr;
   const float* weights = nullptr;
   int top_k = 0;
+  bool from_nodes = false;  ///< see MergeArgs
   const float* norm = nullptr;
   float eps = 0;
   void* out = nullptr;
   int hidden = 0;
 };
 
-/// The weighted sum of the experts' rows, rounded as they would be if one expert had sent it.
+/// N columns of sum_j weights[j] * rows[slots[j]], j in rising order; `rows` from that column on.
 template <class T, int N>
-__device__ void sum_experts(const NormArgs& args, std::int64_t row, int column, float (&total)[N]) {
-  const T* rows = static_cast<const T*>(args.added) + column;
-  const std::int32_t* slots = args.slots + row * args.top_k;
-  const float* weights = args.weights + row * args.top_k;
+__device__ void sum_rows(const T* rows, int hidden, const std::int32_t* slots, const float* weights,
+                         int top_k, float (&total)[N]) {
 #pragma unroll
   for (int i = 0; i < N; ++i) total[i] = 0;
 #pragma unroll 4
-  for (int j = 0; j < args.top_k; ++j) {
+  for (int j = 0; j < top_k; ++j) {
     float values[N];
-    to_floats(load_raw<N>(rows + std::int64_t{slots[j]} * args.hidden), values);
+    to_floats(load_raw<N>(rows + std::int64_t{slots[j]} * hidden), values);
     const float weight = weights[j];
 #pragma unroll
     for (int i = 0; i < N; ++i) total[i] = fmaf(weight, values[i], total[i]);
   }
+}
+
+/// The weighted sum of the experts' rows, rounded as it is where a node has added them up.
+template <class T, int N>
+__device__ void sum_experts(const NormArgs& args, std::int64_t row, int column, float (&total)[N]) {
+  const T* rows = static_cast<const T*>(args.added) + column;
+  const std::int32_t* slots = args.slots + row * args.top_k;
+  if (args.from_nodes && (args.top_k == 1 || slots[1] < 0)) {
+    to_floats(load_raw<N>(rows + std::int64_t{slots[0]} * args.hidden), total);
+    return;
+  }
+  sum_rows(rows, args.hidden, slots, args.weights + row * args.top_k, args.top_k, total);
 #pragma unroll
   for (int i = 0; i < N; ++i) total[i] = to_float(round_to<T>(total[i]));
 }

@@ -1,23 +1,12 @@
-// The router in two launches.
-//
-// route_kernel: a warp per token computes softmax and top-k; a block of 16 warps owns a tile of
-// consecutive tokens and counts its rows per expert. slot_kernel: a block per tile adds up the
-// counts of the tiles before it and those of the experts sent before. All sums are of integers, and
-// a row's place follows from the order of tokens alone.
-
-#include <algorithm>
+// The router in two launches (see groups.cuh): route_kernel, a warp per token, computes softmax and
+// top-k, takes a replica for each choice and counts; place_kernel turns counts into places.
 
 #include "compute/cuda/kernels.hpp"
-#include "compute/cuda/kernels/device.cuh"
-#include "compute/cuda/plan/workspace.hpp"
+#include "compute/cuda/kernels/groups.cuh"
 
 namespace atl::compute::cuda {
 
 namespace {
-
-constexpr int threads = 512;
-constexpr int warps = threads / warp_lanes;
-static_assert(threads == max_experts, "a thread per expert");
 
 /// A probability and its expert as one number: larger probabilities first, then lower experts. NaN,
 /// whose bits the hardware chooses, counts as one value.
@@ -111,139 +100,127 @@ __device__ std::uint64_t take(const float (&p)[per_lane], const RouteArgs& args,
   return mine;
 }
 
-/// Writes experts and weights of a tile's tokens, their rank among the tile's rows of the same
-/// expert (to `slots`), and the tile's counts (to scratch [tiles][experts]).
+/// Of a (token, choice): where its replica's rows, or its node's, begin.
+struct Routed {
+  RouteArgs args;
+
+  template <class Before>
+  __device__ void add(std::int64_t i, const Before& before) const {
+    const ReplicaPlace& replica = args.replicas.replicas[args.chosen[i]];
+    if (!args.for_nodes) {
+      args.slots[i] += before(replica.place);
+      return;
+    }
+    args.sent[i] += before(args.num_places + replica.node);
+    if (args.slots[i] >= 0) {
+      args.slots[i] += before(args.num_places + args.num_nodes + replica.node);
+    }
+  }
+};
+
+/// Lane j's replica of the token's j-th expert, an index into the table; kept in args.chosen.
+__device__ inline std::int32_t choose_replica(const RouteArgs& args, int token, int lane,
+                                              int expert) {
+  const std::int64_t first = std::int64_t{token} * args.top_k;
+  std::int32_t chosen = 0;
+  if (lane < args.top_k) {
+    chosen = args.replicas.first_of_expert[expert];
+    if (!args.forced) args.experts[first + lane] = expert;
+    args.chosen[first + lane] = chosen;
+  }
+  if (!args.has_replicas) return chosen;
+  __syncwarp();
+  if (lane == 0) {
+    choose_replicas(args.replicas, args.experts + first, args.top_k, token, args.chosen + first);
+  }
+  __syncwarp();
+  return lane < args.top_k ? args.chosen[first + lane] : 0;
+}
+
+/// Counts one token's rows; lane j has chosen its j-th replica, `counts` are the warp's.
+__device__ inline void count_token(const RouteArgs& args, std::int32_t* counts, int token, int lane,
+                                   std::int32_t chosen) {
+  const std::int64_t at = std::int64_t{token} * args.top_k + lane;
+  const bool chooses = lane < args.top_k;
+  std::int32_t node = -1;
+  if (chooses) {
+    const ReplicaPlace& replica = args.replicas.replicas[chosen];
+    const std::int32_t before = counts[replica.place]++;  // a token's experts are distinct
+    if (!args.for_nodes) args.slots[at] = before;
+    node = replica.node;
+  }
+  if (!args.counts_nodes()) return;
+  const unsigned on_node = __match_any_sync(all_lanes, node);
+  const int earlier = __popc(on_node & ((1U << static_cast<unsigned>(lane)) - 1U));
+  const bool folded = __popc(on_node) == args.top_k;  // that node adds up all of them
+  std::int32_t* rows = counts + args.num_places;
+  std::int32_t* returns = rows + args.num_nodes;
+  if (chooses && args.for_nodes) {
+    args.sent[at] = rows[node];
+    args.slots[at] = folded && earlier > 0 ? -1 : returns[node] + earlier;
+  }
+  __syncwarp();
+  if (chooses && earlier == 0) {
+    ++rows[node];
+    returns[node] += folded ? 1 : __popc(on_node);
+  }
+}
+
 template <int per_lane>
-__global__ void __launch_bounds__(threads) route_kernel(RouteArgs args, int tokens_per_warp) {
-  std::int32_t* counts = dynamic_shared<std::int32_t>();  // [warps][experts]
-  const int thread = static_cast<int>(threadIdx.x);
-  const int warp = thread / warp_lanes;
-  const int lane = thread % warp_lanes;
-  const int num_experts = args.num_experts;
-  for (int i = thread; i < warps * num_experts; i += threads) counts[i] = 0;
-  __syncthreads();
-  const int first = (static_cast<int>(blockIdx.x) * warps + warp) * tokens_per_warp;
-  const int last = min(first + tokens_per_warp, args.num_tokens);
-  for (int t = first; t < last; ++t) {
+__global__ void __launch_bounds__(group_threads)
+    route_kernel(RouteArgs args, Groups groups, int tokens_per_warp) {
+  std::int32_t* all_counts = dynamic_shared<std::int32_t>();
+  std::int32_t* counts = begin_tile(groups, all_counts);
+  const int lane = static_cast<int>(threadIdx.x) % warp_lanes;
+  const int top_k = args.top_k;
+  const WarpRows tokens = rows_of_warp(tokens_per_warp, args.num_tokens);
+  for (int t = tokens.first; t < tokens.last; ++t) {
     float p[per_lane];
     float chosen = 0;
-    softmax(args.logits + std::int64_t{t} * num_experts, num_experts, lane, p);
-    const std::int64_t first_pair = std::int64_t{t} * args.top_k;
-    const std::uint64_t key = args.forced ? take(p, args, args.experts + first_pair, lane, chosen)
+    softmax(args.logits + std::int64_t{t} * args.num_experts, args.num_experts, lane, p);
+    const std::int64_t first = std::int64_t{t} * top_k;
+    const std::uint64_t key = args.forced ? take(p, args, args.experts + first, lane, chosen)
                                           : choose(p, args, lane, chosen);
-    if (lane < args.top_k) {
-      const std::int64_t at = first_pair + lane;
-      const int expert = expert_of(key);
-      if (!args.forced) args.experts[at] = expert;
-      if (!args.forced_weights) {
-        args.weights[at] = args.renormalise ? probability_of(key) / chosen : probability_of(key);
-      }
-      args.slots[at] = counts[warp * num_experts + expert]++;  // a token's experts are distinct
+    if (lane < top_k && !args.forced_weights) {
+      args.weights[first + lane] =
+          args.renormalise ? probability_of(key) / chosen : probability_of(key);
     }
+    const std::int32_t replica = choose_replica(args, t, lane, expert_of(key));
+    count_token(args, counts, t, lane, replica);
     __syncwarp();
   }
-  __syncthreads();
-  if (thread < num_experts) {
-    int total = 0;
-    for (int w = 0; w < warps; ++w) {
-      const int count = counts[w * num_experts + thread];
-      counts[w * num_experts + thread] = total;
-      total += count;
-    }
-    args.scratch[static_cast<int>(blockIdx.x) * num_experts + thread] = total;
-  }
-  __syncthreads();
-  const std::int64_t begin = std::int64_t{first} * args.top_k;
-  const std::int64_t end = std::int64_t{last} * args.top_k;
-  for (std::int64_t i = begin + lane; i < end; i += warp_lanes) {
-    args.slots[i] += counts[warp * num_experts + args.experts[i]];
-  }
-}
-
-/// Turns `values` [threads] in shared memory into sums of those before each.
-__device__ inline void exclusive_scan(std::int32_t* values, int thread) {
-  for (int distance = 1; distance < threads; distance *= 2) {
-    const std::int32_t before = thread >= distance ? values[thread - distance] : 0;
-    __syncthreads();
-    values[thread] += before;
-    __syncthreads();
-  }
-  const std::int32_t inclusive = thread > 0 ? values[thread - 1] : 0;
-  __syncthreads();
-  values[thread] = inclusive;
-  __syncthreads();
-}
-
-/// Adds to the ranks of tile blockIdx.x what comes before that tile; block 0 also writes the
-/// counts.
-__global__ void __launch_bounds__(threads)
-    slot_kernel(RouteArgs args, int tokens_per_tile, int num_tiles) {
-  std::int32_t* totals = dynamic_shared<std::int32_t>();  // [max_experts], of all tiles
-  std::int32_t* before = totals + max_experts;            // of the tiles before this one
-  std::int32_t* places = before + max_experts;            // rows in the order of sending
-  const int thread = static_cast<int>(threadIdx.x);
-  const int tile = static_cast<int>(blockIdx.x);
-  totals[thread] = 0;
-  before[thread] = 0;
-  places[thread] = 0;
-  __syncthreads();
-  // A thread adds up every `stride`-th tile for one expert.
-  const int stride = threads / args.num_experts;
-  const int expert = thread % args.num_experts;
-  int total = 0;
-  int prefix = 0;
-  if (thread < stride * args.num_experts) {
-#pragma unroll 8
-    for (int i = thread / args.num_experts; i < num_tiles; i += stride) {
-      const int count = args.scratch[i * args.num_experts + expert];
-      total += count;
-      prefix += i < tile ? count : 0;
-    }
-    atomicAdd(&totals[expert], total);
-    atomicAdd(&before[expert], prefix);
-  }
-  __syncthreads();
-  if (thread < args.num_experts) {
-    places[args.send_order[thread]] = totals[thread];
-    if (tile == 0) args.counts[args.send_order[thread]] = totals[thread];
-  }
-  __syncthreads();
-  exclusive_scan(places, thread);
-  const std::int64_t begin = std::int64_t{tile} * tokens_per_tile * args.top_k;
-  const std::int64_t end = min(begin + std::int64_t{tokens_per_tile} * args.top_k,
-                               static_cast<std::int64_t>(args.num_tokens) * args.top_k);
-  for (std::int64_t i = begin + thread; i < end; i += threads) {
-    const int e = args.experts[i];
-    args.slots[i] += before[e] + places[args.send_order[e]];
-  }
+  end_tile(groups, all_counts, Routed{args}, tokens, top_k);
 }
 
 template <int per_lane>
-void launch_route(cudaStream_t stream, const RouteArgs& args, int tokens_per_warp, int num_tiles) {
-  launch(stream, "route", &route_kernel<per_lane>, dim3(static_cast<unsigned>(num_tiles)), threads,
-         static_cast<std::size_t>(warps * args.num_experts) * sizeof(std::int32_t), args,
-         tokens_per_warp);
+void launch_route(cudaStream_t stream, const RouteArgs& args, const Groups& groups) {
+  const GroupTiles tiles(args.num_tokens);
+  launch(stream, "route", &route_kernel<per_lane>, dim3(static_cast<unsigned>(tiles.count)),
+         group_threads, tile_shared_bytes(groups), args, groups, tiles.rows_per_warp);
 }
 
 }  // namespace
 
 void route(cudaStream_t stream, const RouteArgs& args) {
-  const int tokens_per_warp = std::max(1, divide_up(args.num_tokens, warps * max_route_tiles));
-  const int tokens_per_tile = warps * tokens_per_warp;
-  const int num_tiles = divide_up(args.num_tokens, tokens_per_tile);
-  if (args.num_experts <= warp_lanes) {
-    launch_route<1>(stream, args, tokens_per_warp, num_tiles);
-  } else if (args.num_experts <= 2 * warp_lanes) {
-    launch_route<2>(stream, args, tokens_per_warp, num_tiles);
-  } else if (args.num_experts <= 4 * warp_lanes) {
-    launch_route<4>(stream, args, tokens_per_warp, num_tiles);
-  } else {
-    launch_route<max_experts / warp_lanes>(stream, args, tokens_per_warp, num_tiles);
+  Groups groups;
+  groups.count = args.num_counts();
+  groups.ends[0] = args.num_places;
+  if (args.counts_nodes()) {
+    groups.ends[1] = args.num_places + args.num_nodes;
+    groups.ends[2] = args.num_places + 2 * args.num_nodes;
   }
-  // Without tokens too: the counts are then zeros.
-  launch(stream, "route", &slot_kernel, dim3(static_cast<unsigned>(std::max(1, num_tiles))),
-         threads, std::size_t{3} * max_experts * sizeof(std::int32_t), args, tokens_per_tile,
-         num_tiles);
+  groups.counts = args.counts;
+  groups.scratch = args.scratch;
+  if (args.num_experts <= warp_lanes) {
+    launch_route<1>(stream, args, groups);
+  } else if (args.num_experts <= 2 * warp_lanes) {
+    launch_route<2>(stream, args, groups);
+  } else if (args.num_experts <= 4 * warp_lanes) {
+    launch_route<4>(stream, args, groups);
+  } else {
+    launch_route<max_experts / warp_lanes>(stream, args, groups);
+  }
+  launch_place(stream, "route", Routed{args}, groups, args.num_tokens, args.top_k);
 }
 
 }  // namespace atl::compute::cuda

@@ -1,15 +1,13 @@
 // Moving rows: embedding, packing, KV pages.
 
 #include "compute/cuda/kernels.hpp"
-#include "compute/cuda/kernels/device.cuh"
+#include "compute/cuda/kernels/copy.cuh"
 
 namespace atl::compute::cuda {
 
 namespace {
 
-constexpr int threads = 256;
-/// Accesses of one thread that are in flight together.
-constexpr int in_flight = 4;
+constexpr int threads = copy_threads;
 
 /// Widens N elements at a time.
 template <class T, int N>
@@ -27,26 +25,13 @@ __global__ void __launch_bounds__(threads)
   }
 }
 
-/// A row is `units` of type U (16 bytes, or one element), read once and written top_k times.
+/// A row is `units` of type U, read once and written top_k times.
 template <class U>
-__global__ void __launch_bounds__(threads)
+__global__ void __launch_bounds__(copy_threads)
     pack_kernel(const U* rows, const std::int32_t* slots, U* packed, int top_k, int units) {
   const std::int64_t row = blockIdx.x;
-  const int step = static_cast<int>(blockDim.x);
-  for (int first = static_cast<int>(threadIdx.x); first < units; first += step * in_flight) {
-    U held[in_flight];
-#pragma unroll
-    for (int i = 0; i < in_flight; ++i) {
-      if (first + i * step < units) held[i] = rows[row * units + first + i * step];
-    }
-    for (int j = 0; j < top_k; ++j) {
-      U* to = packed + std::int64_t{slots[row * top_k + j]} * units;
-#pragma unroll
-      for (int i = 0; i < in_flight; ++i) {
-        if (first + i * step < units) to[first + i * step] = held[i];
-      }
-    }
-  }
+  copy_row(rows + row * units, units, top_k,
+           [&](int j) { return packed + std::int64_t{slots[row * top_k + j]} * units; });
 }
 
 /// Rows of one sequence between its pages and [position, kv_head, head_dim]; `units` per head, one
@@ -72,19 +57,6 @@ __global__ void __launch_bounds__(threads)
       *paged_key = row_keys[i];
       *paged_value = row_values[i];
     }
-  }
-}
-
-/// Calls action(U{}, units per `width` elements) with the widest unit that the rows allow.
-template <class Action, class... Pointers>
-void with_unit(DType dtype, int width, Action&& action, Pointers... pointers) {
-  const std::size_t bytes = static_cast<std::size_t>(width) * size_of(dtype);
-  if (rows_are_aligned(bytes, pointers...)) {
-    action(uint4{}, static_cast<int>(bytes / access_bytes));
-  } else if (dtype == DType::float32) {
-    action(std::uint32_t{}, width);
-  } else {
-    action(std::uint16_t{}, width);
   }
 }
 

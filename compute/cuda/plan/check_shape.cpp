@@ -5,10 +5,17 @@
 
 namespace atl::compute::cuda {
 
-void check_shape(const ModelShape& shape, int page_tokens) {
+void check_shape(const BackendOptions& options) {
+  const ModelShape& shape = options.shape;
+  const Part& part = options.part;
   require(shape.num_experts <= max_experts && shape.top_k <= max_top_k,
           "cannot route to {} of {} experts on CUDA (at most {} of {}); use --backend cpu",
           shape.top_k, shape.num_experts, max_top_k, max_experts);
+  require(
+      part.most_places() + 2 * part.num_nodes() <= max_groups,
+      "cannot route to {} replicas of a layer's experts on {} nodes on CUDA (at most {} replicas "
+      "and twice the nodes); use fewer replicas (--slots, --placement), or --backend cpu",
+      part.most_places(), part.num_nodes(), max_groups);
   require(shape.head_dim >= 2 && shape.head_dim <= max_head_dim && shape.head_dim % 2 == 0,
           "cannot attend with head_dim {} on CUDA (even numbers up to {}); use --backend cpu",
           shape.head_dim, max_head_dim);
@@ -16,8 +23,8 @@ void check_shape(const ModelShape& shape, int page_tokens) {
           "cannot attend with {} query heads over {} kv heads (not a multiple); check the model's "
           "configuration",
           shape.num_heads, shape.num_kv_heads);
-  require(page_tokens > 0 && page_tokens % key_block == 0,
-          "cannot use KV pages of {} tokens; use a multiple of {}", page_tokens, key_block);
+  require(options.page_tokens > 0 && options.page_tokens % key_block == 0,
+          "cannot use KV pages of {} tokens; use a multiple of {}", options.page_tokens, key_block);
 }
 
 }  // namespace atl::compute::cuda

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "compute/across_rows.hpp"
 #include "compute/cuda/plan/attention_plan.hpp"
 #include "compute/cuda/plan/kv.hpp"
 
@@ -31,11 +32,21 @@ std::int64_t receive_bytes(std::int64_t rows, std::int64_t row_bytes) {
   return 2 * ((rows * row_bytes + alignment - 1) / alignment * alignment);
 }
 
-std::int64_t inner_bytes(const BackendOptions& options, std::int64_t receive_rows) {
+int most_counts(const BackendOptions& options) {
+  return options.part.most_places() + 2 * options.part.num_nodes();
+}
+
+ForwardRoom first_forward_room(const BackendOptions& options) {
+  return options.across ? even_forward_room(options) : ForwardRoom{};
+}
+
+std::int64_t inner_bytes(const BackendOptions& options, std::int64_t receive_rows,
+                         std::int64_t forwarded_rows) {
   if (!options.split_experts) return 0;
   const std::int64_t local = options.part.most_experts();
-  const std::int64_t rows =
-      receive_rows + options.max_chunk_tokens * std::min<std::int64_t>(options.shape.top_k, local);
+  const std::int64_t own =
+      options.max_chunk_tokens * std::min<std::int64_t>(options.shape.top_k, local);
+  const std::int64_t rows = receive_rows + std::max(own, forwarded_rows);
   // Each tile of rows begins aligned; an expert has a tile more than its full ones, and those of
   // long runs have at least a thousand rows.
   const std::int64_t tiles = 2 * local + rows / 64;
@@ -54,16 +65,40 @@ ChunkMemory::ChunkMemory(const BackendOptions& options, Arena& arena) {
   normed = rows_of(tokens, shape.hidden);
   qkv = rows_of(tokens, shape.q_width() + 2 * shape.kv_width());
   context = rows_of(tokens, shape.q_width());
-  send = rows_of(pairs, shape.hidden);
-  combined = rows_of(pairs, shape.hidden);
+  if (!options.across) {
+    send = rows_of(pairs, shape.hidden);
+    combined = rows_of(pairs, shape.hidden);
+  }
   experts = arena.take<std::int32_t>(pairs);
   weights = arena.take<float>(pairs);
+  chosen = arena.take<std::int32_t>(pairs);
   slots = arena.take<std::int32_t>(pairs);
-  counts = arena.take<std::int32_t>(shape.num_experts);
+  counts = arena.take<std::int32_t>(most_counts(options));
   inputs = arena.take<std::byte>(static_cast<std::int64_t>(input_bytes(options)));
   head = arena.take<std::byte>(static_cast<std::int64_t>(head_bytes(options)));
   logprobs = arena.take<float>(tokens);
   sampled = arena.take<SampledToken>(tokens);
+  if (!options.across) return;
+  const AcrossRow form = across_row(shape.hidden, options.dtype, shape.top_k);
+  across_send =
+      arena.take_bytes(static_cast<std::size_t>(most_rows_for_nodes(options) * form.bytes));
+  across_return = rows_of(pairs, shape.hidden);
+  sent = arena.take<std::int32_t>(pairs);
+}
+
+ForwardMemory::ForwardMemory(const BackendOptions& options, Arena& arena, const ForwardRoom& room) {
+  if (!options.across) return;
+  const ModelShape& shape = options.shape;
+  const auto rows_of = [&](std::int64_t rows, std::int64_t bytes) {
+    return arena.take_bytes(static_cast<std::size_t>(rows * bytes));
+  };
+  const std::int64_t rows = most_rows_for_nodes(options) + room.arrived;
+  send = rows_of(room.forwarded, row_bytes(options));
+  combined = rows_of(room.forwarded, row_bytes(options));
+  recv = rows_of(room.arrived, across_row(shape.hidden, options.dtype, shape.top_k).bytes);
+  done = rows_of(room.returned, row_bytes(options));
+  slots = arena.take<std::int32_t>(rows * shape.top_k);
+  returns = arena.take<std::int32_t>(rows);
 }
 
 }  // namespace atl::compute::cuda

@@ -6,6 +6,7 @@
 
 #include "compute/backend.hpp"
 #include "compute/cuda/plan/arena.hpp"
+#include "compute/forward_room.hpp"
 
 namespace atl::compute::cuda {
 
@@ -18,17 +19,41 @@ struct ChunkMemory {
   void* normed = nullptr;           // [T, H], x after a norm, see CudaChunk::normed_with
   void* qkv = nullptr;              // [T, (heads + 2 kv_heads) * head_dim]
   void* context = nullptr;          // [T, heads * head_dim]
-  void* send = nullptr;             // [T * top_k, H]
-  void* combined = nullptr;         // [T * top_k, H]
+  void* send = nullptr;             // [T * top_k, H], unless across: see ForwardMemory
+  void* combined = nullptr;         // [T * top_k, H], likewise
   std::int32_t* experts = nullptr;  // [T, top_k]
   float* weights = nullptr;         // [T, top_k]
-  std::int32_t* slots = nullptr;    // [T, top_k]
-  std::int32_t* counts = nullptr;   // [num_experts], in sending order
+  std::int32_t* chosen = nullptr;   // [T, top_k], replicas of the experts
+  std::int32_t* slots = nullptr;    // [T, top_k], see RouteArgs
+  std::int32_t* counts = nullptr;   // most_counts()
   std::byte* inputs = nullptr;      // what an upload brings
   std::byte* head = nullptr;        // what an upload for the head brings
   float* logprobs = nullptr;        // [T]
   SampledToken* sampled = nullptr;  // [T]
+
+  // With BackendOptions::across:
+  void* across_send = nullptr;    // [T * min(top_k, nodes)], rows with tails
+  void* across_return = nullptr;  // [T * top_k, H]
+  std::int32_t* sent = nullptr;   // [T, top_k], row in across_send
 };
+
+/// What rows take that go through a rank's node, with BackendOptions::across; else nothing.
+struct ForwardMemory {
+  ForwardMemory() = default;
+  ForwardMemory(const BackendOptions& options, Arena& arena, const ForwardRoom& room);
+
+  void* send = nullptr;             // [forwarded, H]
+  void* combined = nullptr;         // [forwarded, H]
+  void* recv = nullptr;             // [arrived], rows with tails
+  void* done = nullptr;             // [returned, H]
+  std::int32_t* slots = nullptr;    // [own rows + arrived, top_k], row in `send`, or -1
+  std::int32_t* returns = nullptr;  // [own rows + arrived], row where results begin
+};
+/// From the start; nothing without BackendOptions::across.
+ForwardRoom first_forward_room(const BackendOptions& options);
+
+/// Counts of one route, at most: of places, and twice of nodes.
+int most_counts(const BackendOptions& options);
 
 /// Most bytes of one upload of a chunk's inputs.
 std::size_t input_bytes(const BackendOptions& options);
@@ -44,8 +69,9 @@ constexpr std::size_t upload_aligned(std::size_t bytes) {
 std::int64_t row_bytes(const BackendOptions& options);
 /// Of both buffers for received rows together; each is half of it.
 std::int64_t receive_bytes(std::int64_t rows, std::int64_t row_bytes);
-/// Of the inner rows of this rank's experts, where as many rows come from other ranks; 0 unless
-/// options.split_experts.
-std::int64_t inner_bytes(const BackendOptions& options, std::int64_t receive_rows);
+/// Of the inner rows of this rank's experts, where as many rows come from other ranks and this one
+/// forwards so many; 0 unless options.split_experts.
+std::int64_t inner_bytes(const BackendOptions& options, std::int64_t receive_rows,
+                         std::int64_t forwarded_rows);
 
 }  // namespace atl::compute::cuda

@@ -19,7 +19,13 @@ WeightMemory::WeightMemory(const BackendOptions& options, Arena& arena)
     }
   });
   angles = arena.take<float>(std::int64_t{num_positions(options)} * shape.head_dim);
-  send_order = arena.take<std::int32_t>(shape.num_experts);
+  const auto ints = [&](const std::vector<std::int32_t>& values) {
+    return arena.take<std::int32_t>(static_cast<std::int64_t>(values.size()));
+  };
+  for (const ExpertPlaces& kind : options.part.places) {
+    places.push_back({ints(kind.first_of_expert), arena.take<ReplicaPlace>(kind.num_places()),
+                      ints(kind.first_of_node)});
+  }
 }
 
 float** WeightMemory::vector_place(const WeightInfo& info) {

@@ -29,6 +29,15 @@ struct CudaLayer {
   std::vector<CudaMlp> experts;  // by local number
 };
 
+/// Where the experts of layers of one kind are, see ExpertPlaces.
+struct CudaPlaces {
+  std::int32_t* first_of_expert = nullptr;  // [num_experts + 1]
+  ReplicaPlace* replicas = nullptr;         // [places]
+  std::int32_t* first_of_node = nullptr;    // [nodes + 1]
+
+  ReplicaTable table() const { return {first_of_expert, replicas}; }
+};
+
 /// All weights of this rank, in place for the whole job, and tables beside them.
 struct WeightMemory {
   WeightMemory() = default;
@@ -41,8 +50,8 @@ struct WeightMemory {
   void* embedding = nullptr;  // [vocab, H]
   void* lm_head = nullptr;    // [vocab, H]
   float* final_norm = nullptr;
-  float* angles = nullptr;             // [num_positions, head_dim]
-  std::int32_t* send_order = nullptr;  // [num_experts]
+  float* angles = nullptr;         // [num_positions, head_dim]
+  std::vector<CudaPlaces> places;  // as options.part.places
   std::vector<CudaLayer> layers;
 };
 

@@ -45,7 +45,10 @@ Workspace::Workspace(const BackendOptions& options, Arena& arena) {
   head = rows_of(vocab_rows, shape.hidden);
   logits = arena.take<float>(std::int64_t{vocab_rows} * shape.vocab);
   router = arena.take<float>(tokens * shape.num_experts);
-  route_scratch = arena.take<std::int32_t>(route_scratch_ints(shape.num_experts));
+  const int places = options.part.most_places();
+  route_scratch =
+      arena.take<std::int32_t>(group_scratch_ints(places + 2 * options.part.num_nodes()));
+  if (options.across) forward_scratch = arena.take<std::int32_t>(group_scratch_ints(places + 2));
   attention = arena.take<float>(attention_workspace_floats(shape, options.max_chunk_tokens));
   gemm = arena.take_bytes(gemm_workspace_bytes);
   pages = arena.take<std::int32_t>(most_pages(options));

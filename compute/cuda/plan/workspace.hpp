@@ -12,13 +12,14 @@ namespace atl::compute::cuda {
 /// Of what cuBLASLt's algorithms may use beside their operands.
 inline constexpr std::size_t gemm_workspace_bytes = std::size_t{32} << 20;
 
-/// Routing counts its rows in so many pieces at most, each with a count for every expert.
-inline constexpr int max_route_tiles = 128;
-constexpr std::int64_t route_scratch_ints(int num_experts) {
-  return std::int64_t{max_route_tiles} * num_experts;
+/// Rows are sorted into groups in so many pieces at most, each with a count for every group.
+inline constexpr int max_group_tiles = 128;
+constexpr std::int64_t group_scratch_ints(int num_groups) {
+  return std::int64_t{max_group_tiles} * num_groups;
 }
 
-/// What operations on the compute stream share, one after the other.
+/// What operations on one stream share, one after the other: the compute stream, but for what is
+/// said to be the pack stream's.
 struct Workspace {
   Workspace() = default;
   Workspace(const BackendOptions& options, Arena& arena);
@@ -35,6 +36,7 @@ struct Workspace {
   float* logits = nullptr;       // [vocab_rows, vocab]
   float* router = nullptr;       // [T, num_experts]
   std::int32_t* route_scratch = nullptr;
+  std::int32_t* forward_scratch = nullptr;  // pack stream, with BackendOptions::across
   float* attention = nullptr;
   void* gemm = nullptr;
   std::int32_t* pages = nullptr;  // [most_pages]
