@@ -38,8 +38,8 @@ std::vector<int> ranks_of(const json& list, const std::string& where) {
 
 /// The number of the layer that a key names.
 int layer_named(const std::string& key, const ModelShape& shape, const std::string& path) {
-  const bool digits =
-      !key.empty() && key.size() < 7 && key.find_first_not_of("0123456789") == std::string::npos;
+  const bool digits = !key.empty() && key.size() < 7 && (key[0] != '0' || key.size() == 1) &&
+                      key.find_first_not_of("0123456789") == std::string::npos;
   const int layer = digits ? std::stoi(key) : -1;
   require(layer >= 0 && layer < shape.num_layers && !shape.is_dense(layer),
           "{}: \"layers\" names \"{}\", which is no MoE layer of this model; was it made for "
