@@ -79,16 +79,16 @@ for layout in "${layouts[@]}"; do
 done
 
 # What tokens were routed to is the same in every layout, and replaying it changes no byte.
-run_layout "$work/routed" generate 1 1 --chunks 1 --record-routing "$work/one.h5"
+run_layout "$work/routed" generate-small 1 1 --chunks 1 --record-routing "$work/one.h5"
 succeeds "routing recorded on one rank"
-same "recording changes nothing" "$work/generate.expected" "$work/routed"
-run_layout "$work/routed" generate 3 2 --chunks 3 --record-routing "$work/three.h5"
+same "recording changes nothing" "$work/generate-small.expected" "$work/routed"
+run_layout "$work/routed" generate-small 3 2 --chunks 3 --record-routing "$work/three.h5"
 succeeds "routing recorded on three ranks"
 same "routing on one and three ranks" "$work/one.h5" "$work/three.h5"
-run_layout "$work/routed" generate 2 3 --chunks 2 --replay-routing "$work/one.h5" \
+run_layout "$work/routed" generate-small 2 3 --chunks 2 --replay-routing "$work/one.h5" \
   --record-routing "$work/again.h5"
 succeeds "routing replayed on two ranks"
-same "results of replayed routing" "$work/generate.expected" "$work/routed"
+same "results of replayed routing" "$work/generate-small.expected" "$work/routed"
 same "replayed routing, recorded" "$work/one.h5" "$work/again.h5"
 
 # One rank with several chunks, and a GEMM algorithm that is refused in the middle of the run.
