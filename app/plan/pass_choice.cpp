@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "app/plan/chunking.hpp"
+
 namespace atl {
 
 namespace {
@@ -57,8 +59,9 @@ bool PassChoices::fits(int chunks, const PassSize& size) const {
 PassWay PassChoices::fitted(PassWay way, const PassSize& size) const {
   const std::vector<int>& counts = facts_.chunk_counts;
   if (counts.size() == 1) {  // as many as asked for, if there are rows for them
-    way.chunks = static_cast<int>(
-        std::clamp<std::int64_t>(size.rows / facts_.min_chunk_tokens, 1, counts.front()));
+    const ChunkLimits limits{.min_chunk_tokens = facts_.min_chunk_tokens,
+                             .max_chunks = counts.front()};
+    way.chunks = chunk_count(size.rows, limits);
     return way;
   }
   if (fits(way.chunks, size)) return way;
