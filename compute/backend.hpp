@@ -85,7 +85,7 @@ class Chunk {
   virtual ~Chunk() = default;
 
   std::span<const std::int32_t> tokens;  ///< [T], T <= max_tokens; may be empty
-  std::span<const Segment> segments;     ///< cover rows 0..T-1 in order
+  std::span<const Segment> segments;     ///< cover rows 0..T-1 in order; 0..all_rows-1 where shared
   /// Choices that take the router's place in the next route(); they live until that completes.
   ForcedChoices forced;
 
@@ -101,6 +101,18 @@ class Chunk {
   void* dispatch_recv = nullptr;      ///< [receive_capacity, H], rows from other ranks
   void* combine_send = nullptr;       ///< [receive_capacity, H], their results
   std::int64_t receive_capacity = 0;  ///< rows
+
+  // Where several ranks share attention (Part::attention), with N members, h = heads / N *
+  // head_dim, and A = all_rows. What a rank has itself of a buffer that others send to, its
+  // arithmetic writes there.
+  std::int64_t all_rows = 0;       ///< of all members: what `segments` cover
+  std::int64_t first_own_row = 0;  ///< `tokens` are [first_own_row, first_own_row + T) of them
+  void* normed = nullptr;          ///< [A, H]: own rows from AttentionPart::norm, sent to all
+  float* head_sums = nullptr;      ///< [N, A, sums_per_member()]: QkNorm::whole_row, see project
+  void* heads_send = nullptr;      ///< [A, h], from attend; by OutputCut::columns inside heads_recv
+  void* heads_recv = nullptr;      ///< [N, T, h]; by OutputCut::columns [N, A, h]; own part: attend's
+  void* output_send = nullptr;     ///< columns: [A, H / N]; sum: [A, H] in float32
+  void* output_recv = nullptr;     ///< [N, T, H / N], or [N, T, H] in float32; own part: not there
 
   void* across_send = nullptr;    ///< [T * min(top_k, nodes)], rows with tails (across_row)
   void* across_recv = nullptr;    ///< rows with tails from other nodes
@@ -118,12 +130,15 @@ class Chunk {
 
 /// Parts of attention and of experts between which rows may move (where several ranks share heads,
 /// or an expert's inner columns): what one part leaves in the chunk, the next takes. Together they
-/// are `all`, bit by bit; that is faster where nothing moves.
+/// are `all`, bit by bit (but by OutputCut::sum); that is faster where nothing moves.
 enum class AttentionPart : std::uint8_t {
   all,
-  project,  ///< q, k, v rows = Wqkv * RMSNorm(x)
+  norm,     ///< normed = RMSNorm(x), of own rows
+  project,  ///< q, k, v rows of own heads = Wqkv * normed, of all rows; by QkNorm::whole_row also
+            ///< head_sums: of each own q head, then of each own KV head, the sum of squares
   attend,   ///< rotates them, appends k and v to the cache, leaves the heads' outputs
-  output,   ///< x += Wo * those
+  output,   ///< rows: x += Wo * those of own rows; else output_send = own columns, or summands
+  add,      ///< x += what output_send and output_recv have for own rows; nothing by rows
 };
 enum class ExpertPart : std::uint8_t {
   all,

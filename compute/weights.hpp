@@ -62,6 +62,37 @@ struct WeightInfo {
 /// Every weight of the model, in the order of the model file.
 std::vector<WeightInfo> weights_of(const ModelShape& shape);
 
+/// Query heads that read one KV head, of those a rank has.
+struct HeadGroup {
+  std::int32_t kv_head = 0;     ///< by its number in the model
+  std::int32_t first_head = 0;  ///< likewise; the others follow
+  std::int32_t num_heads = 0;
+};
+
+/// What the ranks that share attention do with its output projection.
+enum class OutputCut : std::uint8_t {
+  rows,     ///< each has all of it, and projects its own rows
+  columns,  ///< each has some columns of the result, and projects all rows to them
+  sum,      ///< each has the columns of its own heads; float32 rows are added up, so bits differ
+};
+
+/// A rank's share of attention: some heads, of the rows of all members. Of a chunk's `all` rows
+/// member m owns [all * m / members, all * (m + 1) / members): its residual stream has only these.
+struct AttentionShare {
+  int members = 1;
+  int place = 0;
+  OutputCut output = OutputCut::columns;
+  std::vector<HeadGroup> heads;  ///< of this rank, in rising order; empty: all, members is 1
+
+  bool shared() const { return members > 1; }
+  /// Numbers of a row in Chunk::head_sums: query heads and KV heads of the member with most.
+  int sums_per_member(const ModelShape& shape) const;
+};
+/// Members have equal numbers of query heads, in order of place, and the KV heads that these read:
+/// one may be with several members. Throws Error where heads, or hidden by OutputCut::columns, do
+/// not divide.
+AttentionShare share_attention(const ModelShape& shape, int members, int place, OutputCut output);
+
 /// What one rank has of a model: all that layout and placement tell a backend.
 struct Part {
   int first_layer = 0;  ///< what comes before the layers (the embedding) is with the first one
@@ -70,6 +101,7 @@ struct Part {
   std::vector<std::vector<std::int32_t>> experts;
   std::vector<ExpertPlaces> places;           ///< where experts are, as this rank sees it
   std::vector<std::int32_t> places_of_layer;  ///< [num_layers], into `places`; -1: dense
+  AttentionShare attention;
 
   const ExpertPlaces& places_of(int layer) const {
     return places[static_cast<std::size_t>(places_of_layer[static_cast<std::size_t>(layer)])];
