@@ -7,6 +7,8 @@
 #include <iterator>
 #include <sstream>
 
+#include "app/config_choice.hpp"
+#include "app/config_layout.hpp"
 #include "app/model/model_config.hpp"
 #include "app/run/shards.hpp"
 #include "compute/error.hpp"
@@ -17,16 +19,12 @@ using compute::CpuIsa;
 
 namespace {
 
-/// A value as on the command line.
-std::string text_of(Mode mode) {
-  return std::string(name_of(mode));
-}
 std::string text_of(const std::optional<int>& number) {
   return number ? std::to_string(*number) : "auto";
 }
 template <typename T>
-std::string text_of(const std::optional<T>& value) {
-  return value ? std::string(name_of(*value)) : "auto";
+std::string text_of(const T& value) {
+  return text_of_choice(value);
 }
 
 }  // namespace
@@ -46,6 +44,12 @@ std::vector<std::pair<std::string, std::string>> RunOptions::items() const {
           {"slots", std::to_string(slots)},
           {"placement", placement},
           {"node-ranks", node_ranks},
+          {"layout", layout},
+          {"replicas", std::to_string(division.replicas)},
+          {"pp", std::to_string(division.pp)},
+          {"tp", std::to_string(division.tp)},
+          {"tp-output", text_of(tp_output)},
+          {"show-layout", show_layout ? "true" : "false"},
           {"no-overlap", no_overlap ? "true" : "false"},
           {"threads", std::to_string(threads)},
           {"transport", text_of(transport)},
@@ -105,21 +109,6 @@ std::vector<std::pair<std::string, std::string>> CommandLine::items() const {
 
 namespace {
 
-/// An option that takes the text of one of these values.
-template <typename T>
-CLI::Option* add_choice(CLI::App& app, const std::string& name, T& value,
-                        const std::vector<T>& values, const std::string& about) {
-  std::vector<std::string> texts;
-  for (const T& each : values) texts.push_back(text_of(each));
-  const auto take = [&value, values, texts](const std::string& text) {
-    const auto found = std::find(texts.begin(), texts.end(), text);
-    value = values[static_cast<std::size_t>(found - texts.begin())];
-  };
-  return app.add_option_function<std::string>(name, take, about)
-      ->check(CLI::IsMember(texts))
-      ->default_str(text_of(value));
-}
-
 /// What is wrong with a number of chunks.
 std::string problem_of_chunks(const std::string& text) {
   return text == "auto" ? "" : CLI::Range(1, max_chunks)(text);
@@ -178,22 +167,6 @@ void add_run(CLI::App& app, RunOptions& o) {
       ->capture_default_str();
   add_choice(app, "--transport", o.transport, transport_choices(),
              "How tokens travel; auto: the first that passes a test");
-}
-
-void add_run_layout(CLI::App& app, RunOptions& o) {
-  add_choice(app, "--route", o.route, {std::nullopt, Route::flat, Route::nodes},
-             "How tokens reach their experts: each row straight to its rank, or once to each node");
-  CLI::Option* slots =
-      app.add_option("--slots", o.slots,
-                     "Experts of a layer on each rank, replicas where there are more places; 0: "
-                     "equal shares, one where there are more ranks than experts")
-          ->check(CLI::Range(0, 4096))
-          ->capture_default_str();
-  app.add_option("--placement", o.placement, "Which rank has which expert of which layer (JSON)")
-      ->excludes(slots);
-  app.add_option("--node-ranks", o.node_ranks,
-                 "Ranks on each node, e.g. 4 or 3,5,1, where tokens should travel as if nodes were "
-                 "so (sockets, say); default: ranks that share memory");
 }
 
 void add_run_files(CLI::App& app, RunOptions& o) {

@@ -10,6 +10,7 @@
 #include "app/backend_kind.hpp"
 #include "app/mode.hpp"
 #include "app/plan/interval.hpp"
+#include "app/plan/job_layout.hpp"
 #include "app/plan/schedule.hpp"
 #include "app/progress_style.hpp"
 #include "comm/transports/kind.hpp"
@@ -36,6 +37,10 @@ struct RunOptions {
   int slots = 0;           ///< experts of a layer on each rank; 0: as many as one place each needs
   std::string placement;   ///< file that says which rank has which expert; empty: by slots
   std::string node_ranks;  ///< see nodes_of_ranks(); empty: as ranks share memory
+  std::string layout;      ///< all of the next in one word, see division_of(); empty: by them
+  Division division;
+  compute::OutputCut tp_output = compute::OutputCut::columns;
+  bool show_layout = false;  ///< say who is with whom, and stop
   bool no_overlap = false;
   int threads = 0;  ///< per rank; 0: this rank's share of the job's cores
   std::optional<comm::TransportKind> transport;  ///< none: auto

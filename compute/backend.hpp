@@ -102,6 +102,9 @@ class Chunk {
   void* combine_send = nullptr;       ///< [receive_capacity, H], their results
   std::int64_t receive_capacity = 0;  ///< rows
 
+  /// [T, H] in float32: the residual stream, for who takes it to another rank between two layers.
+  float* x = nullptr;
+
   // Where several ranks share attention (Part::attention), with N members, h = heads / N *
   // head_dim, and A = all_rows. What a rank has itself of a buffer that others send to, its
   // arithmetic writes there.

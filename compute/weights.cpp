@@ -83,6 +83,18 @@ const char* name_of(Weight weight) {
   return weight_names[static_cast<std::size_t>(weight)];
 }
 
+std::string_view name_of(OutputCut cut) {
+  switch (cut) {
+    case OutputCut::rows:
+      return "rows";
+    case OutputCut::columns:
+      return "columns";
+    case OutputCut::sum:
+      return "sum";
+  }
+  return "?";
+}
+
 std::vector<WeightInfo> weights_of(const ModelShape& shape) {
   std::vector<WeightInfo> table;
   const std::int64_t hidden = shape.hidden;

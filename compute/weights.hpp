@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "compute/expert_places.hpp"
@@ -75,6 +76,8 @@ enum class OutputCut : std::uint8_t {
   columns,  ///< each has some columns of the result, and projects all rows to them
   sum,      ///< each has the columns of its own heads; float32 rows are added up, so bits differ
 };
+
+std::string_view name_of(OutputCut cut);
 
 /// A rank's share of attention: some heads, of the rows of all members. Of a chunk's `all` rows
 /// member m owns [all * m / members, all * (m + 1) / members): its residual stream has only these.

@@ -85,7 +85,8 @@ class Bench {
       : world_(world),
         sizes_(sizes),
         config_(preset(sizes.preset)),
-        groups_(world, one_node(world.size()), /*nodes=*/false),
+        groups_(world, JobLayout({}, std::vector<int>(static_cast<std::size_t>(world.size()))),
+                /*nodes=*/false),
         placement_(even_placement(config_.shape, groups_.layout())),
         timeline_(world.size(), 0, 0),
         gemm_(compute::make_gemm(config_.dtype, 1)) {

@@ -65,9 +65,9 @@ class LayersBench {
         transport_(comm::choose_transport(world, comm::transport_named(options.transport))),
         route_(options.route == "nodes" ? Route::nodes : Route::flat),
         groups_(world,
-                make_layout(options.node_ranks.empty()
-                                ? topology_.node_of
-                                : nodes_of_ranks(options.node_ranks, world.size())),
+                JobLayout({}, options.node_ranks.empty()
+                                  ? topology_.node_of
+                                  : nodes_of_ranks(options.node_ranks, world.size())),
                 route_ == Route::nodes),
         model_(options, groups_.layout()),
         placement_(even_placement(model_.shape(), groups_.layout())),

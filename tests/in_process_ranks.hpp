@@ -57,7 +57,7 @@ class InProcessRanks {
       if (to == compute::RouteTo::nodes) {
         through_nodes(layer);
       } else {
-        through_experts(layer, Share::stage);
+        through_experts(layer, Share::exchange);
       }
       for (Rank& rank : ranks_) finish(rank, rank.backend->merge(*rank.chunk, layer));
     }
@@ -133,7 +133,7 @@ class InProcessRanks {
       for (std::size_t m = 0; m < group.size(); ++m) {
         const Rank& rank = ranks_[static_cast<std::size_t>(group[m])];
         rows.emplace_back(places_of_members(placement_.of(layer), group), static_cast<int>(m));
-        rows.back().packed(share == Share::stage ? rank.chunk->packed_counts
+        rows.back().packed(share == Share::exchange ? rank.chunk->packed_counts
                                                  : std::span(rank.node_counts));
         rows.back().plan_sends(moves.emplace_back(static_cast<int>(group.size())));
       }

@@ -4,9 +4,6 @@
 
 namespace atl {
 
-namespace {
-
-/// Groups by `group_of`; inside them ranks keep their order.
 Grouping grouped(std::vector<std::int32_t> group_of) {
   Grouping grouping;
   grouping.group_of = std::move(group_of);
@@ -18,8 +15,6 @@ Grouping grouped(std::vector<std::int32_t> group_of) {
   }
   return grouping;
 }
-
-}  // namespace
 
 int Layout::receiver(int sender, int node) const {
   const auto& there = of(Share::node).members[static_cast<std::size_t>(node)];

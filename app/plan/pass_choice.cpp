@@ -9,10 +9,12 @@ namespace atl {
 
 namespace {
 
-constexpr std::int64_t trials = 2;           // of each candidate, before one is kept
-constexpr std::int64_t trial_again = 256;    // passes after which the second is tried again
+// A candidate is tried until two passes in a row agree: the first ones of a way also make
+// connections, which takes longer than a short pass.
+constexpr double agree_within = 1.3;
+constexpr std::int64_t most_trials = 6;
 constexpr double worth_a_trial = 2;          // times the best estimate
-constexpr double worth_another_trial = 1.3;  // times the best measured
+constexpr double worth_another_trial = 1.5;  // times the best measured
 constexpr double exchanges_of_a_layer = 3;   // counters, rows there, rows back
 // Where links have not been measured: a message through shared memory.
 constexpr PassLink assumed = {5e-6, 4e9};
@@ -87,6 +89,11 @@ void PassChoices::learn(const PassCost& last) {
   const double per_row = last.seconds / rows;
   if (last_->passes == 0 || per_row < last_->best) last_->best = per_row;
   ++last_->passes;
+  const double longer = std::max(per_row, last_->last_per_row);
+  const double shorter = std::min(per_row, last_->last_per_row);
+  last_->settled = last_->settled || (shorter > 0 && longer < agree_within * shorter) ||
+                   last_->passes >= most_trials;
+  last_->last_per_row = per_row;
   computed_[static_cast<std::size_t>(last_size_.phase)] = {last.compute_seconds, rows,
                                                            last_chunks_};
 }
@@ -158,15 +165,41 @@ void PassChoices::choose_candidates(Bucket& bucket, const PassSize& size) const 
 PassChoices::Candidate& PassChoices::take(Bucket& bucket) {
   ++bucket.passes;
   for (Candidate& candidate : bucket.candidates) {
-    if (candidate.passes < trials) return candidate;
+    if (!candidate.settled) return candidate;
   }
+  if (Candidate* neighbour = untried_neighbour(bucket)) return *neighbour;
   std::stable_sort(bucket.candidates.begin(), bucket.candidates.end(),
                    [](const Candidate& a, const Candidate& b) { return a.best < b.best; });
-  if (bucket.candidates.size() > 1 && bucket.passes % trial_again == 0) {
+  if (bucket.candidates.size() > 1 && bucket.passes >= bucket.next_trial) {
+    bucket.next_trial = 2 * bucket.passes;
     Candidate& second = bucket.candidates[1];
     if (second.best < worth_another_trial * bucket.candidates[0].best) return second;
   }
   return bucket.candidates.front();
+}
+
+/// Where the best so far is cut as finely, or as coarsely, as any that was tried on its route, the
+/// next count may be better still.
+PassChoices::Candidate* PassChoices::untried_neighbour(Bucket& bucket) const {
+  const auto best = std::min_element(
+      bucket.candidates.begin(), bucket.candidates.end(),
+      [](const Candidate& a, const Candidate& b) { return a.best < b.best; });
+  const PassSize size{bucket.phase, bucket.least_rows};
+  for (const int chunks : {best->way.chunks * 2, best->way.chunks / 2}) {
+    const PassWay way{best->way.route, chunks};
+    const bool known = std::find(facts_.chunk_counts.begin(), facts_.chunk_counts.end(), chunks) !=
+                       facts_.chunk_counts.end();
+    const bool tried =
+        std::any_of(bucket.candidates.begin(), bucket.candidates.end(),
+                    [&](const Candidate& candidate) { return candidate.way == way; });
+    if (!known || tried || !fits(chunks, size)) continue;
+    if (estimate(size, way) > worth_a_trial * estimate(size, best->way)) continue;
+    Candidate candidate;
+    candidate.way = way;
+    candidate.estimate = estimate(size, way);
+    return &bucket.candidates.emplace_back(candidate);
+  }
+  return nullptr;
 }
 
 double PassChoices::estimate(const PassSize& size, const PassWay& way) const {

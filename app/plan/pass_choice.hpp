@@ -72,8 +72,9 @@ struct PassRecord {
 };
 
 /// Alike on all ranks, which feed it the same numbers: the deciding rank's. Passes of nearly equal
-/// size (within a factor of two) are decided together. The best estimates are tried in turn, and
-/// the fastest of them is kept; now and then the second is tried again.
+/// size (within a factor of two) are decided together. The best estimates are tried in turn, then
+/// neighbours of the best while they are better, and the fastest is kept; ever more seldom the second
+/// is tried again.
 class PassChoices {
  public:
   explicit PassChoices(PassFacts facts);
@@ -92,14 +93,19 @@ class PassChoices {
     PassWay way;
     double estimate = 0;
     double best = 0;          // seconds per row, 0: not known
+    double last_per_row = 0;
     std::int64_t passes = 0;  // whose time is known
     std::int64_t taken = 0;
+    bool settled = false;  // tried often enough
   };
+  /// Passes after which the second is tried again for the first time.
+  static constexpr std::int64_t trial_again = 32;
   struct Bucket {
     Phase phase{};
     std::int64_t least_rows = 0;
     std::vector<Candidate> candidates;
     std::int64_t passes = 0;
+    std::int64_t next_trial = trial_again;
     bool guessed = false;  // when the candidates were chosen, arithmetic had not been measured
   };
 
@@ -109,7 +115,8 @@ class PassChoices {
   bool measured(Phase phase) const {
     return computed_[static_cast<std::size_t>(phase)].seconds > 0;
   }
-  static Candidate& take(Bucket& bucket);
+  Candidate& take(Bucket& bucket);
+  Candidate* untried_neighbour(Bucket& bucket) const;
   std::vector<PassWay> ways_of(const PassSize& size) const;
   PassWay fitted(PassWay way, const PassSize& size) const;
   bool fits(int chunks, const PassSize& size) const;

@@ -13,9 +13,19 @@ const StepInfo& info_of(StepKind kind) {
   constexpr bool exchange = true;
   constexpr bool ends_phase = true;
   static constexpr std::array<StepInfo, num_step_kinds> table = {{
-      {"embed", false, Share::stage, ends_phase},
+      {"embed", false, Share::exchange, ends_phase},
+      {"receive", exchange, Share::pipe, ends_phase},
       {"attention"},
-      {"mlp", false, Share::stage, ends_phase},
+      {"norm"},
+      {"gather", exchange, Share::owner, ends_phase},
+      {"project"},
+      {"head-sums", exchange, Share::owner, ends_phase},
+      {"attend"},
+      {"heads", exchange, Share::owner, ends_phase},
+      {"output"},
+      {"outputs", exchange, Share::owner, ends_phase},
+      {"add"},
+      {"mlp", false, Share::exchange, ends_phase},
       {"route"},
       {"across-counts", exchange, Share::rail},
       {"across-dispatch", exchange, Share::rail},
@@ -26,8 +36,10 @@ const StepInfo& info_of(StepKind kind) {
       {"combine", exchange, Share::node, ends_phase},
       {"fold"},
       {"across-combine", exchange, Share::rail, ends_phase},
-      {"merge", false, Share::stage, ends_phase},
-      {"head", false, Share::stage, ends_phase},
+      {"merge", false, Share::exchange, ends_phase},
+      {"forward", exchange, Share::pipe, ends_phase},
+      {"head", false, Share::exchange, ends_phase},
+      {"tokens", exchange, Share::sequences, ends_phase},
   }};
   return table[static_cast<std::size_t>(kind)];
 }
@@ -47,7 +59,7 @@ std::uint64_t Schedule::hash() const {
   const auto mix = [&value](std::uint64_t word) { value = (value ^ word) * 1099511628211ULL; };
   mix(static_cast<std::uint64_t>(num_chunks));
   mix(overlapped ? 1 : 0);
-  mix(static_cast<std::uint64_t>(route));
+  mix(static_cast<std::uint64_t>(stage.route));
   for (const Step& step : steps) {
     mix(static_cast<std::uint64_t>(step.kind));
     mix(static_cast<std::uint64_t>(step.layer + 1));
@@ -66,26 +78,44 @@ struct ChunkStep {
   std::vector<std::size_t> deps;
 };
 
-/// What one chunk does in one layer, in order.
-std::vector<StepKind> steps_of_layer(const ModelShape& shape, int layer, Route route) {
+std::vector<StepKind> steps_of_attention(const ModelShape& shape, const StageSteps& stage) {
   using K = StepKind;
-  if (shape.is_dense(layer)) return {K::attention, K::mlp};
-  if (route == Route::flat) {
-    return {K::attention, K::route, K::counts, K::dispatch, K::experts, K::combine, K::merge};
+  if (!stage.attention_shared) return {K::attention};
+  std::vector<StepKind> steps = {K::norm, K::gather, K::project};
+  if (shape.qk_norm == QkNorm::whole_row) steps.push_back(K::head_sums);
+  steps.insert(steps.end(), {K::attend, K::heads, K::output});
+  if (stage.output != compute::OutputCut::rows) steps.insert(steps.end(), {K::outputs, K::add});
+  return steps;
+}
+
+/// What one chunk does in one layer, in order.
+std::vector<StepKind> steps_of_layer(const ModelShape& shape, int layer, const StageSteps& stage) {
+  using K = StepKind;
+  std::vector<StepKind> steps = steps_of_attention(shape, stage);
+  const auto then = [&](std::initializer_list<K> more) {
+    steps.insert(steps.end(), more);
+    return steps;
+  };
+  if (shape.is_dense(layer)) return then({K::mlp});
+  if (stage.route == Route::flat) {
+    return then({K::route, K::counts, K::dispatch, K::experts, K::combine, K::merge});
   }
-  return {K::attention, K::route,   K::across_counts,  K::across_dispatch,
-          K::counts,    K::regroup, K::dispatch,       K::experts,
-          K::combine,   K::fold,    K::across_combine, K::merge};
+  return then({K::route, K::across_counts, K::across_dispatch, K::counts, K::regroup, K::dispatch,
+               K::experts, K::combine, K::fold, K::across_combine, K::merge});
+}
+
+int end_layer_of(const ModelShape& shape, const StageSteps& stage) {
+  return stage.end_layer < 0 ? shape.num_layers : stage.end_layer;
 }
 
 /// Everything one chunk does, in order. A step waits for the one before it; but by Route::nodes
 /// the counts inside a node go while rows are under way between nodes.
-std::vector<ChunkStep> steps_of_chunk(const ModelShape& shape, Route route) {
+std::vector<ChunkStep> steps_of_chunk(const ModelShape& shape, const StageSteps& stage) {
   std::vector<ChunkStep> steps;
   const auto add = [&](StepKind kind, int layer) {
     ChunkStep step{kind, layer, {}};
     const std::size_t at = steps.size();
-    if (kind == StepKind::counts && route == Route::nodes) {
+    if (kind == StepKind::counts && stage.route == Route::nodes) {
       step.deps = {at - 2};
     } else if (kind == StepKind::regroup) {
       step.deps = {at - 2, at - 1};
@@ -94,12 +124,19 @@ std::vector<ChunkStep> steps_of_chunk(const ModelShape& shape, Route route) {
     }
     steps.push_back(std::move(step));
   };
-  add(StepKind::embed, -1);
-  for (int layer = 0; layer < shape.num_layers; ++layer) {
-    for (const StepKind kind : steps_of_layer(shape, layer, route)) add(kind, layer);
+  const int end = end_layer_of(shape, stage);
+  add(stage.first_layer == 0 ? StepKind::embed : StepKind::receive, -1);
+  for (int layer = stage.first_layer; layer < end; ++layer) {
+    for (const StepKind kind : steps_of_layer(shape, layer, stage)) add(kind, layer);
   }
-  add(StepKind::head, -1);
+  add(end == shape.num_layers ? StepKind::head : StepKind::forward, -1);
+  if (stage.sequences_shared) add(StepKind::tokens, -1);
   return steps;
+}
+
+/// What fills the KV cache, chunk by chunk.
+bool fills_cache(StepKind kind) {
+  return kind == StepKind::attention || kind == StepKind::attend;
 }
 
 /// After which steps the other chunks get their turn. What forwards rows inside a node takes little
@@ -111,21 +148,21 @@ bool ends_phase(StepKind kind, Route route) {
 /// The steps of all chunks phase by phase: within a layer first what leads to an exchange, for all
 /// chunks, so that the network is busy as early as possible; then experts as rows arrive. Each
 /// waits for what it uses in its own chunk.
-std::vector<Step> interleave(const ModelShape& shape, Route route, int num_chunks) {
-  const std::vector<ChunkStep> wanted = steps_of_chunk(shape, route);
+std::vector<Step> interleave(const ModelShape& shape, const StageSteps& stage, int num_chunks) {
+  const std::vector<ChunkStep> wanted = steps_of_chunk(shape, stage);
   std::vector<std::vector<std::int32_t>> index_of(static_cast<std::size_t>(num_chunks));
   std::vector<Step> steps;
   while (index_of.back().size() < wanted.size()) {
     for (std::size_t c = 0; c < index_of.size(); ++c) {
       bool phase_ends = false;
-      while (!phase_ends) {
+      while (!phase_ends && index_of[c].size() < wanted.size()) {
         const ChunkStep& next = wanted[index_of[c].size()];
         Step step{
             next.kind, static_cast<std::int16_t>(next.layer), static_cast<std::int16_t>(c), {}};
         for (const std::size_t dep : next.deps) step.deps.push_back(index_of[c][dep]);
         index_of[c].push_back(static_cast<std::int32_t>(steps.size()));
         steps.push_back(std::move(step));
-        phase_ends = ends_phase(next.kind, route);
+        phase_ends = ends_phase(next.kind, stage.route);
       }
     }
   }
@@ -134,20 +171,21 @@ std::vector<Step> interleave(const ModelShape& shape, Route route, int num_chunk
 
 }  // namespace
 
-Schedule overlapped_schedule(const ModelShape& shape, int num_chunks, Route route) {
-  Schedule schedule{interleave(shape, route, num_chunks), num_chunks, true, route};
-  std::int32_t last_attention = -1;
+Schedule overlapped_schedule(const ModelShape& shape, int num_chunks, const StageSteps& stage) {
+  Schedule schedule{interleave(shape, stage, num_chunks), num_chunks, true, stage};
+  std::vector<std::int32_t> last_of_layer(static_cast<std::size_t>(shape.num_layers), -1);
   for (std::size_t i = 0; i < schedule.steps.size(); ++i) {
     Step& step = schedule.steps[i];
-    if (step.kind != StepKind::attention) continue;
-    if (step.chunk > 0) step.deps.push_back(last_attention);
-    last_attention = static_cast<std::int32_t>(i);
+    if (!fills_cache(step.kind)) continue;
+    auto& last = last_of_layer[static_cast<std::size_t>(step.layer)];
+    if (step.chunk > 0) step.deps.push_back(last);
+    last = static_cast<std::int32_t>(i);
   }
   return schedule;
 }
 
-Schedule serial_schedule(const ModelShape& shape, int num_chunks, Route route) {
-  Schedule schedule{interleave(shape, route, num_chunks), num_chunks, false, route};
+Schedule serial_schedule(const ModelShape& shape, int num_chunks, const StageSteps& stage) {
+  Schedule schedule{interleave(shape, stage, num_chunks), num_chunks, false, stage};
   for (std::size_t i = 0; i < schedule.steps.size(); ++i) {
     schedule.steps[i].deps.clear();
     if (i > 0) schedule.steps[i].deps.push_back(static_cast<std::int32_t>(i) - 1);
@@ -162,7 +200,7 @@ class Verifier {
  public:
   Verifier(const Schedule& schedule, const ModelShape& shape)
       : schedule_(schedule),
-        wanted_(steps_of_chunk(shape, schedule.route)),
+        wanted_(steps_of_chunk(shape, schedule.stage)),
         seen_(static_cast<std::size_t>(schedule.num_chunks)),
         attention_(static_cast<std::size_t>(shape.num_layers), -1) {}
 
@@ -205,7 +243,7 @@ class Verifier {
               schedule_.steps[static_cast<std::size_t>(seen[dep])].name());
     }
     seen.push_back(static_cast<std::int32_t>(i));
-    if (step.kind != StepKind::attention) return;
+    if (!fills_cache(step.kind)) return;
     auto& before = attention_[static_cast<std::size_t>(step.layer)];
     require(before < 0 || waits(step, before),
             "schedule: {} does not wait for the attention of the chunk before it", step.name());

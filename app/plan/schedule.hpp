@@ -9,12 +9,23 @@
 
 #include "app/plan/layout.hpp"
 #include "compute/types.hpp"
+#include "compute/weights.hpp"
 
 namespace atl {
 
 enum class StepKind : std::uint8_t {
   embed,            ///< compute: token ids -> x
-  attention,        ///< compute
+  receive,          ///< exchange: x from the stage before
+  attention,        ///< compute: of a rank that shares it with none
+  norm,             ///< compute: own rows for attention, normalised
+  gather,           ///< exchange: rows to all that share attention
+  project,          ///< compute: queries, keys, values of own heads
+  head_sums,        ///< exchange: sums over heads to all, where a norm goes over all of them
+  attend,           ///< compute: own heads of all rows
+  heads,            ///< exchange: heads to those that project them
+  output,           ///< compute: output projection
+  outputs,          ///< exchange: what it gave, to the rows' ranks
+  add,              ///< compute: that into x
   mlp,              ///< compute: dense layer
   route,            ///< compute: router, rows packed by destination
   across_counts,    ///< exchange: how many rows go to which node
@@ -27,15 +38,17 @@ enum class StepKind : std::uint8_t {
   fold,             ///< compute: a token's rows on a node, added up where it has all of them
   across_combine,   ///< exchange: rows back to the token's rank
   merge,            ///< compute: weighted sum into x
+  forward,          ///< exchange: x to the next stage
   head,             ///< compute: logits, sampling or log-probabilities
+  tokens,           ///< exchange: what heads gave, to all that have the sequences
 };
-inline constexpr int num_step_kinds = 15;
+inline constexpr int num_step_kinds = 27;
 
 /// What is known of a kind of step: the one table.
 struct StepInfo {
   std::string_view name;
   bool exchange = false;
-  Share share = Share::stage;  ///< of an exchange: whose ranks take part, by Route::nodes
+  Share share = Share::exchange;  ///< of an exchange: whose ranks take part, by Route::nodes
   bool ends_phase = false;     ///< after it the other chunks get their turn, see interleave()
 };
 const StepInfo& info_of(StepKind kind);
@@ -57,8 +70,23 @@ std::string_view name_of(Route route);
 
 /// Who takes part in an exchange by this route.
 inline Share share_of(StepKind kind, Route route) {
-  return route == Route::flat ? Share::stage : info_of(kind).share;
+  const Share share = info_of(kind).share;
+  const bool by_route = share == Share::node || share == Share::rail;
+  return by_route && route == Route::flat ? Share::exchange : share;
 }
+
+/// What of the work on a layer is divided over ranks, and which layers a rank has: it decides which
+/// steps there are.
+struct StageSteps {
+  Route route = Route::flat;
+  int first_layer = 0;
+  int end_layer = -1;  ///< -1: the model's last one is the last
+  bool attention_shared = false;
+  compute::OutputCut output = compute::OutputCut::columns;  ///< where attention is shared
+  bool sequences_shared = false;  ///< other ranks have them too
+
+  bool operator==(const StageSteps&) const = default;
+};
 
 struct Step {
   StepKind kind = StepKind::embed;
@@ -74,18 +102,19 @@ struct Schedule {
   std::vector<Step> steps;
   int num_chunks = 0;
   bool overlapped = false;
-  Route route = Route::flat;
+  StageSteps stage;
 
   std::uint64_t hash() const;  ///< equal schedules, equal hashes
 };
 
 /// Chunks run through the layers independently; of one chunk every step waits for those whose rows
-/// or counts it uses. Attention of a chunk also waits for that of the chunk before it in the same
-/// layer, since a sequence may be cut between them and needs the earlier keys and values.
-Schedule overlapped_schedule(const ModelShape& shape, int num_chunks, Route route = Route::flat);
+/// or counts it uses. What fills the KV cache for a chunk also waits for that of the chunk before it
+/// in the same layer, since a sequence may be cut between them and needs the earlier keys and
+/// values.
+Schedule overlapped_schedule(const ModelShape& shape, int num_chunks, const StageSteps& stage = {});
 
 /// The same steps, each waiting for the one before it in the list: nothing overlaps.
-Schedule serial_schedule(const ModelShape& shape, int num_chunks, Route route = Route::flat);
+Schedule serial_schedule(const ModelShape& shape, int num_chunks, const StageSteps& stage = {});
 
 /// Throws Error unless the schedule is sound: dependencies point backwards, every chunk has exactly
 /// the steps of every layer in their order, each waits for what it uses, and exchanges of one chunk

@@ -11,7 +11,7 @@ namespace {
 std::vector<AcrossRows> rows_of_kinds(const RowsSetup& setup) {
   std::vector<AcrossRows> rows;
   for (const LayerPlacement& kind : setup.placement->kinds) {
-    rows.emplace_back(kind, setup.groups->layout(), setup.groups->world().rank());
+    rows.emplace_back(kind, setup.groups->layout(), setup.groups->of(Share::exchange).rank());
   }
   return rows;
 }
@@ -39,12 +39,12 @@ comm::LaneOptions told_lane_options(const RowsSetup& setup, std::size_t row_byte
 AcrossExchange::AcrossExchange(const RowsSetup& setup, compute::Chunk& chunk)
     : setup_(setup),
       chunk_(chunk),
-      members_(setup.groups->members(Share::rail)),
+      world_ranks_(setup.groups->world_ranks(Share::rail)),
       rows_(rows_of_kinds(setup)),
       row_bytes_(setup.across_row_bytes),
       there_(setup.groups->of(Share::rail), told_lane_options(setup, row_bytes_, rows_.front())),
       back_(setup.groups->of(Share::rail), lane_options(setup, setup.row_bytes)),
-      move_(static_cast<int>(members_.size())) {}
+      move_(static_cast<int>(world_ranks_.size())) {}
 
 void AcrossExchange::tell(int layer) {
   told_ = &rows_[static_cast<std::size_t>(
@@ -52,7 +52,7 @@ void AcrossExchange::tell(int layer) {
   told_->packed(chunk_);
   told_->plan_sends(move_);
   for (int node = 0; node < setup_.groups->layout().num_nodes(); ++node) {
-    if (node == setup_.groups->layout().node_of(setup_.groups->world().rank())) continue;
+    if (node == setup_.groups->layout().node_of(setup_.groups->of(Share::exchange).rank())) continue;
     told_->tell(node, there_.counters().to(told_->member_of_node(node)));
   }
   there_.counters().start(move_, chunk_.across_send);
@@ -69,13 +69,13 @@ bool AcrossExchange::told() {
 }
 
 void AcrossExchange::dispatch() {
-  count_sent(*setup_.traffic, Share::rail, move_, members_, row_bytes_);
+  count_sent(*setup_.traffic, Share::rail, move_, world_ranks_, row_bytes_);
   there_.start_told(move_, chunk_.across_send, chunk_.across_recv);
 }
 
 void AcrossExchange::combine() {
   told_->plan_return(move_);
-  count_sent(*setup_.traffic, Share::rail, move_, members_, setup_.row_bytes);
+  count_sent(*setup_.traffic, Share::rail, move_, world_ranks_, setup_.row_bytes);
   back_.start(move_, chunk_.across_done, chunk_.across_return);
 }
 

@@ -30,13 +30,14 @@ class AcrossExchange {
   const comm::Lane& lane(StepKind kind) const {
     return kind == StepKind::across_combine ? back_ : there_;
   }
-  const std::vector<int>& members() const { return members_; }
+  /// Members' ranks in the job.
+  const std::vector<int>& world_ranks() const { return world_ranks_; }
   std::size_t most_requests() const { return there_.most_requests() + back_.most_requests(); }
 
  private:
   RowsSetup setup_;
   compute::Chunk& chunk_;
-  const std::vector<int>& members_;
+  const std::vector<int> world_ranks_;
   std::vector<AcrossRows> rows_;  // [kinds of the placement]
   AcrossRows* told_ = nullptr;    // of the layer under way
   std::size_t row_bytes_;         // with tails

@@ -4,12 +4,13 @@
 #include <cstddef>
 #include <cstdint>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
 #include "app/run/batcher.hpp"
 #include "app/run/computed_rows.hpp"
-#include "comm/communicator.hpp"
+#include "app/run/groups.hpp"
 #include "io/activation_file.hpp"
 
 namespace atl {
@@ -20,7 +21,7 @@ class ActivationDump {
  public:
   /// Collective. Throws Error on all ranks alike when the file cannot be written.
   ActivationDump(const std::string& path, const io::ActivationLayout& layout,
-                 const comm::Communicator& world, int max_chunks);
+                 const Groups& groups, const ModelShape& shape, int max_chunks);
 
   /// Where x [tokens, H] of a chunk after a layer goes; null for layers that are not kept.
   float* buffer(int chunk, int layer, std::size_t tokens);
@@ -30,11 +31,12 @@ class ActivationDump {
   void close();
 
  private:
-  void write(int chunk_index, const ChunkBatch& chunk, const compute::Segment& segment,
+  void write(int chunk_index, const compute::Segment& segment, std::span<const std::int32_t> tokens,
              std::size_t request);
 
   io::ActivationLayout layout_;
   std::size_t hidden_;
+  LayerRange stage_;  // whose x this rank has
   std::optional<io::ActivationWriter> writer_;
   std::vector<std::vector<float>> buffers_;  // [chunks * layers]
   ComputedRows rows_;

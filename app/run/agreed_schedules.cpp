@@ -7,12 +7,12 @@
 namespace atl {
 
 std::vector<Schedule> agreed_schedules(const comm::Communicator& world, const ModelShape& shape,
-                                       int max_chunks, bool overlap, Route route) {
+                                       int max_chunks, bool overlap, const StageSteps& stage) {
   std::vector<Schedule> schedules;
   std::uint64_t hash = 0;
   for (int n = 1; n <= max_chunks; ++n) {
-    schedules.push_back(overlap ? overlapped_schedule(shape, n, route)
-                                : serial_schedule(shape, n, route));
+    schedules.push_back(overlap ? overlapped_schedule(shape, n, stage)
+                                : serial_schedule(shape, n, stage));
     verify(schedules.back(), shape);
     hash = hash * 31 + schedules.back().hash();
   }

@@ -7,9 +7,10 @@
 
 namespace atl {
 
-/// Collective: the schedules for 1 to `max_chunks` chunks by a route, verified. Throws Error where
-/// a rank builds others than rank 0.
+/// Collective over the ranks of a stage: the schedules for 1 to `max_chunks` chunks, verified. Throws
+/// Error where a rank builds others than the first.
 std::vector<Schedule> agreed_schedules(const comm::Communicator& world, const ModelShape& shape,
-                                       int max_chunks, bool overlap, Route route = Route::flat);
+                                       int max_chunks, bool overlap,
+                                       const StageSteps& stage = {});
 
 }  // namespace atl

@@ -40,6 +40,7 @@ class Batcher {
   std::int64_t most_rows() const { return most_rows_; }  ///< of a rank, in the next pass
   void cut(int num_chunks) { pass_.build(sequences_, num_chunks); }
 
+  Mode mode() const { return options_.mode; }
   int num_chunks() const { return pass_.num_chunks(); }   ///< of this pass, equal on all ranks
   bool has_prompt_tokens() const { return has_prompt_; }  ///< on any rank in this pass
   ChunkBatch& chunk(int index) { return pass_.chunk(index); }

@@ -145,8 +145,8 @@ void Checkpoints::find(const std::vector<io::Request>& requests, const ModelShap
   }
 }
 
-Restore Checkpoints::restore_into(compute::Backend& backend) {
-  return [this, &backend](std::int32_t request, std::span<const std::int32_t> pages) {
+Restore Checkpoints::restore_into(SharedKv& kv) {
+  return [this, &kv](std::int32_t request, std::span<const std::int32_t> pages) {
     const std::size_t index = saved_.at(request);
     const io::CheckpointContents& contents = reader_->contents();
     const io::CheckpointSequence& s = contents.sequences[index];
@@ -156,8 +156,7 @@ Restore Checkpoints::restore_into(compute::Backend& backend) {
       values_.resize(keys_.size());
       for (int layer = 0; layer < contents.num_layers; ++layer) {
         reader_->read_piece(index, layer, piece, keys_, values_);
-        backend.finish(backend.load_kv(layer, pages, static_cast<int>(first),
-                                       static_cast<int>(count), keys_.data(), values_.data()));
+        kv.load(layer, pages, first, count, keys_, values_);
       }
     }
     const auto tokens = reader_->tokens_of(index);
@@ -213,10 +212,12 @@ void Checkpoints::advance(std::span<const RankLoad> loads, const CheckpointSourc
 void Checkpoints::list_sequences(const CheckpointSource& source, io::CheckpointContents& contents,
                                  std::vector<std::int32_t>& tokens, std::vector<float>& logprobs) {
   own_.clear();
+  speaks_ = source.kv->speaks();
   const auto add = [&](const io::CheckpointSequence& s, std::span<const std::int32_t> generated,
                        std::span<const float> scored) {
     own_.push_back(s);
     own_.back().complete = 0;
+    if (!speaks_) return;
     tokens.insert(tokens.end(), generated.begin(), generated.end());
     logprobs.insert(logprobs.end(), scored.begin(), scored.end());
   };
@@ -230,7 +231,7 @@ void Checkpoints::list_sequences(const CheckpointSource& source, io::CheckpointC
   first_carried_ = own_.size();
   int turn = 0;
   for (const std::int32_t request : source.resumed_waiting) {
-    if (turn++ % world_.size() != world_.rank()) continue;
+    if (turn++ % source.kv->num_owners() != source.kv->owner()) continue;
     const std::size_t saved = saved_.at(request);
     add(reader_->contents().sequences[saved], reader_->tokens_of(saved),
         reader_->logprobs_of(saved));
@@ -238,8 +239,9 @@ void Checkpoints::list_sequences(const CheckpointSource& source, io::CheckpointC
   for (const WaitingRequest& waiting : source.waiting) {
     if (!waiting.resumed) contents.pending.push_back(waiting.request);
   }
-  for (const std::string& text : world_.allgather_texts(std::string(
-           reinterpret_cast<const char*>(own_.data()), own_.size() * sizeof(own_[0])))) {
+  const std::size_t told = speaks_ ? own_.size() * sizeof(own_[0]) : 0;
+  for (const std::string& text : world_.allgather_texts(
+           std::string(reinterpret_cast<const char*>(own_.data()), told))) {
     const auto* first = reinterpret_cast<const io::CheckpointSequence*>(text.data());
     const std::size_t count = text.size() / sizeof(own_[0]);
     contents.sequences.insert(contents.sequences.end(), first, first + count);
@@ -309,43 +311,63 @@ void Checkpoints::begin(const CheckpointSource& source) {
 
 void Checkpoints::write_some(const CheckpointSource& source, double seconds) {
   const double end = now_seconds() + seconds;
-  try {
-    bool wrote = false;
-    while (cursor_.sequence < own_.size() && (!wrote || now_seconds() < end)) {
-      const io::CheckpointSequence& s = own_[cursor_.sequence];
-      const auto pages = source.batcher->pages_of(static_cast<std::int32_t>(s.request));
-      const bool kept = carried() || !pages.empty();
-      if (kept && cursor_.piece < s.num_pieces()) {
-        write_piece(source, pages);
-        wrote = true;
-        if (++cursor_.layer < source.shape->num_layers) continue;
-        cursor_.layer = 0;
-        if (++cursor_.piece < s.num_pieces()) continue;
-      }
-      if (kept) writer_->set_complete(static_cast<std::int64_t>(cursor_.sequence));
-      cursor_ = {cursor_.sequence + 1, 0, 0};
-    }
-    if (cursor_.sequence == own_.size()) writer_->start_sync();
-  } catch (const std::exception& error) {
+  const auto fails_with = [this](const std::exception& error) {
     failure_ = error.what();
     phase_ = CheckpointPhase::failed;
+  };
+  bool wrote = false;
+  // Who fails still says so to the others, who wait for a word.
+  while (cursor_.sequence < own_.size()) {
+    const bool go_on = phase_ == CheckpointPhase::writing && (!wrote || now_seconds() < end);
+    if (!(source.kv->alone() ? go_on : source.kv->agreed(go_on))) return;
+    try {
+      write_at_cursor(source, wrote);
+    } catch (const std::exception& error) {
+      fails_with(error);
+    }
+  }
+  try {
+    if (phase_ == CheckpointPhase::writing) writer_->start_sync();
+  } catch (const std::exception& error) {
+    fails_with(error);
   }
 }
 
-void Checkpoints::write_piece(const CheckpointSource& source, std::span<const std::int32_t> pages) {
-  const io::CheckpointSequence& s = own_[cursor_.sequence];
-  const auto [first, count] = io::piece_of(s, cursor_.piece);
+void Checkpoints::write_at_cursor(const CheckpointSource& source, bool& wrote) {
+  const Cursor at = cursor_;
+  const io::CheckpointSequence& s = own_[at.sequence];
+  const auto pages = source.batcher->pages_of(static_cast<std::int32_t>(s.request));
+  const bool kept = carried() || !pages.empty();
+  const bool writes = kept && at.piece < s.num_pieces();
+  // First: where writing fails, the cursors of all ranks that have the sequence stay together.
+  cursor_ = {at.sequence + 1, 0, 0};
+  if (writes) {
+    if (at.layer + 1 < source.shape->num_layers) {
+      cursor_ = {at.sequence, at.piece, at.layer + 1};
+    } else if (at.piece + 1 < s.num_pieces()) {
+      cursor_ = {at.sequence, at.piece + 1, 0};
+    }
+    wrote = true;
+    write_piece(source, at, pages);
+  }
+  if (kept && speaks_ && cursor_.sequence > at.sequence) {
+    writer_->set_complete(static_cast<std::int64_t>(at.sequence));
+  }
+}
+
+void Checkpoints::write_piece(const CheckpointSource& source, const Cursor& at,
+                              std::span<const std::int32_t> pages) {
+  const io::CheckpointSequence& s = own_[at.sequence];
+  const auto [first, count] = io::piece_of(s, at.piece);
   keys_.resize(static_cast<std::size_t>(count * row_bytes_));
   values_.resize(keys_.size());
-  if (carried()) {
-    reader_->read_piece(saved_.at(s.request), cursor_.layer, cursor_.piece, keys_, values_);
-  } else {
-    compute::Backend& backend = *source.backend;
-    backend.finish(backend.save_kv(cursor_.layer, pages, static_cast<int>(first),
-                                   static_cast<int>(count), keys_.data(), values_.data()));
+  if (at.sequence < first_carried_) {
+    source.kv->save(at.layer, pages, first, count, keys_, values_);
+  } else if (speaks_) {
+    reader_->read_piece(saved_.at(s.request), at.layer, at.piece, keys_, values_);
   }
-  writer_->write_piece(static_cast<std::int64_t>(cursor_.sequence), cursor_.layer, cursor_.piece,
-                       keys_, values_);
+  if (!speaks_) return;
+  writer_->write_piece(static_cast<std::int64_t>(at.sequence), at.layer, at.piece, keys_, values_);
   comm::watched::progress();  // all of a large checkpoint may take longer than any pass
 }
 

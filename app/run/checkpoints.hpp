@@ -20,6 +20,7 @@
 #include "app/run/batcher.hpp"
 #include "app/run/checkpoint_folder.hpp"
 #include "app/run/driver.hpp"
+#include "app/run/shared_kv.hpp"
 #include "comm/communicator.hpp"
 #include "io/checkpoint.hpp"
 
@@ -38,7 +39,7 @@ struct CheckpointSource {
   const Batcher* batcher = nullptr;
   std::span<const WaitingRequest> waiting;        ///< on rank 0: that no rank has taken yet
   std::span<const std::int32_t> resumed_waiting;  ///< of these, what this run resumed
-  compute::Backend* backend = nullptr;
+  SharedKv* kv = nullptr;
   const Traffic* traffic = nullptr;
   const Placement* placement = nullptr;
   const ModelShape* shape = nullptr;
@@ -58,7 +59,7 @@ class Checkpoints {
   void open(const IdentityLike& identity, const std::vector<io::Request>& requests,
             const ModelShape& shape, DType dtype, std::vector<KeptProgress>& kept);
   /// How the Batcher gets back what the checkpoint kept.
-  Restore restore_into(compute::Backend& backend);
+  Restore restore_into(SharedKv& kv);
 
   /// What this rank says to the others before each pass.
   std::int32_t phase();
@@ -89,9 +90,12 @@ class Checkpoints {
   void begin(const CheckpointSource& source);
   void list_sequences(const CheckpointSource& source, io::CheckpointContents& contents,
                       std::vector<std::int32_t>& tokens, std::vector<float>& logprobs);
-  /// Writes pieces for about `seconds`, at least one.
+  /// Writes pieces for about `seconds`, at least one. Collective over the sequences' ranks.
   void write_some(const CheckpointSource& source, double seconds);
-  void write_piece(const CheckpointSource& source, std::span<const std::int32_t> pages);
+  /// The same of one piece, and of one layer.
+  void write_at_cursor(const CheckpointSource& source, bool& wrote);
+  void write_piece(const CheckpointSource& source, const Cursor& at,
+                   std::span<const std::int32_t> pages);
   /// Whether the cursor is at a sequence that goes from file to file.
   bool carried() const { return cursor_.sequence >= first_carried_; }
   void end();
@@ -113,6 +117,7 @@ class Checkpoints {
   std::vector<std::int64_t> earlier_loads_;              // [layers * experts], of earlier runs
 
   std::unique_ptr<io::CheckpointWriter> writer_;  // while one is being written
+  bool speaks_ = true;                            // this rank writes the sequences that it has
   std::vector<io::CheckpointSequence> own_;       // live ones, then those carried over
   std::size_t first_carried_ = 0;  // of own_: from here on not taken back yet when it began
   std::int64_t row_bytes_ = 0;

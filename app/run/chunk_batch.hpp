@@ -15,7 +15,7 @@ struct HeadRow {
   std::int32_t target = -1;  ///< score: the id whose log-probability is wanted
 };
 
-/// This rank's tokens of one chunk of one pass.
+/// One chunk of one pass: the tokens of its owner, a rank or those that share attention.
 struct ChunkBatch {
   std::vector<std::int32_t> tokens;        ///< [T]
   std::vector<compute::Segment> segments;  ///< cover the rows in order
@@ -27,5 +27,12 @@ struct ChunkBatch {
   bool finite(std::size_t head_row) const;
   void clear();
 };
+
+/// Of a chunk's head rows those among `count` rows from `first_row` on.
+struct HeadRange {
+  std::size_t first = 0;
+  std::size_t count = 0;
+};
+HeadRange heads_in(const ChunkBatch& chunk, std::int64_t first_row, std::int64_t count);
 
 }  // namespace atl

@@ -5,16 +5,18 @@
 
 #include "app/run/across_exchange.hpp"
 #include "app/run/expert_exchange.hpp"
+#include "app/run/owner_exchange.hpp"
+#include "app/run/pipe_exchange.hpp"
 #include "compute/error.hpp"
 
 namespace atl {
 
 namespace {
 
-/// Members of a group as ranks.
-comm::Awaited as_ranks(comm::Awaited awaited, const std::vector<int>& members) {
+/// Members of a group as ranks of the job.
+comm::Awaited as_ranks(comm::Awaited awaited, const std::vector<int>& ranks) {
   for (auto* peers : {&awaited.from, &awaited.to}) {
-    for (int& peer : *peers) peer = members[static_cast<std::size_t>(peer)];
+    for (int& peer : *peers) peer = ranks[static_cast<std::size_t>(peer)];
   }
   return awaited;
 }
@@ -22,7 +24,10 @@ comm::Awaited as_ranks(comm::Awaited awaited, const std::vector<int>& members) {
 class MovesOverMpi final : public ChunkMoves {
  public:
   MovesOverMpi(const RowsSetup& setup, compute::Chunk& chunk) : setup_(setup), chunk_(chunk) {
-    if (setup.flat) flat_.emplace(setup, chunk, Share::stage, /*counts_go_alone=*/false);
+    const auto several = [&](Share share) { return setup.groups->members(share).size() > 1; };
+    if (several(Share::owner)) owner_.emplace(setup, chunk);
+    if (several(Share::pipe)) pipe_.emplace(setup, chunk);
+    if (setup.flat) flat_.emplace(setup, chunk, Share::exchange, /*counts_go_alone=*/false);
     if (!setup.nodes) return;
     across_.emplace(setup, chunk);
     inside_.emplace(setup, chunk, Share::node, /*counts_go_alone=*/true);
@@ -34,6 +39,89 @@ class MovesOverMpi final : public ChunkMoves {
   }
 
   void post(const Step& step) override {
+    switch (info_of(step.kind).share) {
+      case Share::owner:
+        return owner_->post(step.kind);
+      case Share::pipe:
+        return pipe_->post(step.kind);
+      default:
+        return post_of_experts(step);
+    }
+  }
+
+  void poll_with(const Step& step, comm::Poller& poller) override {
+    comm::Lane& lane = const_cast<comm::Lane&>(lane_of(step.kind));
+    if (tells(step.kind)) {
+      lane.counters().poll_with(poller);
+    } else if (!inside(step.kind) || !experts_->alone()) {
+      lane.poll_with(poller);
+    }
+  }
+
+  bool done(const Step& step) override {
+    switch (step.kind) {
+      case StepKind::across_counts:
+        return across_->told();
+      case StepKind::counts:
+        return experts_->told();
+      default:
+        return inside(step.kind) ? experts_->moved() : lane_of(step.kind).done();
+    }
+  }
+
+  compute::NodeRows node_rows() const override { return across_->rows().node_rows(); }
+
+  std::span<const compute::RowBlock> blocks(int layer) override { return experts_->blocks(layer); }
+
+  comm::Awaited awaited(const Step& step) const override {
+    const comm::Lane& lane = lane_of(step.kind);
+    return as_ranks(tells(step.kind) ? lane.counters().awaited() : lane.awaited(),
+                    ranks_of(step.kind));
+  }
+
+  std::size_t most_requests() const override {
+    std::size_t most = flat_ ? flat_->lane().most_requests() : 0;
+    if (across_) {
+      most = std::max(most, across_->most_requests() + inside_->lane().most_requests());
+    }
+    if (owner_) most = std::max(most, owner_->most_requests());
+    return most + (pipe_ ? pipe_->most_requests() : 0);
+  }
+
+ private:
+  static bool tells(StepKind kind) {
+    return kind == StepKind::counts || kind == StepKind::across_counts;
+  }
+  /// Rows of experts in one group, by this route or inside a node by the other.
+  static bool inside(StepKind kind) { return info_of(kind).share == Share::node; }
+
+  const comm::Lane& lane_of(StepKind kind) const {
+    switch (info_of(kind).share) {
+      case Share::owner:
+        return owner_->lane(kind);
+      case Share::pipe:
+        return pipe_->lane(kind);
+      case Share::rail:
+        return across_->lane(kind);
+      default:
+        return experts_->lane();
+    }
+  }
+
+  const std::vector<int>& ranks_of(StepKind kind) const {
+    switch (info_of(kind).share) {
+      case Share::owner:
+        return owner_->world_ranks();
+      case Share::pipe:
+        return pipe_->world_ranks();
+      case Share::rail:
+        return across_->world_ranks();
+      default:
+        return experts_->world_ranks();
+    }
+  }
+
+  void post_of_experts(const Step& step) {
     switch (step.kind) {
       case StepKind::across_counts:
         count_routed(step.layer);
@@ -57,77 +145,35 @@ class MovesOverMpi final : public ChunkMoves {
     }
   }
 
-  void poll_with(const Step& step, comm::Poller& poller) override {
-    comm::Lane& lane = lane_of(step.kind);
-    if (tells(step.kind)) {
-      lane.counters().poll_with(poller);
-    } else if (goes_across(step.kind) || !experts_->alone()) {
-      lane.poll_with(poller);
-    }
-  }
-
-  bool done(const Step& step) override {
-    switch (step.kind) {
-      case StepKind::across_counts:
-        return across_->told();
-      case StepKind::counts:
-        return experts_->told();
-      case StepKind::across_dispatch:
-      case StepKind::across_combine:
-        return across_->moved(step.kind);
-      default:
-        return experts_->moved();
-    }
-  }
-
-  compute::NodeRows node_rows() const override { return across_->rows().node_rows(); }
-
-  std::span<const compute::RowBlock> blocks(int layer) override { return experts_->blocks(layer); }
-
-  comm::Awaited awaited(const Step& step) const override {
-    const bool across = goes_across(step.kind);
-    const comm::Lane& lane = across ? across_->lane(step.kind) : experts_->lane();
-    return as_ranks(tells(step.kind) ? lane.counters().awaited() : lane.awaited(),
-                    across ? across_->members() : experts_->members());
-  }
-
-  std::size_t most_requests() const override {
-    std::size_t most = flat_ ? flat_->lane().most_requests() : 0;
-    if (across_) {
-      most = std::max(most, across_->most_requests() + inside_->lane().most_requests());
-    }
-    return most;
-  }
-
- private:
-  static bool tells(StepKind kind) {
-    return kind == StepKind::counts || kind == StepKind::across_counts;
-  }
-  static bool goes_across(StepKind kind) { return info_of(kind).share == Share::rail; }
-  comm::Lane& lane_of(StepKind kind) {
-    return goes_across(kind) ? across_->lane(kind) : experts_->lane();
-  }
-
   /// What the router chose, for the report.
   void count_routed(int layer) {
     Traffic& traffic = *setup_.traffic;
+    const Groups& groups = *setup_.groups;
     const auto& replicas = setup_.placement->of(layer).replicas();
-    const auto first = static_cast<std::size_t>(layer * setup_.num_experts);
+    const auto first = static_cast<std::size_t>(layer * setup_.shape->num_experts);
     const std::size_t first_place = static_cast<std::size_t>(layer) * traffic.most_places;
+    const std::vector<int>& ranks = exchange_ranks_;
     for (std::size_t place = 0; place < chunk_.packed_counts.size(); ++place) {
       const std::int32_t rows = chunk_.packed_counts[place];
       traffic.tokens_of_expert[first + static_cast<std::size_t>(replicas[place].expert)] += rows;
       traffic.rows_of_replica[first_place + place] += rows;
-      traffic.flat_rows_to[static_cast<std::size_t>(replicas[place].rank)] += rows;
+      const int rank = ranks[static_cast<std::size_t>(replicas[place].rank)];
+      traffic.flat_rows_to[static_cast<std::size_t>(rank)] += rows;
     }
     for (std::size_t node = 0; node < chunk_.node_rows.size(); ++node) {
-      traffic.node_rows_to[node] += chunk_.node_rows[node];
-      traffic.node_returns_to[node] += chunk_.node_returns[node];
+      const int first_rank = groups.layout().of(Share::node).members[node].front();
+      const auto of_job = static_cast<std::size_t>(
+          groups.job().node_of(ranks[static_cast<std::size_t>(first_rank)]));
+      traffic.node_rows_to[of_job] += chunk_.node_rows[node];
+      traffic.node_returns_to[of_job] += chunk_.node_returns[node];
     }
   }
 
   RowsSetup setup_;
   compute::Chunk& chunk_;
+  std::vector<int> exchange_ranks_ = setup_.groups->world_ranks(Share::exchange);
+  std::optional<OwnerExchange> owner_;
+  std::optional<PipeExchange> pipe_;
   std::optional<ExpertExchange> flat_, inside_;
   std::optional<AcrossExchange> across_;
   ExpertExchange* experts_ = nullptr;  // of the route under way

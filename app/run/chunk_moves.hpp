@@ -47,8 +47,9 @@ using MakeChunkMoves = std::function<std::unique_ptr<ChunkMoves>(compute::Chunk&
 /// What chunks' rows need to know to travel over MPI.
 struct RowsSetup {
   const Groups* groups = nullptr;
+  const ModelShape* shape = nullptr;
+  const compute::AttentionShare* attention = nullptr;
   const Placement* placement = nullptr;
-  int num_experts = 0;
   std::size_t row_bytes = 0;
   std::size_t across_row_bytes = 0;  ///< with the tail, see compute::across_row
   bool flat = true;                  ///< Route::flat will be used

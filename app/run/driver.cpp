@@ -2,9 +2,11 @@
 
 #include <algorithm>
 #include <array>
+#include <optional>
 #include <utility>
 
 #include "app/run/agreed_schedules.hpp"
+#include "app/run/head_exchange.hpp"
 #include "comm/watchdog.hpp"
 #include "compute/error.hpp"
 
@@ -31,9 +33,25 @@ struct Driver::ChunkState {
              static_cast<std::size_t>(options.mode == Mode::score ? options.max_chunk_tokens
                                                                   : options.max_head_rows)) {}
 
+  void post(const Step& step) {
+    if (step.kind == StepKind::tokens) return heads->post(*batch);
+    moves->post(step);
+  }
+  void poll_with(const Step& step, comm::Poller& poller) {
+    if (step.kind == StepKind::tokens) return heads->lane().poll_with(poller);
+    moves->poll_with(step, poller);
+  }
+  bool done(const Step& step) {
+    return step.kind == StepKind::tokens ? heads->lane().done() : moves->done(step);
+  }
+  comm::Awaited awaited(const Step& step) const {
+    return step.kind == StepKind::tokens ? heads->awaited() : moves->awaited(step);
+  }
+
   std::unique_ptr<compute::Chunk> chunk;
   std::unique_ptr<ChunkMoves> moves;
   HeadStep head;
+  std::optional<HeadExchange> heads;  // where others have the sequences too
   ChunkBatch* batch = nullptr;
 };
 
@@ -44,20 +62,23 @@ Driver::Driver(compute::Backend& backend, const Groups& groups, const ModelShape
       placement_(placement),
       options_(options),
       timeline_(timeline),
-      traffic_(shape, placement, groups.layout()),
+      traffic_(shape, placement, groups.job()),
       back_off_(backend, options.shares_cores) {
   std::size_t most_steps = 0;
   for (const Route route : {Route::flat, Route::nodes}) {
     if (!(route == Route::flat ? options_.flat : options_.nodes)) continue;
-    for (Schedule& schedule :
-         agreed_schedules(groups.world(), shape_, options_.num_chunks, options_.overlap, route)) {
+    StageSteps stage = options_.stage;
+    stage.route = route;
+    for (Schedule& schedule : agreed_schedules(groups.of(Share::stage), shape_, options_.num_chunks,
+                                               options_.overlap, stage)) {
       most_steps = std::max(most_steps, schedule.steps.size());
       passes_[static_cast<std::size_t>(route)].emplace_back(std::move(schedule));
     }
   }
   const RowsSetup rows{&groups,
+                       &shape_,
+                       &options_.attention,
                        &placement_,
-                       shape_.num_experts,
                        options_.row_bytes,
                        options_.across_row_bytes,
                        options_.flat,
@@ -71,10 +92,14 @@ Driver::Driver(compute::Backend& backend, const Groups& groups, const ModelShape
     state.moves =
         options_.moves ? options_.moves(*state.chunk, c) : moves_over_mpi(rows, *state.chunk);
     most_requests += state.moves->most_requests();
+    if (options_.stage.sequences_shared) {
+      state.heads.emplace(groups, options_.mode, options_.transport);
+      most_requests += state.heads->lane().most_requests();
+    }
   }
   running_compute_.reserve(max_queued(backend_) + 1);
   running_exchange_.reserve(most_steps);
-  poller_.reserve(2 * chunks_.size(), most_requests);  // between nodes and inside at once
+  poller_.reserve(3 * chunks_.size(), most_requests);  // between nodes, inside, between stages
 }
 
 Driver::~Driver() = default;
@@ -117,16 +142,26 @@ void Driver::prepare(Batcher& batch, Route route) {
     ChunkState& state = *chunks_[static_cast<std::size_t>(c)];
     state.batch = &batch.chunk(c);
     state.moves->begin(route);
-    state.chunk->tokens = state.batch->tokens;
-    state.chunk->segments = state.batch->segments;
+    give_rows(*state.batch, *state.chunk);
   }
   back_off_.progress();
+}
+
+/// The chunk's rows are the owner's; x has those of this rank.
+void Driver::give_rows(const ChunkBatch& batch, compute::Chunk& chunk) const {
+  const compute::AttentionShare& share = options_.attention;
+  chunk.all_rows = static_cast<std::int64_t>(batch.tokens.size());
+  const RowRange own = rows_of_member(chunk.all_rows, share.place, share.members);
+  chunk.first_own_row = own.first;
+  chunk.tokens = std::span(batch.tokens)
+                     .subspan(static_cast<std::size_t>(own.first), static_cast<std::size_t>(own.size()));
+  chunk.segments = batch.segments;
 }
 
 void Driver::launch() {
   for (const auto index : steps_->take_messages()) {
     const Step& step = steps_->step(index);
-    chunk_of(step).moves->post(step);
+    chunk_of(step).post(step);
     running_exchange_.push_back({index, 0, 0, now_seconds()});
   }
   for (;;) {
@@ -150,12 +185,22 @@ Driver::Running Driver::launch_compute(std::int32_t index) {
       return one(backend_.embed(chunk));
     case StepKind::attention:
       return one(backend_.attention(chunk, step.layer));
+    case StepKind::norm:
+      return one(backend_.attention(chunk, step.layer, compute::AttentionPart::norm));
+    case StepKind::project:
+      return one(backend_.attention(chunk, step.layer, compute::AttentionPart::project));
+    case StepKind::attend:
+      return one(backend_.attention(chunk, step.layer, compute::AttentionPart::attend));
+    case StepKind::output:
+      return one(backend_.attention(chunk, step.layer, compute::AttentionPart::output));
+    case StepKind::add:
+      return one(backend_.attention(chunk, step.layer, compute::AttentionPart::add));
     case StepKind::mlp:
       return saved(backend_.mlp(chunk, step.layer));
     case StepKind::route:
       if (options_.forced) chunk.forced = options_.forced(step.chunk, step.layer);
       return one(backend_.route(chunk, step.layer,
-                                steps_->schedule().route == Route::flat ? compute::RouteTo::experts
+                                steps_->schedule().stage.route == Route::flat ? compute::RouteTo::experts
                                                                         : compute::RouteTo::nodes));
     case StepKind::regroup:
       return one(backend_.regroup(chunk, step.layer, state.moves->node_rows()));
@@ -231,14 +276,14 @@ bool Driver::poll_exchanges() {
   poller_.clear();
   for (const Running& running : running_exchange_) {
     const Step& step = steps_->step(running.step);
-    chunk_of(step).moves->poll_with(step, poller_);
+    chunk_of(step).poll_with(step, poller_);
   }
   poller_.test();
   bool progress = false;
   for (std::size_t i = 0; i < running_exchange_.size();) {
     const Running running = running_exchange_[i];
     const Step& step = steps_->step(running.step);
-    if (!chunk_of(step).moves->done(step)) {
+    if (!chunk_of(step).done(step)) {
       ++i;
       continue;
     }
@@ -267,7 +312,7 @@ std::string Driver::awaited() {
   std::string text;
   for (const Running& exchange : running_exchange_) {
     const Step& step = steps_->step(exchange.step);
-    const comm::Awaited peers = chunk_of(step).moves->awaited(step);
+    const comm::Awaited peers = chunk_of(step).awaited(step);
     if (peers.empty()) continue;
     text += fmt::format("{}{}{}", text.empty() ? "" : ", ", step.name(), peers.text());
   }

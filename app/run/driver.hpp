@@ -33,6 +33,8 @@ struct DriverOptions {
   std::size_t across_row_bytes = 0;  ///< of one token between nodes, with its tail
   bool flat = true;                  ///< passes may take Route::flat
   bool nodes = false;                ///< passes may take Route::nodes
+  StageSteps stage;                  ///< what this rank's stage does, by each route
+  compute::AttentionShare attention;  ///< this rank's
   Mode mode = Mode::generate;
   int max_head_rows = 0;  ///< tokens to choose per chunk (generate)
   int max_chunk_tokens = 0;
@@ -76,6 +78,7 @@ class Driver {
 
   ReadySteps& steps_of(int num_chunks, Route route);
   void prepare(Batcher& batch, Route route);
+  void give_rows(const ChunkBatch& batch, compute::Chunk& chunk) const;
   void launch();
   Running launch_compute(std::int32_t step);
   compute::Event save_x(const Step& step, const compute::Chunk& chunk, compute::Event last);

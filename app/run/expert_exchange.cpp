@@ -20,13 +20,13 @@ comm::LaneOptions lane_options(const RowsSetup& setup, bool counts_go_alone) {
 }  // namespace
 
 void count_sent(Traffic& traffic, Share share, const comm::RowMove& move,
-                const std::vector<int>& members, std::size_t row_bytes) {
+                const std::vector<int>& ranks, std::size_t row_bytes) {
   std::int64_t sent = 0;
   HopTraffic& hop = traffic.hops[static_cast<std::size_t>(share)];
-  for (std::size_t m = 0; m < members.size(); ++m) {
+  for (std::size_t m = 0; m < ranks.size(); ++m) {
     const auto bytes =
         static_cast<std::int64_t>(move.send_counts[m]) * static_cast<std::int64_t>(row_bytes);
-    traffic.bytes_to[static_cast<std::size_t>(members[m])] += bytes;
+    traffic.bytes_to[static_cast<std::size_t>(ranks[m])] += bytes;
     hop.rows += move.send_counts[m];
     hop.bytes += bytes;
     sent += bytes;
@@ -39,12 +39,13 @@ ExpertExchange::ExpertExchange(const RowsSetup& setup, compute::Chunk& chunk, Sh
     : setup_(setup),
       chunk_(chunk),
       share_(share),
-      members_(setup.groups->members(share)),
+      world_ranks_(setup.groups->world_ranks(share)),
       lane_(setup.groups->of(share), lane_options(setup, counts_go_alone)),
-      move_(static_cast<int>(members_.size())) {
+      move_(static_cast<int>(world_ranks_.size())) {
   std::size_t most_blocks = 0;
   for (const LayerPlacement& kind : setup.placement->kinds) {
-    rows_.emplace_back(places_of_members(kind, members_), setup.groups->of(share).rank());
+    rows_.emplace_back(places_of_members(kind, setup.groups->members(share)),
+                       setup.groups->of(share).rank());
     most_blocks = std::max(most_blocks, rows_.back().most_blocks());
   }
   expert_blocks_.reserve(most_blocks);
@@ -82,13 +83,13 @@ bool ExpertExchange::told() {
 }
 
 void ExpertExchange::dispatch() {
-  count_sent(*setup_.traffic, share_, move_, members_, setup_.row_bytes);
+  count_sent(*setup_.traffic, share_, move_, world_ranks_, setup_.row_bytes);
   if (!alone()) lane_.start_told(move_, chunk_.dispatch_send, chunk_.dispatch_recv);
 }
 
 void ExpertExchange::combine() {
   move_.reverse();
-  count_sent(*setup_.traffic, share_, move_, members_, setup_.row_bytes);
+  count_sent(*setup_.traffic, share_, move_, world_ranks_, setup_.row_bytes);
   if (!alone()) lane_.start(move_, chunk_.combine_send, chunk_.combine_recv);
 }
 

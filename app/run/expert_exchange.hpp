@@ -1,6 +1,6 @@
 #pragma once
 // One chunk's rows between those who have them and those who hold the experts, in one group: all
-// ranks (Route::flat), or those of a node (the second hop of Route::nodes).
+// of an exchange (Route::flat), or those of a node (the second hop of Route::nodes).
 
 #include <cstdint>
 #include <span>
@@ -32,8 +32,9 @@ class ExpertExchange {
 
   comm::Lane& lane() { return lane_; }
   const comm::Lane& lane() const { return lane_; }
-  bool alone() const { return members_.size() == 1; }
-  const std::vector<int>& members() const { return members_; }
+  bool alone() const { return world_ranks_.size() == 1; }
+  /// Members' ranks in the job.
+  const std::vector<int>& world_ranks() const { return world_ranks_; }
 
  private:
   ExpertRows& rows_of(int layer);
@@ -41,7 +42,7 @@ class ExpertExchange {
   RowsSetup setup_;
   compute::Chunk& chunk_;
   Share share_;
-  const std::vector<int>& members_;
+  const std::vector<int> world_ranks_;
   comm::Lane lane_;
   std::vector<ExpertRows> rows_;  // [kinds of the placement]
   ExpertRows* told_ = nullptr;    // of the layer under way
@@ -50,8 +51,8 @@ class ExpertExchange {
   std::vector<compute::RowBlock> blocks_;
 };
 
-/// Adds a move's bytes, of rows of `row_bytes`, to what was sent.
+/// Adds a move's bytes, of rows of `row_bytes`, to what was sent; `ranks` are the members' in the job.
 void count_sent(Traffic& traffic, Share share, const comm::RowMove& move,
-                const std::vector<int>& members, std::size_t row_bytes);
+                const std::vector<int>& ranks, std::size_t row_bytes);
 
 }  // namespace atl

@@ -14,7 +14,8 @@ class HeadStep {
  public:
   HeadStep(Mode mode, std::size_t max_rows);
 
-  /// `batch` is a chunk of `batcher`'s pass; its `sampled` or `logprobs` are filled.
+  /// `batch` is a chunk of `batcher`'s pass; its `sampled` or `logprobs` are filled where rows are
+  /// among those of `chunk`.
   compute::Event launch(compute::Backend& backend, compute::Chunk& chunk, const Batcher& batcher,
                         ChunkBatch& batch);
 

@@ -24,6 +24,8 @@ constexpr std::size_t max_trace_events = 200000;  // per rank, about 100 bytes e
 
 Passes::Passes(const PassesInput& input)
     : in_(input),
+      speaks_(in_.groups.job().speaks(in_.world.rank())),
+      kv_(in_.groups, in_.model.config.shape, in_.sizes.backend.part, in_.model.dtype, in_.backend),
       choices_(pass_facts(in_.groups, in_.options, in_.model.config.shape, in_.sizes.backend,
                           in_.ranks.cluster ? &*in_.ranks.cluster : nullptr,
                           in_.ranks.choice.cuda)) {
@@ -31,7 +33,7 @@ Passes::Passes(const PassesInput& input)
   timeline_.emplace(in_.world.size(), comm::clock_offset(in_.world, in_.ranks.topology),
                     in_.options.trace.empty() ? 0 : max_trace_events);
   Workload& work = in_.work;
-  batcher_.emplace(in_.sizes.batch, in_.sizes.room, work.checkpoints.restore_into(in_.backend));
+  batcher_.emplace(in_.sizes.batch, in_.sizes.room, work.checkpoints.restore_into(kv_));
   driver_.emplace(in_.backend, in_.groups, in_.model.config.shape, in_.placement, driver,
                   *timeline_);
   loads_.resize(static_cast<std::size_t>(in_.world.size()));
@@ -66,9 +68,16 @@ DriverOptions Passes::driver_options() {
   const ModelShape& shape = in_.model.config.shape;
   driver.across_row_bytes = static_cast<std::size_t>(
       compute::across_row(shape.hidden, in_.model.dtype, shape.top_k).bytes);
-  driver.flat = may_take(in_.options, in_.groups.layout(), Route::flat);
-  driver.nodes = may_take(in_.options, in_.groups.layout(), Route::nodes);
+  driver.flat = may_take(in_.options, in_.groups.job(), Route::flat);
+  driver.nodes = may_take(in_.options, in_.groups.job(), Route::nodes);
   driver.mode = in_.work.mode();
+  const compute::Part& part = sizes.backend.part;
+  driver.attention = part.attention;
+  driver.stage.first_layer = part.first_layer;
+  driver.stage.end_layer = part.end_layer;
+  driver.stage.attention_shared = part.attention.shared();
+  driver.stage.output = part.attention.output;
+  driver.stage.sequences_shared = in_.groups.members(Share::sequences).size() > 1;
   driver.max_chunk_tokens = sizes.backend.max_chunk_tokens;
   driver.max_head_rows = std::min(sizes.batch.max_sequences, sizes.backend.max_chunk_tokens);
   if (!in_.dumped_layers.empty()) open_dump(driver);
@@ -82,7 +91,7 @@ DriverOptions Passes::driver_options() {
 std::uint64_t Passes::schedule_hash() const {
   std::uint64_t hash = 0;
   for (const Route route : {Route::flat, Route::nodes}) {
-    if (!may_take(in_.options, in_.groups.layout(), route)) continue;
+    if (!may_take(in_.options, in_.groups.job(), route)) continue;
     hash = hash * 31 + driver_->schedule(in_.sizes.batch.max_chunks, route).hash();
   }
   return hash;
@@ -97,7 +106,8 @@ void Passes::open_dump(DriverOptions& driver) {
   layout.hidden = in_.model.config.shape.hidden;
   layout.layers = in_.dumped_layers;
   layout.model = fmt::format("{:016x}", in_.model.file->identity());
-  dump_.emplace(in_.options.activations, layout, in_.world, in_.sizes.batch.max_chunks);
+  dump_.emplace(in_.options.activations, layout, in_.groups, in_.model.config.shape,
+                in_.sizes.batch.max_chunks);
   driver.save_x = [this](int chunk, int layer, std::size_t tokens) {
     return dump_->buffer(chunk, layer, tokens);
   };
@@ -150,9 +160,11 @@ void Passes::show_progress(double seconds) {
 void Passes::finish_pass(double now) {
   if (dump_) dump_->write(*batcher_);
   if (record_) record_->take(*batcher_);
-  timeline_->end_pass(batcher_->finish_pass(now));
+  const PassTokens tokens = batcher_->finish_pass(now);
+  timeline_->end_pass(speaks_ ? tokens : PassTokens{});
   if (record_) record_->finish(batcher_->finished());
   if (in_.replay != nullptr) in_.replay->finish(batcher_->finished());
+  if (!speaks_) batcher_->finished().clear();  // told by another
   in_.work.results.take(batcher_->finished());
 }
 
@@ -167,7 +179,8 @@ bool Passes::agree_on_pass(double begin, double last_pass_seconds) {
   admit();
   if (!batcher_->size_up(loads_)) return false;
   const Phase phase = batcher_->has_prompt_tokens() ? Phase::prefill : Phase::decode;
-  way_ = choices_.next({phase, batcher_->most_rows()}, loads_[0].cost);
+  const int tp = in_.groups.job().division().tp;
+  way_ = choices_.next({phase, (batcher_->most_rows() + tp - 1) / tp}, loads_[0].cost);
   batcher_->cut(way_.chunks);
   timeline_->begin_pass(phase, driver_->schedule(way_.chunks, way_.route), begin, agreed);
   last_agreed_ = agreed;
@@ -179,12 +192,12 @@ PassCost Passes::cost_of_pass() const {
   PassCost cost;
   if (last_agreed_ == 0) return cost;
   const Traffic& traffic = driver_->traffic();
-  const Layout& layout = in_.groups.layout();
-  const int own_node = layout.node_of(in_.world.rank());
+  const JobLayout& job = in_.groups.job();
+  const int own_node = job.node_of(in_.world.rank());
   cost.seconds = now_seconds() - last_agreed_;
   cost.compute_seconds = timeline_->last_compute_seconds();
   for (std::size_t rank = 0; rank < traffic.flat_rows_to.size(); ++rank) {
-    if (layout.node_of(static_cast<int>(rank)) != own_node) {
+    if (job.node_of(static_cast<int>(rank)) != own_node) {
       cost.flat_rows += traffic.flat_rows_to[rank];
     }
     cost.routed_tokens += traffic.flat_rows_to[rank];
@@ -213,7 +226,9 @@ void Passes::admit() {
   if (root()) {
     in_.work.queue().wait_for_next();
     for (const RequestQueue::Grant& grant : in_.work.queue().grant(loads_)) {
-      append_to(messages[static_cast<std::size_t>(grant.rank)], grant.admitted);
+      for (const int rank : in_.groups.job().of(Share::sequences).group_with(grant.rank)) {
+        append_to(messages[static_cast<std::size_t>(rank)], grant.admitted);
+      }
     }
     for (std::size_t rank = 0; rank < loads_.size(); ++rank) {
       loads_[rank].admitted_bytes = static_cast<std::int64_t>(messages[rank].size());
@@ -227,13 +242,13 @@ void Passes::admit() {
   for (Admitted& admitted : admitted_from(message)) batcher_->take_up(std::move(admitted));
 }
 
-CheckpointSource Passes::checkpoint_source() const {
+CheckpointSource Passes::checkpoint_source() {
   CheckpointSource source;
   source.batcher = &*batcher_;
   if (root()) source.waiting = in_.work.queue().waiting();
   source.resumed_waiting =
       std::span(resumed_).last(static_cast<std::size_t>(loads_[0].resumed_waiting));
-  source.backend = &in_.backend;
+  source.kv = &kv_;
   source.traffic = &driver_->traffic();
   source.placement = &in_.placement;
   source.shape = &in_.model.config.shape;
@@ -242,7 +257,7 @@ CheckpointSource Passes::checkpoint_source() const {
 }
 
 RankLoad Passes::load_of_rank() {
-  RankLoad load = batcher_->load();
+  RankLoad load = speaks_ ? batcher_->load() : RankLoad{};
   load.stop_signal = stop_signal();
   load.checkpoint = in_.work.checkpoints.phase();
   load.cost = cost_of_pass();

@@ -91,9 +91,11 @@ class Passes {
   void show_progress(double seconds);
   RankLoad load_of_rank();
   void stop_if_asked();
-  CheckpointSource checkpoint_source() const;
+  CheckpointSource checkpoint_source();
 
   const PassesInput in_;
+  const bool speaks_;  // for its sequences: others have them too, but say nothing of them
+  SharedKv kv_;
   std::optional<ActivationDump> dump_;
   std::optional<RoutingRecord> record_;
   std::optional<Timeline> timeline_;

@@ -131,7 +131,7 @@ json facts_json(const RunFacts& facts) {
       {"hosts", facts.topology->node_names},
       {"host_of_rank", facts.topology->node_of},
       {"ranks", facts.topology->num_ranks()},
-      {"layout", {{"experts", "expert parallel"}, {"attention", "data parallel by sequences"}}},
+      {"layout", layout_json(*facts.job, facts.config->shape)},
       {"schedule",
        {{"hash", fmt::format("{:016x}", facts.schedule_hash)},
         {"chunks_at_most", facts.most_chunks},
@@ -201,7 +201,7 @@ json gather_report(const comm::Communicator& world, const RunFacts& facts,
   numbers.receive_growths = mine.traffic->receive_growths;
   const auto ranks = world.allgather(numbers);
   const auto waits = world.gather_vectors(mine.timeline->waited_for(), 0);
-  const AllTraffic traffic = gather_traffic(world, *mine.traffic);
+  const AllTraffic traffic = gather_traffic(world, *mine.traffic, *facts.placement);
   if (world.rank() != 0) return nullptr;
 
   json report = facts_json(facts);

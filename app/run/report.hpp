@@ -9,6 +9,7 @@
 #include "app/config.hpp"
 #include "app/mode.hpp"
 #include "app/model/model_config.hpp"
+#include "app/plan/job_layout.hpp"
 #include "app/plan/placement.hpp"
 #include "app/run/checkpoints.hpp"
 #include "app/run/cluster.hpp"
@@ -25,7 +26,7 @@ struct RunFacts {
   const RunOptions* options = nullptr;
   const ModelConfig* config = nullptr;
   const Placement* placement = nullptr;
-  const Layout* layout = nullptr;
+  const JobLayout* job = nullptr;
   const comm::Topology* topology = nullptr;
   const comm::Allotment* given = nullptr;
   const Cluster* cluster = nullptr;  ///< null: the links' speed is not known

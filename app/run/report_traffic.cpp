@@ -11,7 +11,7 @@ namespace {
 using Matrix = std::vector<std::vector<std::int64_t>>;
 
 /// [nodes][nodes]: what the ranks of one node sent to those of another.
-Matrix by_node(const Matrix& by_rank, const Layout& layout) {
+Matrix by_node(const Matrix& by_rank, const JobLayout& layout) {
   const auto nodes = static_cast<std::size_t>(layout.num_nodes());
   Matrix sums(nodes, std::vector<std::int64_t>(nodes));
   for (std::size_t from = 0; from < by_rank.size(); ++from) {
@@ -24,7 +24,7 @@ Matrix by_node(const Matrix& by_rank, const Layout& layout) {
 }
 
 /// The same where the columns are nodes already.
-Matrix by_sending_node(const Matrix& by_rank, const Layout& layout) {
+Matrix by_sending_node(const Matrix& by_rank, const JobLayout& layout) {
   const auto nodes = static_cast<std::size_t>(layout.num_nodes());
   Matrix sums(nodes, std::vector<std::int64_t>(nodes));
   for (std::size_t from = 0; from < by_rank.size(); ++from) {
@@ -78,7 +78,7 @@ json hop_json(const HopTraffic& hop) {
 }
 
 void add_links(json& report, const AllTraffic& traffic, const RunFacts& facts) {
-  const Layout& layout = *facts.layout;
+  const JobLayout& layout = *facts.job;
   const Matrix nodes = by_node(traffic.bytes_to, layout);
   std::int64_t inside = 0;
   for (std::size_t node = 0; node < nodes.size(); ++node) inside += nodes[node][node];
@@ -92,28 +92,50 @@ void add_links(json& report, const AllTraffic& traffic, const RunFacts& facts) {
   report["exchange"] = {
       {"row_bytes", row_bytes},
       {"sent",
-       {{"flat", hop_json(hops[static_cast<std::size_t>(Share::stage)])},
+       {{"flat", hop_json(hops[static_cast<std::size_t>(Share::exchange)])},
         {"between_nodes", hop_json(hops[static_cast<std::size_t>(Share::rail)])},
-        {"inside_nodes", hop_json(hops[static_cast<std::size_t>(Share::node)])}}},
+        {"inside_nodes", hop_json(hops[static_cast<std::size_t>(Share::node)])},
+        {"attention", hop_json(hops[static_cast<std::size_t>(Share::owner)])},
+        {"stages", hop_json(hops[static_cast<std::size_t>(Share::pipe)])}}},
       {"measured", link_json(nodes)},
       {"flat_would", link_json(both_ways(by_node(traffic.flat_rows_to, layout), row_bytes))},
       {"one_row_per_token_and_node",
        link_json(both_ways(by_sending_node(traffic.node_rows_to, layout), row_bytes))}};
 }
 
-/// The rows that each replica of an expert got.
+/// The place of an expert's replica on a rank.
+std::size_t place_of(const LayerPlacement& placement, std::size_t expert, int rank) {
+  const auto& local = placement.experts_of(rank);
+  const auto at = std::lower_bound(local.begin(), local.end(), static_cast<int>(expert));
+  return static_cast<std::size_t>(placement.first_place_of(rank) + (at - local.begin()));
+}
+
+/// [layers * most places]: a layer's replicas expert by expert, there by rank. Places differ between
+/// networks whose nodes differ, this order does not.
+std::vector<std::int64_t> rows_by_expert(const Traffic& traffic, const Placement& placement) {
+  std::vector<std::int64_t> rows(traffic.rows_of_replica.size());
+  for (std::size_t layer = 0; layer < placement.kind_of_layer.size(); ++layer) {
+    if (placement.kind_of_layer[layer] < 0) continue;
+    const LayerPlacement& kind = placement.of(static_cast<int>(layer));
+    const std::size_t first = layer * traffic.most_places;
+    std::size_t next = first;
+    for (std::size_t expert = 0; expert < kind.ranks_of_expert().size(); ++expert) {
+      for (const int rank : kind.ranks_of_expert()[expert]) {
+        rows[next++] = traffic.rows_of_replica[first + place_of(kind, expert, rank)];
+      }
+    }
+  }
+  return rows;
+}
+
+/// The rows that each replica of an expert got, of rows_by_expert().
 json replica_rows(const LayerPlacement& placement, const Traffic& traffic, int layer) {
   json rows = json::array();
-  for (std::size_t expert = 0; expert < placement.ranks_of_expert().size(); ++expert) {
+  auto next = traffic.rows_of_replica.begin() +
+              static_cast<std::ptrdiff_t>(static_cast<std::size_t>(layer) * traffic.most_places);
+  for (const std::vector<int>& ranks : placement.ranks_of_expert()) {
     json of_expert = json::array();
-    for (const int rank : placement.ranks_of_expert()[expert]) {
-      const auto& local = placement.experts_of(rank);
-      const auto at = std::lower_bound(local.begin(), local.end(), static_cast<int>(expert));
-      const auto place =
-          static_cast<std::size_t>(placement.first_place_of(rank) + (at - local.begin()));
-      of_expert.push_back(
-          traffic.rows_of_replica[static_cast<std::size_t>(layer) * traffic.most_places + place]);
-    }
+    for (std::size_t i = 0; i < ranks.size(); ++i) of_expert.push_back(*next++);
     rows.push_back(of_expert);
   }
   return rows;
@@ -149,7 +171,8 @@ void add_experts(json& report, const AllTraffic& traffic, const RunFacts& facts)
 
 }  // namespace
 
-AllTraffic gather_traffic(const comm::Communicator& world, const Traffic& mine) {
+AllTraffic gather_traffic(const comm::Communicator& world, const Traffic& mine,
+                          const Placement& placement) {
   AllTraffic all;
   const auto gather = [&](const std::vector<std::int64_t>& values) {
     return world.gather_vectors(std::span<const std::int64_t>(values), 0);
@@ -158,6 +181,7 @@ AllTraffic gather_traffic(const comm::Communicator& world, const Traffic& mine) 
   all.flat_rows_to = gather(mine.flat_rows_to);
   all.node_rows_to = gather(mine.node_rows_to);
   all.sum = mine;
+  all.sum.rows_of_replica = rows_by_expert(mine, placement);
   using comm::Communicator;
   world.allreduce(std::span(all.sum.tokens_of_expert), Communicator::Reduce::sum);
   world.allreduce(std::span(all.sum.rows_of_replica), Communicator::Reduce::sum);
@@ -167,6 +191,21 @@ AllTraffic gather_traffic(const comm::Communicator& world, const Traffic& mine) 
     hop = {numbers[0], numbers[1]};
   }
   return all;
+}
+
+json layout_json(const JobLayout& job, const ModelShape& shape) {
+  const Division& d = job.division();
+  json stages = json::array();
+  for (int stage = 0; stage < d.pp; ++stage) {
+    const LayerRange layers = layers_of_stage(shape.num_layers, stage, d.pp);
+    stages.push_back({layers.first, layers.end - 1});
+  }
+  return {{"replicas", d.replicas},
+          {"pp", d.pp},
+          {"tp", d.tp},
+          {"expert_tp", d.expert_tp},
+          {"ep", job.ranks_of_exchange()},
+          {"layers_of_stage", stages}};
 }
 
 void add_traffic(json& report, const AllTraffic& traffic, const RunFacts& facts) {

@@ -21,7 +21,11 @@ struct AllTraffic {
 };
 
 /// Collective.
-AllTraffic gather_traffic(const comm::Communicator& world, const Traffic& mine);
+AllTraffic gather_traffic(const comm::Communicator& world, const Traffic& mine,
+                          const Placement& placement);
+
+/// Into how many parts the job is divided.
+nlohmann::json layout_json(const JobLayout& job, const ModelShape& shape);
 
 void add_traffic(nlohmann::json& report, const AllTraffic& traffic, const RunFacts& facts);
 

@@ -7,28 +7,43 @@
 
 namespace atl {
 
-bool may_take(const RunOptions& options, const Layout& layout, Route route) {
-  if (layout.num_nodes() == 1) return route == Route::flat;
+namespace {
+
+/// Nodes between which rows of experts go.
+int most_nodes(const JobLayout& job) {
+  int most = 1;
+  for (const std::vector<int>& members : job.of(Share::exchange).members) {
+    most = std::max(most, job.exchange_of(members.front()).num_nodes());
+  }
+  return most;
+}
+
+}  // namespace
+
+bool may_take(const RunOptions& options, const JobLayout& job, Route route) {
+  if (most_nodes(job) == 1) return route == Route::flat;
   return options.route.value_or(route) == route;
 }
 
-int most_chunks(const RunOptions& options, const Layout& layout) {
+int most_chunks(const RunOptions& options, const JobLayout& job) {
   if (options.chunks) return *options.chunks;
-  if (layout.num_ranks() == 1) return 1;
-  return layout.num_nodes() == 1 ? 2 : max_chunks;
+  const Division& division = job.division();
+  if (division.pp > 1) return std::min(max_chunks, std::max(2, 2 * division.pp));
+  if (job.ranks_of_stage() == 1) return 1;
+  return most_nodes(job) == 1 ? 2 : max_chunks;
 }
 
 PassFacts pass_facts(const Groups& groups, const RunOptions& options, const ModelShape& shape,
                      const compute::BackendOptions& backend, const Cluster* cluster, bool cuda) {
-  const Layout& layout = groups.layout();
+  const Layout layout = groups.job().exchange_of(0);  // others may differ, and all decide alike
   PassFacts facts;
   for (const Route route : {Route::flat, Route::nodes}) {
-    if (may_take(options, layout, route)) facts.routes.push_back(route);
+    if (may_take(options, groups.job(), route)) facts.routes.push_back(route);
   }
   if (options.chunks) {
     facts.chunk_counts = {*options.chunks};
   } else {
-    for (int count = 1; count <= most_chunks(options, layout); count *= 2) {
+    for (int count = 1; count <= most_chunks(options, groups.job()); count *= 2) {
       facts.chunk_counts.push_back(count);
     }
   }

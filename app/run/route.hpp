@@ -2,7 +2,7 @@
 // Which ways tokens may take to their experts, and into how many chunks passes may be cut.
 
 #include "app/config.hpp"
-#include "app/plan/layout.hpp"
+#include "app/plan/job_layout.hpp"
 #include "app/plan/pass_choice.hpp"
 #include "app/plan/schedule.hpp"
 #include "app/run/cluster.hpp"
@@ -13,14 +13,15 @@ namespace atl {
 
 /// Chunks that a pass may be cut into, at most. By itself a rank alone cuts none, and ranks of one
 /// node two: their messages take little time, and more chunks multiply fewer rows at once.
-int most_chunks(const RunOptions& options, const Layout& layout);
+int most_chunks(const RunOptions& options, const JobLayout& job);
 
 /// Collective: what the choice of a pass's way starts from, alike on all ranks. `cluster` may be
 /// null: links are not known.
 PassFacts pass_facts(const Groups& groups, const RunOptions& options, const ModelShape& shape,
                      const compute::BackendOptions& backend, const Cluster* cluster, bool cuda);
 
-/// Whether some pass may take this route. On one node there are no two hops.
-bool may_take(const RunOptions& options, const Layout& layout, Route route);
+/// Whether some pass may take this route. Where no rows of experts go between nodes there are no two
+/// hops; networks take the same route.
+bool may_take(const RunOptions& options, const JobLayout& job, Route route);
 
 }  // namespace atl

@@ -105,7 +105,7 @@ RoutingRecord::Place RoutingRecord::place(int chunk, int layer, std::size_t toke
 
 void RoutingRecord::take(Batcher& batch) {
   const Timed timed(cost_.seconds);
-  rows_.for_each(batch, [this](int chunk, const ChunkBatch&, const compute::Segment& segment,
+  rows_.for_each(batch, [this](int chunk, const compute::Segment& segment, auto,
                                std::size_t request) { append(chunk, segment, request); });
 }
 

@@ -9,6 +9,7 @@
 #include <string_view>
 #include <utility>
 
+#include "app/run/computed_rows.hpp"
 #include "app/run/routing_record.hpp"
 #include "comm/watchdog.hpp"
 #include "compute/error.hpp"
@@ -113,8 +114,8 @@ std::uint64_t ReplayFile::scan(int num_experts) {
 }
 
 RoutingReplay::RoutingReplay(ReplayFile& file, RequestRows requests, const ModelShape& shape,
-                             int max_chunks)
-    : file_(file), requests_(std::move(requests)) {
+                             int max_chunks, int place, int members)
+    : file_(file), place_(place), members_(members), requests_(std::move(requests)) {
   const std::vector<int> layers = moe_layers_of(shape);
   num_layers_ = layers.size();
   index_of_layer_.assign(static_cast<std::size_t>(shape.num_layers), -1);
@@ -189,8 +190,13 @@ const RoutingReplay::Ahead& RoutingReplay::read_ahead(std::size_t request, std::
 void RoutingReplay::prepare(Batcher& batch) {
   for (int c = 0; c < batch.num_chunks(); ++c) {
     const ChunkBatch& chunk = batch.chunk(c);
+    const RowRange own =
+        rows_of_member(static_cast<std::int64_t>(chunk.tokens.size()), place_, members_);
     for (std::size_t s = 0; s < chunk.segments.size(); ++s) {
-      take(c, chunk.tokens.size(), chunk.segments[s], static_cast<std::size_t>(chunk.requests[s]));
+      const compute::Segment segment = own_part(chunk.segments[s], own);
+      if (segment.num_rows == 0) continue;
+      take(c, static_cast<std::size_t>(own.size()), segment,
+           static_cast<std::size_t>(chunk.requests[s]));
     }
   }
 }

@@ -55,7 +55,9 @@ class RoutingReplay {
   /// Throws Error where a request finds no choices, or fewer than it may need. In a recorded file
   /// requests are found by their ids; a trace is one list of tokens, of which each request in turn
   /// takes as many as request_rows() says.
-  RoutingReplay(ReplayFile& file, RequestRows requests, const ModelShape& shape, int max_chunks);
+  /// This rank has the rows of the `place`-th of `members` that share a chunk's.
+  RoutingReplay(ReplayFile& file, RequestRows requests, const ModelShape& shape, int max_chunks,
+                int place = 0, int members = 1);
 
   /// Reads the choices of this rank's part of the next pass. Throws Error where a request goes
   /// beyond its choices.
@@ -89,6 +91,8 @@ class RoutingReplay {
   void take(int chunk, std::size_t num_rows, const compute::Segment& segment, std::size_t request);
 
   ReplayFile& file_;
+  int place_;
+  int members_;
   RequestRows requests_;
   std::size_t num_layers_;           // MoE
   std::vector<int> index_of_layer_;  // [layers], -1: dense

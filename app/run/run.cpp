@@ -2,10 +2,12 @@
 
 #include <fmt/format.h>
 
+#include <cstdio>
 #include <memory>
 #include <optional>
 #include <vector>
 
+#include "app/config_layout.hpp"
 #include "app/model/load.hpp"
 #include "app/run/groups.hpp"
 #include "app/run/open_model.hpp"
@@ -39,14 +41,14 @@ class Job {
     comm::watched::stage("set-up", setup_deadlines * options_.deadline);
     open_model();
     ranks_ = find_ranks(world_, options_);
-    place();
+    if (!place()) return;
     open_replay();
     work_.read(model_, ranks_.choice, replay_file_ ? replay_file_->identity() : "");
     if (work_.nothing_to_do()) return;
     find_links(world_, options_, ranks_);
     sizes_ = sizes_of(
         world_, options_,
-        {model_, placement_, layout_, ranks_, work_.requests(), work_.all_read(), work_.mode()});
+        {model_, placement_, job_, ranks_, work_.requests(), work_.all_read(), work_.mode()});
     if (work_.any_to_serve(sizes_.batch, kv_limit(options_, ranks_))) {
       prepare_replay();
       load();
@@ -70,13 +72,21 @@ class Job {
     });
   }
 
-  void place() {
+  /// False where the layout was only to be shown.
+  bool place() {
     world_.agree([this] {
-      layout_ = make_layout(options_.node_ranks.empty()
-                                ? ranks_.topology.node_of
-                                : nodes_of_ranks(options_.node_ranks, world_.size()));
-      placement_ = placement_of(options_, model_.config.shape, layout_);
+      const ModelShape& shape = model_.config.shape;
+      const Division division = division_of(options_, world_.size());
+      require_divides(division, shape);
+      job_ = JobLayout(division, options_.node_ranks.empty()
+                                     ? ranks_.topology.node_of
+                                     : nodes_of_ranks(options_.node_ranks, world_.size()));
+      placement_ = placement_of(options_, shape, job_.exchange_of(world_.rank()));
     });
+    if (root() && options_.show_layout) {
+      fmt::print("{}", text_of(job_, model_.config.shape));
+    }
+    return !options_.show_layout;
   }
 
   void open_replay() {
@@ -92,7 +102,9 @@ class Job {
     const RequestRows rows = shared_request_rows(
         world_, request_rows(work_.requests(), work_.mode(), options_.max_tokens));
     world_.agree([&] {
-      replay_.emplace(*replay_file_, rows, model_.config.shape, sizes_.batch.max_chunks);
+      const compute::AttentionShare& share = sizes_.backend.part.attention;
+      replay_.emplace(*replay_file_, rows, model_.config.shape, sizes_.batch.max_chunks,
+                      share.place, share.members);
     });
     if (!root()) return;
     const int left_out = replay_file_->columns() - replay_file_->top_k();
@@ -109,16 +121,29 @@ class Job {
       transport_ = comm::choose_transport(world_, options_.transport, backend_->device_memory());
     });
     const double begin_of_weights = now_seconds();
-    const LoadedModel loaded = load_weights(world_, ranks_.topology, *model_.file, model_.config,
-                                            sizes_.backend.part, model_.dtype, *backend_);
+    const LoadedModel loaded = load_stage();
     startup_.weights_s = now_seconds() - begin_of_weights;
     startup_.load = loaded.cost;
     stored_non_finite_ = warn_of_non_finite(world_, *model_.file, model_.dtype, loaded.non_finite);
-    groups_.emplace(world_, layout_, may_take(options_, layout_, Route::nodes));
+    groups_.emplace(world_, job_, may_take(options_, job_, Route::nodes));
     passes_.emplace(PassesInput{world_, options_, model_, placement_, *groups_, ranks_, sizes_,
                                 dumped_layers_, replay_ ? &*replay_ : nullptr, transport_,
                                 *backend_, work_});
     load_seconds_ = now_seconds() - begin;
+  }
+
+  /// Ranks of the same stage have the same weights but for experts, in all networks.
+  LoadedModel load_stage() {
+    const auto load_over = [&](const comm::Communicator& comm, const comm::Topology& topology) {
+      return load_weights(comm, topology, *model_.file, model_.config, sizes_.backend.part,
+                          model_.dtype, *backend_);
+    };
+    if (job_.division().pp == 1) return load_over(world_, ranks_.topology);
+    const comm::Communicator stage = world_.split(job_.stage_of(world_.rank()));
+    const comm::Topology topology = comm::discover_topology(stage);
+    LoadedModel loaded;
+    world_.agree([&] { loaded = load_over(stage, topology); });
+    return loaded;
   }
 
   void finish() {
@@ -162,7 +187,7 @@ class Job {
     facts.options = &options_;
     facts.config = &model_.config;
     facts.placement = &placement_;
-    facts.layout = &layout_;
+    facts.job = &job_;
     facts.topology = &ranks_.topology;
     facts.given = &ranks_.given;
     facts.cluster = ranks_.cluster ? &*ranks_.cluster : nullptr;
@@ -194,7 +219,7 @@ class Job {
   const RunOptions& options_;
   Workload work_;
   OpenModel model_;
-  Layout layout_;
+  JobLayout job_;
   Placement placement_;
   std::optional<Groups> groups_;
   std::vector<int> dumped_layers_;

@@ -27,7 +27,7 @@ struct Sizes {
 struct Sized {
   const OpenModel& model;
   const Placement& placement;
-  const Layout& layout;
+  const JobLayout& job;
   const Ranks& ranks;
   const std::vector<io::Request>& requests;  ///< rank 0's, as far as they have been read
   bool all_read;                             ///< so that there are no others; on rank 0

@@ -60,8 +60,9 @@ void Timeline::computed(std::size_t step, std::span<const compute::Interval> par
 void Timeline::exchanged(std::size_t step, double posted, double done) {
   const auto slot = static_cast<std::size_t>(exchange_slot_[step]);
   const Step& exchange = schedule_->steps[step];
-  exchanges_[passes_.back().first_exchange + slot] = {posted, done,
-                                                      share_of(exchange.kind, schedule_->route)};
+  exchanges_[passes_.back().first_exchange + slot] = {
+      posted, done, share_of(exchange.kind, schedule_->stage.route),
+      exchange.kind == StepKind::receive};
   add_trace(exchange, posted, done);
 }
 
@@ -95,7 +96,10 @@ void Timeline::end_pass(const PassTokens& tokens) {
 
 void Timeline::flush(const Groups& groups) {
   last_posts_.resize(exchanges_.size());
-  for (const Share share : {Share::stage, Share::node, Share::rail}) hear_last_posts(groups, share);
+  for (const Share share : {Share::exchange, Share::node, Share::rail, Share::owner, Share::sequences}) {
+    hear_last_posts(groups, share);
+  }
+  wait_for_stages(groups);
   for (const PassRecord& pass : passes_) {
     account(pass, std::span(last_posts_).subspan(pass.first_exchange, pass.num_exchanges));
   }
@@ -118,13 +122,27 @@ void Timeline::hear_last_posts(const Groups& groups, Share share) {
   lasts_.resize(posts_.size());
   last_ranks_.resize(posts_.size());
   groups.of(share).allreduce_max_where(posts_, lasts_, last_ranks_);
-  const std::vector<int>& members = groups.members(share);
+  const std::vector<int> ranks = groups.world_ranks(share);
   for (std::size_t s = 0; s < shared_.size(); ++s) {
     const Exchanged& exchange = exchanges_[shared_[s]];
     const double last = std::clamp(lasts_[s] - clock_offset_, exchange.posted, exchange.done);
     last_posts_[shared_[s]] = last;
-    const int rank = members[static_cast<std::size_t>(last_ranks_[s])];
+    const int rank = ranks[static_cast<std::size_t>(last_ranks_[s])];
     waited_for_[static_cast<std::size_t>(rank)] += last - exchange.posted;
+  }
+}
+
+/// A stage waits for the one before it: that is the pipeline's bubble. Rows themselves are on their
+/// way for a short part of it, if links are not slow.
+void Timeline::wait_for_stages(const Groups& groups) {
+  const std::vector<int> pipe = groups.world_ranks(Share::pipe);
+  const int stage = groups.of(Share::pipe).rank();
+  for (std::size_t i = 0; i < exchanges_.size(); ++i) {
+    if (exchanges_[i].share != Share::pipe) continue;
+    last_posts_[i] = exchanges_[i].receives ? exchanges_[i].done : exchanges_[i].posted;
+    if (!exchanges_[i].receives) continue;
+    const int before = pipe[static_cast<std::size_t>(stage - 1)];
+    waited_for_[static_cast<std::size_t>(before)] += exchanges_[i].done - exchanges_[i].posted;
   }
 }
 

@@ -73,7 +73,8 @@ class Timeline {
   struct Exchanged {
     double posted = 0;
     double done = 0;
-    Share share = Share::stage;  ///< whose ranks take part
+    Share share = Share::exchange;  ///< whose ranks take part
+    bool receives = false;          ///< from the stage before
   };
   struct PassRecord {
     Phase phase{};
@@ -88,6 +89,7 @@ class Timeline {
     int change;  // +1 or -1
   };
   void hear_last_posts(const Groups& groups, Share share);
+  void wait_for_stages(const Groups& groups);
   void account(const PassRecord& pass, std::span<const double> last_posts);
   void add_trace(const Step& step, double begin, double end, int stream = 0);
 

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "app/plan/job_layout.hpp"
 #include "app/plan/placement.hpp"
 #include "app/plan/schedule.hpp"
 
@@ -18,9 +19,9 @@ struct HopTraffic {
 
 struct Traffic {
   Traffic() = default;
-  Traffic(const ModelShape& shape, const Placement& placement, const Layout& layout);
+  Traffic(const ModelShape& shape, const Placement& placement, const JobLayout& job);
 
-  std::vector<std::int64_t> bytes_to;          ///< [ranks], token rows sent
+  std::vector<std::int64_t> bytes_to;          ///< [ranks of the job], token rows sent
   std::vector<std::int64_t> tokens_of_expert;  ///< [layers * experts], rows this rank sent there
   std::vector<std::int64_t> rows_of_replica;   ///< [layers * most places], the same by replica
   std::size_t most_places = 0;
@@ -31,8 +32,8 @@ struct Traffic {
   std::array<HopTraffic, num_shares> hops;  ///< flat: stage; two hops: rail and node
   /// What the same tokens cost otherwise, in rows on the way out from this rank: by Route::flat to
   /// each rank, and at least, where each goes to each node once.
-  std::vector<std::int64_t> flat_rows_to;     ///< [ranks]
-  std::vector<std::int64_t> node_rows_to;     ///< [nodes]
+  std::vector<std::int64_t> flat_rows_to;     ///< [ranks of the job]
+  std::vector<std::int64_t> node_rows_to;     ///< [nodes of the job]
   std::vector<std::int64_t> node_returns_to;  ///< [nodes], what then comes back, sums as one row
 };
 

@@ -9,6 +9,7 @@ CpuChunk::CpuChunk(const BackendOptions& options, std::shared_ptr<std::int64_t> 
   HostArena arena(HostArena::Mode::take);
   memory = CpuChunkMemory(options, arena);
   memory_bytes_ = arena.bytes();
+  x = memory.x.as<float>();
   dispatch_send = memory.send.data();
   combine_recv = memory.combined.data();
   packed_counts = memory.order.counts;

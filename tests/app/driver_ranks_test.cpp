@@ -39,7 +39,7 @@ long allocations_in_decode(bool overlap, comm::TransportKind transport, Route ro
   std::vector<int> node_of;
   for (int rank = 0; rank < world.size(); ++rank) node_of.push_back(rank / 2);
   const Layout layout = make_layout(node_of);
-  const Groups groups(world, layout, /*nodes=*/true);
+  const Groups groups(world, JobLayout({}, node_of), /*nodes=*/true);
   const Placement placement = even_placement(config.shape, layout);
   std::vector<io::Request> requests(static_cast<std::size_t>(8 * world.size()));
   for (std::size_t i = 0; i < requests.size(); ++i) {

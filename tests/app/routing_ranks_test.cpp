@@ -97,7 +97,8 @@ class RoutingRun {
     BatchOptions batch = batch_;
     batch.max_chunks = chunks;
     Timeline timeline(world_.size(), 0, 0);
-    const Groups groups(world_, one_node(world_.size()), /*nodes=*/false);
+    const Groups groups(world_, JobLayout({}, std::vector<int>(static_cast<std::size_t>(world_.size()))),
+                        /*nodes=*/false);
     Driver driver(*backend_, groups, shape(), placement_, options, timeline);
     std::vector<io::Request> requests = requests_;
     const auto needs = needs_of(requests, true, shape().max_positions, world_.size(), batch);

@@ -21,8 +21,8 @@ TEST(Schedule, EveryChunkRunsThroughEveryLayerInBothOrders) {
       // embed + head + 2 dense layers of 2 steps + 3 MoE layers of 7 steps
       EXPECT_EQ(schedule.steps.size(), static_cast<std::size_t>(chunks) * (2 + 2 * 2 + 3 * 7));
     }
-    for (const Schedule& schedule : {overlapped_schedule(shape, chunks, Route::nodes),
-                                     serial_schedule(shape, chunks, Route::nodes)}) {
+    for (const Schedule& schedule : {overlapped_schedule(shape, chunks, {.route = Route::nodes}),
+                                     serial_schedule(shape, chunks, {.route = Route::nodes})}) {
       EXPECT_NO_THROW(verify(schedule, shape));
       EXPECT_EQ(schedule.steps.size(), static_cast<std::size_t>(chunks) * (2 + 2 * 2 + 3 * 12));
     }
@@ -98,7 +98,7 @@ TEST(Schedule, HashTellsSchedulesApart) {
   for (int chunks = 1; chunks <= 8; ++chunks) {
     hashes.insert(overlapped_schedule(shape, chunks).hash());
     hashes.insert(serial_schedule(shape, chunks).hash());
-    hashes.insert(overlapped_schedule(shape, chunks, Route::nodes).hash());
+    hashes.insert(overlapped_schedule(shape, chunks, {.route = Route::nodes}).hash());
   }
   hashes.insert(overlapped_schedule(shape_with(4, 0), 1).hash());
   EXPECT_EQ(hashes.size(), 25U);

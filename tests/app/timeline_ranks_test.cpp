@@ -40,7 +40,8 @@ TEST(Timeline, SplitsAPassIntoItsShares) {
   timeline.exchanged(index_of(schedule, StepKind::dispatch), t + 9, t + 9);
   timeline.exchanged(index_of(schedule, StepKind::combine), t + 9, t + 9);
   timeline.end_pass({7, 5, 2});
-  timeline.flush(Groups(world, one_node(world.size()), /*nodes=*/false));
+  timeline.flush(Groups(world, JobLayout({}, std::vector<int>(static_cast<std::size_t>(world.size()))),
+                        /*nodes=*/false));
 
   const PhaseTimes& times = timeline.times(Phase::prefill);
   EXPECT_EQ(timeline.times(Phase::decode).wall, 0);

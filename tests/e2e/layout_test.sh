@@ -110,6 +110,13 @@ layouts=(
   "17 2 yes auto 1 --route flat"
   "5 3 yes auto 1 --node-ranks 2,3 --slots 7"
   "6 auto yes ialltoallv 1 --node-ranks 3 --placement $work/placement.6.json"
+  # Attention over several ranks, stages of layers, several networks.
+  "2 2 yes ialltoallv 1 --tp 2"
+  "3 3 yes pairwise 1 --tp 3 --tp-output rows"
+  "4 8 yes ialltoallv 1 --pp 4 --step-tokens 64"
+  "6 4 no auto 1 --tp 2 --replicas 3 --step-tokens 50"
+  "12 auto yes pairwise 1 --tp 3 --pp 2 --replicas 2 --tp-output rows"
+  "16 4 yes ialltoallv 1 --tp 2 --pp 2 --node-ranks 4 --route nodes"
 )
 ((all_sweeps)) && layouts+=(
   "33 2 yes ialltoallv 1 --route nodes --node-ranks 11"
@@ -119,6 +126,12 @@ layouts=(
   "3 5 no ialltoallv 1 --route nodes --node-ranks 1,2 --slots 16"
   "12 auto yes auto 1 --route nodes --node-ranks 3 --placement $work/placement.12.json"
   "13 4 no pairwise 1 --route nodes --node-ranks 6,6,1 --placement $work/placement.13.json"
+  "6 5 yes pairwise 2 --tp 6 --max-sequences 1"
+  "6 2 no ialltoallv 1 --tp 3 --step-tokens 33"
+  "8 auto yes auto 1 --pp 8"
+  "24 3 yes ialltoallv 1 --tp 6 --pp 2 --replicas 2"
+  "18 2 yes pairwise 1 --tp 3 --replicas 3 --slots 6 --tp-output rows"
+  "36 auto yes ialltoallv 1 --tp 2 --replicas 2 --node-ranks 6"
 )
 for layout in "${layouts[@]}"; do
   [[ "$layout" == *--placement* ]] || continue

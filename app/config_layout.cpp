@@ -1,0 +1,103 @@
+#include "app/config_layout.hpp"
+
+#include <fmt/format.h>
+
+#include <charconv>
+#include <map>
+#include <string_view>
+
+#include "app/config_choice.hpp"
+#include "compute/error.hpp"
+
+namespace atl {
+
+namespace {
+
+/// A number of ranks that share something, or of networks or stages.
+void add_divisor(CLI::App& app, const char* name, int& value, const char* about) {
+  app.add_option(name, value, about)->check(CLI::Range(1, 65536))->capture_default_str();
+}
+
+/// "ep64-tp8" -> {ep: 64, tp: 8}.
+std::map<std::string, int, std::less<>> parts_of(const std::string& text) {
+  std::map<std::string, int, std::less<>> parts;
+  std::string_view rest = text;
+  for (bool more = true; more;) {
+    const std::size_t dash = rest.find('-');
+    const std::string_view part = rest.substr(0, dash);
+    const std::size_t digits = std::min(part.find_first_of("0123456789"), part.size());
+    const std::string name(part.substr(0, digits));
+    int number = 0;
+    const char* end = part.data() + part.size();
+    const auto [stop, error] = std::from_chars(part.data() + digits, end, number);
+    const bool known =
+        name == "dp" || name == "pp" || name == "ep" || name == "tp" || name == "etp";
+    if (!known || error != std::errc() || stop != end || number < 1 || number > 65536 ||
+        !parts.emplace(name, number).second) {
+      throw UsageError(fmt::format(
+          "--layout {}: \"{}\" is no part of a layout; give some of dpN (networks), ppN (stages), "
+          "epN (expert parallel), etpN (ranks for each expert) and tpN (ranks for attention) with "
+          "dashes between, each once: ep16, ep64-tp8, tp8-pp2",
+          text, part));
+    }
+    more = dash != std::string_view::npos;
+    if (more) rest.remove_prefix(dash + 1);
+  }
+  return parts;
+}
+
+}  // namespace
+
+void add_run_layout(CLI::App& app, RunOptions& o) {
+  add_choice(app, "--route", o.route, {std::nullopt, Route::flat, Route::nodes},
+             "How tokens reach their experts: each row straight to its rank, or once to each node");
+  CLI::Option* slots =
+      app.add_option("--slots", o.slots,
+                     "Experts of a layer on each rank, replicas where there are more places; 0: "
+                     "equal shares, one where there are more ranks than experts")
+          ->check(CLI::Range(0, 4096))
+          ->capture_default_str();
+  app.add_option("--placement", o.placement, "Which rank has which expert of which layer (JSON)")
+      ->excludes(slots);
+  app.add_option("--node-ranks", o.node_ranks,
+                 "Ranks on each node, e.g. 4 or 3,5,1, where tokens should travel as if nodes were "
+                 "so (sockets, say); default: ranks that share memory");
+  add_divisor(app, "--replicas", o.division.replicas, "Networks, each with the whole model");
+  add_divisor(app, "--pp", o.division.pp, "Stages of a network, each with some layers");
+  add_divisor(app, "--tp", o.division.tp, "Ranks that share attention and its sequences");
+  add_choice(app, "--tp-output", o.tp_output,
+             {compute::OutputCut::columns, compute::OutputCut::rows, compute::OutputCut::sum},
+             "Attention's output projection with --tp: cut by columns, whole on each rank, or cut "
+             "by heads with sums over ranks, which changes the results' last bits");
+  CLI::Option* layout = app.add_option(
+      "--layout", o.layout,
+      "All of it in one word, e.g. ep16, ep64-tp8, or tp8-pp2 with experts cut over the 8");
+  for (const char* name : {"--replicas", "--pp", "--tp"}) layout->excludes(app.get_option(name));
+  app.add_flag("--show-layout", o.show_layout, "Say who is with whom, and stop");
+}
+
+Division division_of(const RunOptions& options, int num_ranks) {
+  if (options.layout.empty()) return options.division;
+  const auto parts = parts_of(options.layout);
+  const auto part = [&](const char* name, int otherwise) {
+    const auto found = parts.find(name);
+    return found == parts.end() ? otherwise : found->second;
+  };
+  Division division;
+  division.tp = part("tp", 1);
+  division.pp = part("pp", 1);
+  const int ep = part("ep", 1);
+  // Without expert parallelism experts are cut over the ranks that share attention.
+  division.expert_tp = part("etp", parts.contains("ep") ? 1 : division.tp);
+  const int network = division.pp * ep * division.expert_tp;
+  division.replicas = part("dp", std::max(1, num_ranks / network));
+  if (network * division.replicas != num_ranks) {
+    throw UsageError(fmt::format(
+        "--layout {} is of {} ranks{}, and there are {}", options.layout,
+        network * division.replicas,
+        parts.contains("dp") ? "" : fmt::format(", or any multiple of {}", network), num_ranks));
+  }
+  return division;
+}
+
+}  // namespace atl

@@ -1,0 +1,18 @@
+#pragma once
+// The options that say which rank does what.
+
+#include <CLI/CLI.hpp>
+#include <string>
+
+#include "app/config.hpp"
+#include "app/plan/job_layout.hpp"
+
+namespace atl {
+
+void add_run_layout(CLI::App& app, RunOptions& options);
+
+/// How `num_ranks` are divided, as --layout says, or the options of its parts. Throws UsageError
+/// where a layout cannot be read, or is not of so many ranks.
+Division division_of(const RunOptions& options, int num_ranks);
+
+}  // namespace atl

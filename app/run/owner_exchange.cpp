@@ -1,0 +1,150 @@
+#include "app/run/owner_exchange.hpp"
+
+#include <algorithm>
+#include <array>
+
+#include "app/plan/job_layout.hpp"
+#include "app/run/expert_exchange.hpp"
+#include "compute/error.hpp"
+
+namespace atl {
+
+namespace {
+
+constexpr std::array kinds = {StepKind::gather, StepKind::head_sums, StepKind::heads,
+                              StepKind::outputs};
+
+/// What one row of each exchange takes; 0: there is no such exchange.
+std::size_t bytes_of_row(StepKind kind, const RowsSetup& setup) {
+  const ModelShape& shape = *setup.shape;
+  const compute::AttentionShare& share = *setup.attention;
+  const auto members = static_cast<std::size_t>(share.members);
+  const std::size_t element = setup.row_bytes / static_cast<std::size_t>(shape.hidden);
+  switch (kind) {
+    case StepKind::gather:
+      return setup.row_bytes;
+    case StepKind::head_sums:
+      return shape.qk_norm == QkNorm::whole_row
+                 ? static_cast<std::size_t>(share.sums_per_member(shape)) * sizeof(float)
+                 : 0;
+    case StepKind::heads:
+      return static_cast<std::size_t>(shape.q_width()) / members * element;
+    case StepKind::outputs:
+      if (share.output == compute::OutputCut::rows) return 0;
+      return share.output == compute::OutputCut::sum
+                 ? static_cast<std::size_t>(shape.hidden) * sizeof(float)
+                 : setup.row_bytes / members;
+    default:
+      return 0;
+  }
+}
+
+}  // namespace
+
+OwnerExchange::OwnerExchange(const RowsSetup& setup, compute::Chunk& chunk)
+    : setup_(setup),
+      chunk_(chunk),
+      world_ranks_(setup.groups->world_ranks(Share::owner)),
+      place_(setup.groups->of(Share::owner).rank()),
+      move_(static_cast<int>(world_ranks_.size())) {
+  for (const StepKind kind : kinds) {
+    comm::LaneOptions options;
+    options.transport = setup.transport;
+    options.row_bytes = bytes_of_row(kind, setup);
+    options.device = setup.device;
+    options.peers = comm::Peers{};
+    row_bytes_.push_back(options.row_bytes);
+    lanes_.push_back(options.row_bytes == 0 ? nullptr
+                                            : std::make_unique<comm::Lane>(
+                                                  setup.groups->of(Share::owner), options));
+  }
+}
+
+std::size_t OwnerExchange::lane_of(StepKind kind) {
+  const auto found = std::find(kinds.begin(), kinds.end(), kind);
+  require(found != kinds.end(), "internal: {} is no exchange of an owner", name_of(kind));
+  return static_cast<std::size_t>(found - kinds.begin());
+}
+
+std::size_t OwnerExchange::most_requests() const {
+  std::size_t most = 0;
+  for (const auto& lane : lanes_) {
+    if (lane) most = std::max(most, lane->most_requests());
+  }
+  return most;
+}
+
+void OwnerExchange::move_gathered() {
+  const int members = static_cast<int>(world_ranks_.size());
+  const RowRange own = rows_of_member(chunk_.all_rows, place_, members);
+  for (int m = 0; m < members; ++m) {
+    const auto at = static_cast<std::size_t>(m);
+    const RowRange rows = rows_of_member(chunk_.all_rows, m, members);
+    move_.send_counts[at] = static_cast<int>(own.size());
+    move_.send_offsets[at] = 0;
+    move_.recv_counts[at] = static_cast<int>(rows.size());
+    move_.recv_offsets[at] = static_cast<int>(rows.first);
+  }
+}
+
+void OwnerExchange::move_parts() {
+  for (std::size_t m = 0; m < world_ranks_.size(); ++m) {
+    const auto rows = static_cast<int>(chunk_.all_rows);
+    move_.send_counts[m] = rows;
+    move_.send_offsets[m] = 0;
+    move_.recv_counts[m] = rows;
+    move_.recv_offsets[m] = static_cast<int>(m) * rows;
+  }
+}
+
+void OwnerExchange::move_to_owners() {
+  const int members = static_cast<int>(world_ranks_.size());
+  const auto own = static_cast<int>(rows_of_member(chunk_.all_rows, place_, members).size());
+  for (int m = 0; m < members; ++m) {
+    const auto at = static_cast<std::size_t>(m);
+    const RowRange rows = rows_of_member(chunk_.all_rows, m, members);
+    move_.send_counts[at] = static_cast<int>(rows.size());
+    move_.send_offsets[at] = static_cast<int>(rows.first);
+    move_.recv_counts[at] = own;
+    move_.recv_offsets[at] = m * own;
+  }
+}
+
+void OwnerExchange::post(StepKind kind) {
+  const std::size_t row_bytes = row_bytes_[lane_of(kind)];
+  const auto part = [&](void* buffer) {  // own part of [members, all_rows]
+    return static_cast<std::byte*>(buffer) +
+           static_cast<std::size_t>(place_ * chunk_.all_rows) * row_bytes;
+  };
+  const void* send = nullptr;
+  void* recv = nullptr;
+  if (kind == StepKind::gather) {
+    move_gathered();
+    recv = chunk_.normed;
+    send = static_cast<std::byte*>(recv) +
+           static_cast<std::size_t>(chunk_.first_own_row) * row_bytes;
+  } else if (kind == StepKind::head_sums) {
+    move_parts();
+    recv = chunk_.head_sums;
+    send = part(recv);
+  } else if (kind == StepKind::heads && setup_.attention->output == compute::OutputCut::columns) {
+    move_parts();
+    recv = chunk_.heads_recv;
+    send = part(recv);
+  } else if (kind == StepKind::heads) {
+    move_to_owners();
+    send = chunk_.heads_send;
+    recv = chunk_.heads_recv;
+  } else {
+    move_to_owners();
+    send = chunk_.output_send;
+    recv = chunk_.output_recv;
+  }
+  // What a rank has itself does not travel.
+  move_.send_counts[static_cast<std::size_t>(place_)] = 0;
+  move_.recv_counts[static_cast<std::size_t>(place_)] = 0;
+  count_sent(*setup_.traffic, Share::owner, move_, world_ranks_, row_bytes);
+  lane(kind).start(move_, send, recv);
+}
+
+}  // namespace atl
