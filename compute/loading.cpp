@@ -29,9 +29,10 @@ void check_options(const BackendOptions& options, int largest_head_dim) {
   require(shape.num_experts == 0 || (shape.top_k >= 1 && shape.top_k <= shape.num_experts),
           "cannot choose {} of {} experts", shape.top_k, shape.num_experts);
   const Part& part = options.part;
-  require(part.first_layer == 0 && part.end_layer == shape.num_layers,
-          "cannot compute layers {} to {} of {} alone; give a backend all of them",
-          part.first_layer, part.end_layer - 1, shape.num_layers);
+  require(part.first_layer >= 0 && part.first_layer < part.end_layer &&
+              part.end_layer <= shape.num_layers,
+          "a rank's part has layers {} to {}, the model has {} layers", part.first_layer,
+          part.end_layer - 1, shape.num_layers);
   require(part.experts.size() == static_cast<std::size_t>(shape.num_layers),
           "a rank's part has experts of {} layers, the model has {} layers", part.experts.size(),
           shape.num_layers);

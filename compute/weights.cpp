@@ -142,7 +142,7 @@ Part whole_model(const ModelShape& shape) {
 bool has_weight(const ModelShape& shape, const Part& part, const WeightInfo& weight) {
   if (weight.id == Weight::embedding) return part.first_layer == 0;
   if (weight.layer == -1) return part.end_layer == shape.num_layers;
-  return weight.layer >= part.first_layer && weight.layer < part.end_layer;
+  return part.has_layer(weight.layer);
 }
 
 }  // namespace atl::compute

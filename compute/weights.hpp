@@ -109,6 +109,7 @@ struct Part {
   const ExpertPlaces& places_of(int layer) const {
     return places[static_cast<std::size_t>(places_of_layer[static_cast<std::size_t>(layer)])];
   }
+  bool has_layer(int layer) const { return layer >= first_layer && layer < end_layer; }
   int most_places() const;  ///< of a layer
   int num_nodes() const { return places.empty() ? 1 : places.front().num_nodes(); }
 

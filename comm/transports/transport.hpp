@@ -41,7 +41,8 @@ struct TransportSetup {
 class Transport {
  public:
   virtual ~Transport() = default;
-  /// Starts moving rows of `send` into `recv`. `move` and both buffers stay untouched until done().
+  /// Starts moving rows of `send` into `recv`, which may be one buffer where no row is sent and
+  /// received. `move` and both buffers stay untouched until done().
   virtual void start(const RowMove& move, const void* send, void* recv) = 0;
   /// Lets `poller` test what is under way, or moves what can move.
   virtual void poll_with(Poller& poller) = 0;

@@ -43,6 +43,10 @@ CpuKvCache::CpuKvCache(const BackendOptions& options, HostArena& arena) {
                              static_cast<std::int64_t>(size_of(options.dtype));
   for (int layer = 0; layer < options.shape.num_layers; ++layer) {
     constexpr std::size_t first_pages = std::size_t{2} << 20;  // the rest may be gigabytes
+    if (!options.part.has_layer(layer)) {
+      layers.emplace_back();
+      continue;
+    }
     layers.push_back(arena.buffer(bytes, first_pages));
   }
 }

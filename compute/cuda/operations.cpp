@@ -71,13 +71,15 @@ void CudaLayers::prepare() {
   weights_.finish(options_);
   using Output = CudaGemm::Output;
   const int tokens = options_.max_chunk_tokens;
-  const CudaLayer& first = weights_.layers.front();
+  const CudaLayer& first = weights_.layers[static_cast<std::size_t>(options_.part.first_layer)];
   qkv_ = gemm_.add(shape_.q_width() + 2 * shape_.kv_width(), shape_.hidden, Output::activation,
                    tokens, first.qkv);
   o_ = gemm_.add(shape_.hidden, shape_.q_width(), Output::activation, tokens, first.o);
-  lm_head_ =
-      gemm_.add(shape_.vocab, shape_.hidden, Output::float32, work_.vocab_rows, weights_.lm_head);
-  for (int layer = 0; layer < shape_.num_layers; ++layer) {
+  if (options_.part.end_layer == shape_.num_layers) {
+    lm_head_ =
+        gemm_.add(shape_.vocab, shape_.hidden, Output::float32, work_.vocab_rows, weights_.lm_head);
+  }
+  for (int layer = options_.part.first_layer; layer < options_.part.end_layer; ++layer) {
     const CudaLayer& weights = weights_.layers[static_cast<std::size_t>(layer)];
     if (shape_.is_dense(layer)) {
       if (dense_.width == 0) dense_ = add_mlp(weights.dense, shape_.intermediate);

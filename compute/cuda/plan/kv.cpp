@@ -11,6 +11,10 @@ KvCache::KvCache(const BackendOptions& options, Arena& arena) {
       size_of(options.dtype);
   for (int layer = 0; layer < shape.num_layers; ++layer) {
     KvPages pages;
+    if (!options.part.has_layer(layer)) {
+      layers.push_back(pages);
+      continue;
+    }
     pages.keys = arena.take_bytes(bytes);
     pages.values = arena.take_bytes(bytes);
     pages.num_kv_heads = shape.num_kv_heads;
