@@ -112,10 +112,11 @@ class Chunk {
   std::int64_t first_own_row = 0;  ///< `tokens` are [first_own_row, first_own_row + T) of them
   void* normed = nullptr;          ///< [A, H]: own rows from AttentionPart::norm, sent to all
   float* head_sums = nullptr;      ///< [N, A, sums_per_member()]: QkNorm::whole_row, see project
-  void* heads_send = nullptr;      ///< [A, h], from attend; by OutputCut::columns inside heads_recv
-  void* heads_recv = nullptr;      ///< [N, T, h]; by OutputCut::columns [N, A, h]; own part: attend's
-  void* output_send = nullptr;     ///< columns: [A, H / N]; sum: [A, H] in float32
-  void* output_recv = nullptr;     ///< [N, T, H / N], or [N, T, H] in float32; own part: not there
+  void* heads_send = nullptr;   ///< [A, h], from attend; columns: inside heads_recv, where A says
+  void* heads_recv = nullptr;   ///< columns: [N, A, h], own part: attend's; rows: [N, T, h], own
+                                ///< part: not there
+  void* output_send = nullptr;  ///< columns: [A, H / N]; sum: [A, H] in float32
+  void* output_recv = nullptr;  ///< [N, T, H / N], or [N, T, H] in float32; own part: not there
 
   void* across_send = nullptr;    ///< [T * min(top_k, nodes)], rows with tails (across_row)
   void* across_recv = nullptr;    ///< rows with tails from other nodes
@@ -169,6 +170,11 @@ struct BackendOptions {
   std::int64_t receive_rows = 0;
   /// Rows that a chunk can ever receive: buffers on a device do not double past them.
   std::int64_t most_receive_rows = std::numeric_limits<std::int64_t>::max();
+
+  /// Rows of a chunk's attention, at most: those of all members that share it.
+  std::int64_t most_attention_rows() const {
+    return std::int64_t{max_chunk_tokens} * part.attention.members;
+  }
 };
 
 /// The options as the chunk of this number, from 0 again after num_chunks, sees them.

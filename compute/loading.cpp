@@ -39,6 +39,29 @@ void check_options(const BackendOptions& options, int largest_head_dim) {
   require(part.places_of_layer.size() == static_cast<std::size_t>(shape.num_layers),
           "a rank's part says of {} layers where their experts are, the model has {} layers",
           part.places_of_layer.size(), shape.num_layers);
+  const AttentionShare& share = part.attention;
+  require(share.heads == share_attention(shape, share.members, share.place, share.output).heads,
+          "member {} of {} that share attention has other heads than share_attention() gives it",
+          share.place, share.members);
+}
+
+void place_attention(const BackendOptions& options, Chunk& chunk, AttentionPart part) {
+  const AttentionShare& share = options.part.attention;
+  if (!share.shared()) return;
+  require(part != AttentionPart::all,
+          "cannot compute attention that {} ranks share in one step (rows move in between)",
+          share.members);
+  const auto own = static_cast<std::int64_t>(chunk.tokens.size());
+  require(chunk.first_own_row >= 0 && chunk.first_own_row + own <= chunk.all_rows &&
+              chunk.all_rows <= options.most_attention_rows(),
+          "rows {} to {} of {} are not in a chunk whose attention has at most {}",
+          chunk.first_own_row, chunk.first_own_row + own, chunk.all_rows,
+          options.most_attention_rows());
+  if (share.output != OutputCut::columns) return;
+  const std::int64_t width = options.shape.q_width() / share.members;
+  chunk.heads_send =
+      static_cast<std::byte*>(chunk.heads_recv) +
+      share.place * chunk.all_rows * width * static_cast<std::int64_t>(size_of(options.dtype));
 }
 
 BackendOptions options_of_chunk(const BackendOptions& options, int index) {

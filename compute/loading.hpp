@@ -9,6 +9,11 @@ namespace atl::compute {
 /// Throws Error unless a backend that takes heads up to `largest_head_dim` can be set up so.
 void check_options(const BackendOptions& options, int largest_head_dim);
 
+/// Throws Error unless this part of attention can be computed of the chunk's rows, for which
+/// `options` (as the chunk sees them) have room. Puts heads_send, by OutputCut::columns, where
+/// all_rows says.
+void place_attention(const BackendOptions& options, Chunk& chunk, AttentionPart part);
+
 /// `tensor` as elements of type `to`; `buffer` holds them if they had to be converted.
 const void* converted(const HostTensor& tensor, DType to, AlignedBuffer& buffer);
 

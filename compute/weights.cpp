@@ -7,6 +7,8 @@
 #include <numeric>
 #include <utility>
 
+#include "compute/error.hpp"
+
 namespace atl::compute {
 
 namespace {
@@ -104,6 +106,57 @@ std::vector<WeightInfo> weights_of(const ModelShape& shape) {
   top.vector(Weight::final_norm, Cut::none, {"model/norm", hidden});
   top.matrix(Weight::lm_head, Cut::none, hidden, {{"lm_head", shape.vocab}});
   return table;
+}
+
+OwnHeads own_heads(const ModelShape& shape, const AttentionShare& share) {
+  OwnHeads own;
+  own.groups = share.heads;
+  own.head_dim = shape.head_dim;
+  if (own.groups.empty()) {
+    const int group = shape.num_heads / shape.num_kv_heads;
+    for (int kv = 0; kv < shape.num_kv_heads; ++kv) own.groups.push_back({kv, kv * group, group});
+  }
+  for (const HeadGroup& group : own.groups) {
+    own.num_heads += group.num_heads;
+    own.most_in_group = std::max(own.most_in_group, group.num_heads);
+  }
+  return own;
+}
+
+AttentionShare share_attention(const ModelShape& shape, int members, int place, OutputCut output) {
+  require(members >= 1 && place >= 0 && place < members,
+          "there is no member {} of {} that share attention", place, members);
+  require(shape.num_heads % members == 0,
+          "cannot share {} query heads among {} ranks (not a divisor); choose another --tp",
+          shape.num_heads, members);
+  require(output != OutputCut::columns || shape.hidden % members == 0,
+          "cannot cut {} columns of the output projection among {} ranks (not a divisor); choose "
+          "another --tp",
+          shape.hidden, members);
+  AttentionShare share;
+  share.members = members;
+  share.place = place;
+  share.output = output;
+  if (members == 1) return share;
+  const int group = shape.num_heads / shape.num_kv_heads;
+  const int end = shape.num_heads / members * (place + 1);
+  for (int head = shape.num_heads / members * place; head < end;) {
+    const int kv_head = head / group;
+    const int count = std::min(end, (kv_head + 1) * group) - head;
+    share.heads.push_back({kv_head, head, count});
+    head += count;
+  }
+  return share;
+}
+
+int AttentionShare::sums_per_member(const ModelShape& shape) const {
+  int most = 0;
+  for (int member = 0; member < members; ++member) {
+    const AttentionShare share = share_attention(shape, members, member, OutputCut::rows);
+    const OwnHeads own = own_heads(shape, share);
+    most = std::max(most, own.num_heads + own.num_kv_heads());
+  }
+  return most;
 }
 
 std::int64_t Part::most_experts() const {

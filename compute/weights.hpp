@@ -68,6 +68,8 @@ struct HeadGroup {
   std::int32_t kv_head = 0;     ///< by its number in the model
   std::int32_t first_head = 0;  ///< likewise; the others follow
   std::int32_t num_heads = 0;
+
+  bool operator==(const HeadGroup&) const = default;
 };
 
 /// What the ranks that share attention do with its output projection.
@@ -91,6 +93,21 @@ struct AttentionShare {
   /// Numbers of a row in Chunk::head_sums: query heads and KV heads of the member with most.
   int sums_per_member(const ModelShape& shape) const;
 };
+/// The heads that a rank computes, counted.
+struct OwnHeads {
+  std::vector<HeadGroup> groups;  ///< one for each KV head that it keeps
+  int num_heads = 0;              ///< query heads, which follow one another
+  int most_in_group = 0;
+  int head_dim = 0;
+
+  int first_head() const { return groups.front().first_head; }
+  int num_kv_heads() const { return static_cast<int>(groups.size()); }
+  int q_width() const { return num_heads * head_dim; }
+  int kv_width() const { return num_kv_heads() * head_dim; }
+  int qkv_width() const { return q_width() + 2 * kv_width(); }
+};
+OwnHeads own_heads(const ModelShape& shape, const AttentionShare& share);
+
 /// Members have equal numbers of query heads, in order of place, and the KV heads that these read:
 /// one may be with several members. Throws Error where heads, or hidden by OutputCut::columns, do
 /// not divide.

@@ -1,6 +1,7 @@
 // The CPU backend's attention, in its parts.
 
 #include <atomic>
+#include <cstring>
 
 #include "compute/cpu/operations.hpp"
 
@@ -9,23 +10,137 @@ namespace atl::compute {
 void CpuLayers::attention(CpuChunk& chunk, int layer, AttentionPart part) {
   const CpuLayer& weights = layers_[static_cast<std::size_t>(layer)];
   const bool all = part == AttentionPart::all;
+  const bool shared = options_.part.attention.shared();
+  if (part == AttentionPart::norm && shared) {
+    norm(chunk, weights.attention_norm, row(chunk.normed, chunk.first_own_row, shape_.hidden));
+  }
   if (all || part == AttentionPart::project) project(chunk, weights);
   if (all || part == AttentionPart::attend) {
     rotate_and_store(chunk, layer);
     attend(chunk, layer);
   }
   if (all || part == AttentionPart::output) output(chunk, weights);
+  if (part == AttentionPart::add && shared) add_output(chunk);
+}
+
+std::int64_t CpuLayers::attention_rows(const CpuChunk& chunk) const {
+  return options_.part.attention.shared() ? chunk.all_rows : chunk.num_tokens();
 }
 
 void CpuLayers::project(CpuChunk& chunk, const CpuLayer& weights) {
-  norm(chunk, weights.attention_norm);
-  gemm_->run(weights.qkv, work_.h.data(), chunk.num_tokens(), chunk.memory.qkv.data(),
-             Finish::rounded);
+  const void* normed = chunk.normed;
+  const bool shared = options_.part.attention.shared();
+  if (!shared) {
+    norm(chunk, weights.attention_norm, work_.h.data());
+    normed = work_.h.data();
+  }
+  gemm_->run(weights.qkv, normed, attention_rows(chunk), chunk.memory.qkv.data(), Finish::rounded);
+  if (shared && shape_.qk_norm == QkNorm::whole_row) sum_heads(chunk);
 }
 
 void CpuLayers::output(CpuChunk& chunk, const CpuLayer& weights) {
-  gemm_->run(weights.o, chunk.memory.context.data(), chunk.num_tokens(), chunk.memory.x.data(),
-             Finish::add);
+  const AttentionShare& share = options_.part.attention;
+  if (!share.shared()) {
+    return gemm_->run(weights.o, chunk.memory.context.data(), chunk.num_tokens(),
+                      chunk.memory.x.data(), Finish::add);
+  }
+  switch (share.output) {
+    case OutputCut::rows:
+      gather_heads(chunk, chunk.num_tokens());
+      return gemm_->run(weights.o, work_.heads.data(), chunk.num_tokens(), chunk.memory.x.data(),
+                        Finish::add);
+    case OutputCut::columns:
+      gather_heads(chunk, chunk.all_rows);
+      return gemm_->run(weights.o, work_.heads.data(), chunk.all_rows, chunk.output_send,
+                        Finish::rounded);
+    case OutputCut::sum:
+      return gemm_->run(weights.o, chunk.heads_send, chunk.all_rows, chunk.output_send,
+                        Finish::float32);
+  }
+}
+
+void CpuLayers::gather_heads(const CpuChunk& chunk, std::int64_t rows) {
+  const AttentionShare& share = options_.part.attention;
+  const int width = own_.q_width();
+  const auto bytes = static_cast<std::size_t>(width * element_bytes_);
+  parallel_ranges(options_.num_threads, rows, grain_rows(shape_.q_width()),
+                  [&](std::int64_t begin, std::int64_t end, int) {
+                    for (std::int64_t r = begin; r < end; ++r) {
+                      for (int m = 0; m < share.members; ++m) {
+                        const bool kept = share.output == OutputCut::rows && m == share.place;
+                        const char* from =
+                            kept ? row(chunk.heads_send, chunk.first_own_row + r, width)
+                                 : row(chunk.heads_recv, m * rows + r, width);
+                        std::memcpy(row(work_.heads, r * share.members + m, width), from, bytes);
+                      }
+                    }
+                  });
+}
+
+void CpuLayers::add_output(CpuChunk& chunk) {
+  const AttentionShare& share = options_.part.attention;
+  if (share.output == OutputCut::rows) return;
+  const std::int64_t rows = chunk.num_tokens();
+  const int hidden = shape_.hidden;
+  const auto add_row = [&](std::int64_t t) {
+    const std::int64_t own = chunk.first_own_row + t;
+    if (share.output == OutputCut::sum) {
+      const auto* received = static_cast<const float*>(chunk.output_recv) + t * hidden;
+      return kernels_.add_sum(x_row(chunk, t), received, rows * hidden,
+                              static_cast<const float*>(chunk.output_send) + own * hidden,
+                              share.place, share.members, hidden);
+    }
+    const int width = hidden / share.members;
+    for (int m = 0; m < share.members; ++m) {
+      const char* from = m == share.place ? row(chunk.output_send, own, width)
+                                          : row(chunk.output_recv, m * rows + t, width);
+      kernels_.add(x_row(chunk, t) + m * width, from, width);
+    }
+  };
+  parallel_ranges(options_.num_threads, rows, grain_rows(hidden),
+                  [&](std::int64_t begin, std::int64_t end, int) {
+                    for (std::int64_t t = begin; t < end; ++t) add_row(t);
+                  });
+}
+
+void CpuLayers::sum_heads(CpuChunk& chunk) {
+  const int stride = sums_per_member_;
+  float* own = chunk.head_sums + options_.part.attention.place * chunk.all_rows * stride;
+  parallel_ranges(options_.num_threads, chunk.all_rows, grain_rows(own_.qkv_width()),
+                  [&](std::int64_t begin, std::int64_t end, int) {
+                    for (std::int64_t r = begin; r < end; ++r) {
+                      kernels_.head_squares(row(chunk.memory.qkv, r, own_.qkv_width()),
+                                            own_.num_heads + own_.num_kv_heads(), shape_.head_dim,
+                                            own + r * stride);
+                    }
+                  });
+}
+
+void CpuLayers::mean_squares(const CpuChunk& chunk) {
+  const int group = shape_.num_heads / shape_.num_kv_heads;
+  const auto sum_at = [&](std::int64_t r, int member, int index) {
+    return chunk.head_sums[(member * chunk.all_rows + r) * sums_per_member_ + index];
+  };
+  const auto set_row = [&](std::int64_t r) {
+    float q = 0;
+    for (int head = 0; head < shape_.num_heads; ++head) {
+      q += sum_at(r, head / own_.num_heads, head % own_.num_heads);
+    }
+    float k = 0;
+    for (int kv_head = 0; kv_head < shape_.num_kv_heads; ++kv_head) {
+      // Of the members that keep it the first, whose own first one is its first query head's.
+      const int member = kv_head * group / own_.num_heads;
+      k += sum_at(r, member, own_.num_heads + kv_head - member * own_.num_heads / group);
+    }
+    float* means = work_.mean_squares.as<float>() + 2 * r;
+    means[0] = q / static_cast<float>(shape_.q_width());
+    means[1] = k / static_cast<float>(shape_.kv_width());
+  };
+  parallel_ranges(options_.num_threads, chunk.all_rows,
+                  grain_rows(shape_.num_heads + shape_.num_kv_heads),
+                  [&](std::int64_t begin, std::int64_t end, int) {
+                    for (std::int64_t r = begin; r < end; ++r) set_row(r);
+                  });
 }
 
 void CpuLayers::rotate_and_store(CpuChunk& chunk, int layer) {
@@ -49,15 +164,20 @@ void CpuLayers::rotate_and_store(CpuChunk& chunk, int layer) {
   args.kv = kv_.layers[static_cast<std::size_t>(layer)].data();
   args.positions = positions_.data();
   args.pages = pages_.data();
+  if (options_.part.attention.shared() && shape_.qk_norm == QkNorm::whole_row) {
+    mean_squares(chunk);
+    args.mean_squares = work_.mean_squares.as<float>();
+  }
   parallel_ranges(
-      options_.num_threads, chunk.num_tokens(), grain_rows(std::int64_t{4} * shape_.q_width()),
+      options_.num_threads, attention_rows(chunk), grain_rows(std::int64_t{4} * own_.q_width()),
       [&](std::int64_t begin, std::int64_t end, int) { kernels_.rope(args, begin, end); });
 }
 
 void CpuLayers::attend(CpuChunk& chunk, int layer) {
   attend_plan_.cut(chunk.segments, work_.attend);
-  const int num_kv_heads = shape_.num_kv_heads;
-  const int qkv_width = shape_.q_width() + 2 * shape_.kv_width();
+  const int num_kv_heads = own_.num_kv_heads();
+  const int qkv_width = own_.qkv_width();
+  void* out = options_.part.attention.shared() ? chunk.heads_send : chunk.memory.context.data();
   const auto run = [&](std::int64_t index, int thread) {
     const AttendPiece& piece =
         attend_plan_.pieces()[static_cast<std::size_t>(index / num_kv_heads)];
@@ -67,15 +187,18 @@ void CpuLayers::attend(CpuChunk& chunk, int layer) {
     args.layout = layout_;
     args.qkv = row(chunk.memory.qkv, first_row, qkv_width);
     args.qkv_stride = qkv_width;
-    args.out = row(chunk.memory.context, first_row, shape_.q_width());
+    args.out = row(out, first_row, own_.q_width());
     args.kv = kv_.layers[static_cast<std::size_t>(layer)].data();
     args.pages = tile.segment->pages;
     args.num_rows = tile.num_rows;
     args.first_position = tile.segment->first_position + tile.first_row;
     args.kv_head = static_cast<int>(index % num_kv_heads);
+    const HeadGroup& group = own_.groups[static_cast<std::size_t>(args.kv_head)];
+    args.first_head = group.first_head - own_.first_head();
+    args.num_heads = group.num_heads;
     args.scratch = work_.attend_scratch.as<float>() + thread * work_.scratch_floats;
     if (tile.pieces > 1) {
-      const int queries = tile.num_rows * (shape_.num_heads / num_kv_heads);
+      const int queries = tile.num_rows * own_.most_in_group;
       args.partial = work_.attend_partial.as<float>() + tile.partial +
                      args.kv_head * tile.num_splits() * attend_state_floats(layout_, queries);
       args.first_split = piece.first_split;

@@ -13,10 +13,6 @@ constexpr int tasks_per_thread = 4;
 /// Reading a key and its value costs as much as computing with them for so many queries.
 constexpr int queries_per_read = 8;
 
-int group_of(const KvLayout& layout) {
-  return layout.num_heads / layout.num_kv_heads;
-}
-
 /// Of one kv_head, in any unit.
 std::int64_t cost_of(const AttendTile& tile, int first_split, int end_split, int group) {
   const int keys =
@@ -34,7 +30,8 @@ AttendLimits attend_limits_of(const BackendOptions& options) {
   AttendLimits limits;
   limits.layout = kv_layout_of(options);
   limits.num_threads = options.num_threads;
-  const int group = group_of(limits.layout);
+  const int group = own_heads(options.shape, options.part.attention).most_in_group;
+  limits.group = group;
   limits.tile_rows = std::max(1, 96 / group);
   if (options.num_threads > 1) {
     constexpr std::int64_t most_floats = std::int64_t{16} << 20;
@@ -42,8 +39,8 @@ AttendLimits attend_limits_of(const BackendOptions& options) {
     const int splits = (options.shape.max_positions + split_tokens - 1) / split_tokens;
     const std::int64_t sequence = kv_heads * splits * attend_state_floats(limits.layout, group);
     // With more sequences there are enough tasks without cutting any.
-    const int sequences = std::min((tasks_per_thread * options.num_threads - 1) / kv_heads + 1,
-                                   options.max_chunk_tokens);
+    const auto sequences = std::min<std::int64_t>(
+        (tasks_per_thread * options.num_threads - 1) / kv_heads + 1, options.most_attention_rows());
     limits.partial_floats =
         splits == 1 ? 0 : std::max(std::min(sequences * sequence, most_floats), sequence);
   }
@@ -58,7 +55,7 @@ void AttendPlan::reserve(std::int64_t max_tokens, const AttendLimits& limits) {
 }
 
 void AttendPlan::cut(std::span<const Segment> segments, const AttendLimits& limits) {
-  const int group = group_of(limits.layout);
+  const int group = limits.group;
   tiles_.clear();
   pieces_.clear();
   counters_.clear();
@@ -92,7 +89,7 @@ void AttendPlan::cut(std::span<const Segment> segments, const AttendLimits& limi
 
 void AttendPlan::share(const AttendLimits& limits, std::int64_t most) {
   const int kv_heads = limits.layout.num_kv_heads;
-  const int group = group_of(limits.layout);
+  const int group = limits.group;
   std::int64_t used = 0;
   for (AttendTile& tile : tiles_) {
     const int splits = tile.num_splits();

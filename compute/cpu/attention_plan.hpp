@@ -35,6 +35,7 @@ struct AttendPiece {
 /// Sizes that do not change from pass to pass.
 struct AttendLimits {
   KvLayout layout;
+  int group = 1;  ///< query heads of a kv_head, at most
   int num_threads = 1;
   int tile_rows = 1;                ///< at most
   std::int64_t partial_floats = 0;  ///< room for states of splits

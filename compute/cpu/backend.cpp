@@ -8,6 +8,7 @@
 #include "compute/error.hpp"
 #include "compute/loaded_weights.hpp"
 #include "compute/loading.hpp"
+#include "compute/weight_cut.hpp"
 
 namespace atl::compute {
 
@@ -48,6 +49,7 @@ class CpuBackend final : public Backend {
   Event embed(Chunk& chunk) override { return step(CpuOp::Kind::embed, chunk, 0); }
   Event attention(Chunk& chunk, int layer, AttentionPart part) override {
     CpuOp op = op_of(CpuOp::Kind::attention, chunk, layer);
+    place_attention(op.chunk->options(), chunk, part);
     op.attention_part = part;
     return queue_.enqueue(op);
   }
@@ -198,8 +200,11 @@ class CpuBackend final : public Backend {
 void CpuBackend::load_weight(Weight weight, int layer, int local_expert, const HostTensor& tensor) {
   const WeightInfo& info = loaded_.note(weight, layer, local_expert, tensor);
   run_on_worker([&] {
+    AlignedBuffer cut;
     AlignedBuffer buffer;
-    layers_.load(info, local_expert, converted(tensor, options_.dtype, buffer));
+    const HostTensor own = own_tensor(options_.shape, options_.part, info, tensor, cut);
+    layers_.load(own_weight(options_.shape, options_.part, info), local_expert,
+                 converted(own, options_.dtype, buffer));
   });
 }
 

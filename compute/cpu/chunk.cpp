@@ -13,6 +13,12 @@ CpuChunk::CpuChunk(const BackendOptions& options, std::shared_ptr<std::int64_t> 
   dispatch_send = memory.send.data();
   combine_recv = memory.combined.data();
   packed_counts = memory.order.counts;
+  normed = memory.shared.normed.data();
+  head_sums = memory.shared.head_sums.as<float>();
+  heads_send = memory.shared.heads_send.data();
+  heads_recv = memory.shared.heads_recv.data();
+  output_send = memory.shared.output_send.data();
+  output_recv = memory.shared.output_recv.data();
   across_send = memory.across_send.data();
   across_return = memory.across_return.data();
   if (options_.across) room_.forwarded = even_forward_room(options_).forwarded;

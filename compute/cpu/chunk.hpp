@@ -23,6 +23,7 @@ class CpuChunk final : public Chunk {
   /// Grows `inner`; its contents are lost.
   void reserve_inner(std::int64_t bytes);
 
+  const BackendOptions& options() const { return options_; }
   int max_tokens() const { return options_.max_chunk_tokens; }
   std::int64_t num_tokens() const { return static_cast<std::int64_t>(tokens.size()); }
   std::int64_t bytes() const;

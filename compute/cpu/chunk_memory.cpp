@@ -7,6 +7,38 @@
 
 namespace atl::compute {
 
+CpuSharedMemory::CpuSharedMemory(const BackendOptions& options, HostArena& arena) {
+  const ModelShape& shape = options.shape;
+  const AttentionShare& share = options.part.attention;
+  if (!share.shared()) return;
+  const auto element = static_cast<std::int64_t>(size_of(options.dtype));
+  const std::int64_t all = options.most_attention_rows();
+  // GEMMs read and write whole tiles.
+  const std::int64_t tiles = whole_tiles(all);
+  const std::int64_t width = own_heads(shape, share).q_width();
+  normed = arena.buffer(tiles * shape.hidden * element);
+  if (shape.qk_norm == QkNorm::whole_row) {
+    head_sums = arena.buffer(share.members * all * share.sums_per_member(shape) *
+                             static_cast<std::int64_t>(sizeof(float)));
+  }
+  switch (share.output) {
+    case OutputCut::rows:
+      heads_send = arena.buffer(all * width * element);
+      heads_recv = arena.buffer(all * width * element);
+      break;
+    case OutputCut::columns:
+      heads_recv = arena.buffer(share.members * all * width * element);
+      output_send = arena.buffer(tiles * (shape.hidden / share.members) * element);
+      output_recv = arena.buffer(all * (shape.hidden / share.members) * element);
+      break;
+    case OutputCut::sum:
+      heads_send = arena.buffer(tiles * width * element);
+      output_send = arena.buffer(all * shape.hidden * static_cast<std::int64_t>(sizeof(float)));
+      output_recv = arena.buffer(all * shape.hidden * static_cast<std::int64_t>(sizeof(float)));
+      break;
+  }
+}
+
 CpuChunkMemory::CpuChunkMemory(const BackendOptions& options, HostArena& arena) {
   const ModelShape& shape = options.shape;
   const std::int64_t tokens = whole_tiles(options.max_chunk_tokens);
@@ -15,8 +47,10 @@ CpuChunkMemory::CpuChunkMemory(const BackendOptions& options, HostArena& arena) 
     return arena.buffer(rows * width * static_cast<std::int64_t>(size_of(options.dtype)));
   };
   x = arena.buffer(tokens * shape.hidden * static_cast<std::int64_t>(sizeof(float)));
-  qkv = rows_of(tokens, shape.q_width() + 2 * shape.kv_width());
-  context = rows_of(tokens, shape.q_width());
+  const AttentionShare& share = options.part.attention;
+  qkv = rows_of(whole_tiles(options.most_attention_rows()), own_heads(shape, share).qkv_width());
+  if (!share.shared()) context = rows_of(tokens, shape.q_width());
+  shared = CpuSharedMemory(options, arena);
   send = rows_of(pairs, shape.hidden);
   combined = rows_of(pairs, shape.hidden);
   router_logits = arena.vector<float>(tokens * shape.num_experts);

@@ -11,14 +11,28 @@
 
 namespace atl::compute {
 
+/// What ranks that share attention exchange, see Chunk; nothing on a rank alone.
+struct CpuSharedMemory {
+  CpuSharedMemory() = default;
+  CpuSharedMemory(const BackendOptions& options, HostArena& arena);
+
+  AlignedBuffer normed;
+  AlignedBuffer head_sums;
+  AlignedBuffer heads_send;  // by OutputCut::columns it is in heads_recv
+  AlignedBuffer heads_recv;
+  AlignedBuffer output_send;
+  AlignedBuffer output_recv;
+};
+
 /// What survives from one operation to the next, but for rows from other ranks.
 struct CpuChunkMemory {
   CpuChunkMemory() = default;
   CpuChunkMemory(const BackendOptions& options, HostArena& arena);
 
-  AlignedBuffer x;                    // [max_tokens, H], float32
-  AlignedBuffer qkv;                  // [max_tokens, (heads + 2 kv_heads) * head_dim]
-  AlignedBuffer context;              // [max_tokens, heads * head_dim]
+  AlignedBuffer x;        // [max_tokens, H], float32
+  AlignedBuffer qkv;      // [attention's rows, (heads + 2 kv_heads) * head_dim]
+  AlignedBuffer context;  // [max_tokens, heads * head_dim] of a rank alone
+  CpuSharedMemory shared;
   AlignedBuffer send;                 // [max_tokens * top_k, H]
   AlignedBuffer combined;             // [max_tokens * top_k, H]
   std::vector<float> router_logits;   // [max_tokens, num_experts]

@@ -77,7 +77,7 @@ void CpuLayers::MlpRows::add(const CpuMlp& mlp, int rows, Finish finish) {
 void CpuLayers::mlp(CpuChunk& chunk, int layer) {
   const CpuLayer& weights = layers_[static_cast<std::size_t>(layer)];
   const std::int64_t at_once = gemm_->rows_at_once();
-  norm(chunk, weights.ffn_norm);
+  norm(chunk, weights.ffn_norm, work_.h.data());
   for (std::int64_t first = 0; first < chunk.num_tokens(); first += at_once) {
     const std::int64_t end = std::min(first + at_once, chunk.num_tokens());
     mlp_.clear(at_once);

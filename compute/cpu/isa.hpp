@@ -7,6 +7,7 @@
 #include <string_view>
 
 #include "compute/types.hpp"
+#include "compute/weights.hpp"
 
 namespace atl::compute {
 
@@ -26,9 +27,9 @@ CpuIsa most_under_limit(std::string_view limit);
 CpuIsa widest_cpu_isa();
 
 /// widest_cpu_isa(), but AMX, whose GEMMs are oneDNN's, only where oneDNN has it and those of this
-/// model keep their rows' bits (see row_check.hpp). Takes a second or more for each shape of GEMM
-/// on such CPUs; before use_cpu_isa().
-CpuIsa widest_cpu_isa_for(const ModelShape& shape, DType dtype);
+/// model, and of ranks that share its attention, keep their rows' bits (see row_check.hpp). Takes a
+/// second or more for each shape of GEMM on such CPUs; before use_cpu_isa().
+CpuIsa widest_cpu_isa_for(const ModelShape& shape, DType dtype, const AttentionShare& share = {});
 
 /// Before any arithmetic: this process computes with `isa`, which is at most the widest. Throws
 /// Error where it computes with another one already.

@@ -35,6 +35,9 @@ struct RopeArgs {
   void* kv = nullptr;                       ///< the layer's pages
   const std::int32_t* positions = nullptr;  ///< [rows]
   const std::int32_t* pages = nullptr;      ///< [rows], page of each row
+  /// [rows][2]: means of the squares of q and of k over all heads, for whole_row where other ranks
+  /// have some of them. Null: all are in the row.
+  const float* mean_squares = nullptr;
 };
 
 /// Keys are attended to in splits of so many positions, which are merged in order.
@@ -50,7 +53,9 @@ struct AttendArgs {
   const std::int32_t* pages = nullptr;  ///< of the sequence
   int num_rows = 0;
   int first_position = 0;
-  int kv_head = 0;
+  int kv_head = 0;     ///< of the layout's, with the query heads from `first_head` on
+  int first_head = 0;  ///< likewise
+  int num_heads = 0;
   float* scratch = nullptr;  ///< attend_scratch_floats() of them, aligned to 64 bytes
   /// Where several tasks share the splits of these rows: [splits][attend_state_floats()], all of
   /// the rows' splits. Null: one task does all.
@@ -90,8 +95,14 @@ struct Kernels {
   /// out[r] = round(x[r] / rms(x[r]) * weight), rows of `width`.
   void (*rms_norm)(const float* x, const float* weight, float eps, void* out, std::int64_t rows,
                    int width);
+  /// out[h] = the sum of squares of head h of a row, in float32.
+  void (*head_squares)(const void* row, int num_heads, int head_dim, float* out);
   /// x += y.
   void (*add)(float* x, const void* y, std::int64_t count);
+  /// x += round(the sum of `members` rows in their order), all [width] and float32; the row of
+  /// member m is rows + m * stride, but that of `place` is `own`.
+  void (*add_sum)(float* x, const float* rows, std::int64_t stride, const float* own, int place,
+                  int members, int width);
   /// out = round(gelu_tanh(up)).
   void (*gelu)(const float* up, void* out, std::int64_t count);
   /// out = round(silu(gate) * up); `up` may be `out`.

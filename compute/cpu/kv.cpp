@@ -33,8 +33,8 @@ void move_position(const KvMove& move, int position, std::int64_t row, bool save
 }  // namespace
 
 KvLayout kv_layout_of(const BackendOptions& options) {
-  const ModelShape& shape = options.shape;
-  return {shape.num_heads, shape.num_kv_heads, shape.head_dim, (shape.head_dim + 15) / 16 * 16,
+  const OwnHeads own = own_heads(options.shape, options.part.attention);
+  return {own.num_heads, own.num_kv_heads(), own.head_dim, (own.head_dim + 15) / 16 * 16,
           options.page_tokens};
 }
 

@@ -19,8 +19,8 @@ inline constexpr int panel_tokens = 64;
 ///   values  [page_tokens][value_stride], value_stride = head_dim rounded up to 16, zero-padded
 /// Lanes of a key vector are tokens, lanes of a value vector are dimensions: no horizontal sums.
 struct KvLayout {
-  int num_heads = 0;
-  int num_kv_heads = 0;
+  int num_heads = 0;     ///< of this rank, as
+  int num_kv_heads = 0;  ///< those that it keeps
   int head_dim = 0;
   int value_stride = 0;
   int page_tokens = 0;

@@ -8,6 +8,7 @@
 #include "compute/cpu/kv.hpp"
 #include "compute/cpu/operations.hpp"
 #include "compute/cpu/workspace.hpp"
+#include "compute/weight_cut.hpp"
 
 namespace atl::compute {
 
@@ -42,7 +43,7 @@ class WeightSums {
   /// Asks once for all weights of one kind.
   std::int64_t packed_bytes(const WeightInfo& info) {
     const GemmUse use{static_cast<int>(info.rows), static_cast<int>(info.cols),
-                      finish_of(info.id, options_.shape.activation)};
+                      finish_of(info.id, options_)};
     const auto [found, is_new] = packed_.try_emplace(use, 0);
     if (is_new) {
       found->second = gemm_->packed_bytes(use.n, use.k);
@@ -66,8 +67,9 @@ std::int64_t cpu_kv_bytes(const BackendOptions& options) {
 
 MemoryPlan cpu_memory_plan(const BackendOptions& options) {
   WeightSums sums(options);
-  for_each_weight(options.shape, options.part,
-                  [&](const WeightInfo& info, int, int) { sums.add(info); });
+  for_each_weight(options.shape, options.part, [&](const WeightInfo& info, int, int) {
+    sums.add(own_weight(options.shape, options.part, info));
+  });
   MemoryPlan plan;
   plan.weights = sums.weights();
   plan.kv_cache = cpu_kv_bytes(options);

@@ -10,14 +10,15 @@ namespace atl::compute {
 
 namespace {
 /// Operations that have rows to work on, or counts to say, where the chunk has no token.
-bool serves_others(CpuOp::Kind kind) {
-  return kind == CpuOp::Kind::route || kind == CpuOp::Kind::regroup ||
-         kind == CpuOp::Kind::experts || kind == CpuOp::Kind::fold;
+bool serves_others(const CpuOp& op) {
+  return op.kind == CpuOp::Kind::route || op.kind == CpuOp::Kind::regroup ||
+         op.kind == CpuOp::Kind::experts || op.kind == CpuOp::Kind::fold ||
+         (op.kind == CpuOp::Kind::attention && op.chunk->all_rows > 0);
 }
 }  // namespace
 
 void CpuLayers::execute(const CpuOp& op) {
-  if (op.chunk != nullptr && op.chunk->tokens.empty() && !serves_others(op.kind)) return;
+  if (op.chunk != nullptr && op.chunk->tokens.empty() && !serves_others(op)) return;
   switch (op.kind) {
     case CpuOp::Kind::embed:
       return embed(*op.chunk);
@@ -60,12 +61,12 @@ void CpuLayers::execute(const CpuOp& op) {
   }
 }
 
-void CpuLayers::norm(const CpuChunk& chunk, const AlignedBuffer& weight) {
+void CpuLayers::norm(const CpuChunk& chunk, const AlignedBuffer& weight, void* out) {
   const int width = shape_.hidden;
   parallel_ranges(options_.num_threads, chunk.num_tokens(), grain_rows(width),
                   [&](std::int64_t begin, std::int64_t end, int) {
                     kernels_.rms_norm(x_row(chunk, begin), weight.as<float>(), shape_.rms_eps,
-                                      row(work_.h, begin, width), end - begin, width);
+                                      row(out, begin, width), end - begin, width);
                   });
 }
 
@@ -84,7 +85,7 @@ void CpuLayers::move_kv(const CpuOp& op) {
   const KvMove move{layout_,  options_.dtype, kv_.layers[static_cast<std::size_t>(op.layer)].data(),
                     op.pages, op.keys,        op.values};
   const bool save = op.kind == CpuOp::Kind::save_kv;
-  parallel_ranges(options_.num_threads, op.num_positions, grain_rows(shape_.kv_width()),
+  parallel_ranges(options_.num_threads, op.num_positions, grain_rows(own_.kv_width()),
                   [&](std::int64_t begin, std::int64_t end, int) {
                     for (std::int64_t i = begin; i < end; ++i) {
                       move_kv_position(move, op.first_position + static_cast<int>(i), i, save);

@@ -40,7 +40,7 @@ struct CpuLayer {
 };
 
 /// What becomes of the sums of a weight's GEMM.
-Finish finish_of(Weight weight, Activation activation);
+Finish finish_of(Weight weight, const BackendOptions& options);
 
 /// Weights, KV cache and workspace, and the operations on them.
 class CpuLayers {
@@ -75,6 +75,14 @@ class CpuLayers {
   void attention(CpuChunk& chunk, int layer, AttentionPart part);
   void project(CpuChunk& chunk, const CpuLayer& weights);
   void output(CpuChunk& chunk, const CpuLayer& weights);
+  void add_output(CpuChunk& chunk);
+  /// The chunk's, or of all ranks that share attention.
+  std::int64_t attention_rows(const CpuChunk& chunk) const;
+  /// work_.heads = all heads of each row, of those rows whose heads came together.
+  void gather_heads(const CpuChunk& chunk, std::int64_t rows);
+  /// head_sums of own heads, and what all members' make.
+  void sum_heads(CpuChunk& chunk);
+  void mean_squares(const CpuChunk& chunk);
   void mlp(CpuChunk& chunk, int layer);
   void route(CpuChunk& chunk, int layer, RouteTo to);
   /// Experts and weights of the chunk, from router_logits.
@@ -98,8 +106,8 @@ class CpuLayers {
   void move_kv(const CpuOp& op);
   void rotate_and_store(CpuChunk& chunk, int layer);
   void attend(CpuChunk& chunk, int layer);
-  /// work_.h = RMSNorm(x).
-  void norm(const CpuChunk& chunk, const AlignedBuffer& weight);
+  /// out [T, H] = RMSNorm(x).
+  void norm(const CpuChunk& chunk, const AlignedBuffer& weight, void* out);
   template <class Visit>
   void for_logits(CpuChunk& chunk, std::span<const std::int32_t> rows, const Visit& visit);
   /// out[i] = final norm of x[rows[i]].
@@ -120,6 +128,8 @@ class CpuLayers {
   BackendOptions options_;
   const ModelShape& shape_;
   std::int64_t element_bytes_;
+  OwnHeads own_;
+  int sums_per_member_;
   KvLayout layout_;
   std::unique_ptr<Gemm> gemm_;
   const Kernels& kernels_;

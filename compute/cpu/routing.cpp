@@ -12,7 +12,7 @@ void CpuLayers::route(CpuChunk& chunk, int layer, RouteTo to) {
   const CpuLayer& weights = layers_[static_cast<std::size_t>(layer)];
   const ExpertPlaces& places = options_.part.places_of(layer);
   const int top_k = shape_.top_k;
-  norm(chunk, weights.ffn_norm);
+  norm(chunk, weights.ffn_norm, work_.h.data());
   gemm_->run(weights.router, work_.h.data(), chunk.num_tokens(), chunk.memory.router_logits.data(),
              Finish::float32);
   if (chunk.forced.experts == nullptr) {

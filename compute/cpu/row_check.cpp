@@ -10,7 +10,7 @@
 
 #include "compute/cpu/kernels.hpp"
 #include "compute/cpu/one_dnn_gemm.hpp"
-#include "compute/weights.hpp"
+#include "compute/weight_cut.hpp"
 
 namespace atl::compute {
 
@@ -70,19 +70,19 @@ class Columns {
 
 class RowCheck {
  public:
-  RowCheck(const GemmMaker& make, DType dtype, const GemmUse& use)
+  RowCheck(const GemmMaker& make, DType dtype, const GemmUse& use, std::span<const GemmUse> cuts)
       : make_(make),
         dtype_(dtype),
         use_(use),
+        columns_(columns_to_try(use, cuts)),
         rows_(random_elements(dtype, std::int64_t{tile_rows} * use.k)),
         weight_(random_elements(dtype, std::int64_t{use.n} * use.k)) {}
 
   bool passes() {
     Columns whole = columns(1, 0);
     for (const int threads : {1, most_one_dnn_threads}) {
-      for (const int part : {1, 2, 8}) {
-        const int first = use_.n - use_.n / part;
-        if (use_.n % part != 0 || first == use_.n) continue;
+      for (const int count : columns_) {
+        const int first = use_.n - count;
         Columns some = columns(threads, first);
         if (!same(whole, some, first)) return false;
       }
@@ -91,6 +91,17 @@ class RowCheck {
   }
 
  private:
+  static std::set<int> columns_to_try(const GemmUse& use, std::span<const GemmUse> cuts) {
+    std::set<int> counts = {use.n};
+    for (const int part : {2, 8}) {
+      if (use.n >= part && use.n % part == 0) counts.insert(use.n / part);
+    }
+    for (const GemmUse& cut : cuts) {
+      if (cut.k == use.k && cut.n < use.n) counts.insert(cut.n);
+    }
+    return counts;
+  }
+
   Columns columns(int threads, int first) {
     const auto before = static_cast<std::size_t>(first) * static_cast<std::size_t>(use_.k);
     return Columns(make_, threads, weight_.as<char>() + before * size_of(dtype_), use_.n - first,
@@ -122,6 +133,7 @@ class RowCheck {
   const GemmMaker& make_;
   DType dtype_;
   GemmUse use_;
+  std::set<int> columns_;
   AlignedBuffer rows_;    // [tile_rows, k]
   AlignedBuffer weight_;  // [n, k]
 };
@@ -129,25 +141,46 @@ class RowCheck {
 }  // namespace
 
 std::optional<GemmUse> use_that_changes_rows(const GemmMaker& make, DType dtype,
-                                             std::span<const GemmUse> uses) {
+                                             std::span<const GemmUse> uses,
+                                             std::span<const GemmUse> cuts) {
   const int before = omp_get_max_threads();
   const auto found = std::find_if(uses.begin(), uses.end(), [&](const GemmUse& use) {
-    return !RowCheck(make, dtype, use).passes();
+    return !RowCheck(make, dtype, use, cuts).passes();
   });
   omp_set_num_threads(before);
   return found == uses.end() ? std::nullopt : std::optional(*found);
 }
 
+namespace {
+GemmUse use_of(const WeightInfo& info) {
+  return {static_cast<int>(info.rows), static_cast<int>(info.cols)};
+}
+}  // namespace
+
 std::vector<GemmUse> gemm_uses(const ModelShape& shape) {
   std::set<GemmUse> uses;
   for (const WeightInfo& info : weights_of(shape)) {
     if (info.use == Use::vector || info.id == Weight::embedding) continue;
-    uses.insert({static_cast<int>(info.rows), static_cast<int>(info.cols)});
+    uses.insert(use_of(info));
   }
   return {uses.begin(), uses.end()};
 }
 
-CpuIsa widest_cpu_isa_for(const ModelShape& shape, DType dtype) {
+std::vector<GemmUse> gemm_cuts(const ModelShape& shape, const AttentionShare& share) {
+  std::set<GemmUse> cuts;
+  Part part;
+  for (int place = 0; place < share.members; ++place) {
+    part.attention = share_attention(shape, share.members, place, share.output);
+    for (const WeightInfo& info : weights_of(shape)) {
+      if (info.use == Use::vector) continue;
+      const WeightInfo own = own_weight(shape, part, info);
+      if (own.rows < info.rows) cuts.insert(use_of(own));
+    }
+  }
+  return {cuts.begin(), cuts.end()};
+}
+
+CpuIsa widest_cpu_isa_for(const ModelShape& shape, DType dtype, const AttentionShare& share) {
   const CpuIsa widest = widest_cpu_isa();
   if (widest != CpuIsa::avx512_amx || dtype != DType::bfloat16) return widest;
   if (!OneDnnGemm::limit_to_amx()) return CpuIsa::avx512_bf16;
@@ -155,7 +188,8 @@ CpuIsa widest_cpu_isa_for(const ModelShape& shape, DType dtype) {
     return std::make_unique<OneDnnGemm>(dtype, threads, CpuIsa::avx512_amx);
   };
   const std::vector<GemmUse> uses = gemm_uses(shape);
-  return use_that_changes_rows(make, dtype, uses) ? CpuIsa::avx512_bf16 : widest;
+  const std::vector<GemmUse> cuts = gemm_cuts(shape, share);
+  return use_that_changes_rows(make, dtype, uses, cuts) ? CpuIsa::avx512_bf16 : widest;
 }
 
 }  // namespace atl::compute

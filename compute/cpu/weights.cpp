@@ -9,17 +9,25 @@
 
 namespace atl::compute {
 
-Finish finish_of(Weight weight, Activation activation) {
+namespace {
+Finish finish_of_output(const AttentionShare& share) {
+  if (!share.shared() || share.output == OutputCut::rows) return Finish::add;
+  return share.output == OutputCut::columns ? Finish::rounded : Finish::float32;
+}
+}  // namespace
+
+Finish finish_of(Weight weight, const BackendOptions& options) {
   switch (weight) {
     case Weight::router:
     case Weight::lm_head:
       return Finish::float32;
     case Weight::o:
+      return finish_of_output(options.part.attention);
     case Weight::down:
       return Finish::add;
     case Weight::up:
     case Weight::gate:
-      return activation == Activation::swiglu ? Finish::swiglu : Finish::gelu;
+      return options.shape.activation == Activation::swiglu ? Finish::swiglu : Finish::gelu;
     default:
       return Finish::rounded;
   }
@@ -29,6 +37,8 @@ CpuLayers::CpuLayers(const BackendOptions& options)
     : options_(options),
       shape_(options_.shape),
       element_bytes_(static_cast<std::int64_t>(size_of(options.dtype))),
+      own_(own_heads(options.shape, options.part.attention)),
+      sums_per_member_(options.part.attention.sums_per_member(shape_)),
       layout_(kv_layout_of(options)),
       gemm_(make_gemm(options.dtype, options.num_threads)),
       kernels_(kernels_for(options.dtype, cpu_isa())),
@@ -102,7 +112,7 @@ void CpuLayers::prepare() {
     } else if (info.id != Weight::embedding) {
       const PackedWeight& weight = matrix_place(info, local_expert);
       memory_.weights += weight.bytes();
-      gemm_->prepare(weight, finish_of(info.id, shape_.activation));
+      gemm_->prepare(weight, finish_of(info.id, options_));
     }
   });
   HostArena arena(HostArena::Mode::take);
@@ -110,10 +120,10 @@ void CpuLayers::prepare() {
   memory_.buffers = arena.bytes() + gemm_->buffer_bytes();
   kv_ = CpuKvCache(options_, arena);
   for (const AlignedBuffer& pages : kv_.layers) memory_.kv_cache += pages.bytes();
-  const auto tokens = static_cast<std::size_t>(whole_tiles(options_.max_chunk_tokens));
-  positions_.resize(tokens);
-  pages_.resize(tokens);
-  attend_plan_.reserve(options_.max_chunk_tokens, work_.attend);
+  const std::int64_t rows = options_.most_attention_rows();
+  positions_.resize(static_cast<std::size_t>(rows));
+  pages_.resize(static_cast<std::size_t>(rows));
+  attend_plan_.reserve(rows, work_.attend);
 }
 
 std::string CpuLayers::description() const {

@@ -46,12 +46,13 @@ CpuWorkspace::CpuWorkspace(const BackendOptions& options, HostArena& arena) {
     return arena.buffer(rows * width * static_cast<std::int64_t>(sizeof(float)));
   };
   h = rows_of(tokens, shape.hidden);
+  take_shared(options, arena);
   inner = rows_of(most_rows_at_once, widest);
   vocab_rows = vocab_rows_for(shape.vocab);
   vocab = floats_of(vocab_rows, shape.vocab);
 
   attend = attend_limits_of(options);
-  const int queries = attend.tile_rows * (shape.num_heads / shape.num_kv_heads);
+  const int queries = attend.tile_rows * attend.group;
   scratch_floats = (attend_scratch_floats(attend.layout, queries) + 15) / 16 * 16;
   attend_scratch = floats_of(options.num_threads, scratch_floats);
   attend_partial = floats_of(1, attend.partial_floats);
@@ -64,6 +65,21 @@ CpuWorkspace::CpuWorkspace(const BackendOptions& options, HostArena& arena) {
   rope_fine = angles(fine);
   fill(rope_coarse, shape, fine);
   fill(rope_fine, shape, 1);
+}
+
+void CpuWorkspace::take_shared(const BackendOptions& options, HostArena& arena) {
+  const ModelShape& shape = options.shape;
+  const AttentionShare& share = options.part.attention;
+  if (!share.shared()) return;
+  const std::int64_t all = options.most_attention_rows();
+  if (share.output != OutputCut::sum) {
+    const std::int64_t rows = share.output == OutputCut::rows ? options.max_chunk_tokens : all;
+    heads = arena.buffer(whole_tiles(rows) * shape.q_width() *
+                         static_cast<std::int64_t>(size_of(options.dtype)));
+  }
+  if (shape.qk_norm == QkNorm::whole_row) {
+    mean_squares = arena.buffer(all * 2 * static_cast<std::int64_t>(sizeof(float)));
+  }
 }
 
 }  // namespace atl::compute

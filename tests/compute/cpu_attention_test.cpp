@@ -140,6 +140,8 @@ struct AttentionCase {
       args.num_rows = num_rows;
       args.first_position = first;
       args.kv_head = head;
+      args.num_heads = shape.num_heads / shape.num_kv_heads;
+      args.first_head = head * args.num_heads;
       args.scratch = scratch.as<float>();
       if (!in_splits) {
         kernels.attend(args);

@@ -45,6 +45,35 @@ TEST_P(CpuPlan, IsWhatABackendHolds) {
   }
 }
 
+TEST_P(CpuPlan, IsWhatRanksThatShareAttentionHold) {
+  using compute::OutputCut;
+  const ModelShape& shape = GetParam().shape;
+  for (const OutputCut output : {OutputCut::rows, OutputCut::columns, OutputCut::sum}) {
+    if (output == OutputCut::columns && shape.hidden % 2 != 0) continue;
+    RankOptions rank;
+    rank.dtype = DType::bfloat16;
+    rank.num_threads = 2;
+    rank.max_chunk_tokens = 150;
+    compute::BackendOptions options;
+    rank.make_backend = [&](const compute::BackendOptions& given) {
+      options = given;
+      options.part.attention = compute::share_attention(shape, 2, 1, output);
+      return compute::make_cpu_backend(options);
+    };
+    SingleRank single(random_model(shape, rank.dtype, 1), rank);
+    const compute::MemoryPlan plan = compute::cpu_memory_plan(options);
+    const auto held = single.backend().memory();
+    EXPECT_EQ(held.weights, plan.weights);
+    EXPECT_EQ(held.kv_cache, plan.kv_cache);
+    EXPECT_EQ(held.buffers, plan.buffers());
+    options.part.attention = {};
+    const compute::MemoryPlan alone = compute::cpu_memory_plan(options);
+    EXPECT_LT(plan.weights, alone.weights);
+    const int kept = shape.num_kv_heads == 1 ? 1 : shape.num_kv_heads / 2;
+    EXPECT_EQ(plan.kv_cache * shape.num_kv_heads, alone.kv_cache * kept);
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Kinds, CpuPlan, ::testing::ValuesIn(model_kinds()),
                          [](const auto& kind_info) { return kind_info.param.name; });
 

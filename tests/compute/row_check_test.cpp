@@ -12,6 +12,7 @@
 #include "app/model/model_config.hpp"
 #include "compute/cpu/one_dnn_gemm.hpp"
 #include "compute/cpu/panel_gemm.hpp"
+#include "tests/tiny_model.hpp"
 
 namespace atl::testing {
 namespace {
@@ -78,6 +79,21 @@ TEST(RowCheck, FindsRowsThatChangeWithTheThreads) {
 TEST(RowCheck, FindsRowsThatChangeWithTheColumnsBeside) {
   EXPECT_EQ(found([](int n, std::int64_t, int) { return n == 24; }), uses[0]);
   EXPECT_EQ(found([](int n, std::int64_t, int) { return n == 8; }), uses[1]);
+}
+
+TEST(RowCheck, FindsRowsThatChangeWhereARankHasSomeColumns) {
+  const auto found_with = [](const std::vector<GemmUse>& cuts) {
+    const auto make = [&](int threads) {
+      return std::make_unique<Changed>(threads, [](int n, std::int64_t, int) { return n == 20; });
+    };
+    return use_that_changes_rows(make, DType::bfloat16, uses, cuts);
+  };
+  EXPECT_EQ(found_with({{20, 40}}), uses[1]);
+  EXPECT_EQ(found_with({{20, 32}, {12, 40}}), std::nullopt);
+  ModelShape shape = tiny_shape();  // 4 heads of 16 for 2 KV heads, hidden 48
+  const auto cuts = gemm_cuts(shape, share_attention(shape, 4, 1, OutputCut::columns));
+  EXPECT_EQ(cuts, (std::vector<GemmUse>{{12, 64}, {48, 48}}));
+  EXPECT_TRUE(gemm_cuts(shape, {}).empty());
 }
 
 TEST(RowCheck, OneDnnIsNeverGivenThreadsToSplitSumsAmong) {

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <map>
+#include <numeric>
 #include <set>
 #include <string>
 #include <tuple>
@@ -11,6 +12,8 @@
 
 #include "app/model/model_config.hpp"
 #include "app/plan/placement.hpp"
+#include "compute/error.hpp"
+#include "compute/weight_cut.hpp"
 #include "tests/tiny_model.hpp"
 
 namespace atl::compute {
@@ -73,6 +76,83 @@ TEST(WeightsOf, CutsFallBetweenHeadsAndInsideMlps) {
                                 (info.id == Weight::q_norm || info.id == Weight::k_norm);
       const bool of_heads = info.id == Weight::qkv || info.id == Weight::o || of_rows_norm;
       EXPECT_EQ(info.cut != Cut::none, of_mlp || of_heads) << name << name_of(info.id);
+    }
+  }
+}
+
+TEST(ShareAttention, GroupsOfQueryHeadsMayDifferInSize) {
+  ModelShape shape = testing::tiny_shape();
+  shape.num_heads = 12;
+  shape.num_kv_heads = 4;
+  using Groups = std::vector<HeadGroup>;
+  const auto heads = [&](int members, int place) {
+    return share_attention(shape, members, place, OutputCut::columns).heads;
+  };
+  EXPECT_EQ(heads(3, 0), (Groups{{0, 0, 3}, {1, 3, 1}}));
+  EXPECT_EQ(heads(3, 1), (Groups{{1, 4, 2}, {2, 6, 2}}));
+  EXPECT_EQ(heads(3, 2), (Groups{{2, 8, 1}, {3, 9, 3}}));
+  EXPECT_EQ(heads(12, 7), (Groups{{2, 7, 1}}));
+  EXPECT_TRUE(heads(1, 0).empty());
+  EXPECT_EQ(share_attention(shape, 3, 0, OutputCut::rows).sums_per_member(shape), 6);
+  EXPECT_EQ(share_attention(shape, 6, 0, OutputCut::rows).sums_per_member(shape), 4);
+}
+
+TEST(ShareAttention, RefusesWhatDoesNotDivide) {
+  ModelShape shape = testing::tiny_shape();
+  EXPECT_THROW(share_attention(shape, 3, 0, OutputCut::rows), Error);
+  EXPECT_THROW(share_attention(shape, 2, 2, OutputCut::rows), Error);
+  shape.hidden = 37;
+  EXPECT_THROW(share_attention(shape, 2, 0, OutputCut::columns), Error);
+  EXPECT_EQ(share_attention(shape, 2, 1, OutputCut::rows).heads.size(), 1U);
+}
+
+/// Numbers of a tensor [rows, cols] whose element says where it is: row * cols + column.
+std::vector<float> numbered(const WeightInfo& info) {
+  std::vector<float> values(static_cast<std::size_t>(info.num_elements()));
+  std::iota(values.begin(), values.end(), 0.0F);
+  return values;
+}
+
+TEST(WeightCut, ARankHasItsHeadsRowsAndItsPartOfTheOutput) {
+  ModelShape shape = testing::tiny_shape();
+  shape.qk_norm = QkNorm::whole_row;
+  const int d = shape.head_dim;  // 4 query heads, 2 KV heads; member 2 has query head 2, KV head 1
+  for (const OutputCut output : {OutputCut::rows, OutputCut::columns, OutputCut::sum}) {
+    Part part = whole_model(shape);
+    part.attention = share_attention(shape, 4, 2, output);
+    for (const WeightInfo& info : weights_of(shape)) {
+      const std::vector<float> values = numbered(info);
+      AlignedBuffer buffer;
+      const HostTensor own = own_tensor(
+          shape, part, info, {values.data(), DType::float32, info.rows, info.cols}, buffer);
+      EXPECT_EQ(own.rows, own_weight(shape, part, info).rows);
+      EXPECT_EQ(own.cols, own_weight(shape, part, info).cols);
+      std::vector<std::int64_t> rows(static_cast<std::size_t>(info.rows));
+      std::iota(rows.begin(), rows.end(), 0);
+      std::int64_t first_col = 0;
+      const auto keep = [&](std::initializer_list<int> heads) {
+        rows.clear();
+        for (const int head : heads) {
+          for (int i = 0; i < d; ++i) rows.push_back(head * d + i);
+        }
+      };
+      if (info.id == Weight::qkv) keep({2, 4 + 1, 6 + 1});
+      if (info.id == Weight::q_norm) keep({2});
+      if (info.id == Weight::k_norm) keep({1});
+      if (info.id == Weight::o && output == OutputCut::columns) {
+        rows.resize(12);
+        std::iota(rows.begin(), rows.end(), 24);
+      }
+      const bool some_columns = info.id == Weight::o && output == OutputCut::sum;
+      if (some_columns) first_col = std::int64_t{2} * d;
+      ASSERT_EQ(own.rows, static_cast<std::int64_t>(rows.size())) << name_of(info.id);
+      ASSERT_EQ(own.cols, some_columns ? d : info.cols) << name_of(info.id);
+      const auto* got = static_cast<const float*>(own.data);
+      for (const std::int64_t row : rows) {
+        for (std::int64_t c = 0; c < own.cols; ++c) {
+          ASSERT_EQ(*got++, static_cast<float>(row * info.cols + first_col + c));
+        }
+      }
     }
   }
 }

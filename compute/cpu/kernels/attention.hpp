@@ -389,7 +389,7 @@ void write_outputs(const QueryTile<T>& tile, const SplitState& total) {
   const AttendArgs& args = tile.args;
   const int d = args.layout.head_dim;
   for (int i = 0; i < tile.n; ++i) {
-    const int at = args.kv_head * tile.group + i % tile.group;
+    const int at = args.first_head + i % tile.group;
     T* to =
         static_cast<T*>(args.out) + (std::int64_t{i / tile.group} * args.layout.num_heads + at) * d;
     const float* out = total.out + std::int64_t{i} * args.layout.value_stride;
@@ -416,15 +416,9 @@ void load_query(const T* q, float* to, int d) {
 /// A tile without queries and scores.
 template <class T>
 QueryTile<T> tile_of(const AttendArgs& args) {
-  const int group = args.layout.num_heads / args.layout.num_kv_heads;
   const int d = args.layout.head_dim;
-  return {args,
-          group,
-          args.num_rows * group,
-          (d + 15) / 16 * 16,
-          nullptr,
-          nullptr,
-          1.0F / std::sqrt(static_cast<float>(d))};
+  return {args,    args.num_heads, args.num_rows * args.num_heads,         (d + 15) / 16 * 16,
+          nullptr, nullptr,        1.0F / std::sqrt(static_cast<float>(d))};
 }
 
 template <class T>
@@ -437,7 +431,7 @@ void attend(const AttendArgs& args) {
   const std::int64_t state_floats = attend_state_floats(args.layout, tile.n);
   tile.q = reinterpret_cast<typename Query<T>::type*>(states + 2 * state_floats);
   for (int i = 0; i < tile.n; ++i) {
-    const int head = args.kv_head * tile.group + i % tile.group;
+    const int head = args.first_head + i % tile.group;
     const T* q = static_cast<const T*>(args.qkv) + i / tile.group * args.qkv_stride + head * d;
     load_query(q, tile.q + i * tile.q_stride, d);
   }

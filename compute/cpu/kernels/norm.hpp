@@ -19,12 +19,30 @@ float sum_of_squares(const T* x, std::int64_t width) {
   return sum(total);
 }
 
-/// NaN where the squares are not finite: 0, the inverse of infinity, would hide an overflow.
-template <class T>
-float inverse_rms(const T* x, std::int64_t width, float eps) {
-  const float mean = sum_of_squares(x, width) / static_cast<float>(width);
+/// By the mean of the squares. NaN where that is not finite: 0, the inverse of infinity, would hide
+/// an overflow.
+inline float inverse_rms(float mean, float eps) {
   const float inverse = 1.0F / std::sqrt(mean + eps);
   return inverse > 0 ? inverse : std::numeric_limits<float>::quiet_NaN();
+}
+
+template <class T>
+float inverse_rms(const T* x, std::int64_t width, float eps) {
+  return inverse_rms(sum_of_squares(x, width) / static_cast<float>(width), eps);
+}
+
+template <class T>
+void head_squares(const void* row, int num_heads, int head_dim, float* out) {
+  const T* heads = static_cast<const T*>(row);
+  for (int h = 0; h < num_heads; ++h) out[h] = sum_of_squares(heads + h * head_dim, head_dim);
+}
+
+/// Over all heads of a row: sums of heads, added in their order, so that ranks may make some each.
+template <class T>
+float mean_square_of_heads(const T* heads, int num_heads, int head_dim) {
+  float total = 0;
+  for (int h = 0; h < num_heads; ++h) total += sum_of_squares(heads + h * head_dim, head_dim);
+  return total / static_cast<float>(num_heads * head_dim);
 }
 
 template <class T>

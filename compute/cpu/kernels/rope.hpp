@@ -69,6 +69,25 @@ inline void store_keys(const KvLayout& layout, const T* keys, int count, int tok
   }
 }
 
+/// What a whole_row norm multiplies row number `row` by, whose q begins at `q`; else 1.
+template <class T>
+inline void scale_whole_row(const RopeArgs& args, const T* q, std::int64_t row,
+                            Rotation& rotation) {
+  rotation.q_scale = 1.0F;
+  rotation.k_scale = 1.0F;
+  if (args.norm != QkNorm::whole_row) return;
+  const KvLayout& layout = args.layout;
+  const int d = layout.head_dim;
+  if (args.mean_squares != nullptr) {
+    rotation.q_scale = inverse_rms(args.mean_squares[2 * row], args.eps);
+    rotation.k_scale = inverse_rms(args.mean_squares[2 * row + 1], args.eps);
+    return;
+  }
+  const T* k = q + layout.num_heads * d;
+  rotation.q_scale = inverse_rms(mean_square_of_heads(q, layout.num_heads, d), args.eps);
+  rotation.k_scale = inverse_rms(mean_square_of_heads(k, layout.num_kv_heads, d), args.eps);
+}
+
 /// rope() of `count` <= rope_rows rows that are consecutive tokens of one panel.
 template <class T>
 void rope_block(const RopeArgs& args, std::int64_t first, int count, Rotation* rotations, T* keys) {
@@ -84,8 +103,7 @@ void rope_block(const RopeArgs& args, std::int64_t first, int count, Rotation* r
     T* q = rows + t * stride;
     Rotation& rotation = rotations[t];
     rotation_of(args.tables, args.positions[first + t], d / 2, rotation);
-    rotation.q_scale = whole ? inverse_rms(q, q_width, args.eps) : 1.0F;
-    rotation.k_scale = whole ? inverse_rms(q + q_width, kv_width, args.eps) : 1.0F;
+    scale_whole_row(args, q, first + t, rotation);
     for (int h = 0; h < layout.num_heads; ++h) {
       const float scale = each ? inverse_rms(q + h * d, d, args.eps) : rotation.q_scale;
       const float* weight = each ? args.q_norm : (whole ? args.q_norm + h * d : nullptr);

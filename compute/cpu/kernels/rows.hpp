@@ -18,6 +18,21 @@ void add(float* x, const void* y, std::int64_t count) {
 }
 
 template <class T>
+void add_sum(float* x, const float* rows, std::int64_t stride, const float* own, int place,
+             int members, int width) {
+  for (int i = 0; i < width; i += lanes) {
+    Vec total = broadcast(0);
+    for (int m = 0; m < members; ++m) {
+      const float* row = m == place ? own : rows + m * stride;
+      total = total + load(row + i, width - i);
+    }
+    alignas(64) T rounded[lanes];
+    store(rounded, total);
+    store(x + i, load(x + i, width - i) + load(rounded), width - i);
+  }
+}
+
+template <class T>
 void to_float(const void* in, float* out, std::int64_t count) {
   const T* from = static_cast<const T*>(in);
   for (std::int64_t i = 0; i < count; i += lanes) {
