@@ -28,6 +28,7 @@ std::size_t bytes_of_row(StepKind kind, const RowsSetup& setup) {
                  ? static_cast<std::size_t>(share.sums_per_member(shape)) * sizeof(float)
                  : 0;
     case StepKind::heads:
+      if (share.output == compute::OutputCut::sum) return 0;
       return static_cast<std::size_t>(shape.q_width()) / members * element;
     case StepKind::outputs:
       if (share.output == compute::OutputCut::rows) return 0;
