@@ -31,8 +31,8 @@ void require_ranks_divide(int ranks, const Division& d) {
   const int stage = network / d.pp;
   for (const auto& [name, value] :
        {std::pair{"--tp", d.tp}, std::pair{"--expert-tp", d.expert_tp}}) {
-    require(stage % value == 0, "{} {} does not divide the {} ranks of a stage; try {}", name, value,
-            stage, divisors_of(stage, [](int) { return true; }));
+    require(stage % value == 0, "{} {} does not divide the {} ranks of a stage; try {}", name,
+            value, stage, divisors_of(stage, [](int) { return true; }));
   }
 }
 
@@ -55,9 +55,8 @@ JobLayout::JobLayout(const Division& division, const std::vector<int>& node_of)
   by(Share::stage, [&](int rank) { return rank / stage; });
   by(Share::owner, [&](int rank) { return rank / division.tp; });
   by(Share::holder, [&](int rank) { return rank / division.expert_tp; });
-  by(Share::exchange, [&](int rank) {
-    return rank / stage * division.expert_tp + rank % division.expert_tp;
-  });
+  by(Share::exchange,
+     [&](int rank) { return rank / stage * division.expert_tp + rank % division.expert_tp; });
   const int owners = stage / division.tp;  // of a stage
   by(Share::sequences,
      [&](int rank) { return rank / network * owners + rank % stage / division.tp; });
@@ -131,12 +130,12 @@ std::string text_of(const JobLayout& layout, const ModelShape& shape) {
   for (const std::vector<int>& members : owners.members) {
     const int rank = members.front();
     const LayerRange layers = layers_of_stage(shape.num_layers, layout.stage_of(rank), d.pp);
-    text += fmt::format(
-        "{:>7} {:>5} {:>8} {:>8}  {:<12} {:<12} {}\n",
-        layout.of(Share::network).group_of[static_cast<std::size_t>(rank)], layout.stage_of(rank),
-        fmt::format("{}-{}", layers.first, layers.end - 1), ranks_text(members),
-        ranks_text(members), ranks_text(layout.of(Share::holder).group_with(rank)),
-        ranks_text(layout.of(Share::exchange).group_with(rank)));
+    text += fmt::format("{:>7} {:>5} {:>8} {:>8}  {:<12} {:<12} {}\n",
+                        layout.of(Share::network).group_of[static_cast<std::size_t>(rank)],
+                        layout.stage_of(rank), fmt::format("{}-{}", layers.first, layers.end - 1),
+                        ranks_text(members), ranks_text(members),
+                        ranks_text(layout.of(Share::holder).group_with(rank)),
+                        ranks_text(layout.of(Share::exchange).group_with(rank)));
   }
   return text;
 }

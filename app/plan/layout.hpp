@@ -9,7 +9,8 @@
 
 namespace atl {
 
-/// What the ranks of a group share. The first three are groups of a Layout, the rest of a JobLayout.
+/// What the ranks of a group share. The first three are groups of a Layout, the rest of a
+/// JobLayout.
 enum class Share : std::uint8_t {
   exchange,   ///< rows of experts go between them
   node,       ///< of these, memory
@@ -35,9 +36,10 @@ struct Grouping {
   }
 };
 
-/// The ranks between which rows of experts go, numbered from 0. Nodes may differ in ranks. Where they
-/// do, the rails have no members of their own: all ranks are the one group, and a row to another node goes to the rank there whose place is the sender's own
-/// place modulo that node's number of ranks.
+/// The ranks between which rows of experts go, numbered from 0. Nodes may differ in ranks. Where
+/// they do, the rails have no members of their own: all ranks are the one group, and a row to
+/// another node goes to the rank there whose place is the sender's own place modulo that node's
+/// number of ranks.
 struct Layout {
   std::array<Grouping, num_exchange_shares> groups;
 

@@ -8,10 +8,8 @@ compute::Part part_of(const JobLayout& job, const Placement& placement, const Mo
     return static_cast<int>(job.of(share).place_of[static_cast<std::size_t>(rank)]);
   };
   const Division& division = job.division();
-  compute::Part part =
-      placement.part_of(place_in(Share::exchange), shape, job.exchange_of(rank));
-  const LayerRange layers =
-      layers_of_stage(shape.num_layers, job.stage_of(rank), division.pp);
+  compute::Part part = placement.part_of(place_in(Share::exchange), shape, job.exchange_of(rank));
+  const LayerRange layers = layers_of_stage(shape.num_layers, job.stage_of(rank), division.pp);
   part.first_layer = layers.first;
   part.end_layer = layers.end;
   for (int layer = 0; layer < shape.num_layers; ++layer) {
@@ -19,8 +17,7 @@ compute::Part part_of(const JobLayout& job, const Placement& placement, const Mo
     if (!here) part.experts[static_cast<std::size_t>(layer)].clear();
   }
   if (division.tp > 1) {
-    part.attention =
-        compute::share_attention(shape, division.tp, place_in(Share::owner), output);
+    part.attention = compute::share_attention(shape, division.tp, place_in(Share::owner), output);
   }
   return part;
 }

@@ -7,8 +7,8 @@
 
 namespace atl {
 
-/// `placement` is of the ranks between which experts' rows go, alike in all such groups. Throws Error
-/// where the model does not divide so.
+/// `placement` is of the ranks between which experts' rows go, alike in all such groups. Throws
+/// Error where the model does not divide so.
 compute::Part part_of(const JobLayout& job, const Placement& placement, const ModelShape& shape,
                       int rank, compute::OutputCut output);
 

@@ -181,9 +181,9 @@ PassChoices::Candidate& PassChoices::take(Bucket& bucket) {
 /// Where the best so far is cut as finely, or as coarsely, as any that was tried on its route, the
 /// next count may be better still.
 PassChoices::Candidate* PassChoices::untried_neighbour(Bucket& bucket) const {
-  const auto best = std::min_element(
-      bucket.candidates.begin(), bucket.candidates.end(),
-      [](const Candidate& a, const Candidate& b) { return a.best < b.best; });
+  const auto best =
+      std::min_element(bucket.candidates.begin(), bucket.candidates.end(),
+                       [](const Candidate& a, const Candidate& b) { return a.best < b.best; });
   const PassSize size{bucket.phase, bucket.least_rows};
   for (const int chunks : {best->way.chunks * 2, best->way.chunks / 2}) {
     const PassWay way{best->way.route, chunks};

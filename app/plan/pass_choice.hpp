@@ -73,8 +73,8 @@ struct PassRecord {
 
 /// Alike on all ranks, which feed it the same numbers: the deciding rank's. Passes of nearly equal
 /// size (within a factor of two) are decided together. The best estimates are tried in turn, then
-/// neighbours of the best while they are better, and the fastest is kept; ever more seldom the second
-/// is tried again.
+/// neighbours of the best while they are better, and the fastest is kept; ever more seldom the
+/// second is tried again.
 class PassChoices {
  public:
   explicit PassChoices(PassFacts facts);
@@ -92,7 +92,7 @@ class PassChoices {
   struct Candidate {
     PassWay way;
     double estimate = 0;
-    double best = 0;          // seconds per row, 0: not known
+    double best = 0;  // seconds per row, 0: not known
     double last_per_row = 0;
     std::int64_t passes = 0;  // whose time is known
     std::int64_t taken = 0;

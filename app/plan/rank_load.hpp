@@ -11,11 +11,12 @@ inline constexpr std::int64_t unread_pages = -1;
 
 /// What a rank tells the others before each pass.
 struct RankLoad {
-  std::int64_t prompt_tokens = 0;   ///< of its sequences, not yet processed
-  std::int64_t remaining_work = 0;  ///< prompt tokens plus tokens it may still generate
+  std::int64_t prompt_tokens = 0;   ///< of the pass's sequences, not yet processed
+  std::int64_t remaining_work = 0;  ///< of all: prompt tokens plus tokens it may still generate
   std::int64_t free_pages = 0;
-  std::int32_t decoding = 0;  ///< sequences that generate
+  std::int32_t decoding = 0;  ///< sequences of the pass that generate
   std::int32_t free_sequences = 0;
+  std::int32_t sequences = 0;     ///< of the pass
   std::int32_t stop_signal = 0;   ///< that this rank was sent; 0: none
   std::int32_t checkpoint = 0;    ///< a CheckpointPhase
   std::int64_t result_bytes = 0;  ///< of requests finished since the last pass, for rank 0

@@ -49,7 +49,7 @@ struct StepInfo {
   std::string_view name;
   bool exchange = false;
   Share share = Share::exchange;  ///< of an exchange: whose ranks take part, by Route::nodes
-  bool ends_phase = false;     ///< after it the other chunks get their turn, see interleave()
+  bool ends_phase = false;        ///< after it the other chunks get their turn, see interleave()
 };
 const StepInfo& info_of(StepKind kind);
 
@@ -83,7 +83,7 @@ struct StageSteps {
   int end_layer = -1;  ///< -1: the model's last one is the last
   bool attention_shared = false;
   compute::OutputCut output = compute::OutputCut::columns;  ///< where attention is shared
-  bool sequences_shared = false;  ///< other ranks have them too
+  bool sequences_shared = false;                            ///< other ranks have them too
 
   bool operator==(const StageSteps&) const = default;
 };
@@ -108,8 +108,8 @@ struct Schedule {
 };
 
 /// Chunks run through the layers independently; of one chunk every step waits for those whose rows
-/// or counts it uses. What fills the KV cache for a chunk also waits for that of the chunk before it
-/// in the same layer, since a sequence may be cut between them and needs the earlier keys and
+/// or counts it uses. What fills the KV cache for a chunk also waits for that of the chunk before
+/// it in the same layer, since a sequence may be cut between them and needs the earlier keys and
 /// values.
 Schedule overlapped_schedule(const ModelShape& shape, int num_chunks, const StageSteps& stage = {});
 

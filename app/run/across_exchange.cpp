@@ -52,7 +52,8 @@ void AcrossExchange::tell(int layer) {
   told_->packed(chunk_);
   told_->plan_sends(move_);
   for (int node = 0; node < setup_.groups->layout().num_nodes(); ++node) {
-    if (node == setup_.groups->layout().node_of(setup_.groups->of(Share::exchange).rank())) continue;
+    if (node == setup_.groups->layout().node_of(setup_.groups->of(Share::exchange).rank()))
+      continue;
     told_->tell(node, there_.counters().to(told_->member_of_node(node)));
   }
   there_.counters().start(move_, chunk_.across_send);

@@ -27,11 +27,11 @@ float* ActivationDump::buffer(int chunk, int layer, std::size_t tokens) {
   return x.data();
 }
 
-void ActivationDump::write(Batcher& batch) {
-  rows_.for_each(batch, [this](int index, const compute::Segment& segment,
-                               std::span<const std::int32_t> tokens, std::size_t request) {
-    write(index, segment, tokens, request);
-  });
+void ActivationDump::write(Batcher& batch, int first_slot) {
+  rows_.for_each(
+      batch, first_slot,
+      [this](int index, const compute::Segment& segment, std::span<const std::int32_t> tokens,
+             std::size_t request) { write(index, segment, tokens, request); });
 }
 
 void ActivationDump::write(int chunk_index, const compute::Segment& segment,

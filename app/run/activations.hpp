@@ -20,13 +20,13 @@ namespace atl {
 class ActivationDump {
  public:
   /// Collective. Throws Error on all ranks alike when the file cannot be written.
-  ActivationDump(const std::string& path, const io::ActivationLayout& layout,
-                 const Groups& groups, const ModelShape& shape, int max_chunks);
+  ActivationDump(const std::string& path, const io::ActivationLayout& layout, const Groups& groups,
+                 const ModelShape& shape, int max_chunks);
 
   /// Where x [tokens, H] of a chunk after a layer goes; null for layers that are not kept.
   float* buffer(int chunk, int layer, std::size_t tokens);
   /// Writes the ComputedRows of the pass that has just run, before the batcher's finish_pass().
-  void write(Batcher& batch);
+  void write(Batcher& batch, int first_slot = 0);
   /// Collective: the file gets its name.
   void close();
 

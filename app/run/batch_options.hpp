@@ -13,7 +13,10 @@ namespace atl {
 struct BatchOptions : ChunkLimits {
   Mode mode = Mode::generate;
   int max_tokens = 64;     ///< for requests that name none
-  int max_sequences = 64;  ///< at once on one rank
+  int max_sequences = 64;  ///< at once in one pass
+  /// Passes under way at the same time, each with sequences of its own: where layers are in stages,
+  /// so that each stage has something to do.
+  int num_flights = 1;
   int page_tokens = 64;
   std::int64_t num_pages = 0;                ///< KV pages of one rank
   std::vector<std::int32_t> stop_token_ids;  ///< of the model

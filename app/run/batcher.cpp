@@ -39,16 +39,17 @@ bool contains(const std::vector<std::int32_t>& ids, std::int32_t token) {
 }  // namespace
 
 // All that a pass touches is sized here, so that passes do not allocate.
-Batcher::Batcher(const BatchOptions& options, const SequenceRoom& room, Restore restore)
+Batcher::Batcher(const BatchOptions& options, const SequenceRoom& room, Restore restore,
+                 std::shared_ptr<PagePool> pages)
     : options_(options),
       restore_(std::move(restore)),
-      pages_(options.num_pages),
+      pages_(pages ? std::move(pages) : std::make_shared<PagePool>(options.num_pages)),
       sequences_(room),
       pass_(options) {}
 
 RankLoad Batcher::load() const {
   RankLoad load = sequences_.load();
-  load.free_pages = pages_.num_free();
+  load.free_pages = pages_->num_free();
   return load;
 }
 
@@ -78,7 +79,7 @@ void Batcher::take_up(Admitted admitted) {
   Sequence& sequence =
       sequences_.start(admitted.request, asked.tokens, new_tokens_of(asked, options_));
   for (std::int64_t left = pages_needed(asked, options_); left > 0; --left) {
-    sequence.pages.push_back(pages_.take());
+    sequence.pages.push_back(pages_->take());
   }
   sequence.asked = std::move(admitted.asked);
   sequence.asked.tokens = {};
@@ -163,7 +164,7 @@ FinishedRequest& Batcher::finish(Sequence& sequence, const char* reason) {
   } else {
     done.result.tokens = sequence.tokens;
   }
-  for (const std::int32_t page : sequence.pages) pages_.give_back(page);
+  for (const std::int32_t page : sequence.pages) pages_->give_back(page);
   sequence.request = -1;
   return done;
 }

@@ -5,6 +5,7 @@
 // and hears the other ranks' load once per pass, so that all cut the pass alike.
 
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <vector>
 
@@ -23,8 +24,10 @@ namespace atl {
 
 class Batcher {
  public:
-  /// `restore` fetches what was kept of requests that were under way when the run began.
-  Batcher(const BatchOptions& options, const SequenceRoom& room, Restore restore = {});
+  /// `restore` fetches what was kept of requests that were under way when the run began. Batchers
+  /// of one rank may share their KV pages.
+  Batcher(const BatchOptions& options, const SequenceRoom& room, Restore restore = {},
+          std::shared_ptr<PagePool> pages = nullptr);
 
   RankLoad load() const;
 
@@ -66,7 +69,7 @@ class Batcher {
 
   BatchOptions options_;
   Restore restore_;
-  PagePool pages_;
+  std::shared_ptr<PagePool> pages_;
   Sequences sequences_;
   Pass pass_;
   std::vector<FinishedRequest> finished_;

@@ -221,12 +221,14 @@ void Checkpoints::list_sequences(const CheckpointSource& source, io::CheckpointC
     tokens.insert(tokens.end(), generated.begin(), generated.end());
     logprobs.insert(logprobs.end(), scored.begin(), scored.end());
   };
-  const Sequences& sequences = source.batcher->sequences();
-  for (const std::int32_t slot : sequences.taken()) {
-    const Sequence& sequence = sequences.in_slot(slot);
-    add({sequence.request, sequence.num_generated(),
-         static_cast<std::int64_t>(sequence.logprobs.size()), sequence.cached, 0},
-        sequence.generated(), sequence.logprobs);
+  for (const auto& batcher : source.batchers) {
+    const Sequences& sequences = batcher->sequences();
+    for (const std::int32_t slot : sequences.taken()) {
+      const Sequence& sequence = sequences.in_slot(slot);
+      add({sequence.request, sequence.num_generated(),
+           static_cast<std::int64_t>(sequence.logprobs.size()), sequence.cached, 0},
+          sequence.generated(), sequence.logprobs);
+    }
   }
   first_carried_ = own_.size();
   int turn = 0;
@@ -240,8 +242,8 @@ void Checkpoints::list_sequences(const CheckpointSource& source, io::CheckpointC
     if (!waiting.resumed) contents.pending.push_back(waiting.request);
   }
   const std::size_t told = speaks_ ? own_.size() * sizeof(own_[0]) : 0;
-  for (const std::string& text : world_.allgather_texts(
-           std::string(reinterpret_cast<const char*>(own_.data()), told))) {
+  for (const std::string& text :
+       world_.allgather_texts(std::string(reinterpret_cast<const char*>(own_.data()), told))) {
     const auto* first = reinterpret_cast<const io::CheckpointSequence*>(text.data());
     const std::size_t count = text.size() / sizeof(own_[0]);
     contents.sequences.insert(contents.sequences.end(), first, first + count);
@@ -336,7 +338,10 @@ void Checkpoints::write_some(const CheckpointSource& source, double seconds) {
 void Checkpoints::write_at_cursor(const CheckpointSource& source, bool& wrote) {
   const Cursor at = cursor_;
   const io::CheckpointSequence& s = own_[at.sequence];
-  const auto pages = source.batcher->pages_of(static_cast<std::int32_t>(s.request));
+  std::span<const std::int32_t> pages;
+  for (const auto& batcher : source.batchers) {
+    if (pages.empty()) pages = batcher->pages_of(static_cast<std::int32_t>(s.request));
+  }
   const bool kept = carried() || !pages.empty();
   const bool writes = kept && at.piece < s.num_pieces();
   // First: where writing fails, the cursors of all ranks that have the sequence stay together.

@@ -36,9 +36,9 @@ struct CheckpointCost {
 
 /// What a checkpoint is made of.
 struct CheckpointSource {
-  const Batcher* batcher = nullptr;
-  std::span<const WaitingRequest> waiting;        ///< on rank 0: that no rank has taken yet
-  std::span<const std::int32_t> resumed_waiting;  ///< of these, what this run resumed
+  std::span<const std::unique_ptr<Batcher>> batchers;  ///< none has a pass under way
+  std::span<const WaitingRequest> waiting;             ///< on rank 0: that no rank has taken yet
+  std::span<const std::int32_t> resumed_waiting;       ///< of these, what this run resumed
   SharedKv* kv = nullptr;
   const Traffic* traffic = nullptr;
   const Placement* placement = nullptr;

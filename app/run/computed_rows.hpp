@@ -27,11 +27,11 @@ class ComputedRows {
  public:
   explicit ComputedRows(int place = 0, int members = 1) : place_(place), members_(members) {}
 
-  /// visit(chunk's index, segment, its tokens, request) for every segment with own rows to keep;
-  /// rows are counted from the first own one. Of the pass that has just run, before the batcher's
-  /// finish_pass().
+  /// visit(chunk's slot, segment, its tokens, request) for every segment with own rows to keep;
+  /// rows are counted from the first own one. Of the pass that has just run, with its first chunk
+  /// in `first_slot`, before the batcher's finish_pass().
   template <class Visit>
-  void for_each(Batcher& batch, const Visit& visit) {
+  void for_each(Batcher& batch, int first_slot, const Visit& visit) {
     ended_.clear();
     for (int c = 0; c < batch.num_chunks(); ++c) {
       const ChunkBatch& chunk = batch.chunk(c);
@@ -54,7 +54,7 @@ class ComputedRows {
         const auto tokens = std::span(chunk.tokens)
                                 .subspan(static_cast<std::size_t>(own.first + segment.first_row),
                                          static_cast<std::size_t>(segment.num_rows));
-        visit(c, segment, tokens, static_cast<std::size_t>(request));
+        visit(first_slot + c, segment, tokens, static_cast<std::size_t>(request));
       }
     }
   }

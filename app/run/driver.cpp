@@ -64,17 +64,9 @@ Driver::Driver(compute::Backend& backend, const Groups& groups, const ModelShape
       timeline_(timeline),
       traffic_(shape, placement, groups.job()),
       back_off_(backend, options.shares_cores) {
-  std::size_t most_steps = 0;
-  for (const Route route : {Route::flat, Route::nodes}) {
-    if (!(route == Route::flat ? options_.flat : options_.nodes)) continue;
-    StageSteps stage = options_.stage;
-    stage.route = route;
-    for (Schedule& schedule : agreed_schedules(groups.of(Share::stage), shape_, options_.num_chunks,
-                                               options_.overlap, stage)) {
-      most_steps = std::max(most_steps, schedule.steps.size());
-      passes_[static_cast<std::size_t>(route)].emplace_back(std::move(schedule));
-    }
-  }
+  flights_.resize(static_cast<std::size_t>(options_.num_flights));
+  order_.reserve(flights_.size());
+  make_schedules(groups);
   const RowsSetup rows{&groups,
                        &shape_,
                        &options_.attention,
@@ -87,7 +79,7 @@ Driver::Driver(compute::Backend& backend, const Groups& groups, const ModelShape
                        backend_.device_memory(),
                        &traffic_};
   std::size_t most_requests = 0;
-  for (int c = 0; c < options_.num_chunks; ++c) {
+  for (int c = 0; c < std::max(options_.num_chunks, options_.num_flights); ++c) {
     ChunkState& state = *chunks_.emplace_back(std::make_unique<ChunkState>(backend_, options_));
     state.moves =
         options_.moves ? options_.moves(*state.chunk, c) : moves_over_mpi(rows, *state.chunk);
@@ -97,30 +89,72 @@ Driver::Driver(compute::Backend& backend, const Groups& groups, const ModelShape
       most_requests += state.heads->lane().most_requests();
     }
   }
+  std::size_t most_steps = 0;
+  for (const auto& passes : passes_) {
+    for (const ReadySteps& steps : passes) {
+      most_steps = std::max(most_steps, steps.schedule().steps.size());
+    }
+  }
   running_compute_.reserve(max_queued(backend_) + 1);
-  running_exchange_.reserve(most_steps);
+  running_exchange_.reserve(most_steps * flights_.size());
   poller_.reserve(3 * chunks_.size(), most_requests);  // between nodes, inside, between stages
 }
 
 Driver::~Driver() = default;
 
-const Schedule& Driver::schedule(int num_chunks, Route route) const {
-  return const_cast<Driver*>(this)->steps_of(num_chunks, route).schedule();
+void Driver::make_schedules(const Groups& groups) {
+  for (const Route route : {Route::flat, Route::nodes}) {
+    if (!(route == Route::flat ? options_.flat : options_.nodes)) continue;
+    StageSteps stage = options_.stage;
+    stage.route = route;
+    auto& passes = passes_[static_cast<std::size_t>(route)];
+    for (Schedule& schedule : agreed_schedules(groups.of(Share::stage), shape_, options_.num_chunks,
+                                               options_.overlap, stage)) {
+      passes.emplace_back(std::move(schedule));
+    }
+    for (int flight = 1; flight < options_.num_flights; ++flight) {
+      Schedule schedule = passes.front().schedule();
+      for (Step& step : schedule.steps) step.chunk = static_cast<std::int16_t>(flight);
+      passes.emplace_back(std::move(schedule));
+    }
+  }
 }
 
-ReadySteps& Driver::steps_of(int num_chunks, Route route) {
+const Schedule& Driver::schedule(int num_chunks, Route route) const {
+  return const_cast<Driver*>(this)->steps_of(num_chunks, route, 0).schedule();
+}
+
+ReadySteps& Driver::steps_of(int num_chunks, Route route, int flight) {
   auto& passes = passes_[static_cast<std::size_t>(route)];
   require(!passes.empty(), "internal: no pass was to take the route {}", name_of(route));
-  return passes[static_cast<std::size_t>(num_chunks - 1)];
+  require(num_chunks == 1 || options_.num_flights == 1,
+          "internal: a pass of {} chunks beside others", num_chunks);
+  return passes[static_cast<std::size_t>(num_chunks - 1 + flight)];
 }
 
 Driver::ChunkState& Driver::chunk_of(const Step& step) {
   return *chunks_[static_cast<std::size_t>(step.chunk)];
 }
 
-void Driver::run_pass(Batcher& batch, Route route) {
-  prepare(batch, route);
-  while (!steps_->all_completed()) {
+void Driver::start(int index, Batcher& batch, Route route) {
+  Flight& flight = flights_[static_cast<std::size_t>(index)];
+  flight.batch = &batch;
+  flight.steps = &steps_of(batch.num_chunks(), route, index);
+  flight.steps->begin();
+  flight.under_way = true;
+  order_.push_back(index);
+  for (int c = 0; c < batch.num_chunks(); ++c) {
+    ChunkState& state = *chunks_[static_cast<std::size_t>(first_slot(index) + c)];
+    state.batch = &batch.chunk(c);
+    state.moves->begin(route);
+    give_rows(*state.batch, *state.chunk);
+  }
+  back_off_.progress();
+}
+
+void Driver::land(int index) {
+  Flight& flight = flights_[static_cast<std::size_t>(index)];
+  while (!flight.steps->all_completed()) {
     launch();
     if (!running_exchange_.empty()) backend_.start();
     if (poll()) {
@@ -132,19 +166,8 @@ void Driver::run_pass(Batcher& batch, Route route) {
                      !running_exchange_.empty());
     }
   }
-}
-
-void Driver::prepare(Batcher& batch, Route route) {
-  batch_ = &batch;
-  steps_ = &steps_of(batch.num_chunks(), route);
-  steps_->begin();
-  for (int c = 0; c < batch.num_chunks(); ++c) {
-    ChunkState& state = *chunks_[static_cast<std::size_t>(c)];
-    state.batch = &batch.chunk(c);
-    state.moves->begin(route);
-    give_rows(*state.batch, *state.chunk);
-  }
-  back_off_.progress();
+  flight.under_way = false;
+  std::erase(order_, index);
 }
 
 /// The chunk's rows are the owner's; x has those of this rank.
@@ -153,32 +176,45 @@ void Driver::give_rows(const ChunkBatch& batch, compute::Chunk& chunk) const {
   chunk.all_rows = static_cast<std::int64_t>(batch.tokens.size());
   const RowRange own = rows_of_member(chunk.all_rows, share.place, share.members);
   chunk.first_own_row = own.first;
-  chunk.tokens = std::span(batch.tokens)
-                     .subspan(static_cast<std::size_t>(own.first), static_cast<std::size_t>(own.size()));
+  chunk.tokens =
+      std::span(batch.tokens)
+          .subspan(static_cast<std::size_t>(own.first), static_cast<std::size_t>(own.size()));
   chunk.segments = batch.segments;
 }
 
+/// The oldest flight's steps go first: it is the one that others wait for.
 void Driver::launch() {
-  for (const auto index : steps_->take_messages()) {
-    const Step& step = steps_->step(index);
+  for (const int flight : order_) launch_messages(flight);
+  for (const int flight : order_) launch_arithmetic(flight);
+}
+
+void Driver::launch_messages(int flight) {
+  ReadySteps& steps = *flights_[static_cast<std::size_t>(flight)].steps;
+  for (const auto index : steps.take_messages()) {
+    const Step& step = steps.step(index);
     chunk_of(step).post(step);
-    running_exchange_.push_back({index, 0, 0, now_seconds()});
-  }
-  for (;;) {
-    const auto index = steps_->next_arithmetic(max_queued(backend_));
-    if (index < 0) break;
-    running_compute_.push_back(launch_compute(index));
+    running_exchange_.push_back({flight, index, 0, 0, now_seconds()});
   }
 }
 
-Driver::Running Driver::launch_compute(std::int32_t index) {
-  const Step& step = steps_->step(index);
+void Driver::launch_arithmetic(int flight) {
+  ReadySteps& steps = *flights_[static_cast<std::size_t>(flight)].steps;
+  while (running_compute_.size() < max_queued(backend_)) {
+    const auto index = steps.next_arithmetic(max_queued(backend_));
+    if (index < 0) break;
+    running_compute_.push_back(launch_compute(flight, index));
+  }
+}
+
+Driver::Running Driver::launch_compute(int flight, std::int32_t index) {
+  const Flight& pass = flights_[static_cast<std::size_t>(flight)];
+  const Step& step = pass.steps->step(index);
   ChunkState& state = chunk_of(step);
   compute::Chunk& chunk = *state.chunk;
-  const auto one = [index](compute::Event event) { return Running{index, event, event, 0}; };
+  const auto one = [=](compute::Event event) { return Running{flight, index, event, event, 0}; };
   const auto saved = [&](compute::Event event) {
     const compute::Event kept = save_choices(step, chunk, event);
-    return Running{index, event, save_x(step, chunk, kept), 0};
+    return Running{flight, index, event, save_x(step, chunk, kept), 0};
   };
   switch (step.kind) {
     case StepKind::embed:
@@ -200,8 +236,9 @@ Driver::Running Driver::launch_compute(std::int32_t index) {
     case StepKind::route:
       if (options_.forced) chunk.forced = options_.forced(step.chunk, step.layer);
       return one(backend_.route(chunk, step.layer,
-                                steps_->schedule().stage.route == Route::flat ? compute::RouteTo::experts
-                                                                        : compute::RouteTo::nodes));
+                                pass.steps->schedule().stage.route == Route::flat
+                                    ? compute::RouteTo::experts
+                                    : compute::RouteTo::nodes));
     case StepKind::regroup:
       return one(backend_.regroup(chunk, step.layer, state.moves->node_rows()));
     case StepKind::experts:
@@ -211,7 +248,7 @@ Driver::Running Driver::launch_compute(std::int32_t index) {
     case StepKind::merge:
       return saved(backend_.merge(chunk, step.layer));
     case StepKind::head:
-      return one(state.head.launch(backend_, chunk, *batch_, *state.batch));
+      return one(state.head.launch(backend_, chunk, *pass.batch, *state.batch));
     default:
       break;
   }
@@ -235,7 +272,7 @@ compute::Event Driver::save_choices(const Step& step, const compute::Chunk& chun
 }
 
 void Driver::record_intervals(const Running& running) {
-  const auto step = static_cast<std::size_t>(running.step);
+  const Step& step = step_of(running);
   if (backend_.in_order()) {
     timeline_.computed(
         step, {backend_.interval(running.first).begin, backend_.interval(running.event).end});
@@ -265,7 +302,7 @@ bool Driver::poll_compute() {
     }
     record_intervals(running);
     running_compute_.erase(running_compute_.begin() + static_cast<std::ptrdiff_t>(i));
-    steps_->completed(running.step);
+    flights_[static_cast<std::size_t>(running.flight)].steps->completed(running.step);
     progress = true;
   }
   return progress;
@@ -275,21 +312,23 @@ bool Driver::poll_compute() {
 bool Driver::poll_exchanges() {
   poller_.clear();
   for (const Running& running : running_exchange_) {
-    const Step& step = steps_->step(running.step);
+    const Step& step = step_of(running);
     chunk_of(step).poll_with(step, poller_);
   }
   poller_.test();
   bool progress = false;
   for (std::size_t i = 0; i < running_exchange_.size();) {
     const Running running = running_exchange_[i];
-    const Step& step = steps_->step(running.step);
+    const Step& step = step_of(running);
     if (!chunk_of(step).done(step)) {
       ++i;
       continue;
     }
-    timeline_.exchanged(static_cast<std::size_t>(running.step), running.posted, now_seconds());
+    ReadySteps& steps = *flights_[static_cast<std::size_t>(running.flight)].steps;
+    timeline_.exchanged(running.flight, steps.schedule(), static_cast<std::size_t>(running.step),
+                        running.posted, now_seconds());
     running_exchange_.erase(running_exchange_.begin() + static_cast<std::ptrdiff_t>(i));
-    steps_->completed(running.step);
+    flights_[static_cast<std::size_t>(running.flight)].steps->completed(running.step);
     progress = true;
   }
   return progress;
@@ -301,7 +340,7 @@ void Driver::say_where() {
   const bool computing = !running_compute_.empty();
   if (!computing && running_exchange_.empty()) return;
   const auto& running = computing ? running_compute_ : running_exchange_;
-  const Step& first = steps_->step(running.front().step);
+  const Step& first = step_of(running.front());
   comm::watched::at(name_of(first.kind).data(), first.layer, first.chunk,
                     computing ? Activity::computing : Activity::waiting);
   if (computing || !comm::watched::details_wanted() || back_off_.idle_polls() % 256 != 0) return;
@@ -311,7 +350,7 @@ void Driver::say_where() {
 std::string Driver::awaited() {
   std::string text;
   for (const Running& exchange : running_exchange_) {
-    const Step& step = steps_->step(exchange.step);
+    const Step& step = step_of(exchange);
     const comm::Awaited peers = chunk_of(step).awaited(step);
     if (peers.empty()) continue;
     text += fmt::format("{}{}{}", text.empty() ? "" : ", ", step.name(), peers.text());

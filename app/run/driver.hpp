@@ -25,15 +25,18 @@
 namespace atl {
 
 struct DriverOptions {
-  int num_chunks = 1;
+  int num_chunks = 1;  ///< of a pass, at most
+  /// Passes under way at the same time, each with its own chunks; where there are several, each is
+  /// one chunk.
+  int num_flights = 1;
   bool overlap = true;
   comm::TransportKind transport = comm::TransportKind::ialltoallv;
-  bool shares_cores = false;         ///< this rank has less than a core of its own
-  std::size_t row_bytes = 0;         ///< of one token on the wire
-  std::size_t across_row_bytes = 0;  ///< of one token between nodes, with its tail
-  bool flat = true;                  ///< passes may take Route::flat
-  bool nodes = false;                ///< passes may take Route::nodes
-  StageSteps stage;                  ///< what this rank's stage does, by each route
+  bool shares_cores = false;          ///< this rank has less than a core of its own
+  std::size_t row_bytes = 0;          ///< of one token on the wire
+  std::size_t across_row_bytes = 0;   ///< of one token between nodes, with its tail
+  bool flat = true;                   ///< passes may take Route::flat
+  bool nodes = false;                 ///< passes may take Route::nodes
+  StageSteps stage;                   ///< what this rank's stage does, by each route
   compute::AttentionShare attention;  ///< this rank's
   Mode mode = Mode::generate;
   int max_head_rows = 0;  ///< tokens to choose per chunk (generate)
@@ -63,24 +66,45 @@ class Driver {
 
   /// Takes the batch's chunks through all steps, by the same route on all ranks; afterwards each
   /// chunk's head rows are filled.
-  void run_pass(Batcher& batch, Route route);
+  void run_pass(Batcher& batch, Route route) {
+    start(0, batch, route);
+    land(0);
+  }
+  /// The same in two calls, so that other flights go on meanwhile. Flights are started and landed
+  /// in the same order on all ranks.
+  void start(int flight, Batcher& batch, Route route);
+  void land(int flight);
+  /// The first of the chunks, as save_x and the like count them, that a flight has.
+  int first_slot(int flight) const { return flight; }
 
   const Traffic& traffic() const { return traffic_; }
 
  private:
   struct ChunkState;
+  /// A pass on its way.
+  struct Flight {
+    Batcher* batch = nullptr;
+    ReadySteps* steps = nullptr;
+    bool under_way = false;
+  };
   struct Running {
+    int flight;
     std::int32_t step;
     compute::Event first;  // arithmetic: first and last operation of the step
     compute::Event event;
     double posted;  // messages
   };
 
-  ReadySteps& steps_of(int num_chunks, Route route);
-  void prepare(Batcher& batch, Route route);
+  ReadySteps& steps_of(int num_chunks, Route route, int flight);
+  const Step& step_of(const Running& running) const {
+    return flights_[static_cast<std::size_t>(running.flight)].steps->step(running.step);
+  }
+  void make_schedules(const Groups& groups);
   void give_rows(const ChunkBatch& batch, compute::Chunk& chunk) const;
   void launch();
-  Running launch_compute(std::int32_t step);
+  void launch_messages(int flight);
+  void launch_arithmetic(int flight);
+  Running launch_compute(int flight, std::int32_t step);
   compute::Event save_x(const Step& step, const compute::Chunk& chunk, compute::Event last);
   compute::Event save_choices(const Step& step, const compute::Chunk& chunk, compute::Event last);
   ChunkState& chunk_of(const Step& step);
@@ -96,13 +120,15 @@ class Driver {
   Placement placement_;
   DriverOptions options_;
   Timeline& timeline_;
-  std::array<std::vector<ReadySteps>, num_routes> passes_;  // [routes][num_chunks - 1]
+  // [routes][num_chunks - 1], or [routes][flights] where there are several
+  std::array<std::vector<ReadySteps>, num_routes> passes_;
   Traffic traffic_;
   std::vector<std::unique_ptr<ChunkState>> chunks_;
 
-  // Of the pass under way.
-  Batcher* batch_ = nullptr;
-  ReadySteps* steps_ = nullptr;
+  std::vector<Flight> flights_;
+  std::vector<int> order_;  // flights under way, the oldest first
+
+  // Of all passes under way.
   std::vector<Running> running_compute_;  // in order of their launch
   std::vector<Running> running_exchange_;
   comm::Poller poller_;

@@ -51,7 +51,8 @@ class ExpertExchange {
   std::vector<compute::RowBlock> blocks_;
 };
 
-/// Adds a move's bytes, of rows of `row_bytes`, to what was sent; `ranks` are the members' in the job.
+/// Adds a move's bytes, of rows of `row_bytes`, to what was sent; `ranks` are the members' in the
+/// job.
 void count_sent(Traffic& traffic, Share share, const comm::RowMove& move,
                 const std::vector<int>& ranks, std::size_t row_bytes);
 

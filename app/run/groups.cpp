@@ -23,8 +23,8 @@ Groups::Groups(const comm::Communicator& world, JobLayout job, bool nodes)
   if (!nodes) return;
   const comm::Communicator& exchange = of(Share::exchange);
   for (const Share share : {Share::node, Share::rail}) {
-    groups_[static_cast<std::size_t>(share)] = exchange.split(
-        layout_.of(share).group_of[static_cast<std::size_t>(exchange.rank())]);
+    groups_[static_cast<std::size_t>(share)] =
+        exchange.split(layout_.of(share).group_of[static_cast<std::size_t>(exchange.rank())]);
   }
 }
 

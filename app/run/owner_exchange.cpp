@@ -55,9 +55,9 @@ OwnerExchange::OwnerExchange(const RowsSetup& setup, compute::Chunk& chunk)
     options.device = setup.device;
     options.peers = comm::Peers{};
     row_bytes_.push_back(options.row_bytes);
-    lanes_.push_back(options.row_bytes == 0 ? nullptr
-                                            : std::make_unique<comm::Lane>(
-                                                  setup.groups->of(Share::owner), options));
+    lanes_.push_back(options.row_bytes == 0
+                         ? nullptr
+                         : std::make_unique<comm::Lane>(setup.groups->of(Share::owner), options));
   }
 }
 
@@ -122,8 +122,8 @@ void OwnerExchange::post(StepKind kind) {
   if (kind == StepKind::gather) {
     move_gathered();
     recv = chunk_.normed;
-    send = static_cast<std::byte*>(recv) +
-           static_cast<std::size_t>(chunk_.first_own_row) * row_bytes;
+    send =
+        static_cast<std::byte*>(recv) + static_cast<std::size_t>(chunk_.first_own_row) * row_bytes;
   } else if (kind == StepKind::head_sums) {
     move_parts();
     recv = chunk_.head_sums;

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <limits>
 #include <span>
 #include <utility>
 
@@ -31,9 +32,14 @@ Passes::Passes(const PassesInput& input)
                           in_.ranks.choice.cuda)) {
   const DriverOptions driver = driver_options();
   timeline_.emplace(in_.world.size(), comm::clock_offset(in_.world, in_.ranks.topology),
-                    in_.options.trace.empty() ? 0 : max_trace_events);
+                    in_.options.trace.empty() ? 0 : max_trace_events, in_.sizes.batch.num_flights);
   Workload& work = in_.work;
-  batcher_.emplace(in_.sizes.batch, in_.sizes.room, work.checkpoints.restore_into(kv_));
+  const auto pages = std::make_shared<PagePool>(in_.sizes.batch.num_pages);
+  flights_.resize(static_cast<std::size_t>(in_.sizes.batch.num_flights));
+  for (std::size_t f = 0; f < flights_.size(); ++f) {
+    batchers_.push_back(std::make_unique<Batcher>(in_.sizes.batch, in_.sizes.room,
+                                                  work.checkpoints.restore_into(kv_), pages));
+  }
   driver_.emplace(in_.backend, in_.groups, in_.model.config.shape, in_.placement, driver,
                   *timeline_);
   loads_.resize(static_cast<std::size_t>(in_.world.size()));
@@ -60,6 +66,7 @@ DriverOptions Passes::driver_options() {
   const Sizes& sizes = in_.sizes;
   DriverOptions driver;
   driver.num_chunks = in_.sizes.batch.max_chunks;
+  driver.num_flights = in_.sizes.batch.num_flights;
   driver.overlap = !in_.options.no_overlap;
   driver.transport = in_.transport;
   driver.shares_cores = in_.ranks.given.mine.cores < 1;
@@ -107,7 +114,7 @@ void Passes::open_dump(DriverOptions& driver) {
   layout.layers = in_.dumped_layers;
   layout.model = fmt::format("{:016x}", in_.model.file->identity());
   dump_.emplace(in_.options.activations, layout, in_.groups, in_.model.config.shape,
-                in_.sizes.batch.max_chunks);
+                in_.sizes.num_chunks());
   driver.save_x = [this](int chunk, int layer, std::size_t tokens) {
     return dump_->buffer(chunk, layer, tokens);
   };
@@ -119,33 +126,55 @@ void Passes::open_record(DriverOptions& driver) {
       shared_request_rows(
           in_.world, request_rows(in_.work.requests(), in_.work.mode(), in_.options.max_tokens)));
   record_.emplace(in_.work.written(in_.options.record_routing), layout, in_.world,
-                  in_.sizes.batch.max_chunks, in_.options.resume, in_.work.shared_kept());
+                  in_.sizes.num_chunks(), in_.options.resume, in_.work.shared_kept());
   driver.save_choices = [this](int chunk, int layer, std::size_t tokens) {
     return record_->place(chunk, layer, tokens);
   };
 }
 
+/// Where several passes are under way, each in turn is landed, agreed on anew and started: those of
+/// the other flights go on meanwhile.
 void Passes::run() {
   comm::watched::stage("the steps", in_.options.deadline);
   progress_.emplace(root() ? in_.options.progress : ProgressStyle::none);
-  const double start = now_seconds();
-  double begin = start;
-  for (std::int64_t pass = 0;; ++pass) {
-    const double last_pass_seconds = now_seconds() - begin;
-    begin = now_seconds();
-    comm::watched::begin_pass(pass);
-    if (!agree_on_pass(begin, last_pass_seconds)) break;
-    if (in_.replay != nullptr) in_.replay->prepare(*batcher_);
-    driver_->run_pass(*batcher_, way_.route);
-    finish_pass(now_seconds() - start);
+  start_ = now_seconds();
+  const int num_flights = in_.sizes.batch.num_flights;
+  int idle = 0;  // turns in a row in which no rank had anything to do
+  for (std::int64_t turn = 0; idle < num_flights; ++turn) {
+    const int flight = static_cast<int>(turn % num_flights);
+    comm::watched::begin_pass(turn);
+    land(flight);
+    if (agree_on_pass(flight)) {
+      idle = 0;
+      if (in_.replay != nullptr) in_.replay->prepare(*batchers_[index(flight)], first_slot(flight));
+      driver_->start(flight, *batchers_[index(flight)], flights_[index(flight)].way.route);
+      flights_[index(flight)].under_way = true;
+      if (num_flights == 1) land(flight);
+    } else {
+      ++idle;
+    }
     if (timeline_->full()) timeline_->flush(in_.groups);
-    show_progress(now_seconds() - start);
+    show_progress(now_seconds() - start_);
   }
   comm::watched::end_pass();
   comm::watched::stage("the end", setup_deadlines * in_.options.deadline);
   in_.work.checkpoints.close();
   timeline_->flush(in_.groups);
   progress_->finish();
+}
+
+void Passes::land(int flight) {
+  Flight& pass = flights_[index(flight)];
+  if (!pass.under_way) return;
+  driver_->land(flight);
+  pass.under_way = false;
+  finish_pass(flight);
+  pass.seconds = now_seconds() - pass.begin;
+}
+
+/// Sequences are as far as they have come, and nothing is under way.
+void Passes::land_all() {
+  for (int f = 0; f < in_.sizes.batch.num_flights; ++f) land(f);
 }
 
 /// On rank 0. How much there is to do is known when all requests have been read.
@@ -157,32 +186,43 @@ void Passes::show_progress(double seconds) {
   progress_->update(queue.total_work(), left, seconds);
 }
 
-void Passes::finish_pass(double now) {
-  if (dump_) dump_->write(*batcher_);
-  if (record_) record_->take(*batcher_);
-  const PassTokens tokens = batcher_->finish_pass(now);
-  timeline_->end_pass(speaks_ ? tokens : PassTokens{});
-  if (record_) record_->finish(batcher_->finished());
-  if (in_.replay != nullptr) in_.replay->finish(batcher_->finished());
-  if (!speaks_) batcher_->finished().clear();  // told by another
-  in_.work.results.take(batcher_->finished());
+void Passes::finish_pass(int flight) {
+  Batcher& batch = *batchers_[index(flight)];
+  if (dump_) dump_->write(batch, first_slot(flight));
+  if (record_) record_->take(batch, first_slot(flight));
+  const PassTokens tokens = batch.finish_pass(now_seconds() - start_);
+  timeline_->end_pass(speaks_ ? tokens : PassTokens{}, flight);
+  if (record_) record_->finish(batch.finished());
+  if (in_.replay != nullptr) in_.replay->finish(batch.finished());
+  if (!speaks_) batch.finished().clear();  // told by another
+  in_.work.results.take(batch.finished());
 }
 
-bool Passes::agree_on_pass(double begin, double last_pass_seconds) {
-  in_.world.allgather_into(load_of_rank(), std::span(loads_));
+bool Passes::agree_on_pass(int flight) {
+  Flight& pass = flights_[index(flight)];
+  Batcher& batch = *batchers_[index(flight)];
+  const double begin = now_seconds();
+  in_.world.allgather_into(load_of_rank(flight), std::span(loads_));
   const double agreed = now_seconds();
+  pass.sequences = 0;
+  for (const RankLoad& load : loads_) pass.sequences += load.sequences;
   in_.work.results.collect(loads_);
   stop_if_asked();
   const auto due = static_cast<std::int32_t>(CheckpointPhase::due);
-  if (record_ && loads_[0].checkpoint == due) record_->flush();
-  in_.work.checkpoints.advance(loads_, checkpoint_source(), last_pass_seconds);
-  admit();
-  if (!batcher_->size_up(loads_)) return false;
-  const Phase phase = batcher_->has_prompt_tokens() ? Phase::prefill : Phase::decode;
+  if (loads_[0].checkpoint == due) {
+    land_all();
+    if (record_) record_->flush();
+  }
+  in_.work.checkpoints.advance(loads_, checkpoint_source(), pass.seconds);
+  admit(flight);
+  if (!batch.size_up(loads_)) return false;
+  const Phase phase = batch.has_prompt_tokens() ? Phase::prefill : Phase::decode;
   const int tp = in_.groups.job().division().tp;
-  way_ = choices_.next({phase, (batcher_->most_rows() + tp - 1) / tp}, loads_[0].cost);
-  batcher_->cut(way_.chunks);
-  timeline_->begin_pass(phase, driver_->schedule(way_.chunks, way_.route), begin, agreed);
+  pass.way = choices_.next({phase, (batch.most_rows() + tp - 1) / tp}, loads_[0].cost);
+  batch.cut(pass.way.chunks);
+  timeline_->begin_pass(phase, driver_->schedule(pass.way.chunks, pass.way.route), begin, agreed,
+                        flight);
+  pass.begin = begin;
   last_agreed_ = agreed;
   return true;
 }
@@ -194,8 +234,10 @@ PassCost Passes::cost_of_pass() const {
   const Traffic& traffic = driver_->traffic();
   const JobLayout& job = in_.groups.job();
   const int own_node = job.node_of(in_.world.rank());
-  cost.seconds = now_seconds() - last_agreed_;
-  cost.compute_seconds = timeline_->last_compute_seconds();
+  if (in_.sizes.batch.num_flights == 1) {  // else others had their part in that time
+    cost.seconds = now_seconds() - last_agreed_;
+    cost.compute_seconds = timeline_->last_compute_seconds();
+  }
   for (std::size_t rank = 0; rank < traffic.flat_rows_to.size(); ++rank) {
     if (job.node_of(static_cast<int>(rank)) != own_node) {
       cost.flat_rows += traffic.flat_rows_to[rank];
@@ -216,16 +258,20 @@ PassCost Passes::cost_of_pass() const {
 /// else to do.
 bool Passes::any_to_admit() const {
   const std::int64_t pages = loads_[0].next_pages;
-  if (pages == unread_pages) return most_pass_rows(loads_, in_.sizes.batch) == 0;
+  if (pages == unread_pages) {
+    return std::all_of(loads_.begin(), loads_.end(),
+                       [](const RankLoad& load) { return load.remaining_work == 0; });
+  }
   return pages > 0 && rank_for({.pages = pages}, loads_) >= 0;
 }
 
-void Passes::admit() {
+void Passes::admit(int flight) {
   if (!any_to_admit()) return;
   std::vector<std::string> messages(loads_.size());
   if (root()) {
     in_.work.queue().wait_for_next();
-    for (const RequestQueue::Grant& grant : in_.work.queue().grant(loads_)) {
+    for (const RequestQueue::Grant& grant : in_.work.queue().grant(loads_, most_grants(flight))) {
+      ++flights_[index(flight)].sequences;
       for (const int rank : in_.groups.job().of(Share::sequences).group_with(grant.rank)) {
         append_to(messages[static_cast<std::size_t>(rank)], grant.admitted);
       }
@@ -239,12 +285,14 @@ void Passes::admit() {
   const RankLoad& mine = loads_[static_cast<std::size_t>(in_.world.rank())];
   const std::string message = in_.world.scatter_sized(
       std::move(messages), static_cast<std::uint64_t>(mine.admitted_bytes), 0);
-  for (Admitted& admitted : admitted_from(message)) batcher_->take_up(std::move(admitted));
+  for (Admitted& admitted : admitted_from(message)) {
+    batchers_[index(flight)]->take_up(std::move(admitted));
+  }
 }
 
 CheckpointSource Passes::checkpoint_source() {
   CheckpointSource source;
-  source.batcher = &*batcher_;
+  source.batchers = batchers_;
   if (root()) source.waiting = in_.work.queue().waiting();
   source.resumed_waiting =
       std::span(resumed_).last(static_cast<std::size_t>(loads_[0].resumed_waiting));
@@ -256,19 +304,35 @@ CheckpointSource Passes::checkpoint_source() {
   return source;
 }
 
-RankLoad Passes::load_of_rank() {
-  RankLoad load = speaks_ ? batcher_->load() : RankLoad{};
+RankLoad Passes::load_of_rank(int flight) {
+  RankLoad load;
+  if (speaks_) {
+    load = batchers_[index(flight)]->load();
+    load.remaining_work = 0;
+    for (const auto& batcher : batchers_) load.remaining_work += batcher->load().remaining_work;
+  }
   load.stop_signal = stop_signal();
   load.checkpoint = in_.work.checkpoints.phase();
   load.cost = cost_of_pass();
   load.result_bytes = in_.work.results.waiting_bytes();
   if (root()) {
     in_.work.take_ready();
-    load.next_pages = in_.work.queue().next_pages();
+    load.next_pages = most_grants(flight) == 0 ? 0 : in_.work.queue().next_pages();
     if (load.next_pages == 0 && !in_.work.all_read()) load.next_pages = unread_pages;
     load.resumed_waiting = in_.work.queue().num_resumed();
   }
   return load;
+}
+
+/// Requests that a flight may take up now, of all ranks together: so many that flights have equal
+/// numbers of them. On rank 0.
+std::int64_t Passes::most_grants(int flight) const {
+  const auto num_flights = static_cast<std::int64_t>(batchers_.size());
+  if (num_flights == 1) return std::numeric_limits<std::int64_t>::max();
+  std::int64_t under_way = std::ssize(in_.work.queue().waiting());
+  for (const Flight& each : flights_) under_way += each.sequences;
+  const std::int64_t share = (under_way + num_flights - 1) / num_flights;
+  return std::max<std::int64_t>(0, share - flights_[index(flight)].sequences);
 }
 
 /// Between two passes, where all ranks see the same signals.
@@ -276,6 +340,7 @@ void Passes::stop_if_asked() {
   const auto asked = std::find_if(loads_.begin(), loads_.end(),
                                   [](const RankLoad& load) { return load.stop_signal != 0; });
   if (asked == loads_.end()) return;
+  land_all();
   if (record_) record_->flush();
   const std::string checkpoint = in_.work.checkpoints.write_now(checkpoint_source());
   std::string message;

@@ -2,6 +2,7 @@
 // All passes of a run, from the first batch to the last: what happens in each, and in which order.
 
 #include <cstdint>
+#include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <vector>
@@ -81,15 +82,22 @@ class Passes {
   void share_resumed();
   void open_dump(DriverOptions& driver);
   void open_record(DriverOptions& driver);
-  void finish_pass(double now);
-  /// Between two passes: hears the other ranks, and does what is due. False when all is done.
-  bool agree_on_pass(double begin, double last_pass_seconds);
+  /// Waits for a pass under way, and takes what came of it.
+  void land(int flight);
+  void land_all();
+  void finish_pass(int flight);
+  /// Before a pass: hears the other ranks, and does what is due. False where no rank has anything
+  /// to do in it.
+  bool agree_on_pass(int flight);
+  static std::size_t index(int flight) { return static_cast<std::size_t>(flight); }
+  int first_slot(int flight) const { return driver_->first_slot(flight); }
   PassCost cost_of_pass() const;
   /// Waiting requests go to their ranks, where one has room.
-  void admit();
+  void admit(int flight);
   bool any_to_admit() const;
+  std::int64_t most_grants(int flight) const;
   void show_progress(double seconds);
-  RankLoad load_of_rank();
+  RankLoad load_of_rank(int flight);
   void stop_if_asked();
   CheckpointSource checkpoint_source();
 
@@ -99,10 +107,18 @@ class Passes {
   std::optional<ActivationDump> dump_;
   std::optional<RoutingRecord> record_;
   std::optional<Timeline> timeline_;
-  std::optional<Batcher> batcher_;
+  std::vector<std::unique_ptr<Batcher>> batchers_;  // [flights]
   std::optional<Driver> driver_;
   PassChoices choices_;
-  PassWay way_;                        // of this pass
+  /// A pass that is under way, or the last one of its sequences.
+  struct Flight {
+    PassWay way;
+    bool under_way = false;
+    double begin = 0, seconds = 0;
+    std::int64_t sequences = 0;  // of all ranks, when they last agreed, and given to it since
+  };
+  std::vector<Flight> flights_;
+  double start_ = 0;                   // of the first pass
   double last_agreed_ = 0;             // when the ranks had agreed on it; 0 before the first
   std::vector<RankLoad> loads_;        // [ranks], before this pass
   std::vector<std::int32_t> resumed_;  // requests that this run resumed, in order of admission

@@ -110,8 +110,8 @@ std::size_t place_of(const LayerPlacement& placement, std::size_t expert, int ra
   return static_cast<std::size_t>(placement.first_place_of(rank) + (at - local.begin()));
 }
 
-/// [layers * most places]: a layer's replicas expert by expert, there by rank. Places differ between
-/// networks whose nodes differ, this order does not.
+/// [layers * most places]: a layer's replicas expert by expert, there by rank. Places differ
+/// between networks whose nodes differ, this order does not.
 std::vector<std::int64_t> rows_by_expert(const Traffic& traffic, const Placement& placement) {
   std::vector<std::int64_t> rows(traffic.rows_of_replica.size());
   for (std::size_t layer = 0; layer < placement.kind_of_layer.size(); ++layer) {

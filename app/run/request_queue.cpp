@@ -55,9 +55,9 @@ std::int64_t RequestQueue::next_pages() const {
   return admission_.waiting().empty() ? 0 : admission_.waiting().front().pages;
 }
 
-std::vector<RequestQueue::Grant> RequestQueue::grant(std::span<RankLoad> loads) {
+std::vector<RequestQueue::Grant> RequestQueue::grant(std::span<RankLoad> loads, std::int64_t most) {
   std::vector<Grant> grants;
-  while (next_pages() > 0) {
+  while (next_pages() > 0 && std::ssize(grants) < most) {
     const auto grant = admission_.next(loads);
     if (!grant) break;
     const auto index = static_cast<std::size_t>(grant->request);

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <limits>
 #include <span>
 #include <string>
 #include <vector>
@@ -35,8 +36,10 @@ class RequestQueue {
     int rank = 0;
     Admitted admitted;
   };
-  /// Gives requests to ranks until the next one fits nowhere, and adds them to the ranks' loads.
-  std::vector<Grant> grant(std::span<RankLoad> loads);
+  /// Gives requests to ranks until the next one fits nowhere, `most` at most, and adds them to the
+  /// ranks' loads.
+  std::vector<Grant> grant(std::span<RankLoad> loads,
+                           std::int64_t most = std::numeric_limits<std::int64_t>::max());
 
   /// Notes which requests were read since the last call.
   void take_new();

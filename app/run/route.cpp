@@ -25,10 +25,13 @@ bool may_take(const RunOptions& options, const JobLayout& job, Route route) {
   return options.route.value_or(route) == route;
 }
 
+int most_flights(const RunOptions& options, const JobLayout& job) {
+  const int stages = job.division().pp;
+  return stages == 1 || options.no_overlap ? 1 : stages * options.chunks.value_or(2);
+}
+
 int most_chunks(const RunOptions& options, const JobLayout& job) {
   if (options.chunks) return *options.chunks;
-  const Division& division = job.division();
-  if (division.pp > 1) return std::min(max_chunks, std::max(2, 2 * division.pp));
   if (job.ranks_of_stage() == 1) return 1;
   return most_nodes(job) == 1 ? 2 : max_chunks;
 }
@@ -40,7 +43,9 @@ PassFacts pass_facts(const Groups& groups, const RunOptions& options, const Mode
   for (const Route route : {Route::flat, Route::nodes}) {
     if (may_take(options, groups.job(), route)) facts.routes.push_back(route);
   }
-  if (options.chunks) {
+  if (most_flights(options, groups.job()) > 1) {
+    facts.chunk_counts = {1};
+  } else if (options.chunks) {
     facts.chunk_counts = {*options.chunks};
   } else {
     for (int count = 1; count <= most_chunks(options, groups.job()); count *= 2) {

@@ -11,6 +11,10 @@
 
 namespace atl {
 
+/// Passes under way at the same time: one, but where layers are in stages, for each of these as
+/// many as --chunks says, or two. More let stages wait less, and give their matrices fewer rows.
+int most_flights(const RunOptions& options, const JobLayout& job);
+
 /// Chunks that a pass may be cut into, at most. By itself a rank alone cuts none, and ranks of one
 /// node two: their messages take little time, and more chunks multiply fewer rows at once.
 int most_chunks(const RunOptions& options, const JobLayout& job);
@@ -20,8 +24,8 @@ int most_chunks(const RunOptions& options, const JobLayout& job);
 PassFacts pass_facts(const Groups& groups, const RunOptions& options, const ModelShape& shape,
                      const compute::BackendOptions& backend, const Cluster* cluster, bool cuda);
 
-/// Whether some pass may take this route. Where no rows of experts go between nodes there are no two
-/// hops; networks take the same route.
+/// Whether some pass may take this route. Where no rows of experts go between nodes there are no
+/// two hops; networks take the same route.
 bool may_take(const RunOptions& options, const JobLayout& job, Route route);
 
 }  // namespace atl

@@ -103,10 +103,12 @@ RoutingRecord::Place RoutingRecord::place(int chunk, int layer, std::size_t toke
   return {chosen.experts.data(), chosen.weights.data()};
 }
 
-void RoutingRecord::take(Batcher& batch) {
+void RoutingRecord::take(Batcher& batch, int first_slot) {
   const Timed timed(cost_.seconds);
-  rows_.for_each(batch, [this](int chunk, const compute::Segment& segment, auto,
-                               std::size_t request) { append(chunk, segment, request); });
+  rows_.for_each(batch, first_slot,
+                 [this](int chunk, const compute::Segment& segment, auto, std::size_t request) {
+                   append(chunk, segment, request);
+                 });
 }
 
 /// The request, whose next choices are those at `position`. One that an earlier run had begun

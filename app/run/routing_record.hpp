@@ -53,7 +53,7 @@ class RoutingRecord {
   /// The place is filled when the pass has run.
   Place place(int chunk, int layer, std::size_t tokens);
   /// Takes over the choices of the pass that has just run, before the batcher's finish_pass().
-  void take(Batcher& batch);
+  void take(Batcher& batch, int first_slot = 0);
   /// Writes what is left of these requests, before their results go anywhere: a result in the
   /// journal has its choices in the file.
   void finish(std::span<const FinishedRequest> requests);

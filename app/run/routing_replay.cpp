@@ -187,7 +187,7 @@ const RoutingReplay::Ahead& RoutingReplay::read_ahead(std::size_t request, std::
   return ahead;
 }
 
-void RoutingReplay::prepare(Batcher& batch) {
+void RoutingReplay::prepare(Batcher& batch, int first_slot) {
   for (int c = 0; c < batch.num_chunks(); ++c) {
     const ChunkBatch& chunk = batch.chunk(c);
     const RowRange own =
@@ -195,7 +195,7 @@ void RoutingReplay::prepare(Batcher& batch) {
     for (std::size_t s = 0; s < chunk.segments.size(); ++s) {
       const compute::Segment segment = own_part(chunk.segments[s], own);
       if (segment.num_rows == 0) continue;
-      take(c, static_cast<std::size_t>(own.size()), segment,
+      take(first_slot + c, static_cast<std::size_t>(own.size()), segment,
            static_cast<std::size_t>(chunk.requests[s]));
     }
   }

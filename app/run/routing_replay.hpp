@@ -61,7 +61,7 @@ class RoutingReplay {
 
   /// Reads the choices of this rank's part of the next pass. Throws Error where a request goes
   /// beyond its choices.
-  void prepare(Batcher& batch);
+  void prepare(Batcher& batch, int first_slot = 0);
   /// Those of a chunk in a layer; they live until the next pass.
   compute::ForcedChoices of(int chunk, int layer) const;
   /// For the report: the file, its checksum, and whose weights.

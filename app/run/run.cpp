@@ -103,8 +103,8 @@ class Job {
         world_, request_rows(work_.requests(), work_.mode(), options_.max_tokens));
     world_.agree([&] {
       const compute::AttentionShare& share = sizes_.backend.part.attention;
-      replay_.emplace(*replay_file_, rows, model_.config.shape, sizes_.batch.max_chunks,
-                      share.place, share.members);
+      replay_.emplace(*replay_file_, rows, model_.config.shape, sizes_.num_chunks(), share.place,
+                      share.members);
     });
     if (!root()) return;
     const int left_out = replay_file_->columns() - replay_file_->top_k();

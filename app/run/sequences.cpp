@@ -46,6 +46,7 @@ RankLoad Sequences::load() const {
     if (!sequence.prefilling()) ++load.decoding;
     load.remaining_work += prompt_left + sequence.max_new - sequence.num_generated();
   }
+  load.sequences = static_cast<std::int32_t>(taken_.size());
   load.free_sequences = static_cast<std::int32_t>(slots_.size() - taken_.size());
   return load;
 }

@@ -21,7 +21,9 @@ SharedKv::SharedKv(const Groups& groups, const ModelShape& shape, const compute:
 }
 
 int SharedKv::owner() const {
-  return groups_.job().of(Share::sequences).group_of[static_cast<std::size_t>(groups_.world().rank())];
+  return groups_.job()
+      .of(Share::sequences)
+      .group_of[static_cast<std::size_t>(groups_.world().rank())];
 }
 
 std::int64_t SharedKv::num_kept() const {
@@ -42,8 +44,8 @@ void SharedKv::spread(const std::vector<compute::HeadGroup>& heads, std::int64_t
 void SharedKv::save(int layer, std::span<const std::int32_t> pages, std::int64_t first,
                     std::int64_t count, std::span<std::byte> keys, std::span<std::byte> values) {
   const auto save_to = [&](void* k, void* v) {
-    backend_.finish(backend_.save_kv(layer, pages, static_cast<int>(first), static_cast<int>(count),
-                                     k, v));
+    backend_.finish(
+        backend_.save_kv(layer, pages, static_cast<int>(first), static_cast<int>(count), k, v));
   };
   if (alone()) return save_to(keys.data(), values.data());
   std::string mine;
@@ -80,8 +82,8 @@ void SharedKv::load(int layer, std::span<const std::int32_t> pages, std::int64_t
                     std::span<const std::byte> values) {
   if (!has(layer)) return;
   const auto load_from = [&](const void* k, const void* v) {
-    backend_.finish(backend_.load_kv(layer, pages, static_cast<int>(first), static_cast<int>(count),
-                                     k, v));
+    backend_.finish(
+        backend_.load_kv(layer, pages, static_cast<int>(first), static_cast<int>(count), k, v));
   };
   if (!part_.attention.shared()) return load_from(keys.data(), values.data());
   const auto row = static_cast<std::size_t>(shape_.num_kv_heads) * head_bytes_;
@@ -89,8 +91,8 @@ void SharedKv::load(int layer, std::span<const std::int32_t> pages, std::int64_t
   own_values_.clear();
   for (std::int64_t i = 0; i < count; ++i) {
     for (const compute::HeadGroup& head : part_.attention.heads) {
-      const std::size_t at = static_cast<std::size_t>(i) * row +
-                             static_cast<std::size_t>(head.kv_head) * head_bytes_;
+      const std::size_t at =
+          static_cast<std::size_t>(i) * row + static_cast<std::size_t>(head.kv_head) * head_bytes_;
       own_keys_.insert(own_keys_.end(), keys.begin() + static_cast<std::ptrdiff_t>(at),
                        keys.begin() + static_cast<std::ptrdiff_t>(at + head_bytes_));
       own_values_.insert(own_values_.end(), values.begin() + static_cast<std::ptrdiff_t>(at),

@@ -24,7 +24,8 @@ BatchOptions batch_options(const RunOptions& options, const Sized& sized) {
   batch.max_tokens = options.max_tokens;
   // Limits are of a rank, and sequences of an owner.
   batch.max_sequences = options.max_sequences * sized.job.division().tp;
-  batch.max_chunks = most_chunks(options, sized.job);
+  batch.num_flights = most_flights(options, sized.job);
+  batch.max_chunks = batch.num_flights > 1 ? 1 : most_chunks(options, sized.job);
   batch.page_tokens = page_tokens;
   batch.stop_token_ids = sized.model.config.stop_token_ids;
   batch.dtype = sized.model.dtype;
@@ -33,8 +34,12 @@ BatchOptions batch_options(const RunOptions& options, const Sized& sized) {
 
 /// Once it is known how many requests there are at most.
 void limit_to(std::int64_t requests, const RunOptions& options, int tp, BatchOptions& batch) {
-  batch.max_sequences = static_cast<int>(std::min<std::int64_t>(batch.max_sequences, requests));
-  batch.max_pass_tokens = std::max(options.step_tokens * tp, batch.max_sequences);
+  const auto of_flight = [&](int number) {
+    return (number + batch.num_flights - 1) / batch.num_flights;
+  };
+  batch.max_sequences = static_cast<int>(
+      std::min<std::int64_t>(of_flight(batch.max_sequences), std::max<std::int64_t>(1, requests)));
+  batch.max_pass_tokens = std::max(of_flight(options.step_tokens * tp), batch.max_sequences);
   batch.min_chunk_tokens = std::min(options.min_chunk_tokens * tp, batch.max_pass_tokens);
 }
 
@@ -56,7 +61,7 @@ compute::BackendOptions backend_options(int rank, const RunOptions& run, const S
   options.page_tokens = page_tokens;
   options.max_chunk_tokens = part_of_owner(
       std::min(batch.max_pass_tokens, std::max(chunk_rows + 1, 2 * batch.min_chunk_tokens)));
-  options.num_chunks = batch.max_chunks;
+  options.num_chunks = std::max(batch.max_chunks, batch.num_flights);
   if (!run.chunks && batch.max_chunks > 1) {
     // Two chunks take a whole pass, four as many tokens each as they get then, and so on. The first
     // takes what is too little to be cut.
@@ -71,8 +76,7 @@ compute::BackendOptions backend_options(int rank, const RunOptions& run, const S
     options.max_chunk_tokens = options.chunk_tokens.front();
   }
   // All that the others send goes to this rank's experts.
-  options.most_receive_rows = std::int64_t{layout.num_ranks() - 1} *
-                              options.max_chunk_tokens *
+  options.most_receive_rows = std::int64_t{layout.num_ranks() - 1} * options.max_chunk_tokens *
                               std::min<std::int64_t>(shape.top_k, options.part.most_experts());
   // What an even routing brings, at least.
   options.receive_rows =
@@ -102,9 +106,7 @@ Sizes sizes_of(const comm::Communicator& world, const RunOptions& options, const
   }
   needs = world.broadcast_value(needs, 0);
   limit_to(needs.count, options, sized.job.division().tp, sizes.batch);
-  world.agree([&] {
-    sizes.backend = backend_options(world.rank(), options, sized, sizes.batch);
-  });
+  world.agree([&] { sizes.backend = backend_options(world.rank(), options, sized, sizes.batch); });
   std::int64_t pages = 0;
   world.agree([&] {
     // Without replicas asked for, requests are refused one by one where memory does not do.

@@ -1,6 +1,7 @@
 #pragma once
 // How large a run's passes, chunks, buffers and KV cache are.
 
+#include <algorithm>
 #include <string>
 #include <vector>
 
@@ -21,6 +22,9 @@ struct Sizes {
   BatchOptions batch;
   compute::BackendOptions backend;  ///< of this rank
   SequenceRoom room;
+
+  /// Chunks that are under way at the same time, at most.
+  int num_chunks() const { return std::max(batch.max_chunks, batch.num_flights); }
 };
 
 /// What there is to size.

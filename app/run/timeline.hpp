@@ -43,22 +43,26 @@ io::TraceLane lane_of(StepKind kind);
 
 class Timeline {
  public:
-  /// `clock_offset` turns this rank's clock into rank 0's. `max_trace_events` 0 keeps no trace.
-  Timeline(int num_ranks, double clock_offset, std::size_t max_trace_events);
+  /// `clock_offset` turns this rank's clock into rank 0's. `max_trace_events` 0 keeps no trace. So
+  /// many passes are under way at the same time, which begin and end in turn.
+  Timeline(int num_ranks, double clock_offset, std::size_t max_trace_events, int num_flights = 1);
 
-  /// Starts a pass at `begin` (before its batch was agreed on, which ended at `agreed`).
-  void begin_pass(Phase phase, const Schedule& schedule, double begin, double agreed);
+  /// Starts a pass at `begin` (before its batch was agreed on, which ended at `agreed`). Where
+  /// there are several at a time, what is counted for it ends where the next one begins.
+  void begin_pass(Phase phase, const Schedule& schedule, double begin, double agreed,
+                  int flight = 0);
   /// When the parts of a step ran, by stream. Parts that only copy are not counted as arithmetic.
-  void computed(std::size_t step, std::span<const compute::Interval> parts);
-  void computed(std::size_t step, const compute::Interval& whole) { computed(step, {&whole, 1}); }
-  void exchanged(std::size_t step, double posted, double done);
-  void end_pass(const PassTokens& tokens);
+  void computed(const Step& step, std::span<const compute::Interval> parts);
+  void computed(const Step& step, const compute::Interval& whole) { computed(step, {&whole, 1}); }
+  void exchanged(int flight, const Schedule& schedule, std::size_t step, double posted,
+                 double done);
+  void end_pass(const PassTokens& tokens, int flight = 0);
 
-  /// Collective: learns when the other ranks of each exchange entered it in the passes since the
-  /// last flush, and adds up their times. Call it after the same pass on all ranks; full() says
-  /// when.
+  /// Collective: learns when the other ranks of each exchange entered it in the passes that have
+  /// ended since the last flush, and adds up their times. Call it after the same pass on all ranks;
+  /// full() says when.
   void flush(const Groups& groups);
-  bool full() const { return passes_.size() >= passes_per_flush; }
+  bool full() const { return passes_.size() >= passes_per_flush + 2 * num_flights_; }
 
   /// Arithmetic of the last pass.
   double last_compute_seconds() const { return last_compute_; }
@@ -69,7 +73,7 @@ class Timeline {
   std::int64_t dropped_trace_events() const { return dropped_; }
 
  private:
-  static constexpr std::size_t passes_per_flush = 64;
+  static constexpr std::size_t passes_per_flush = 64;  // beside those that are under way
   struct Exchanged {
     double posted = 0;
     double done = 0;
@@ -79,7 +83,8 @@ class Timeline {
   struct PassRecord {
     Phase phase{};
     double begin = 0, agreed = 0, end = 0;
-    std::size_t first_interval = 0, num_intervals = 0;
+    bool ended = false;
+    std::size_t first_interval = 0;
     std::size_t first_exchange = 0, num_exchanges = 0;
     PassTokens tokens;
   };
@@ -88,16 +93,38 @@ class Timeline {
     int state;   // 0 compute, 1 exchange, 2 waiting for a rank
     int change;  // +1 or -1
   };
-  void hear_last_posts(const Groups& groups, Share share);
-  void wait_for_stages(const Groups& groups);
-  void account(const PassRecord& pass, std::span<const double> last_posts);
+  /// Exchanges of passes that have ended and are not accounted yet: [first, end).
+  struct Range {
+    std::size_t first, end;
+  };
+  void hear_last_posts(const Groups& groups, Share share, const Range& exchanges);
+  void wait_for_stages(const Groups& groups, const Range& exchanges);
+  std::size_t first_exchange_of(std::size_t pass) const {
+    return pass == passes_.size() ? exchanges_.size() : passes_[pass].first_exchange;
+  }
+  void account(std::size_t pass);
+  /// Passes from the first on that have ended.
+  std::size_t num_ended() const;
+  void forget(std::size_t num_passes);
+  PassRecord& pass_of(int flight) {
+    return passes_[static_cast<std::size_t>(record_of_flight_[static_cast<std::size_t>(flight)])];
+  }
   void add_trace(const Step& step, double begin, double end, int stream = 0);
 
   double clock_offset_;
   std::size_t max_trace_events_;
-  const Schedule* schedule_ = nullptr;
-  std::vector<std::int32_t> exchange_slot_;  // step -> index among its exchanges, or -1
+  std::size_t num_flights_;
+  std::vector<std::ptrdiff_t> record_of_flight_;  // [flights], index into passes_; -1: none
+  /// [steps] of a schedule -> index among its exchanges, or -1.
+  struct Slots {
+    const Schedule* schedule = nullptr;
+    std::vector<std::int32_t> of_step;
+    std::size_t count = 0;
+  };
+  const Slots& slots_of(const Schedule& schedule);
+  std::vector<Slots> slots_;
   std::vector<PassRecord> passes_;
+  std::size_t accounted_ = 0;  // of these, kept for those that were under way beside them
   std::vector<compute::Interval> intervals_;
   std::size_t parts_per_step_ = 1;  // at most, as far as seen
   std::vector<Exchanged> exchanges_;

@@ -98,8 +98,7 @@ TEST(JobLayout, PartsOfAllRanksAreTheModel) {
   std::vector<int> holders(static_cast<std::size_t>(shape.num_layers * shape.num_experts));
   for (int rank = 0; rank < 8; ++rank) {
     const Placement placement = even_placement(shape, job.exchange_of(rank));
-    const compute::Part part =
-        part_of(job, placement, shape, rank, compute::OutputCut::columns);
+    const compute::Part part = part_of(job, placement, shape, rank, compute::OutputCut::columns);
     for (int layer = 0; layer < shape.num_layers; ++layer) {
       for (const int expert : part.experts[static_cast<std::size_t>(layer)]) {
         EXPECT_TRUE(layer >= part.first_layer && layer < part.end_layer);
@@ -108,8 +107,7 @@ TEST(JobLayout, PartsOfAllRanksAreTheModel) {
     }
   }
   for (int i = 0; i < shape.num_layers * shape.num_experts; ++i) {
-    EXPECT_EQ(holders[static_cast<std::size_t>(i)],
-              shape.is_dense(i / shape.num_experts) ? 0 : 1);
+    EXPECT_EQ(holders[static_cast<std::size_t>(i)], shape.is_dense(i / shape.num_experts) ? 0 : 1);
   }
 }
 
@@ -123,14 +121,20 @@ std::string error_of(const std::function<void()>& work) {
 }
 
 TEST(JobLayout, WhatDoesNotDivideIsRefusedWithWhatWould) {
-  EXPECT_EQ(error_of([] { JobLayout({3, 1, 1, 1}, nodes_of(16, 8)); }),
+  EXPECT_EQ(error_of([] {
+              JobLayout({3, 1, 1, 1}, nodes_of(16, 8));
+            }),
             "--replicas 3 does not divide 16 ranks; try 1, 2, 4, 8, 16");
-  EXPECT_EQ(error_of([] { JobLayout({1, 2, 3, 1}, nodes_of(16, 8)); }),
+  EXPECT_EQ(error_of([] {
+              JobLayout({1, 2, 3, 1}, nodes_of(16, 8));
+            }),
             "--tp 3 does not divide the 8 ranks of a stage; try 1, 2, 4, 8");
   ModelShape shape = shape_with(4, 1);
   shape.num_heads = 6;
   shape.hidden = 24;
-  EXPECT_NE(error_of([&] { require_divides({1, 1, 4, 1}, shape); }).find("try 1, 2, 3, 6"),
+  EXPECT_NE(error_of([&] {
+              require_divides({1, 1, 4, 1}, shape);
+            }).find("try 1, 2, 3, 6"),
             std::string::npos);
   EXPECT_NE(error_of([&] { require_divides({1, 5, 1, 1}, shape); }), "");
 }
@@ -148,7 +152,8 @@ TEST(JobLayout, ShortNamesSayTheWholeLayout) {
   EXPECT_EQ(of_text("tp8-pp2", 32), (Division{2, 2, 8, 8}));
   EXPECT_EQ(of_text("ep8-tp8-pp2", 16), (Division{1, 2, 8, 1}));
   EXPECT_EQ(of_text("dp2-ep4-etp2", 16), (Division{2, 1, 1, 2}));
-  for (const char* wrong : {"", "ep", "ep0", "ep-4", "xp4", "ep4-ep4", "ep16x", "ep4-", "tp99999999"}) {
+  for (const char* wrong :
+       {"", "ep", "ep0", "ep-4", "xp4", "ep4-ep4", "ep16x", "ep4-", "tp99999999"}) {
     if (*wrong != '\0') EXPECT_THROW(of_text(wrong, 16), UsageError) << wrong;
   }
   EXPECT_THROW(of_text("dp3-ep16", 32), UsageError);

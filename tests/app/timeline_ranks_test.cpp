@@ -32,15 +32,16 @@ TEST(Timeline, SplitsAPassIntoItsShares) {
   double t = now_seconds() - 10;
   world.allreduce(std::span(&t, 1), comm::Communicator::Reduce::min);
   timeline.begin_pass(Phase::prefill, schedule, t, t + 0.5);  // 0.5 s agreeing: waiting
-  timeline.computed(index_of(schedule, StepKind::route), {t + 1, t + 3});
+  timeline.computed(schedule.steps[index_of(schedule, StepKind::route)], {t + 1, t + 3});
   // The last rank enters the exchange at 4, the others at 2; it ends at 6 everywhere.
   const double posted = world.rank() == last ? t + 4 : t + 2;
-  timeline.exchanged(index_of(schedule, StepKind::counts), posted, t + 6);
-  timeline.computed(index_of(schedule, StepKind::experts), {t + 5, t + 9});
-  timeline.exchanged(index_of(schedule, StepKind::dispatch), t + 9, t + 9);
-  timeline.exchanged(index_of(schedule, StepKind::combine), t + 9, t + 9);
+  timeline.exchanged(0, schedule, index_of(schedule, StepKind::counts), posted, t + 6);
+  timeline.computed(schedule.steps[index_of(schedule, StepKind::experts)], {t + 5, t + 9});
+  timeline.exchanged(0, schedule, index_of(schedule, StepKind::dispatch), t + 9, t + 9);
+  timeline.exchanged(0, schedule, index_of(schedule, StepKind::combine), t + 9, t + 9);
   timeline.end_pass({7, 5, 2});
-  timeline.flush(Groups(world, JobLayout({}, std::vector<int>(static_cast<std::size_t>(world.size()))),
+  timeline.flush(Groups(world,
+                        JobLayout({}, std::vector<int>(static_cast<std::size_t>(world.size()))),
                         /*nodes=*/false));
 
   const PhaseTimes& times = timeline.times(Phase::prefill);
@@ -65,7 +66,7 @@ TEST(Timeline, KeepsNoMoreTraceThanAsked) {
   const Schedule schedule = one_layer();
   Timeline timeline(1, 0, 2);
   timeline.begin_pass(Phase::decode, schedule, 0, 0);
-  for (int i = 0; i < 5; ++i) timeline.computed(0, {1, 2});
+  for (int i = 0; i < 5; ++i) timeline.computed(schedule.steps[0], {1, 2});
   EXPECT_EQ(timeline.trace().size(), 2U);
   EXPECT_EQ(timeline.dropped_trace_events(), 3);
 }
