@@ -134,7 +134,7 @@ class InProcessRanks {
         const Rank& rank = ranks_[static_cast<std::size_t>(group[m])];
         rows.emplace_back(places_of_members(placement_.of(layer), group), static_cast<int>(m));
         rows.back().packed(share == Share::exchange ? rank.chunk->packed_counts
-                                                 : std::span(rank.node_counts));
+                                                    : std::span(rank.node_counts));
         rows.back().plan_sends(moves.emplace_back(static_cast<int>(group.size())));
       }
       for (std::size_t m = 0; m < group.size(); ++m) {

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "app/config_layout.hpp"
 #include "app/run/isa.hpp"
 #include "app/run/written_files.hpp"
 
@@ -67,6 +68,10 @@ void Workload::read_all_where_needed() {
 ordered_json Workload::own_identity(const InputFacts& facts) const {
   ordered_json identity = identity_of(options_, model_identity_, dtype_, arithmetic_, facts);
   if (!replay_.empty()) identity["replay-routing"] = replay_;
+  if (options_.tp_output == compute::OutputCut::sum) {  // the one that changes bits
+    const int tp = division_of(options_, world_.size()).tp;
+    if (tp > 1) identity["attention-summed-over-ranks"] = std::to_string(tp);
+  }
   return identity;
 }
 

@@ -26,8 +26,8 @@ class Ialltoallv final : public Transport {
       send_offsets = shifted_.data();
       send = static_cast<const std::byte*>(send) - setup_.row_bytes;
     }
-    check(MPI_Ialltoallv(send, move.send_counts.data(), send_offsets, setup_.row_type,
-                         recv, move.recv_counts.data(), move.recv_offsets.data(), setup_.row_type,
+    check(MPI_Ialltoallv(send, move.send_counts.data(), send_offsets, setup_.row_type, recv,
+                         move.recv_counts.data(), move.recv_offsets.data(), setup_.row_type,
                          setup_.comm->raw(), requests_.add()),
           "MPI_Ialltoallv");
   }

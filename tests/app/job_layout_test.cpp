@@ -93,7 +93,9 @@ TEST(JobLayout, LayersAndRowsAreAllGivenOutOnce) {
 }
 
 TEST(JobLayout, PartsOfAllRanksAreTheModel) {
-  const ModelShape shape = shape_with(5, 1);
+  ModelShape shape = shape_with(5, 1);
+  shape.num_experts = 6;
+  shape.top_k = 2;
   const JobLayout job({1, 2, 1, 1}, nodes_of(8, 4));
   std::vector<int> holders(static_cast<std::size_t>(shape.num_layers * shape.num_experts));
   for (int rank = 0; rank < 8; ++rank) {

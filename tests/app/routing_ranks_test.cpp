@@ -97,7 +97,8 @@ class RoutingRun {
     BatchOptions batch = batch_;
     batch.max_chunks = chunks;
     Timeline timeline(world_.size(), 0, 0);
-    const Groups groups(world_, JobLayout({}, std::vector<int>(static_cast<std::size_t>(world_.size()))),
+    const Groups groups(world_,
+                        JobLayout({}, std::vector<int>(static_cast<std::size_t>(world_.size()))),
                         /*nodes=*/false);
     Driver driver(*backend_, groups, shape(), placement_, options, timeline);
     std::vector<io::Request> requests = requests_;

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <map>
 #include <set>
 
 #include "app/model/model_config.hpp"
@@ -27,6 +28,73 @@ TEST(Schedule, EveryChunkRunsThroughEveryLayerInBothOrders) {
       EXPECT_EQ(schedule.steps.size(), static_cast<std::size_t>(chunks) * (2 + 2 * 2 + 3 * 12));
     }
   }
+}
+
+std::vector<StepKind> kinds_of(const Schedule& schedule) {
+  std::vector<StepKind> kinds;
+  for (const Step& step : schedule.steps) kinds.push_back(step.kind);
+  return kinds;
+}
+
+TEST(Schedule, SharedAttentionMovesRowsThereAndHeadsBack) {
+  using K = StepKind;
+  ModelShape shape = shape_with(1, 1);
+  StageSteps stage{.attention_shared = true, .sequences_shared = true};
+  stage.output = compute::OutputCut::columns;
+  const std::vector<K> columns = {K::embed,  K::norm,  K::gather, K::project,
+                                  K::attend, K::heads, K::output, K::outputs,
+                                  K::add,    K::mlp,   K::head,   K::tokens};
+  EXPECT_EQ(kinds_of(overlapped_schedule(shape, 1, stage)), columns);
+  stage.output = compute::OutputCut::rows;
+  shape.qk_norm = QkNorm::whole_row;
+  const std::vector<K> rows = {K::embed, K::norm,   K::gather, K::project, K::head_sums, K::attend,
+                               K::heads, K::output, K::mlp,    K::head,    K::tokens};
+  EXPECT_EQ(kinds_of(overlapped_schedule(shape, 1, stage)), rows);
+  stage.output = compute::OutputCut::sum;
+  const std::vector<K> sums = {K::embed,     K::norm,   K::gather, K::project,
+                               K::head_sums, K::attend, K::output, K::outputs,
+                               K::add,       K::mlp,    K::head,   K::tokens};
+  EXPECT_EQ(kinds_of(overlapped_schedule(shape, 1, stage)), sums);
+}
+
+TEST(Schedule, StagesHaveTheirLayersAndForwardToTheNext) {
+  const ModelShape shape = shape_with(6, 2);
+  for (int first = 0; first < 6; first += 2) {
+    for (const int chunks : {1, 3}) {
+      const StageSteps stage{
+          .first_layer = first, .end_layer = first + 2, .sequences_shared = true};
+      const Schedule schedule = overlapped_schedule(shape, chunks, stage);
+      EXPECT_NO_THROW(verify(schedule, shape));
+      const auto kinds = kinds_of(schedule);
+      const auto count = [&](StepKind kind) {
+        return std::count(kinds.begin(), kinds.end(), kind);
+      };
+      EXPECT_EQ(count(StepKind::embed), first == 0 ? chunks : 0);
+      EXPECT_EQ(count(StepKind::receive), first == 0 ? 0 : chunks);
+      EXPECT_EQ(count(StepKind::forward), first == 4 ? 0 : chunks);
+      EXPECT_EQ(count(StepKind::head), first == 4 ? chunks : 0);
+      EXPECT_EQ(count(StepKind::tokens), chunks);
+      EXPECT_EQ(count(StepKind::attention), 2 * chunks);
+    }
+  }
+}
+
+/// In every layer, what fills the KV cache for a chunk waits for the chunk before.
+TEST(Schedule, ChunksFillTheCacheInTurnWhereAttentionIsShared) {
+  const ModelShape shape = shape_with(4, 1);
+  const Schedule schedule = overlapped_schedule(
+      shape, 4, {.attention_shared = true, .output = compute::OutputCut::columns});
+  EXPECT_NO_THROW(verify(schedule, shape));
+  std::map<std::pair<int, int>, std::int32_t> attend;  // layer, chunk
+  for (std::size_t i = 0; i < schedule.steps.size(); ++i) {
+    const Step& step = schedule.steps[i];
+    if (step.kind != StepKind::attend) continue;
+    attend[{step.layer, step.chunk}] = static_cast<std::int32_t>(i);
+    if (step.chunk == 0) continue;
+    const auto before = attend.at({step.layer, step.chunk - 1});
+    EXPECT_TRUE(std::count(step.deps.begin(), step.deps.end(), before) == 1) << step.name();
+  }
+  EXPECT_EQ(attend.size(), 16U);
 }
 
 TEST(Schedule, SerialOrderIsOneChain) {

@@ -62,6 +62,44 @@ TEST(Timeline, SplitsAPassIntoItsShares) {
   EXPECT_EQ(timeline.trace().size(), 5U);
 }
 
+/// Two passes at a time: each second counts once, in the pass whose turn it is.
+TEST(Timeline, PassesBesideOneAnotherCountTheirTimeOnce) {
+  const comm::Communicator world = comm::Communicator::world();
+  const Groups groups(world,
+                      JobLayout({}, std::vector<int>(static_cast<std::size_t>(world.size()))),
+                      /*nodes=*/false);
+  const Schedule schedule = one_layer();
+  const Step& experts = schedule.steps[index_of(schedule, StepKind::experts)];
+  Timeline timeline(world.size(), 0, 0, 2);
+  double t = now_seconds() - 1000;
+  world.allreduce(std::span(&t, 1), comm::Communicator::Reduce::min);
+  // Every second a pass begins; each is under way for two, and computes the last 0.6 s of the
+  // first.
+  constexpr int passes = 150;
+  double last_end = 0;
+  for (int pass = 0; pass < passes; ++pass) {
+    const double begin = t + pass;
+    if (pass >= 2) timeline.end_pass({1, 0, 1}, pass % 2);
+    if (timeline.full()) timeline.flush(groups);
+    timeline.begin_pass(Phase::decode, schedule, begin, begin, pass % 2);
+    if (pass > 0) timeline.computed(experts, {begin - 0.6, begin});
+    last_end = begin;
+    timeline.exchanged(pass % 2, schedule, index_of(schedule, StepKind::dispatch), begin + 0.1,
+                       begin + 0.1 + 1.2);
+  }
+  timeline.end_pass({1, 0, 1}, (passes - 2) % 2);
+  timeline.end_pass({1, 0, 1}, (passes - 1) % 2);
+  timeline.flush(groups);
+  const PhaseTimes& times = timeline.times(Phase::decode);
+  EXPECT_EQ(times.passes, passes);
+  EXPECT_EQ(times.new_tokens, passes);
+  EXPECT_NEAR(times.wall, now_seconds() - t, 1);
+  EXPECT_NEAR(times.compute, 0.6 * (passes - 1), 1e-6);
+  EXPECT_NEAR(times.exchange, last_end + 1.3 - t - 0.1, 1e-6);  // always one of the two
+  EXPECT_NEAR(times.wall,
+              times.compute + times.communication + times.synchronisation + times.overhead, 1e-6);
+}
+
 TEST(Timeline, KeepsNoMoreTraceThanAsked) {
   const Schedule schedule = one_layer();
   Timeline timeline(1, 0, 2);

@@ -177,7 +177,7 @@ TEST(CpuBackend, RefusesWhatDoesNotFitTheModel) {
   options.max_chunk_tokens = 8;
   options.part = compute::whole_model(options.shape);
   EXPECT_THROW(compute::make_cpu_backend(options)->finish_loading(), Error);
-  options.part.first_layer = 1;
+  options.part.end_layer = options.shape.num_layers + 1;
   EXPECT_THROW(compute::make_cpu_backend(options), Error);
   options.part = compute::whole_model(options.shape);
   options.shape.head_dim = 33;
