@@ -13,8 +13,8 @@ const StepInfo& info_of(StepKind kind) {
   constexpr bool exchange = true;
   constexpr bool ends_phase = true;
   static constexpr std::array<StepInfo, num_step_kinds> table = {{
-      {"embed", false, Share::exchange, ends_phase},
       {"receive", exchange, Share::pipe, ends_phase},
+      {"embed", false, Share::exchange, ends_phase},
       {"attention"},
       {"norm"},
       {"gather", exchange, Share::owner, ends_phase},
@@ -128,7 +128,8 @@ std::vector<ChunkStep> steps_of_chunk(const ModelShape& shape, const StageSteps&
     steps.push_back(std::move(step));
   };
   const int end = end_layer_of(shape, stage);
-  add(stage.first_layer == 0 ? StepKind::embed : StepKind::receive, -1);
+  if (stage.first_layer > 0) add(StepKind::receive, -1);
+  add(StepKind::embed, -1);
   for (int layer = stage.first_layer; layer < end; ++layer) {
     for (const StepKind kind : steps_of_layer(shape, layer, stage)) add(kind, layer);
   }

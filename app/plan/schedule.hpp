@@ -14,8 +14,8 @@
 namespace atl {
 
 enum class StepKind : std::uint8_t {
-  embed,            ///< compute: token ids -> x
   receive,          ///< exchange: x from the stage before
+  embed,            ///< compute: token ids -> x, or what has been received
   attention,        ///< compute: of a rank that shares it with none
   norm,             ///< compute: own rows for attention, normalised
   gather,           ///< exchange: rows to all that share attention

@@ -71,6 +71,7 @@ void CpuLayers::norm(const CpuChunk& chunk, const AlignedBuffer& weight, void* o
 }
 
 void CpuLayers::embed(CpuChunk& chunk) {
+  if (options_.part.first_layer > 0) return;
   const int width = shape_.hidden;
   for (std::int64_t t = 0; t < chunk.num_tokens(); ++t) {
     const std::int32_t token = chunk.tokens[static_cast<std::size_t>(t)];

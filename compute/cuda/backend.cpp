@@ -10,6 +10,7 @@
 #include "compute/loaded_weights.hpp"
 #include "compute/loading.hpp"
 #include "compute/memory_plan.hpp"
+#include "compute/weight_cut.hpp"
 
 namespace atl::compute {
 
@@ -87,8 +88,11 @@ class CudaBackend final : public Backend {
   void load_weight(Weight weight, int layer, int local_expert, const HostTensor& tensor) override {
     const cuda::Doing doing("loading weights", layer);
     const WeightInfo& info = loaded_.note(weight, layer, local_expert, tensor);
+    AlignedBuffer cut;
     AlignedBuffer buffer;
-    layers_.load(info, local_expert, converted(tensor, options_.dtype, buffer));
+    const HostTensor own = own_tensor(options_.shape, options_.part, info, tensor, cut);
+    layers_.load(own_weight(options_.shape, options_.part, info), local_expert,
+                 converted(own, options_.dtype, buffer));
   }
   void finish_loading() override {
     loaded_.require_all();
@@ -103,7 +107,9 @@ class CudaBackend final : public Backend {
 
   Event embed(Chunk& chunk) override { return layers_.embed(known(chunk)); }
   Event attention(Chunk& chunk, int layer, AttentionPart part) override {
-    return layers_.attention(known(chunk, layer), layer, part);
+    cuda::CudaChunk& mine = known(chunk, layer);
+    place_attention(mine.options(), chunk, part);
+    return layers_.attention(mine, layer, part);
   }
   Event mlp(Chunk& chunk, int layer) override { return layers_.mlp(known(chunk, layer), layer); }
   Event route(Chunk& chunk, int layer, RouteTo to) override {

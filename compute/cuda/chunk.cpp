@@ -45,14 +45,22 @@ CudaChunk::CudaChunk(const BackendOptions& options, int index,
       head_uploads(head_bytes(options)),
       sampled(static_cast<std::size_t>(options.max_chunk_tokens) * sizeof(SampledToken)),
       options_(options),
+      attended_(attended_shape(options)),
       account_(std::move(account)),
       uploads_(input_bytes(options)) {
   order.index = index;
   device_ = DeviceBuffer(planned_bytes<ChunkMemory>(options), "the buffers of a chunk");
   Arena arena(device_.data());
   memory = ChunkMemory(options, arena);
+  x = memory.x;
   dispatch_send = memory.send;
   combine_recv = memory.combined;
+  normed = memory.shared.normed;
+  head_sums = memory.shared.head_sums;
+  heads_send = memory.shared.heads_send;
+  heads_recv = memory.shared.heads_recv;
+  output_send = memory.shared.output_send;
+  output_recv = memory.shared.output_recv;
   across_send = memory.across_send;
   across_return = memory.across_return;
   std::fill_n(counts.as<std::int32_t>(), most_counts(options), 0);
@@ -138,10 +146,11 @@ void CudaChunk::set_counts(const ExpertPlaces& places, int num_rows) {
 }
 
 void CudaChunk::upload(int multiprocessors, const Stream& stream) {
-  const auto num_rows = tokens.size();
+  const auto num_rows = static_cast<std::size_t>(attention_rows());
   const auto num_segments = segments.size();
-  plan_attention(options_.shape, segments, multiprocessors,
-                 attention_workspace_rows(options_.shape, options_.max_chunk_tokens), plan_);
+  plan_attention(
+      attended_, segments, multiprocessors,
+      attention_workspace_rows(attended_, static_cast<int>(options_.most_attention_rows())), plan_);
   int max_pages = 0;
   for (const Segment& segment : segments) {
     const int length = segment.first_position + segment.num_rows;
@@ -151,7 +160,7 @@ void CudaChunk::upload(int multiprocessors, const Stream& stream) {
     max_pages = std::max(max_pages, (length + options_.page_tokens - 1) / options_.page_tokens);
   }
   Packer packer(uploads_.next(), memory.inputs, input_bytes(options_));
-  std::copy(tokens.begin(), tokens.end(), packer.add(num_rows, inputs.tokens));
+  std::copy(tokens.begin(), tokens.end(), packer.add(tokens.size(), inputs.tokens));
   std::int32_t* const position = packer.add(num_rows, inputs.map.position);
   std::int32_t* const sequence = packer.add(num_rows, inputs.map.sequence);
   std::int32_t* const pages =

@@ -44,8 +44,13 @@ class CudaChunk final : public Chunk {
   /// Copies `forced` to memory.experts and memory.weights.
   void upload_forced(const Stream& stream);
 
+  const BackendOptions& options() const { return options_; }
   int max_tokens() const { return options_.max_chunk_tokens; }
   int num_tokens() const { return static_cast<int>(tokens.size()); }
+  /// The chunk's, or of all ranks that share attention.
+  int attention_rows() const {
+    return options_.part.attention.shared() ? static_cast<int>(all_rows) : num_tokens();
+  }
 
   mutable ChunkOrder order;  // advances also where x is only read
   ChunkMemory memory;
@@ -66,6 +71,7 @@ class CudaChunk final : public Chunk {
   std::int64_t bytes() const;
 
   const BackendOptions options_;  // of this chunk
+  const ModelShape attended_;
   std::shared_ptr<std::int64_t> account_;
   DeviceBuffer device_;
   DeviceBuffer received_;

@@ -83,7 +83,8 @@ CudaGemm::Layout CudaGemm::make_layout(cudaDataType_t type, int rows, std::int64
 
 /// cuBLASLt counts in columns: our row-major [rows, n] is its column-major [n, rows]. So the
 /// result's transpose is computed: [n, rows] = weight [k, n] transposed * in [k, rows].
-CudaGemm::Kind CudaGemm::add(int n, int k, Output output, int max_rows, const void* weight) {
+CudaGemm::KindState CudaGemm::describe(int n, int k, Output output, int max_rows,
+                                       const void* weight) const {
   KindState kind;
   kind.n = n;
   kind.k = k;
@@ -103,7 +104,13 @@ CudaGemm::Kind CudaGemm::add(int n, int k, Output output, int max_rows, const vo
   kind.weight_layout = make_layout(type, k, n);
   kind.in_layout = make_layout(type, k, 1);
   kind.out_layout = make_layout(output == Output::float32 ? CUDA_R_32F : type, n, 1);
-  kinds_.push_back(std::move(kind));
+  return kind;
+}
+
+CudaGemm::Kind CudaGemm::add(int n, int k, Output output, int max_rows, const void* weight,
+                             int whole_n) {
+  kinds_.push_back(describe(n, k, output, max_rows, weight));
+  kinds_.back().whole_n = whole_n;
   return static_cast<Kind>(kinds_.size()) - 1;
 }
 

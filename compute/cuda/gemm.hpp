@@ -13,6 +13,7 @@
 #include <array>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -39,8 +40,9 @@ class CudaGemm {
   /// One kind of GEMM; plans are kept for each.
   using Kind = int;
   /// `weight` is any matrix [n, k] of this kind, to try algorithms with; `max_rows` is the largest
-  /// row count expected.
-  Kind add(int n, int k, Output output, int max_rows, const void* weight);
+  /// row count expected. Where other ranks have other columns of the same product, `whole_n` are
+  /// all of them: results then have the bits that they have in the whole.
+  Kind add(int n, int k, Output output, int max_rows, const void* weight, int whole_n = 0);
 
   /// Chooses the algorithms of all kinds; waits for the device. `stream` is the one that run()
   /// gets.
@@ -61,8 +63,8 @@ class CudaGemm {
 
   /// E.g. "cuBLASLt 13.1.0".
   static std::string library();
-  /// Kinds for which no algorithm kept its rows' bits whatever their number, e.g. "4096 x 1024";
-  /// empty: none.
+  /// Kinds for which no algorithm kept its rows' bits whatever their number, or those of the whole
+  /// product, e.g. "4096 x 1024"; empty: none.
   std::string row_dependent_kinds() const;
   /// Runs whose algorithm was refused and replaced; and those of them whose rows may have other
   /// bits, since none of the chosen algorithms was taken.
@@ -83,6 +85,7 @@ class CudaGemm {
   struct KindState {
     int n = 0;
     int k = 0;
+    int whole_n = 0;  // more than n where that is a part
     Output output = Output::activation;
     int max_rows = 0;
     const void* weight = nullptr;
@@ -91,6 +94,7 @@ class CudaGemm {
     std::vector<cublasLtMatmulAlgo_t> algos;  // [row_buckets], once prepared
     bool row_dependent = false;
     bool left_out = false;
+    bool is_part() const { return whole_n > n; }
     std::size_t out_bytes(DType dtype) const {
       return output == Output::float32 ? 4 : size_of(dtype);
     }
@@ -99,6 +103,18 @@ class CudaGemm {
 
   Layout make_layout(cudaDataType_t type, int rows, std::int64_t cols) const;
   std::vector<cublasLtMatmulAlgo_t> candidates(const KindState& kind, int rows) const;
+  KindState describe(int n, int k, Output output, int max_rows, const void* weight) const;
+  /// What an algorithm that is to be the reference must do, and which one does.
+  struct Reference {
+    const cublasLtMatmulAlgo_t* algo = nullptr;  // null: none works at all
+    bool keeps_bits = false;
+  };
+  /// The first of those proposed whose rows keep their bits, and, `as_told`, have those that the
+  /// trial was told.
+  Reference find_reference(std::span<const cublasLtMatmulAlgo_t> proposed, Trial& trial,
+                           bool as_told) const;
+  /// Tells the trial of a kind that is a part what rows of the whole are.
+  void tell_whole(const KindState& kind, const Stream& stream, Trial& trial) const;
   void choose(KindState& kind, Trial& trial) const;
   cublasStatus_t launch(const Stream& stream, const KindState& kind, const void* weight,
                         const cublasLtMatmulAlgo_t& algo, const void* in, std::int64_t rows,

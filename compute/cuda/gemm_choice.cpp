@@ -83,12 +83,17 @@ class CudaGemm::Trial {
   bool run(const cublasLtMatmulAlgo_t& algo, int first, int rows);
   /// Takes what was run last as the reference's bits.
   void keep() { reference_ = fetch(0, base_rows); }
+  /// Takes the first columns of what `whole` kept: its test weight begins with this one's rows.
+  void keep_part_of(const Trial& whole);
   /// Whether what was run last has the reference's bits.
   bool agrees(int first, int rows);
   /// Both; true where a run of these rows has the reference's bits.
   bool agrees(const cublasLtMatmulAlgo_t& algo, int first, int rows) {
     return run(algo, first, rows) && agrees(first, rows);
   }
+  /// Whether rows of these numbers, and from another place on, have the reference's bits.
+  bool keeps_bits(const cublasLtMatmulAlgo_t& algo, int least_rows, int most_rows);
+  bool is_told() const { return told_; }
   /// Milliseconds of a run, the best of a few; infinity where it cannot.
   float time(const cublasLtMatmulAlgo_t& algo, int rows);
   /// Result rows [first, first + rows) of what was run last, as float32.
@@ -107,6 +112,7 @@ class CudaGemm::Trial {
   std::size_t in_row_bytes_, out_row_bytes_;
   DeviceBuffer in_, out_;
   std::vector<std::byte> reference_;  // [base_rows, n]
+  bool told_ = false;                 // by the whole that this is a part of
 };
 
 CudaGemm::Trial::Trial(const CudaGemm& gemm, const KindState& kind, const Stream& stream,
@@ -125,7 +131,9 @@ CudaGemm::Trial::Trial(const CudaGemm& gemm, const KindState& kind, const Stream
   const std::size_t fitting = free / 2 / (in_row_bytes_ + out_row_bytes_);
   rows_ = static_cast<int>(
       std::clamp<std::size_t>(fitting, reference_rows, static_cast<std::size_t>(rows_)));
-  const bool every_difference_shows = cancelling && kind.output == Output::float32;
+  // A part's rows are compared with the whole's, whose weight nobody here has: it is made up.
+  const bool every_difference_shows =
+      cancelling && kind.output == Output::float32 && !kind.is_part();
   allocate(!every_difference_shows);
   if (every_difference_shows) {
     fill_rows(in_.data(), rows_, kind.k, Fill::normal, 1, gemm.dtype_, stream);
@@ -221,30 +229,52 @@ std::vector<float> CudaGemm::Trial::values(int first, int rows) {
   return floats;
 }
 
-void CudaGemm::choose(KindState& kind, Trial& trial) const {
-  const int most = trial.rows();
-  // Other row counts and places that a row's bits must not depend on.
-  const auto keeps_bits = [&](const cublasLtMatmulAlgo_t& algo, int least_rows, int most_rows) {
-    const int offset = std::min(3, most - least_rows);
-    const int between = std::max(least_rows, most_rows - 1);
-    return trial.agrees(algo, 0, most_rows) && trial.agrees(algo, offset, least_rows) &&
-           trial.agrees(algo, 0, between);
-  };
-  const auto proposed = candidates(kind, reference_asked_rows);
-  if (proposed.empty()) return;
-  const cublasLtMatmulAlgo_t* reference = nullptr;
-  const cublasLtMatmulAlgo_t* first_usable = nullptr;
+void CudaGemm::Trial::keep_part_of(const Trial& whole) {
+  told_ = true;
+  reference_.clear();
+  for (std::size_t r = 0; r < base_rows; ++r) {
+    const auto row =
+        whole.reference_.begin() + static_cast<std::ptrdiff_t>(r * whole.out_row_bytes_);
+    reference_.insert(reference_.end(), row, row + static_cast<std::ptrdiff_t>(out_row_bytes_));
+  }
+}
+
+bool CudaGemm::Trial::keeps_bits(const cublasLtMatmulAlgo_t& algo, int least_rows, int most_rows) {
+  const int offset = std::min(3, rows_ - least_rows);
+  const int between = std::max(least_rows, most_rows - 1);
+  return agrees(algo, 0, most_rows) && agrees(algo, offset, least_rows) && agrees(algo, 0, between);
+}
+
+CudaGemm::Reference CudaGemm::find_reference(std::span<const cublasLtMatmulAlgo_t> proposed,
+                                             Trial& trial, bool as_told) const {
+  Reference first_usable;
   for (const auto& algo : proposed) {
     if (!trial.run(algo, 0, reference_rows)) continue;
-    if (first_usable == nullptr) first_usable = &algo;
-    trial.keep();
-    if (!keeps_bits(algo, 1, reference_rows)) continue;
-    reference = &algo;
+    if (first_usable.algo == nullptr) first_usable.algo = &algo;
+    if (!as_told) trial.keep();
+    if (!trial.keeps_bits(algo, 1, reference_rows)) continue;
+    if (trial.keeps_bits(algo, 1, trial.rows())) return {&algo, true};
     break;
   }
-  if (first_usable == nullptr) return;
-  kind.row_dependent = reference == nullptr || !keeps_bits(*reference, 1, most);
-  if (kind.row_dependent) reference = first_usable;
+  return first_usable;
+}
+
+void CudaGemm::tell_whole(const KindState& kind, const Stream& stream, Trial& trial) const {
+  const KindState whole = describe(kind.whole_n, kind.k, kind.output, reference_rows, nullptr);
+  Trial of_whole(*this, whole, stream, /*cancelling=*/true);
+  const auto proposed = candidates(whole, reference_asked_rows);
+  const Reference reference = find_reference(proposed, of_whole, /*as_told=*/false);
+  // Where the whole has none, no rank's rows keep their bits, and its report says so.
+  if (reference.keeps_bits) trial.keep_part_of(of_whole);
+}
+
+void CudaGemm::choose(KindState& kind, Trial& trial) const {
+  const int most = trial.rows();
+  const auto proposed = candidates(kind, reference_asked_rows);
+  const Reference found = find_reference(proposed, trial, trial.is_told());
+  const cublasLtMatmulAlgo_t* reference = found.algo;
+  if (reference == nullptr) return;
+  kind.row_dependent = !found.keeps_bits || (kind.is_part() && !trial.is_told());
   std::vector<cublasLtMatmulAlgo_t> algos(row_buckets.size(), *reference);
   for (std::size_t bucket = 0; bucket < row_buckets.size(); ++bucket) {
     const int least_rows = bucket == 0 ? 1 : row_buckets[bucket - 1] + 1;
@@ -253,7 +283,7 @@ void CudaGemm::choose(KindState& kind, Trial& trial) const {
     float best = trial.time(*reference, rows);
     for (const auto& algo : candidates(kind, rows)) {
       if (std::memcmp(&algo, reference, sizeof(algo)) == 0) continue;
-      if (!keeps_bits(algo, least_rows, rows)) continue;
+      if (!trial.keeps_bits(algo, least_rows, rows)) continue;
       const float time = trial.time(algo, rows);
       if (time >= best) continue;
       best = time;
@@ -267,6 +297,7 @@ void CudaGemm::prepare(const Stream& stream) {
   const Doing doing("choosing GEMM algorithms");
   for (KindState& kind : kinds_) {
     Trial trial(*this, kind, stream, /*cancelling=*/true);
+    if (kind.is_part()) tell_whole(kind, stream, trial);
     choose(kind, trial);
     require(
         !kind.algos.empty() || kind.output == Output::gelu,

@@ -177,7 +177,7 @@ Event CudaLayers::save_kv(int layer, std::span<const std::int32_t> pages, int fi
   if (num_positions == 0) return op.close();
   const Stream& copying = op.begin_beside(StreamId::host);
   const std::int32_t* const device_pages = upload_pages(stream, pages);
-  const std::size_t width = static_cast<std::size_t>(shape_.kv_width()) * size_of(dtype_);
+  const std::size_t width = static_cast<std::size_t>(own_.kv_width()) * size_of(dtype_);
   for (int done = 0; done < num_positions;) {
     const int count = std::min(options_.max_chunk_tokens, num_positions - done);
     const std::size_t bytes = static_cast<std::size_t>(count) * width;
@@ -202,7 +202,7 @@ Event CudaLayers::load_kv(int layer, std::span<const std::int32_t> pages, int fi
   const Stream& stream = op.begin(StreamId::compute);
   if (num_positions == 0) return op.close();
   const std::int32_t* const device_pages = upload_pages(stream, pages);
-  const std::size_t width = static_cast<std::size_t>(shape_.kv_width()) * size_of(dtype_);
+  const std::size_t width = static_cast<std::size_t>(own_.kv_width()) * size_of(dtype_);
   for (int done = 0; done < num_positions;) {
     const int count = std::min(options_.max_chunk_tokens, num_positions - done);
     const std::size_t bytes = static_cast<std::size_t>(count) * width;

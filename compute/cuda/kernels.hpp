@@ -57,6 +57,35 @@ void gelu(cudaStream_t stream, DType dtype, const float* up, void* out, std::int
 void swiglu(cudaStream_t stream, DType dtype, const float* gate, const void* up, void* out,
             std::int64_t count);
 
+/// Which query heads of a rank read which of the KV heads that it keeps: groups of `group`, of
+/// which the first and the last may have fewer where several ranks share attention.
+struct HeadGroups {
+  int group = 1;   ///< in the model
+  int before = 0;  ///< query heads of the first group that other ranks have
+  int most = 1;    ///< of this rank in a group
+
+  ATOLL_BOTH int first(int kv_head) const { return kv_head == 0 ? 0 : kv_head * group - before; }
+  ATOLL_BOTH int end(int kv_head, int num_heads) const {
+    const int whole = (kv_head + 1) * group - before;
+    return whole < num_heads ? whole : num_heads;
+  }
+  ATOLL_BOTH int kv_head_of(int head) const { return (head + before) / group; }
+};
+
+/// Sums of squares of the heads of rows, which ranks that share attention tell each other (see
+/// Chunk::head_sums): [members, rows, per_member].
+struct HeadSums {
+  const float* sums = nullptr;  ///< null: this rank has all heads, and makes the sums itself
+  int members = 1;
+  std::int64_t num_rows = 0;
+  int per_member = 0;
+  int num_kv_heads = 0;  ///< of the model
+};
+
+/// out[r][h] = the sum of squares of head h of row r; rows of qkv as in RopeArgs, of out
+/// `per_member` apart.
+void head_squares(cudaStream_t stream, DType dtype, const struct RopeArgs& args, float* out);
+
 /// Normalises (see QkNorm) and rotates q in place and k, and stores k and v into their pages.
 /// qkv [T, (heads + 2 kv_heads) * head_dim]. `angles` [max_positions, head_dim]: cosines, then
 /// sines, of position * theta^(-2i/head_dim) as float32 rounded from double.
@@ -64,8 +93,10 @@ struct RopeArgs {
   KvPages kv;
   RowMap map;
   int num_heads = 0;
+  HeadGroups groups;
   int num_rows = 0;
   QkNorm norm = QkNorm::none;
+  HeadSums squares;  ///< for whole_row
   const float* q_norm = nullptr;
   const float* k_norm = nullptr;
   float eps = 0;
@@ -83,6 +114,7 @@ struct AttentionArgs {
   KvPages kv;
   RowMap map;
   int num_heads = 0;
+  HeadGroups groups;
   int num_rows = 0;
   const void* qkv = nullptr;
   std::int64_t qkv_stride = 0;
@@ -95,6 +127,20 @@ struct AttentionArgs {
   float* workspace = nullptr;  ///< attention_workspace_floats(), aligned to 16 bytes
 };
 void attention(cudaStream_t stream, DType dtype, const AttentionArgs& args);
+
+/// What each member of a group has of some rows: columns of them, or a summand.
+struct MemberRows {
+  const void* received = nullptr;  ///< [members, rows, width]
+  const void* own = nullptr;  ///< [rows, width]: what `place` has, whose received rows are void
+  int members = 1;
+  int place = 0;
+  int num_rows = 0;
+  int width = 0;
+};
+/// out [rows, members * width] = the members' columns beside each other.
+void join_columns(cudaStream_t stream, DType dtype, const MemberRows& rows, void* out);
+/// out [rows, width] = round(the sum of the members' float32 rows, in their order).
+void sum_members(cudaStream_t stream, DType dtype, const MemberRows& rows, void* out);
 
 /// Softmax over logits float32 [T, experts], the top_k largest in falling order (ties to the lower
 /// index), weights rescaled to sum 1 where `renormalise`, and a replica for each choice (see

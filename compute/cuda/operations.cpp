@@ -32,6 +32,8 @@ int count_multiprocessors() {
 CudaLayers::CudaLayers(const BackendOptions& options)
     : options_(options),
       shape_(options_.shape),
+      own_(own_heads(shape_, options.part.attention)),
+      sums_per_member_(options.part.attention.sums_per_member(shape_)),
       dtype_(options.dtype),
       multiprocessors_(count_multiprocessors()),
       weights_(allocate<CudaWeights>(options, "the weights", weight_memory_)),
@@ -71,10 +73,7 @@ void CudaLayers::prepare() {
   weights_.finish(options_);
   using Output = CudaGemm::Output;
   const int tokens = options_.max_chunk_tokens;
-  const CudaLayer& first = weights_.layers[static_cast<std::size_t>(options_.part.first_layer)];
-  qkv_ = gemm_.add(shape_.q_width() + 2 * shape_.kv_width(), shape_.hidden, Output::activation,
-                   tokens, first.qkv);
-  o_ = gemm_.add(shape_.hidden, shape_.q_width(), Output::activation, tokens, first.o);
+  add_attention();
   if (options_.part.end_layer == shape_.num_layers) {
     lm_head_ =
         gemm_.add(shape_.vocab, shape_.hidden, Output::float32, work_.vocab_rows, weights_.lm_head);
@@ -115,6 +114,8 @@ void CudaLayers::norm(const Stream& stream, CudaChunk& chunk, const float* weigh
 }
 
 const float* CudaLayers::norm_after(int layer) const {
+  // Those of shared attention's rows lie elsewhere: AttentionPart::norm puts them there.
+  if (options_.part.attention.shared()) return nullptr;
   const auto next = static_cast<std::size_t>(layer) + 1;
   return next < weights_.layers.size() ? weights_.layers[next].attention_norm : nullptr;
 }
@@ -126,70 +127,18 @@ Event CudaLayers::embed(CudaChunk& chunk) {
             shape_.vocab - 1);
   }
   Op op(queue_, "embed", -1, &chunk.order);
-  if (chunk.tokens.empty()) {
+  if (chunk.attention_rows() == 0) {
     op.begin(StreamId::compute);
     return op.close();
   }
   chunk.upload(multiprocessors_, op.begin(StreamId::copy));
   const Stream& stream = op.begin(StreamId::compute);
-  cuda::embed(stream.raw(), dtype_, weights_.embedding, chunk.inputs.tokens, chunk.memory.x,
-              chunk.num_tokens(), shape_.hidden);
+  if (options_.part.first_layer == 0) {
+    cuda::embed(stream.raw(), dtype_, weights_.embedding, chunk.inputs.tokens, chunk.memory.x,
+                chunk.num_tokens(), shape_.hidden);
+  }
   chunk.normed_with = nullptr;
   return op.close();
-}
-
-Event CudaLayers::attention(CudaChunk& chunk, int layer, AttentionPart part) {
-  Op op(queue_, "attention", layer, &chunk.order);
-  const Stream& stream = op.begin(StreamId::compute);
-  const int rows = chunk.num_tokens();
-  if (rows == 0) return op.close();
-  const CudaLayer& weights = weights_.layers[static_cast<std::size_t>(layer)];
-  const bool all = part == AttentionPart::all;
-  if (all || part == AttentionPart::project) {
-    norm(stream, chunk, weights.attention_norm);
-    gemm_.run(stream, qkv_, weights.qkv, chunk.memory.normed, rows, chunk.memory.qkv);
-  }
-  if (all || part == AttentionPart::attend) attend(stream, chunk, layer);
-  if (all || part == AttentionPart::output) {
-    gemm_.run(stream, o_, weights.o, chunk.memory.context, rows, work_.out);
-    add_rms_norm(stream.raw(), dtype_, chunk.memory.x, work_.out, weights.ffn_norm, shape_.rms_eps,
-                 chunk.memory.normed, rows, shape_.hidden);
-    chunk.normed_with = weights.ffn_norm;
-  }
-  return op.close();
-}
-
-void CudaLayers::attend(const Stream& stream, CudaChunk& chunk, int layer) {
-  const CudaLayer& weights = weights_.layers[static_cast<std::size_t>(layer)];
-  const KvPages& kv = kv_.layers[static_cast<std::size_t>(layer)];
-  RopeArgs rope;
-  rope.kv = kv;
-  rope.map = chunk.inputs.map;
-  rope.num_heads = shape_.num_heads;
-  rope.num_rows = chunk.num_tokens();
-  rope.norm = shape_.qk_norm;
-  rope.q_norm = weights.q_norm;
-  rope.k_norm = weights.k_norm;
-  rope.eps = shape_.rms_eps;
-  rope.angles = weights_.angles;
-  rope.qkv = chunk.memory.qkv;
-  rope_and_store(stream.raw(), dtype_, rope);
-
-  AttentionArgs args;
-  args.kv = kv;
-  args.map = chunk.inputs.map;
-  args.num_heads = shape_.num_heads;
-  args.num_rows = chunk.num_tokens();
-  args.qkv = chunk.memory.qkv;
-  args.qkv_stride = shape_.q_width() + 2 * shape_.kv_width();
-  args.out = chunk.memory.context;
-  args.tiles = chunk.inputs.tiles;
-  args.num_wide = chunk.inputs.num_wide;
-  args.num_narrow = chunk.inputs.num_narrow;
-  args.merges = chunk.inputs.merges;
-  args.num_merges = chunk.inputs.num_merges;
-  args.workspace = work_.attention;
-  cuda::attention(stream.raw(), dtype_, args);
 }
 
 void CudaLayers::mlp_up(const Stream& stream, const MlpKinds& kinds, const CudaMlp& mlp,

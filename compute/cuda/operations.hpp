@@ -70,7 +70,17 @@ class CudaLayers {
 
   void upload_forced(CudaChunk& chunk, int layer);
   MlpKinds add_mlp(const CudaMlp& mlp, int width);
+  /// The GEMMs of attention.
+  void add_attention();
+  void project(const Stream& stream, CudaChunk& chunk, int layer);
   void attend(const Stream& stream, CudaChunk& chunk, int layer);
+  void output(const Stream& stream, CudaChunk& chunk, int layer);
+  /// x += work_.out, and the norm that follows attention.
+  void add_to_x(const Stream& stream, CudaChunk& chunk, int layer);
+  /// work_.out = what members made of own rows, which output_send and output_recv have.
+  void join_output(const Stream& stream, CudaChunk& chunk);
+  RopeArgs rope_args(const CudaChunk& chunk, int layer) const;
+  HeadGroups head_groups() const;
   const CudaPlaces& places_of(int layer) const;
   void pack(const Stream& stream, CudaChunk& chunk, int layer, RouteTo to);
   /// What regroup and fold take.
@@ -119,6 +129,8 @@ class CudaLayers {
 
   const BackendOptions options_;
   const ModelShape& shape_;
+  const OwnHeads own_;
+  const int sums_per_member_;
   const DType dtype_;
   int multiprocessors_ = 0;
   DeviceBuffer weight_memory_, kv_memory_, workspace_memory_;

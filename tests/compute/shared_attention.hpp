@@ -254,15 +254,16 @@ inline std::vector<ModelKind> shared_kinds() {
           })};
 }
 
-/// Members' rows are those of a rank alone, bit by bit.
+/// Members' rows are those of a rank alone, bit by bit, for all these numbers of members.
 inline void expect_same_attention(const ModelShape& shape, RankOptions options,
+                                  const std::vector<int>& numbers,
                                   const CopyBytes& copy = copy_on_host) {
   const auto model = random_model(shape, options.dtype, 21);
   const auto tokens = Random(22, options.dtype).tokens(220, shape.vocab);
   AttentionMembers alone(model, 1, OutputCut::rows, options, copy);
   const auto truth = attended(alone, shape, tokens);
   // Chunks have room for the rows of all members together, and no more.
-  for (const int members : {2, 3, 4, 6, 8}) {
+  for (const int members : numbers) {
     if (shape.num_heads % members != 0) continue;
     options.max_chunk_tokens = (137 + members - 1) / members;
     for (const OutputCut output : {OutputCut::rows, OutputCut::columns}) {

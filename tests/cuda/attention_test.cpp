@@ -152,6 +152,8 @@ class Cache {
     args.kv = {keys_->get(), values_->get(), shape.num_kv_heads, shape.head_dim, page_tokens_};
     args.map = {device_positions.get(), device_sequences.get(), device_pages.get(), max_pages_};
     args.num_heads = shape.num_heads;
+    const int group = shape.num_heads / shape.num_kv_heads;
+    args.groups = {group, 0, group};
     args.num_rows = num_rows;
     args.qkv = device_qkv.get();
     args.qkv_stride = width;

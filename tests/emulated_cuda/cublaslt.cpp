@@ -186,12 +186,14 @@ cublasStatus_t CUBLASWINAPI cublasLtMatmulAlgoGetHeuristic(
       return s;
     const auto wanted = preference == nullptr ? Preference{} : read<Preference>(preference);
     // Few columns: sums in several parts first, as they fill a device better. Number 4 stands for
-    // those that add in another order although they need no reduction.
+    // those that add in another order although they need no reduction: it is the first for few rows
+    // of the result, so that a part of a product is not by itself what it is in the whole.
     static constexpr std::int32_t splits[] = {1, 1, 2, 4, 3};
     static constexpr std::uint64_t workspaces[] = {0, 1U << 20U, 4U << 20U, 16U << 20U, 0};
     static constexpr std::int32_t wide[] = {1, 0, 4, 2, 3};
     static constexpr std::int32_t narrow[] = {2, 4, 3, 0, 1};
-    for (const std::int32_t id : p.n < 64 ? narrow : wide) {
+    static constexpr std::int32_t low[] = {4, 1, 0, 2, 3};
+    for (const std::int32_t id : p.m < 32 ? low : p.n < 64 ? narrow : wide) {
       if (*returned == requested || workspaces[id] > wanted.max_workspace) continue;
       Algorithm algorithm{id, splits[id], workspaces[id], {}, p.signature()};
       if (algorithm.reduces() && wanted.reductions == CUBLASLT_REDUCTION_SCHEME_NONE) continue;

@@ -58,7 +58,7 @@ __global__ void __launch_bounds__(threads) plain_kernel(AttentionArgs args) {
   const int head = static_cast<int>(blockIdx.y);
   const KvPages& kv = args.kv;
   const int d = kv.head_dim;
-  const int kv_head = head / (args.num_heads / kv.num_kv_heads);
+  const int kv_head = args.groups.kv_head_of(head);
   const int thread = static_cast<int>(threadIdx.x);
   const int lane = thread % warp_lanes;
   const std::int32_t* pages =

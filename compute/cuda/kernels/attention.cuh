@@ -248,11 +248,12 @@ __global__ void __launch_bounds__(V::threads, 1)
   auto& shared = *dynamic_shared<typename V::Shared>();
   const int kv_head = static_cast<int>(blockIdx.y) / groups_per_kv_head;
   const int sub_group = static_cast<int>(blockIdx.y) % groups_per_kv_head;
-  const int group = args.num_heads / args.kv.num_kv_heads;
-  const int heads = min(group, V::rows);
-  const int first_head = kv_head * group + sub_group * heads;
+  const int heads = min(args.groups.most, V::rows);
+  const int first_head = args.groups.first(kv_head) + sub_group * heads;
+  const int end_head = args.groups.end(kv_head, args.num_heads);
+  if (first_head >= end_head) return;  // of a group with fewer heads
   const AttentionTile tile = tiles[blockIdx.x];
-  place_rows<V>(shared, tile, heads, first_head, (kv_head + 1) * group);
+  place_rows<V>(shared, tile, heads, first_head, end_head);
   const int end = tile.first_key + tile.num_keys;
   const bool wide_ok = args.kv.head_dim % wide<T> == 0;  // and pointers are aligned: see launch
 
@@ -324,8 +325,8 @@ __global__ void __launch_bounds__(V::threads, 1)
 template <class V>
 void launch_attention(cudaStream_t stream, const AttentionArgs& args, const AttentionTile* tiles,
                       int num_tiles) {
-  const int group = args.num_heads / args.kv.num_kv_heads;
-  const int groups = divide_up(group, std::min(group, V::rows));
+  const int most = args.groups.most;
+  const int groups = divide_up(most, std::min(most, V::rows));
   launch(
       stream, "attention", &attention_kernel<V>,
       dim3(static_cast<unsigned>(num_tiles), static_cast<unsigned>(args.kv.num_kv_heads * groups)),

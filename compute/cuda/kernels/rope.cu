@@ -1,6 +1,7 @@
 // Normalises and rotates q and k, and appends k and v to their pages: one block per row.
 
 #include <algorithm>
+#include <type_traits>
 
 #include "compute/cuda/kernels.hpp"
 #include "compute/cuda/kernels/device.cuh"
@@ -97,6 +98,56 @@ __device__ Head<T> head_of(const RopeArgs& args, T* row, std::int64_t page, int 
   return {in, out, args.norm == QkNorm::none || is_value ? nullptr : weight, is_value};
 }
 
+/// out[h] = the sum of squares of head h. Called by the whole block.
+template <int N, class T>
+__device__ void sum_heads(const T* row, int num_heads, int head_dim, const HeadLanes& layout,
+                          float* out) {
+  const int thread = static_cast<int>(threadIdx.x);
+  const int lane = thread % layout.lanes;
+  for (int first = 0; first < num_heads; first += layout.heads_at_once) {
+    const int head = first + thread / layout.lanes;
+    const bool live = head < num_heads;  // the others still take part in sums
+    const float own = live ? sum_of_squares<N>(row + std::int64_t{head} * head_dim, lane * N,
+                                               head_dim, layout.lanes * N)
+                           : 0.0F;
+    const float sum = group_sum(own, layout.lanes);
+    if (live && lane == 0) out[head] = sum;
+  }
+}
+
+/// What a whole_row norm multiplies by: sums of heads, of this row and of the first member, are
+/// added in the order of the heads, whoever has them.
+__device__ inline void scale_whole_row(const RopeArgs& args, const float* sums, float& q_scale,
+                                       float& k_scale) {
+  const HeadSums& squares = args.squares;
+  const std::int64_t stride = squares.num_rows * squares.per_member;
+  float q = 0;
+  for (int member = 0; member < squares.members; ++member) {
+    for (int head = 0; head < args.num_heads; ++head) q += sums[member * stride + head];
+  }
+  const int kv_heads = squares.sums == nullptr ? args.kv.num_kv_heads : squares.num_kv_heads;
+  float k = 0;
+  for (int kv_head = 0; kv_head < kv_heads; ++kv_head) {
+    // Of the members that keep it the first, whose own first one is its first query head's.
+    const int member = kv_head * args.groups.group / args.num_heads;
+    const int own = kv_head - member * args.num_heads / args.groups.group;
+    k += sums[member * stride + args.num_heads + own];
+  }
+  const int d = args.kv.head_dim;
+  q_scale = inverse_rms(q, squares.members * args.num_heads * d, args.eps);
+  k_scale = inverse_rms(k, kv_heads * d, args.eps);
+}
+
+template <class T, int N>
+__global__ void __launch_bounds__(threads)
+    squares_kernel(RopeArgs args, HeadLanes layout, float* out) {
+  const std::int64_t r = blockIdx.x;
+  const int d = args.kv.head_dim;
+  const int heads = args.num_heads + args.kv.num_kv_heads;
+  const T* row = static_cast<const T*>(args.qkv) + r * (heads + args.kv.num_kv_heads) * d;
+  sum_heads<N>(row, heads, d, layout, out + r * args.squares.per_member);
+}
+
 template <class T, int N>
 __global__ void __launch_bounds__(threads) rope_kernel(RopeArgs args, HeadLanes layout) {
   const std::int64_t r = blockIdx.x;
@@ -114,12 +165,15 @@ __global__ void __launch_bounds__(threads) rope_kernel(RopeArgs args, HeadLanes 
   float q_scale = 1;
   float k_scale = 1;
   if (args.norm == QkNorm::whole_row) {
-    float* partial = dynamic_shared<float>();
-    const float q = sum_of_squares<N>(row, thread * N, q_width, threads * N);
-    const float k = sum_of_squares<N>(row + q_width, thread * N, kv_width, threads * N);
-    q_scale = inverse_rms(block_sum(q, partial), q_width, args.eps);
-    k_scale = inverse_rms(block_sum(k, partial + warp_lanes), kv_width, args.eps);
-    __syncthreads();  // all have read q before anybody overwrites it
+    const HeadSums& squares = args.squares;
+    const float* sums = squares.sums + r * squares.per_member;
+    if (squares.sums == nullptr) {
+      float* own = dynamic_shared<float>();
+      sum_heads<N>(row, args.num_heads + args.kv.num_kv_heads, d, layout, own);
+      __syncthreads();  // and all have read q before anybody overwrites it
+      sums = own;
+    }
+    scale_whole_row(args, sums, q_scale, k_scale);
   }
   const int num_heads = args.num_heads + 2 * args.kv.num_kv_heads;
   const int begin = thread % layout.lanes * N;
@@ -145,28 +199,47 @@ __global__ void __launch_bounds__(threads) rope_kernel(RopeArgs args, HeadLanes 
   }
 }
 
-template <class T, int N>
-void launch_rope(cudaStream_t stream, const RopeArgs& args) {
+HeadLanes lanes_of(int head_dim, int width) {
   HeadLanes layout;
   layout.lanes = 1;
-  while (layout.lanes < warp_lanes && layout.lanes * N < args.kv.head_dim / 2) layout.lanes *= 2;
+  while (layout.lanes < warp_lanes && layout.lanes * width < head_dim / 2) layout.lanes *= 2;
   layout.heads_at_once = threads / layout.lanes;
-  launch(stream, "rope_and_store", &rope_kernel<T, N>, dim3(static_cast<unsigned>(args.num_rows)),
-         threads, 2 * warp_lanes * sizeof(float), args, layout);
+  return layout;
 }
 
-}  // namespace
-
-void rope_and_store(cudaStream_t stream, DType dtype, const RopeArgs& args) {
+/// Calls action(T{}, N) with how many elements of type T every access may take.
+template <class Action>
+void with_width(DType dtype, const RopeArgs& args, const Action& action) {
   with_element(dtype, [&](auto element) {
     using T = typename decltype(element)::type;
     const std::size_t half_bytes = static_cast<std::size_t>(args.kv.head_dim / 2) * sizeof(T);
     if (rows_are_aligned(half_bytes, args.qkv, args.kv.keys, args.kv.values, args.q_norm,
                          args.k_norm, args.angles)) {
-      launch_rope<T, wide<T>>(stream, args);
+      action(element, std::integral_constant<int, wide<T>>());
     } else {
-      launch_rope<T, 1>(stream, args);
+      action(element, std::integral_constant<int, 1>());
     }
+  });
+}
+
+}  // namespace
+
+void rope_and_store(cudaStream_t stream, DType dtype, const RopeArgs& args) {
+  with_width(dtype, args, [&](auto element, auto width) {
+    using T = typename decltype(element)::type;
+    const auto sums = static_cast<std::size_t>(args.num_heads + args.kv.num_kv_heads);
+    launch(stream, "rope_and_store", &rope_kernel<T, decltype(width)::value>,
+           dim3(static_cast<unsigned>(args.num_rows)), threads, sums * sizeof(float), args,
+           lanes_of(args.kv.head_dim, width));
+  });
+}
+
+void head_squares(cudaStream_t stream, DType dtype, const RopeArgs& args, float* out) {
+  with_width(dtype, args, [&](auto element, auto width) {
+    using T = typename decltype(element)::type;
+    launch(stream, "head_squares", &squares_kernel<T, decltype(width)::value>,
+           dim3(static_cast<unsigned>(args.num_rows)), threads, 0, args,
+           lanes_of(args.kv.head_dim, width), out);
   });
 }
 

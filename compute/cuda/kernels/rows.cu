@@ -34,6 +34,34 @@ __global__ void __launch_bounds__(copy_threads)
            [&](int j) { return packed + std::int64_t{slots[row * top_k + j]} * units; });
 }
 
+/// One block per row and member.
+template <class U>
+__global__ void __launch_bounds__(copy_threads)
+    join_kernel(const U* received, const U* own, int place, U* out, int units) {
+  const std::int64_t row = blockIdx.x;
+  const int member = static_cast<int>(blockIdx.y);
+  const U* from = member == place ? own + row * units
+                                  : received + (member * std::int64_t{gridDim.x} + row) * units;
+  U* to = out + (row * gridDim.y + member) * units;
+  const int step = static_cast<int>(blockDim.x);
+#pragma unroll in_flight
+  for (int i = static_cast<int>(threadIdx.x); i < units; i += step) to[i] = from[i];
+}
+
+template <class T>
+__global__ void __launch_bounds__(threads)
+    sum_kernel(const float* received, const float* own, int members, int place, T* out, int width) {
+  const std::int64_t row = blockIdx.x;
+  for (int i = static_cast<int>(threadIdx.x); i < width; i += static_cast<int>(blockDim.x)) {
+    float total = 0;
+    for (int m = 0; m < members; ++m) {
+      total += m == place ? own[row * width + i]
+                          : received[(m * std::int64_t{gridDim.x} + row) * width + i];
+    }
+    out[row * width + i] = round_to<T>(total);
+  }
+}
+
 /// Rows of one sequence between its pages and [position, kv_head, head_dim]; `units` per head, one
 /// block per position.
 template <class U, bool gather>
@@ -101,6 +129,28 @@ void pack(cudaStream_t stream, DType dtype, const void* rows, const std::int32_t
            static_cast<const U*>(rows), slots, static_cast<U*>(packed), top_k, units);
   };
   with_unit(dtype, hidden, run, rows, packed);
+}
+
+void join_columns(cudaStream_t stream, DType dtype, const MemberRows& rows, void* out) {
+  const auto run = [&](auto unit, int units) {
+    using U = decltype(unit);
+    launch(stream, "join_columns", &join_kernel<U>,
+           dim3(static_cast<unsigned>(rows.num_rows), static_cast<unsigned>(rows.members)),
+           static_cast<unsigned>(threads_for(units, in_flight, threads)), 0,
+           static_cast<const U*>(rows.received), static_cast<const U*>(rows.own), rows.place,
+           static_cast<U*>(out), units);
+  };
+  with_unit(dtype, rows.width, run, rows.received, rows.own, out);
+}
+
+void sum_members(cudaStream_t stream, DType dtype, const MemberRows& rows, void* out) {
+  with_element(dtype, [&](auto element) {
+    using T = typename decltype(element)::type;
+    launch(stream, "sum_members", &sum_kernel<T>, dim3(static_cast<unsigned>(rows.num_rows)),
+           static_cast<unsigned>(threads_for(rows.width, 1, threads)), 0,
+           static_cast<const float*>(rows.received), static_cast<const float*>(rows.own),
+           rows.members, rows.place, static_cast<T*>(out), rows.width);
+  });
 }
 
 void gather_kv(cudaStream_t stream, DType dtype, const KvPages& kv, const std::int32_t* pages,

@@ -86,6 +86,14 @@ int split(AttentionPlan& plan, std::size_t begin, std::size_t end, std::int64_t 
 
 }  // namespace
 
+ModelShape attended_shape(const BackendOptions& options) {
+  ModelShape shape = options.shape;
+  const OwnHeads own = own_heads(shape, options.part.attention);
+  shape.num_kv_heads = own.num_kv_heads();
+  shape.num_heads = own.num_kv_heads() * own.most_in_group;
+  return shape;
+}
+
 std::int64_t attention_workspace_rows(const ModelShape& shape, int max_chunk_tokens) {
   const int splits = divide_up(std::max(shape.max_positions, 1), split_keys);
   const std::int64_t needed = splits == 1 ? 0 : std::int64_t{splits} * max_chunk_tokens;

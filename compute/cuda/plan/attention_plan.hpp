@@ -27,6 +27,10 @@ inline constexpr int narrow_rows = 16;
 constexpr int wide_rows(int head_dim) {
   return head_dim <= 128 ? 128 : (head_dim <= 256 ? 64 : 32);
 }
+/// The model's shape with the heads of this rank, in groups as large as the largest that it has:
+/// what its attention is planned for.
+ModelShape attended_shape(const BackendOptions& options);
+
 /// Query heads of one kv head that a tile of `rows` takes: all, or as many as it has rows.
 constexpr int heads_per_tile(const ModelShape& shape, int rows) {
   const int group = shape.num_heads / shape.num_kv_heads;

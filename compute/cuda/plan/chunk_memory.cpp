@@ -10,13 +10,15 @@ namespace atl::compute::cuda {
 
 std::size_t input_bytes(const BackendOptions& options) {
   const auto tokens = static_cast<std::size_t>(options.max_chunk_tokens);
-  const auto tiles =
-      static_cast<std::size_t>(max_attention_tiles(options.shape, options.max_chunk_tokens));
-  const auto pages = tokens * static_cast<std::size_t>(most_pages(options));
-  return 3 * upload_aligned(tokens * sizeof(std::int32_t)) +
+  const auto rows = static_cast<std::size_t>(options.most_attention_rows());
+  const auto tiles = static_cast<std::size_t>(
+      max_attention_tiles(attended_shape(options), static_cast<int>(rows)));
+  const auto pages = rows * static_cast<std::size_t>(most_pages(options));
+  return upload_aligned(tokens * sizeof(std::int32_t)) +
+         2 * upload_aligned(rows * sizeof(std::int32_t)) +
          upload_aligned(pages * sizeof(std::int32_t)) +
          upload_aligned(tiles * sizeof(AttentionTile)) +
-         upload_aligned(tokens * sizeof(AttentionMerge));
+         upload_aligned(rows * sizeof(AttentionMerge));
 }
 
 std::size_t head_bytes(const BackendOptions& options) {
@@ -54,6 +56,37 @@ std::int64_t inner_bytes(const BackendOptions& options, std::int64_t receive_row
          tiles * static_cast<std::int64_t>(Arena::alignment);
 }
 
+SharedMemory::SharedMemory(const BackendOptions& options, Arena& arena) {
+  const ModelShape& shape = options.shape;
+  const AttentionShare& share = options.part.attention;
+  if (!share.shared()) return;
+  const auto rows_of = [&](std::int64_t count, std::int64_t width) {
+    return arena.take_bytes(static_cast<std::size_t>(count * width) * size_of(options.dtype));
+  };
+  const std::int64_t all = options.most_attention_rows();
+  const std::int64_t width = shape.q_width() / share.members;
+  normed = rows_of(all, shape.hidden);
+  if (shape.qk_norm == QkNorm::whole_row) {
+    head_sums = arena.take<float>(share.members * all * share.sums_per_member(shape));
+  }
+  switch (share.output) {
+    case OutputCut::rows:
+      heads_send = rows_of(all, width);
+      heads_recv = rows_of(all, width);
+      break;
+    case OutputCut::columns:
+      heads_recv = rows_of(share.members * all, width);
+      output_send = rows_of(all, shape.hidden / share.members);
+      output_recv = rows_of(all, shape.hidden / share.members);
+      break;
+    case OutputCut::sum:
+      heads_send = rows_of(all, width);
+      output_send = arena.take<float>(all * shape.hidden);
+      output_recv = arena.take<float>(all * shape.hidden);
+      break;
+  }
+}
+
 ChunkMemory::ChunkMemory(const BackendOptions& options, Arena& arena) {
   const ModelShape& shape = options.shape;
   const std::int64_t tokens = options.max_chunk_tokens;
@@ -63,8 +96,10 @@ ChunkMemory::ChunkMemory(const BackendOptions& options, Arena& arena) {
   };
   x = arena.take<float>(tokens * shape.hidden);
   normed = rows_of(tokens, shape.hidden);
-  qkv = rows_of(tokens, shape.q_width() + 2 * shape.kv_width());
-  context = rows_of(tokens, shape.q_width());
+  const AttentionShare& share = options.part.attention;
+  qkv = rows_of(options.most_attention_rows(), own_heads(shape, share).qkv_width());
+  if (!share.shared()) context = rows_of(tokens, shape.q_width());
+  shared = SharedMemory(options, arena);
   if (!options.across) {
     send = rows_of(pairs, shape.hidden);
     combined = rows_of(pairs, shape.hidden);

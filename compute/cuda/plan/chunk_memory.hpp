@@ -10,15 +10,29 @@
 
 namespace atl::compute::cuda {
 
+/// What ranks that share attention exchange, see Chunk; nothing on a rank alone.
+struct SharedMemory {
+  SharedMemory() = default;
+  SharedMemory(const BackendOptions& options, Arena& arena);
+
+  void* normed = nullptr;
+  float* head_sums = nullptr;
+  void* heads_send = nullptr;  // by OutputCut::columns it is in heads_recv
+  void* heads_recv = nullptr;
+  void* output_send = nullptr;
+  void* output_recv = nullptr;
+};
+
 /// A chunk's own memory on the device: what survives from one operation to the next.
 struct ChunkMemory {
   ChunkMemory() = default;
   ChunkMemory(const BackendOptions& options, Arena& arena);
 
-  float* x = nullptr;               // [T, H]
-  void* normed = nullptr;           // [T, H], x after a norm, see CudaChunk::normed_with
-  void* qkv = nullptr;              // [T, (heads + 2 kv_heads) * head_dim]
-  void* context = nullptr;          // [T, heads * head_dim]
+  float* x = nullptr;       // [T, H]
+  void* normed = nullptr;   // [T, H], x after a norm, see CudaChunk::normed_with
+  void* qkv = nullptr;      // [attention's rows, (heads + 2 kv_heads) * head_dim]
+  void* context = nullptr;  // [T, heads * head_dim] of a rank alone
+  SharedMemory shared;
   void* send = nullptr;             // [T * top_k, H], unless across: see ForwardMemory
   void* combined = nullptr;         // [T * top_k, H], likewise
   std::int32_t* experts = nullptr;  // [T, top_k]

@@ -5,11 +5,11 @@
 namespace atl::compute::cuda {
 
 KvCache::KvCache(const BackendOptions& options, Arena& arena) {
-  const ModelShape& shape = options.shape;
+  const OwnHeads own = own_heads(options.shape, options.part.attention);
   const auto bytes =
-      static_cast<std::size_t>(options.num_pages * options.page_tokens * shape.kv_width()) *
+      static_cast<std::size_t>(options.num_pages * options.page_tokens * own.kv_width()) *
       size_of(options.dtype);
-  for (int layer = 0; layer < shape.num_layers; ++layer) {
+  for (int layer = 0; layer < options.shape.num_layers; ++layer) {
     KvPages pages;
     if (!options.part.has_layer(layer)) {
       layers.push_back(pages);
@@ -17,8 +17,8 @@ KvCache::KvCache(const BackendOptions& options, Arena& arena) {
     }
     pages.keys = arena.take_bytes(bytes);
     pages.values = arena.take_bytes(bytes);
-    pages.num_kv_heads = shape.num_kv_heads;
-    pages.head_dim = shape.head_dim;
+    pages.num_kv_heads = own.num_kv_heads();
+    pages.head_dim = own.head_dim;
     pages.page_tokens = options.page_tokens;
     layers.push_back(pages);
   }

@@ -1,6 +1,7 @@
 #include "compute/cuda/plan/weight_memory.hpp"
 
 #include "compute/cuda/plan/kv.hpp"
+#include "compute/weight_cut.hpp"
 
 namespace atl::compute::cuda {
 
@@ -10,7 +11,8 @@ WeightMemory::WeightMemory(const BackendOptions& options, Arena& arena)
   for (std::size_t i = 0; i < layers.size(); ++i) {
     layers[i].experts.resize(options.part.experts[i].size());
   }
-  for_each_weight(shape, options.part, [&](const WeightInfo& info, int, int local_expert) {
+  for_each_weight(shape, options.part, [&](const WeightInfo& whole, int, int local_expert) {
+    const WeightInfo info = own_weight(shape, options.part, whole);
     if (info.use == Use::vector) {
       *vector_place(info) = arena.take<float>(info.rows);
     } else {

@@ -36,8 +36,13 @@ Workspace::Workspace(const BackendOptions& options, Arena& arena) {
       std::clamp<std::int64_t>(fitting, 128, std::min<std::int64_t>(useful, 8192)));
   vocab_rows = static_cast<int>(std::clamp<std::int64_t>(
       logits_bytes / (std::int64_t{4} * shape.vocab), 1, std::min<std::int64_t>(tokens, 1024)));
-  kv_rows = rows_of(2 * tokens, shape.kv_width());
+  const AttentionShare& share = options.part.attention;
+  kv_rows = rows_of(2 * tokens, own_heads(shape, share).kv_width());
   out = rows_of(tokens, shape.hidden);
+  if (share.shared() && share.output != OutputCut::sum) {
+    const bool all = share.output == OutputCut::columns;
+    heads = rows_of(all ? options.most_attention_rows() : tokens, shape.q_width());
+  }
   inner = rows_of(mlp_rows, widest);
   inner_float = arena.take<float>(mlp_rows * widest);
   gathered = rows_of(mlp_rows, shape.hidden);
@@ -49,7 +54,8 @@ Workspace::Workspace(const BackendOptions& options, Arena& arena) {
   route_scratch =
       arena.take<std::int32_t>(group_scratch_ints(places + 2 * options.part.num_nodes()));
   if (options.across) forward_scratch = arena.take<std::int32_t>(group_scratch_ints(places + 2));
-  attention = arena.take<float>(attention_workspace_floats(shape, options.max_chunk_tokens));
+  attention = arena.take<float>(attention_workspace_floats(
+      attended_shape(options), static_cast<int>(options.most_attention_rows())));
   gemm = arena.take_bytes(gemm_workspace_bytes);
   pages = arena.take<std::int32_t>(most_pages(options));
 }

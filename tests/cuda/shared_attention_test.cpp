@@ -1,0 +1,91 @@
+// timeout: 480
+// Attention of the CUDA backend that several ranks share, against a rank alone.
+
+#include "tests/compute/shared_attention.hpp"
+
+#include "compute/cuda/backend.hpp"
+#include "compute/error.hpp"
+#include "compute/memory_plan.hpp"
+#include "tests/cuda/device_memory.hpp"
+
+namespace atl::testing {
+namespace {
+
+RankOptions on_cuda(DType dtype) {
+  RankOptions options;
+  options.dtype = dtype;
+  options.make_backend = [](const compute::BackendOptions& given) {
+    compute::CudaShare share;
+    share.device = compute::open_cuda_device(0);
+    return compute::make_cuda_backend(given, share);
+  };
+  return options;
+}
+
+void copy_on_device(void* to, const void* from, std::size_t bytes) {
+  expect_success(cudaMemcpy(to, from, bytes, cudaMemcpyDefault));
+  expect_success(cudaDeviceSynchronize());
+}
+
+class CudaSharedAttention : public ::testing::TestWithParam<ModelKind> {
+ protected:
+  void SetUp() override { skip_without_device(); }
+};
+
+TEST_P(CudaSharedAttention, SameBitsHoweverManyShareIt) {
+  expect_same_attention(GetParam().shape, on_cuda(DType::bfloat16), {2, 3, 4}, copy_on_device);
+  expect_same_attention(GetParam().shape, on_cuda(DType::float32), {2, 3}, copy_on_device);
+}
+
+TEST_P(CudaSharedAttention, SumsDifferByTheirRoundingOnly) {
+  for (const DType dtype : {DType::bfloat16, DType::float32}) {
+    expect_summed_attention(GetParam().shape, on_cuda(dtype), 2, copy_on_device);
+  }
+}
+
+TEST_P(CudaSharedAttention, KeptHeadsAreSavedAndLoaded) {
+  expect_kept_heads_saved(GetParam().shape, on_cuda(DType::bfloat16),
+                          GetParam().shape.num_heads == 12 ? 3 : 2, copy_on_device);
+}
+
+INSTANTIATE_TEST_SUITE_P(Kinds, CudaSharedAttention, ::testing::ValuesIn(shared_kinds()),
+                         [](const auto& kind_info) { return kind_info.param.name; });
+
+class CudaMember : public ::testing::Test {
+ protected:
+  void SetUp() override { skip_without_device(); }
+};
+
+TEST_F(CudaMember, HoldsWhatIsPlanned) {
+  auto shape = tiny_shape();
+  shape.qk_norm = QkNorm::whole_row;
+  const auto model = random_model(shape, DType::bfloat16, 1);
+  for (const OutputCut output : {OutputCut::rows, OutputCut::columns, OutputCut::sum}) {
+    compute::BackendOptions options;
+    RankOptions rank = on_cuda(DType::bfloat16);
+    const auto make = rank.make_backend;
+    rank.make_backend = [&](const compute::BackendOptions& given) {
+      options = given;
+      options.part.attention = compute::share_attention(shape, 4, 3, output);
+      return make(options);
+    };
+    SingleRank single(model, rank);
+    const compute::MemoryPlan plan = compute::cuda_memory_plan(options);
+    const auto held = single.backend().memory();
+    EXPECT_EQ(held.weights, plan.weights);
+    EXPECT_EQ(held.kv_cache, plan.kv_cache);
+    EXPECT_EQ(held.buffers, plan.buffers());
+  }
+}
+
+TEST_F(CudaMember, RefusesStepsThatDoNotFit) {
+  const auto model = random_model(tiny_shape(), DType::bfloat16, 3);
+  AttentionMembers group(model, 2, OutputCut::columns, on_cuda(DType::bfloat16), copy_on_device);
+  const std::vector<std::int32_t> tokens(16, 1);
+  const SingleRank::Piece piece{group.add_sequence(), tokens};
+  group.start({&piece, 1});
+  EXPECT_THROW(group.rank(1).backend().attention(group.rank(1).chunk(), 0), Error);
+}
+
+}  // namespace
+}  // namespace atl::testing
