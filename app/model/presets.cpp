@@ -30,9 +30,9 @@ constexpr Preset presets[] = {
     {"moe-61l", 61, 3, 7168, 128, 128, 2048, 64, large_vocab, DType::bfloat16},
     {"moe-16l", 16, 0, 4096, 32, 128, 16384, 16, large_vocab, DType::bfloat16},
     {"moe-4l", 4, 0, 8192, 16, 512, 32768, 16, large_vocab, DType::float16},
-    {"moe-61l-tiny", 61, 3, 64, 4, 16, 32, 64, byte_vocab, DType::bfloat16},
-    {"moe-16l-tiny", 16, 0, 64, 4, 16, 128, 16, byte_vocab, DType::bfloat16},
-    {"moe-4l-tiny", 4, 0, 64, 2, 32, 128, 16, byte_vocab, DType::float16},
+    {"moe-61l-tiny", 61, 3, 64, 8, 16, 32, 64, byte_vocab, DType::bfloat16},
+    {"moe-16l-tiny", 16, 0, 64, 8, 16, 128, 16, byte_vocab, DType::bfloat16},
+    {"moe-4l-tiny", 4, 0, 64, 8, 16, 128, 16, byte_vocab, DType::float16},
     {"bench-cpu", 4, 1, 1024, 16, 64, 4096, 16, byte_vocab, DType::bfloat16},
 };
 

@@ -165,7 +165,7 @@ if ATOLL="$work/slow-atoll" submit --nodes=2 --ntasks-per-node=1 --time=1 --sign
 fi
 
 # The reference deployments: as they are, would Slurm take them; and small ones of the same structure.
-for script in moe-16l-16gpu:2 moe-61l-128gpu:16; do
+for script in moe-16l-16gpu:2 moe-16l-16gpu-baseline:2 moe-61l-128gpu:16; do
   capture "$cluster" sbatch --test-only "$jobs/${script%:*}.sbatch"
   if grep -q "on nodes h\[1-${script#*:}\]" "$work/stderr"; then
     passed
@@ -185,15 +185,21 @@ if submit "$jobs/moe-16l-16gpu.sbatch" && ends_well "moe-16l on 2 nodes of 8 ran
   reference moe-16l-tiny moe-16l
 fi
 export ATOLL_PRESET=moe-61l-tiny
-if submit --nodes=4 --ntasks-per-node=1 "$jobs/moe-61l-128gpu.sbatch" &&
-  ends_well "moe-61l in two copies on 4 nodes"; then
+if submit --nodes=4 --ntasks-per-node=4 "$jobs/moe-61l-128gpu.sbatch" &&
+  ends_well "moe-61l in two networks on 4 nodes"; then
   reference moe-61l-tiny moe-61l
-  if compgen -G "$work/results-$job.jsonl?*" >/dev/null; then
-    failed "parts of replicas are left: $(echo "$work/results-$job.jsonl"?*)"
-  else
-    passed
-  fi
 fi
+
+# One network of 64 experts on 8 hosts of 8 ranks, which share attention.
+head -n 5 "$work/requests-$job.jsonl" >"$work/few.jsonl"
+atoll_on 1 run --model "$work/moe-61l-tiny.h5" --input "$work/few.jsonl" --output "$work/few.expected.jsonl" \
+  --backend cpu
+succeeds "a few requests on one rank" || true
+capture "$cluster" run -n 64 --ranks-per-node 8 "$ATOLL" run --model "$work/moe-61l-tiny.h5" \
+  --input "$work/few.jsonl" --output "$work/few.results.jsonl" --tp 8 --report "$work/few.json" \
+  --progress none --backend cpu
+succeeds "64 ranks on 8 hosts" || true
+same "64 ranks on 8 hosts" "$work/few.expected.jsonl" "$work/few.results.jsonl"
 
 # A job that cannot run says so in its folder and in Slurm's own output.
 unset ATOLL_PRESET

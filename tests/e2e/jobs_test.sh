@@ -7,10 +7,10 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 jobs="$ATOLL_SOURCE/jobs"
 
 # Options. Those of other programs that the scripts call are few, and listed.
-others=" --bind-to --host --sequences --prompt-tokens --vocab --format --short --untracked-files "
-help="$("$ATOLL" --help && "$ATOLL" run --help && "$ATOLL" init --help && "$ATOLL" join --help)"
+others=" --bind-to --sequences --prompt-tokens --vocab --format --short --untracked-files "
+help="$("$ATOLL" --help && "$ATOLL" run --help && "$ATOLL" init --help)"
 used="$(sed 's/^ *#.*//' "$jobs"/*.sbatch "$jobs/env.sh" "$jobs/workload.sh" |
-  grep -oE -- '(^|[ (])--[a-z][a-z-]+' | tr -d ' (' | sort -u)"
+  grep -oE -- '(^|[ ("])--[a-z][a-z-]+' | tr -d ' ("' | sort -u)"
 for option in $used; do
   if [[ "$others" == *" $option "* ]] || grep -qE -- "(^|[ ,])$option( |,|$)" <<<"$help"; then
     passed
@@ -18,7 +18,8 @@ for option in $used; do
     failed "job scripts use $option, which atoll does not have"
   fi
 done
-for option in --model --input --output --report --trace --cluster --checkpoint-dir --resume --shard; do
+for option in --model --input --output --report --trace --cluster --checkpoint-dir --resume --replicas \
+  --tp --layout; do
   if grep -qx -- "$option" <<<"$used"; then passed; else failed "no job script uses $option"; fi
 done
 
@@ -49,14 +50,53 @@ capture env ATOLL="$ATOLL" SLURM_JOB_ID=1 bash "$jobs/atoll.sbatch"
 says "a job without a model" 'ATOLL_MODEL is not set'
 capture env ATOLL="$ATOLL" SLURM_JOB_ID=1 bash "$jobs/atoll.sbatch" model.h5
 says "a job with one file" 'MODEL INPUT OUTPUT'
-for replicas in 0 abc -1; do
-  capture env ATOLL="$ATOLL" SLURM_JOB_ID=1 ATOLL_REPLICAS="$replicas" bash "$jobs/atoll.sbatch" m i o
-  says "ATOLL_REPLICAS=$replicas" "ATOLL_REPLICAS=$replicas is not a number from 1"
-done
 capture env ATOLL="$work/nothing" bash "$jobs/atoll.sbatch"
 says "no executable" "no executable .*nothing"
 capture env ATOLL="$ATOLL" ATOLL_SPACK=here bash "$jobs/atoll.sbatch"
 says "no Spack" 'no spack command'
+
+# What the reference deployments start, on their nodes and ranks: a stand-in for atoll notes it, and one
+# for mpirun starts it once.
+mkdir "$work/stand-ins"
+cat >"$work/stand-ins/scontrol" <<'SH'
+#!/bin/sh
+echo "JobId=1"
+SH
+cat >"$work/stand-ins/mpirun" <<'SH'
+#!/bin/sh
+echo "mpirun $*"
+[ "$1" != --version ] || exit 0
+while [ "$1" != bash ] && [ "${1##*/}" != atoll ]; do shift; done
+exec "$@"
+SH
+cat >"$work/stand-ins/atoll" <<'SH'
+#!/bin/sh
+echo "atoll $*"
+SH
+chmod +x "$work/stand-ins"/*
+touch "$work/model.h5" "$work/requests.jsonl"
+# starts SCRIPT NODES RANKS_PER_NODE PATTERN [OPTION...]: what the script asks Slurm for, and what its job
+# starts; the arguments are those of a user.
+starts() {
+  local script="$1" folder="$work/started"
+  rm -rf "$folder"
+  if grep -qx -- "#SBATCH --nodes=$2" "$jobs/$script" &&
+    grep -qx -- "#SBATCH --ntasks-per-node=$3" "$jobs/$script"; then passed; else failed "$script: nodes"; fi
+  capture env PATH="$work/stand-ins:$PATH" ATOLL="$work/stand-ins/atoll" SLURM_JOB_ID=1 \
+    SLURM_NTASKS="$(($2 * $3))" SLURM_JOB_NODELIST=h ATOLL_JOB_FOLDER="$folder" \
+    bash "$jobs/$script" "$work/model.h5" "$work/requests.jsonl" "$work/out.jsonl" "${@:5}"
+  succeeds "$script" || return 0
+  if (($(grep -c '^mpirun ' "$folder/log") == 1)) && grep -q "^mpirun .*-n $(($2 * $3)) " "$folder/log" &&
+    grep -qE -- "^atoll run .*$4" "$folder/log"; then
+    passed
+  else
+    failed "$script starts: $(grep -E '^(mpirun|atoll) ' "$folder/log")"
+  fi
+}
+starts moe-16l-16gpu.sbatch 2 8 '--resume --trace [^ ]*$'
+starts moe-16l-16gpu-baseline.sbatch 2 8 ' --layout tp8-pp2$'
+starts moe-61l-128gpu.sbatch 16 8 ' --tp 8 --replicas 2$'
+starts moe-61l-128gpu.sbatch 16 8 ' --tp 8 --replicas 2 --max-tokens 5$' --max-tokens 5
 
 # Binding. A node of eight GPUs and eight cards, two of each below one PCI switch, two sockets.
 sysfs="$work/sysfs"
