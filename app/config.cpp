@@ -48,6 +48,7 @@ std::vector<std::pair<std::string, std::string>> RunOptions::items() const {
           {"replicas", std::to_string(division.replicas)},
           {"pp", std::to_string(division.pp)},
           {"tp", std::to_string(division.tp)},
+          {"expert-tp", std::to_string(division.expert_tp)},
           {"tp-output", text_of(tp_output)},
           {"show-layout", show_layout ? "true" : "false"},
           {"no-overlap", no_overlap ? "true" : "false"},
@@ -101,6 +102,8 @@ std::vector<std::pair<std::string, std::string>> CommandLine::items() const {
               {"keep-parts", join.keep_parts ? "true" : "false"}};
     case Command::tokenize:
       return {{"command", "tokenize"}, {"model", tokenize.model}, {"input", tokenize.input}};
+    case Command::layout:
+      return {{"command", "layout"}, {"ranks", std::to_string(layout.ranks)}};
     case Command::none:
       break;
   }
@@ -190,12 +193,7 @@ void add_run_files(CLI::App& app, RunOptions& o) {
 }
 
 void add_run_sizes(CLI::App& app, RunOptions& o) {
-  app.add_option("--max-sequences", o.max_sequences, "Sequences in flight per rank")
-      ->check(CLI::Range(1, 1 << 20))
-      ->capture_default_str();
-  app.add_option("--step-tokens", o.step_tokens, "Tokens per rank in one step; prompts are cut")
-      ->check(CLI::Range(1, 1 << 20))
-      ->capture_default_str();
+  add_pass_sizes(app, o);
   app.add_option("--min-chunk-tokens", o.min_chunk_tokens, "Steps are not cut finer than this")
       ->check(CLI::Range(1, 1 << 20))
       ->capture_default_str();
@@ -391,6 +389,7 @@ CommandLine parse_command_line(int argc, const char* const* argv) {
   CLI::App& diff = add_diff(app, line.diff);
   CLI::App& join = add_join(app, line.join);
   CLI::App& tokenize = add_tokenize(app, line.tokenize);
+  CLI::App& layout = add_layout(app, line.layout);
 
   try {
     std::vector<std::string> arguments = with_config_files(argc, argv);
@@ -419,6 +418,7 @@ CommandLine parse_command_line(int argc, const char* const* argv) {
                  : diff.parsed()     ? Command::diff
                  : join.parsed()     ? Command::join
                  : tokenize.parsed() ? Command::tokenize
+                 : layout.parsed()   ? Command::layout
                                      : Command::inspect;
   return line;
 }

@@ -84,6 +84,15 @@ struct ImportOptions {
   std::string output;
 };
 
+struct LayoutOptions {
+  std::string preset;  ///< of these three one says which model
+  std::string config;
+  std::string model;
+  int ranks = 1;
+  double memory_gb = 0;  ///< of a rank; 0: not known
+  RunOptions run;        ///< those that say who does what, and how large passes are
+};
+
 struct InspectOptions {
   std::string file;
   bool no_verify = false;
@@ -110,7 +119,17 @@ struct TokenizeOptions {
   bool no_special_tokens = false;  ///< add none, or leave them out
 };
 
-enum class Command : std::uint8_t { none, run, init, import, inspect, diff, join, tokenize };
+enum class Command : std::uint8_t {
+  none,
+  run,
+  init,
+  import,
+  inspect,
+  diff,
+  join,
+  tokenize,
+  layout
+};
 
 /// The layers that `text` names ("all", or numbers with commas) of a model with `num_layers`,
 /// rising. Throws UsageError.
@@ -129,6 +148,7 @@ struct CommandLine {
   DiffOptions diff;
   JoinOptions join;
   TokenizeOptions tokenize;
+  LayoutOptions layout;
   std::string text;  ///< help or version
 
   /// The command and all its options as text, in a fixed order.

@@ -7,6 +7,7 @@
 #include <string_view>
 
 #include "app/config_choice.hpp"
+#include "app/model/model_config.hpp"
 #include "compute/error.hpp"
 
 namespace atl {
@@ -65,6 +66,7 @@ void add_run_layout(CLI::App& app, RunOptions& o) {
   add_divisor(app, "--replicas", o.division.replicas, "Networks, each with the whole model");
   add_divisor(app, "--pp", o.division.pp, "Stages of a network, each with some layers");
   add_divisor(app, "--tp", o.division.tp, "Ranks that share attention and its sequences");
+  add_divisor(app, "--expert-tp", o.division.expert_tp, "Ranks that share each expert");
   add_choice(app, "--tp-output", o.tp_output,
              {compute::OutputCut::columns, compute::OutputCut::rows, compute::OutputCut::sum},
              "Attention's output projection with --tp: cut by columns, whole on each rank, or cut "
@@ -72,8 +74,42 @@ void add_run_layout(CLI::App& app, RunOptions& o) {
   CLI::Option* layout = app.add_option(
       "--layout", o.layout,
       "All of it in one word, e.g. ep16, ep64-tp8, or tp8-pp2 with experts cut over the 8");
-  for (const char* name : {"--replicas", "--pp", "--tp"}) layout->excludes(app.get_option(name));
+  for (const char* name : {"--replicas", "--pp", "--tp", "--expert-tp"}) layout->excludes(app.get_option(name));
   app.add_flag("--show-layout", o.show_layout, "Say who is with whom, and stop");
+}
+
+CLI::App& add_layout(CLI::App& app, LayoutOptions& o) {
+  CLI::App& layout = *app.add_subcommand(
+      "layout", "Show who is with whom in a job, and what fits into the memory of its ranks");
+  CLI::Option* preset =
+      layout.add_option("--preset", o.preset, "Which model")->check(CLI::IsMember(preset_names()));
+  CLI::Option* config =
+      layout.add_option("--config", o.config, "A model of this description instead (JSON)")
+          ->excludes(preset);
+  layout.add_option("--model", o.model, "A model file instead")->excludes(preset)->excludes(config);
+  layout.add_option("--ranks", o.ranks, "How many ranks")
+      ->check(CLI::Range(1, 1 << 16))
+      ->required();
+  layout.add_option("--memory-gb", o.memory_gb, "Memory of a rank, in 10^9 bytes")
+      ->check(CLI::Range(0.0, 1e6));
+  add_choice(layout, "--backend", o.run.backend,
+             {std::nullopt, BackendKind::cpu, BackendKind::cuda},
+             "Where the arithmetic runs; auto: cuda");
+  add_choice(layout, "--dtype", o.run.dtype,
+             {std::nullopt, DType::bfloat16, DType::float16, DType::float32},
+             "Activations and GEMM operands; auto: as the model's");
+  add_run_layout(layout, o.run);
+  add_pass_sizes(layout, o.run);
+  return layout;
+}
+
+void add_pass_sizes(CLI::App& app, RunOptions& o) {
+  app.add_option("--max-sequences", o.max_sequences, "Sequences in flight per rank")
+      ->check(CLI::Range(1, 1 << 20))
+      ->capture_default_str();
+  app.add_option("--step-tokens", o.step_tokens, "Tokens per rank in one step; prompts are cut")
+      ->check(CLI::Range(1, 1 << 20))
+      ->capture_default_str();
 }
 
 Division division_of(const RunOptions& options, int num_ranks) {

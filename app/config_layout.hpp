@@ -11,6 +11,12 @@ namespace atl {
 
 void add_run_layout(CLI::App& app, RunOptions& options);
 
+/// --max-sequences and --step-tokens.
+void add_pass_sizes(CLI::App& app, RunOptions& options);
+
+/// The command that shows a layout.
+CLI::App& add_layout(CLI::App& app, LayoutOptions& options);
+
 /// How `num_ranks` are divided, as --layout says, or the options of its parts. Throws UsageError
 /// where a layout cannot be read, or is not of so many ranks.
 Division division_of(const RunOptions& options, int num_ranks);

@@ -19,6 +19,7 @@
 #include "app/run/diff.hpp"
 #include "app/run/join.hpp"
 #include "app/run/run.hpp"
+#include "app/run/show_layout.hpp"
 #include "app/run/stop.hpp"
 #include "app/run/tokenize.hpp"
 #include "comm/allotment.hpp"
@@ -79,6 +80,8 @@ void execute_alone(const CommandLine& line) {
       return join_parts(line.join);
     case Command::tokenize:
       return tokenize(line.tokenize);
+    case Command::layout:
+      return fmt::print("{}", layout_text(line.layout));
     case Command::none:
       return fmt::print("{}", line.text);
     case Command::run:

@@ -129,7 +129,12 @@ class NoMessages final : public ChunkMoves {
     return rows;
   }
   std::span<const compute::RowBlock> blocks(int layer) override {
-    return blocks_[static_cast<std::size_t>(layer)];
+    last_ = static_cast<std::size_t>(layer);
+    return blocks_[last_];
+  }
+  std::span<const compute::RowBlock> same_blocks() const override { return blocks_[last_]; }
+  std::span<const compute::RowBlock> shared_blocks() const override {
+    fail("a benchmark without messages shares no experts");
   }
   comm::Awaited awaited(const Step&) const override { return {}; }
   std::size_t most_requests() const override { return 0; }
@@ -147,6 +152,7 @@ class NoMessages final : public ChunkMoves {
 
   compute::Chunk& chunk_;
   std::vector<std::vector<compute::RowBlock>> blocks_;  // [layers]
+  std::size_t last_ = 0;                                // layer asked for
 };
 
 }  // namespace atl::perf

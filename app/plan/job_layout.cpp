@@ -124,16 +124,16 @@ std::string text_of(const JobLayout& layout, const ModelShape& shape) {
       "{} ranks: {} network{} x {} stage{} x {} ranks; attention over {}, experts over {} x {}\n",
       layout.num_ranks(), d.replicas, d.replicas == 1 ? "" : "s", d.pp, d.pp == 1 ? "" : "s",
       layout.ranks_of_stage(), d.tp, layout.ranks_of_exchange(), d.expert_tp);
-  text += fmt::format("{:>7} {:>5} {:>8} {:>8}  {:<12} {:<12} {}\n", "network", "stage", "layers",
-                      "ranks", "attention", "an expert", "experts' rows between");
+  text += fmt::format("{:>7} {:>5} {:>8}  {:<12} {:<12} {}\n", "network", "stage", "layers",
+                      "attention", "an expert", "experts' rows between");
   const Grouping& owners = layout.of(Share::owner);
   for (const std::vector<int>& members : owners.members) {
     const int rank = members.front();
     const LayerRange layers = layers_of_stage(shape.num_layers, layout.stage_of(rank), d.pp);
-    text += fmt::format("{:>7} {:>5} {:>8} {:>8}  {:<12} {:<12} {}\n",
+    text += fmt::format("{:>7} {:>5} {:>8}  {:<12} {:<12} {}\n",
                         layout.of(Share::network).group_of[static_cast<std::size_t>(rank)],
                         layout.stage_of(rank), fmt::format("{}-{}", layers.first, layers.end - 1),
-                        ranks_text(members), ranks_text(members),
+                        ranks_text(members),
                         ranks_text(layout.of(Share::holder).group_with(rank)),
                         ranks_text(layout.of(Share::exchange).group_with(rank)));
   }

@@ -33,6 +33,14 @@ const StepInfo& info_of(StepKind kind) {
       {"regroup"},
       {"dispatch", exchange, Share::node, ends_phase},
       {"experts"},
+      {"held-counts", exchange, Share::holder},
+      {"collect"},
+      {"held-rows", exchange, Share::holder, ends_phase},
+      {"up"},
+      {"inner-rows", exchange, Share::holder, ends_phase},
+      {"down"},
+      {"held-results", exchange, Share::holder, ends_phase},
+      {"write"},
       {"combine", exchange, Share::node, ends_phase},
       {"fold"},
       {"across-combine", exchange, Share::rail, ends_phase},
@@ -100,11 +108,20 @@ std::vector<StepKind> steps_of_layer(const ModelShape& shape, int layer, const S
     return steps;
   };
   if (shape.is_dense(layer)) return then({K::mlp});
-  if (stage.route == Route::flat) {
-    return then({K::route, K::counts, K::dispatch, K::experts, K::combine, K::merge});
+  const bool flat = stage.route == Route::flat;
+  if (flat) {
+    then({K::route, K::counts, K::dispatch});
+  } else {
+    then({K::route, K::across_counts, K::across_dispatch, K::counts, K::regroup, K::dispatch});
   }
-  return then({K::route, K::across_counts, K::across_dispatch, K::counts, K::regroup, K::dispatch,
-               K::experts, K::combine, K::fold, K::across_combine, K::merge});
+  if (stage.experts_shared) {
+    then({K::held_counts, K::collect, K::held_rows, K::up, K::inner_rows, K::down, K::held_results,
+          K::write});
+  } else {
+    then({K::experts});
+  }
+  return flat ? then({K::combine, K::merge})
+              : then({K::combine, K::fold, K::across_combine, K::merge});
 }
 
 int end_layer_of(const ModelShape& shape, const StageSteps& stage) {
@@ -112,7 +129,8 @@ int end_layer_of(const ModelShape& shape, const StageSteps& stage) {
 }
 
 /// Everything one chunk does, in order. A step waits for the one before it; but by Route::nodes
-/// the counts inside a node go while rows are under way between nodes.
+/// the counts inside a node go while rows are under way between nodes, and those of a holder while
+/// rows are on their way to it.
 std::vector<ChunkStep> steps_of_chunk(const ModelShape& shape, const StageSteps& stage) {
   std::vector<ChunkStep> steps;
   const auto add = [&](StepKind kind, int layer) {
@@ -120,7 +138,11 @@ std::vector<ChunkStep> steps_of_chunk(const ModelShape& shape, const StageSteps&
     const std::size_t at = steps.size();
     if (kind == StepKind::counts && stage.route == Route::nodes) {
       step.deps = {at - 2};
-    } else if (kind == StepKind::regroup) {
+    } else if (kind == StepKind::held_counts) {
+      std::size_t counts = at - 1;
+      while (steps[counts].kind != StepKind::counts) --counts;
+      step.deps = {counts};
+    } else if (kind == StepKind::regroup || kind == StepKind::collect) {
       step.deps = {at - 2, at - 1};
     } else if (at > 0) {
       step.deps = {at - 1};

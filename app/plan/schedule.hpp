@@ -33,7 +33,15 @@ enum class StepKind : std::uint8_t {
   counts,           ///< exchange: how many rows go where
   regroup,          ///< compute: rows on their node, copied for each of its experts
   dispatch,         ///< exchange: rows to their experts
-  experts,          ///< compute
+  experts,          ///< compute: of a rank that shares them with none
+  held_counts,      ///< exchange: how many rows came to whom of those that share experts
+  collect,          ///< compute: own ones of these rows, one behind the other
+  held_rows,        ///< exchange: they go to all that share the experts
+  up,               ///< compute: own inner columns of all rows
+  inner_rows,       ///< exchange: these columns to all
+  down,             ///< compute: own columns of the results
+  held_results,     ///< exchange: the columns back to those the rows came to
+  write,            ///< compute: whole results, where they are sent from
   combine,          ///< exchange: rows back
   fold,             ///< compute: a token's rows on a node, added up where it has all of them
   across_combine,   ///< exchange: rows back to the token's rank
@@ -42,7 +50,7 @@ enum class StepKind : std::uint8_t {
   head,             ///< compute: logits, sampling or log-probabilities
   tokens,           ///< exchange: what heads gave, to all that have the sequences
 };
-inline constexpr int num_step_kinds = 27;
+inline constexpr int num_step_kinds = 35;
 
 /// What is known of a kind of step: the one table.
 struct StepInfo {
@@ -83,6 +91,7 @@ struct StageSteps {
   int end_layer = -1;  ///< -1: the model's last one is the last
   bool attention_shared = false;
   compute::OutputCut output = compute::OutputCut::columns;  ///< where attention is shared
+  bool experts_shared = false;
   bool sequences_shared = false;                            ///< other ranks have them too
 
   bool operator==(const StageSteps&) const = default;

@@ -5,6 +5,7 @@
 
 #include "app/run/across_exchange.hpp"
 #include "app/run/expert_exchange.hpp"
+#include "app/run/holder_exchange.hpp"
 #include "app/run/owner_exchange.hpp"
 #include "app/run/pipe_exchange.hpp"
 #include "compute/error.hpp"
@@ -27,6 +28,7 @@ class MovesOverMpi final : public ChunkMoves {
     const auto several = [&](Share share) { return setup.groups->members(share).size() > 1; };
     if (several(Share::owner)) owner_.emplace(setup, chunk);
     if (several(Share::pipe)) pipe_.emplace(setup, chunk);
+    if (several(Share::holder)) holder_.emplace(setup, chunk);
     if (setup.flat) flat_.emplace(setup, chunk, Share::exchange, /*counts_go_alone=*/false);
     if (!setup.nodes) return;
     across_.emplace(setup, chunk);
@@ -44,6 +46,9 @@ class MovesOverMpi final : public ChunkMoves {
         return owner_->post(step.kind);
       case Share::pipe:
         return pipe_->post(step.kind);
+      case Share::holder:
+        return step.kind == StepKind::held_counts ? holder_->tell(experts_->blocks(step.layer))
+                                                  : holder_->post(step.kind);
       default:
         return post_of_experts(step);
     }
@@ -64,6 +69,8 @@ class MovesOverMpi final : public ChunkMoves {
         return across_->told();
       case StepKind::counts:
         return experts_->told();
+      case StepKind::held_counts:
+        return holder_->told();
       default:
         return inside(step.kind) ? experts_->moved() : lane_of(step.kind).done();
     }
@@ -72,6 +79,11 @@ class MovesOverMpi final : public ChunkMoves {
   compute::NodeRows node_rows() const override { return across_->rows().node_rows(); }
 
   std::span<const compute::RowBlock> blocks(int layer) override { return experts_->blocks(layer); }
+
+  std::span<const compute::RowBlock> same_blocks() const override {
+    return experts_->same_blocks();
+  }
+  std::span<const compute::RowBlock> shared_blocks() const override { return holder_->blocks(); }
 
   comm::Awaited awaited(const Step& step) const override {
     const comm::Lane& lane = lane_of(step.kind);
@@ -85,12 +97,14 @@ class MovesOverMpi final : public ChunkMoves {
       most = std::max(most, across_->most_requests() + inside_->lane().most_requests());
     }
     if (owner_) most = std::max(most, owner_->most_requests());
+    if (holder_) most += holder_->most_requests();  // its counts go while rows are on their way
     return most + (pipe_ ? pipe_->most_requests() : 0);
   }
 
  private:
   static bool tells(StepKind kind) {
-    return kind == StepKind::counts || kind == StepKind::across_counts;
+    return kind == StepKind::counts || kind == StepKind::across_counts ||
+           kind == StepKind::held_counts;
   }
   /// Rows of experts in one group, by this route or inside a node by the other.
   static bool inside(StepKind kind) { return info_of(kind).share == Share::node; }
@@ -101,6 +115,8 @@ class MovesOverMpi final : public ChunkMoves {
         return owner_->lane(kind);
       case Share::pipe:
         return pipe_->lane(kind);
+      case Share::holder:
+        return holder_->lane(kind);
       case Share::rail:
         return across_->lane(kind);
       default:
@@ -114,6 +130,8 @@ class MovesOverMpi final : public ChunkMoves {
         return owner_->world_ranks();
       case Share::pipe:
         return pipe_->world_ranks();
+      case Share::holder:
+        return holder_->world_ranks();
       case Share::rail:
         return across_->world_ranks();
       default:
@@ -174,6 +192,7 @@ class MovesOverMpi final : public ChunkMoves {
   std::vector<int> exchange_ranks_ = setup_.groups->world_ranks(Share::exchange);
   std::optional<OwnerExchange> owner_;
   std::optional<PipeExchange> pipe_;
+  std::optional<HolderExchange> holder_;
   std::optional<ExpertExchange> flat_, inside_;
   std::optional<AcrossExchange> across_;
   ExpertExchange* experts_ = nullptr;  // of the route under way

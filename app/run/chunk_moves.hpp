@@ -36,6 +36,10 @@ class ChunkMoves {
   virtual compute::NodeRows node_rows() const = 0;
   /// The rows of this rank's experts in `layer`, where they lie. Valid until the next call.
   virtual std::span<const compute::RowBlock> blocks(int layer) = 0;
+  /// The same as before; it does not count rows again.
+  virtual std::span<const compute::RowBlock> same_blocks() const = 0;
+  /// Where several ranks share experts: all their rows. Valid until the next held_counts.
+  virtual std::span<const compute::RowBlock> shared_blocks() const = 0;
   virtual comm::Awaited awaited(const Step& step) const = 0;
   /// Requests of MPI under way at the same time, at most.
   virtual std::size_t most_requests() const = 0;

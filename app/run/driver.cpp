@@ -243,6 +243,18 @@ Driver::Running Driver::launch_compute(int flight, std::int32_t index) {
       return one(backend_.regroup(chunk, step.layer, state.moves->node_rows()));
     case StepKind::experts:
       return one(backend_.experts(chunk, step.layer, state.moves->blocks(step.layer)));
+    case StepKind::collect:
+      return one(backend_.experts(chunk, step.layer, state.moves->same_blocks(),
+                                  compute::ExpertPart::collect));
+    case StepKind::up:
+      return one(backend_.experts(chunk, step.layer, state.moves->shared_blocks(),
+                                  compute::ExpertPart::up));
+    case StepKind::down:
+      return one(backend_.experts(chunk, step.layer, state.moves->shared_blocks(),
+                                  compute::ExpertPart::down));
+    case StepKind::write:
+      return one(backend_.experts(chunk, step.layer, state.moves->same_blocks(),
+                                  compute::ExpertPart::write));
     case StepKind::fold:
       return one(backend_.fold(chunk, step.layer, state.moves->node_rows()));
     case StepKind::merge:

@@ -29,6 +29,8 @@ class ExpertExchange {
   bool moved() const { return alone() || lane_.done(); }
   /// The rows of this rank's experts, where they lie. Valid until the next call.
   std::span<const compute::RowBlock> blocks(int layer);
+  /// The same again.
+  std::span<const compute::RowBlock> same_blocks() const { return blocks_; }
 
   comm::Lane& lane() { return lane_; }
   const comm::Lane& lane() const { return lane_; }

@@ -84,6 +84,7 @@ DriverOptions Passes::driver_options() {
   driver.stage.end_layer = part.end_layer;
   driver.stage.attention_shared = part.attention.shared();
   driver.stage.output = part.attention.output;
+  driver.stage.experts_shared = part.expert_share.shared();
   driver.stage.sequences_shared = in_.groups.members(Share::sequences).size() > 1;
   driver.max_chunk_tokens = sizes.backend.max_chunk_tokens;
   driver.max_head_rows = std::min(sizes.batch.max_sequences, sizes.backend.max_chunk_tokens);
@@ -126,7 +127,7 @@ void Passes::open_record(DriverOptions& driver) {
       shared_request_rows(
           in_.world, request_rows(in_.work.requests(), in_.work.mode(), in_.options.max_tokens)));
   record_.emplace(in_.work.written(in_.options.record_routing), layout, in_.world,
-                  in_.sizes.num_chunks(), in_.options.resume, in_.work.shared_kept());
+                  in_.model.config.shape.num_layers, in_.sizes.num_chunks(), in_.options.resume, in_.work.shared_kept());
   driver.save_choices = [this](int chunk, int layer, std::size_t tokens) {
     return record_->place(chunk, layer, tokens);
   };
@@ -189,7 +190,10 @@ void Passes::show_progress(double seconds) {
 void Passes::finish_pass(int flight) {
   Batcher& batch = *batchers_[index(flight)];
   if (dump_) dump_->write(batch, first_slot(flight));
-  if (record_) record_->take(batch, first_slot(flight));
+  if (record_) {
+    record_->share(batch, first_slot(flight), in_.groups);
+    if (speaks_) record_->take(batch, first_slot(flight));
+  }
   const PassTokens tokens = batch.finish_pass(now_seconds() - start_);
   timeline_->end_pass(speaks_ ? tokens : PassTokens{}, flight);
   if (record_) record_->finish(batch.finished());

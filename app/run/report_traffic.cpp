@@ -96,6 +96,7 @@ void add_links(json& report, const AllTraffic& traffic, const RunFacts& facts) {
         {"between_nodes", hop_json(hops[static_cast<std::size_t>(Share::rail)])},
         {"inside_nodes", hop_json(hops[static_cast<std::size_t>(Share::node)])},
         {"attention", hop_json(hops[static_cast<std::size_t>(Share::owner)])},
+        {"experts_of_several_ranks", hop_json(hops[static_cast<std::size_t>(Share::holder)])},
         {"stages", hop_json(hops[static_cast<std::size_t>(Share::pipe)])}}},
       {"measured", link_json(nodes)},
       {"flat_would", link_json(both_ways(by_node(traffic.flat_rows_to, layout), row_bytes))},

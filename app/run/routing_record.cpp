@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cstring>
 
 #include "comm/watchdog.hpp"
 #include "compute/clock.hpp"
@@ -51,10 +52,11 @@ io::RoutingLayout routing_layout(const ModelShape& shape, std::uint64_t model,
 }
 
 RoutingRecord::RoutingRecord(const std::string& path, const io::RoutingLayout& layout,
-                             const comm::Communicator& world, int max_chunks, bool resume,
-                             const std::vector<Kept>& kept)
+                             const comm::Communicator& world, int num_layers, int max_chunks,
+                             bool resume, const std::vector<Kept>& kept)
     : path_(path),
       layout_(layout),
+      num_layers_(num_layers),
       world_(world),
       chosen_(static_cast<std::size_t>(max_chunks) * layout.layers.size()) {
   for (std::size_t i = 0; i < layout_.layers.size(); ++i) {
@@ -109,6 +111,74 @@ void RoutingRecord::take(Batcher& batch, int first_slot) {
                  [this](int chunk, const compute::Segment& segment, auto, std::size_t request) {
                    append(chunk, segment, request);
                  });
+}
+
+LayerRange RoutingRecord::layers_of(const Groups& groups, int stage) const {
+  const int all = static_cast<int>(layout_.layers.size());
+  const LayerRange range =
+      layers_of_stage(num_layers_, stage, groups.job().division().pp);
+  LayerRange own{all, all};
+  for (int i = all - 1; i >= 0; --i) {
+    const int layer = layout_.layers[static_cast<std::size_t>(i)];
+    if (layer >= range.end) own.end = i;
+    if (layer >= range.first) own.first = i;
+  }
+  return own;
+}
+
+/// What this rank has: chunk by chunk, layer by layer, experts and weights of its rows.
+std::string RoutingRecord::packed(Batcher& batch, int first_slot, const Groups& groups) const {
+  std::string text;
+  const LayerRange layers = layers_of(groups, groups.job().stage_of(world_.rank()));
+  const int members = groups.job().division().tp;
+  for (int c = 0; c < batch.num_chunks(); ++c) {
+    const auto rows = rows_of_member(static_cast<std::int64_t>(batch.chunk(c).tokens.size()),
+                                     groups.of(Share::owner).rank(), members);
+    const auto pairs = static_cast<std::size_t>(rows.size() * layout_.top_k);
+    for (int layer = layers.first; layer < layers.end && pairs > 0; ++layer) {
+      const Chosen& of = chosen_[static_cast<std::size_t>(first_slot + c) * layout_.layers.size() +
+                                 static_cast<std::size_t>(layer)];
+      text.append(reinterpret_cast<const char*>(of.experts.data()), pairs * sizeof(std::int32_t));
+      text.append(reinterpret_cast<const char*>(of.weights.data()), pairs * sizeof(float));
+    }
+  }
+  return text;
+}
+
+void RoutingRecord::unpack(const std::string& text, Batcher& batch, int first_slot,
+                           const LayerRange& layers, int place, int members) {
+  const char* from = text.data();
+  const auto take = [&from](auto& list, std::size_t first, std::size_t count) {
+    if (list.size() < first + count) list.resize(first + count);
+    std::memcpy(list.data() + first, from, count * sizeof(list[0]));
+    from += count * sizeof(list[0]);
+  };
+  for (int c = 0; c < batch.num_chunks(); ++c) {
+    const auto rows = rows_of_member(static_cast<std::int64_t>(batch.chunk(c).tokens.size()), place,
+                                     members);
+    const auto pairs = static_cast<std::size_t>(rows.size() * layout_.top_k);
+    for (int layer = layers.first; layer < layers.end && pairs > 0; ++layer) {
+      Chosen& of = chosen(first_slot + c, layer);
+      const auto first = static_cast<std::size_t>(rows.first * layout_.top_k);
+      take(of.experts, first, pairs);
+      take(of.weights, first, pairs);
+    }
+  }
+  require(from == text.data() + text.size(), "internal: choices of {} bytes too many",
+          text.data() + text.size() - from);
+}
+
+void RoutingRecord::share(Batcher& batch, int first_slot, const Groups& groups) {
+  const Timed timed(cost_.seconds);
+  const comm::Communicator& sequences = groups.of(Share::sequences);
+  if (sequences.size() == 1) return;
+  const auto texts = sequences.gather(packed(batch, first_slot, groups), 0);
+  const int members = groups.job().division().tp;
+  for (std::size_t rank = 0; rank < texts.size(); ++rank) {
+    const int stage = static_cast<int>(rank) / members;
+    unpack(texts[rank], batch, first_slot, layers_of(groups, stage),
+           static_cast<int>(rank) % members, members);
+  }
 }
 
 /// The request, whose next choices are those at `position`. One that an earlier run had begun

@@ -10,6 +10,7 @@
 
 #include "app/run/batcher.hpp"
 #include "app/run/computed_rows.hpp"
+#include "app/run/groups.hpp"
 #include "app/run/finished_request.hpp"
 #include "app/run/kept_progress.hpp"
 #include "app/run/request_rows.hpp"
@@ -43,17 +44,20 @@ class RoutingRecord {
     float* weights = nullptr;
   };
 
-  /// Collective. With `resume` goes on with the file that the interrupted run left, and compares
+  /// Collective. `num_layers` are the model's. With `resume` goes on with the file that the interrupted run left, and compares
   /// what is there of the requests that are finished with its checksums. Throws Error on all
   /// ranks alike.
   RoutingRecord(const std::string& path, const io::RoutingLayout& layout,
-                const comm::Communicator& world, int max_chunks, bool resume,
+                const comm::Communicator& world, int num_layers, int max_chunks, bool resume,
                 const std::vector<Kept>& kept);
 
   /// The place is filled when the pass has run.
   Place place(int chunk, int layer, std::size_t tokens);
   /// Takes over the choices of the pass that has just run, before the batcher's finish_pass().
   void take(Batcher& batch, int first_slot = 0);
+  /// Before it, where several ranks have the sequences: collective over them. The one that speaks
+  /// for them gets what the others have of rows and layers; these take over nothing.
+  void share(Batcher& batch, int first_slot, const Groups& groups);
   /// Writes what is left of these requests, before their results go anywhere: a result in the
   /// journal has its choices in the file.
   void finish(std::span<const FinishedRequest> requests);
@@ -75,6 +79,15 @@ class RoutingRecord {
     std::vector<float> weights;
     io::RoutingSummer summer;
   };
+  /// The layers, as indices into layout_.layers, that a stage has: [first, end).
+  LayerRange layers_of(const Groups& groups, int stage) const;
+  std::string packed(Batcher& batch, int first_slot, const Groups& groups) const;
+  void unpack(const std::string& text, Batcher& batch, int first_slot, const LayerRange& layers,
+              int place, int members);
+  Chosen& chosen(int slot, int layer) {
+    return chosen_[static_cast<std::size_t>(slot) * layout_.layers.size() +
+                   static_cast<std::size_t>(layer)];
+  }
   void check_finished(const std::vector<Kept>& kept) const;
   Open& open(std::size_t request, std::int64_t position);
   void append(int chunk, const compute::Segment& segment, std::size_t request);
@@ -82,6 +95,7 @@ class RoutingRecord {
 
   std::string path_;
   io::RoutingLayout layout_;
+  int num_layers_;
   const comm::Communicator& world_;
   std::vector<int> index_of_layer_;  // [layers], -1: dense
   std::vector<Chosen> chosen_;       // [chunks * MoE layers]

@@ -18,6 +18,7 @@
 #include "app/run/request_rows.hpp"
 #include "app/run/route.hpp"
 #include "app/run/routing_replay.hpp"
+#include "app/run/show_layout.hpp"
 #include "app/run/sizes.hpp"
 #include "app/run/startup.hpp"
 #include "app/run/workload.hpp"
@@ -34,8 +35,8 @@ namespace {
 /// Everything a job needs, set up in the order in which it can fail.
 class Job {
  public:
-  Job(const comm::Communicator& world, const RunOptions& options)
-      : world_(world), options_(options), work_(world, options) {}
+  Job(const comm::Communicator& world, const RunOptions& options, const Wrap& wrap)
+      : world_(world), options_(options), wrap_(wrap), work_(world, options) {}
 
   void run() {
     comm::watched::stage("set-up", setup_deadlines * options_.deadline);
@@ -83,9 +84,13 @@ class Job {
                                      : nodes_of_ranks(options_.node_ranks, world_.size()));
       placement_ = placement_of(options_, shape, job_.exchange_of(world_.rank()));
     });
-    if (root() && options_.show_layout) {
-      fmt::print("{}", text_of(job_, model_.config.shape));
-    }
+    world_.agree([this] {
+      if (!root() || !options_.show_layout) return;
+      const bool cuda = ranks_.choice.cuda;
+      const auto bytes = cuda ? static_cast<double>(ranks_.choice.share.memory_bytes)
+                              : ranks_.given.mine.memory_bytes;
+      fmt::print("{}", layout_text(options_, model_.config, model_.dtype, job_, cuda, bytes));
+    });
     return !options_.show_layout;
   }
 
@@ -115,7 +120,10 @@ class Job {
 
   void load() {
     const double begin = now_seconds();
-    world_.agree([this] { backend_ = make_backend(ranks_.choice, sizes_.backend); });
+    world_.agree([this] {
+      backend_ = make_backend(ranks_.choice, sizes_.backend);
+      if (wrap_) backend_ = wrap_(std::move(backend_), sizes_.backend);
+    });
     // Tried before the weights are read, which may take minutes.
     world_.agree([this] {
       transport_ = comm::choose_transport(world_, options_.transport, backend_->device_memory());
@@ -217,6 +225,7 @@ class Job {
 
   const comm::Communicator& world_;
   const RunOptions& options_;
+  const Wrap& wrap_;
   Workload work_;
   OpenModel model_;
   JobLayout job_;
@@ -238,8 +247,8 @@ class Job {
 
 }  // namespace
 
-void run_job(const comm::Communicator& world, const RunOptions& options) {
-  Job(world, options).run();
+void run_job(const comm::Communicator& world, const RunOptions& options, const Wrap& wrap) {
+  Job(world, options, wrap).run();
 }
 
 }  // namespace atl

@@ -117,7 +117,7 @@ void Timeline::flush(const Groups& groups) {
   const Range exchanges{first_exchange_of(accounted_), first_exchange_of(ended)};
   last_posts_.resize(exchanges_.size());
   for (const Share share :
-       {Share::exchange, Share::node, Share::rail, Share::owner, Share::sequences}) {
+       {Share::exchange, Share::node, Share::rail, Share::owner, Share::holder, Share::sequences}) {
     hear_last_posts(groups, share, exchanges);
   }
   wait_for_stages(groups, exchanges);

@@ -85,7 +85,7 @@ class RoutingRun {
     recorded.emplace(
         file(record),
         routing_layout(shape(), model_identity, request_rows(requests_, Mode::score, 1)), world_,
-        chunks, false, std::vector<Kept>());
+        shape().num_layers, chunks, false, std::vector<Kept>());
     options.save_choices = [&](int chunk, int layer, std::size_t tokens) {
       return recorded->place(chunk, layer, tokens);
     };

@@ -117,6 +117,9 @@ layouts=(
   "6 4 no auto 1 --tp 2 --replicas 3 --step-tokens 50"
   "12 auto yes pairwise 1 --tp 3 --pp 2 --replicas 2 --tp-output rows"
   "16 4 yes ialltoallv 1 --tp 2 --pp 2 --node-ranks 4 --route nodes"
+  "4 2 yes ialltoallv 1 --expert-tp 2"
+  "8 3 yes pairwise 1 --layout tp2-pp2"
+  "8 2 no auto 1 --expert-tp 4 --tp 2 --node-ranks 2 --route nodes"
 )
 ((all_sweeps)) && layouts+=(
   "33 2 yes ialltoallv 1 --route nodes --node-ranks 11"
@@ -132,6 +135,8 @@ layouts=(
   "24 3 yes ialltoallv 1 --tp 6 --pp 2 --replicas 2"
   "18 2 yes pairwise 1 --tp 3 --replicas 3 --slots 6 --tp-output rows"
   "36 auto yes ialltoallv 1 --tp 2 --replicas 2 --node-ranks 6"
+  "8 8 yes pairwise 1 --layout ep2-etp4 --step-tokens 33"
+  "24 2 yes ialltoallv 1 --layout dp2-pp2-ep3-etp2-tp6"
 )
 for layout in "${layouts[@]}"; do
   [[ "$layout" == *--placement* ]] || continue

@@ -40,8 +40,8 @@ for mode in generate score; do
   succeeds "$mode with a record"
   same "recording changes nothing, $mode" "$work/$mode.jsonl" "$work/$mode-1.jsonl"
   for layout in "2 4 --min-chunk-tokens 2" "5 3 --step-tokens 40" "16 2 --no-overlap" \
-    "16 1 --max-sequences 2"; do
-    ((all_sweeps)) || [[ "$mode" == generate || "$layout" == 2* ]] || continue
+    "16 1 --max-sequences 2" "6 2 --tp 3 --pp 2" "4 4 --tp 2 --expert-tp 4"; do
+    ((all_sweeps)) || [[ "$mode" == generate || "$layout" == [26]* ]] || continue
     read -r ranks chunks more <<<"$layout"
     # shellcheck disable=SC2086  # `more` is a list of words
     run_of "$ranks" other --mode "$mode" --chunks "$chunks" $more --record-routing "$work/other.h5"

@@ -1,0 +1,211 @@
+#!/usr/bin/env python3
+"""Layouts beside one another on shaped hosts of one machine: one model, the same tokens and kernels.
+
+    jobs/install.sh --cluster; cmake --build --preset cpu --target atoll paced_run
+    perf/layouts.py [--hosts 2] [--ranks-per-host 8] [--rounds 3] [--pace FLOPS,BYTES] [--rate 640mbit]
+                    [--layouts NAME,...] [--phases prefill,decode] [--routing TRACE.npy] [--output DIR]
+
+Arithmetic is paced (perf/paced_run.cpp): each rank takes as long as one of --pace operations and bytes
+per second would, so that 16 ranks on a few cores do not lend each other theirs. The defaults are a GPU of
+240 TFLOP/s and 1.44 TB/s with links of 50 GB/s between nodes, slowed down alike, for experts that are an
+eighth as wide. Each round runs every case in another order; a case whose cores were too busy is named.
+Results of all layouts are compared byte by byte, but those that sum over ranks. Needs root, as the
+virtual cluster does. Output: the table, OUTPUT/layouts.md and OUTPUT/layouts.json.
+"""
+
+import argparse
+import ast
+import json
+import os
+import random
+import struct
+import subprocess
+import sys
+from pathlib import Path
+from statistics import median
+
+ROOT = Path(__file__).resolve().parents[1]
+LAYERS, EXPERTS, TOP_K, VOCAB, HIDDEN, INNER = 8, 16, 2, 256, 512, 2048
+CONFIG = {
+    "model_type": "mixtral", "architectures": ["MixtralForCausalLM"], "vocab_size": VOCAB,
+    "hidden_size": HIDDEN, "intermediate_size": INNER, "num_hidden_layers": LAYERS,
+    "num_attention_heads": 8, "num_key_value_heads": 8, "head_dim": 64, "num_local_experts": EXPERTS,
+    "num_experts_per_tok": TOP_K, "hidden_act": "silu", "rms_norm_eps": 1e-6, "rope_theta": 10000.0,
+    "max_position_embeddings": 4096, "tie_word_embeddings": False, "torch_dtype": "bfloat16",
+}
+# (sequences, prompt tokens, new tokens) of a job; the phase that is measured
+PHASES = {"prefill": (64, 192, 1), "decode": (128, 4, 24)}
+# What each layout adds, by its number of ranks R and ranks of a host H.
+LAYOUTS = {
+    "EP": lambda R, H: [],
+    "EP, TP attention": lambda R, H: ["--tp", str(H)],
+    "TP x PP, exact": lambda R, H: ["--layout", f"tp{H}-pp{R // H}"],
+    "TP x PP, exact, output whole": lambda R, H: ["--layout", f"tp{H}-pp{R // H}", "--tp-output", "rows"],
+    "TP x PP, summed": lambda R, H: ["--layout", f"tp{H}-pp{R // H}", "--tp-output", "sum"],
+    "TP x PP, experts whole": lambda R, H: ["--layout", f"ep{H}-tp{H}-pp{R // H}",
+                                            "--slots", str(EXPERTS // 2)],
+}
+
+
+def parsed():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    add = parser.add_argument
+    add("--hosts", type=int, default=2)
+    add("--ranks-per-host", type=int, default=8)
+    add("--rounds", type=int, default=3)
+    add("--pace", default="6e9,36e6", help="operations and bytes per second of a rank")
+    add("--rate", default="640mbit", help="of each host's link")
+    add("--layouts", default=";".join(LAYOUTS), help="with ; between")
+    add("--phases", default=",".join(PHASES))
+    add("--chunks", default="auto")
+    add("--routing", type=Path, help="a real router's choices, folded to the model's experts")
+    add("--output", type=Path, default=ROOT / "out/layouts")
+    return parser.parse_args()
+
+
+def command(*words, **more):
+    done = subprocess.run([str(w) for w in words], capture_output=True, text=True, check=False, **more)
+    if done.returncode != 0:
+        sys.exit(f"{' '.join(map(str, words))}\nended with {done.returncode}:\n{done.stdout}{done.stderr}")
+    return done.stdout
+
+
+def read_npy(path):
+    """Shape and flat numbers of an integer array."""
+    data = path.read_bytes()
+    length = struct.unpack("<H", data[8:10])[0]
+    header = ast.literal_eval(data[10 : 10 + length].decode())
+    code = {"<i2": "h", "<i4": "i", "<u1": "B", "|u1": "B", "<u2": "H", "<i8": "q"}[header["descr"]]
+    values = data[10 + length :]
+    count = len(values) // struct.calcsize(code)
+    return header["shape"], struct.unpack(f"<{count}{code}", values)
+
+
+def write_npy(path, shape, values):
+    header = str({"descr": "<i2", "fortran_order": False, "shape": shape}).encode()
+    header += b" " * (-(len(header) + 11) % 64) + b"\n"
+    path.write_bytes(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header +
+                     struct.pack(f"<{len(values)}h", *values))
+
+
+def fold_routing(source, output, tokens):
+    """So many tokens' choices of a trace, experts taken modulo the model's, a token's all different."""
+    (have, layers, columns), values = read_npy(source)
+    out = []
+    for token in range(tokens):
+        for layer in range(LAYERS):
+            at = ((token % have) * layers + layer % layers) * columns
+            chosen = []
+            for expert in values[at : at + columns]:
+                if expert % EXPERTS not in chosen:
+                    chosen.append(expert % EXPERTS)
+            spare = (e for e in range(EXPERTS) if e not in chosen)
+            while len(chosen) < TOP_K:
+                chosen.append(next(spare))
+            out += chosen[:TOP_K]
+    write_npy(output, (tokens, LAYERS, TOP_K), out)
+
+
+class Bench:
+    def __init__(self, options):
+        self.options = options
+        self.ranks = options.hosts * options.ranks_per_host
+        self.folder = options.output.resolve()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.cluster = [ROOT / "jobs/cluster/cluster", "--name", "layouts"]
+        self.prepare()
+
+    def prepare(self):
+        (self.folder / "config.json").write_text(json.dumps(CONFIG))
+        command(ROOT / "build/cpu/app/atoll", "init", "--config", self.folder / "config.json",
+                "--output", self.folder / "model.h5")
+        for phase in self.options.phases.split(","):
+            sequences, prompt, new = PHASES[phase]
+            requests = command("python3", ROOT / "jobs/make-requests.py", "--sequences", sequences,
+                               "--prompt-tokens", prompt, "--max-tokens", new, "--vocab", VOCAB)
+            (self.folder / f"{phase}.jsonl").write_text(requests)
+            if self.options.routing:
+                fold_routing(self.options.routing, self.folder / f"{phase}.npy",
+                             sequences * (prompt + new - 1))
+
+    def run(self, phase, layout):
+        flops, bytes_per_s = self.options.pace.split(",")
+        sequences, prompt, _ = PHASES[phase]
+        # All sequences are under way at once, spread over all ranks, and a pass takes their prompts.
+        per_rank = sequences // self.ranks
+        words = [*self.cluster, "run", "-n", self.ranks, ROOT / "build/cpu/perf/paced_run", flops,
+                 bytes_per_s, "--model", self.folder / "model.h5", "--input",
+                 self.folder / f"{phase}.jsonl", "--output", self.folder / "results.jsonl", "--report",
+                 self.folder / "report.json", "--threads", 1, "--progress", "none", "--max-sequences",
+                 per_rank, "--step-tokens", per_rank * prompt // 2, "--chunks", self.options.chunks,
+                 *LAYOUTS[layout](self.ranks, self.options.ranks_per_host)]
+        if self.options.routing:
+            words += ["--replay-routing", self.folder / f"{phase}.npy"]
+        said = command(*words)
+        report = json.loads((self.folder / "report.json").read_text())
+        results = (self.folder / "results.jsonl").read_bytes()
+        (self.folder / "results.jsonl").unlink()
+        busy = float(said.rsplit("cores busy, set-up included: ", 1)[1].split(" ")[0])
+        return report["phases"][phase], report["exchange"], busy, results
+
+    def measure(self):
+        cases = [(p, name) for p in self.options.phases.split(",")
+                 for name in self.options.layouts.split(";")]
+        found = {case: [] for case in cases}
+        expected = {}
+        command(*self.cluster, "up", self.options.hosts, "--rate", self.options.rate, "--no-slurm")
+        try:
+            for number in range(self.options.rounds):
+                random.Random(number).shuffle(cases)
+                for case in cases:
+                    phase, exchange, busy, results = self.run(*case)
+                    if "summed" not in case[1]:
+                        if expected.setdefault(case[0], results) != results:
+                            sys.exit(f"{case}: results differ from those of the other layouts")
+                    found[case].append({"phase": phase, "exchange": exchange, "busy": busy})
+                    print(f"round {number + 1}: {case[0]}, {case[1]}: "
+                          f"{phase['tokens_per_s']:.0f} tokens/s, cores {busy:.0f} % busy", flush=True)
+        finally:
+            command(*self.cluster, "down")
+        return found
+
+
+def table_of(found, options):
+    lines = ["| phase | layout | tokens/s | over EP | arithmetic | messages | waiting, bubble | rest "
+             "| MB between hosts | cores busy |", "|---|---|---|---|---|---|---|---|---|---|"]
+    for phase in options.phases.split(","):
+        speeds = {name: median(r["phase"]["tokens_per_s"] for r in found[phase, name])
+                  for name in options.layouts.split(";")}
+        first = next(iter(speeds.values()))
+        for name, speed in speeds.items():
+            runs = found[phase, name]
+            share = {key: median(r["phase"]["share"][key] for r in runs)
+                     for key in ("compute", "communication", "synchronisation", "overhead")}
+            between = median(r["exchange"]["measured"]["bytes_between_nodes"] for r in runs) * 1e-6
+            busy = median(r["busy"] for r in runs)
+            lines.append(
+                f"| {phase} | {name} | {speed:.0f} | {speed / first:.2f} | {share['compute']:.0%} "
+                f"| {share['communication']:.0%} | {share['synchronisation']:.0%} "
+                f"| {share['overhead']:.0%} | {between:.1f} "
+                f"| {busy:.0f} %{'' if busy < 80 else ' (not measurable here)'} |")
+    return "\n".join(lines) + "\n"
+
+
+def main():
+    options = parsed()
+    for name in options.layouts.split(";"):
+        if name not in LAYOUTS:
+            sys.exit(f'no layout "{name}"; choose of {", ".join(LAYOUTS)}')
+    if os.geteuid() != 0:
+        sys.exit("the virtual cluster needs root")
+    bench = Bench(options)
+    found = bench.measure()
+    text = table_of(found, options)
+    (bench.folder / "layouts.md").write_text(text)
+    (bench.folder / "layouts.json").write_text(json.dumps(
+        [{"phase": p, "layout": name, "runs": runs} for (p, name), runs in found.items()]))
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+#!/usr/bin/env bash
+# A run on a machine of stated rates gives the program's results, byte for byte, and takes as long as
+# the rates say.
+set -euo pipefail
+# shellcheck source-path=SCRIPTDIR source=common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+paced="${ATOLL_PACED_RUN:-$(dirname "$ATOLL")/../perf/paced_run}"
+model="$work/model.h5"
+import_sample "$model"
+head -n 6 "$ATOLL_SOURCE/jobs/sample-prompts.jsonl" >"$work/input.jsonl"
+options=(--model "$model" --input "$work/input.jsonl" --max-tokens 8)
+
+atoll_on 1 run "${options[@]}" --output "$work/expected"
+succeeds "one rank"
+
+paced_on() { # RANKS FLOPS BYTES OPTIONS...
+  local ranks="$1" flops="$2" bytes="$3"
+  shift 3
+  capture mpirun "${mpirun_flags[@]}" -n "$ranks" "$paced" "$flops" "$bytes" "${options[@]}" "$@" \
+    --output "$work/results" --report "$work/report.json"
+  succeeds "paced: $ranks ranks, $*"
+  same "paced: $ranks ranks, $*" "$work/expected" "$work/results"
+  rm -f "$work/results"
+}
+paced_on 2 1e12 1e12 --chunks 2
+paced_on 4 1e12 1e12 --pp 2 --replicas 2
+
+# 2 million weights of two bytes; decoding reads those of all experts that are chosen, and attention's.
+paced_on 1 1e15 2e7 --chunks 1
+json_check "reading weights takes its time" "$work/report.json" <<'EOF'
+decode = lines[0]["phases"]["decode"]
+shape = lines[0]["model"]["config"]
+hidden, heads, kv = shape["hidden_size"], shape["num_attention_heads"], shape["num_key_value_heads"]
+attention = 2 * hidden * (heads + kv) * shape["head_dim"]
+layers = shape["num_hidden_layers"]
+dense = 3 * hidden * shape["intermediate_size"]
+expert = 3 * hidden * shape["moe_intermediate_size"]
+head = hidden * shape["vocab_size"]
+least = 2 * (layers * (attention + 2 * expert) + head) / 2e7
+most = 2 * (layers * (attention + max(dense, 17 * expert)) + head) / 2e7
+pass_s = decode["compute_s_per_rank"] / decode["steps"]
+assert least <= pass_s <= 1.5 * most, (least, pass_s, most)
+EOF
+
+capture mpirun "${mpirun_flags[@]}" -n 1 "$paced" fast 1e9 "${options[@]}" --output "$work/results"
+fails 1 "rates that are none" "fast is no rate"
+finish
