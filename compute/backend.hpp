@@ -65,6 +65,14 @@ struct NodeRows {
   std::int64_t arrived_returns = 0;   ///< in across_done, from the first on
 };
 
+/// Rows of the experts that several ranks share.
+struct ExpertRoom {
+  std::int64_t all = 0;  ///< of all members
+  std::int64_t own = 0;
+
+  bool operator==(const ExpertRoom&) const = default;
+};
+
 /// What a router would choose, given instead: experts [T, top_k] by their number in the model, each
 /// token's different from one another, in the order in which their rows are summed. Without weights
 /// [T, top_k] each gets the probability that the router gives it, rescaled where the model rescales
@@ -118,6 +126,15 @@ class Chunk {
   void* output_send = nullptr;  ///< columns: [A, H / N]; sum: [A, H] in float32
   void* output_recv = nullptr;  ///< [N, T, H / N], or [N, T, H] in float32; own part: not there
 
+  // Where several ranks share experts (Part::expert_share), with N members and R = all_expert_rows,
+  // of which n are own ones: those of the blocks, in their order.
+  std::int64_t all_expert_rows = 0;   ///< of all members, one member's after the other's
+  std::int64_t first_expert_row = 0;  ///< where own ones begin among them
+  void* expert_rows = nullptr;        ///< [R, H]: own rows from ExpertPart::collect, sent to all
+  void* inner_rows = nullptr;         ///< [N, R, I / N]: own part from ExpertPart::up, sent to all
+  void* down_send = nullptr;          ///< [R, H / N], from ExpertPart::down
+  void* down_recv = nullptr;          ///< [N, n, H / N]; own part: not there
+
   void* across_send = nullptr;    ///< [T * min(top_k, nodes)], rows with tails (across_row)
   void* across_recv = nullptr;    ///< rows with tails from other nodes
   void* across_done = nullptr;    ///< [.., H], their results, as they go back
@@ -127,6 +144,8 @@ class Chunk {
   /// BackendOptions::most_receive_rows); contents are lost.
   /// On a device this waits for everything under way there.
   virtual void reserve_receive(std::int64_t rows) = 0;
+  /// The same for the buffers of ranks that share experts: for R and for n rows.
+  virtual void reserve_experts(const ExpertRoom& room) = 0;
   /// The same for across_recv (`rows.arrived`) and across_done, and for `forwarded` rows of
   /// dispatch_send and combine_recv.
   virtual void reserve_across(const NodeRows& rows, std::int64_t forwarded) = 0;
@@ -144,10 +163,15 @@ enum class AttentionPart : std::uint8_t {
   output,   ///< rows: x += Wo * those of own rows; else output_send = own columns, or summands
   add,      ///< x += what output_send and output_recv have for own rows; nothing by rows
 };
+/// Ranks that share experts take every part: `collect` and `write` with blocks of own rows, `up`
+/// and `down` with blocks of all members', whose `in` is in expert_rows and whose `out` is not
+/// looked at. Else there are only `up` and `down`, and all blocks are own.
 enum class ExpertPart : std::uint8_t {
   all,
-  up,    ///< the blocks' inner rows, after the activation
-  down,  ///< `out` of the same blocks; after `up` of this chunk and layer
+  collect,  ///< expert_rows = `in` of the blocks
+  up,       ///< the blocks' inner rows, after the activation; shared: own columns, in inner_rows
+  down,     ///< `out` of the same blocks; after `up` of this chunk and layer; shared: down_send
+  write,    ///< `out` of the blocks = what down_send and down_recv have for them
 };
 
 /// How a backend is set up, fixed before the first weight is loaded.
@@ -168,6 +192,7 @@ struct BackendOptions {
   /// Rows that a chunk can receive from the start, where its rows lie on a device; in host memory
   /// buffers always grow as they are needed.
   std::int64_t receive_rows = 0;
+  ExpertRoom expert_room;  ///< the same, where several ranks share experts
   /// Rows that a chunk can ever receive: buffers on a device do not double past them.
   std::int64_t most_receive_rows = std::numeric_limits<std::int64_t>::max();
 

@@ -43,6 +43,7 @@ void check_options(const BackendOptions& options, int largest_head_dim) {
   require(share.heads == share_attention(shape, share.members, share.place, share.output).heads,
           "member {} of {} that share attention has other heads than share_attention() gives it",
           share.place, share.members);
+  share_experts(shape, part.expert_share.members, part.expert_share.place);
 }
 
 void place_attention(const BackendOptions& options, Chunk& chunk, AttentionPart part) {
@@ -62,6 +63,22 @@ void place_attention(const BackendOptions& options, Chunk& chunk, AttentionPart 
   chunk.heads_send =
       static_cast<std::byte*>(chunk.heads_recv) +
       share.place * chunk.all_rows * width * static_cast<std::int64_t>(size_of(options.dtype));
+}
+
+void check_experts(const BackendOptions& options, const Chunk& chunk,
+                   std::span<const RowBlock> blocks, ExpertPart part) {
+  const ExpertShare& share = options.part.expert_share;
+  if (!share.shared()) return;
+  require(part != ExpertPart::all,
+          "cannot compute experts that {} ranks share in one step (rows move in between)",
+          share.members);
+  std::int64_t rows = 0;
+  for (const RowBlock& block : blocks) rows += block.num_rows;
+  const bool own = part == ExpertPart::collect || part == ExpertPart::write;
+  const std::int64_t first = own ? chunk.first_expert_row : 0;
+  require(first >= 0 && first + rows <= chunk.all_expert_rows,
+          "blocks of {} rows from {} on are not in a chunk whose experts have {}", rows, first,
+          chunk.all_expert_rows);
 }
 
 BackendOptions options_of_chunk(const BackendOptions& options, int index) {

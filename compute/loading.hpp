@@ -1,6 +1,8 @@
 #pragma once
 // What every backend checks and converts before it takes a model: options, element types.
 
+#include <span>
+
 #include "compute/aligned_buffer.hpp"
 #include "compute/backend.hpp"
 
@@ -13,6 +15,10 @@ void check_options(const BackendOptions& options, int largest_head_dim);
 /// `options` (as the chunk sees them) have room. Puts heads_send, by OutputCut::columns, where
 /// all_rows says.
 void place_attention(const BackendOptions& options, Chunk& chunk, AttentionPart part);
+
+/// Throws Error unless this part of experts can be computed of such rows.
+void check_experts(const BackendOptions& options, const Chunk& chunk,
+                   std::span<const RowBlock> blocks, ExpertPart part);
 
 /// `tensor` as elements of type `to`; `buffer` holds them if they had to be converted.
 const void* converted(const HostTensor& tensor, DType to, AlignedBuffer& buffer);

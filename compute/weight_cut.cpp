@@ -49,9 +49,16 @@ WeightCut cut_of(const ModelShape& shape, const Part& part, const WeightInfo& in
     case Cut::heads_of_columns:
       if (part.attention.shared()) cut_output(shape, part.attention, cut);
       break;
-    case Cut::none:
     case Cut::inner_rows:
     case Cut::inner_columns:
+      // Inner rows travel, so that `down` adds over all of them: it is cut along its results.
+      if (info.per_expert) {
+        const ExpertShare& share = part.expert_share;
+        const std::int64_t rows = info.rows / share.members;
+        cut.rows = {{share.place * rows, rows}};
+      }
+      break;
+    case Cut::none:
       break;
   }
   return cut;

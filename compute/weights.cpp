@@ -159,6 +159,16 @@ int AttentionShare::sums_per_member(const ModelShape& shape) const {
   return most;
 }
 
+ExpertShare share_experts(const ModelShape& shape, int members, int place) {
+  require(members >= 1 && place >= 0 && place < members,
+          "there is no member {} of {} that share experts", place, members);
+  require(shape.moe_intermediate % members == 0 && shape.hidden % members == 0,
+          "cannot cut experts of {} inner columns and {} output columns among {} ranks (not a "
+          "divisor); choose another --expert-tp",
+          shape.moe_intermediate, shape.hidden, members);
+  return {members, place};
+}
+
 std::int64_t Part::most_experts() const {
   std::size_t most = 0;
   for (const auto& of_layer : experts) most = std::max(most, of_layer.size());

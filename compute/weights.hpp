@@ -113,6 +113,18 @@ OwnHeads own_heads(const ModelShape& shape, const AttentionShare& share);
 /// not divide.
 AttentionShare share_attention(const ModelShape& shape, int members, int place, OutputCut output);
 
+/// A rank's share of its experts where several ranks hold the same ones: of each expert's inner
+/// columns, and of the columns of its results, those from [all * place / members] on. Members
+/// compute with the rows that came to any of them.
+struct ExpertShare {
+  int members = 1;
+  int place = 0;
+
+  bool shared() const { return members > 1; }
+};
+/// Throws Error where an expert's inner columns, or hidden, do not divide.
+ExpertShare share_experts(const ModelShape& shape, int members, int place);
+
 /// What one rank has of a model: all that layout and placement tell a backend.
 struct Part {
   int first_layer = 0;  ///< what comes before the layers (the embedding) is with the first one
@@ -122,6 +134,7 @@ struct Part {
   std::vector<ExpertPlaces> places;           ///< where experts are, as this rank sees it
   std::vector<std::int32_t> places_of_layer;  ///< [num_layers], into `places`; -1: dense
   AttentionShare attention;
+  ExpertShare expert_share;
 
   const ExpertPlaces& places_of(int layer) const {
     return places[static_cast<std::size_t>(places_of_layer[static_cast<std::size_t>(layer)])];

@@ -43,6 +43,7 @@ class PacedChunk final : public compute::Chunk {
     receive_capacity = std::max(receive_capacity, rows);
     place_buffers();
   }
+  void reserve_experts(const compute::ExpertRoom& /*room*/) override {}  // it shares none
   void reserve_across(const compute::NodeRows& rows, std::int64_t forwarded) override {
     reserve(out_, static_cast<std::size_t>(forwarded), row_bytes_);
     reserve(back_, static_cast<std::size_t>(forwarded), row_bytes_);

@@ -70,6 +70,7 @@ class CpuBackend final : public Backend {
   Event experts(Chunk& chunk, int layer, std::span<const RowBlock> blocks,
                 ExpertPart part) override {
     CpuOp op = op_of(CpuOp::Kind::experts, chunk, layer);
+    check_experts(options_, chunk, blocks, part);
     op.expert_part = part;
     op.blocks = blocks;
     return queue_.enqueue(op);

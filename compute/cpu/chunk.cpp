@@ -73,6 +73,22 @@ void CpuChunk::reserve_across(const NodeRows& rows, std::int64_t forwarded) {
   *account_ += bytes();
 }
 
+void CpuChunk::reserve_experts(const ExpertRoom& room) {
+  if (room.all <= expert_room_.all && room.own <= expert_room_.own) return;
+  *account_ -= bytes();
+  expert_room_ = {grown_receive_capacity(room.all, expert_room_.all),
+                  grown_receive_capacity(room.own, expert_room_.own)};
+  experts = CpuExpertMemory();
+  HostArena arena(HostArena::Mode::take);
+  experts = CpuExpertMemory(options_, arena, expert_room_);
+  expert_bytes_ = arena.bytes();
+  expert_rows = experts.rows.data();
+  inner_rows = experts.inner.data();
+  down_send = experts.send.data();
+  down_recv = experts.recv.data();
+  *account_ += bytes();
+}
+
 void CpuChunk::reserve_inner(std::int64_t bytes) {
   if (bytes <= inner.bytes()) return;
   *account_ -= this->bytes();
@@ -81,7 +97,8 @@ void CpuChunk::reserve_inner(std::int64_t bytes) {
 }
 
 std::int64_t CpuChunk::bytes() const {
-  return memory_bytes_ + forward_bytes_ + inner.bytes() + received_.bytes() + results_.bytes();
+  return memory_bytes_ + forward_bytes_ + expert_bytes_ + inner.bytes() + received_.bytes() +
+         results_.bytes();
 }
 
 }  // namespace atl::compute

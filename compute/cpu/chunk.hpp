@@ -20,6 +20,7 @@ class CpuChunk final : public Chunk {
   CpuChunk& operator=(const CpuChunk&) = delete;
   void reserve_receive(std::int64_t rows) override;
   void reserve_across(const NodeRows& rows, std::int64_t forwarded) override;
+  void reserve_experts(const ExpertRoom& room) override;
   /// Grows `inner`; its contents are lost.
   void reserve_inner(std::int64_t bytes);
 
@@ -30,6 +31,7 @@ class CpuChunk final : public Chunk {
 
   CpuChunkMemory memory;
   CpuForwardMemory forward;
+  CpuExpertMemory experts;
   RouteTo routed_to = RouteTo::experts;  // by the last route
   AlignedBuffer inner;                   // [rows, I] of experts, between ExpertPart::up and down
 
@@ -38,7 +40,9 @@ class CpuChunk final : public Chunk {
   std::shared_ptr<std::int64_t> account_;
   std::int64_t memory_bytes_ = 0;
   std::int64_t forward_bytes_ = 0;
+  std::int64_t expert_bytes_ = 0;
   ForwardRoom room_;
+  ExpertRoom expert_room_;
   AlignedBuffer received_;
   AlignedBuffer results_;
 };

@@ -73,6 +73,18 @@ CpuForwardMemory::CpuForwardMemory(const BackendOptions& options, HostArena& are
   order = ForwardOrder(options, rows, arena);
 }
 
+CpuExpertMemory::CpuExpertMemory(const BackendOptions& options, HostArena& arena,
+                                 const ExpertRoom& room) {
+  const ModelShape& shape = options.shape;
+  const auto rows_of = [&](std::int64_t count, std::int64_t width) {
+    return arena.buffer(count * width * static_cast<std::int64_t>(size_of(options.dtype)));
+  };
+  rows = rows_of(room.all, shape.hidden);
+  inner = rows_of(room.all, shape.moe_intermediate);
+  send = rows_of(room.all, shape.hidden / options.part.expert_share.members);
+  recv = rows_of(room.own, shape.hidden);
+}
+
 std::int64_t grown_receive_capacity(std::int64_t rows, std::int64_t before) {
   return rows <= before ? before : std::max({rows, 2 * before, std::int64_t{tile_rows}});
 }

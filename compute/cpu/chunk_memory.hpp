@@ -55,6 +55,17 @@ struct CpuForwardMemory {
   ForwardOrder order;  // of own rows and those that arrived
 };
 
+/// What ranks that share experts exchange, see Chunk.
+struct CpuExpertMemory {
+  CpuExpertMemory() = default;
+  CpuExpertMemory(const BackendOptions& options, HostArena& arena, const ExpertRoom& room);
+
+  AlignedBuffer rows;
+  AlignedBuffer inner;
+  AlignedBuffer send;
+  AlignedBuffer recv;
+};
+
 /// Rows from other ranks that a chunk has room for once `rows` of them have come, where there was
 /// room for `before`.
 std::int64_t grown_receive_capacity(std::int64_t rows, std::int64_t before);

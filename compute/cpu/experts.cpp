@@ -2,54 +2,10 @@
 
 #include <algorithm>
 
+#include "compute/cpu/expert_tiles.hpp"
 #include "compute/cpu/operations.hpp"
 
 namespace atl::compute {
-
-namespace {
-
-/// Rows of one expert, at most tile_rows, from as many blocks as that takes.
-struct Tile {
-  int expert = 0;
-  int rows = 0;
-  std::size_t block = 0;  // the first
-  int begin = 0;          // its row to start at
-};
-
-/// Calls visit(tile) so that the tiles cover all rows of the blocks in order.
-template <class Visit>
-void for_tiles(std::span<const RowBlock> blocks, const Visit& visit) {
-  std::size_t block = 0;
-  int taken = 0;  // rows of blocks[block]
-  while (block < blocks.size()) {
-    Tile tile{blocks[block].local_expert, 0, block, taken};
-    while (block < blocks.size() && blocks[block].local_expert == tile.expert &&
-           tile.rows < tile_rows) {
-      const int count = std::min(tile_rows - tile.rows, blocks[block].num_rows - taken);
-      tile.rows += count;
-      taken += count;
-      if (taken == blocks[block].num_rows) {
-        ++block;
-        taken = 0;
-      }
-    }
-    if (tile.rows > 0) visit(tile);
-  }
-}
-
-/// Calls visit(block, first row in it, number of rows) for each piece of a tile.
-template <class Visit>
-void for_pieces(std::span<const RowBlock> blocks, const Tile& tile, const Visit& visit) {
-  int begin = tile.begin;
-  int done = 0;
-  for (std::size_t b = tile.block; done < tile.rows; ++b, begin = 0) {
-    const int count = std::min(tile.rows - done, blocks[b].num_rows - begin);
-    if (count > 0) visit(blocks[b], begin, count);
-    done += count;
-  }
-}
-
-}  // namespace
 
 void CpuLayers::MlpRows::clear(std::int64_t most) {
   // Products point into these, which must not move while they grow.
@@ -68,9 +24,17 @@ void CpuLayers::MlpRows::clear(std::int64_t most) {
 
 void CpuLayers::MlpRows::add(const CpuMlp& mlp, int rows, Finish finish) {
   const std::size_t first = in.size() - static_cast<std::size_t>(rows);
+  add_up(mlp, first, rows);
+  add_down(mlp, first, rows, finish);
+}
+
+void CpuLayers::MlpRows::add_up(const CpuMlp& mlp, std::size_t first, int rows) {
   const bool gated = !mlp.gate.empty();
   up.push_back({&mlp.up, gated ? &mlp.gate : nullptr, gated ? Finish::swiglu : Finish::gelu, rows,
                 in.data() + first, inner.data() + first});
+}
+
+void CpuLayers::MlpRows::add_down(const CpuMlp& mlp, std::size_t first, int rows, Finish finish) {
   down.push_back({&mlp.down, nullptr, finish, rows, inner.data() + first, out.data() + first});
 }
 
@@ -95,6 +59,8 @@ void CpuLayers::mlp(CpuChunk& chunk, int layer) {
 
 void CpuLayers::experts(CpuChunk& chunk, int layer, std::span<const RowBlock> blocks,
                         ExpertPart part) {
+  if (options_.part.expert_share.shared()) return shared_experts(chunk, layer, blocks, part);
+  if (part == ExpertPart::collect || part == ExpertPart::write) return;
   const CpuLayer& weights = layers_[static_cast<std::size_t>(layer)];
   const int width = shape_.moe_intermediate;
   const int hidden = shape_.hidden;
@@ -111,7 +77,7 @@ void CpuLayers::experts(CpuChunk& chunk, int layer, std::span<const RowBlock> bl
     mlp_.clear(at_once);
   };
   mlp_.clear(at_once);
-  for_tiles(blocks, [&](const Tile& tile) {
+  for_tiles(blocks, [&](const ExpertTile& tile) {
     if (static_cast<std::int64_t>(mlp_.in.size()) + tile.rows > at_once) run();
     for_pieces(blocks, tile, [&](const RowBlock& block, int begin, int count) {
       for (int i = begin; i < begin + count; ++i) {

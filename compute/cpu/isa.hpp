@@ -27,9 +27,11 @@ CpuIsa most_under_limit(std::string_view limit);
 CpuIsa widest_cpu_isa();
 
 /// widest_cpu_isa(), but AMX, whose GEMMs are oneDNN's, only where oneDNN has it and those of this
-/// model, and of ranks that share its attention, keep their rows' bits (see row_check.hpp). Takes a
-/// second or more for each shape of GEMM on such CPUs; before use_cpu_isa().
-CpuIsa widest_cpu_isa_for(const ModelShape& shape, DType dtype, const AttentionShare& share = {});
+/// model, and of ranks that share its attention or its experts, keep their rows' bits (see
+/// row_check.hpp). Takes a second or more for each shape of GEMM on such CPUs; before
+/// use_cpu_isa().
+CpuIsa widest_cpu_isa_for(const ModelShape& shape, DType dtype,
+                          const AttentionShare& attention = {}, const ExpertShare& experts = {});
 
 /// Before any arithmetic: this process computes with `isa`, which is at most the widest. Throws
 /// Error where it computes with another one already.

@@ -78,6 +78,13 @@ MemoryPlan cpu_memory_plan(const BackendOptions& options) {
     const BackendOptions of_chunk = options_of_chunk(options, chunk);
     plan.chunks += planned<CpuChunkMemory>(of_chunk);
     plan.received += receive_bytes(options, grown_receive_capacity(options.receive_rows, 0));
+    if (options.part.expert_share.shared()) {
+      HostArena arena(HostArena::Mode::count);
+      CpuExpertMemory(options, arena,
+                      {grown_receive_capacity(options.expert_room.all, 0),
+                       grown_receive_capacity(options.expert_room.own, 0)});
+      plan.received += arena.bytes();
+    }
     if (!options.across) continue;
     HostArena arena(HostArena::Mode::count);
     CpuForwardMemory(of_chunk, arena, even_forward_room(of_chunk));

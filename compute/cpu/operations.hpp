@@ -67,6 +67,9 @@ class CpuLayers {
 
     /// Empties all, with room for `most` rows.
     void clear(std::int64_t most);
+    /// `rows` rows of `in`, from `first` on, through up, or of `inner` through down alone.
+    void add_up(const CpuMlp& mlp, std::size_t first, int rows);
+    void add_down(const CpuMlp& mlp, std::size_t first, int rows, Finish finish);
     /// The last `rows` rows through `mlp`; `finish` says how down's results go to `out`.
     void add(const CpuMlp& mlp, int rows, Finish finish);
   };
@@ -96,6 +99,13 @@ class CpuLayers {
   /// Row q of those that regroup forwards: own ones, then what arrived.
   const char* forwarded_row(const CpuChunk& chunk, const NodeRows& rows, std::int64_t q) const;
   void experts(CpuChunk& chunk, int layer, std::span<const RowBlock> blocks, ExpertPart part);
+  /// The same where several ranks share experts.
+  void shared_experts(CpuChunk& chunk, int layer, std::span<const RowBlock> blocks,
+                      ExpertPart part);
+  void collect_rows(CpuChunk& chunk, std::span<const RowBlock> blocks);
+  void shared_up(CpuChunk& chunk, const CpuLayer& weights, std::span<const RowBlock> blocks);
+  void shared_down(CpuChunk& chunk, const CpuLayer& weights, std::span<const RowBlock> blocks);
+  void write_rows(CpuChunk& chunk, std::span<const RowBlock> blocks);
   void merge(CpuChunk& chunk);
   void sample(CpuChunk& chunk, std::span<const std::int32_t> rows,
               std::span<const SamplingRequest> how, SampledToken* out);

@@ -166,11 +166,13 @@ std::vector<GemmUse> gemm_uses(const ModelShape& shape) {
   return {uses.begin(), uses.end()};
 }
 
-std::vector<GemmUse> gemm_cuts(const ModelShape& shape, const AttentionShare& share) {
+std::vector<GemmUse> gemm_cuts(const ModelShape& shape, const AttentionShare& attention,
+                               const ExpertShare& experts) {
   std::set<GemmUse> cuts;
   Part part;
-  for (int place = 0; place < share.members; ++place) {
-    part.attention = share_attention(shape, share.members, place, share.output);
+  part.expert_share = experts;  // all members' parts are alike
+  for (int place = 0; place < attention.members; ++place) {
+    part.attention = share_attention(shape, attention.members, place, attention.output);
     for (const WeightInfo& info : weights_of(shape)) {
       if (info.use == Use::vector) continue;
       const WeightInfo own = own_weight(shape, part, info);
@@ -180,7 +182,8 @@ std::vector<GemmUse> gemm_cuts(const ModelShape& shape, const AttentionShare& sh
   return {cuts.begin(), cuts.end()};
 }
 
-CpuIsa widest_cpu_isa_for(const ModelShape& shape, DType dtype, const AttentionShare& share) {
+CpuIsa widest_cpu_isa_for(const ModelShape& shape, DType dtype, const AttentionShare& attention,
+                          const ExpertShare& experts) {
   const CpuIsa widest = widest_cpu_isa();
   if (widest != CpuIsa::avx512_amx || dtype != DType::bfloat16) return widest;
   if (!OneDnnGemm::limit_to_amx()) return CpuIsa::avx512_bf16;
@@ -188,7 +191,7 @@ CpuIsa widest_cpu_isa_for(const ModelShape& shape, DType dtype, const AttentionS
     return std::make_unique<OneDnnGemm>(dtype, threads, CpuIsa::avx512_amx);
   };
   const std::vector<GemmUse> uses = gemm_uses(shape);
-  const std::vector<GemmUse> cuts = gemm_cuts(shape, share);
+  const std::vector<GemmUse> cuts = gemm_cuts(shape, attention, experts);
   return use_that_changes_rows(make, dtype, uses, cuts) ? CpuIsa::avx512_bf16 : widest;
 }
 

@@ -28,7 +28,8 @@ std::optional<GemmUse> use_that_changes_rows(const GemmMaker& make, DType dtype,
 /// The shapes of a model's GEMMs, each once.
 std::vector<GemmUse> gemm_uses(const ModelShape& shape);
 
-/// Those of them that some rank has a part of only, where several share attention as `share` says.
-std::vector<GemmUse> gemm_cuts(const ModelShape& shape, const AttentionShare& share);
+/// Those of them that some rank has a part of only, where several share attention, or experts.
+std::vector<GemmUse> gemm_cuts(const ModelShape& shape, const AttentionShare& attention,
+                               const ExpertShare& experts = {});
 
 }  // namespace atl::compute

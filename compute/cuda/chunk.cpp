@@ -37,6 +37,11 @@ class Packer {
   std::size_t bytes_ = 0;
 };
 
+/// Room for `wanted` rows, where there was some for `before`.
+std::int64_t grown(std::int64_t wanted, std::int64_t before) {
+  return wanted <= before ? before : std::max(wanted, 2 * before);
+}
+
 }  // namespace
 
 CudaChunk::CudaChunk(const BackendOptions& options, int index,
@@ -67,6 +72,7 @@ CudaChunk::CudaChunk(const BackendOptions& options, int index,
   packed_counts = {counts.as<std::int32_t>(), static_cast<std::size_t>(options.part.most_places())};
   if (options.across) take_forward(first_forward_room(options));
   take_inner();
+  take_experts(options.expert_room);
   *account_ += bytes();
   reserve_receive(options.receive_rows);
 }
@@ -77,7 +83,7 @@ CudaChunk::~CudaChunk() {
 
 std::int64_t CudaChunk::bytes() const {
   return static_cast<std::int64_t>(device_.bytes() + received_.bytes() + forward_.bytes() +
-                                   inner.bytes());
+                                   experts_.bytes() + inner.bytes());
 }
 
 void CudaChunk::reserve_receive(std::int64_t rows) {
@@ -94,10 +100,29 @@ void CudaChunk::reserve_receive(std::int64_t rows) {
   *account_ += bytes();
 }
 
+void CudaChunk::reserve_experts(const ExpertRoom& room) {
+  const ExpertRoom more = {grown(room.all, expert_room_.all), grown(room.own, expert_room_.own)};
+  if (more == expert_room_) return;
+  *account_ -= bytes();
+  take_experts(more);
+  *account_ += bytes();
+}
+
+void CudaChunk::take_experts(const ExpertRoom& room) {
+  expert_room_ = room;
+  Arena plan;
+  ExpertMemory(options_, plan, room);
+  experts_ = DeviceBuffer();
+  experts_ = DeviceBuffer(plan.bytes(), "rows of shared experts");
+  Arena arena(experts_.data());
+  const ExpertMemory taken(options_, arena, room);
+  expert_rows = taken.rows;
+  inner_rows = taken.inner;
+  down_send = taken.send;
+  down_recv = taken.recv;
+}
+
 void CudaChunk::reserve_across(const NodeRows& rows, std::int64_t forwarded) {
-  const auto grown = [](std::int64_t wanted, std::int64_t before) {
-    return wanted <= before ? before : std::max(wanted, 2 * before);
-  };
   const ForwardRoom room = {grown(rows.arrived, room_.arrived),
                             grown(rows.arrived_returns, room_.returned),
                             grown(forwarded, room_.forwarded)};

@@ -33,6 +33,7 @@ class CudaChunk final : public Chunk {
   ~CudaChunk() override;
   void reserve_receive(std::int64_t rows) override;
   void reserve_across(const NodeRows& rows, std::int64_t forwarded) override;
+  void reserve_experts(const ExpertRoom& room) override;
 
   /// The counts of a route of `num_rows` tokens: where they will be, and their values where the
   /// device does not count.
@@ -68,6 +69,7 @@ class CudaChunk final : public Chunk {
   /// Sets their size; the account leaves them out meanwhile.
   void take_inner();
   void take_forward(const ForwardRoom& room);
+  void take_experts(const ExpertRoom& room);
   std::int64_t bytes() const;
 
   const BackendOptions options_;  // of this chunk
@@ -76,7 +78,9 @@ class CudaChunk final : public Chunk {
   DeviceBuffer device_;
   DeviceBuffer received_;
   DeviceBuffer forward_;
+  DeviceBuffer experts_;
   ForwardRoom room_;
+  ExpertRoom expert_room_;
   UploadRing uploads_;
   std::optional<UploadRing> forced_uploads_;  // since the first forced choice
   AttentionPlan plan_;

@@ -94,6 +94,9 @@ TEST(RowCheck, FindsRowsThatChangeWhereARankHasSomeColumns) {
   const auto cuts = gemm_cuts(shape, share_attention(shape, 4, 1, OutputCut::columns));
   EXPECT_EQ(cuts, (std::vector<GemmUse>{{12, 64}, {48, 48}}));
   EXPECT_TRUE(gemm_cuts(shape, {}).empty());
+  // Experts of 40 inner columns: up and gate, and down.
+  EXPECT_EQ(gemm_cuts(shape, {}, share_experts(shape, 4, 1)),
+            (std::vector<GemmUse>{{10, 48}, {12, 40}}));
 }
 
 TEST(RowCheck, OneDnnIsNeverGivenThreadsToSplitSumsAmong) {

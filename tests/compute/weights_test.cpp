@@ -157,6 +157,21 @@ TEST(WeightCut, ARankHasItsHeadsRowsAndItsPartOfTheOutput) {
   }
 }
 
+TEST(WeightCut, OfSharedExpertsARankHasInnerAndOutputColumns) {
+  const ModelShape shape = testing::tiny_shape();
+  Part part = whole_model(shape);
+  part.expert_share = share_experts(shape, 4, 3);
+  for (const WeightInfo& info : weights_of(shape)) {
+    const WeightCut cut = cut_of(shape, part, info);
+    EXPECT_EQ(cut.cols.count, info.cols);
+    ASSERT_EQ(cut.rows.size(), 1U);
+    const std::int64_t rows = info.per_expert ? info.rows / 4 : info.rows;
+    EXPECT_EQ(cut.rows.front().first, info.per_expert ? 3 * rows : 0) << name_of(info.id);
+    EXPECT_EQ(cut.rows.front().count, rows) << name_of(info.id);
+  }
+  EXPECT_THROW(share_experts(shape, 3, 0), Error);
+}
+
 using Held = std::map<std::tuple<Weight, int, int>, int>;
 
 Held held_by(const ModelShape& shape, const std::vector<Part>& parts) {

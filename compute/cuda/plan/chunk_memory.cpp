@@ -44,7 +44,8 @@ ForwardRoom first_forward_room(const BackendOptions& options) {
 
 std::int64_t inner_bytes(const BackendOptions& options, std::int64_t receive_rows,
                          std::int64_t forwarded_rows) {
-  if (!options.split_experts) return 0;
+  // Of shared experts they are where members send theirs to.
+  if (!options.split_experts || options.part.expert_share.shared()) return 0;
   const std::int64_t local = options.part.most_experts();
   const std::int64_t own =
       options.max_chunk_tokens * std::min<std::int64_t>(options.shape.top_k, local);
@@ -134,6 +135,19 @@ ForwardMemory::ForwardMemory(const BackendOptions& options, Arena& arena, const 
   done = rows_of(room.returned, row_bytes(options));
   slots = arena.take<std::int32_t>(rows * shape.top_k);
   returns = arena.take<std::int32_t>(rows);
+}
+
+ExpertMemory::ExpertMemory(const BackendOptions& options, Arena& arena, const ExpertRoom& room) {
+  const ModelShape& shape = options.shape;
+  const ExpertShare& share = options.part.expert_share;
+  if (!share.shared()) return;
+  const auto rows_of = [&](std::int64_t count, std::int64_t width) {
+    return arena.take_bytes(static_cast<std::size_t>(count * width) * size_of(options.dtype));
+  };
+  rows = rows_of(room.all, shape.hidden);
+  inner = rows_of(room.all, shape.moe_intermediate);
+  send = rows_of(room.all, shape.hidden / share.members);
+  recv = rows_of(room.own, shape.hidden);
 }
 
 }  // namespace atl::compute::cuda

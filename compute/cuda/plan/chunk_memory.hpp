@@ -63,6 +63,17 @@ struct ForwardMemory {
   std::int32_t* slots = nullptr;    // [own rows + arrived, top_k], row in `send`, or -1
   std::int32_t* returns = nullptr;  // [own rows + arrived], row where results begin
 };
+/// What ranks that share experts exchange, see Chunk; nothing where this one does not.
+struct ExpertMemory {
+  ExpertMemory() = default;
+  ExpertMemory(const BackendOptions& options, Arena& arena, const ExpertRoom& room);
+
+  void* rows = nullptr;
+  void* inner = nullptr;
+  void* send = nullptr;
+  void* recv = nullptr;
+};
+
 /// From the start; nothing without BackendOptions::across.
 ForwardRoom first_forward_room(const BackendOptions& options);
 

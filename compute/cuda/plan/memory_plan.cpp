@@ -22,7 +22,10 @@ std::int64_t received_bytes(const BackendOptions& options) {
   const ForwardRoom room = cuda::first_forward_room(options);
   cuda::Arena forwarded;
   cuda::ForwardMemory(options, forwarded, room);
-  return cuda::receive_bytes(options.receive_rows, cuda::row_bytes(options)) +
+  cuda::Arena experts;
+  cuda::ExpertMemory(options, experts, options.expert_room);
+  return static_cast<std::int64_t>(experts.bytes()) +
+         cuda::receive_bytes(options.receive_rows, cuda::row_bytes(options)) +
          cuda::inner_bytes(options, options.receive_rows, room.forwarded) +
          static_cast<std::int64_t>(forwarded.bytes());
 }
