@@ -122,6 +122,7 @@ class CudaBackend final : public Backend {
   }
   Event experts(Chunk& chunk, int layer, std::span<const RowBlock> blocks,
                 ExpertPart part) override {
+    check_experts(options_, chunk, blocks, part);
     return layers_.experts(known(chunk, layer), layer, blocks, part);
   }
   Event fold(Chunk& chunk, int layer, const NodeRows& rows) override {

@@ -85,10 +85,15 @@ void CudaLayers::run_expert(const ExpertWork& work) {
 
 Event CudaLayers::experts(CudaChunk& chunk, int layer, std::span<const RowBlock> blocks,
                           ExpertPart part) {
-  require(part == ExpertPart::all || options_.split_experts,
+  require(part == ExpertPart::all || options_.split_experts || options_.part.expert_share.shared(),
           "internal: this backend was not set up to run an expert's parts apart");
   Op op(queue_, "experts", layer, &chunk.order);
   const Stream& stream = op.begin(StreamId::compute);
+  if (options_.part.expert_share.shared()) {
+    run_shared(stream, chunk, layer, blocks, part);
+    return op.close();
+  }
+  if (part == ExpertPart::collect || part == ExpertPart::write) return op.close();
   const CudaLayer& weights = weights_.layers[static_cast<std::size_t>(layer)];
   auto* inner = static_cast<std::byte*>(chunk.inner.data());
   while (!blocks.empty()) {

@@ -132,8 +132,8 @@ CudaGemm::Trial::Trial(const CudaGemm& gemm, const KindState& kind, const Stream
   rows_ = static_cast<int>(
       std::clamp<std::size_t>(fitting, reference_rows, static_cast<std::size_t>(rows_)));
   // A part's rows are compared with the whole's, whose weight nobody here has: it is made up.
-  const bool every_difference_shows =
-      cancelling && kind.output == Output::float32 && !kind.is_part();
+  const bool has_weight = kind.weight != nullptr && !kind.is_part();
+  const bool every_difference_shows = cancelling && kind.output == Output::float32 && has_weight;
   allocate(!every_difference_shows);
   if (every_difference_shows) {
     fill_rows(in_.data(), rows_, kind.k, Fill::normal, 1, gemm.dtype_, stream);

@@ -133,9 +133,10 @@ struct MemberRows {
   const void* received = nullptr;  ///< [members, rows, width]
   const void* own = nullptr;  ///< [rows, width]: what `place` has, whose received rows are void
   int members = 1;
-  int place = 0;
+  int place = 0;  ///< -1: nobody
   int num_rows = 0;
   int width = 0;
+  std::int64_t member_rows = 0;  ///< of `received` from member to member, where more than these
 };
 /// out [rows, members * width] = the members' columns beside each other.
 void join_columns(cudaStream_t stream, DType dtype, const MemberRows& rows, void* out);

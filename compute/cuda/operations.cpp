@@ -53,19 +53,23 @@ Backend::Memory CudaLayers::memory() const {
           static_cast<std::int64_t>(workspace_memory_.bytes())};
 }
 
-CudaLayers::MlpKinds CudaLayers::add_mlp(const CudaMlp& mlp, int width) {
+CudaLayers::MlpKinds CudaLayers::add_mlp(const CudaMlp& mlp, int width, int members) {
   using Output = CudaGemm::Output;
   MlpKinds kinds;
-  kinds.width = width;
+  kinds.width = width / members;
   const int rows = work_.mlp_rows;
+  const auto add_up = [&](Output output, const void* weight) {
+    return gemm_.add(kinds.width, shape_.hidden, output, rows, weight, width);
+  };
   if (shape_.activation == Activation::swiglu) {
-    kinds.up = gemm_.add(width, shape_.hidden, Output::activation, rows, mlp.up);
-    kinds.gate = gemm_.add(width, shape_.hidden, Output::float32, rows, mlp.gate);
+    kinds.up = add_up(Output::activation, mlp.up);
+    kinds.gate = add_up(Output::float32, mlp.gate);
   } else {
-    kinds.up = gemm_.add(width, shape_.hidden, Output::gelu, rows, mlp.up);
-    kinds.up_float = gemm_.add(width, shape_.hidden, Output::float32, rows, mlp.up);
+    kinds.up = add_up(Output::gelu, mlp.up);
+    kinds.up_float = add_up(Output::float32, mlp.up);
   }
-  kinds.down = gemm_.add(shape_.hidden, width, Output::activation, rows, mlp.down);
+  kinds.down =
+      gemm_.add(shape_.hidden / members, width, Output::activation, rows, mlp.down, shape_.hidden);
   return kinds;
 }
 
@@ -89,7 +93,8 @@ void CudaLayers::prepare() {
           gemm_.add(shape_.num_experts, shape_.hidden, Output::float32, tokens, weights.router);
     }
     if (expert_.width == 0 && !weights.experts.empty()) {
-      expert_ = add_mlp(weights.experts.front(), shape_.moe_intermediate);
+      expert_ = add_mlp(weights.experts.front(), shape_.moe_intermediate,
+                        options_.part.expert_share.members);
     }
   }
   const Stream& stream = queue_.stream(StreamId::compute);

@@ -69,7 +69,27 @@ class CudaLayers {
   };
 
   void upload_forced(CudaChunk& chunk, int layer);
-  MlpKinds add_mlp(const CudaMlp& mlp, int width);
+  /// Of an MLP that so many ranks share.
+  MlpKinds add_mlp(const CudaMlp& mlp, int width, int members = 1);
+  /// Parts of experts that several ranks share, for one block, whose rows follow `done` own ones of
+  /// `own_rows`.
+  struct SharedBlock {
+    const RowBlock& block;
+    std::int64_t done;
+    std::int64_t own_rows;
+  };
+  void run_shared(const Stream& stream, CudaChunk& chunk, int layer,
+                  std::span<const RowBlock> blocks, ExpertPart part);
+  void collect_rows(const Stream& stream, CudaChunk& chunk, const SharedBlock& own);
+  void shared_up(const Stream& stream, CudaChunk& chunk, const CudaMlp& mlp, const RowBlock& block);
+  void shared_down(const Stream& stream, CudaChunk& chunk, const CudaMlp& mlp,
+                   const RowBlock& block);
+  void write_rows(const Stream& stream, CudaChunk& chunk, const SharedBlock& own);
+  /// Where row `row` of `width` elements begins.
+  std::byte* row_at(const void* base, std::int64_t row, std::int64_t width) const {
+    return static_cast<std::byte*>(const_cast<void*>(base)) +
+           row * width * static_cast<std::int64_t>(size_of(dtype_));
+  }
   /// The GEMMs of attention.
   void add_attention();
   void project(const Stream& stream, CudaChunk& chunk, int layer);

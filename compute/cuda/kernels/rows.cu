@@ -1,5 +1,7 @@
 // Moving rows: embedding, packing, KV pages.
 
+#include <algorithm>
+
 #include "compute/cuda/kernels.hpp"
 #include "compute/cuda/kernels/copy.cuh"
 
@@ -37,11 +39,12 @@ __global__ void __launch_bounds__(copy_threads)
 /// One block per row and member.
 template <class U>
 __global__ void __launch_bounds__(copy_threads)
-    join_kernel(const U* received, const U* own, int place, U* out, int units) {
+    join_kernel(const U* received, std::int64_t member_rows, const U* own, int place, U* out,
+                int units) {
   const std::int64_t row = blockIdx.x;
   const int member = static_cast<int>(blockIdx.y);
-  const U* from = member == place ? own + row * units
-                                  : received + (member * std::int64_t{gridDim.x} + row) * units;
+  const U* from =
+      member == place ? own + row * units : received + (member * member_rows + row) * units;
   U* to = out + (row * gridDim.y + member) * units;
   const int step = static_cast<int>(blockDim.x);
 #pragma unroll in_flight
@@ -137,8 +140,9 @@ void join_columns(cudaStream_t stream, DType dtype, const MemberRows& rows, void
     launch(stream, "join_columns", &join_kernel<U>,
            dim3(static_cast<unsigned>(rows.num_rows), static_cast<unsigned>(rows.members)),
            static_cast<unsigned>(threads_for(units, in_flight, threads)), 0,
-           static_cast<const U*>(rows.received), static_cast<const U*>(rows.own), rows.place,
-           static_cast<U*>(out), units);
+           static_cast<const U*>(rows.received),
+           std::max<std::int64_t>(rows.member_rows, rows.num_rows), static_cast<const U*>(rows.own),
+           rows.place, static_cast<U*>(out), units);
   };
   with_unit(dtype, rows.width, run, rows.received, rows.own, out);
 }
