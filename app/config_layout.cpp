@@ -67,14 +67,18 @@ void add_run_layout(CLI::App& app, RunOptions& o) {
   add_divisor(app, "--pp", o.division.pp, "Stages of a network, each with some layers");
   add_divisor(app, "--tp", o.division.tp, "Ranks that share attention and its sequences");
   add_divisor(app, "--expert-tp", o.division.expert_tp, "Ranks that share each expert");
-  add_choice(app, "--tp-output", o.tp_output,
-             {compute::OutputCut::columns, compute::OutputCut::rows, compute::OutputCut::sum},
-             "Attention's output projection with --tp: cut by columns, whole on each rank, or cut "
-             "by heads with sums over ranks, which changes the results' last bits");
+  CLI::Option* output = add_choice(
+      app, "--tp-output", o.tp_output, {compute::OutputCut::columns, compute::OutputCut::rows},
+      "Attention's output projection with --tp: cut by columns, or whole on each rank");
+  app.add_flag_function(
+         "--tp-sum", [&o](std::int64_t) { o.tp_output = compute::OutputCut::sum; },
+         "Add attention's output up over ranks, for comparison: changes the results' last bits")
+      ->excludes(output);
   CLI::Option* layout = app.add_option(
       "--layout", o.layout,
       "All of it in one word, e.g. ep16, ep64-tp8, or tp8-pp2 with experts cut over the 8");
-  for (const char* name : {"--replicas", "--pp", "--tp", "--expert-tp"}) layout->excludes(app.get_option(name));
+  for (const char* name : {"--replicas", "--pp", "--tp", "--expert-tp"})
+    layout->excludes(app.get_option(name));
   app.add_flag("--show-layout", o.show_layout, "Say who is with whom, and stop");
 }
 

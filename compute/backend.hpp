@@ -225,8 +225,8 @@ class Backend {
 
   // Steps, named as the schedule's. x [T, H] is the residual stream, in float32 and kept in the
   // chunk. What is added to it is rounded to options.dtype first: so it may travel as rows do.
-  /// The chunk's first operation. x = embedding[tokens]; where the part begins with a later layer, x
-  /// is there already.
+  /// The chunk's first operation. x = embedding[tokens]; where the part begins with a later layer,
+  /// x is there already.
   virtual Event embed(Chunk& chunk) = 0;
   /// x += Attention(RMSNorm(x)); fills KV
   virtual Event attention(Chunk& chunk, int layer, AttentionPart part = AttentionPart::all) = 0;

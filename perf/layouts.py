@@ -41,7 +41,7 @@ LAYOUTS = {
     "EP, TP attention": lambda R, H: ["--tp", str(H)],
     "TP x PP, exact": lambda R, H: ["--layout", f"tp{H}-pp{R // H}"],
     "TP x PP, exact, output whole": lambda R, H: ["--layout", f"tp{H}-pp{R // H}", "--tp-output", "rows"],
-    "TP x PP, summed": lambda R, H: ["--layout", f"tp{H}-pp{R // H}", "--tp-output", "sum"],
+    "TP x PP, summed": lambda R, H: ["--layout", f"tp{H}-pp{R // H}", "--tp-sum"],
     "TP x PP, experts whole": lambda R, H: ["--layout", f"ep{H}-tp{H}-pp{R // H}",
                                             "--slots", str(EXPERTS // 2)],
 }

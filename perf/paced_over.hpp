@@ -44,11 +44,11 @@ class PacedOver final : public compute::Backend {
   compute::Event route(compute::Chunk& chunk, int layer, compute::RouteTo to) override {
     return take(real_->route(chunk, layer, to), pace_.route(chunk));
   }
-  compute::Event regroup(compute::Chunk& chunk, int layer,
-                         const compute::NodeRows& rows) override {
+  compute::Event regroup(compute::Chunk& chunk, int layer, const compute::NodeRows& rows) override {
     return take(real_->regroup(chunk, layer, rows), 0);
   }
-  compute::Event experts(compute::Chunk& chunk, int layer, std::span<const compute::RowBlock> blocks,
+  compute::Event experts(compute::Chunk& chunk, int layer,
+                         std::span<const compute::RowBlock> blocks,
                          compute::ExpertPart part) override {
     return take(real_->experts(chunk, layer, blocks, part), pace_.experts(blocks, part));
   }

@@ -33,17 +33,17 @@ double rate_of(const char* text) {
 
 int run(const comm::Communicator& world, int argc, char** argv) {
   if (argc < 3) {
-    throw UsageError("which rates? Give operations and bytes per second, then options of atoll run");
+    throw UsageError(
+        "which rates? Give operations and bytes per second, then options of atoll run");
   }
   const MachineRates rates{rate_of(argv[1]), rate_of(argv[2])};
   std::vector<const char*> arguments = {"atoll", "run"};
   arguments.insert(arguments.end(), argv + 3, argv + argc);
-  const CommandLine line =
-      parse_command_line(static_cast<int>(arguments.size()), arguments.data());
+  const CommandLine line = parse_command_line(static_cast<int>(arguments.size()), arguments.data());
   const CoreSeconds before = CoreSeconds::now();
   run_job(world, line.run,
-          [&](std::unique_ptr<compute::Backend> backend, const compute::BackendOptions& options)
-              -> std::unique_ptr<compute::Backend> {
+          [&](std::unique_ptr<compute::Backend> backend,
+              const compute::BackendOptions& options) -> std::unique_ptr<compute::Backend> {
             return std::make_unique<PacedOver>(std::move(backend), options, rates);
           });
   if (world.rank() == 0) {

@@ -133,8 +133,7 @@ std::string text_of(const JobLayout& layout, const ModelShape& shape) {
     text += fmt::format("{:>7} {:>5} {:>8}  {:<12} {:<12} {}\n",
                         layout.of(Share::network).group_of[static_cast<std::size_t>(rank)],
                         layout.stage_of(rank), fmt::format("{}-{}", layers.first, layers.end - 1),
-                        ranks_text(members),
-                        ranks_text(layout.of(Share::holder).group_with(rank)),
+                        ranks_text(members), ranks_text(layout.of(Share::holder).group_with(rank)),
                         ranks_text(layout.of(Share::exchange).group_with(rank)));
   }
   return text;

@@ -20,8 +20,7 @@ compute::Part part_of(const JobLayout& job, const Placement& placement, const Mo
     part.attention = compute::share_attention(shape, division.tp, place_in(Share::owner), output);
   }
   if (division.expert_tp > 1) {
-    part.expert_share =
-        compute::share_experts(shape, division.expert_tp, place_in(Share::holder));
+    part.expert_share = compute::share_experts(shape, division.expert_tp, place_in(Share::holder));
   }
   return part;
 }

@@ -92,7 +92,7 @@ struct StageSteps {
   bool attention_shared = false;
   compute::OutputCut output = compute::OutputCut::columns;  ///< where attention is shared
   bool experts_shared = false;
-  bool sequences_shared = false;                            ///< other ranks have them too
+  bool sequences_shared = false;  ///< other ranks have them too
 
   bool operator==(const StageSteps&) const = default;
 };

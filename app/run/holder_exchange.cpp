@@ -87,8 +87,8 @@ bool HolderExchange::told() {
   for (const int peer : counters.peers().from) {
     const auto heard = counters.from(peer);
     std::copy_n(heard.begin(), num_experts_,
-                counts_.begin() + static_cast<std::ptrdiff_t>(static_cast<std::size_t>(peer) *
-                                                              num_experts_));
+                counts_.begin() +
+                    static_cast<std::ptrdiff_t>(static_cast<std::size_t>(peer) * num_experts_));
   }
   for (std::size_t m = 0; m < world_ranks_.size(); ++m) {
     std::int64_t rows = 0;

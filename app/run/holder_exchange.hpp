@@ -49,8 +49,8 @@ class HolderExchange {
   compute::Chunk& chunk_;
   const std::vector<int> world_ranks_;
   std::size_t place_;
-  std::size_t num_experts_;             // of a layer on this rank, at most
-  std::vector<std::int32_t> counts_;    // [members, experts]: rows
+  std::size_t num_experts_;              // of a layer on this rank, at most
+  std::vector<std::int32_t> counts_;     // [members, experts]: rows
   std::vector<std::int64_t> first_row_;  // [members + 1], among all rows
   std::vector<compute::RowBlock> blocks_;
   std::vector<std::unique_ptr<comm::Lane>> lanes_;  // of each kind of exchange

@@ -127,7 +127,8 @@ void Passes::open_record(DriverOptions& driver) {
       shared_request_rows(
           in_.world, request_rows(in_.work.requests(), in_.work.mode(), in_.options.max_tokens)));
   record_.emplace(in_.work.written(in_.options.record_routing), layout, in_.world,
-                  in_.model.config.shape.num_layers, in_.sizes.num_chunks(), in_.options.resume, in_.work.shared_kept());
+                  in_.model.config.shape.num_layers, in_.sizes.num_chunks(), in_.options.resume,
+                  in_.work.shared_kept());
   driver.save_choices = [this](int chunk, int layer, std::size_t tokens) {
     return record_->place(chunk, layer, tokens);
   };

@@ -115,8 +115,7 @@ void RoutingRecord::take(Batcher& batch, int first_slot) {
 
 LayerRange RoutingRecord::layers_of(const Groups& groups, int stage) const {
   const int all = static_cast<int>(layout_.layers.size());
-  const LayerRange range =
-      layers_of_stage(num_layers_, stage, groups.job().division().pp);
+  const LayerRange range = layers_of_stage(num_layers_, stage, groups.job().division().pp);
   LayerRange own{all, all};
   for (int i = all - 1; i >= 0; --i) {
     const int layer = layout_.layers[static_cast<std::size_t>(i)];
@@ -154,8 +153,8 @@ void RoutingRecord::unpack(const std::string& text, Batcher& batch, int first_sl
     from += count * sizeof(list[0]);
   };
   for (int c = 0; c < batch.num_chunks(); ++c) {
-    const auto rows = rows_of_member(static_cast<std::int64_t>(batch.chunk(c).tokens.size()), place,
-                                     members);
+    const auto rows =
+        rows_of_member(static_cast<std::int64_t>(batch.chunk(c).tokens.size()), place, members);
     const auto pairs = static_cast<std::size_t>(rows.size() * layout_.top_k);
     for (int layer = layers.first; layer < layers.end && pairs > 0; ++layer) {
       Chosen& of = chosen(first_slot + c, layer);

@@ -10,8 +10,8 @@
 
 #include "app/run/batcher.hpp"
 #include "app/run/computed_rows.hpp"
-#include "app/run/groups.hpp"
 #include "app/run/finished_request.hpp"
+#include "app/run/groups.hpp"
 #include "app/run/kept_progress.hpp"
 #include "app/run/request_rows.hpp"
 #include "comm/communicator.hpp"
@@ -44,9 +44,9 @@ class RoutingRecord {
     float* weights = nullptr;
   };
 
-  /// Collective. `num_layers` are the model's. With `resume` goes on with the file that the interrupted run left, and compares
-  /// what is there of the requests that are finished with its checksums. Throws Error on all
-  /// ranks alike.
+  /// Collective. `num_layers` are the model's. With `resume` goes on with the file that the
+  /// interrupted run left, and compares what is there of the requests that are finished with its
+  /// checksums. Throws Error on all ranks alike.
   RoutingRecord(const std::string& path, const io::RoutingLayout& layout,
                 const comm::Communicator& world, int num_layers, int max_chunks, bool resume,
                 const std::vector<Kept>& kept);

@@ -44,7 +44,7 @@ class Job {
     ranks_ = find_ranks(world_, options_);
     if (!place()) return;
     open_replay();
-    work_.read(model_, ranks_.choice, replay_file_ ? replay_file_->identity() : "");
+    work_.read(model_, ranks_.choice, job_, replay_file_ ? replay_file_->identity() : "");
     if (work_.nothing_to_do()) return;
     find_links(world_, options_, ranks_);
     sizes_ = sizes_of(

@@ -21,7 +21,7 @@ Workload::Workload(const comm::Communicator& world, const RunOptions& options)
   if (!options.shard.empty()) shard_ = shard_of(options.shard);
 }
 
-void Workload::read(const OpenModel& model, const BackendChoice& choice,
+void Workload::read(const OpenModel& model, const BackendChoice& choice, const JobLayout& job,
                     const std::string& replay) {
   const ModelShape& shape = model.config.shape;
   model_identity_ = model.file->identity();
@@ -33,7 +33,7 @@ void Workload::read(const OpenModel& model, const BackendChoice& choice,
     read_all_where_needed();
   });
   arithmetic_ = {choice.name(), "", choice.devices};
-  choose_isa(choice.cuda, model);
+  choose_isa(choice.cuda, model, job);
   replay_ = replay;
   if (shard_) take_shard();
   if (nothing_to_do_) return;
@@ -109,7 +109,7 @@ void Workload::read_files(const ModelShape& shape) {
 }
 
 /// After results.open(): a resumed run computes as the run before did.
-void Workload::choose_isa(bool cuda, const OpenModel& model) {
+void Workload::choose_isa(bool cuda, const OpenModel& model, const JobLayout& job) {
   if (cuda) {
     if (!options_.isa) return;
     throw comm::AgreedFailure("--isa is for CPUs, and this run takes CUDA; add --backend cpu", 2,
@@ -121,8 +121,16 @@ void Workload::choose_isa(bool cuda, const OpenModel& model) {
     recorded = isa_of(results.recorded());
     if (recorded.empty()) recorded = isa_of(checkpoints.recorded());
   });
-  const auto mine = [&model] {
-    return compute::widest_cpu_isa_for(model.config.shape, model.dtype);
+  const auto mine = [&] {
+    const ModelShape& shape = model.config.shape;
+    const auto place_in = [&](Share share) {
+      return static_cast<int>(job.of(share).place_of[static_cast<std::size_t>(world_.rank())]);
+    };
+    const Division& division = job.division();
+    return compute::widest_cpu_isa_for(
+        shape, model.dtype,
+        compute::share_attention(shape, division.tp, place_in(Share::owner), options_.tp_output),
+        compute::share_experts(shape, division.expert_tp, place_in(Share::holder)));
   };
   arithmetic_.isa = name_of(use_agreed_isa(world_, options_.isa, recorded, mine));
 }

@@ -9,6 +9,7 @@
 
 #include "app/config.hpp"
 #include "app/mode.hpp"
+#include "app/plan/job_layout.hpp"
 #include "app/run/batch_options.hpp"
 #include "app/run/checkpoints.hpp"
 #include "app/run/devices.hpp"
@@ -33,7 +34,8 @@ class Workload {
   /// Collective: reads the requests, opens what is written for them, and takes up what is kept of
   /// them. Also fixes the arithmetic, since a resumed run computes as the run before did.
   /// `replay` is what the identity says of choices that are replayed; empty: none are.
-  void read(const OpenModel& model, const BackendChoice& choice, const std::string& replay);
+  void read(const OpenModel& model, const BackendChoice& choice, const JobLayout& job,
+            const std::string& replay);
   /// Where a file of this run given as `path` is written: of a shard, the part beside it.
   std::string written(const std::string& path) const {
     return shard_ ? part_path(path, *shard_) : path;
@@ -68,7 +70,7 @@ class Workload {
   void read_all_where_needed();
   nlohmann::ordered_json own_identity(const InputFacts& facts) const;
   nlohmann::ordered_json identity_like(const nlohmann::ordered_json& recorded) const;
-  void choose_isa(bool cuda, const OpenModel& model);
+  void choose_isa(bool cuda, const OpenModel& model, const JobLayout& job);
   void take_shard();
   void leave_empty_part();
 
