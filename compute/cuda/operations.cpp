@@ -68,7 +68,7 @@ CudaLayers::MlpKinds CudaLayers::add_mlp(const CudaMlp& mlp, int width) {
 }
 
 void CudaLayers::prepare() {
-  weights_.finish(options_);
+  finish_weights();
   using Output = CudaGemm::Output;
   const int tokens = options_.max_chunk_tokens;
   const CudaLayer& first = weights_.layers[static_cast<std::size_t>(options_.part.first_layer)];
