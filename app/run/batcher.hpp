@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "app/plan/rank_load.hpp"
@@ -25,6 +26,10 @@ class Batcher {
  public:
   /// `restore` fetches what was kept of requests that were under way when the run began.
   Batcher(const BatchOptions& options, const SequenceRoom& room, Restore restore = {});
+
+  /// From now on these weights compute, and results name them: those with which their request
+  /// began, and with commas all that followed until it ended. Never called: results name none.
+  void begin_weights(const std::string& name) { weights_.push_back(name); }
 
   RankLoad load() const;
 
@@ -63,6 +68,7 @@ class Batcher {
   FinishedRequest& finish(Sequence& sequence, const char* reason);
   void finish_scored(double now);
   bool is_stop(const Sequence& sequence, std::int32_t token) const;
+  std::string weights_of(const Sequence& sequence) const;
 
   BatchOptions options_;
   Restore restore_;
@@ -70,6 +76,7 @@ class Batcher {
   Sequences sequences_;
   Pass pass_;
   std::vector<FinishedRequest> finished_;
+  std::vector<std::string> weights_;  // names, in order
   bool has_prompt_ = false;
   std::int64_t most_rows_ = 0;
 };

@@ -37,6 +37,10 @@ Passes::Passes(const PassesInput& input)
   driver_.emplace(in_.backend, in_.groups, in_.model.config.shape, in_.placement, driver,
                   *timeline_);
   loads_.resize(static_cast<std::size_t>(in_.world.size()));
+  if (in_.updates != nullptr) {
+    weights_ = in_.updates->weights();
+    batcher_->begin_weights(weights_);
+  }
   share_resumed();
 }
 
@@ -170,12 +174,13 @@ void Passes::finish_pass(double now) {
 
 bool Passes::agree_on_pass(double begin, double last_pass_seconds) {
   in_.world.allgather_into(load_of_rank(), std::span(loads_));
-  const double agreed = now_seconds();
+  double agreed = now_seconds();
   in_.work.results.collect(loads_);
   stop_if_asked();
   const auto due = static_cast<std::int32_t>(CheckpointPhase::due);
   if (record_ && loads_[0].checkpoint == due) record_->flush();
   in_.work.checkpoints.advance(loads_, checkpoint_source(), last_pass_seconds);
+  if (advance_update()) begin = agreed = now_seconds();
   admit();
   if (!batcher_->size_up(loads_)) return false;
   const Phase phase = batcher_->has_prompt_tokens() ? Phase::prefill : Phase::decode;
@@ -184,6 +189,21 @@ bool Passes::agree_on_pass(double begin, double last_pass_seconds) {
   batcher_->cut(way_.chunks);
   timeline_->begin_pass(phase, driver_->schedule(way_.chunks, way_.route), begin, agreed);
   last_agreed_ = agreed;
+  return true;
+}
+
+bool Passes::advance_update() {
+  const UpdateMode mode = in_.options.update;
+  if (in_.updates == nullptr || next_update_move(loads_, mode) == UpdateMove::none) return false;
+  const std::string before = in_.updates->weights();
+  comm::watched::stage("an update of the weights", setup_deadlines * in_.options.deadline);
+  in_.updates->advance(loads_, mode);
+  comm::watched::stage("the steps", in_.options.deadline);
+  const std::string& now = in_.updates->weights();
+  if (now == before) return true;
+  batcher_->begin_weights(now);
+  weights_ = mode == UpdateMode::in_flight ? fmt::format("{},{}", weights_, now) : now;
+  in_.work.checkpoints.set_weights(weights_);
   return true;
 }
 
@@ -216,6 +236,7 @@ PassCost Passes::cost_of_pass() const {
 /// else to do.
 bool Passes::any_to_admit() const {
   const std::int64_t pages = loads_[0].next_pages;
+  if (!admits_new(loads_) && loads_[0].resumed_waiting == 0) return false;
   if (pages == unread_pages) return most_pass_rows(loads_, in_.sizes.batch) == 0;
   return pages > 0 && rank_for({.pages = pages}, loads_) >= 0;
 }
@@ -260,6 +281,9 @@ RankLoad Passes::load_of_rank() {
   RankLoad load = speaks_ ? batcher_->load() : RankLoad{};
   load.stop_signal = stop_signal();
   load.checkpoint = in_.work.checkpoints.phase();
+  if (in_.updates != nullptr) {
+    load.update = static_cast<std::int32_t>(in_.updates->phase(now_seconds()));
+  }
   load.cost = cost_of_pass();
   load.result_bytes = in_.work.results.waiting_bytes();
   if (root()) {

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "app/config.hpp"
@@ -21,6 +22,7 @@
 #include "app/run/routing_replay.hpp"
 #include "app/run/sizes.hpp"
 #include "app/run/timeline.hpp"
+#include "app/run/weight_updates.hpp"
 #include "app/run/workload.hpp"
 #include "comm/communicator.hpp"
 #include "comm/transports/kind.hpp"
@@ -39,7 +41,8 @@ struct PassesInput {
   const Ranks& ranks;
   const Sizes& sizes;
   const std::vector<int>& dumped_layers;
-  RoutingReplay* replay;  ///< null: the routers choose
+  RoutingReplay* replay;   ///< null: the routers choose
+  WeightUpdates* updates;  ///< null: the weights stay
   comm::TransportKind transport;
   compute::Backend& backend;
   Workload& work;
@@ -85,6 +88,8 @@ class Passes {
   /// Between two passes: hears the other ranks, and does what is due. False when all is done.
   bool agree_on_pass(double begin, double last_pass_seconds);
   PassCost cost_of_pass() const;
+  /// Other weights, where there are some: true where that took a while.
+  bool advance_update();
   /// Waiting requests go to their ranks, where one has room.
   void admit();
   bool any_to_admit() const;
@@ -106,6 +111,7 @@ class Passes {
   double last_agreed_ = 0;             // when the ranks had agreed on it; 0 before the first
   std::vector<RankLoad> loads_;        // [ranks], before this pass
   std::vector<std::int32_t> resumed_;  // requests that this run resumed, in order of admission
+  std::string weights_;                // that sequences under way may have had, with commas between
   std::optional<Progress> progress_;
   double first_admitted_at_ = 0;
 };

@@ -36,6 +36,7 @@ class RequestQueue {
     Admitted admitted;
   };
   /// Gives requests to ranks until the next one fits nowhere, and adds them to the ranks' loads.
+  /// Those that no run has begun stay where admits_new() says so.
   std::vector<Grant> grant(std::span<RankLoad> loads);
 
   /// Notes which requests were read since the last call.
