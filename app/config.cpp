@@ -72,7 +72,9 @@ std::vector<std::pair<std::string, std::string>> RunOptions::items() const {
           {"checkpoint-dir", checkpoint_dir},
           {"checkpoint-every", checkpoint_every},
           {"resume", resume ? "true" : "false"},
-          {"shard", shard}};
+          {"shard", shard},
+          {"control", control},
+          {"update", text_of(update)}};
 }
 
 std::vector<std::pair<std::string, std::string>> CommandLine::items() const {
@@ -219,6 +221,18 @@ void add_run_sizes(CLI::App& app, RunOptions& o) {
   add_choice(app, "--progress", o.progress,
              {std::nullopt, ProgressStyle::bar, ProgressStyle::lines, ProgressStyle::none},
              "Progress on stderr");
+}
+
+void add_run_updates(CLI::App& app, RunOptions& o) {
+  CLI::Option* control =
+      app.add_option("--control", o.control,
+                     "Folder where update.json may name other weights while the run goes on");
+  add_choice(app, "--update", o.update, {UpdateMode::drain, UpdateMode::in_flight},
+             "Requests under way end with the weights they began with, or go on with new ones")
+      ->needs(control);
+  for (const char* name : {"--record-routing", "--replay-routing", "--dump-activations"}) {
+    control->excludes(app.get_option(name));  // files of one model
+  }
 }
 
 /// The options that a file sets. Editors of some systems begin it with a byte order mark.
@@ -383,6 +397,7 @@ CommandLine parse_command_line(int argc, const char* const* argv) {
   add_run_layout(run, line.run);
   add_run_files(run, line.run);
   add_run_sizes(run, line.run);
+  add_run_updates(run, line.run);
   CLI::App& init = add_init(app, line.init);
   CLI::App& import = add_import(app, line.import);
   add_inspect(app, line.inspect);

@@ -12,6 +12,7 @@
 #include "app/plan/interval.hpp"
 #include "app/plan/job_layout.hpp"
 #include "app/plan/schedule.hpp"
+#include "app/plan/update_policy.hpp"
 #include "app/progress_style.hpp"
 #include "comm/transports/kind.hpp"
 #include "compute/cpu/isa.hpp"
@@ -63,6 +64,8 @@ struct RunOptions {
   std::string checkpoint_every = "10m";   ///< see interval_of()
   bool resume = false;                    ///< go on where an interrupted run stopped
   std::string shard;                      ///< see shard_of(); empty: all requests
+  std::string control;                    ///< folder for updates of the weights; empty: none
+  UpdateMode update = UpdateMode::drain;
 
   /// Every option with its value as text, in a fixed order: for the report, and to compare ranks.
   std::vector<std::pair<std::string, std::string>> items() const;

@@ -218,7 +218,10 @@ class Backend {
   virtual void load_weight(Weight weight, int layer, int local_expert,
                            const HostTensor& tensor) = 0;
 
-  /// Says that all weights are there; prepares what the first pass would otherwise create.
+  /// Says that all weights are there; prepares what the first pass would otherwise create. After
+  /// it, with no operation under way, other weights may come in place of these: all of them, each
+  /// by load_weight(), then finish_loading() again. The KV cache stays, and so does the memory that
+  /// is held. Throws Error when one has not come.
   virtual void finish_loading() = 0;
 
   virtual std::unique_ptr<Chunk> make_chunk() = 0;

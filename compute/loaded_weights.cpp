@@ -41,11 +41,12 @@ const WeightInfo& LoadedWeights::note(Weight weight, int layer, int local_expert
   return *info;
 }
 
-void LoadedWeights::require_all() const {
+void LoadedWeights::require_all() {
   for_each_weight(shape_, part_, [&](const WeightInfo& info, int, int local_expert) {
     require(noted_.contains({info.id, info.layer, local_expert}), "cannot start: {} was not loaded",
             text_of(info.id, info.layer, local_expert));
   });
+  noted_.clear();
 }
 
 }  // namespace atl::compute

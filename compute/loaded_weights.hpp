@@ -17,8 +17,9 @@ class LoadedWeights {
   /// it, with the shape of `tensor`.
   const WeightInfo& note(Weight weight, int layer, int local_expert, const HostTensor& tensor);
 
-  /// Throws Error with the name of the first weight of the part that has not come.
-  void require_all() const;
+  /// Throws Error with the name of the first weight of the part that has not come. Otherwise all
+  /// may come again.
+  void require_all();
 
  private:
   ModelShape shape_;

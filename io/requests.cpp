@@ -458,6 +458,11 @@ std::string error_line(const Request& request) {
   return fmt::format(R"({{{}"line":{},"error":{}}})", id, request.line, json_string(request.error));
 }
 
+std::string with_weights(std::string line, std::string_view weights) {
+  line.insert(line.size() - 1, fmt::format(R"(,"weights":{})", json_string(std::string(weights))));
+  return line;
+}
+
 std::optional<std::string> error_in(std::string_view line) {
   if (auto error = batch_error_in(line)) return error;
   // Within strings quotes are escaped, so that this is a key.

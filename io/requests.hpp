@@ -94,6 +94,8 @@ struct Result {
 std::string result_line(const Request& request, const Result& result, bool scoring);
 /// The line for a refused request: id (if it had one), line, error.
 std::string error_line(const Request& request);
+/// A line of results that names the weights that made it, as its last key.
+std::string with_weights(std::string line, std::string_view weights);
 /// The reason in a line that error_line() made; nothing for other lines of results.
 std::optional<std::string> error_in(std::string_view line);
 

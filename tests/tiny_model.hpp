@@ -267,8 +267,7 @@ class SingleRank {
     dtype_ = rank.dtype;
     num_pages_ = rank.num_pages;
     backend_ = rank.make_backend(options);
-    load(model, options.part);
-    backend_->finish_loading();
+    load(model);
     chunk_ = backend_->make_chunk();
     if (rank.in_parts) make_other_chunk();
     blocks_.reserve(static_cast<std::size_t>(shape_.num_experts));
@@ -277,6 +276,18 @@ class SingleRank {
 
   compute::Backend& backend() { return *backend_; }
   compute::Chunk& chunk() { return *chunk_; }
+
+  /// Weights of a model of the same shape, in place of those that are there.
+  void load(reference::Model model) {
+    compute::for_each_weight(shape_, compute::whole_model(shape_),
+                             [&](const compute::WeightInfo& info, int expert, int local_expert) {
+                               const auto bytes =
+                                   encode(weight_values(model, info, expert), dtype_);
+                               backend_->load_weight(info.id, info.layer, local_expert,
+                                                     {bytes.data(), dtype_, info.rows, info.cols});
+                             });
+    backend_->finish_loading();
+  }
 
   /// Adds a sequence and returns its number.
   int add_sequence() {
@@ -385,15 +396,6 @@ class SingleRank {
   }
 
  private:
-  void load(reference::Model model, const compute::Part& part) {
-    compute::for_each_weight(
-        shape_, part, [&](const compute::WeightInfo& info, int expert, int local_expert) {
-          const auto bytes = encode(weight_values(model, info, expert), dtype_);
-          backend_->load_weight(info.id, info.layer, local_expert,
-                                {bytes.data(), dtype_, info.rows, info.cols});
-        });
-  }
-
   void attention(int layer) {
     using compute::AttentionPart;
     if (!other_) {

@@ -81,6 +81,7 @@ void Batcher::take_up(Admitted admitted) {
   for (std::int64_t left = pages_needed(asked, options_); left > 0; --left) {
     sequence.pages.push_back(pages_->take());
   }
+  if (!weights_.empty()) sequence.first_weights = weights_.size() - 1;
   sequence.asked = std::move(admitted.asked);
   sequence.asked.tokens = {};
   if (admitted.cached > 0) restore(sequence, admitted.cached);
@@ -148,6 +149,10 @@ void Batcher::finish_scored(double now) {
   }
 }
 
+std::string Batcher::weights_of(const Sequence& sequence) const {
+  return fmt::format("{}", fmt::join(std::span(weights_).subspan(sequence.first_weights), ","));
+}
+
 FinishedRequest& Batcher::finish(Sequence& sequence, const char* reason) {
   FinishedRequest& done = finished_.emplace_back();
   done.request = sequence.request;
@@ -155,6 +160,7 @@ FinishedRequest& Batcher::finish(Sequence& sequence, const char* reason) {
   done.id = sequence.asked.id;
   done.batch = sequence.asked.batch;
   done.times = sequence.times;
+  done.weights = weights_of(sequence);
   done.result.finish_reason = reason;
   done.result.prompt_tokens = sequence.prompt_length;
   done.result.logprobs = sequence.logprobs;

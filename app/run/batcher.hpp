@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "app/plan/rank_load.hpp"
@@ -28,6 +29,10 @@ class Batcher {
   /// of one rank may share their KV pages.
   Batcher(const BatchOptions& options, const SequenceRoom& room, Restore restore = {},
           std::shared_ptr<PagePool> pages = nullptr);
+
+  /// From now on these weights compute, and results name them: those with which their request
+  /// began, and with commas all that followed until it ended. Never called: results name none.
+  void begin_weights(const std::string& name) { weights_.push_back(name); }
 
   RankLoad load() const;
 
@@ -66,6 +71,7 @@ class Batcher {
   FinishedRequest& finish(Sequence& sequence, const char* reason);
   void finish_scored(double now);
   bool is_stop(const Sequence& sequence, std::int32_t token) const;
+  std::string weights_of(const Sequence& sequence) const;
 
   BatchOptions options_;
   Restore restore_;
@@ -73,6 +79,7 @@ class Batcher {
   Sequences sequences_;
   Pass pass_;
   std::vector<FinishedRequest> finished_;
+  std::vector<std::string> weights_;  // names, in order
   bool has_prompt_ = false;
   std::int64_t most_rows_ = 0;
 };

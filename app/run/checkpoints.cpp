@@ -124,8 +124,9 @@ void Checkpoints::find(const std::vector<io::Request>& requests, const ModelShap
     return;
   }
   const io::CheckpointContents& contents = reader_->contents();
+  const bool anew = began_with_other_weights();
   std::string taken(contents.sequences.size(), '0');
-  for (std::size_t i = 0; root() && i < contents.sequences.size(); ++i) {
+  for (std::size_t i = 0; root() && !anew && i < contents.sequences.size(); ++i) {
     const io::CheckpointSequence& s = contents.sequences[i];
     KeptProgress& progress = kept[static_cast<std::size_t>(s.request)];
     if (progress.finished || s.complete == 0 || s.cached == 0) continue;
@@ -143,6 +144,19 @@ void Checkpoints::find(const std::vector<io::Request>& requests, const ModelShap
     fmt::print(stderr, "resuming from {}: step {}, {} requests under way\n", reader_->path(), pass_,
                saved_.size());
   }
+}
+
+/// Says so on stderr.
+bool Checkpoints::began_with_other_weights() const {
+  const std::string names = state_of(*reader_).value("weights", "");
+  if (names == weights_) return false;
+  if (root() && !reader_->contents().sequences.empty()) {
+    fmt::print(stderr,
+               "the requests under way in {} began with weights {}, and {} are loaded: they start "
+               "anew\n",
+               reader_->path(), names, weights_);
+  }
+  return true;
 }
 
 Restore Checkpoints::restore_into(SharedKv& kv) {
@@ -269,14 +283,16 @@ std::string Checkpoints::state_text(const CheckpointSource& source) const {
   if (!root()) return "";
   ordered_json options = ordered_json::object();
   for (const auto& [name, value] : options_.items()) options[name] = value;
-  return io::json_text(ordered_json({{"run", identity_(nullptr)},
-                                     {"step", pass_},
-                                     {"ranks", world_.size()},
-                                     {"sampler",
-                                      "random numbers are counted: a request's seed and the "
-                                      "number of its generated tokens are the whole state"},
-                                     {"placement", placement_json(*source.placement)},
-                                     {"options", options}}));
+  ordered_json state = {{"run", identity_(nullptr)},
+                        {"step", pass_},
+                        {"ranks", world_.size()},
+                        {"sampler",
+                         "random numbers are counted: a request's seed and the "
+                         "number of its generated tokens are the whole state"},
+                        {"placement", placement_json(*source.placement)},
+                        {"options", options}};
+  if (!weights_.empty()) state["weights"] = weights_;
+  return io::json_text(state);
 }
 
 void Checkpoints::begin(const CheckpointSource& source) {

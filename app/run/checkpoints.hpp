@@ -58,6 +58,10 @@ class Checkpoints {
   /// another run.
   void open(const IdentityLike& identity, const std::vector<io::Request>& requests,
             const ModelShape& shape, DType dtype, std::vector<KeptProgress>& kept);
+  /// The weights that compute from now on, or all that requests under way may have had: requests
+  /// under way in a checkpoint are taken up where it names the same before open(). Never called:
+  /// checkpoints name none.
+  void set_weights(const std::string& names) { weights_ = names; }
   /// How the Batcher gets back what the checkpoint kept.
   Restore restore_into(SharedKv& kv);
 
@@ -86,6 +90,7 @@ class Checkpoints {
             std::vector<KeptProgress>& kept);
   bool try_checkpoint(const std::string& path, const std::vector<io::Request>& requests,
                       const ModelShape& shape, DType dtype);
+  bool began_with_other_weights() const;
   std::string state_text(const CheckpointSource& source) const;
   void begin(const CheckpointSource& source);
   void list_sequences(const CheckpointSource& source, io::CheckpointContents& contents,
@@ -106,6 +111,7 @@ class Checkpoints {
   CheckpointFolder folder_;
   CheckpointPolicy policy_;
   IdentityLike identity_;  // rank 0
+  std::string weights_;    // see set_weights()
   /// Of the whole job, over all its runs. It only orders the files: it begins above all in the
   /// folder, since the highest is tried first and may be a damaged one.
   std::int64_t pass_ = 0;

@@ -21,7 +21,8 @@ struct FinishedRequest {
   std::optional<io::BatchLine> batch;  ///< as in its io::Request
   io::Result result;
   RequestTimes times;
-  std::string error;  ///< set: the request has no result, for this reason
+  std::string error;    ///< set: the request has no result, for this reason
+  std::string weights;  ///< that computed it, where results name them, see Batcher
 };
 
 }  // namespace atl

@@ -35,9 +35,10 @@ bool draws_without_seed(const io::Request& r) {
 
 ordered_json identity_of(const RunOptions& options, std::uint64_t model, DType dtype,
                          const Arithmetic& arithmetic, const InputFacts& input) {
+  const bool updated = !options.control.empty();
   const bool seeded = options.mode == Mode::generate && input.draws_from_job_seed;
   ordered_json identity = {
-      {"model", fmt::format("{:016x}", model)},
+      {"model", updated ? "as each result says (--control)" : fmt::format("{:016x}", model)},
       {"input", input.text},
       {"mode", std::string(name_of(options.mode))},
       {"max-tokens", std::to_string(options.max_tokens)},
@@ -49,6 +50,7 @@ ordered_json identity_of(const RunOptions& options, std::uint64_t model, DType d
       {"backend", arithmetic.backend}};
   if (!arithmetic.isa.empty()) identity["isa"] = arithmetic.isa;
   if (!arithmetic.devices.empty()) identity["devices"] = arithmetic.devices;
+  if (updated) identity["update"] = std::string(name_of(options.update));
   return identity;
 }
 

@@ -38,7 +38,8 @@ bool draws_without_seed(const io::Request& request);
 using IdentityLike = std::function<nlohmann::ordered_json(const nlohmann::ordered_json& recorded)>;
 
 /// Name and value of all that changes results: model, input, mode, max-tokens, kv-tokens, seed
-/// (where a request draws from it), dtype, arithmetic, backend, and isa or devices. An object of
+/// (where a request draws from it), dtype, arithmetic, backend, and isa or devices. With --control
+/// results name their weights, so that the model is left out, and --update is in. An object of
 /// strings.
 nlohmann::ordered_json identity_of(const RunOptions& options, std::uint64_t model, DType dtype,
                                    const Arithmetic& arithmetic, const InputFacts& input);

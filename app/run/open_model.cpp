@@ -1,5 +1,7 @@
 #include "app/run/open_model.hpp"
 
+#include <fmt/format.h>
+
 #include "app/model/checked_config.hpp"
 
 namespace atl {
@@ -22,6 +24,10 @@ OpenModel::OpenModel(const comm::Communicator& world, const std::string& path,
     }
     dtype = wanted.value_or(config.dtype);
   });
+}
+
+std::string OpenModel::weights() const {
+  return fmt::format("{:016x}", file->identity());
 }
 
 }  // namespace atl

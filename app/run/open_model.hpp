@@ -18,6 +18,9 @@ struct OpenModel {
   /// another one.
   OpenModel(const comm::Communicator& world, const std::string& path, std::optional<DType> wanted);
 
+  /// The name of its weights in results: the model's identity, 16 hex digits.
+  std::string weights() const;
+
   std::unique_ptr<io::ModelFileReader> file;
   ModelConfig config;
   DType dtype = DType::bfloat16;  ///< of the activations

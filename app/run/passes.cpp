@@ -43,6 +43,10 @@ Passes::Passes(const PassesInput& input)
   driver_.emplace(in_.backend, in_.groups, in_.model.config.shape, in_.placement, driver,
                   *timeline_);
   loads_.resize(static_cast<std::size_t>(in_.world.size()));
+  if (in_.updates != nullptr) {
+    weights_ = in_.updates->weights();
+    for (const auto& batcher : batchers_) batcher->begin_weights(weights_);
+  }
   share_resumed();
 }
 
@@ -206,9 +210,9 @@ void Passes::finish_pass(int flight) {
 bool Passes::agree_on_pass(int flight) {
   Flight& pass = flights_[index(flight)];
   Batcher& batch = *batchers_[index(flight)];
-  const double begin = now_seconds();
+  double begin = now_seconds();
   in_.world.allgather_into(load_of_rank(flight), std::span(loads_));
-  const double agreed = now_seconds();
+  double agreed = now_seconds();
   pass.sequences = 0;
   for (const RankLoad& load : loads_) pass.sequences += load.sequences;
   in_.work.results.collect(loads_);
@@ -219,6 +223,7 @@ bool Passes::agree_on_pass(int flight) {
     if (record_) record_->flush();
   }
   in_.work.checkpoints.advance(loads_, checkpoint_source(), pass.seconds);
+  if (advance_update()) begin = agreed = now_seconds();
   admit(flight);
   if (!batch.size_up(loads_)) return false;
   const Phase phase = batch.has_prompt_tokens() ? Phase::prefill : Phase::decode;
@@ -229,6 +234,22 @@ bool Passes::agree_on_pass(int flight) {
                         flight);
   pass.begin = begin;
   last_agreed_ = agreed;
+  return true;
+}
+
+bool Passes::advance_update() {
+  const UpdateMode mode = in_.options.update;
+  if (in_.updates == nullptr || next_update_move(loads_, mode) == UpdateMove::none) return false;
+  land_all();  // no operation may be under way
+  const std::string before = in_.updates->weights();
+  comm::watched::stage("an update of the weights", setup_deadlines * in_.options.deadline);
+  in_.updates->advance(loads_, mode);
+  comm::watched::stage("the steps", in_.options.deadline);
+  const std::string& now = in_.updates->weights();
+  if (now == before) return true;
+  for (const auto& batcher : batchers_) batcher->begin_weights(now);
+  weights_ = mode == UpdateMode::in_flight ? fmt::format("{},{}", weights_, now) : now;
+  in_.work.checkpoints.set_weights(weights_);
   return true;
 }
 
@@ -263,6 +284,7 @@ PassCost Passes::cost_of_pass() const {
 /// else to do.
 bool Passes::any_to_admit() const {
   const std::int64_t pages = loads_[0].next_pages;
+  if (!admits_new(loads_) && loads_[0].resumed_waiting == 0) return false;
   if (pages == unread_pages) {
     return std::all_of(loads_.begin(), loads_.end(),
                        [](const RankLoad& load) { return load.remaining_work == 0; });
@@ -318,6 +340,9 @@ RankLoad Passes::load_of_rank(int flight) {
   }
   load.stop_signal = stop_signal();
   load.checkpoint = in_.work.checkpoints.phase();
+  if (in_.updates != nullptr) {
+    load.update = static_cast<std::int32_t>(in_.updates->phase(now_seconds()));
+  }
   load.cost = cost_of_pass();
   load.result_bytes = in_.work.results.waiting_bytes();
   if (root()) {

@@ -5,6 +5,7 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "app/config.hpp"
@@ -22,6 +23,7 @@
 #include "app/run/routing_replay.hpp"
 #include "app/run/sizes.hpp"
 #include "app/run/timeline.hpp"
+#include "app/run/weight_updates.hpp"
 #include "app/run/workload.hpp"
 #include "comm/communicator.hpp"
 #include "comm/transports/kind.hpp"
@@ -40,7 +42,8 @@ struct PassesInput {
   const Ranks& ranks;
   const Sizes& sizes;
   const std::vector<int>& dumped_layers;
-  RoutingReplay* replay;  ///< null: the routers choose
+  RoutingReplay* replay;   ///< null: the routers choose
+  WeightUpdates* updates;  ///< null: the weights stay
   comm::TransportKind transport;
   compute::Backend& backend;
   Workload& work;
@@ -92,6 +95,8 @@ class Passes {
   static std::size_t index(int flight) { return static_cast<std::size_t>(flight); }
   int first_slot(int flight) const { return driver_->first_slot(flight); }
   PassCost cost_of_pass() const;
+  /// Other weights, where there are some: true where that took a while.
+  bool advance_update();
   /// Waiting requests go to their ranks, where one has room.
   void admit(int flight);
   bool any_to_admit() const;
@@ -122,6 +127,7 @@ class Passes {
   double last_agreed_ = 0;             // when the ranks had agreed on it; 0 before the first
   std::vector<RankLoad> loads_;        // [ranks], before this pass
   std::vector<std::int32_t> resumed_;  // requests that this run resumed, in order of admission
+  std::string weights_;                // that sequences under way may have had, with commas between
   std::optional<Progress> progress_;
   double first_admitted_at_ = 0;
 };

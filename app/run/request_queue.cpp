@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "app/plan/update_policy.hpp"
 #include "app/run/request_needs.hpp"
 
 namespace atl {
@@ -58,6 +59,7 @@ std::int64_t RequestQueue::next_pages() const {
 std::vector<RequestQueue::Grant> RequestQueue::grant(std::span<RankLoad> loads, std::int64_t most) {
   std::vector<Grant> grants;
   while (next_pages() > 0 && std::ssize(grants) < most) {
+    if (!admits_new(loads) && !admission_.waiting().front().resumed) break;
     const auto grant = admission_.next(loads);
     if (!grant) break;
     const auto index = static_cast<std::size_t>(grant->request);

@@ -37,7 +37,7 @@ class RequestQueue {
     Admitted admitted;
   };
   /// Gives requests to ranks until the next one fits nowhere, `most` at most, and adds them to the
-  /// ranks' loads.
+  /// ranks' loads. Those that no run has begun stay where admits_new() says so.
   std::vector<Grant> grant(std::span<RankLoad> loads,
                            std::int64_t most = std::numeric_limits<std::int64_t>::max());
 

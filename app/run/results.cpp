@@ -6,6 +6,7 @@
 #include <cstring>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <utility>
 
 #include "app/run/identity.hpp"
 #include "io/json_shown.hpp"
@@ -27,8 +28,9 @@ std::string line_of(const FinishedRequest& finished, bool scoring) {
   request.id = finished.id;
   request.batch = finished.batch;
   request.error = finished.error;
-  return finished.error.empty() ? io::result_line(request, finished.result, scoring)
-                                : io::error_line(request);
+  std::string line = finished.error.empty() ? io::result_line(request, finished.result, scoring)
+                                            : io::error_line(request);
+  return finished.weights.empty() ? line : io::with_weights(std::move(line), finished.weights);
 }
 
 }  // namespace

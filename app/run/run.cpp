@@ -8,8 +8,8 @@
 #include <vector>
 
 #include "app/config_layout.hpp"
-#include "app/model/load.hpp"
 #include "app/run/groups.hpp"
+#include "app/run/load_stage.hpp"
 #include "app/run/open_model.hpp"
 #include "app/run/passes.hpp"
 #include "app/run/placement_file.hpp"
@@ -21,6 +21,7 @@
 #include "app/run/show_layout.hpp"
 #include "app/run/sizes.hpp"
 #include "app/run/startup.hpp"
+#include "app/run/weight_updates.hpp"
 #include "app/run/workload.hpp"
 #include "comm/transports/choice.hpp"
 #include "comm/watchdog.hpp"
@@ -129,29 +130,17 @@ class Job {
       transport_ = comm::choose_transport(world_, options_.transport, backend_->device_memory());
     });
     const double begin_of_weights = now_seconds();
-    const LoadedModel loaded = load_stage();
+    const StageBackend stage{world_, ranks_.topology, job_, sizes_.backend.part, *backend_};
+    const LoadedModel loaded = load_stage(stage, model_);
     startup_.weights_s = now_seconds() - begin_of_weights;
     startup_.load = loaded.cost;
     stored_non_finite_ = warn_of_non_finite(world_, *model_.file, model_.dtype, loaded.non_finite);
+    if (!options_.control.empty()) updates_.emplace(options_.control, stage, model_);
     groups_.emplace(world_, job_, may_take(options_, job_, Route::nodes));
     passes_.emplace(PassesInput{world_, options_, model_, placement_, *groups_, ranks_, sizes_,
-                                dumped_layers_, replay_ ? &*replay_ : nullptr, transport_,
-                                *backend_, work_});
+                                dumped_layers_, replay_ ? &*replay_ : nullptr,
+                                updates_ ? &*updates_ : nullptr, transport_, *backend_, work_});
     load_seconds_ = now_seconds() - begin;
-  }
-
-  /// Ranks of the same stage have the same weights but for experts, in all networks.
-  LoadedModel load_stage() {
-    const auto load_over = [&](const comm::Communicator& comm, const comm::Topology& topology) {
-      return load_weights(comm, topology, *model_.file, model_.config, sizes_.backend.part,
-                          model_.dtype, *backend_);
-    };
-    if (job_.division().pp == 1) return load_over(world_, ranks_.topology);
-    const comm::Communicator stage = world_.split(job_.stage_of(world_.rank()));
-    const comm::Topology topology = comm::discover_topology(stage);
-    LoadedModel loaded;
-    world_.agree([&] { loaded = load_over(stage, topology); });
-    return loaded;
   }
 
   void finish() {
@@ -164,6 +153,7 @@ class Job {
       report = gather_report(world_, facts(), measurements(), summary);
       const json routing = passes_->routing_report();
       if (!routing.is_null()) report["routing"] = routing;
+      if (root() && updates_) report["updates"] = updates_->report();
       if (passes_->first_admitted_at() > 0) {
         startup_.first_admitted_s = passes_->first_admitted_at() - begin_;
       }
@@ -175,7 +165,8 @@ class Job {
     world_.agree([&] {
       if (!root()) return;
       work_.results.write();
-      fmt::print(stderr, "{}", failures_line(summary, model_.dtype, stored_non_finite_));
+      const bool stored = stored_non_finite_ || (updates_ && updates_->stored_non_finite());
+      fmt::print(stderr, "{}", failures_line(summary, model_.dtype, stored));
       if (passes_) {
         if (work_.report) {
           work_.report->write(io::json_text(report, 1) + "\n");
@@ -217,7 +208,7 @@ class Job {
     mine.timeline = &passes_->timeline();
     mine.traffic = &passes_->driver().traffic();
     mine.memory = backend_->memory();
-    mine.bytes_read = model_.file->bytes_read();
+    mine.bytes_read = startup_.load.bytes_read;
     mine.load_seconds = load_seconds_;
     mine.checkpoints = work_.checkpoints.cost();
     return mine;
@@ -238,6 +229,7 @@ class Job {
   Sizes sizes_;
   std::unique_ptr<compute::Backend> backend_;
   comm::TransportKind transport_ = comm::TransportKind::ialltoallv;
+  std::optional<WeightUpdates> updates_;
   std::optional<Passes> passes_;
   bool stored_non_finite_ = false;  // weights on file; known on rank 0
   const double begin_ = now_seconds();

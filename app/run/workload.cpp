@@ -48,6 +48,7 @@ void Workload::read(const OpenModel& model, const BackendChoice& choice, const J
   bool empty = false;
   world_.agree([&] { empty = root() && requests().empty() && !source_->take_more(); });
   if (world_.broadcast_value(empty, 0)) return leave_empty_part();
+  if (!options_.control.empty()) checkpoints.set_weights(model.weights());
   checkpoints.open(identity, requests(), shape, model.dtype, kept_);
 }
 

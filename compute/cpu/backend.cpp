@@ -38,8 +38,10 @@ class CpuBackend final : public Backend {
 
   void finish_loading() override {
     loaded_.require_all();
+    if (prepared_) return;
     run_on_worker([this] { layers_.prepare(); });
     memory_ = layers_.memory();
+    prepared_ = true;
   }
 
   std::unique_ptr<Chunk> make_chunk() override {
@@ -193,6 +195,7 @@ class CpuBackend final : public Backend {
   int num_chunks_ = 0;  // made so far
   CpuLayers layers_;
   LoadedWeights loaded_;
+  bool prepared_ = false;  // all that is made once, for any weights
   Memory memory_;
   std::shared_ptr<std::int64_t> chunk_bytes_ = std::make_shared<std::int64_t>(0);
   CpuQueue queue_;  // last: its worker must stop before the rest goes

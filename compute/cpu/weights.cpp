@@ -93,7 +93,7 @@ PackedWeight& CpuLayers::matrix_place(const WeightInfo& info, int local_expert) 
 void CpuLayers::load(const WeightInfo& info, int local_expert, const void* data) {
   if (info.id == Weight::embedding) {
     const auto bytes = static_cast<std::size_t>(info.num_elements() * element_bytes_);
-    embedding_ = AlignedBuffer(bytes);
+    if (embedding_.bytes() != static_cast<std::int64_t>(bytes)) embedding_ = AlignedBuffer(bytes);
     std::memcpy(embedding_.data(), data, bytes);
   } else if (info.use == Use::vector) {
     vector_place(info) = floats_of(data, info.rows);

@@ -96,7 +96,9 @@ class CudaBackend final : public Backend {
   }
   void finish_loading() override {
     loaded_.require_all();
+    if (prepared_) return layers_.finish_weights();
     layers_.prepare();
+    prepared_ = true;
   }
 
   std::unique_ptr<Chunk> make_chunk() override {
@@ -222,6 +224,7 @@ class CudaBackend final : public Backend {
   cuda::CudaMemory memory_;
   cuda::CudaLayers layers_;
   LoadedWeights loaded_;
+  bool prepared_ = false;  // GEMM algorithms are chosen
 };
 
 }  // namespace

@@ -74,7 +74,7 @@ CudaLayers::MlpKinds CudaLayers::add_mlp(const CudaMlp& mlp, int width, int memb
 }
 
 void CudaLayers::prepare() {
-  weights_.finish(options_);
+  finish_weights();
   using Output = CudaGemm::Output;
   const int tokens = options_.max_chunk_tokens;
   add_attention();

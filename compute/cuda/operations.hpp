@@ -23,7 +23,9 @@ class CudaLayers {
   void load(const WeightInfo& info, int local_expert, const void* data) {
     weights_.load(options_, info, local_expert, data);
   }
-  /// Chooses GEMM algorithms, which takes a while.
+  /// Waits until all weights are on the device.
+  void finish_weights() { weights_.finish(options_); }
+  /// The same; and chooses GEMM algorithms, which takes a while.
   void prepare();
 
   Event embed(CudaChunk& chunk);

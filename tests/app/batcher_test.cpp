@@ -10,6 +10,7 @@
 #include <random>
 #include <set>
 
+#include "app/plan/update_policy.hpp"
 #include "app/run/request_needs.hpp"
 #include "app/run/request_queue.hpp"
 
@@ -168,6 +169,54 @@ TEST(Batcher, EveryRequestIsServedWholeWhateverTheLayout) {
       }
     }
   }
+}
+
+/// A request's weights are those that computed it, from the first to the last.
+TEST(Batcher, NamesTheWeightsThatComputedARequest) {
+  BatchOptions options;
+  options.num_pages = 8;
+  const std::vector<io::Request> requests = {request_of(3, 1, 1), request_of(3, 3, 2)};
+  const RequestNeeds needs = needs_of(requests, true, 1000, 1, options);
+  Batcher rank(options, room_for(needs, options));
+  const auto pass = [&] {
+    const RankLoad load = rank.load();
+    ASSERT_TRUE(rank.next_pass({&load, 1}));
+    for (int c = 0; c < rank.num_chunks(); ++c) {
+      rank.chunk(c).sampled.assign(rank.chunk(c).head.size(), {7, -1.0F});
+    }
+    rank.finish_pass(0);
+  };
+  rank.begin_weights("a");
+  rank.take_up({0, 0, requests[0]});
+  rank.take_up({1, 0, requests[1]});
+  pass();
+  rank.begin_weights("b");
+  rank.take_up({2, 0, requests[0]});
+  pass();
+  rank.begin_weights("c");
+  pass();
+  std::map<int, std::string> weights;
+  for (const FinishedRequest& done : rank.finished()) weights[done.request] = done.weights;
+  EXPECT_EQ(weights, (std::map<int, std::string>{{0, "a"}, {1, "a,b,c"}, {2, "b"}}));
+}
+
+TEST(RequestQueue, WhileAnUpdateWaitsOnlyWhatARunHasBegunIsGivenOut) {
+  BatchOptions options;
+  options.num_pages = 8;
+  std::vector<io::Request> requests = {request_of(3, 2, 1), request_of(3, 2, 2)};
+  const std::vector<KeptProgress> kept = {{}, {.cached = 3, .generated = 1}};
+  RequestQueue queue(requests, kept, options, "");
+  std::vector<RankLoad> loads(1);
+  loads[0].free_pages = 8;
+  loads[0].free_sequences = 4;
+  loads[0].update = static_cast<std::int32_t>(UpdatePhase::ready);
+  auto grants = queue.grant(loads);
+  ASSERT_EQ(grants.size(), 1U);
+  EXPECT_EQ(grants[0].admitted.request, 1);
+  loads[0].update = 0;
+  grants = queue.grant(loads);
+  ASSERT_EQ(grants.size(), 1U);
+  EXPECT_EQ(grants[0].admitted.request, 0);
 }
 
 TEST(Batcher, ScoringAsksForEveryTokenButTheFirst) {

@@ -67,6 +67,22 @@ TEST(Config, ReadsShardsAndTheirJoin) {
   EXPECT_NE(refusal({"join"}).find("--output is required"), std::string::npos);
 }
 
+TEST(Config, ReadsWhereUpdatesComeFrom) {
+  const auto run = [](std::vector<const char*> more) {
+    std::vector<const char*> all = {"run", "--model", "m", "--input", "i", "--output", "o"};
+    all.insert(all.end(), more.begin(), more.end());
+    return all;
+  };
+  EXPECT_EQ(parse(run({})).run.control, "");
+  const RunOptions options = parse(run({"--control", "c", "--update", "in-flight"})).run;
+  EXPECT_EQ(options.control, "c");
+  EXPECT_EQ(options.update, UpdateMode::in_flight);
+  EXPECT_EQ(parse(run({"--control", "c"})).run.update, UpdateMode::drain);
+  EXPECT_NE(refusal(run({"--update", "drain"})).find("--control"), std::string::npos);
+  EXPECT_NE(refusal(run({"--control", "c", "--record-routing", "r"})).find("--control"),
+            std::string::npos);
+}
+
 TEST(Config, TheCommandLineHasTheLastWordOverAFile) {
   const TemporaryFile file(
       "model = \"m\"\ninput = \"a b\"\noutput = \"o\"\nchunks = 3\nno-overlap = true\n");

@@ -16,5 +16,19 @@ TEST(Identity, AVersionWithOtherArithmeticMadeAnotherRun) {
             "arithmetic was unknown and is 2 (residual stream in float32)");
 }
 
+TEST(Identity, WhereWeightsChangeTheModelIsNoPartOfIt) {
+  RunOptions options;
+  options.control = "folder";
+  const auto of = [&](std::uint64_t model) {
+    return identity_of(options, model, DType::bfloat16, {"cpu", "avx2", ""}, {});
+  };
+  EXPECT_EQ(difference(of(1), of(2)), "");
+  const auto drained = of(1);
+  options.update = UpdateMode::in_flight;
+  EXPECT_EQ(difference(drained, of(1)), "update was drain and is in-flight");
+  const auto plain = identity_of(RunOptions(), 1, DType::bfloat16, {"cpu", "avx2", ""}, {});
+  EXPECT_NE(difference(plain, drained).find("model was 0000000000000001"), std::string::npos);
+}
+
 }  // namespace
 }  // namespace atl

@@ -126,6 +126,12 @@ TEST(CpuBackend, PartsMakeTheWhole) {
   }
 }
 
+TEST(CpuBackend, OtherWeightsTakeThePlaceOfThoseThatAreThere) {
+  for (const DType dtype : {DType::float32, DType::bfloat16}) {
+    expect_weights_replaced({.dtype = dtype});
+  }
+}
+
 TEST(CpuBackend, AnEmptyChunkGoesThroughEveryStep) {
   expect_empty_chunk_passes({.dtype = DType::bfloat16});
 }

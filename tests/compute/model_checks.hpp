@@ -8,6 +8,7 @@
 #include <numeric>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "compute/error.hpp"
@@ -76,6 +77,39 @@ inline void expect_empty_chunk_passes(const RankOptions& options) {
   rank.finish(rank.backend().logprobs(rank.chunk(), {}, {}, nullptr));
   for (const std::int32_t count : rank.chunk().packed_counts) EXPECT_EQ(count, 0);
   rank.finish(rank.backend().experts(rank.chunk(), 1, {}));
+}
+
+/// Weights that take the place of others give what they give alone; what is cached stays, and no
+/// memory is added.
+inline void expect_weights_replaced(const RankOptions& options) {
+  const auto first = random_model(tiny_shape(), options.dtype, 2);
+  const auto second = random_model(tiny_shape(), options.dtype, 9);
+  const auto tokens = Random(3, options.dtype).tokens(40, first.shape.vocab);
+  SingleRank rank(first, options);
+  const auto by_first = rank.logits(tokens, 16);
+  const auto by_second = SingleRank(second, options).logits(tokens, 16);
+  ASSERT_NE(by_first, by_second);
+  const auto bytes = static_cast<std::size_t>(40 * first.shape.kv_width()) * size_of(options.dtype);
+  const auto cached = [&] {  // of the first sequence
+    std::vector<std::byte> keys(bytes);
+    std::vector<std::byte> values(bytes);
+    rank.finish(rank.backend().save_kv(1, rank.pages_of(0), 0, 40, keys.data(), values.data()));
+    return std::pair(keys, values);
+  };
+  const auto kept = cached();
+  const compute::Backend::Memory before = rank.backend().memory();
+  for (int i = 0; i < 2; ++i) {
+    rank.load(second);
+    EXPECT_EQ(rank.logits(tokens, 16), by_second);
+    rank.load(first);
+    EXPECT_EQ(rank.logits(tokens, 16), by_first);
+  }
+  EXPECT_EQ(cached(), kept);
+  const compute::Backend::Memory after = rank.backend().memory();
+  EXPECT_EQ(after.weights, before.weights);
+  EXPECT_EQ(after.kv_cache, before.kv_cache);
+  EXPECT_EQ(after.buffers, before.buffers);
+  EXPECT_THROW(rank.backend().finish_loading(), Error);  // none has come again
 }
 
 /// Attention and experts in parts give what they give as a whole, whatever runs between the parts.

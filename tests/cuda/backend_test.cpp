@@ -112,6 +112,10 @@ TEST_F(CudaBackend, PartsMakeTheWhole) {
   }
 }
 
+TEST_F(CudaBackend, OtherWeightsTakeThePlaceOfThoseThatAreThere) {
+  expect_weights_replaced(on_cuda(DType::bfloat16));
+}
+
 TEST_F(CudaBackend, AnEmptyChunkGoesThroughEveryStep) {
   expect_empty_chunk_passes(on_cuda(DType::bfloat16));
 }

@@ -356,6 +356,7 @@ TEST_F(Requests, WritesResults) {
                   "\xef\xbf\xbd"
                   R"(","logprobs":[-0.1,-1e-07,-3],"finish_reason":"stop"})");
   EXPECT_EQ(Json::parse(line)["logprobs"][0].get<float>(), -0.1F);
+  EXPECT_EQ(with_weights(line, "w"), line.substr(0, line.size() - 1) + R"(,"weights":"w"})");
   result.text.reset();
   EXPECT_TRUE(Json::parse(result_line(request, result, false))["text"].is_null());
   EXPECT_EQ(Json::parse(result_line(request, result, true)),
@@ -389,6 +390,7 @@ TEST_F(Requests, WritesErrors) {
   request.id = "x";
   EXPECT_EQ(Json::parse(error_line(request))["id"], "x");
   EXPECT_EQ(error_in(error_line(request)), "bad \"thing\" \xef\xbf\xbd");
+  EXPECT_EQ(error_in(with_weights(error_line(request), "w")), error_in(error_line(request)));
   request.id = R"(",error":"no)";
   Result result;
   result.finish_reason = "stop";
