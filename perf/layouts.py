@@ -129,6 +129,8 @@ class Bench:
                              sequences * (prompt + new - 1))
 
     def run(self, phase, layout):
+        for left in self.folder.glob("results.jsonl*"):  # of a run that was interrupted
+            left.unlink()
         flops, bytes_per_s = self.options.pace.split(",")
         sequences, prompt, _ = PHASES[phase]
         # All sequences are under way at once, spread over all ranks, and a pass takes their prompts.

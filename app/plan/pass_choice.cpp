@@ -9,13 +9,16 @@ namespace atl {
 
 namespace {
 
-// A candidate is tried until two passes in a row agree: the first ones of a way also make
-// connections, which takes longer than a short pass.
+// A candidate is tried until two passes in a row agree. The first ones of a way also make
+// connections, which takes longer than several short passes: these do not count before some time
+// has gone by.
 constexpr double agree_within = 1.3;
-constexpr std::int64_t most_trials = 6;
-constexpr double worth_a_trial = 2;          // times the best estimate
-constexpr double worth_another_trial = 1.5;  // times the best measured
-constexpr double exchanges_of_a_layer = 3;   // counters, rows there, rows back
+constexpr double least_trial_s = 0.05;
+constexpr std::int64_t most_trials = 8;
+constexpr double about_as_good = 1.1;       // times the best measured: passes differ by so much
+constexpr double worth_a_trial = 2;         // times the best estimate
+constexpr double worth_another_trial = 2;   // times the best measured
+constexpr double exchanges_of_a_layer = 3;  // counters, rows there, rows back
 // Where links have not been measured: a message through shared memory.
 constexpr PassLink assumed = {5e-6, 4e9};
 
@@ -91,8 +94,10 @@ void PassChoices::learn(const PassCost& last) {
   ++last_->passes;
   const double longer = std::max(per_row, last_->last_per_row);
   const double shorter = std::min(per_row, last_->last_per_row);
-  last_->settled = last_->settled || (shorter > 0 && longer < agree_within * shorter) ||
-                   last_->passes >= most_trials;
+  last_->tried_s += last.seconds;
+  const bool agree = shorter > 0 && longer < agree_within * shorter;
+  last_->settled =
+      last_->settled || (agree && last_->tried_s >= least_trial_s) || last_->passes >= most_trials;
   last_->last_per_row = per_row;
   computed_[static_cast<std::size_t>(last_size_.phase)] = {last.compute_seconds, rows,
                                                            last_chunks_};
@@ -178,28 +183,36 @@ PassChoices::Candidate& PassChoices::take(Bucket& bucket) {
   return bucket.candidates.front();
 }
 
-/// Where the best so far is cut as finely, or as coarsely, as any that was tried on its route, the
-/// next count may be better still.
+/// Where the best so far, or one that is about as good, is cut as finely or as coarsely as any that
+/// was tried on its route, the next count may be better still.
 PassChoices::Candidate* PassChoices::untried_neighbour(Bucket& bucket) const {
-  const auto best =
-      std::min_element(bucket.candidates.begin(), bucket.candidates.end(),
-                       [](const Candidate& a, const Candidate& b) { return a.best < b.best; });
-  const PassSize size{bucket.phase, bucket.least_rows};
-  for (const int chunks : {best->way.chunks * 2, best->way.chunks / 2}) {
-    const PassWay way{best->way.route, chunks};
-    const bool known = std::find(facts_.chunk_counts.begin(), facts_.chunk_counts.end(), chunks) !=
-                       facts_.chunk_counts.end();
-    const bool tried =
-        std::any_of(bucket.candidates.begin(), bucket.candidates.end(),
-                    [&](const Candidate& candidate) { return candidate.way == way; });
-    if (!known || tried || !fits(chunks, size)) continue;
-    if (estimate(size, way) > worth_a_trial * estimate(size, best->way)) continue;
-    Candidate candidate;
-    candidate.way = way;
-    candidate.estimate = estimate(size, way);
-    return &bucket.candidates.emplace_back(candidate);
+  double best = bucket.candidates.front().best;
+  for (const Candidate& candidate : bucket.candidates) best = std::min(best, candidate.best);
+  for (std::size_t c = 0; c < bucket.candidates.size(); ++c) {
+    if (bucket.candidates[c].best > about_as_good * best) continue;
+    const PassWay from = bucket.candidates[c].way;
+    for (const int chunks : {from.chunks * 2, from.chunks / 2}) {
+      if (is_worth_a_trial(bucket, {from.route, chunks}, from)) {
+        Candidate candidate;
+        candidate.way = {from.route, chunks};
+        candidate.estimate = estimate({bucket.phase, bucket.least_rows}, candidate.way);
+        return &bucket.candidates.emplace_back(candidate);
+      }
+    }
   }
   return nullptr;
+}
+
+bool PassChoices::is_worth_a_trial(const Bucket& bucket, const PassWay& way,
+                                   const PassWay& beside) const {
+  const PassSize size{bucket.phase, bucket.least_rows};
+  const auto& counts = facts_.chunk_counts;
+  if (std::find(counts.begin(), counts.end(), way.chunks) == counts.end()) return false;
+  if (!fits(way.chunks, size)) return false;
+  for (const Candidate& candidate : bucket.candidates) {
+    if (candidate.way == way) return false;  // it was tried
+  }
+  return estimate(size, way) <= worth_a_trial * estimate(size, beside);
 }
 
 double PassChoices::estimate(const PassSize& size, const PassWay& way) const {

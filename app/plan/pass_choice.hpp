@@ -94,6 +94,7 @@ class PassChoices {
     double estimate = 0;
     double best = 0;  // seconds per row, 0: not known
     double last_per_row = 0;
+    double tried_s = 0;
     std::int64_t passes = 0;  // whose time is known
     std::int64_t taken = 0;
     bool settled = false;  // tried often enough
@@ -117,6 +118,7 @@ class PassChoices {
   }
   Candidate& take(Bucket& bucket);
   Candidate* untried_neighbour(Bucket& bucket) const;
+  bool is_worth_a_trial(const Bucket& bucket, const PassWay& way, const PassWay& beside) const;
   std::vector<PassWay> ways_of(const PassSize& size) const;
   PassWay fitted(PassWay way, const PassSize& size) const;
   bool fits(int chunks, const PassSize& size) const;
