@@ -145,8 +145,11 @@ void Passes::run() {
   progress_.emplace(root() ? in_.options.progress : ProgressStyle::none);
   start_ = now_seconds();
   const int num_flights = in_.sizes.batch.num_flights;
-  int idle = 0;  // turns in a row in which no rank had anything to do
-  for (std::int64_t turn = 0; idle < num_flights; ++turn) {
+  // Turns in a row in which no rank had anything to do. Of several flights each is asked twice: how
+  // many sequences the others have, from which its share follows, is known from their last turn.
+  int idle = 0;
+  const int enough = num_flights == 1 ? 1 : 2 * num_flights;
+  for (std::int64_t turn = 0; idle < enough; ++turn) {
     const int flight = static_cast<int>(turn % num_flights);
     comm::watched::begin_pass(turn);
     land(flight);
