@@ -184,6 +184,9 @@ export ATOLL_PRESET=moe-16l-tiny
 if submit "$jobs/moe-16l-16gpu.sbatch" && ends_well "moe-16l on 2 nodes of 8 ranks"; then
   reference moe-16l-tiny moe-16l
 fi
+if submit "$jobs/moe-16l-16gpu-baseline.sbatch" && ends_well "the baseline of moe-16l on 2 nodes of 8 ranks"; then
+  reference moe-16l-tiny moe-16l-baseline
+fi
 export ATOLL_PRESET=moe-61l-tiny
 if submit --nodes=4 --ntasks-per-node=4 "$jobs/moe-61l-128gpu.sbatch" &&
   ends_well "moe-61l in two networks on 4 nodes"; then
