@@ -2,7 +2,9 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <charconv>
+#include <cstdint>
 #include <map>
 #include <string_view>
 
@@ -129,12 +131,16 @@ Division division_of(const RunOptions& options, int num_ranks) {
   const int ep = part("ep", 1);
   // Without expert parallelism experts are cut over the ranks that share attention.
   division.expert_tp = part("etp", parts.contains("ep") ? 1 : division.tp);
-  const int network = division.pp * ep * division.expert_tp;
-  division.replicas = part("dp", std::max(1, num_ranks / network));
-  if (network * division.replicas != num_ranks) {
+  // No int holds every product of such numbers.
+  const std::uint64_t network = static_cast<std::uint64_t>(division.pp) *
+                                static_cast<std::uint64_t>(ep) *
+                                static_cast<std::uint64_t>(division.expert_tp);
+  const auto ranks = static_cast<std::uint64_t>(num_ranks);
+  division.replicas = part("dp", static_cast<int>(std::max<std::uint64_t>(1, ranks / network)));
+  const std::uint64_t wanted = network * static_cast<std::uint64_t>(division.replicas);
+  if (network > ranks || wanted != ranks) {
     throw UsageError(fmt::format(
-        "--layout {} is of {} ranks{}, and there are {}", options.layout,
-        network * division.replicas,
+        "--layout {} is of {} ranks{}, and there are {}", options.layout, wanted,
         parts.contains("dp") ? "" : fmt::format(", or any multiple of {}", network), num_ranks));
   }
   return division;

@@ -429,7 +429,9 @@ std::string Checkpoints::write_now(const CheckpointSource& source) {
   if (!writer_) return "no checkpoint could be written";
   constexpr double for_ever = 1e9;
   if (cursor_.sequence < own_.size()) write_some(source, for_ever);
-  while (phase() == static_cast<std::int32_t>(CheckpointPhase::writing)) {
+  // Where the one that writes for this rank has failed, there is nothing that will become whole.
+  while (cursor_.sequence == own_.size() &&
+         phase() == static_cast<std::int32_t>(CheckpointPhase::writing)) {
     std::this_thread::sleep_for(std::chrono::milliseconds(1));
   }
   const auto phases = world_.allgather(static_cast<std::int32_t>(phase_));

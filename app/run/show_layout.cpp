@@ -12,6 +12,7 @@
 #include "app/plan/memory.hpp"
 #include "app/run/placement_file.hpp"
 #include "app/run/rank_sizes.hpp"
+#include "compute/error.hpp"
 #include "compute/memory_plan.hpp"
 #include "io/model_file.hpp"
 
@@ -77,6 +78,9 @@ ModelConfig config_of(const LayoutOptions& options, DType& dtype) {
     ModelConfig config = checked_config(file);
     dtype = config.dtype;
     return config;
+  }
+  if (options.preset.empty() && options.config.empty()) {
+    throw UsageError("of which model is the layout? Give --preset, --config or --model");
   }
   ModelConfig config =
       options.config.empty() ? preset(options.preset) : described_model(options.config);

@@ -4,6 +4,7 @@
 //   ATOLL_FAULT="RANK CALL COUNT ACTION"   e.g. "1 MPI_Isend 200 stop": as rank 1 makes its 200th
 //   call of MPI_Isend. ACTION: stop (SIGSTOP), kill (SIGKILL), usr1, term, int (those signals),
 //   fail (the call returns MPI_ERR_OTHER and does nothing).
+//   Several with ; between, each of which happens.
 //   ATOLL_FAULT_MOMENT=FILE   is made at that moment
 //   With ACTION slow, every call takes COUNT milliseconds longer.
 #include <mpi.h>
@@ -15,6 +16,7 @@
 #include <cstring>
 #include <initializer_list>
 #include <thread>
+#include <vector>
 
 namespace {
 
@@ -22,24 +24,30 @@ struct Fault {
   char call[64] = {};
   char action[16] = {};
   long left = -1;  // calls until it happens; negative: never
-  bool slow = false;
-
-  Fault() {
-    const char* text = std::getenv("ATOLL_FAULT");
-    const char* rank = std::getenv("OMPI_COMM_WORLD_RANK");
-    int victim = -1;
-    if (text == nullptr || rank == nullptr) return;
-    if (std::sscanf(text, "%d %63s %ld %15s", &victim, call, &left, action) != 4) std::abort();
-    slow = std::strcmp(action, "slow") == 0;
-    if (victim != std::atoi(rank)) left = -1;
-  }
 };
 
+std::vector<Fault> faults_of_this_rank() {
+  std::vector<Fault> faults;
+  const char* text = std::getenv("ATOLL_FAULT");
+  const char* rank = std::getenv("OMPI_COMM_WORLD_RANK");
+  if (rank == nullptr) return faults;
+  while (text != nullptr) {
+    Fault fault;
+    int victim = -1;
+    if (std::sscanf(text, "%d %63s %ld %15[^;]", &victim, fault.call, &fault.left, fault.action) !=
+        4) {
+      std::abort();
+    }
+    if (victim == std::atoi(rank)) faults.push_back(fault);
+    text = std::strchr(text, ';');
+    if (text != nullptr) ++text;
+  }
+  return faults;
+}
+
 /// True when this call is to fail.
-bool strikes(const char* call) {
-  static Fault fault;
-  if (fault.left < 0 || std::strcmp(call, fault.call) != 0) return false;
-  if (fault.slow) {
+bool strikes(Fault& fault) {
+  if (std::strcmp(fault.action, "slow") == 0) {
     std::this_thread::sleep_for(std::chrono::milliseconds(fault.left));
     return false;
   }
@@ -58,6 +66,15 @@ bool strikes(const char* call) {
     if (std::strcmp(fault.action, action.name) == 0) raise(action.signal);
   }
   return std::strcmp(fault.action, "fail") == 0;
+}
+
+bool strikes(const char* call) {
+  static std::vector<Fault> faults = faults_of_this_rank();
+  bool fails = false;
+  for (Fault& fault : faults) {
+    if (fault.left >= 0 && std::strcmp(call, fault.call) == 0) fails = strikes(fault) || fails;
+  }
+  return fails;
 }
 
 }  // namespace
@@ -90,5 +107,9 @@ INTERPOSE(MPI_Isend,
           (const void* data, int count, MPI_Datatype type, int to, int tag, MPI_Comm comm,
            MPI_Request* request),
           (data, count, type, to, tag, comm, request))
+INTERPOSE(MPI_File_write_at,
+          (MPI_File file, MPI_Offset offset, const void* data, int count, MPI_Datatype type,
+           MPI_Status* status),
+          (file, offset, data, count, type, status))
 INTERPOSE(MPI_File_open, (MPI_Comm comm, const char* name, int mode, MPI_Info info, MPI_File* file),
           (comm, name, mode, info, file))

@@ -61,6 +61,60 @@ printf 'wings = 2\n' >"$work/options.toml"
 usage "wings" "${run_options[@]}" --config "$work/options.toml"
 usage "nowhere.toml" "${run_options[@]}" --config "$work/nowhere.toml"
 
+# --- layouts: every way in which ranks or the model (6 heads, hidden 192, 128 inner columns, 8 layers)
+# do not divide
+layout() { # RANKS CODE PATTERN OPTIONS...
+  atoll_on "$1" "${run_options[@]}" "${@:4}"
+  refused "${*:4} on $1 ranks" "$2" "$3"
+}
+layout 3 1 "replicas 2 does not divide 3 ranks; try 1, 3" --replicas 2
+layout 4 1 "pp 3 does not divide the 4 ranks of a network; try 1, 2, 4" --pp 3
+layout 3 1 "tp 2 does not divide the 3 ranks of a stage; try 1, 3" --tp 2
+layout 6 1 "tp 3 does not divide the 2 ranks of a stage; try 1, 2" --tp 3 --pp 3
+layout 4 1 "tp 4 does not divide the model's 6 heads; try 1, 2, 3, 6" --tp 4
+layout 3 1 "expert-tp 2 does not divide the 3 ranks of a stage" --expert-tp 2
+layout 3 1 "expert-tp 3 does not divide hidden size 192 and the 128 inner columns .*try 1, 2, 4" --expert-tp 3
+layout 9 1 "pp 9 gives some stage none of the model's 8 layers" --pp 9
+layout 4 1 "16 experts do not fit into 2 ranks with --slots 2 .*use --slots 8" --replicas 2 --slots 2
+layout 4 2 "ep3 is of 3 ranks, or any multiple of 3, and there are 4" --layout ep3
+layout 4 2 "dp2-ep3 is of 6 ranks, and there are 4" --layout dp2-ep3
+layout 2 2 "is of [0-9]+ ranks.* and there are 2" --layout pp65536-ep65536-etp65536
+layout 2 2 "is of [0-9]+ ranks.* and there are 2" --layout dp65536-pp65536-ep65536-etp65536
+for nonsense in bogus tp tp2- -tp2 2tp tp0 tp-2 tp2-tp2 "tp2 " TP2 tp2,pp2 tp99999999999999999999; do
+  layout 2 2 "layout.*is no part of a layout; give some of" "--layout=$nonsense"
+done
+layout 2 2 "tp excludes --layout" --layout tp2 --tp 2
+layout 2 2 "replicas excludes --layout" --layout tp2 --replicas 1
+layout 2 2 "tp-output: diagonal not in" --tp 2 --tp-output diagonal
+
+for wrong in "tp 0" "pp -1" "replicas x" "expert-tp 65537" "expert-tp 1.5"; do
+  read -r option value <<<"$wrong"
+  usage "$option" "${run_options[@]}" "--$option" "$value"
+done
+of_model=(layout --model "$model")
+usage "of which model.*preset.*config.*model" layout --ranks 4
+usage "ranks is required" "${of_model[@]}"
+for ranks in 0 -1 65537 many; do usage "--ranks" "${of_model[@]}" --ranks "$ranks"; done
+usage "excludes" "${of_model[@]}" --preset moe-4l --ranks 2
+usage "excludes" "${of_model[@]}" --config "$work/x.json" --ranks 2
+usage "excludes" layout --preset moe-4l --config "$work/x.json" --ranks 2
+usage "excludes --layout" "${of_model[@]}" --ranks 2 --layout tp2 --pp 2
+usage "preset" layout --preset nonsense --ranks 2
+usage "node-ranks 3 does not make 4 ranks" "${of_model[@]}" --ranks 4 --node-ranks 3
+usage "memory-gb" "${of_model[@]}" --ranks 2 --memory-gb -1
+usage "tp4-pp5 is of 20 ranks" layout --preset moe-61l --ranks 16 --layout tp4-pp5
+shown() { # PATTERN OPTIONS...
+  capture "$ATOLL" layout "${@:2}"
+  refused "atoll layout ${*:2}" 1 "$1"
+}
+shown "nowhere.h5: No such file" --model "$work/nowhere.h5" --ranks 4
+shown "not an HDF5 file" --model "$requests" --ranks 4
+shown "not valid JSON" --config "$requests" --ranks 4
+shown "tp 4 does not divide the model's 6 heads" --model "$model" --ranks 4 --tp 4
+shown "pp 2 does not divide the 5 ranks" --model "$model" --ranks 5 --pp 2
+shown "use --slots 2" --model "$model" --ranks 8 --slots 1
+shown "nowhere.json is no file" --model "$model" --ranks 2 --placement "$work/nowhere.json"
+
 # --- placements
 atoll_on 3 "${run_options[@]}" --slots 5
 refused "15 places for 16 experts" 1 "no place.*slots 6"
@@ -91,6 +145,16 @@ placement "no list of ranks" "$head\"2\": [$all 1]}}"
 placement "no rank" "$head\"2\": [${all}[18446744073709551615]]}}"
 placement "no MoE layer" "$head\"01\": [${all}[1]]}}"
 placement "laers" '{"format": "atoll-placement", "layers": {}, "laers": {}}'
+# Of 4 ranks, and there are 2; or as many, of which 2 exchange rows.
+of_four="$(printf '[%d],' 0 1 2 3 0 1 2 3 0 1 2 3 0 1 2 3)"
+placement "expert 2 of layer 1 on rank 2.*ranks 0 to 1" "$head\"1\": [${of_four%,}]}}"
+for division in "--pp 2" "--replicas 2" "--expert-tp 2" "--layout pp2-ep2"; do
+  # shellcheck disable=SC2086  # an option and its value
+  layout 4 1 "placement.json.*expert 2 of layer 1 on rank 2.*ranks 0 to 1" $division --placement "$work/placement.json"
+done
+layout 3 1 "placement.json.*expert 3 of layer 1 on rank 3.*ranks 0 to 2" --placement "$work/placement.json"
+capture "$ATOLL" layout --model "$model" --ranks 2 --placement "$work/placement.json"
+refused "atoll layout with a placement of 4 ranks" 1 "expert 2 of layer 1 on rank 2"
 atoll_on 2 "${run_options[@]}" --placement "$work"
 refused "a folder as a placement" 1 "is no file; check --placement"
 atoll_on 2 "${run_options[@]}" --placement "$work/nowhere.json"
