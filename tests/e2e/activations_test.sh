@@ -25,6 +25,17 @@ for mode in generate score; do
   dump 1 "$mode" --dump-activations all --mode "$mode"
   dump 2 "$mode-2" --dump-activations all --mode "$mode" --chunks 4 --min-chunk-tokens 2
   dump 3 "$mode-3" --dump-activations all --mode "$mode" --step-tokens 40 --no-overlap
+  # Attention, layers and experts over ranks, and several networks: who writes which rows differs.
+  number=0
+  for layout in "2 --tp 2" "3 --pp 3" "4 --expert-tp 2 --replicas 2" "6 --tp 3 --pp 2 --tp-output rows --step-tokens 40" \
+    "8 --layout pp2-tp2" "8 --tp 2 --pp 2 --expert-tp 4 --no-overlap" "4 --tp 2 --route nodes --node-ranks 2"; do
+    # Scoring writes the same rows, so that a part of the layouts is enough for every change.
+    ((all_sweeps || number++ % 3 == 0)) || [[ "$mode" == generate ]] || continue
+    read -r ranks more <<<"$layout"
+    # shellcheck disable=SC2086  # `more` is a list of words
+    dump "$ranks" layout --dump-activations all --mode "$mode" $more
+    same "activations with $layout, $mode" "$work/$mode.h5" "$work/layout.h5"
+  done
   same "activations on 1 and 2 ranks, $mode" "$work/$mode.h5" "$work/$mode-2.h5"
   same "activations on 1 and 3 ranks, $mode" "$work/$mode.h5" "$work/$mode-3.h5"
 done

@@ -30,16 +30,17 @@ no_process() {
   fi
 }
 
-# faulty NAME FAULT COMMAND...: starts it under mpirun with 4 ranks, with an --output of its own. Most
-# of what follows is waiting, so several of these run side by side.
+# faulty NAME FAULT COMMAND...: starts it under mpirun with 4 ranks (fault_ranks), with an --output of
+# its own. Most of what follows is waiting, so several of these run side by side.
 declare -A running=()
+fault_ranks=4
 faulty() {
   local name="$1" fault="$2"
   shift 2
   folder="$work/$name"
   mkdir "$folder"
   {
-    work="$folder" capture mpirun "${mpirun_flags[@]}" -n 4 -x LD_PRELOAD="$fault_library" \
+    work="$folder" capture mpirun "${mpirun_flags[@]}" -n "$fault_ranks" -x LD_PRELOAD="$fault_library" \
       -x ATOLL_FAULT="$fault" -x ATOLL_FAULT_MOMENT="$folder/moment" "$ATOLL" "$@" \
       --output "$folder/output"
     printf '%s %s\n' "$code" "$(date +%s%3N)" >"$folder/end"
@@ -128,6 +129,37 @@ faulty fails "1 MPI_Isend 900 fail" "${run_options[@]}"
 one_message fails "a rank that fails alone" 5 "MPI_Isend failed"
 faulty fails_early "3 MPI_Comm_split_type 1 fail" "${run_options[@]}"
 one_message fails_early "a rank that fails alone in set-up" 5 "MPI_Comm_split_type failed"
+
+# --- in layouts: ranks are named as the job counts them, not by their places in a stage, a pipe or
+# among those that share something. Rank 0 is with 2 in the pipe (--pp 2), and exchanges with 2 rows of
+# the experts that it shares with 1 (--expert-tp 2); who has come further waits for the next pass.
+faulty stage "2 MPI_Isend 900 stop" "${run_options[@]}" --deadline 4 --pp 2 --transport pairwise
+faulty holder "2 MPI_Isend 900 stop" "${run_options[@]}" --deadline 4 --expert-tp 2 --transport pairwise
+one_message stage "a stage's rank stopped" 60 "rank 0 has waited" "step [1-9][0-9]*, " "$(silent 2)" \
+  "MPI_Iallgather|MPI awaits (c[0-9] (tokens from|forward to) ranks 2(, |; ))+" "2 other ranks wait too"
+one_message holder "a rank that shares experts stopped" 60 "rank 0 has waited" "step [1-9][0-9]*, " \
+  "$(silent 2)" "MPI_Iallgather|MPI awaits L[0-9] c0 [a-z-]+ (from|to) ranks [12]" "2 other ranks wait too"
+faulty member "1 MPI_Isend 900 stop" "${run_options[@]}" --deadline 4 --tp 2 --replicas 2 --transport pairwise
+faulty network "3 MPI_Isend 900 stop" "${run_options[@]}" --deadline 4 --tp 2 --replicas 2 --transport pairwise
+one_message member "a rank that shares attention stopped" 60 "rank 0 has waited" "step [1-9][0-9]*, " \
+  "$(silent 1)" "MPI_Iallgather|MPI awaits L[0-9] c0 [a-z-]+ (from|to) ranks 1" "2 other ranks wait too"
+one_message network "a rank of another network stopped" 60 "rank 0 has waited" \
+  "step [1-9][0-9]*, MPI_Iallgather" "$(silent 3)" "2 other ranks wait too"
+fault_ranks=8
+faulty last "7 MPI_Isend 900 fail" "${run_options[@]}" --tp 2 --pp 2
+one_message last "a last stage's rank that fails alone" 5 "MPI_Isend failed"
+for victim in 1 6; do
+  faulty "dies$victim" "$victim MPI_Isend 900 kill" "${run_options[@]}" --tp 2 --pp 2 --expert-tp 2
+  ended "dies$victim"
+  no_process "$folder" "rank $victim dies"
+  if ((code == 137 && took_ms >= 0 && took_ms < 5000)); then
+    passed
+  else
+    failed "rank $victim dies: exit code $code, $took_ms ms after"
+    show_output "$folder"
+  fi
+done
+fault_ranks=4
 
 # --- who is only suspended goes on
 run_options+=(--output "$results")

@@ -1,6 +1,6 @@
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2034,SC2154
 # What tests of interrupted runs share: a run that is interrupted, and resumed. Sourced after common.sh.
-# shellcheck disable=SC2034  # read by the scripts that source this one
+set -euo pipefail
 command_limit=90
 
 model="$work/model.h5"

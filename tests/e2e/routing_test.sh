@@ -40,7 +40,7 @@ for mode in generate score; do
   succeeds "$mode with a record"
   same "recording changes nothing, $mode" "$work/$mode.jsonl" "$work/$mode-1.jsonl"
   for layout in "2 4 --min-chunk-tokens 2" "5 3 --step-tokens 40" "16 2 --no-overlap" \
-    "16 1 --max-sequences 2" "6 2 --tp 3 --pp 2" "4 4 --tp 2 --expert-tp 4"; do
+    "16 1 --max-sequences 2" "6 2 --tp 3 --pp 2" "4 4 --tp 2 --expert-tp 4" "6 auto --replicas 2 --pp 3" "4 2 --layout dp2-tp2"; do
     ((all_sweeps)) || [[ "$mode" == generate || "$layout" == [26]* ]] || continue
     read -r ranks chunks more <<<"$layout"
     # shellcheck disable=SC2086  # `more` is a list of words
@@ -81,6 +81,17 @@ for mode in generate score; do
 replayed = lines[0]["routing"]["replayed"]
 assert replayed["weights"] == "the recorded" and replayed["experts_taken"] == 2, replayed
 EOF
+done
+
+# In any layout: whoever has a token's rows takes its choices from the file.
+for layout in "4 --tp 2 --pp 2" "4 --expert-tp 2 --replicas 2" "8 --layout pp2-tp2" "8 --pp 8" \
+  "4 --tp 2 --expert-tp 2 --route nodes --node-ranks 2"; do
+  read -r ranks more <<<"$layout"
+  # shellcheck disable=SC2086  # `more` is a list of words
+  run_of "$ranks" replayed $more --replay-routing "$work/generate.h5" --record-routing "$work/again.h5"
+  succeeds "replayed with $layout"
+  same "results, replayed with $layout" "$work/generate.jsonl" "$work/replayed.jsonl"
+  same "routing, replayed with $layout" "$work/generate.h5" "$work/again.h5"
 done
 
 # Of shards, each has a file of its own.
@@ -132,6 +143,14 @@ run_of 5 trace-5 --replay-routing "$work/trace.npy" --record-routing "$work/trac
 succeeds "a trace on five ranks"
 same "results of a trace" "$work/trace-1.jsonl" "$work/trace-5.jsonl"
 same "routing of a trace" "$work/trace-1.h5" "$work/trace-5.h5"
+for layout in "6 --tp 3 --pp 2" "4 --expert-tp 4" "6 --replicas 3 --pp 2"; do
+  read -r ranks more <<<"$layout"
+  # shellcheck disable=SC2086
+  run_of "$ranks" trace-n --replay-routing "$work/trace.npy" --record-routing "$work/trace-n.h5" $more
+  succeeds "a trace with $layout"
+  same "results of a trace with $layout" "$work/trace-1.jsonl" "$work/trace-n.jsonl"
+  same "routing of a trace with $layout" "$work/trace-1.h5" "$work/trace-n.h5"
+done
 if cmp -s "$work/trace-1.jsonl" "$work/generate.jsonl"; then
   failed "the trace changed nothing"
 else
