@@ -128,7 +128,12 @@ if mount -t tmpfs -o size=64k tmpfs "$full" 2>"$work/mount"; then
   succeeds "a full disk under the checkpoints"
   same "a full disk under the checkpoints" "$expected" "$results"
   no_checkpoint "a full disk under the checkpoints"
-  if [[ -z "$(ls "$full/checkpoints")" ]]; then passed; else failed "a full disk: left $(ls "$full/checkpoints")"; fi
+  # One of few short sequences may have found room; what is left is whole.
+  for left in "$full/checkpoints"/*; do
+    [[ -e "$left" ]] || continue
+    capture "$ATOLL" inspect "$left"
+    succeeds "a full disk: $(basename "$left") is whole"
+  done
 else
   printf 'skipped: full disks (no tmpfs can be mounted here: %s)\n' "$(<"$work/mount")"
 fi
