@@ -15,7 +15,7 @@ constexpr const char* sampler_version = "3";
 
 /// Of the ways in which the same model and options gave other logits, the one of this program:
 /// 1 rounded the residual stream to the activations' type (and was not named).
-constexpr const char* arithmetic_version = "2 (residual stream in float32)";
+constexpr const char* arithmetic_version = "3 (norms of whole rows add up head by head)";
 
 }  // namespace
 
