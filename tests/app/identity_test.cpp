@@ -13,7 +13,7 @@ TEST(Identity, AVersionWithOtherArithmeticMadeAnotherRun) {
   auto before = now;
   before.erase("arithmetic");  // as written while x was rounded to the activations' type
   EXPECT_EQ(difference(before, now),
-            "arithmetic was unknown and is 2 (residual stream in float32)");
+            "arithmetic was unknown and is 3 (norms of whole rows add up head by head)");
 }
 
 TEST(Identity, WhereWeightsChangeTheModelIsNoPartOfIt) {
