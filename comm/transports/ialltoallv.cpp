@@ -18,7 +18,7 @@ class Ialltoallv final : public Transport {
   void start(const RowMove& move, const void* send, void* recv) override {
     requests_.clear();
     const int* send_offsets = move.send_offsets.data();
-    if (send == recv) {
+    if (send == recv && send != nullptr) {
       // Rows that others get lie beside those that they send. Open MPI would take equal pointers
       // for MPI_IN_PLACE; so this one names the row before the buffer, and counts from there.
       shifted_.assign(move.send_offsets.begin(), move.send_offsets.end());

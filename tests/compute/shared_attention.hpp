@@ -21,7 +21,7 @@ using compute::OutputCut;
 using CopyBytes = std::function<void(void* to, const void* from, std::size_t bytes)>;
 
 inline void copy_on_host(void* to, const void* from, std::size_t bytes) {
-  std::memcpy(to, from, bytes);
+  if (bytes > 0) std::memcpy(to, from, bytes);
 }
 
 class AttentionMembers {
