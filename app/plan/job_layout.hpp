@@ -78,7 +78,7 @@ inline RowRange rows_of_member(std::int64_t all, int place, int members) {
 /// inner widths, layers.
 void require_divides(const Division& division, const ModelShape& shape);
 
-/// Who is with whom, for the eye: one line for each rank, or for each node where there are many.
+/// Who is with whom, for the eye: one line for each owner.
 std::string text_of(const JobLayout& layout, const ModelShape& shape);
 
 }  // namespace atl

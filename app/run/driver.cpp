@@ -141,7 +141,6 @@ void Driver::start(int index, Batcher& batch, Route route) {
   flight.batch = &batch;
   flight.steps = &steps_of(batch.num_chunks(), route, index);
   flight.steps->begin();
-  flight.under_way = true;
   order_.push_back(index);
   for (int c = 0; c < batch.num_chunks(); ++c) {
     ChunkState& state = *chunks_[static_cast<std::size_t>(first_slot(index) + c)];
@@ -166,7 +165,6 @@ void Driver::land(int index) {
                      !running_exchange_.empty());
     }
   }
-  flight.under_way = false;
   std::erase(order_, index);
 }
 

@@ -85,7 +85,6 @@ class Driver {
   struct Flight {
     Batcher* batch = nullptr;
     ReadySteps* steps = nullptr;
-    bool under_way = false;
   };
   struct Running {
     int flight;
