@@ -68,11 +68,12 @@ layouts=(
   "generate-small 3 13 --chunks 2 --node-ranks 1 --route nodes --no-overlap"
   "score-small 6 14 --chunks 3 --node-ranks 3,1,2 --route nodes --slots 2"
   "generate-small 8 15 --chunks 2 --node-ranks 3,5"
-  "generate 5 7 --chunks 2 --trace $work/trace.json"
   # Attention over ranks, stages, networks.
   "score-small 2 16 --chunks 2 --tp 2"
   "generate-small 4 17 --chunks 2 --tp 2 --tp-output rows --replicas 2"
   "generate-small 4 18 --tp 2 --pp 2 --transport pairwise-staged"
+  # The last: its report and trace are read below.
+  "generate 5 7 --chunks 2 --trace $work/trace.json"
 )
 for layout in "${layouts[@]}"; do
   read -r mode ranks seed options <<<"$layout"

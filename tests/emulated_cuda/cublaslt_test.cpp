@@ -165,10 +165,10 @@ INSTANTIATE_TEST_SUITE_P(Shapes, Matmul,
                                                CUBLASLT_EPILOGUE_GELU}));
 
 void share_a_workspace() {
-  const Shape s{16, 8, 16, true, 1, CUDA_R_32F, 1};
-  auto* a = to_device(random_bfloat16(256, 1));
-  auto* b = to_device(random_bfloat16(128, 2));
-  void* d = to_device(std::vector<float>(256));
+  const Shape s{32, 8, 16, true, 1, CUDA_R_32F, 1};
+  auto* a = to_device(random_bfloat16(32 * 16, 1));
+  auto* b = to_device(random_bfloat16(16 * 8, 2));
+  void* d = to_device(std::vector<float>(32 * 8));
   void* workspace = to_device(std::vector<float>(8U << 20U));
   cudaStream_t streams[2] = {};
   for (cudaStream_t& stream : streams) cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
@@ -176,7 +176,8 @@ void share_a_workspace() {
   const float one = 1;
   const float zero = 0;
   for (int i = 0; i < 200; ++i) {
-    const auto& algorithm = plan.algorithms.front();  // few columns: it needs a workspace
+    // Few columns of enough rows: it needs a workspace.
+    const auto& algorithm = plan.algorithms.front();
     cublasLtMatmul(plan.handle, plan.description, &one, a, plan.a, b, plan.b, &zero, d, plan.d, d,
                    plan.d, &algorithm.algo, workspace, algorithm.workspaceSize, streams[i % 2]);
   }
