@@ -16,15 +16,14 @@ virtual cluster does. Output: the table, OUTPUT/layouts.md and OUTPUT/layouts.js
 import argparse
 import ast
 import json
-import os
 import random
 import struct
-import subprocess
 import sys
 from pathlib import Path
 from statistics import median
 
-ROOT = Path(__file__).resolve().parents[1]
+from harness_lib.shaped_hosts import ROOT, ShapedHosts, make_model, make_requests
+
 LAYERS, EXPERTS, TOP_K, VOCAB, HIDDEN, INNER = 8, 16, 2, 256, 512, 2048
 CONFIG = {
     "model_type": "mixtral", "architectures": ["MixtralForCausalLM"], "vocab_size": VOCAB,
@@ -61,13 +60,6 @@ def parsed():
     add("--routing", type=Path, help="a real router's choices, folded to the model's experts")
     add("--output", type=Path, default=ROOT / "out/layouts")
     return parser.parse_args()
-
-
-def command(*words, **more):
-    done = subprocess.run([str(w) for w in words], capture_output=True, text=True, check=False, **more)
-    if done.returncode != 0:
-        sys.exit(f"{' '.join(map(str, words))}\nended with {done.returncode}:\n{done.stdout}{done.stderr}")
-    return done.stdout
 
 
 def read_npy(path):
@@ -109,44 +101,27 @@ def fold_routing(source, output, tokens):
 class Bench:
     def __init__(self, options):
         self.options = options
-        self.ranks = options.hosts * options.ranks_per_host
+        self.hosts = ShapedHosts("layouts", options.hosts, options.ranks_per_host)
         self.folder = options.output.resolve()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.cluster = [ROOT / "jobs/cluster/cluster", "--name", "layouts"]
-        self.prepare()
-
-    def prepare(self):
-        (self.folder / "config.json").write_text(json.dumps(CONFIG))
-        command(ROOT / "build/cpu/app/atoll", "init", "--config", self.folder / "config.json",
-                "--output", self.folder / "model.h5")
-        for phase in self.options.phases.split(","):
+        make_model(self.folder, CONFIG)
+        for phase in options.phases.split(","):
             sequences, prompt, new = PHASES[phase]
-            requests = command("python3", ROOT / "jobs/make-requests.py", "--sequences", sequences,
-                               "--prompt-tokens", prompt, "--max-tokens", new, "--vocab", VOCAB)
-            (self.folder / f"{phase}.jsonl").write_text(requests)
-            if self.options.routing:
-                fold_routing(self.options.routing, self.folder / f"{phase}.npy",
+            make_requests(self.folder / f"{phase}.jsonl", sequences, prompt, new, VOCAB)
+            if options.routing:
+                fold_routing(options.routing, self.folder / f"{phase}.npy",
                              sequences * (prompt + new - 1))
 
     def run(self, phase, layout):
-        for left in self.folder.glob("results.jsonl*"):  # of a run that was interrupted
-            left.unlink()
-        flops, bytes_per_s = self.options.pace.split(",")
         sequences, prompt, _ = PHASES[phase]
         # All sequences are under way at once, spread over all ranks, and a pass takes their prompts.
-        per_rank = sequences // self.ranks
-        words = [*self.cluster, "run", "-n", self.ranks, ROOT / "build/cpu/perf/paced_run", flops,
-                 bytes_per_s, "--model", self.folder / "model.h5", "--input",
-                 self.folder / f"{phase}.jsonl", "--output", self.folder / "results.jsonl", "--report",
-                 self.folder / "report.json", "--threads", 1, "--progress", "none", "--max-sequences",
-                 per_rank, "--step-tokens", per_rank * prompt // 2, "--chunks", self.options.chunks,
-                 *LAYOUTS[layout](self.ranks, self.options.ranks_per_host)]
+        per_rank = sequences // self.hosts.ranks
+        words = ["--input", self.folder / f"{phase}.jsonl", "--max-sequences", per_rank,
+                 "--step-tokens", per_rank * prompt // 2, "--chunks", self.options.chunks,
+                 *LAYOUTS[layout](self.hosts.ranks, self.options.ranks_per_host)]
         if self.options.routing:
             words += ["--replay-routing", self.folder / f"{phase}.npy"]
-        said = command(*words)
-        report = json.loads((self.folder / "report.json").read_text())
-        results = (self.folder / "results.jsonl").read_bytes()
-        (self.folder / "results.jsonl").unlink()
+        program = [ROOT / "build/cpu/perf/paced_run", *self.options.pace.split(",")]
+        said, report, results = self.hosts.run(self.folder, program, *words)
         busy = float(said.rsplit("cores busy, set-up included: ", 1)[1].split(" ")[0])
         return report["phases"][phase], report["exchange"], busy, results
 
@@ -155,8 +130,7 @@ class Bench:
                  for name in self.options.layouts.split(";")]
         found = {case: [] for case in cases}
         expected = {}
-        command(*self.cluster, "up", self.options.hosts, "--rate", self.options.rate, "--no-slurm")
-        try:
+        with self.hosts.up(self.options.rate):
             for number in range(self.options.rounds):
                 random.Random(number).shuffle(cases)
                 for case in cases:
@@ -167,8 +141,6 @@ class Bench:
                     found[case].append({"phase": phase, "exchange": exchange, "busy": busy})
                     print(f"round {number + 1}: {case[0]}, {case[1]}: "
                           f"{phase['tokens_per_s']:.0f} tokens/s, cores {busy:.0f} % busy", flush=True)
-        finally:
-            command(*self.cluster, "down")
         return found
 
 
@@ -198,8 +170,6 @@ def main():
     for name in options.layouts.split(";"):
         if name not in LAYOUTS:
             sys.exit(f'no layout "{name}"; choose of {", ".join(LAYOUTS)}')
-    if os.geteuid() != 0:
-        sys.exit("the virtual cluster needs root")
     bench = Bench(options)
     found = bench.measure()
     text = table_of(found, options)
