@@ -57,6 +57,7 @@ std::vector<std::pair<std::string, std::string>> RunOptions::items() const {
           {"cluster", cluster},
           {"measure-links", measure_links ? "true" : "false"},
           {"report", report},
+          {"status", status},
           {"trace", trace},
           {"dump-activations", dump_activations},
           {"activations", activations},
@@ -181,6 +182,7 @@ void add_run_files(CLI::App& app, RunOptions& o) {
   app.add_flag("--measure-links", o.measure_links,
                "Measure the links before the run, for the report");
   app.add_option("--report", o.report, "Write a JSON report here");
+  app.add_option("--status", o.status, "Say here every few seconds how far the run is (JSON)");
   app.add_option("--trace", o.trace, "Write a Perfetto (Chrome JSON) trace here");
   CLI::Option* layers = app.add_option("--dump-activations", o.dump_activations,
                                        "Write x after these layers: all, or e.g. 0,3,15");

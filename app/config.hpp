@@ -48,6 +48,7 @@ struct RunOptions {
   std::string cluster;         ///< file with what the links carry; read, or written
   bool measure_links = false;  ///< also where the file has them
   std::string report;
+  std::string status;  ///< file that says how far the run is, every few seconds; empty: none
   std::string trace;
   std::string dump_activations;  ///< layers: "all", or numbers with commas; empty: none
   std::string activations;       ///< file for them

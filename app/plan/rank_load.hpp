@@ -2,6 +2,7 @@
 
 #include <cstdint>
 
+#include "app/plan/load_watch.hpp"
 #include "app/plan/pass_choice.hpp"
 
 namespace atl {
@@ -22,9 +23,11 @@ struct RankLoad {
   std::int32_t update = 0;        ///< an UpdatePhase
   std::int64_t result_bytes = 0;  ///< of requests finished since the last pass, for rank 0
   PassCost cost;                  ///< of the last pass; rank 0's decides how the next one runs
+  RankWork work;                  ///< for experts, since the last pass was agreed on
   // Of rank 0, which has all requests:
   std::int64_t next_pages = 0;       ///< of the KV cache, for the one that is next; 0: none waits
   std::int32_t resumed_waiting = 0;  ///< were under way when this run began
+  std::int32_t status_due = 0;       ///< 1: the --status file is written now
   // From rank 0, for each rank:
   std::int64_t admitted_bytes = 0;  ///< of the message with what it takes up
 };

@@ -29,7 +29,9 @@ Passes::Passes(const PassesInput& input)
       kv_(in_.groups, in_.model.config.shape, in_.sizes.backend.part, in_.model.dtype, in_.backend),
       choices_(pass_facts(in_.groups, in_.options, in_.model.config.shape, in_.sizes.backend,
                           in_.ranks.cluster ? &*in_.ranks.cluster : nullptr,
-                          in_.ranks.choice.cuda)) {
+                          in_.ranks.choice.cuda)),
+      watch_(in_.groups, in_.ranks.topology, in_.model.config.shape.num_experts,
+             in_.options.status) {
   const DriverOptions driver = driver_options();
   timeline_.emplace(in_.world.size(), comm::clock_offset(in_.world, in_.ranks.topology),
                     in_.options.trace.empty() ? 0 : max_trace_events, in_.sizes.batch.num_flights);
@@ -168,6 +170,7 @@ void Passes::run() {
   comm::watched::end_pass();
   comm::watched::stage("the end", setup_deadlines * in_.options.deadline);
   in_.work.checkpoints.close();
+  write_status("finished");
   timeline_->flush(in_.groups);
   progress_->finish();
 }
@@ -188,11 +191,31 @@ void Passes::land_all() {
 
 /// On rank 0. How much there is to do is known when all requests have been read.
 void Passes::show_progress(double seconds) {
-  if (!root() || !in_.work.all_read()) return;
+  if (!root() || !in_.work.all_read() || !progress_->due(seconds)) return;
+  const RunProgress now = progress_at(seconds);
+  progress_->update(now.total, now.left, seconds, watch_.remarks());
+}
+
+/// On rank 0.
+RunProgress Passes::progress_at(double seconds) const {
   const RequestQueue& queue = in_.work.queue();
-  std::int64_t left = queue.work();
-  for (const RankLoad& load : loads_) left += load.remaining_work;
-  progress_->update(queue.total_work(), left, seconds);
+  RunProgress now;
+  now.seconds = seconds;
+  now.requests = std::ssize(in_.work.requests());
+  now.finished = in_.work.results.num_finished();
+  now.waiting = std::ssize(queue.waiting());
+  if (!in_.work.all_read()) return now;
+  now.total = queue.total_work();
+  now.left = queue.work();
+  for (const RankLoad& load : loads_) now.left += load.remaining_work;
+  return now;
+}
+
+/// Collective.
+void Passes::write_status(std::string_view state) {
+  if (in_.options.status.empty()) return;
+  watch_.write_status(state, root() ? progress_at(now_seconds() - start_) : RunProgress{},
+                      driver_->traffic());
 }
 
 void Passes::finish_pass(int flight) {
@@ -219,6 +242,8 @@ bool Passes::agree_on_pass(int flight) {
   pass.sequences = 0;
   for (const RankLoad& load : loads_) pass.sequences += load.sequences;
   in_.work.results.collect(loads_);
+  watch_.add(loads_);
+  if (loads_[0].status_due != 0) write_status("running");
   stop_if_asked();
   const auto due = static_cast<std::int32_t>(CheckpointPhase::due);
   if (loads_[0].checkpoint == due) {
@@ -347,12 +372,14 @@ RankLoad Passes::load_of_rank(int flight) {
     load.update = static_cast<std::int32_t>(in_.updates->phase(now_seconds()));
   }
   load.cost = cost_of_pass();
+  load.work = watch_.work_since(driver_->traffic(), timeline_->expert_seconds());
   load.result_bytes = in_.work.results.waiting_bytes();
   if (root()) {
     in_.work.take_ready();
     load.next_pages = most_grants(flight) == 0 ? 0 : in_.work.queue().next_pages();
     if (load.next_pages == 0 && !in_.work.all_read()) load.next_pages = unread_pages;
     load.resumed_waiting = in_.work.queue().num_resumed();
+    load.status_due = watch_.due(now_seconds() - start_) ? 1 : 0;
   }
   return load;
 }
@@ -376,6 +403,7 @@ void Passes::stop_if_asked() {
   land_all();
   if (record_) record_->flush();
   const std::string checkpoint = in_.work.checkpoints.write_now(checkpoint_source());
+  write_status("stopped");
   std::string message;
   if (root()) {
     ResultStore& results = in_.work.results;

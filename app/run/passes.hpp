@@ -21,6 +21,7 @@
 #include "app/run/ranks.hpp"
 #include "app/run/routing_record.hpp"
 #include "app/run/routing_replay.hpp"
+#include "app/run/run_watch.hpp"
 #include "app/run/sizes.hpp"
 #include "app/run/timeline.hpp"
 #include "app/run/weight_updates.hpp"
@@ -65,6 +66,9 @@ class Passes {
   /// and where neither is.
   nlohmann::json routing_report() const;
 
+  /// How balanced the run was, for the report; on rank 0.
+  nlohmann::json balance_report() const { return watch_.report(); }
+
   /// On the steady clock; 0: none was.
   double first_admitted_at() const { return first_admitted_at_; }
   const Timeline& timeline() const { return *timeline_; }
@@ -102,6 +106,8 @@ class Passes {
   bool any_to_admit() const;
   std::int64_t most_grants(int flight) const;
   void show_progress(double seconds);
+  RunProgress progress_at(double seconds) const;
+  void write_status(std::string_view state);
   RankLoad load_of_rank(int flight);
   void stop_if_asked();
   CheckpointSource checkpoint_source();
@@ -129,6 +135,7 @@ class Passes {
   std::vector<std::int32_t> resumed_;  // requests that this run resumed, in order of admission
   std::string weights_;                // that sequences under way may have had, with commas between
   std::optional<Progress> progress_;
+  RunWatch watch_;
   double first_admitted_at_ = 0;
 };
 

@@ -39,12 +39,19 @@ Progress::Progress(std::optional<ProgressStyle> style)
              : watched_by_a_person() ? ProgressStyle::bar
                                      : ProgressStyle::lines) {}
 
-void Progress::update(std::int64_t total, std::int64_t left, double seconds) {
-  if (style_ == ProgressStyle::none) return;
-  const double period = style_ == ProgressStyle::bar ? bar_period_s : line_period_s;
+double Progress::period() const {
+  return style_ == ProgressStyle::bar ? bar_period_s : line_period_s;
+}
+
+bool Progress::due(double seconds) const {
+  if (style_ == ProgressStyle::none) return false;
   // The first line of a log comes after one period: a short job needs none.
-  if (style_ == ProgressStyle::lines && !printed_ && seconds < period) return;
-  if (seconds - last_print_ < period) return;
+  if (style_ == ProgressStyle::lines && !printed_ && seconds < period()) return false;
+  return seconds - last_print_ >= period();
+}
+
+void Progress::update(std::int64_t total, std::int64_t left, double seconds,
+                      const std::string& remarks) {
   last_print_ = seconds;
   printed_ = true;
   total = std::max<std::int64_t>(total, 1);
@@ -55,11 +62,15 @@ void Progress::update(std::int64_t total, std::int64_t left, double seconds) {
   const double share = static_cast<double>(done) / static_cast<double>(total);
   if (style_ == ProgressStyle::bar) {
     const int full = static_cast<int>(share * bar_width);
-    fmt::print(stderr, "\r[{:#<{}}{:.<{}}] {:3.0f} %  {}/{} tokens  {:.0f} tokens/s  ETA {}   ", "",
-               full, "", bar_width - full, share * 100, done, total, rate, eta);
+    // What an earlier, longer line left is cleared to the end.
+    fmt::print(stderr,
+               "\r[{:#<{}}{:.<{}}] {:3.0f} %  {}/{} tokens  {:.0f} tokens/s  ETA {}{}{}\x1b[K", "",
+               full, "", bar_width - full, share * 100, done, total, rate, eta,
+               remarks.empty() ? "" : "  ", remarks);
   } else {
-    fmt::print(stderr, "{:.0f} s: {} of at most {} tokens ({:.0f} %), {:.0f} tokens/s, ETA {}\n",
-               seconds, done, total, share * 100, rate, eta);
+    fmt::print(stderr,
+               "{:.0f} s: {} of at most {} tokens ({:.0f} %), {:.0f} tokens/s, ETA {}{}{}\n",
+               seconds, done, total, share * 100, rate, eta, remarks.empty() ? "" : "; ", remarks);
   }
   std::fflush(stderr);
 }

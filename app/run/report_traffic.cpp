@@ -163,7 +163,12 @@ void add_experts(json& report, const AllTraffic& traffic, const RunFacts& facts)
                       {"ranks_of_expert", placement.ranks_of_expert()},
                       {"rows_of_replica", replica_rows(placement, traffic.sum, layer)}});
   }
-  report["tokens_per_expert"] = {{"total", totals}, {"by_layer", layers}};
+  json hottest = json::array();
+  constexpr std::size_t most = 8;
+  for (const HotExpert& hot : hot_experts(traffic.sum.tokens_of_expert, shape.num_experts, most)) {
+    hottest.push_back({{"layer", hot.layer}, {"expert", hot.expert}, {"over_mean", hot.over_mean}});
+  }
+  report["tokens_per_expert"] = {{"total", totals}, {"by_layer", layers}, {"hottest", hottest}};
   report["placement"] = {
       {"most_experts_of_a_layer_on_a_rank", facts.placement->most_experts_on_a_rank()},
       {"one_expert_per_rank", !facts.placement->several_per_rank()},

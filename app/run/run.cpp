@@ -153,6 +153,7 @@ class Job {
       report = gather_report(world_, facts(), measurements(), summary);
       const json routing = passes_->routing_report();
       if (!routing.is_null()) report["routing"] = routing;
+      if (root()) report["balance"] = passes_->balance_report();
       if (root() && updates_) report["updates"] = updates_->report();
       if (passes_->first_admitted_at() > 0) {
         startup_.first_admitted_s = passes_->first_admitted_at() - begin_;

@@ -61,8 +61,11 @@ void Timeline::begin_pass(Phase phase, const Schedule& schedule, double begin, d
 
 void Timeline::computed(const Step& step, std::span<const compute::Interval> parts) {
   parts_per_step_ = std::max(parts_per_step_, parts.size());
+  const bool of_experts =
+      step.kind == StepKind::experts || step.kind == StepKind::up || step.kind == StepKind::down;
   for (const compute::Interval& part : parts) {
     if (!part.only_copies) intervals_.push_back(part);
+    if (!part.only_copies && of_experts) expert_seconds_ += part.end - part.begin;
     add_trace(step, part.begin, part.end, part.stream);
   }
 }

@@ -64,6 +64,8 @@ class Timeline {
   void flush(const Groups& groups);
   bool full() const { return passes_.size() >= passes_per_flush + 2 * num_flights_; }
 
+  /// Arithmetic of experts' rows, of all passes so far.
+  double expert_seconds() const { return expert_seconds_; }
   /// Arithmetic of the last pass.
   double last_compute_seconds() const { return last_compute_; }
   const PhaseTimes& times(Phase phase) const { return times_[static_cast<std::size_t>(phase)]; }
@@ -138,6 +140,7 @@ class Timeline {
   std::vector<io::TraceEvent> trace_;
   std::int64_t dropped_ = 0;
   double last_compute_ = 0;
+  double expert_seconds_ = 0;
 };
 
 }  // namespace atl

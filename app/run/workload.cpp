@@ -6,6 +6,7 @@
 
 #include "app/config_layout.hpp"
 #include "app/run/isa.hpp"
+#include "app/run/run_watch.hpp"
 #include "app/run/written_files.hpp"
 
 namespace atl {
@@ -106,6 +107,7 @@ void Workload::read_files(const ModelShape& shape) {
   source_.emplace(options_.input, limits, shard_);
   results.open(output);
   if (!options_.report.empty()) report.emplace(options_.report);
+  if (!options_.status.empty()) begin_status(options_.status);
   if (!options_.trace.empty()) io::TextFile(options_.trace);  // can be written
 }
 

@@ -20,6 +20,7 @@ void require_separate_files(const RunOptions& options, const std::string& writte
       {"--output", options.output},
       {"--cluster", options.cluster},
       {"--report", options.report},
+      {"--status", options.status},
       {"--trace", options.trace},
       {"--activations", options.activations},
       {"--record-routing", options.record_routing}};
@@ -32,6 +33,7 @@ void require_separate_files(const RunOptions& options, const std::string& writte
   };
   add_beside("--output", options.output, written == options.output);
   add_beside("--report", options.report, false);
+  add_beside("--status", options.status, false);
   add_beside("--trace", options.trace, false);
   add_beside("--record-routing", options.record_routing, false);
   if (written != options.output) {

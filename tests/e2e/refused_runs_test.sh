@@ -287,6 +287,10 @@ assert "error" in result, result
 EOF
 
 # --- outputs
+for path in "$work/nowhere/x" "$work" "$requests/x"; do
+  capture "$ATOLL" "${run_options[@]}" --status "$path"
+  refused "--status ${path#"$work"}" 1 "cannot write"
+done
 for option in output report trace; do
   for path in "$work/nowhere/x" "$work" "$requests/x"; do
     capture "$ATOLL" "${run_options[@]}" "--$option" "$path"

@@ -15,13 +15,36 @@ for ranks in 1 3 16; do
   report="$work/report.$ranks.json"
   trace="$work/trace.$ranks.json"
   atoll_on "$ranks" run --model "$model" --input "$prompts" --output "$work/results.jsonl" \
-    --report "$report" --trace "$trace" --chunks 3 --min-chunk-tokens 4 --progress lines
+    --report "$report" --trace "$trace" --status "$work/status.json" --chunks 3 --min-chunk-tokens 4 --progress lines
   succeeds "run on $ranks ranks" || continue
   if grep -q $'\r' "$work/stdout" "$work/stderr"; then
     failed "a log has carriage returns"
   else
     passed
   fi
+  json_check "status at the end, $ranks ranks" "$work/status.json" "$report" "$work/results.jsonl" <<'EOF'
+status, report, results = lines
+assert status["state"] == "finished" and status["updated"].endswith("Z"), status
+assert status["requests"] == {"read": len(results), "finished": len(results), "waiting": 0}, status
+# Requests that met their stop token leave tokens undone.
+tokens = status["tokens"]
+assert 0 < tokens["done"] <= tokens["at_most"] and tokens["per_s"] > 0, tokens
+assert status["passes"] == sum(phase["steps"] for phase in report["phases"].values()), status
+busiest = status["balance"]["busiest_rank"]
+assert report["balance"]["busiest_rank"] == busiest and report["balance"]["passes"] == status["passes"]
+assert (busiest["rows_over_mean"] > 1) == (report["ranks"] > 1), busiest
+assert status["balance"]["busiest_node"] is None
+# Of the whole run, as the counts in the report are.
+by_layer = {layer["layer"]: layer["tokens"] for layer in report["tokens_per_expert"]["by_layer"]}
+assert status["hot_experts"], status
+for hot in status["hot_experts"]:
+    counts = by_layer[hot["layer"]]
+    assert counts[hot["expert"]] == hot["tokens"], (hot, counts)
+    assert abs(hot["over_mean"] - hot["tokens"] * len(counts) / sum(counts)) < 1e-9, (hot, counts)
+    assert hot["over_mean"] >= 1.5
+hottest = [{key: hot[key] for key in ("layer", "expert", "over_mean")} for hot in status["hot_experts"]]
+assert hottest == report["tokens_per_expert"]["hottest"], report["tokens_per_expert"]["hottest"]
+EOF
   json_check "report of $ranks ranks" "$report" "$sizes" "$work/results.jsonl" <<'EOF'
 report, sizes, results = lines
 ranks = report["ranks"]

@@ -13,7 +13,8 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     if (line.command == Command::none) return 0;  // the file asks for help
     const RunOptions& run = line.run;
     fuzz::expect(line.command == Command::run && run.model == "m.h5" && run.output == "o.jsonl");
-    fuzz::expect(run.chunks.value_or(1) >= 1 && run.chunks.value_or(1) <= max_chunks && run.max_tokens >= 1 && run.deadline >= 0);
+    fuzz::expect(run.chunks.value_or(1) >= 1 && run.chunks.value_or(1) <= max_chunks &&
+                 run.max_tokens >= 1 && run.deadline >= 0);
     fuzz::expect(run.step_tokens >= 1 && run.max_sequences >= 1 && run.kv_tokens >= 0);
   } catch (const UsageError& error) {
     fuzz::expect(*error.what() != '\0');
