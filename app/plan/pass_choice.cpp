@@ -14,6 +14,8 @@ namespace {
 // has gone by.
 constexpr double agree_within = 1.3;
 constexpr double least_trial_s = 0.05;
+// Beside this, what else varies is short: one pass is enough, but for the first of its route.
+constexpr double long_trial_s = 0.25;
 constexpr std::int64_t most_trials = 8;
 constexpr double about_as_good = 1.1;       // times the best measured: passes differ by so much
 constexpr double worth_a_trial = 2;         // times the best estimate
@@ -96,8 +98,9 @@ void PassChoices::learn(const PassCost& last) {
   const double shorter = std::min(per_row, last_->last_per_row);
   last_->tried_s += last.seconds;
   const bool agree = shorter > 0 && longer < agree_within * shorter;
-  last_->settled =
-      last_->settled || (agree && last_->tried_s >= least_trial_s) || last_->passes >= most_trials;
+  const bool connected = passes_by_route_[static_cast<std::size_t>(last_->way.route)]++ > 0;
+  last_->settled = last_->settled || (agree && last_->tried_s >= least_trial_s) ||
+                   (connected && last.seconds >= long_trial_s) || last_->passes >= most_trials;
   last_->last_per_row = per_row;
   computed_[static_cast<std::size_t>(last_size_.phase)] = {last.compute_seconds, rows,
                                                            last_chunks_};

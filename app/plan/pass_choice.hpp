@@ -2,6 +2,7 @@
 // Which route a pass takes and into how many chunks it is cut, where the options leave that open:
 // first by an estimate from what links carry and arithmetic takes, then by what passes took.
 
+#include <array>
 #include <cstdint>
 #include <span>
 #include <vector>
@@ -135,6 +136,7 @@ class PassChoices {
     int chunks = 1;
   };
   Computed computed_[2];
+  std::array<std::int64_t, num_routes> passes_by_route_{};
   Candidate* last_ = nullptr;
   PassSize last_size_;
   int last_chunks_ = 1;

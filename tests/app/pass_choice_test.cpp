@@ -115,6 +115,24 @@ TEST(PassChoice, WhatPassesTookHasTheLastWord) {
   }
 }
 
+/// A run of few long passes has no time for many trials; its first ones make connections.
+TEST(PassChoice, FewLongPassesAreHardlySlowerThanTheBest) {
+  PassFacts facts = slow_links();
+  facts.between = {1e-4, 5e7};
+  PassChoices choices(facts);
+  const auto takes = [](PassWay way) {
+    return (way.route == Route::flat ? 1.25 : 1) * (1 + 0.3 / way.chunks);
+  };
+  std::map<Route, int> before;
+  double seconds = 0;
+  run(choices, {Phase::prefill, 256}, 24, [&](PassWay way) {
+    const double connects = before[way.route]++ == 0 ? 0.2 : 0;
+    seconds += takes(way);
+    return takes(way) + connects;
+  });
+  EXPECT_LT(seconds, 1.05 * 24 * takes({Route::nodes, 8}));
+}
+
 TEST(PassChoice, WhatIsAskedForIsTaken) {
   PassFacts facts = slow_links();
   facts.routes = {Route::flat};
