@@ -43,6 +43,10 @@ std::vector<std::pair<std::string, std::string>> RunOptions::items() const {
           {"route", text_of(route)},
           {"slots", std::to_string(slots)},
           {"placement", placement},
+          {"balance", text_of(balance)},
+          {"balance-above", fmt::format("{}", balance_when.above)},
+          {"balance-every", std::to_string(balance_when.every)},
+          {"balance-pays-in", std::to_string(balance_when.pays_in)},
           {"node-ranks", node_ranks},
           {"layout", layout},
           {"replicas", std::to_string(division.replicas)},
@@ -235,6 +239,7 @@ void add_run_updates(CLI::App& app, RunOptions& o) {
   for (const char* name : {"--record-routing", "--replay-routing", "--dump-activations"}) {
     control->excludes(app.get_option(name));  // files of one model
   }
+  control->excludes(app.get_option("--balance"));  // weights are read to where they were
 }
 
 /// The options that a file sets. Editors of some systems begin it with a byte order mark.

@@ -9,6 +9,7 @@
 
 #include "app/backend_kind.hpp"
 #include "app/mode.hpp"
+#include "app/plan/balance_policy.hpp"
 #include "app/plan/interval.hpp"
 #include "app/plan/job_layout.hpp"
 #include "app/plan/schedule.hpp"
@@ -35,8 +36,10 @@ struct RunOptions {
   std::optional<compute::CpuIsa> isa;  ///< none: auto
   std::optional<int> chunks;           ///< none: auto
   std::optional<Route> route;          ///< none: auto
-  int slots = 0;           ///< experts of a layer on each rank; 0: as many as one place each needs
-  std::string placement;   ///< file that says which rank has which expert; empty: by slots
+  int slots = 0;          ///< experts of a layer on each rank; 0: as many as one place each needs
+  std::string placement;  ///< file that says which rank has which expert; empty: by slots
+  Balance balance = Balance::none;
+  BalanceOptions balance_when;
   std::string node_ranks;  ///< see nodes_of_ranks(); empty: as ranks share memory
   std::string layout;      ///< all of the next in one word, see division_of(); empty: by them
   Division division;

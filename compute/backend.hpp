@@ -280,6 +280,19 @@ class Backend {
   virtual Event load_kv(int layer, std::span<const std::int32_t> pages, int first_position,
                         int num_positions, const void* keys, const void* values) = 0;
 
+  // Experts may change their ranks while a run goes on: their bytes, as a backend keeps them, are
+  // alike on all ranks with the same options.
+  /// Of one expert of this layer; 0 where the rank has none.
+  virtual std::int64_t expert_bytes(int layer) const = 0;
+  /// Copies an expert out. Operations may be under way.
+  virtual void read_expert(int layer, int local_expert, std::span<std::byte> bytes) = 0;
+  /// With no operation under way: what another rank read takes the place of an expert.
+  virtual void write_expert(int layer, int local_expert, std::span<const std::byte> bytes) = 0;
+  /// With no operation under way: `experts` are those of the rank now, as many as before, by their
+  /// local numbers. No other layer may have the same places.
+  virtual void place_experts(int layer, std::span<const std::int32_t> experts,
+                             const ExpertPlaces& places) = 0;
+
   /// Lets everything enqueued so far run beside the calling thread.
   virtual void start() = 0;
   /// True once the operation has completed. Rethrows what an operation threw.

@@ -175,6 +175,17 @@ std::int64_t Part::most_experts() const {
   return static_cast<std::int64_t>(most);
 }
 
+void Part::place_experts(int layer, std::span<const std::int32_t> to, const ExpertPlaces& at) {
+  auto& own = experts[static_cast<std::size_t>(layer)];
+  ExpertPlaces& seen =
+      places[static_cast<std::size_t>(places_of_layer[static_cast<std::size_t>(layer)])];
+  require(own.size() == to.size() && seen.num_places() == at.num_places(),
+          "internal: layer {} had {} experts here and {} places, and is to have {} and {}", layer,
+          own.size(), seen.num_places(), to.size(), at.num_places());
+  own.assign(to.begin(), to.end());
+  seen = at;
+}
+
 int Part::most_places() const {
   int most = 0;
   for (const ExpertPlaces& kind : places) most = std::max(most, kind.num_places());

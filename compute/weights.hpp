@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -140,6 +141,8 @@ struct Part {
     return places[static_cast<std::size_t>(places_of_layer[static_cast<std::size_t>(layer)])];
   }
   bool has_layer(int layer) const { return layer >= first_layer && layer < end_layer; }
+  /// Other experts, and places that no other layer has; as many as before.
+  void place_experts(int layer, std::span<const std::int32_t> to, const ExpertPlaces& at);
   int most_places() const;  ///< of a layer
   int num_nodes() const { return places.empty() ? 1 : places.front().num_nodes(); }
 

@@ -114,6 +114,17 @@ class PacedBackend final : public compute::Backend {
     fail("a paced backend has no cache");
   }
 
+  std::int64_t expert_bytes(int) const override { return 0; }
+  void read_expert(int, int, std::span<std::byte>) override {
+    fail("a paced backend has no weights");
+  }
+  void write_expert(int, int, std::span<const std::byte>) override {
+    fail("a paced backend has no weights");
+  }
+  void place_experts(int, std::span<const std::int32_t>, const compute::ExpertPlaces&) override {
+    fail("a paced backend's experts stay");
+  }
+
   void start() override {}
   bool done(compute::Event event) override { return now_seconds() >= interval(event).end; }
   bool wait(compute::Event event, int timeout_us) override {

@@ -86,6 +86,18 @@ class PacedOver final : public compute::Backend {
     return take(real_->load_kv(layer, pages, first, count, keys, values), 0);
   }
 
+  std::int64_t expert_bytes(int layer) const override { return real_->expert_bytes(layer); }
+  void read_expert(int layer, int local_expert, std::span<std::byte> bytes) override {
+    real_->read_expert(layer, local_expert, bytes);
+  }
+  void write_expert(int layer, int local_expert, std::span<const std::byte> bytes) override {
+    real_->write_expert(layer, local_expert, bytes);
+  }
+  void place_experts(int layer, std::span<const std::int32_t> experts,
+                     const compute::ExpertPlaces& places) override {
+    real_->place_experts(layer, experts, places);
+  }
+
   void start() override { real_->start(); }
   bool done(compute::Event event) override {
     return real_->done(place(event).real) && now_seconds() >= place(event).end;

@@ -92,6 +92,7 @@ class PassRows {
 /// A chunk's messages left out: every one is done at once, and rows that nobody sends have arrived.
 class NoMessages final : public ChunkMoves {
  public:
+  void placed(int) override { fail("a pass without messages has its rows where they are"); }
   NoMessages(const PassRows& rows, const LayersModel& model, const Placement& placement, int rank,
              compute::Chunk& chunk, int index)
       : chunk_(chunk) {

@@ -59,9 +59,7 @@ void require_valid(const RanksOfExpert& ranks_of_expert, int layer, const ModelS
 }  // namespace
 
 LayerPlacement::LayerPlacement(const RanksOfExpert& ranks_of_expert, const Layout& layout)
-    : ranks_of_expert_(ranks_of_expert),
-      experts_of_(static_cast<std::size_t>(layout.num_ranks())),
-      first_place_of_(experts_of_.size()) {
+    : ranks_of_expert_(ranks_of_expert), experts_of_(static_cast<std::size_t>(layout.num_ranks())) {
   for (std::size_t expert = 0; expert < ranks_of_expert_.size(); ++expert) {
     auto& ranks = ranks_of_expert_[expert];
     std::sort(ranks.begin(), ranks.end());
@@ -69,6 +67,22 @@ LayerPlacement::LayerPlacement(const RanksOfExpert& ranks_of_expert, const Layou
       experts_of_[static_cast<std::size_t>(rank)].push_back(static_cast<std::int32_t>(expert));
     }
   }
+  number_places(layout);
+}
+
+LayerPlacement::LayerPlacement(std::vector<std::vector<std::int32_t>> experts_of, int num_experts,
+                               const Layout& layout)
+    : ranks_of_expert_(static_cast<std::size_t>(num_experts)), experts_of_(std::move(experts_of)) {
+  for (std::size_t rank = 0; rank < experts_of_.size(); ++rank) {
+    for (const std::int32_t expert : experts_of_[rank]) {
+      ranks_of_expert_[static_cast<std::size_t>(expert)].push_back(static_cast<int>(rank));
+    }
+  }
+  number_places(layout);
+}
+
+void LayerPlacement::number_places(const Layout& layout) {
+  first_place_of_.resize(experts_of_.size());
   for (const auto& node : layout.of(Share::node).members) {
     first_place_of_node_.push_back(static_cast<std::int32_t>(replicas_.size()));
     for (const int rank : node) {
@@ -79,6 +93,12 @@ LayerPlacement::LayerPlacement(const RanksOfExpert& ranks_of_expert, const Layou
   first_place_of_node_.push_back(static_cast<std::int32_t>(replicas_.size()));
 }
 
+int LayerPlacement::place_of(int expert, int rank) const {
+  const auto& experts = experts_of(rank);
+  const auto local = std::find(experts.begin(), experts.end(), expert) - experts.begin();
+  return first_place_of(rank) + static_cast<int>(local);
+}
+
 compute::ExpertPlaces LayerPlacement::places_seen_by(int rank, const Layout& layout) const {
   using compute::Distance;
   compute::ExpertPlaces seen;
@@ -87,18 +107,29 @@ compute::ExpertPlaces LayerPlacement::places_seen_by(int rank, const Layout& lay
   for (std::size_t expert = 0; expert < ranks_of_expert_.size(); ++expert) {
     seen.first_of_expert.push_back(static_cast<std::int32_t>(seen.replicas.size()));
     for (const int holder : ranks_of_expert_[expert]) {
-      const auto& experts = experts_of(holder);
-      const auto local = std::lower_bound(experts.begin(), experts.end(), static_cast<int>(expert));
       const int node = layout.node_of(holder);
-      seen.replicas.push_back(
-          {first_place_of(holder) + static_cast<std::int32_t>(local - experts.begin()), node,
-           holder == rank          ? Distance::own_rank
-           : node == seen.own_node ? Distance::own_node
-                                   : Distance::elsewhere});
+      seen.replicas.push_back({place_of(static_cast<int>(expert), holder), node,
+                               holder == rank          ? Distance::own_rank
+                               : node == seen.own_node ? Distance::own_node
+                                                       : Distance::elsewhere});
     }
   }
   seen.first_of_expert.push_back(static_cast<std::int32_t>(seen.replicas.size()));
   return seen;
+}
+
+void Placement::separate_layers() {
+  std::vector<LayerPlacement> separate;
+  for (std::int32_t& kind : kind_of_layer) {
+    if (kind < 0) continue;
+    separate.push_back(kinds[static_cast<std::size_t>(kind)]);
+    kind = static_cast<std::int32_t>(separate.size()) - 1;
+  }
+  kinds = std::move(separate);
+}
+
+void Placement::change(int layer, LayerPlacement to) {
+  kinds[static_cast<std::size_t>(kind_of_layer[static_cast<std::size_t>(layer)])] = std::move(to);
 }
 
 int Placement::most_experts_on_a_rank() const {

@@ -21,16 +21,22 @@ class LayerPlacement {
  public:
   /// `ranks_of_expert` [experts]: the ranks that hold each; at least one, none of them twice.
   LayerPlacement(const std::vector<std::vector<int>>& ranks_of_expert, const Layout& layout);
+  /// `experts_of` [ranks]: each rank's experts in their local order; every expert at least once.
+  LayerPlacement(std::vector<std::vector<std::int32_t>> experts_of, int num_experts,
+                 const Layout& layout);
 
   const std::vector<Replica>& replicas() const { return replicas_; }
   /// [experts]: as given, in rising order of rank.
   const std::vector<std::vector<int>>& ranks_of_expert() const { return ranks_of_expert_; }
-  /// Experts of a rank, numbered locally in increasing order of their global number.
+  /// Experts of a rank by their local number: rising, until some have been put in others' place.
   const std::vector<std::int32_t>& experts_of(int rank) const {
     return experts_of_[static_cast<std::size_t>(rank)];
   }
+  const std::vector<std::vector<std::int32_t>>& experts_of_ranks() const { return experts_of_; }
   int num_experts() const { return static_cast<int>(ranks_of_expert_.size()); }
   int num_ranks() const { return static_cast<int>(experts_of_.size()); }
+  /// Place of the replica of `expert` on a rank that has one.
+  int place_of(int expert, int rank) const;
   /// Place of a rank's first expert; the others follow.
   int first_place_of(int rank) const { return first_place_of_[static_cast<std::size_t>(rank)]; }
   /// Place of the first replica on a node; [nodes + 1].
@@ -40,6 +46,8 @@ class LayerPlacement {
   compute::ExpertPlaces places_seen_by(int rank, const Layout& layout) const;
 
  private:
+  void number_places(const Layout& layout);
+
   std::vector<Replica> replicas_;
   std::vector<std::vector<int>> ranks_of_expert_;
   std::vector<std::vector<std::int32_t>> experts_of_;  // [ranks]
@@ -55,6 +63,10 @@ struct Placement {
   const LayerPlacement& of(int layer) const {
     return kinds[static_cast<std::size_t>(kind_of_layer[static_cast<std::size_t>(layer)])];
   }
+  /// Every layer gets a kind of its own, so that one can change alone.
+  void separate_layers();
+  /// Of a layer that shares its kind with none.
+  void change(int layer, LayerPlacement to);
   int most_experts_on_a_rank() const;
   int most_places_on_a_node() const;
   /// Whether some rank holds several experts of one layer.

@@ -10,6 +10,12 @@ namespace atl {
 /// In place of the pages of a request that is still to be read.
 inline constexpr std::int64_t unread_pages = -1;
 
+/// Of the experts that change their ranks.
+struct MoveState {
+  std::int32_t arrived = 1;  ///< 0: some are still on their way to or from this rank
+  double lost_s = 0;         ///< in which this rank's passes waited for those of the last change
+};
+
 /// What a rank tells the others before each pass.
 struct RankLoad {
   std::int64_t prompt_tokens = 0;   ///< of the pass's sequences, not yet processed
@@ -23,7 +29,8 @@ struct RankLoad {
   std::int32_t update = 0;        ///< an UpdatePhase
   std::int64_t result_bytes = 0;  ///< of requests finished since the last pass, for rank 0
   PassCost cost;                  ///< of the last pass; rank 0's decides how the next one runs
-  RankWork work;                  ///< for experts, since the last pass was agreed on
+  MoveState moves;
+  RankWork work;  ///< for experts, since the last pass was agreed on
   // Of rank 0, which has all requests:
   std::int64_t next_pages = 0;       ///< of the KV cache, for the one that is next; 0: none waits
   std::int32_t resumed_waiting = 0;  ///< were under way when this run began

@@ -8,11 +8,13 @@ namespace atl {
 
 namespace {
 
+AcrossRows rows_for(const LayerPlacement& placement, const RowsSetup& setup) {
+  return {placement, setup.groups->layout(), setup.groups->of(Share::exchange).rank()};
+}
+
 std::vector<AcrossRows> rows_of_kinds(const RowsSetup& setup) {
   std::vector<AcrossRows> rows;
-  for (const LayerPlacement& kind : setup.placement->kinds) {
-    rows.emplace_back(kind, setup.groups->layout(), setup.groups->of(Share::exchange).rank());
-  }
+  for (const LayerPlacement& kind : setup.placement->kinds) rows.push_back(rows_for(kind, setup));
   return rows;
 }
 
@@ -46,9 +48,17 @@ AcrossExchange::AcrossExchange(const RowsSetup& setup, compute::Chunk& chunk)
       back_(setup.groups->of(Share::rail), lane_options(setup, setup.row_bytes)),
       move_(static_cast<int>(world_ranks_.size())) {}
 
-void AcrossExchange::tell(int layer) {
-  told_ = &rows_[static_cast<std::size_t>(
+AcrossRows& AcrossExchange::rows_of(int layer) {
+  return rows_[static_cast<std::size_t>(
       setup_.placement->kind_of_layer[static_cast<std::size_t>(layer)])];
+}
+
+void AcrossExchange::placed(int layer) {
+  rows_of(layer) = rows_for(setup_.placement->of(layer), setup_);
+}
+
+void AcrossExchange::tell(int layer) {
+  told_ = &rows_of(layer);
   told_->packed(chunk_);
   told_->plan_sends(move_);
   for (int node = 0; node < setup_.groups->layout().num_nodes(); ++node) {

@@ -23,6 +23,8 @@ class AcrossExchange {
   void dispatch();
   void combine();
   bool moved(StepKind kind) const;
+  /// As ChunkMoves::placed().
+  void placed(int layer);
 
   /// Of the layer under way: what this rank forwards inside its node.
   const AcrossRows& rows() const { return *told_; }
@@ -35,6 +37,8 @@ class AcrossExchange {
   std::size_t most_requests() const { return there_.most_requests() + back_.most_requests(); }
 
  private:
+  AcrossRows& rows_of(int layer);
+
   RowsSetup setup_;
   compute::Chunk& chunk_;
   const std::vector<int> world_ranks_;

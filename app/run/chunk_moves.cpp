@@ -91,6 +91,12 @@ class MovesOverMpi final : public ChunkMoves {
                     ranks_of(step.kind));
   }
 
+  void placed(int layer) override {
+    if (flat_) flat_->placed(layer);
+    if (inside_) inside_->placed(layer);
+    if (across_) across_->placed(layer);
+  }
+
   std::size_t most_requests() const override {
     std::size_t most = flat_ ? flat_->lane().most_requests() : 0;
     if (across_) {

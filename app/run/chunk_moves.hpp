@@ -41,6 +41,8 @@ class ChunkMoves {
   /// Where several ranks share experts: all their rows. Valid until the next held_counts.
   virtual std::span<const compute::RowBlock> shared_blocks() const = 0;
   virtual comm::Awaited awaited(const Step& step) const = 0;
+  /// With no step under way: RowsSetup::placement has other places for the experts of `layer`.
+  virtual void placed(int layer) = 0;
   /// Requests of MPI under way at the same time, at most.
   virtual std::size_t most_requests() const = 0;
 };

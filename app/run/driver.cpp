@@ -102,6 +102,15 @@ Driver::Driver(compute::Backend& backend, const Groups& groups, const ModelShape
 
 Driver::~Driver() = default;
 
+void Driver::place(int layer, LayerPlacement placement) {
+  placement_.change(layer, std::move(placement));
+  for (const auto& chunk : chunks_) chunk->moves->placed(layer);
+  const auto first =
+      traffic_.rows_of_replica.begin() +
+      static_cast<std::ptrdiff_t>(static_cast<std::size_t>(layer) * traffic_.most_places);
+  std::fill_n(first, traffic_.most_places, 0);
+}
+
 void Driver::make_schedules(const Groups& groups) {
   for (const Route route : {Route::flat, Route::nodes}) {
     if (!(route == Route::flat ? options_.flat : options_.nodes)) continue;

@@ -78,6 +78,10 @@ class Driver {
   int first_slot(int flight) const { return flight; }
 
   const Traffic& traffic() const { return traffic_; }
+  const Placement& placement() const { return placement_; }
+  /// With no pass under way: the experts of a layer that shares its kind with none are elsewhere
+  /// now, as many on each rank as before. What its replicas got is counted from now on.
+  void place(int layer, LayerPlacement placement);
 
  private:
   struct ChunkState;

@@ -44,12 +44,16 @@ ExpertExchange::ExpertExchange(const RowsSetup& setup, compute::Chunk& chunk, Sh
       move_(static_cast<int>(world_ranks_.size())) {
   std::size_t most_blocks = 0;
   for (const LayerPlacement& kind : setup.placement->kinds) {
-    rows_.emplace_back(places_of_members(kind, setup.groups->members(share)),
-                       setup.groups->of(share).rank());
+    rows_.push_back(rows_for(kind));
     most_blocks = std::max(most_blocks, rows_.back().most_blocks());
   }
   expert_blocks_.reserve(most_blocks);
   blocks_.reserve(most_blocks);
+}
+
+ExpertRows ExpertExchange::rows_for(const LayerPlacement& placement) const {
+  return {places_of_members(placement, setup_.groups->members(share_)),
+          setup_.groups->of(share_).rank()};
 }
 
 ExpertRows& ExpertExchange::rows_of(int layer) {

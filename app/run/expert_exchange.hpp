@@ -32,6 +32,9 @@ class ExpertExchange {
   /// The same again.
   std::span<const compute::RowBlock> same_blocks() const { return blocks_; }
 
+  /// As ChunkMoves::placed().
+  void placed(int layer) { rows_of(layer) = rows_for(setup_.placement->of(layer)); }
+
   comm::Lane& lane() { return lane_; }
   const comm::Lane& lane() const { return lane_; }
   bool alone() const { return world_ranks_.size() == 1; }
@@ -40,6 +43,7 @@ class ExpertExchange {
 
  private:
   ExpertRows& rows_of(int layer);
+  ExpertRows rows_for(const LayerPlacement& placement) const;
 
   RowsSetup setup_;
   compute::Chunk& chunk_;

@@ -21,6 +21,9 @@ namespace {
 
 constexpr std::size_t max_trace_events = 200000;  // per rank, about 100 bytes each on file
 
+/// Of experts that change their ranks, beside a pass: host memory for so much.
+constexpr std::int64_t expert_bytes_at_once = std::int64_t{256} << 20;
+
 }  // namespace
 
 Passes::Passes(const PassesInput& input)
@@ -45,6 +48,10 @@ Passes::Passes(const PassesInput& input)
   driver_.emplace(in_.backend, in_.groups, in_.model.config.shape, in_.placement, driver,
                   *timeline_);
   loads_.resize(static_cast<std::size_t>(in_.world.size()));
+  if (in_.options.balance == Balance::replicate) {
+    rebalancer_.emplace(in_.options.balance_when, in_.groups, in_.backend, *driver_,
+                        expert_bytes_at_once);
+  }
   if (in_.updates != nullptr) {
     weights_ = in_.updates->weights();
     for (const auto& batcher : batchers_) batcher->begin_weights(weights_);
@@ -167,6 +174,7 @@ void Passes::run() {
     if (timeline_->full()) timeline_->flush(in_.groups);
     show_progress(now_seconds() - start_);
   }
+  if (rebalancer_) rebalancer_->finish();
   comm::watched::end_pass();
   comm::watched::stage("the end", setup_deadlines * in_.options.deadline);
   in_.work.checkpoints.close();
@@ -251,6 +259,7 @@ bool Passes::agree_on_pass(int flight) {
     if (record_) record_->flush();
   }
   in_.work.checkpoints.advance(loads_, checkpoint_source(), pass.seconds);
+  if (rebalancer_) rebalancer_->advance(loads_, [this] { land_all(); });
   if (advance_update()) begin = agreed = now_seconds();
   admit(flight);
   if (!batch.size_up(loads_)) return false;
@@ -353,7 +362,7 @@ CheckpointSource Passes::checkpoint_source() {
       std::span(resumed_).last(static_cast<std::size_t>(loads_[0].resumed_waiting));
   source.kv = &kv_;
   source.traffic = &driver_->traffic();
-  source.placement = &in_.placement;
+  source.placement = &driver_->placement();
   source.shape = &in_.model.config.shape;
   source.dtype = in_.model.dtype;
   return source;
@@ -373,6 +382,7 @@ RankLoad Passes::load_of_rank(int flight) {
   }
   load.cost = cost_of_pass();
   load.work = watch_.work_since(driver_->traffic(), timeline_->expert_seconds());
+  if (rebalancer_) load.moves = rebalancer_->state();
   load.result_bytes = in_.work.results.waiting_bytes();
   if (root()) {
     in_.work.take_ready();
@@ -401,6 +411,7 @@ void Passes::stop_if_asked() {
                                   [](const RankLoad& load) { return load.stop_signal != 0; });
   if (asked == loads_.end()) return;
   land_all();
+  if (rebalancer_) rebalancer_->finish();
   if (record_) record_->flush();
   const std::string checkpoint = in_.work.checkpoints.write_now(checkpoint_source());
   write_status("stopped");
@@ -416,6 +427,12 @@ void Passes::stop_if_asked() {
         checkpoint.empty() ? "" : ", ", checkpoint);
   }
   throw comm::AgreedFailure(message, stopped_exit_code, root());
+}
+
+nlohmann::json Passes::balance_report() const {
+  nlohmann::json report = watch_.report();
+  if (rebalancer_) report["moved"] = rebalancer_->report();
+  return report;
 }
 
 void Passes::close_dump() {

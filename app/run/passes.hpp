@@ -19,6 +19,7 @@
 #include "app/run/open_model.hpp"
 #include "app/run/progress.hpp"
 #include "app/run/ranks.hpp"
+#include "app/run/rebalancer.hpp"
 #include "app/run/routing_record.hpp"
 #include "app/run/routing_replay.hpp"
 #include "app/run/run_watch.hpp"
@@ -67,7 +68,7 @@ class Passes {
   nlohmann::json routing_report() const;
 
   /// How balanced the run was, for the report; on rank 0.
-  nlohmann::json balance_report() const { return watch_.report(); }
+  nlohmann::json balance_report() const;
 
   /// On the steady clock; 0: none was.
   double first_admitted_at() const { return first_admitted_at_; }
@@ -136,6 +137,7 @@ class Passes {
   std::string weights_;                // that sequences under way may have had, with commas between
   std::optional<Progress> progress_;
   RunWatch watch_;
+  std::optional<Rebalancer> rebalancer_;
   double first_admitted_at_ = 0;
 };
 

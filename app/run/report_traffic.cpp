@@ -104,13 +104,6 @@ void add_links(json& report, const AllTraffic& traffic, const RunFacts& facts) {
        link_json(both_ways(by_sending_node(traffic.node_rows_to, layout), row_bytes))}};
 }
 
-/// The place of an expert's replica on a rank.
-std::size_t place_of(const LayerPlacement& placement, std::size_t expert, int rank) {
-  const auto& local = placement.experts_of(rank);
-  const auto at = std::lower_bound(local.begin(), local.end(), static_cast<int>(expert));
-  return static_cast<std::size_t>(placement.first_place_of(rank) + (at - local.begin()));
-}
-
 /// [layers * most places]: a layer's replicas expert by expert, there by rank. Places differ
 /// between networks whose nodes differ, this order does not.
 std::vector<std::int64_t> rows_by_expert(const Traffic& traffic, const Placement& placement) {
@@ -122,7 +115,8 @@ std::vector<std::int64_t> rows_by_expert(const Traffic& traffic, const Placement
     std::size_t next = first;
     for (std::size_t expert = 0; expert < kind.ranks_of_expert().size(); ++expert) {
       for (const int rank : kind.ranks_of_expert()[expert]) {
-        rows[next++] = traffic.rows_of_replica[first + place_of(kind, expert, rank)];
+        const int place = kind.place_of(static_cast<int>(expert), rank);
+        rows[next++] = traffic.rows_of_replica[first + static_cast<std::size_t>(place)];
       }
     }
   }

@@ -84,6 +84,7 @@ class Job {
                                      ? ranks_.topology.node_of
                                      : nodes_of_ranks(options_.node_ranks, world_.size()));
       placement_ = placement_of(options_, shape, job_.exchange_of(world_.rank()));
+      if (options_.balance != Balance::none) placement_.separate_layers();
     });
     world_.agree([this] {
       if (!root() || !options_.show_layout) return;
@@ -186,7 +187,7 @@ class Job {
     RunFacts facts;
     facts.options = &options_;
     facts.config = &model_.config;
-    facts.placement = &placement_;
+    facts.placement = &passes_->driver().placement();
     facts.job = &job_;
     facts.topology = &ranks_.topology;
     facts.given = &ranks_.given;

@@ -131,6 +131,19 @@ class CpuBackend final : public Backend {
                    const_cast<void*>(keys), const_cast<void*>(values));
   }
 
+  std::int64_t expert_bytes(int layer) const override { return layers_.expert_bytes(layer); }
+  void read_expert(int layer, int local_expert, std::span<std::byte> bytes) override {
+    layers_.read_expert(layer, local_expert, bytes);
+  }
+  void write_expert(int layer, int local_expert, std::span<const std::byte> bytes) override {
+    layers_.write_expert(layer, local_expert, bytes);
+  }
+  void place_experts(int layer, std::span<const std::int32_t> experts,
+                     const ExpertPlaces& places) override {
+    options_.part.place_experts(layer, experts, places);
+    layers_.place_experts(layer, experts, places);
+  }
+
   bool done(Event event) override { return queue_.done(event); }
   void start() override { queue_.start(); }
   bool wait(Event event, int timeout_us) override { return queue_.wait(event, timeout_us); }
@@ -191,7 +204,7 @@ class CpuBackend final : public Backend {
     queue_.finish(queue_.enqueue(op), /*may_run_here=*/false);
   }
 
-  const BackendOptions options_;
+  BackendOptions options_;
   int num_chunks_ = 0;  // made so far
   CpuLayers layers_;
   LoadedWeights loaded_;

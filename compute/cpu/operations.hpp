@@ -53,6 +53,13 @@ class CpuLayers {
   void prepare();
   void execute(const CpuOp& op);
 
+  std::int64_t expert_bytes(int layer) const;
+  void read_expert(int layer, int local_expert, std::span<std::byte> bytes) const;
+  void write_expert(int layer, int local_expert, std::span<const std::byte> bytes);
+  void place_experts(int layer, std::span<const std::int32_t> experts, const ExpertPlaces& places) {
+    options_.part.place_experts(layer, experts, places);
+  }
+
   std::string description() const;
   const Backend::Memory& memory() const { return memory_; }  ///< prepared, without chunks
 
@@ -123,6 +130,9 @@ class CpuLayers {
   /// out[i] = final norm of x[rows[i]].
   void norm_rows(CpuChunk& chunk, std::span<const std::int32_t> rows, void* out);
   AlignedBuffer& vector_place(const WeightInfo& info);
+  const CpuMlp& expert_of(int layer, int local_expert) const {
+    return layers_[static_cast<std::size_t>(layer)].experts[static_cast<std::size_t>(local_expert)];
+  }
   PackedWeight& matrix_place(const WeightInfo& info, int local_expert);
   AlignedBuffer floats_of(const void* data, std::int64_t count) const;
   float* x_row(const CpuChunk& chunk, std::int64_t token) const {

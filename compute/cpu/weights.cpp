@@ -126,6 +126,32 @@ void CpuLayers::prepare() {
   attend_plan_.reserve(rows, work_.attend);
 }
 
+std::int64_t CpuLayers::expert_bytes(int layer) const {
+  if (layers_[static_cast<std::size_t>(layer)].experts.empty()) return 0;
+  const CpuMlp& mlp = expert_of(layer, 0);
+  return mlp.up.bytes() + mlp.gate.bytes() + mlp.down.bytes();
+}
+
+void CpuLayers::read_expert(int layer, int local_expert, std::span<std::byte> bytes) const {
+  std::byte* to = bytes.data();
+  const CpuMlp& mlp = expert_of(layer, local_expert);
+  for (const PackedWeight* weight : {&mlp.up, &mlp.gate, &mlp.down}) {
+    if (weight->empty()) continue;
+    std::memcpy(to, weight->data(), static_cast<std::size_t>(weight->bytes()));
+    to += weight->bytes();
+  }
+}
+
+void CpuLayers::write_expert(int layer, int local_expert, std::span<const std::byte> bytes) {
+  const std::byte* from = bytes.data();
+  const CpuMlp& mlp = expert_of(layer, local_expert);
+  for (const PackedWeight* weight : {&mlp.up, &mlp.gate, &mlp.down}) {
+    if (weight->empty()) continue;
+    std::memcpy(weight->data(), from, static_cast<std::size_t>(weight->bytes()));
+    from += weight->bytes();
+  }
+}
+
 std::string CpuLayers::description() const {
   return fmt::format("cpu: {}, {} kernels, {} thread{}", gemm_->description(), kernels_.isa,
                      options_.num_threads, options_.num_threads == 1 ? "" : "s");

@@ -167,6 +167,21 @@ class CudaBackend final : public Backend {
   }
 
   void start() override {}  // the device has begun already
+  std::int64_t expert_bytes(int layer) const override { return layers_.expert_bytes(layer); }
+  void read_expert(int layer, int local_expert, std::span<std::byte> bytes) override {
+    const cuda::Doing doing("reading an expert", layer);
+    layers_.read_expert(layer, local_expert, bytes);
+  }
+  void write_expert(int layer, int local_expert, std::span<const std::byte> bytes) override {
+    const cuda::Doing doing("writing an expert", layer);
+    layers_.write_expert(layer, local_expert, bytes);
+  }
+  void place_experts(int layer, std::span<const std::int32_t> experts,
+                     const ExpertPlaces& places) override {
+    options_.part.place_experts(layer, experts, places);
+    layers_.place_experts(layer, experts, places);
+  }
+
   bool done(Event event) override { return layers_.queue().done(event); }
   bool wait(Event event, int timeout_us) override {
     return layers_.queue().wait(event, timeout_us);
@@ -217,7 +232,7 @@ class CudaBackend final : public Backend {
     }
   }
 
-  const BackendOptions options_;
+  BackendOptions options_;
   const CudaShare share_;
   int num_chunks_ = 0;
   std::shared_ptr<std::int64_t> chunk_bytes_ = std::make_shared<std::int64_t>(0);

@@ -28,6 +28,15 @@ class CudaLayers {
   /// The same; and chooses GEMM algorithms, which takes a while.
   void prepare();
 
+  std::int64_t expert_bytes(int layer) const { return weights_.expert_bytes(options_, layer); }
+  void read_expert(int layer, int local_expert, std::span<std::byte> bytes) const {
+    weights_.read_expert(options_, layer, local_expert, bytes);
+  }
+  void write_expert(int layer, int local_expert, std::span<const std::byte> bytes) {
+    weights_.write_expert(options_, layer, local_expert, bytes);
+  }
+  void place_experts(int layer, std::span<const std::int32_t> experts, const ExpertPlaces& places);
+
   Event embed(CudaChunk& chunk);
   Event attention(CudaChunk& chunk, int layer, AttentionPart part);
   Event mlp(CudaChunk& chunk, int layer);
@@ -149,7 +158,7 @@ class CudaLayers {
     return static_cast<std::size_t>(shape_.hidden) * size_of(options_.dtype);
   }
 
-  const BackendOptions options_;
+  BackendOptions options_;
   const ModelShape& shape_;
   const OwnHeads own_;
   const int sums_per_member_;

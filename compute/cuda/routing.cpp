@@ -9,6 +9,14 @@
 
 namespace atl::compute::cuda {
 
+void CudaLayers::place_experts(int layer, std::span<const std::int32_t> experts,
+                               const ExpertPlaces& places) {
+  options_.part.place_experts(layer, experts, places);
+  const std::int32_t kind = options_.part.places_of_layer[static_cast<std::size_t>(layer)];
+  weights_.load_places(options_, static_cast<std::size_t>(kind));
+  check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");  // as in CudaWeights::finish()
+}
+
 const CudaPlaces& CudaLayers::places_of(int layer) const {
   const std::int32_t kind = options_.part.places_of_layer[static_cast<std::size_t>(layer)];
   return weights_.places[static_cast<std::size_t>(kind)];

@@ -51,16 +51,60 @@ void CudaWeights::finish(const BackendOptions& options) {
     }
   }
   if (!table.empty()) to_device(angles, table);
-  for (std::size_t kind = 0; kind < places.size(); ++kind) {
-    const ExpertPlaces& from = options.part.places[kind];
-    const CudaPlaces& to = places[kind];
-    to_device(to.first_of_expert, from.first_of_expert);
-    to_device(to.replicas, from.replicas);
-    to_device(to.first_of_node, from.first_of_node);
-  }
+  for (std::size_t kind = 0; kind < places.size(); ++kind) load_places(options, kind);
   // Copies from pageable memory may return before they are done, and the backend's streams do not
   // wait for the default one.
   check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
+}
+
+void CudaWeights::load_places(const BackendOptions& options, std::size_t kind) {
+  const ExpertPlaces& from = options.part.places[kind];
+  const CudaPlaces& to = places[kind];
+  to_device(to.first_of_expert, from.first_of_expert);
+  to_device(to.replicas, from.replicas);
+  to_device(to.first_of_node, from.first_of_node);
+}
+
+/// visit(device memory, bytes) of each matrix of an expert.
+template <class Visit>
+void CudaWeights::for_matrices(const BackendOptions& options, int layer, int local_expert,
+                               const Visit& visit) const {
+  const auto& experts = layers[static_cast<std::size_t>(layer)].experts;
+  if (experts.empty()) return;
+  const CudaMlp& mlp = experts[static_cast<std::size_t>(local_expert)];
+  const auto bytes =
+      static_cast<std::size_t>(std::int64_t{options.shape.hidden} * options.shape.moe_intermediate /
+                               options.part.expert_share.members) *
+      size_of(options.dtype);
+  for (void* matrix : {mlp.up, mlp.gate, mlp.down}) {
+    if (matrix != nullptr) visit(matrix, bytes);
+  }
+}
+
+std::int64_t CudaWeights::expert_bytes(const BackendOptions& options, int layer) const {
+  std::int64_t sum = 0;
+  for_matrices(options, layer, 0,
+               [&](void*, std::size_t bytes) { sum += static_cast<std::int64_t>(bytes); });
+  return sum;
+}
+
+void CudaWeights::read_expert(const BackendOptions& options, int layer, int local_expert,
+                              std::span<std::byte> bytes) const {
+  std::byte* to = bytes.data();
+  for_matrices(options, layer, local_expert, [&](void* matrix, std::size_t size) {
+    check(cudaMemcpy(to, matrix, size, cudaMemcpyDeviceToHost), "cudaMemcpy");
+    to += size;
+  });
+}
+
+void CudaWeights::write_expert(const BackendOptions& options, int layer, int local_expert,
+                               std::span<const std::byte> bytes) {
+  const std::byte* from = bytes.data();
+  for_matrices(options, layer, local_expert, [&](void* matrix, std::size_t size) {
+    to_device(matrix, from, size);
+    from += size;
+  });
+  check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");  // as in finish()
 }
 
 }  // namespace atl::compute::cuda

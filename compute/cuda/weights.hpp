@@ -1,6 +1,10 @@
 #pragma once
 // The weights' way to the device.
 
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
 #include "compute/backend.hpp"
 #include "compute/cuda/plan/weight_memory.hpp"
 
@@ -15,6 +19,20 @@ class CudaWeights : public WeightMemory {
             const void* data);
   /// Fills the tables of angles and of the places of experts.
   void finish(const BackendOptions& options);
+
+  /// An expert's matrices, one behind the other.
+  std::int64_t expert_bytes(const BackendOptions& options, int layer) const;
+  void read_expert(const BackendOptions& options, int layer, int local_expert,
+                   std::span<std::byte> bytes) const;
+  void write_expert(const BackendOptions& options, int layer, int local_expert,
+                    std::span<const std::byte> bytes);
+  /// Of layers of one kind, as options.part says now.
+  void load_places(const BackendOptions& options, std::size_t kind);
+
+ private:
+  template <class Visit>
+  void for_matrices(const BackendOptions& options, int layer, int local_expert,
+                    const Visit& visit) const;
 };
 
 }  // namespace atl::compute::cuda
