@@ -14,14 +14,13 @@ virtual cluster does. Output: the table, OUTPUT/layouts.md and OUTPUT/layouts.js
 """
 
 import argparse
-import ast
 import json
 import random
-import struct
 import sys
 from pathlib import Path
 from statistics import median
 
+from harness_lib.folded_routing import fold_routing
 from harness_lib.shaped_hosts import ROOT, ShapedHosts, make_model, make_requests
 
 LAYERS, EXPERTS, TOP_K, VOCAB, HIDDEN, INNER = 8, 16, 2, 256, 512, 2048
@@ -62,42 +61,6 @@ def parsed():
     return parser.parse_args()
 
 
-def read_npy(path):
-    """Shape and flat numbers of an integer array."""
-    data = path.read_bytes()
-    length = struct.unpack("<H", data[8:10])[0]
-    header = ast.literal_eval(data[10 : 10 + length].decode())
-    code = {"<i2": "h", "<i4": "i", "<u1": "B", "|u1": "B", "<u2": "H", "<i8": "q"}[header["descr"]]
-    values = data[10 + length :]
-    count = len(values) // struct.calcsize(code)
-    return header["shape"], struct.unpack(f"<{count}{code}", values)
-
-
-def write_npy(path, shape, values):
-    header = str({"descr": "<i2", "fortran_order": False, "shape": shape}).encode()
-    header += b" " * (-(len(header) + 11) % 64) + b"\n"
-    path.write_bytes(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header +
-                     struct.pack(f"<{len(values)}h", *values))
-
-
-def fold_routing(source, output, tokens):
-    """So many tokens' choices of a trace, experts taken modulo the model's, a token's all different."""
-    (have, layers, columns), values = read_npy(source)
-    out = []
-    for token in range(tokens):
-        for layer in range(LAYERS):
-            at = ((token % have) * layers + layer % layers) * columns
-            chosen = []
-            for expert in values[at : at + columns]:
-                if expert % EXPERTS not in chosen:
-                    chosen.append(expert % EXPERTS)
-            spare = (e for e in range(EXPERTS) if e not in chosen)
-            while len(chosen) < TOP_K:
-                chosen.append(next(spare))
-            out += chosen[:TOP_K]
-    write_npy(output, (tokens, LAYERS, TOP_K), out)
-
-
 class Bench:
     def __init__(self, options):
         self.options = options
@@ -108,8 +71,8 @@ class Bench:
             sequences, prompt, new = PHASES[phase]
             make_requests(self.folder / f"{phase}.jsonl", sequences, prompt, new, VOCAB)
             if options.routing:
-                fold_routing(options.routing, self.folder / f"{phase}.npy",
-                             sequences * (prompt + new - 1))
+                fold_routing([options.routing], self.folder / f"{phase}.npy",
+                             sequences * (prompt + new - 1), LAYERS, EXPERTS, TOP_K)
 
     def run(self, phase, layout):
         sequences, prompt, _ = PHASES[phase]

@@ -28,7 +28,13 @@ std::int64_t busiest_bytes(std::span<const ExpertMove> moves, int num_ranks,
   return moves.empty() ? 0 : *std::max_element(count.begin(), count.end()) * expert_bytes;
 }
 
-std::vector<LayerChange> changes_worth(std::span<const std::int64_t> rows, std::int64_t passes,
+bool enough_rows(std::span<const std::int64_t> rows) {
+  return std::accumulate(rows.begin(), rows.end(), std::int64_t{0}) >=
+         least_rows * std::ssize(rows);
+}
+
+std::vector<LayerChange> changes_worth(std::span<const std::int64_t> rows,
+                                       std::span<const std::int64_t> passes,
                                        const Placement& placement, const BalanceOptions& options,
                                        const BalanceCosts& costs, std::int64_t& refused) {
   std::vector<LayerChange> changes;
@@ -38,16 +44,16 @@ std::vector<LayerChange> changes_worth(std::span<const std::int64_t> rows, std::
     const auto experts = static_cast<std::size_t>(now.num_experts());
     const auto of_layer = rows.subspan(layer * experts, experts);
     const std::int64_t sum = std::accumulate(of_layer.begin(), of_layer.end(), std::int64_t{0});
-    if (sum < least_rows * now.num_experts()) continue;
+    if (!enough_rows(of_layer)) continue;
+    const auto in_passes = static_cast<double>(std::max<std::int64_t>(1, passes[layer]));
     const double mean = static_cast<double>(sum) / now.num_ranks();
     const double before = busiest_rows(of_layer, now.experts_of_ranks());
     if (before <= options.above * mean) continue;
     LayerChange change;
     change.layer = static_cast<int>(layer);
     change.experts_of = replicated(of_layer, now.experts_of_ranks());
-    change.rows_saved =
-        (before - busiest_rows(of_layer, change.experts_of)) / static_cast<double>(passes);
-    if (change.rows_saved * static_cast<double>(passes) < least_part * (before - mean)) continue;
+    change.rows_saved = (before - busiest_rows(of_layer, change.experts_of)) / in_passes;
+    if (change.rows_saved * in_passes < least_part * (before - mean)) continue;
     change.moves = moves_between(now.experts_of_ranks(), change.experts_of);
     const double cost =
         costs.seconds_of_change +

@@ -44,11 +44,15 @@ struct BalanceCosts {
 std::int64_t busiest_bytes(std::span<const ExpertMove> moves, int num_ranks,
                            std::int64_t expert_bytes);
 
-/// `rows` [layers * experts]: of `passes` passes. The changes that are worth making: of layers
-/// whose busiest rank has more than options.above of the mean, of which a tenth at least would go,
-/// and whose saving in options.pays_in passes exceeds the cost. Those that save most come first.
-/// `refused`: how many would not have paid.
-std::vector<LayerChange> changes_worth(std::span<const std::int64_t> rows, std::int64_t passes,
+/// Whether so many rows of a layer's experts say what comes next.
+bool enough_rows(std::span<const std::int64_t> rows);
+
+/// `rows` [layers * experts]: of `passes` [layers] passes. The changes that are worth making: of
+/// layers whose busiest rank has more than options.above of the mean, of which a tenth at least
+/// would go, and whose saving in options.pays_in passes exceeds the cost. Those that save most come
+/// first. `refused`: how many would not have paid.
+std::vector<LayerChange> changes_worth(std::span<const std::int64_t> rows,
+                                       std::span<const std::int64_t> passes,
                                        const Placement& placement, const BalanceOptions& options,
                                        const BalanceCosts& costs, std::int64_t& refused);
 

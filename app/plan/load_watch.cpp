@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <numeric>
 #include <utility>
 
@@ -15,6 +16,8 @@ constexpr double weight_of_pass = 1.0 / 32;
 constexpr double least_difference = 0.1;
 /// Passes: with hundreds of ranks looking takes some milliseconds.
 constexpr std::int64_t looked_every = 16;
+/// Times the most rows: so far the line is believed.
+constexpr double far = 8;
 /// Below, times are those of clocks and of launching.
 constexpr double least_seconds = 20e-6;
 
@@ -133,11 +136,16 @@ LoadWatch::Line LoadWatch::line_through(std::span<const Average> ranks) {
   for (std::size_t a = 0; a < ranks.size(); ++a) {
     for (std::size_t b = 0; b < a; ++b) {
       const double rows = ranks[a].rows - ranks[b].rows;
-      if (std::abs(rows) < least_difference * mean) continue;
+      if (std::abs(rows) <= least_difference * mean) continue;
       numbers.push_back((ranks[a].seconds - ranks[b].seconds) / rows);
     }
   }
-  if (!numbers.empty()) line.slope = std::max(0.0, median(numbers));
+  if (!numbers.empty()) {
+    line.slope = std::max(0.0, median(numbers));
+    line.known_to = far * line.most_rows;
+  } else {
+    line.known_to = line.most_rows;
+  }
   numbers.clear();
   for (const Average& rank : ranks) {
     if (rank.rows > 0) numbers.push_back(rank.seconds / rank.rows);
@@ -146,15 +154,17 @@ LoadWatch::Line LoadWatch::line_through(std::span<const Average> ranks) {
   numbers.clear();
   for (const Average& rank : ranks) numbers.push_back(rank.seconds - line.slope * rank.rows);
   line.height = median(numbers);
-  if (line.height < 0) line = {line.per_row, 0, line.per_row, line.most_rows};
+  if (line.height < 0) line = {line.per_row, 0, line.per_row, line.most_rows, line.known_to};
   return line;
 }
 
-/// With more rows than any of the others: what the line says beyond its end is little to go by, and
-/// a rank with n times the rows may take n times as long.
+/// With many more rows than any of the others have, the line is little to go by: n times as many
+/// may take n times as long. Nothing is known where the others have none.
 double LoadWatch::Line::seconds_for(double rows) const {
-  const double on_line = height + slope * rows;
-  return std::max(least_seconds, rows > most_rows ? std::max(on_line, per_row * rows) : on_line);
+  const double on_line = std::max(least_seconds, height + slope * rows);
+  if (rows <= known_to) return on_line;
+  if (most_rows <= 0) return std::numeric_limits<double>::infinity();
+  return std::max(on_line, per_row * rows);
 }
 
 std::vector<SlowRank> LoadWatch::slow_ranks() const {

@@ -72,6 +72,7 @@ class LoadWatch {
     double slope = 0, height = 0;  // seconds a row, and of none
     double per_row = 0;            // seconds, all of a rank's over all of its rows
     double most_rows = 0;          // of the ranks it goes through
+    double known_to = 0;           // rows
     double seconds_for(double rows) const;
   };
   static Line line_through(std::span<const Average> ranks);

@@ -90,7 +90,10 @@ class Ranks {
         if (!has(rank, nobody) || has(rank, expert)) continue;
         if (!least || load_[rank] < load_[*least]) least = rank;
       }
-      if (!least) return false;
+      if (!least) {
+        if (!make_room(expert)) return false;
+        continue;
+      }
       *std::find(experts_of_[*least].begin(), experts_of_[*least].end(), nobody) = expert;
       load_[*least] += each(expert);
     }
@@ -115,6 +118,33 @@ class Ranks {
         if (expert != nobody) load_[rank] += each(expert);
       }
     }
+  }
+
+  /// Where all ranks with a free place have the expert already: another goes there from a rank that
+  /// has not, the lightest that can, and makes room.
+  bool make_room(std::int32_t expert) {
+    std::int32_t* from = nullptr;
+    std::size_t from_rank = 0, free_rank = 0;
+    for (std::size_t free = 0; free < experts_of_.size(); ++free) {
+      if (!has(free, nobody)) continue;
+      for (std::size_t rank = 0; rank < experts_of_.size(); ++rank) {
+        if (has(rank, expert)) continue;
+        for (std::int32_t& other : experts_of_[rank]) {
+          if (other == nobody || has(free, other)) continue;
+          if (from != nullptr && each(other) >= each(*from)) continue;
+          from = &other;
+          from_rank = rank;
+          free_rank = free;
+        }
+      }
+    }
+    if (from == nullptr) return false;
+    auto& there = experts_of_[free_rank];
+    *std::find(there.begin(), there.end(), nobody) = *from;
+    load_[free_rank] += each(*from);
+    load_[from_rank] += each(expert) - each(*from);
+    *from = expert;
+    return true;
   }
 
   bool swap_best(std::size_t busiest) {
@@ -203,6 +233,7 @@ double least_busiest_rows(std::span<const std::int64_t> rows, const ExpertsOfRan
 }
 
 ExpertsOfRanks replicated(std::span<const std::int64_t> rows, const ExpertsOfRanks& now) {
+  if (std::all_of(rows.begin(), rows.end(), [](std::int64_t r) { return r == 0; })) return now;
   const std::vector<int> replicas = replicas_for(rows, places_of(now), now.size());
   Ranks ranks(rows, replicas, now);
   ranks.give_up();

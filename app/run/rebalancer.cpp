@@ -32,6 +32,7 @@ Rebalancer::Rebalancer(const BalanceOptions& options, const Groups& groups,
   }
   groups.world().allreduce(std::span(&bytes, 1), comm::Communicator::Reduce::max);
   costs_.expert_bytes = bytes;
+  looked_at_.resize(driver.placement().kind_of_layer.size());
   seen_ = driver.traffic().tokens_of_expert;
   groups.world().allreduce(std::span(seen_), comm::Communicator::Reduce::sum);
 }
@@ -67,7 +68,7 @@ void Rebalancer::advance(std::span<const RankLoad> loads, const std::function<vo
       costs_.seconds_of_byte += weight_of_cost * (now - costs_.seconds_of_byte);
     }
     lost_s_ = now_seconds() - landed;
-  } else if (waiting_.empty() && passes_ >= looked_at_ + options_.every) {
+  } else if (waiting_.empty() && passes_ >= last_look_ + options_.every) {
     look();
   }
   if (batch_.empty() && !waiting_.empty()) {
@@ -83,12 +84,19 @@ void Rebalancer::look() {
   groups_.world().allreduce(std::span(tokens), comm::Communicator::Reduce::sum);
   std::vector<std::int64_t> recent(tokens.size());
   for (std::size_t i = 0; i < tokens.size(); ++i) recent[i] = tokens[i] - seen_[i];
+  std::vector<std::int64_t> passes;
+  for (const std::int64_t looked_at : looked_at_) passes.push_back(passes_ - looked_at);
   costs_.seconds_of_row = work_.rows > 0 ? work_.seconds / static_cast<double>(work_.rows) : 0;
   std::vector<LayerChange> changes =
-      changes_worth(recent, std::max<std::int64_t>(1, passes_ - looked_at_), driver_.placement(),
-                    options_, costs_, done_.refused);
-  seen_ = std::move(tokens);
-  looked_at_ = passes_;
+      changes_worth(recent, passes, driver_.placement(), options_, costs_, done_.refused);
+  last_look_ = passes_;
+  const std::size_t experts = tokens.size() / looked_at_.size();
+  for (std::size_t layer = 0; layer < looked_at_.size(); ++layer) {
+    if (!enough_rows(std::span(recent).subspan(layer * experts, experts))) continue;
+    looked_at_[layer] = passes_;
+    std::copy_n(tokens.begin() + static_cast<std::ptrdiff_t>(layer * experts), experts,
+                seen_.begin() + static_cast<std::ptrdiff_t>(layer * experts));
+  }
   waiting_.assign(std::make_move_iterator(changes.begin()), std::make_move_iterator(changes.end()));
 }
 

@@ -62,9 +62,10 @@ class Rebalancer {
   comm::ByteMoves moves_;
   BalanceCosts costs_;
 
-  std::int64_t passes_ = 0, looked_at_ = 0;  // passes that have been agreed on
-  std::vector<std::int64_t> seen_;           // tokens of experts at the last look, of all ranks
-  RankWork work_;                            // of all ranks, summed up
+  std::int64_t passes_ = 0, last_look_ = 0;  // passes that have been agreed on
+  // [layers]: when each had enough rows last; [layers * experts]: tokens of all ranks until then
+  std::vector<std::int64_t> looked_at_, seen_;
+  RankWork work_;  // of all ranks, summed up
 
   std::deque<LayerChange> waiting_;
   std::vector<LayerChange> batch_;  // on their way

@@ -56,7 +56,7 @@ class RoutingReplay {
   /// requests are found by their ids; a trace is one list of tokens, of which each request in turn
   /// takes as many as request_rows() says.
   /// This rank has the rows of the `place`-th of `members` that share a chunk's.
-  RoutingReplay(ReplayFile& file, RequestRows requests, const ModelShape& shape, int max_chunks,
+  RoutingReplay(ReplayFile& file, RequestRows requests, const ModelShape& shape, int num_chunks,
                 int place = 0, int members = 1);
 
   /// Reads the choices of this rank's part of the next pass. Throws Error where a request goes

@@ -8,6 +8,7 @@ namespace atl {
 namespace {
 
 constexpr int num_experts = 4, num_ranks = 6;
+constexpr std::int64_t ten_passes[] = {10, 10, 10};
 
 /// A dense layer, then two with experts, each with a kind of its own.
 Placement placed() {
@@ -33,7 +34,7 @@ BalanceCosts costs() {
 
 TEST(BalancePolicy, AHotExpertGetsThePlacesOfCoolOnes) {
   std::int64_t refused = 0;
-  const auto changes = changes_worth(hot_rows(3000), 10, placed(), {}, costs(), refused);
+  const auto changes = changes_worth(hot_rows(3000), ten_passes, placed(), {}, costs(), refused);
   ASSERT_EQ(changes.size(), 1U);
   EXPECT_EQ(refused, 0);
   EXPECT_EQ(changes[0].layer, 1);
@@ -47,7 +48,7 @@ TEST(BalancePolicy, AHotExpertGetsThePlacesOfCoolOnes) {
   Placement next = placed();
   next.change(1, LayerPlacement(changes[0].experts_of, num_experts, one_node(num_ranks)));
   EXPECT_EQ(next.of(1).ranks_of_expert()[2].size(), 3U);
-  EXPECT_TRUE(changes_worth(hot_rows(3000), 10, next, {}, costs(), refused).empty());
+  EXPECT_TRUE(changes_worth(hot_rows(3000), ten_passes, next, {}, costs(), refused).empty());
 }
 
 TEST(BalancePolicy, WhatWouldNotPayIsLeft) {
@@ -55,17 +56,18 @@ TEST(BalancePolicy, WhatWouldNotPayIsLeft) {
   BalanceOptions options;
   BalanceCosts dear = costs();
   dear.seconds_of_byte = 1;
-  EXPECT_TRUE(changes_worth(hot_rows(3000), 10, placed(), options, dear, refused).empty());
+  EXPECT_TRUE(changes_worth(hot_rows(3000), ten_passes, placed(), options, dear, refused).empty());
   EXPECT_EQ(refused, 1);
   options.pays_in = std::int64_t{1} << 40;
-  EXPECT_EQ(changes_worth(hot_rows(3000), 10, placed(), options, dear, refused).size(), 1U);
+  EXPECT_EQ(changes_worth(hot_rows(3000), ten_passes, placed(), options, dear, refused).size(), 1U);
 }
 
 TEST(BalancePolicy, EvenLoadsAndFewRowsAreLeft) {
   std::int64_t refused = 0;
-  EXPECT_TRUE(changes_worth(hot_rows(100), 10, placed(), {.above = 2}, costs(), refused).empty());
+  EXPECT_TRUE(
+      changes_worth(hot_rows(100), ten_passes, placed(), {.above = 2}, costs(), refused).empty());
   const std::vector<std::int64_t> few = {0, 0, 0, 0, 0, 0, 60, 0, 0, 0, 0, 0};
-  EXPECT_TRUE(changes_worth(few, 10, placed(), {}, costs(), refused).empty());
+  EXPECT_TRUE(changes_worth(few, ten_passes, placed(), {}, costs(), refused).empty());
   EXPECT_EQ(refused, 0);
 }
 
