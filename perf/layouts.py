@@ -32,7 +32,7 @@ CONFIG = {
     "max_position_embeddings": 4096, "tie_word_embeddings": False, "torch_dtype": "bfloat16",
 }
 # (sequences, prompt tokens, new tokens) of a job; the phase that is measured
-PHASES = {"prefill": (64, 192, 1), "decode": (128, 4, 24)}
+PHASES = {"prefill": (64, 192, 1), "decode": (128, 4, 12)}
 # What each layout adds, by its number of ranks R and ranks of a host H.
 LAYOUTS = {
     "EP": lambda R, H: [],

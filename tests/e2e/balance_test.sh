@@ -22,7 +22,7 @@ run() { # OUTPUT RANKS OPTIONS...
   local output="$1" ranks="$2"
   shift 2
   atoll_on "$ranks" run --model "$model" --input "$work/requests.jsonl" --output "$output" \
-    --report "$work/report.json" --min-chunk-tokens 1 --step-tokens 64 --max-sequences 4 "$@"
+    --report "$work/report.json" --min-chunk-tokens 1 --step-tokens 64 --max-sequences 4 --deadline 40 "$@"
 }
 # As often as can be, at any price.
 always=(--balance replicate --balance-above 1 --balance-every 1 --balance-pays-in 1000000000000)
