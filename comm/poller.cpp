@@ -27,6 +27,12 @@ std::size_t test_some(std::span<MPI_Request> handles, std::vector<int>& indices)
 }
 }  // namespace
 
+void Awaited::rename(const std::vector<int>& ranks) {
+  for (auto* peers : {&from, &to}) {
+    for (int& peer : *peers) peer = ranks[static_cast<std::size_t>(peer)];
+  }
+}
+
 std::string Awaited::text() const {
   std::string text;
   if (!from.empty()) text += fmt::format(" from ranks {}", fmt::join(from, " "));

@@ -62,6 +62,8 @@ struct Awaited {
   bool empty() const { return from.empty() && to.empty(); }
   /// " from ranks 1 2 and to ranks 3", or a part of it.
   std::string text() const;
+  /// Members of a group become what `ranks` [members] says they are.
+  void rename(const std::vector<int>& ranks);
 };
 
 /// Tests the requests of many exchanges at once. A test drives MPI's progress, which over TCP takes

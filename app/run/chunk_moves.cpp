@@ -14,14 +14,6 @@ namespace atl {
 
 namespace {
 
-/// Members of a group as ranks of the job.
-comm::Awaited as_ranks(comm::Awaited awaited, const std::vector<int>& ranks) {
-  for (auto* peers : {&awaited.from, &awaited.to}) {
-    for (int& peer : *peers) peer = ranks[static_cast<std::size_t>(peer)];
-  }
-  return awaited;
-}
-
 class MovesOverMpi final : public ChunkMoves {
  public:
   MovesOverMpi(const RowsSetup& setup, compute::Chunk& chunk) : setup_(setup), chunk_(chunk) {
@@ -87,8 +79,9 @@ class MovesOverMpi final : public ChunkMoves {
 
   comm::Awaited awaited(const Step& step) const override {
     const comm::Lane& lane = lane_of(step.kind);
-    return as_ranks(tells(step.kind) ? lane.counters().awaited() : lane.awaited(),
-                    ranks_of(step.kind));
+    comm::Awaited awaited = tells(step.kind) ? lane.counters().awaited() : lane.awaited();
+    awaited.rename(ranks_of(step.kind));
+    return awaited;
   }
 
   void placed(int layer) override {

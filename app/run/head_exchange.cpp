@@ -27,9 +27,7 @@ HeadExchange::HeadExchange(const Groups& groups, Mode mode, comm::TransportKind 
 
 comm::Awaited HeadExchange::awaited() const {
   comm::Awaited awaited = lane_.awaited();
-  for (auto* peers : {&awaited.from, &awaited.to}) {
-    for (int& peer : *peers) peer = world_ranks_[static_cast<std::size_t>(peer)];
-  }
+  awaited.rename(world_ranks_);
   return awaited;
 }
 
