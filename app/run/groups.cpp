@@ -2,6 +2,8 @@
 
 #include <utility>
 
+#include "compute/error.hpp"
+
 namespace atl {
 
 namespace {
@@ -14,7 +16,7 @@ Groups::Groups(const comm::Communicator& world, JobLayout job, bool nodes)
     : world_(&world), job_(std::move(job)), layout_(job_.exchange_of(world.rank())) {
   for (int s = 0; s < num_shares; ++s) {
     const auto share = static_cast<Share>(s);
-    if (share == Share::node || share == Share::rail) continue;
+    if (share == Share::node || share == Share::rail || share == Share::network) continue;
     const Grouping& grouping = job_.of(share);
     if (grouping.members.size() == 1) continue;
     groups_[static_cast<std::size_t>(s)] =
@@ -29,6 +31,7 @@ Groups::Groups(const comm::Communicator& world, JobLayout job, bool nodes)
 }
 
 const comm::Communicator& Groups::of(Share share) const {
+  require(share != Share::network, "internal: networks talk as parts of the world");
   const auto& group = groups_[static_cast<std::size_t>(share)];
   if (group) return *group;
   return share == Share::node || share == Share::rail ? of(Share::exchange) : *world_;

@@ -21,6 +21,7 @@ class Groups {
   /// Of the ranks between which experts' rows go.
   const Layout& layout() const { return layout_; }
   const comm::Communicator& world() const { return *world_; }
+  /// There is none of a network.
   const comm::Communicator& of(Share share) const;
   /// This rank's group in the order of places: of an exchange, and its nodes and rails, by their
   /// numbers in the exchange, of the rest by their ranks in the job.
