@@ -8,26 +8,10 @@
 #include "compute/cuda/backend.hpp"
 #include "compute/error.hpp"
 #include "compute/memory_plan.hpp"
-#include "tests/cuda/device_memory.hpp"
+#include "tests/cuda/on_device.hpp"
 
 namespace atl::testing {
 namespace {
-
-RankOptions on_cuda(DType dtype) {
-  RankOptions options;
-  options.dtype = dtype;
-  options.make_backend = [](const compute::BackendOptions& given) {
-    compute::CudaShare share;
-    share.device = compute::open_cuda_device(0);
-    return compute::make_cuda_backend(given, share);
-  };
-  return options;
-}
-
-void copy_on_device(void* to, const void* from, std::size_t bytes) {
-  expect_success(cudaMemcpy(to, from, bytes, cudaMemcpyDefault));
-  expect_success(cudaDeviceSynchronize());
-}
 
 bool all_sweeps() {
   const char* all = std::getenv("ATOLL_ALL");
