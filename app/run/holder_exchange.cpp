@@ -32,11 +32,12 @@ HolderExchange::HolderExchange(const RowsSetup& setup, compute::Chunk& chunk)
     : setup_(setup),
       chunk_(chunk),
       world_ranks_(setup.groups->world_ranks(Share::holder)),
-      place_(static_cast<std::size_t>(setup.groups->of(Share::holder).rank())),
+      place_(setup.groups->of(Share::holder).rank()),
       num_experts_(
           static_cast<std::size_t>(std::max(1, setup.placement->most_experts_on_a_rank()))),
       counts_(world_ranks_.size() * num_experts_),
       first_row_(world_ranks_.size() + 1),
+      next_row_(world_ranks_.size()),
       move_(static_cast<int>(world_ranks_.size())) {
   blocks_.reserve(counts_.size());
   for (const StepKind kind : kinds) {
@@ -68,12 +69,13 @@ std::size_t HolderExchange::most_requests() const {
 }
 
 void HolderExchange::tell(std::span<const compute::RowBlock> blocks) {
+  const auto place = static_cast<std::size_t>(place_);
   std::fill(counts_.begin(), counts_.end(), 0);
   for (const compute::RowBlock& block : blocks) {
-    count(place_, static_cast<std::size_t>(block.local_expert)) += block.num_rows;
+    count(place, static_cast<std::size_t>(block.local_expert)) += block.num_rows;
   }
   comm::Counters& counters = lanes_.front()->counters();
-  const auto mine = std::span(counts_).subspan(place_ * num_experts_, num_experts_);
+  const auto mine = std::span(counts_).subspan(place * num_experts_, num_experts_);
   for (const int peer : counters.peers().to) {
     std::copy(mine.begin(), mine.end(), counters.to(peer).begin());
   }
@@ -96,87 +98,44 @@ bool HolderExchange::told() {
     first_row_[m + 1] = first_row_[m] + rows;
   }
   chunk_.all_expert_rows = first_row_.back();
-  chunk_.first_expert_row = first_row_[place_];
-  chunk_.reserve_experts({chunk_.all_expert_rows, rows_of(place_)});
+  chunk_.first_expert_row = first_row_[static_cast<std::size_t>(place_)];
+  const std::int64_t end = first_row_[static_cast<std::size_t>(place_) + 1];
+  chunk_.reserve_experts({chunk_.all_expert_rows, end - chunk_.first_expert_row});
   list_blocks();
   return true;
-}
-
-std::int64_t HolderExchange::rows_of(std::size_t member) const {
-  return first_row_[member + 1] - first_row_[member];
 }
 
 /// Of a member its rows lie expert by expert.
 void HolderExchange::list_blocks() {
   blocks_.clear();
+  next_row_.assign(first_row_.begin(), first_row_.end() - 1);
   for (std::size_t e = 0; e < num_experts_; ++e) {
     for (std::size_t m = 0; m < world_ranks_.size(); ++m) {
       const std::int32_t rows = count(m, e);
       if (rows == 0) continue;
-      std::int64_t row = first_row_[m];
-      for (std::size_t before = 0; before < e; ++before) row += count(m, before);
       const auto* in = static_cast<const std::byte*>(chunk_.expert_rows) +
-                       static_cast<std::size_t>(row) * row_bytes_.front();
+                       static_cast<std::size_t>(next_row_[m]) * row_bytes_.front();
       blocks_.push_back({static_cast<std::int32_t>(e), rows, in, nullptr});
+      next_row_[m] += rows;
     }
   }
 }
 
-void HolderExchange::move_gathered() {
-  for (std::size_t m = 0; m < world_ranks_.size(); ++m) {
-    move_.send_counts[m] = static_cast<int>(rows_of(place_));
-    move_.send_offsets[m] = 0;
-    move_.recv_counts[m] = static_cast<int>(rows_of(m));
-    move_.recv_offsets[m] = static_cast<int>(first_row_[m]);
-  }
-}
-
-/// The columns of all rows that each member has, a part of the buffer for each.
-void HolderExchange::move_parts() {
-  for (std::size_t m = 0; m < world_ranks_.size(); ++m) {
-    const auto rows = static_cast<int>(first_row_.back());
-    move_.send_counts[m] = rows;
-    move_.send_offsets[m] = 0;
-    move_.recv_counts[m] = rows;
-    move_.recv_offsets[m] = static_cast<int>(m) * rows;
-  }
-}
-
-/// To each member its rows; from each those of this rank, a part of the buffer for each.
-void HolderExchange::move_back() {
-  const auto own = static_cast<int>(rows_of(place_));
-  for (std::size_t m = 0; m < world_ranks_.size(); ++m) {
-    move_.send_counts[m] = static_cast<int>(rows_of(m));
-    move_.send_offsets[m] = static_cast<int>(first_row_[m]);
-    move_.recv_counts[m] = own;
-    move_.recv_offsets[m] = static_cast<int>(m) * own;
-  }
-}
-
 void HolderExchange::post(StepKind kind) {
-  const std::size_t row_bytes = row_bytes_[lane_of(kind)];
-  const auto from = [&](void* buffer, std::int64_t row) {
-    return static_cast<std::byte*>(buffer) + static_cast<std::size_t>(row) * row_bytes;
-  };
   const void* send = nullptr;
   void* recv = nullptr;
   if (kind == StepKind::held_rows) {
-    move_gathered();
-    recv = chunk_.expert_rows;
-    send = from(recv, chunk_.first_expert_row);
+    comm::plan_rows_to_all(first_row_, place_, move_);
+    send = recv = chunk_.expert_rows;
   } else if (kind == StepKind::inner_rows) {
-    move_parts();
-    recv = chunk_.inner_rows;
-    send = from(recv, static_cast<std::int64_t>(place_) * chunk_.all_expert_rows);
+    comm::plan_parts_to_all(first_row_, place_, move_);
+    send = recv = chunk_.inner_rows;
   } else {
-    move_back();
+    comm::plan_parts_to_owners(first_row_, place_, move_);
     send = chunk_.down_send;
     recv = chunk_.down_recv;
   }
-  // What a rank has itself does not travel.
-  move_.send_counts[place_] = 0;
-  move_.recv_counts[place_] = 0;
-  count_sent(*setup_.traffic, Share::holder, move_, world_ranks_, row_bytes);
+  count_sent(*setup_.traffic, Share::holder, move_, world_ranks_, row_bytes_[lane_of(kind)]);
   lane(kind).start(move_, send, recv);
 }
 

@@ -36,22 +36,19 @@ class HolderExchange {
 
  private:
   static std::size_t lane_of(StepKind kind);
-  std::int64_t rows_of(std::size_t member) const;
   std::int32_t& count(std::size_t member, std::size_t expert) {
     return counts_[member * num_experts_ + expert];
   }
   void list_blocks();
-  void move_gathered();
-  void move_parts();
-  void move_back();
 
   RowsSetup setup_;
   compute::Chunk& chunk_;
   const std::vector<int> world_ranks_;
-  std::size_t place_;
+  int place_;
   std::size_t num_experts_;              // of a layer on this rank, at most
   std::vector<std::int32_t> counts_;     // [members, experts]: rows
   std::vector<std::int64_t> first_row_;  // [members + 1], among all rows
+  std::vector<std::int64_t> next_row_;   // [members], while blocks are listed
   std::vector<compute::RowBlock> blocks_;
   std::vector<std::unique_ptr<comm::Lane>> lanes_;  // of each kind of exchange
   std::vector<std::size_t> row_bytes_;              // [lanes]

@@ -47,6 +47,7 @@ OwnerExchange::OwnerExchange(const RowsSetup& setup, compute::Chunk& chunk)
       chunk_(chunk),
       world_ranks_(setup.groups->world_ranks(Share::owner)),
       place_(setup.groups->of(Share::owner).rank()),
+      first_row_(world_ranks_.size() + 1),
       move_(static_cast<int>(world_ranks_.size())) {
   for (const StepKind kind : kinds) {
     comm::LaneOptions options;
@@ -75,76 +76,29 @@ std::size_t OwnerExchange::most_requests() const {
   return most;
 }
 
-void OwnerExchange::move_gathered() {
-  const int members = static_cast<int>(world_ranks_.size());
-  const RowRange own = rows_of_member(chunk_.all_rows, place_, members);
-  for (int m = 0; m < members; ++m) {
-    const auto at = static_cast<std::size_t>(m);
-    const RowRange rows = rows_of_member(chunk_.all_rows, m, members);
-    move_.send_counts[at] = static_cast<int>(own.size());
-    move_.send_offsets[at] = 0;
-    move_.recv_counts[at] = static_cast<int>(rows.size());
-    move_.recv_offsets[at] = static_cast<int>(rows.first);
-  }
-}
-
-void OwnerExchange::move_parts() {
-  for (std::size_t m = 0; m < world_ranks_.size(); ++m) {
-    const auto rows = static_cast<int>(chunk_.all_rows);
-    move_.send_counts[m] = rows;
-    move_.send_offsets[m] = 0;
-    move_.recv_counts[m] = rows;
-    move_.recv_offsets[m] = static_cast<int>(m) * rows;
-  }
-}
-
-void OwnerExchange::move_to_owners() {
-  const int members = static_cast<int>(world_ranks_.size());
-  const auto own = static_cast<int>(rows_of_member(chunk_.all_rows, place_, members).size());
-  for (int m = 0; m < members; ++m) {
-    const auto at = static_cast<std::size_t>(m);
-    const RowRange rows = rows_of_member(chunk_.all_rows, m, members);
-    move_.send_counts[at] = static_cast<int>(rows.size());
-    move_.send_offsets[at] = static_cast<int>(rows.first);
-    move_.recv_counts[at] = own;
-    move_.recv_offsets[at] = m * own;
-  }
-}
-
 void OwnerExchange::post(StepKind kind) {
-  const std::size_t row_bytes = row_bytes_[lane_of(kind)];
-  const auto part = [&](void* buffer) {  // own part of [members, all_rows]
-    return static_cast<std::byte*>(buffer) +
-           static_cast<std::size_t>(place_ * chunk_.all_rows) * row_bytes;
-  };
+  const int members = static_cast<int>(world_ranks_.size());
+  for (int m = 0; m < members; ++m) {
+    first_row_[static_cast<std::size_t>(m) + 1] = rows_of_member(chunk_.all_rows, m, members).end;
+  }
   const void* send = nullptr;
   void* recv = nullptr;
   if (kind == StepKind::gather) {
-    move_gathered();
-    recv = chunk_.normed;
-    send =
-        static_cast<std::byte*>(recv) + static_cast<std::size_t>(chunk_.first_own_row) * row_bytes;
+    comm::plan_rows_to_all(first_row_, place_, move_);
+    send = recv = chunk_.normed;
   } else if (kind == StepKind::head_sums) {
-    move_parts();
-    recv = chunk_.head_sums;
-    send = part(recv);
+    comm::plan_parts_to_all(first_row_, place_, move_);
+    send = recv = chunk_.head_sums;
   } else if (kind == StepKind::heads && setup_.attention->output == compute::OutputCut::columns) {
-    move_parts();
-    recv = chunk_.heads_recv;
-    send = part(recv);
-  } else if (kind == StepKind::heads) {
-    move_to_owners();
-    send = chunk_.heads_send;
-    recv = chunk_.heads_recv;
+    comm::plan_parts_to_all(first_row_, place_, move_);
+    send = recv = chunk_.heads_recv;
   } else {
-    move_to_owners();
-    send = chunk_.output_send;
-    recv = chunk_.output_recv;
+    const bool heads = kind == StepKind::heads;
+    comm::plan_parts_to_owners(first_row_, place_, move_);
+    send = heads ? chunk_.heads_send : chunk_.output_send;
+    recv = heads ? chunk_.heads_recv : chunk_.output_recv;
   }
-  // What a rank has itself does not travel.
-  move_.send_counts[static_cast<std::size_t>(place_)] = 0;
-  move_.recv_counts[static_cast<std::size_t>(place_)] = 0;
-  count_sent(*setup_.traffic, Share::owner, move_, world_ranks_, row_bytes);
+  count_sent(*setup_.traffic, Share::owner, move_, world_ranks_, row_bytes_[lane_of(kind)]);
   lane(kind).start(move_, send, recv);
 }
 

@@ -2,6 +2,7 @@
 // One chunk's rows between the ranks that share attention: to all of them, and back as heads.
 
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <vector>
 
@@ -25,17 +26,12 @@ class OwnerExchange {
 
  private:
   static std::size_t lane_of(StepKind kind);
-  /// Own rows to all: they lie behind one another in one buffer, member by member.
-  void move_gathered();
-  /// The same rows' own columns to all: a part of the buffer for each member.
-  void move_parts();
-  /// To each member its rows; from each those of this rank, a part of the buffer for each.
-  void move_to_owners();
 
   RowsSetup setup_;
   compute::Chunk& chunk_;
   const std::vector<int> world_ranks_;
   int place_;
+  std::vector<std::int64_t> first_row_;             // [members + 1], of the chunk under way
   std::vector<std::unique_ptr<comm::Lane>> lanes_;  // of each kind of exchange
   std::vector<std::size_t> row_bytes_;              // [lanes]
   comm::RowMove move_;
