@@ -43,8 +43,8 @@ struct RunOptions {
   std::string node_ranks;  ///< see nodes_of_ranks(); empty: as ranks share memory
   std::string layout;      ///< all of the next in one word, see division_of(); empty: by them
   Division division;
-  compute::OutputCut tp_output = compute::OutputCut::columns;
-  bool show_layout = false;  ///< say who is with whom, and stop
+  std::optional<compute::OutputCut> tp_output;  ///< none: auto
+  bool show_layout = false;                     ///< say who is with whom, and stop
   bool no_overlap = false;
   int threads = 0;  ///< per rank; 0: this rank's share of the job's cores
   std::optional<comm::TransportKind> transport;  ///< none: auto

@@ -87,8 +87,10 @@ void add_run_layout(CLI::App& app, RunOptions& o) {
   add_divisor(app, "--tp", o.division.tp, "Ranks that share attention and its sequences");
   add_divisor(app, "--expert-tp", o.division.expert_tp, "Ranks that share each expert");
   CLI::Option* output = add_choice(
-      app, "--tp-output", o.tp_output, {compute::OutputCut::columns, compute::OutputCut::rows},
-      "Attention's output projection with --tp: cut by columns, or whole on each rank");
+      app, "--tp-output", o.tp_output,
+      {std::nullopt, compute::OutputCut::columns, compute::OutputCut::rows},
+      "Attention's output projection with --tp: cut by columns, or whole on each rank for its own "
+      "rows; auto: by what a pass has of rows, where memory is left for the whole");
   app.add_flag_function(
          "--tp-sum", [&o](std::int64_t) { o.tp_output = compute::OutputCut::sum; },
          "Add attention's output up over ranks, for comparison: changes the results' last bits")

@@ -119,8 +119,12 @@ class Chunk {
   std::int64_t all_rows = 0;       ///< of all members: what `segments` cover
   std::int64_t first_own_row = 0;  ///< `tokens` are [first_own_row, first_own_row + T) of them
   void* normed = nullptr;          ///< [A, H]: own rows from AttentionPart::norm, sent to all
-  float* head_sums = nullptr;      ///< [N, A, sums_per_member()]: QkNorm::whole_row, see project
-  void* heads_send = nullptr;   ///< [A, h], from attend; columns: inside heads_recv, where A says
+  /// What this pass goes by: the share's OutputCut. By OutputCut::either, rows or columns, which
+  /// the caller says with the tokens, alike for all members.
+  OutputCut output = OutputCut::columns;
+  float* head_sums = nullptr;   ///< [N, A, sums_per_member()]: QkNorm::whole_row, see project
+  void* heads_send = nullptr;   ///< [A, h], from attend; columns and either: beside heads_recv,
+                                ///< where A says
   void* heads_recv = nullptr;   ///< columns: [N, A, h], own part: attend's; rows: [N, T, h], own
                                 ///< part: not there
   void* output_send = nullptr;  ///< columns: [A, H / N]; sum: [A, H] in float32

@@ -58,11 +58,18 @@ void place_attention(const BackendOptions& options, Chunk& chunk, AttentionPart 
           "rows {} to {} of {} are not in a chunk whose attention has at most {}",
           chunk.first_own_row, chunk.first_own_row + own, chunk.all_rows,
           options.most_attention_rows());
-  if (share.output != OutputCut::columns) return;
-  const std::int64_t width = options.shape.q_width() / share.members;
-  chunk.heads_send =
-      static_cast<std::byte*>(chunk.heads_recv) +
-      share.place * chunk.all_rows * width * static_cast<std::int64_t>(size_of(options.dtype));
+  const bool either = share.output == OutputCut::either;
+  const bool by_columns = chunk.output == OutputCut::columns;
+  require(either ? by_columns || chunk.output == OutputCut::rows : chunk.output == share.output,
+          "cannot project attention's output by {} where ranks have it by {}",
+          name_of(chunk.output), name_of(share.output));
+  if (!by_columns && !either) return;
+  // Own heads are one of the members' parts, or behind what comes for own rows: there are as many
+  // rows for each member as any has, and so room for both.
+  const std::int64_t before = by_columns ? share.place * chunk.all_rows : share.members * own;
+  const std::int64_t row =
+      options.shape.q_width() / share.members * static_cast<std::int64_t>(size_of(options.dtype));
+  chunk.heads_send = static_cast<std::byte*>(chunk.heads_recv) + before * row;
 }
 
 void check_experts(const BackendOptions& options, const Chunk& chunk,

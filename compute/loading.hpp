@@ -12,8 +12,8 @@ namespace atl::compute {
 void check_options(const BackendOptions& options, int largest_head_dim);
 
 /// Throws Error unless this part of attention can be computed of the chunk's rows, for which
-/// `options` (as the chunk sees them) have room. Puts heads_send, by OutputCut::columns, where
-/// all_rows says.
+/// `options` (as the chunk sees them) have room. Puts heads_send, by OutputCut::columns and either,
+/// where all_rows says.
 void place_attention(const BackendOptions& options, Chunk& chunk, AttentionPart part);
 
 /// Throws Error unless this part of experts can be computed of such rows.

@@ -91,6 +91,8 @@ std::string_view name_of(OutputCut cut) {
       return "rows";
     case OutputCut::columns:
       return "columns";
+    case OutputCut::either:
+      return "either";
     case OutputCut::sum:
       return "sum";
   }
@@ -129,7 +131,8 @@ AttentionShare share_attention(const ModelShape& shape, int members, int place, 
   require(shape.num_heads % members == 0,
           "cannot share {} query heads among {} ranks (not a divisor); choose another --tp",
           shape.num_heads, members);
-  require(output != OutputCut::columns || shape.hidden % members == 0,
+  const bool by_columns = output == OutputCut::columns || output == OutputCut::either;
+  require(!by_columns || shape.hidden % members == 0,
           "cannot cut {} columns of the output projection among {} ranks (not a divisor); choose "
           "another --tp",
           shape.hidden, members);

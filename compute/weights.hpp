@@ -77,6 +77,7 @@ struct HeadGroup {
 enum class OutputCut : std::uint8_t {
   rows,     ///< each has all of it, and projects its own rows
   columns,  ///< each has some columns of the result, and projects all rows to them
+  either,   ///< each has all of it, and a pass goes by rows or by columns
   sum,      ///< each has the columns of its own heads; float32 rows are added up, so bits differ
 };
 
@@ -91,6 +92,10 @@ struct AttentionShare {
   std::vector<HeadGroup> heads;  ///< of this rank, in rising order; empty: all, members is 1
 
   bool shared() const { return members > 1; }
+  /// What a pass goes by unless it is told.
+  OutputCut usual_output() const {
+    return output == OutputCut::either ? OutputCut::columns : output;
+  }
   /// Numbers of a row in Chunk::head_sums: query heads and KV heads of the member with most.
   int sums_per_member(const ModelShape& shape) const;
 };
@@ -110,8 +115,8 @@ struct OwnHeads {
 OwnHeads own_heads(const ModelShape& shape, const AttentionShare& share);
 
 /// Members have equal numbers of query heads, in order of place, and the KV heads that these read:
-/// one may be with several members. Throws Error where heads, or hidden by OutputCut::columns, do
-/// not divide.
+/// one may be with several members. Throws Error where heads, or hidden by OutputCut::columns or
+/// either, do not divide.
 AttentionShare share_attention(const ModelShape& shape, int members, int place, OutputCut output);
 
 /// A rank's share of its experts where several ranks hold the same ones: of each expert's inner

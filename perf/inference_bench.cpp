@@ -145,8 +145,8 @@ class Bench {
     perf::take_up(world_, batch.queue, batcher, loads_);
     if (!batcher.next_pass(loads_)) return -1;
     timeline_.begin_pass(batcher.has_prompt_tokens() ? Phase::prefill : Phase::decode,
-                         driver_->schedule(batcher.num_chunks(), Route::flat), begin, begin);
-    driver_->run_pass(batcher, Route::flat);
+                         driver_->schedule(batcher.num_chunks(), {}), begin, begin);
+    driver_->run_pass(batcher, {});
     timeline_.end_pass(batcher.finish_pass(0));
     const double seconds = now_seconds() - begin;
     if (timeline_.full()) timeline_.flush(groups_);

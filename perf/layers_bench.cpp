@@ -307,10 +307,10 @@ class LayersBench {
   Outcome run_pass(Runner& runner) {
     Batcher batch = next_batch();
     const double begin = now_seconds();
-    runner.timeline.begin_pass(Phase::prefill, runner.driver.schedule(batch.num_chunks(), route_),
+    runner.timeline.begin_pass(Phase::prefill, runner.driver.schedule(batch.num_chunks(), {route_}),
                                begin, begin);
     batch_under_way_ = &batch;
-    runner.driver.run_pass(batch, route_);
+    runner.driver.run_pass(batch, {route_});
     ++runner.passes;
     Outcome outcome;
     outcome.seconds = now_seconds() - begin;

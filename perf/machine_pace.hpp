@@ -100,7 +100,7 @@ class MachinePace {
   double output(const compute::Chunk& chunk) const {
     const compute::AttentionShare& share = part_.attention;
     if (!share.shared()) return product(rows_of(chunk), shape_.q_width(), shape_.hidden);
-    switch (share.output) {
+    switch (chunk.output) {
       case compute::OutputCut::rows:
         return product(rows_of(chunk), shape_.q_width(), shape_.hidden);
       case compute::OutputCut::columns:
@@ -108,6 +108,8 @@ class MachinePace {
                        static_cast<double>(shape_.hidden) / share.members);
       case compute::OutputCut::sum:
         return product(attention_rows(chunk), heads_.q_width(), shape_.hidden);
+      case compute::OutputCut::either:  // what ranks have, not what a pass goes by
+        break;
     }
     return 0;
   }

@@ -86,6 +86,7 @@ class PassChoices {
   /// Seconds that a pass would take.
   double estimate(const PassSize& size, const PassWay& way) const;
 
+  const PassFacts& facts() const { return facts_; }
   /// One for each size and way that was taken.
   std::vector<PassRecord> records() const;
 

@@ -76,6 +76,15 @@ enum class Route : std::uint8_t {
 inline constexpr int num_routes = 2;
 std::string_view name_of(Route route);
 
+/// How a pass runs, of what its stage leaves open.
+struct PassForm {
+  Route route = Route::flat;
+  /// Attention's output projection, where ranks have it by OutputCut::either; else not looked at.
+  compute::OutputCut output = compute::OutputCut::columns;
+
+  bool operator==(const PassForm&) const = default;
+};
+
 /// Who takes part in an exchange by this route.
 inline Share share_of(StepKind kind, Route route) {
   const Share share = info_of(kind).share;
@@ -90,7 +99,7 @@ struct StageSteps {
   int first_layer = 0;
   int end_layer = -1;  ///< -1: the model's last one is the last
   bool attention_shared = false;
-  compute::OutputCut output = compute::OutputCut::columns;  ///< where attention is shared
+  compute::OutputCut output = compute::OutputCut::columns;  ///< of a pass, where it is shared
   bool experts_shared = false;
   bool sequences_shared = false;  ///< other ranks have them too
 

@@ -90,8 +90,8 @@ Driver::Driver(compute::Backend& backend, const Groups& groups, const ModelShape
     }
   }
   std::size_t most_steps = 0;
-  for (const auto& passes : passes_) {
-    for (const ReadySteps& steps : passes) {
+  for (const PassesOfForm& passes : passes_) {
+    for (const ReadySteps& steps : passes.steps) {
       most_steps = std::max(most_steps, steps.schedule().steps.size());
     }
   }
@@ -111,12 +111,24 @@ void Driver::place(int layer, LayerPlacement placement) {
   std::fill_n(first, traffic_.most_places, 0);
 }
 
-void Driver::make_schedules(const Groups& groups) {
+std::vector<PassForm> Driver::forms() const {
+  using compute::OutputCut;
+  const bool either = options_.stage.output == OutputCut::either;
+  std::vector<PassForm> forms;
   for (const Route route : {Route::flat, Route::nodes}) {
     if (!(route == Route::flat ? options_.flat : options_.nodes)) continue;
+    if (either) forms.push_back({route, OutputCut::rows});
+    forms.push_back({route, either ? OutputCut::columns : options_.stage.output});
+  }
+  return forms;
+}
+
+void Driver::make_schedules(const Groups& groups) {
+  for (const PassForm& form : forms()) {
     StageSteps stage = options_.stage;
-    stage.route = route;
-    auto& passes = passes_[static_cast<std::size_t>(route)];
+    stage.route = form.route;
+    stage.output = form.output;
+    auto& passes = passes_.emplace_back(PassesOfForm{form, {}}).steps;
     for (Schedule& schedule : agreed_schedules(groups.of(Share::stage), shape_, options_.num_chunks,
                                                options_.overlap, stage)) {
       passes.emplace_back(std::move(schedule));
@@ -129,33 +141,38 @@ void Driver::make_schedules(const Groups& groups) {
   }
 }
 
-const Schedule& Driver::schedule(int num_chunks, Route route) const {
-  return const_cast<Driver*>(this)->steps_of(num_chunks, route, 0).schedule();
+const Schedule& Driver::schedule(int num_chunks, const PassForm& form) const {
+  return const_cast<Driver*>(this)->steps_of(num_chunks, form, 0).schedule();
 }
 
-ReadySteps& Driver::steps_of(int num_chunks, Route route, int flight) {
-  auto& passes = passes_[static_cast<std::size_t>(route)];
-  require(!passes.empty(), "internal: no pass was to take the route {}", name_of(route));
+ReadySteps& Driver::steps_of(int num_chunks, const PassForm& form, int flight) {
+  const bool either = options_.stage.output == compute::OutputCut::either;
+  const PassForm wanted{form.route, either ? form.output : options_.stage.output};
+  const auto found = std::find_if(passes_.begin(), passes_.end(), [&](const PassesOfForm& passes) {
+    return passes.form == wanted;
+  });
+  require(found != passes_.end(), "internal: no pass was to take the route {} by {}",
+          name_of(wanted.route), name_of(wanted.output));
   require(num_chunks == 1 || options_.num_flights == 1,
           "internal: a pass of {} chunks beside others", num_chunks);
-  return passes[static_cast<std::size_t>(num_chunks - 1 + flight)];
+  return found->steps[static_cast<std::size_t>(num_chunks - 1 + flight)];
 }
 
 Driver::ChunkState& Driver::chunk_of(const Step& step) {
   return *chunks_[static_cast<std::size_t>(step.chunk)];
 }
 
-void Driver::start(int index, Batcher& batch, Route route) {
+void Driver::start(int index, Batcher& batch, const PassForm& form) {
   Flight& flight = flights_[static_cast<std::size_t>(index)];
   flight.batch = &batch;
-  flight.steps = &steps_of(batch.num_chunks(), route, index);
+  flight.steps = &steps_of(batch.num_chunks(), form, index);
   flight.steps->begin();
   order_.push_back(index);
   for (int c = 0; c < batch.num_chunks(); ++c) {
     ChunkState& state = *chunks_[static_cast<std::size_t>(first_slot(index) + c)];
     state.batch = &batch.chunk(c);
-    state.moves->begin(route);
-    give_rows(*state.batch, *state.chunk);
+    state.moves->begin(form.route);
+    give_rows(*state.batch, flight.steps->schedule().stage.output, *state.chunk);
   }
   back_off_.progress();
 }
@@ -178,7 +195,8 @@ void Driver::land(int index) {
 }
 
 /// The chunk's rows are the owner's; x has those of this rank.
-void Driver::give_rows(const ChunkBatch& batch, compute::Chunk& chunk) const {
+void Driver::give_rows(const ChunkBatch& batch, compute::OutputCut output,
+                       compute::Chunk& chunk) const {
   const compute::AttentionShare& share = options_.attention;
   chunk.all_rows = static_cast<std::int64_t>(batch.tokens.size());
   const RowRange own = rows_of_member(chunk.all_rows, share.place, share.members);
@@ -187,6 +205,7 @@ void Driver::give_rows(const ChunkBatch& batch, compute::Chunk& chunk) const {
       std::span(batch.tokens)
           .subspan(static_cast<std::size_t>(own.first), static_cast<std::size_t>(own.size()));
   chunk.segments = batch.segments;
+  if (share.shared()) chunk.output = output;
 }
 
 /// The oldest flight's steps go first: it is the one that others wait for.

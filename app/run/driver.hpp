@@ -4,7 +4,6 @@
 // The thread that calls run_pass owns MPI. Arithmetic is enqueued on the backend's queue and runs
 // beside it; what becomes ready first, runs first, in the schedule's order of priority.
 
-#include <array>
 #include <functional>
 #include <memory>
 #include <vector>
@@ -36,7 +35,7 @@ struct DriverOptions {
   std::size_t across_row_bytes = 0;   ///< of one token between nodes, with its tail
   bool flat = true;                   ///< passes may take Route::flat
   bool nodes = false;                 ///< passes may take Route::nodes
-  StageSteps stage;                   ///< what this rank's stage does, by each route
+  StageSteps stage;                   ///< what this rank's stage does, in each form of a pass
   compute::AttentionShare attention;  ///< this rank's
   Mode mode = Mode::generate;
   int max_head_rows = 0;  ///< tokens to choose per chunk (generate)
@@ -60,19 +59,21 @@ class Driver {
          const Placement& placement, const DriverOptions& options, Timeline& timeline);
   ~Driver();
 
-  /// The schedule for `num_chunks` chunks by a route that passes may take; built once, equal on all
+  /// The schedule for `num_chunks` chunks of a form that passes may have; built once, equal on all
   /// ranks.
-  const Schedule& schedule(int num_chunks, Route route) const;
+  const Schedule& schedule(int num_chunks, const PassForm& form) const;
+  /// The forms that passes may have.
+  std::vector<PassForm> forms() const;
 
-  /// Takes the batch's chunks through all steps, by the same route on all ranks; afterwards each
+  /// Takes the batch's chunks through all steps, in the same form on all ranks; afterwards each
   /// chunk's head rows are filled.
-  void run_pass(Batcher& batch, Route route) {
-    start(0, batch, route);
+  void run_pass(Batcher& batch, const PassForm& form) {
+    start(0, batch, form);
     land(0);
   }
   /// The same in two calls, so that other flights go on meanwhile. Flights are started and landed
   /// in the same order on all ranks.
-  void start(int flight, Batcher& batch, Route route);
+  void start(int flight, Batcher& batch, const PassForm& form);
   void land(int flight);
   /// The first of the chunks, as save_x and the like count them, that a flight has.
   int first_slot(int flight) const { return flight; }
@@ -98,12 +99,12 @@ class Driver {
     double posted;  // messages
   };
 
-  ReadySteps& steps_of(int num_chunks, Route route, int flight);
+  ReadySteps& steps_of(int num_chunks, const PassForm& form, int flight);
   const Step& step_of(const Running& running) const {
     return flights_[static_cast<std::size_t>(running.flight)].steps->step(running.step);
   }
   void make_schedules(const Groups& groups);
-  void give_rows(const ChunkBatch& batch, compute::Chunk& chunk) const;
+  void give_rows(const ChunkBatch& batch, compute::OutputCut output, compute::Chunk& chunk) const;
   void launch();
   void launch_messages(int flight);
   void launch_arithmetic(int flight);
@@ -123,8 +124,11 @@ class Driver {
   Placement placement_;
   DriverOptions options_;
   Timeline& timeline_;
-  // [routes][num_chunks - 1], or [routes][flights] where there are several
-  std::array<std::vector<ReadySteps>, num_routes> passes_;
+  struct PassesOfForm {
+    PassForm form;
+    std::vector<ReadySteps> steps;  // [num_chunks - 1], or [flights] where there are several
+  };
+  std::vector<PassesOfForm> passes_;
   Traffic traffic_;
   std::vector<std::unique_ptr<ChunkState>> chunks_;
 

@@ -89,7 +89,7 @@ void OwnerExchange::post(StepKind kind) {
   } else if (kind == StepKind::head_sums) {
     comm::plan_parts_to_all(first_row_, place_, move_);
     send = recv = chunk_.head_sums;
-  } else if (kind == StepKind::heads && setup_.attention->output == compute::OutputCut::columns) {
+  } else if (kind == StepKind::heads && chunk_.output == compute::OutputCut::columns) {
     comm::plan_parts_to_all(first_row_, place_, move_);
     send = recv = chunk_.heads_recv;
   } else {

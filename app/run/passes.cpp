@@ -8,6 +8,7 @@
 #include <span>
 #include <utility>
 
+#include "app/plan/output_choice.hpp"
 #include "app/run/request_rows.hpp"
 #include "app/run/route.hpp"
 #include "app/run/run.hpp"
@@ -111,9 +112,8 @@ DriverOptions Passes::driver_options() {
 
 std::uint64_t Passes::schedule_hash() const {
   std::uint64_t hash = 0;
-  for (const Route route : {Route::flat, Route::nodes}) {
-    if (!may_take(in_.options, in_.groups.job(), route)) continue;
-    hash = hash * 31 + driver_->schedule(in_.sizes.batch.max_chunks, route).hash();
+  for (const PassForm& form : driver_->forms()) {
+    hash = hash * 31 + driver_->schedule(in_.sizes.batch.max_chunks, form).hash();
   }
   return hash;
 }
@@ -165,7 +165,7 @@ void Passes::run() {
     if (agree_on_pass(flight)) {
       idle = 0;
       if (in_.replay != nullptr) in_.replay->prepare(*batchers_[index(flight)], first_slot(flight));
-      driver_->start(flight, *batchers_[index(flight)], flights_[index(flight)].way.route);
+      driver_->start(flight, *batchers_[index(flight)], flights_[index(flight)].form());
       flights_[index(flight)].under_way = true;
       if (num_flights == 1) land(flight);
     } else {
@@ -265,9 +265,14 @@ bool Passes::agree_on_pass(int flight) {
   if (!batch.size_up(loads_)) return false;
   const Phase phase = batch.has_prompt_tokens() ? Phase::prefill : Phase::decode;
   const int tp = in_.groups.job().division().tp;
-  pass.way = choices_.next({phase, (batch.most_rows() + tp - 1) / tp}, loads_[0].cost);
+  const std::int64_t rows = (batch.most_rows() + tp - 1) / tp;
+  pass.way = choices_.next({phase, rows}, loads_[0].cost);
+  pass.output = output_of_pass(rows, pass.way.chunks, choices_.facts().balance_rows);
+  if (in_.sizes.backend.part.attention.output == compute::OutputCut::either) {
+    ++passes_by_output_[pass.output == compute::OutputCut::rows ? 0 : 1];
+  }
   batch.cut(pass.way.chunks);
-  timeline_->begin_pass(phase, driver_->schedule(pass.way.chunks, pass.way.route), begin, agreed,
+  timeline_->begin_pass(phase, driver_->schedule(pass.way.chunks, pass.form()), begin, agreed,
                         flight);
   pass.begin = begin;
   last_agreed_ = agreed;

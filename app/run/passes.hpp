@@ -1,6 +1,7 @@
 #pragma once
 // All passes of a run, from the first batch to the last: what happens in each, and in which order.
 
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -78,6 +79,8 @@ class Passes {
   std::uint64_t schedule_hash() const;
   /// How passes ran, by size.
   std::vector<PassRecord> ways() const { return choices_.records(); }
+  /// Passes that projected attention's output by rows, and by columns, where that was open.
+  std::array<std::int64_t, 2> passes_by_output() const { return passes_by_output_; }
 
   /// Of the trace, where one is wanted: collective, all ranks' events on rank 0.
   std::vector<std::vector<io::TraceEvent>> gather_trace() const;
@@ -125,12 +128,15 @@ class Passes {
   /// A pass that is under way, or the last one of its sequences.
   struct Flight {
     PassWay way;
+    compute::OutputCut output = compute::OutputCut::columns;  // by OutputCut::either
+    PassForm form() const { return {way.route, output}; }
     bool under_way = false;
     double begin = 0, seconds = 0;
     std::int64_t sequences = 0;  // of all ranks, when they last agreed, and given to it since
   };
   std::vector<Flight> flights_;
-  double start_ = 0;                   // of the first pass
+  std::array<std::int64_t, 2> passes_by_output_{};  // rows, columns
+  double start_ = 0;                                // of the first pass
   double last_agreed_ = 0;             // when the ranks had agreed on it; 0 before the first
   std::vector<RankLoad> loads_;        // [ranks], before this pass
   std::vector<std::int32_t> resumed_;  // requests that this run resumed, in order of admission

@@ -41,7 +41,8 @@ compute::BackendOptions backend_options(int rank, const RunOptions& run, const R
   compute::BackendOptions options;
   options.shape = shape;
   options.dtype = model.dtype;
-  options.part = part_of(model.job, model.placement, shape, rank, run.tp_output);
+  options.part = part_of(model.job, model.placement, shape, rank,
+                         run.tp_output.value_or(compute::OutputCut::columns));
   options.across = may_take(run, model.job, Route::nodes);
   options.num_threads = threads;
   options.page_tokens = page_tokens;

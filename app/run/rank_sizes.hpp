@@ -25,7 +25,8 @@ struct RankModel {
 BatchOptions batch_options(const RunOptions& options, const RankModel& model, Mode mode);
 /// Once it is known how many requests there are at most.
 void limit_to(std::int64_t requests, const RunOptions& options, int tp, BatchOptions& batch);
-/// But for num_pages. Throws Error where the model does not divide so.
+/// But for num_pages. Without --tp-output attention's output projection is cut by columns, which
+/// takes least. Throws Error where the model does not divide so.
 compute::BackendOptions backend_options(int rank, const RunOptions& run, const RankModel& model,
                                         const BatchOptions& batch, int threads);
 

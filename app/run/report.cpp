@@ -131,7 +131,7 @@ json facts_json(const RunFacts& facts) {
       {"hosts", facts.topology->node_names},
       {"host_of_rank", facts.topology->node_of},
       {"ranks", facts.topology->num_ranks()},
-      {"layout", layout_json(*facts.job, facts.config->shape)},
+      {"layout", layout_json(facts)},
       {"schedule",
        {{"hash", fmt::format("{:016x}", facts.schedule_hash)},
         {"chunks_at_most", facts.most_chunks},

@@ -1,6 +1,7 @@
 #pragma once
 // The report of a run: gathered from all ranks, written as JSON, and its short table for the eye.
 
+#include <array>
 #include <cstdint>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -37,7 +38,9 @@ struct RunFacts {
   std::uint64_t schedule_hash = 0;
   int most_chunks = 1;
   std::vector<PassRecord> ways;
-  int threads = 1;  ///< of this rank
+  compute::OutputCut output = compute::OutputCut::columns;  ///< where attention is shared
+  std::array<std::int64_t, 2> passes_by_output{};           ///< see Passes
+  int threads = 1;                                          ///< of this rank
   DType dtype = DType::bfloat16;
   Mode mode = Mode::generate;
 };

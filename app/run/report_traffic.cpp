@@ -193,7 +193,24 @@ AllTraffic gather_traffic(const comm::Communicator& world, const Traffic& mine,
   return all;
 }
 
-json layout_json(const JobLayout& job, const ModelShape& shape) {
+namespace {
+
+/// Null where each rank has attention alone.
+json output_json(const RunFacts& facts) {
+  if (facts.job->division().tp == 1) return nullptr;
+  json output = {{"has", name_of(facts.output)}};
+  if (facts.output == compute::OutputCut::either) {
+    output["passes_by_rows"] = facts.passes_by_output[0];
+    output["passes_by_columns"] = facts.passes_by_output[1];
+  }
+  return output;
+}
+
+}  // namespace
+
+json layout_json(const RunFacts& facts) {
+  const JobLayout& job = *facts.job;
+  const ModelShape& shape = facts.config->shape;
   const Division& d = job.division();
   json stages = json::array();
   for (int stage = 0; stage < d.pp; ++stage) {
@@ -204,6 +221,7 @@ json layout_json(const JobLayout& job, const ModelShape& shape) {
           {"pp", d.pp},
           {"tp", d.tp},
           {"expert_tp", d.expert_tp},
+          {"tp_output", output_json(facts)},
           {"ep", job.ranks_of_exchange()},
           {"layers_of_stage", stages}};
 }

@@ -24,8 +24,8 @@ struct AllTraffic {
 AllTraffic gather_traffic(const comm::Communicator& world, const Traffic& mine,
                           const Placement& placement);
 
-/// Into how many parts the job is divided.
-nlohmann::json layout_json(const JobLayout& job, const ModelShape& shape);
+/// Into how many parts the job is divided, and what became of attention's output projection.
+nlohmann::json layout_json(const RunFacts& facts);
 
 void add_traffic(nlohmann::json& report, const AllTraffic& traffic, const RunFacts& facts);
 

@@ -199,6 +199,8 @@ class Job {
     facts.schedule_hash = passes_->schedule_hash();
     facts.most_chunks = sizes_.batch.max_chunks;
     facts.ways = passes_->ways();
+    facts.output = sizes_.backend.part.attention.output;
+    facts.passes_by_output = passes_->passes_by_output();
     facts.threads = ranks_.threads;
     facts.dtype = model_.dtype;
     facts.mode = work_.mode();

@@ -25,6 +25,26 @@ std::int64_t kv_pages(const RunOptions& options, const Sized& sized, const Sizes
              : pages_in_host_memory(sizes.backend, ranks.given.mine.memory_bytes, wanted);
 }
 
+/// Whether all that these options say fits into what this rank has.
+bool fits(const compute::BackendOptions& options, const Ranks& ranks) {
+  if (ranks.choice.cuda) return fits_device(options, ranks.choice.share.memory_bytes);
+  return static_cast<double>(compute::cpu_memory_plan(options).total()) <=
+         ranks.given.mine.memory_bytes;
+}
+
+/// Collective. Without --tp-output all ranks have all of attention's output projection where that
+/// fits beside everything else on each of them: no KV page and no room for rows is given up for it.
+void take_whole_output(const comm::Communicator& world, const RunOptions& options,
+                       const Ranks& ranks, compute::BackendOptions& backend) {
+  if (options.tp_output || !backend.part.attention.shared()) return;
+  compute::BackendOptions whole = backend;
+  whole.part.attention.output = compute::OutputCut::either;
+  std::int64_t fitting = 0;
+  world.agree([&] { fitting = fits(whole, ranks) ? 1 : 0; });
+  world.allreduce(std::span(&fitting, 1), comm::Communicator::Reduce::min);
+  if (fitting == 1) backend = whole;
+}
+
 }  // namespace
 
 Sizes sizes_of(const comm::Communicator& world, const RunOptions& options, const Sized& sized) {
@@ -57,12 +77,13 @@ Sizes sizes_of(const comm::Communicator& world, const RunOptions& options, const
   sizes.batch.num_pages = std::max<std::int64_t>(1, pages);
   sizes.backend.num_pages = sizes.batch.num_pages;
   sizes.room = room_for(needs, sizes.batch);
-  if (!sized.ranks.choice.cuda) return sizes;
   world.agree([&] {
+    if (!sized.ranks.choice.cuda) return;
     // Buffers for received rows never grow in a pass, where memory is left beside all else.
     const compute::BackendOptions most = for_any_routing(sizes.backend);
-    if (fits_device(most, sized.ranks.choice.share.memory_bytes)) sizes.backend = most;
+    if (fits(most, sized.ranks)) sizes.backend = most;
   });
+  take_whole_output(world, options, sized.ranks, sizes.backend);
   return sizes;
 }
 

@@ -132,7 +132,9 @@ void Workload::choose_isa(bool cuda, const OpenModel& model, const JobLayout& jo
     const Division& division = job.division();
     return compute::widest_cpu_isa_for(
         shape, model.dtype,
-        compute::share_attention(shape, division.tp, place_in(Share::owner), options_.tp_output),
+        // Where memory decides, parts by columns are multiplied in any case.
+        compute::share_attention(shape, division.tp, place_in(Share::owner),
+                                 options_.tp_output.value_or(compute::OutputCut::columns)),
         compute::share_experts(shape, division.expert_tp, place_in(Share::holder)));
   };
   arithmetic_.isa = name_of(use_agreed_isa(world_, options_.isa, recorded, mine));

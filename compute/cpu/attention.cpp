@@ -1,5 +1,6 @@
 // The CPU backend's attention, in its parts.
 
+#include <algorithm>
 #include <atomic>
 #include <cstring>
 
@@ -41,21 +42,48 @@ void CpuLayers::project(CpuChunk& chunk, const CpuLayer& weights) {
 void CpuLayers::output(CpuChunk& chunk, const CpuLayer& weights) {
   const AttentionShare& share = options_.part.attention;
   if (!share.shared()) {
-    return gemm_->run(weights.o, chunk.memory.context.data(), chunk.num_tokens(),
+    return gemm_->run(weights.o.front(), chunk.memory.context.data(), chunk.num_tokens(),
                       chunk.memory.x.data(), Finish::add);
   }
-  switch (share.output) {
-    case OutputCut::rows:
-      gather_heads(chunk, chunk.num_tokens());
-      return gemm_->run(weights.o, work_.heads.data(), chunk.num_tokens(), chunk.memory.x.data(),
-                        Finish::add);
-    case OutputCut::columns:
-      gather_heads(chunk, chunk.all_rows);
-      return gemm_->run(weights.o, work_.heads.data(), chunk.all_rows, chunk.output_send,
-                        Finish::rounded);
-    case OutputCut::sum:
-      return gemm_->run(weights.o, chunk.heads_send, chunk.all_rows, chunk.output_send,
-                        Finish::float32);
+  if (chunk.output == OutputCut::sum) {
+    return gemm_->run(weights.o.front(), chunk.heads_send, chunk.all_rows, chunk.output_send,
+                      Finish::float32);
+  }
+  if (chunk.output == OutputCut::columns) {
+    gather_heads(chunk, chunk.all_rows);
+    const bool either = share.output == OutputCut::either;
+    const PackedWeight& own = weights.o[either ? static_cast<std::size_t>(share.place) : 0];
+    return gemm_->run(own, work_.heads.data(), chunk.all_rows, chunk.output_send, Finish::rounded);
+  }
+  gather_heads(chunk, chunk.num_tokens());
+  if (weights.o.size() > 1) return output_parts(chunk, weights);
+  gemm_->run(weights.o.front(), work_.heads.data(), chunk.num_tokens(), chunk.memory.x.data(),
+             Finish::add);
+}
+
+void CpuLayers::output_parts(CpuChunk& chunk, const CpuLayer& weights) {
+  const std::int64_t width = weights.o.front().n();
+  for (std::int64_t first = 0; first < chunk.num_tokens(); first += most_rows_at_once) {
+    const std::int64_t end = std::min<std::int64_t>(chunk.num_tokens(), first + most_rows_at_once);
+    parts_.in.clear();
+    parts_.out.clear();
+    parts_.products.clear();
+    for (std::int64_t r = first; r < end; ++r) {
+      parts_.in.push_back(row(work_.heads, r, shape_.q_width()));
+    }
+    for (std::size_t part = 0; part < weights.o.size(); ++part) {
+      for (std::int64_t r = first; r < end; ++r) {
+        parts_.out.push_back(x_row(chunk, r) + static_cast<std::int64_t>(part) * width);
+      }
+      for (std::int64_t r = first; r < end; r += tile_rows) {
+        const int count = static_cast<int>(std::min<std::int64_t>(tile_rows, end - r));
+        const std::int64_t at = r - first;
+        parts_.products.push_back(
+            {&weights.o[part], nullptr, Finish::add, count, parts_.in.data() + at,
+             parts_.out.data() + static_cast<std::int64_t>(part) * (end - first) + at});
+      }
+    }
+    gemm_->run(parts_.products);
   }
 }
 
@@ -67,7 +95,7 @@ void CpuLayers::gather_heads(const CpuChunk& chunk, std::int64_t rows) {
                   [&](std::int64_t begin, std::int64_t end, int) {
                     for (std::int64_t r = begin; r < end; ++r) {
                       for (int m = 0; m < share.members; ++m) {
-                        const bool kept = share.output == OutputCut::rows && m == share.place;
+                        const bool kept = chunk.output == OutputCut::rows && m == share.place;
                         const char* from =
                             kept ? row(chunk.heads_send, chunk.first_own_row + r, width)
                                  : row(chunk.heads_recv, m * rows + r, width);
@@ -79,12 +107,12 @@ void CpuLayers::gather_heads(const CpuChunk& chunk, std::int64_t rows) {
 
 void CpuLayers::add_output(CpuChunk& chunk) {
   const AttentionShare& share = options_.part.attention;
-  if (share.output == OutputCut::rows) return;
+  if (chunk.output == OutputCut::rows) return;
   const std::int64_t rows = chunk.num_tokens();
   const int hidden = shape_.hidden;
   const auto add_row = [&](std::int64_t t) {
     const std::int64_t own = chunk.first_own_row + t;
-    if (share.output == OutputCut::sum) {
+    if (chunk.output == OutputCut::sum) {
       const auto* received = static_cast<const float*>(chunk.output_recv) + t * hidden;
       return kernels_.add_sum(x_row(chunk, t), received, rows * hidden,
                               static_cast<const float*>(chunk.output_send) + own * hidden,

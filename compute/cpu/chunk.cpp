@@ -13,6 +13,7 @@ CpuChunk::CpuChunk(const BackendOptions& options, std::shared_ptr<std::int64_t> 
   dispatch_send = memory.send.data();
   combine_recv = memory.combined.data();
   packed_counts = memory.order.counts;
+  output = options.part.attention.usual_output();
   normed = memory.shared.normed.data();
   head_sums = memory.shared.head_sums.as<float>();
   heads_send = memory.shared.heads_send.data();

@@ -27,6 +27,7 @@ CpuSharedMemory::CpuSharedMemory(const BackendOptions& options, HostArena& arena
       heads_recv = arena.buffer(all * width * element);
       break;
     case OutputCut::columns:
+    case OutputCut::either:
       heads_recv = arena.buffer(share.members * all * width * element);
       output_send = arena.buffer(tiles * (shape.hidden / share.members) * element);
       output_recv = arena.buffer(all * (shape.hidden / share.members) * element);

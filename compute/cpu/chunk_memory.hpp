@@ -18,7 +18,7 @@ struct CpuSharedMemory {
 
   AlignedBuffer normed;
   AlignedBuffer head_sums;
-  AlignedBuffer heads_send;  // by OutputCut::columns it is in heads_recv
+  AlignedBuffer heads_send;  // by OutputCut::columns and either it is in heads_recv
   AlignedBuffer heads_recv;
   AlignedBuffer output_send;
   AlignedBuffer output_recv;

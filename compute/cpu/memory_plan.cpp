@@ -42,14 +42,16 @@ class WeightSums {
  private:
   /// Asks once for all weights of one kind.
   std::int64_t packed_bytes(const WeightInfo& info) {
-    const GemmUse use{static_cast<int>(info.rows), static_cast<int>(info.cols),
+    const int parts = num_parts(info.id, options_);
+    const GemmUse use{static_cast<int>(info.rows) / parts, static_cast<int>(info.cols),
                       finish_of(info.id, options_)};
     const auto [found, is_new] = packed_.try_emplace(use, 0);
     if (is_new) {
       found->second = gemm_->packed_bytes(use.n, use.k);
       uses_.push_back(use);
+      if (parts > 1) uses_.push_back({use.n, use.k, finish_of_a_part});
     }
-    return found->second;
+    return parts * found->second;
   }
 
   const BackendOptions& options_;

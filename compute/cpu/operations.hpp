@@ -33,14 +33,20 @@ struct CpuLayer {
   AlignedBuffer q_norm;
   AlignedBuffer k_norm;
   PackedWeight qkv;
-  PackedWeight o;
+  std::vector<PackedWeight> o;  // [num_parts(Weight::o)]
   PackedWeight router;
   CpuMlp dense;
   std::vector<CpuMlp> experts;  // by local number
 };
 
-/// What becomes of the sums of a weight's GEMM.
+/// What becomes of the sums of a weight's GEMM; of one that has parts, of all of them.
 Finish finish_of(Weight weight, const BackendOptions& options);
+
+/// Parts of a weight by its output columns, each packed by itself: one, but by OutputCut::either
+/// the output projection has one for each member, so that the rank can multiply by its own alone.
+int num_parts(Weight weight, const BackendOptions& options);
+/// What becomes of the sums where a part is used alone.
+inline constexpr Finish finish_of_a_part = Finish::rounded;
 
 /// Weights, KV cache and workspace, and the operations on them.
 class CpuLayers {
@@ -85,6 +91,8 @@ class CpuLayers {
   void attention(CpuChunk& chunk, int layer, AttentionPart part);
   void project(CpuChunk& chunk, const CpuLayer& weights);
   void output(CpuChunk& chunk, const CpuLayer& weights);
+  /// x += the projection of work_.heads, of own rows, part by part.
+  void output_parts(CpuChunk& chunk, const CpuLayer& weights);
   void add_output(CpuChunk& chunk);
   /// The chunk's, or of all ranks that share attention.
   std::int64_t attention_rows(const CpuChunk& chunk) const;
@@ -133,7 +141,7 @@ class CpuLayers {
   const CpuMlp& expert_of(int layer, int local_expert) const {
     return layers_[static_cast<std::size_t>(layer)].experts[static_cast<std::size_t>(local_expert)];
   }
-  PackedWeight& matrix_place(const WeightInfo& info, int local_expert);
+  std::span<PackedWeight> matrix_places(const WeightInfo& info, int local_expert);
   AlignedBuffer floats_of(const void* data, std::int64_t count) const;
   float* x_row(const CpuChunk& chunk, std::int64_t token) const {
     return chunk.memory.x.as<float>() + token * shape_.hidden;
@@ -162,6 +170,11 @@ class CpuLayers {
   CpuWorkspace work_;  // used by one operation at a time
   Backend::Memory memory_;
   MlpRows mlp_;
+  struct {
+    std::vector<const void*> in;
+    std::vector<void*> out;  // [parts, rows]
+    std::vector<Product> products;
+  } parts_;                              // of output_parts
   std::vector<std::int32_t> positions_;  // [max_tokens]
   std::vector<std::int32_t> pages_;      // [max_tokens]
   AttendPlan attend_plan_;

@@ -11,7 +11,9 @@ namespace atl::compute {
 
 namespace {
 Finish finish_of_output(const AttentionShare& share) {
-  if (!share.shared() || share.output == OutputCut::rows) return Finish::add;
+  if (!share.shared() || share.output == OutputCut::rows || share.output == OutputCut::either) {
+    return Finish::add;
+  }
   return share.output == OutputCut::columns ? Finish::rounded : Finish::float32;
 }
 }  // namespace
@@ -33,6 +35,11 @@ Finish finish_of(Weight weight, const BackendOptions& options) {
   }
 }
 
+int num_parts(Weight weight, const BackendOptions& options) {
+  const AttentionShare& share = options.part.attention;
+  return weight == Weight::o && share.output == OutputCut::either ? share.members : 1;
+}
+
 CpuLayers::CpuLayers(const BackendOptions& options)
     : options_(options),
       shape_(options_.shape),
@@ -44,6 +51,7 @@ CpuLayers::CpuLayers(const BackendOptions& options)
       kernels_(kernels_for(options.dtype, cpu_isa())),
       layers_(static_cast<std::size_t>(options.shape.num_layers)) {
   for (std::size_t i = 0; i < layers_.size(); ++i) {
+    layers_[i].o.resize(static_cast<std::size_t>(num_parts(Weight::o, options)));
     layers_[i].experts.resize(options.part.experts[i].size());
   }
 }
@@ -69,24 +77,25 @@ AlignedBuffer& CpuLayers::vector_place(const WeightInfo& info) {
   }
 }
 
-PackedWeight& CpuLayers::matrix_place(const WeightInfo& info, int local_expert) {
-  if (info.id == Weight::lm_head) return lm_head_;
+std::span<PackedWeight> CpuLayers::matrix_places(const WeightInfo& info, int local_expert) {
+  const auto one = [](PackedWeight& weight) { return std::span(&weight, 1); };
+  if (info.id == Weight::lm_head) return one(lm_head_);
   CpuLayer& weights = layers_[static_cast<std::size_t>(info.layer)];
   CpuMlp& mlp =
       local_expert >= 0 ? weights.experts[static_cast<std::size_t>(local_expert)] : weights.dense;
   switch (info.id) {
     case Weight::qkv:
-      return weights.qkv;
+      return one(weights.qkv);
     case Weight::o:
       return weights.o;
     case Weight::router:
-      return weights.router;
+      return one(weights.router);
     case Weight::up:
-      return mlp.up;
+      return one(mlp.up);
     case Weight::gate:
-      return mlp.gate;
+      return one(mlp.gate);
     default:
-      return mlp.down;
+      return one(mlp.down);
   }
 }
 
@@ -98,8 +107,13 @@ void CpuLayers::load(const WeightInfo& info, int local_expert, const void* data)
   } else if (info.use == Use::vector) {
     vector_place(info) = floats_of(data, info.rows);
   } else {
-    matrix_place(info, local_expert) =
-        gemm_->pack(data, static_cast<int>(info.rows), static_cast<int>(info.cols));
+    const std::span<PackedWeight> parts = matrix_places(info, local_expert);
+    const std::int64_t rows = info.rows / std::ssize(parts);
+    const auto* from = static_cast<const char*>(data);
+    for (PackedWeight& part : parts) {
+      part = gemm_->pack(from, static_cast<int>(rows), static_cast<int>(info.cols));
+      from += rows * info.cols * element_bytes_;
+    }
   }
 }
 
@@ -110,9 +124,12 @@ void CpuLayers::prepare() {
     if (info.use == Use::vector) {
       memory_.weights += vector_place(info).bytes();
     } else if (info.id != Weight::embedding) {
-      const PackedWeight& weight = matrix_place(info, local_expert);
-      memory_.weights += weight.bytes();
-      gemm_->prepare(weight, finish_of(info.id, options_));
+      const std::span<PackedWeight> parts = matrix_places(info, local_expert);
+      for (const PackedWeight& part : parts) {
+        memory_.weights += part.bytes();
+        gemm_->prepare(part, finish_of(info.id, options_));
+        if (parts.size() > 1) gemm_->prepare(part, finish_of_a_part);
+      }
     }
   });
   HostArena arena(HostArena::Mode::take);
@@ -124,6 +141,10 @@ void CpuLayers::prepare() {
   positions_.resize(static_cast<std::size_t>(rows));
   pages_.resize(static_cast<std::size_t>(rows));
   attend_plan_.reserve(rows, work_.attend);
+  const auto parts = static_cast<std::size_t>(num_parts(Weight::o, options_));
+  parts_.in.reserve(most_rows_at_once);
+  parts_.out.reserve(most_rows_at_once * parts);
+  parts_.products.reserve(most_rows_at_once / tile_rows * parts);
 }
 
 std::int64_t CpuLayers::expert_bytes(int layer) const {

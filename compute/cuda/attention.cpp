@@ -18,15 +18,23 @@ void CudaLayers::add_attention() {
   const int whole_qkv = shape_.q_width() + 2 * shape_.kv_width();
   qkv_ = gemm_.add(own_.qkv_width(), shape_.hidden, Output::activation, rows, first.qkv, whole_qkv);
   const int hidden = shape_.hidden;
-  if (share.shared() && share.output == OutputCut::columns) {
-    o_ = gemm_.add(hidden / share.members, shape_.q_width(), Output::activation, rows, first.o,
-                   hidden);
-  } else if (share.shared() && share.output == OutputCut::sum) {
+  const OutputCut output = share.shared() ? share.output : OutputCut::rows;
+  if (output == OutputCut::columns || output == OutputCut::either) {
+    o_columns_ = gemm_.add(hidden / share.members, shape_.q_width(), Output::activation, rows,
+                           own_output_columns(first), hidden);
+  }
+  if (output == OutputCut::sum) {
     o_ = gemm_.add(hidden, own_.q_width(), Output::float32, rows, first.o);
-  } else {
+  } else if (output != OutputCut::columns) {
     o_ =
         gemm_.add(hidden, shape_.q_width(), Output::activation, options_.max_chunk_tokens, first.o);
   }
+}
+
+const void* CudaLayers::own_output_columns(const CudaLayer& weights) const {
+  const AttentionShare& share = options_.part.attention;
+  if (share.output != OutputCut::either) return weights.o;
+  return row_at(weights.o, shape_.hidden / share.members * share.place, shape_.q_width());
 }
 
 Event CudaLayers::attention(CudaChunk& chunk, int layer, AttentionPart part) {
@@ -44,7 +52,7 @@ Event CudaLayers::attention(CudaChunk& chunk, int layer, AttentionPart part) {
   if (all || part == AttentionPart::project) project(stream, chunk, layer);
   if (all || part == AttentionPart::attend) attend(stream, chunk, layer);
   if (all || part == AttentionPart::output) output(stream, chunk, layer);
-  if (part == AttentionPart::add && share.shared() && share.output != OutputCut::rows) {
+  if (part == AttentionPart::add && share.shared() && chunk.output != OutputCut::rows) {
     join_output(stream, chunk);
     add_to_x(stream, chunk, layer);
   }
@@ -117,11 +125,11 @@ void CudaLayers::attend(const Stream& stream, CudaChunk& chunk, int layer) {
 void CudaLayers::output(const Stream& stream, CudaChunk& chunk, int layer) {
   const AttentionShare& share = options_.part.attention;
   const CudaLayer& weights = weights_.layers[static_cast<std::size_t>(layer)];
-  if (share.shared() && share.output == OutputCut::sum) {
+  if (share.shared() && chunk.output == OutputCut::sum) {
     gemm_.run(stream, o_, weights.o, chunk.heads_send, chunk.all_rows, chunk.output_send);
     return;
   }
-  const bool columns = share.shared() && share.output == OutputCut::columns;
+  const bool columns = share.shared() && chunk.output == OutputCut::columns;
   const void* heads = chunk.memory.context;
   if (share.shared()) {
     const std::int64_t own_row = own_.q_width() * static_cast<std::int64_t>(size_of(dtype_));
@@ -136,7 +144,8 @@ void CudaLayers::output(const Stream& stream, CudaChunk& chunk, int layer) {
     heads = work_.heads;
   }
   if (columns) {
-    gemm_.run(stream, o_, weights.o, heads, chunk.all_rows, chunk.output_send);
+    gemm_.run(stream, o_columns_, own_output_columns(weights), heads, chunk.all_rows,
+              chunk.output_send);
     return;
   }
   gemm_.run(stream, o_, weights.o, heads, chunk.num_tokens(), work_.out);
@@ -145,7 +154,7 @@ void CudaLayers::output(const Stream& stream, CudaChunk& chunk, int layer) {
 
 void CudaLayers::join_output(const Stream& stream, CudaChunk& chunk) {
   const AttentionShare& share = options_.part.attention;
-  const bool sum = share.output == OutputCut::sum;
+  const bool sum = chunk.output == OutputCut::sum;
   MemberRows rows;
   rows.width = sum ? shape_.hidden : shape_.hidden / share.members;
   const std::size_t element = sum ? sizeof(float) : size_of(dtype_);

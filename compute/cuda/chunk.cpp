@@ -60,6 +60,7 @@ CudaChunk::CudaChunk(const BackendOptions& options, int index,
   x = memory.x;
   dispatch_send = memory.send;
   combine_recv = memory.combined;
+  output = options.part.attention.usual_output();
   normed = memory.shared.normed;
   head_sums = memory.shared.head_sums;
   heads_send = memory.shared.heads_send;

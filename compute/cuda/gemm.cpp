@@ -35,9 +35,9 @@ cudaDataType_t type_of(DType dtype) {
   return dtype == DType::bfloat16 ? CUDA_R_16BF : dtype == DType::float16 ? CUDA_R_16F : CUDA_R_32F;
 }
 
-/// What every row's address is a multiple of.
-std::uint32_t alignment_of(std::size_t row_bytes) {
-  return static_cast<std::uint32_t>(std::gcd(row_bytes, Arena::alignment));
+/// What every row's address is a multiple of, of rows of so many bytes; or what an address is.
+std::uint32_t alignment_of(std::size_t bytes) {
+  return static_cast<std::uint32_t>(std::gcd(bytes, Arena::alignment));
 }
 
 bool splits_the_sum(const cublasLtMatmulAlgo_t& algo) {
@@ -127,8 +127,9 @@ std::vector<cublasLtMatmulAlgo_t> CudaGemm::candidates(const KindState& kind, in
   const auto in_alignment = alignment_of(static_cast<std::size_t>(kind.k) * size_of(dtype_));
   const auto out_alignment =
       alignment_of(static_cast<std::size_t>(kind.n) * kind.out_bytes(dtype_));
-  set(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES,
-      static_cast<std::uint32_t>(Arena::alignment));
+  // A part of a weight may begin at any of its rows.
+  const auto weight_address = reinterpret_cast<std::uintptr_t>(kind.weight);
+  set(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, alignment_of(weight_address));
   set(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, in_alignment);
   set(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, out_alignment);
   set(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, out_alignment);

@@ -103,6 +103,8 @@ class CudaLayers {
   }
   /// The GEMMs of attention.
   void add_attention();
+  /// Own columns of a layer's output projection, which may be all that this rank has of it.
+  const void* own_output_columns(const CudaLayer& weights) const;
   void project(const Stream& stream, CudaChunk& chunk, int layer);
   void attend(const Stream& stream, CudaChunk& chunk, int layer);
   void output(const Stream& stream, CudaChunk& chunk, int layer);
@@ -169,7 +171,9 @@ class CudaLayers {
   KvCache kv_;
   Workspace work_;
   CudaGemm gemm_;
-  CudaGemm::Kind qkv_ = -1, o_ = -1, router_ = -1, lm_head_ = -1;
+  CudaGemm::Kind qkv_ = -1, router_ = -1, lm_head_ = -1;
+  CudaGemm::Kind o_ = -1;          // of whole rows, or of summands
+  CudaGemm::Kind o_columns_ = -1;  // of own columns
   MlpKinds dense_, expert_;
   bool fuses_gelu_ = false;
   std::vector<Run> runs_;

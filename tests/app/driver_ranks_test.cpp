@@ -87,8 +87,8 @@ long allocations_in_decode(bool overlap, comm::TransportKind transport, Route ro
       if (grant.rank == world.rank()) batcher.take_up(std::move(grant.admitted));
     }
     if (!batcher.next_pass(loads)) break;
-    timeline.begin_pass(Phase::decode, driver.schedule(batcher.num_chunks(), route), 0, 0);
-    driver.run_pass(batcher, route);
+    timeline.begin_pass(Phase::decode, driver.schedule(batcher.num_chunks(), {route}), 0, 0);
+    driver.run_pass(batcher, {route});
     timeline.end_pass(batcher.finish_pass(0));
     counted::counting = false;
   }

@@ -6,6 +6,8 @@
 #include <functional>
 #include <map>
 
+#include "app/plan/output_choice.hpp"
+
 namespace atl {
 namespace {
 
@@ -163,6 +165,15 @@ TEST(PassChoice, RanksThatHearTheSameChooseTheSame) {
   std::int64_t passes = 0;
   for (const PassRecord& record : records) passes += record.passes;
   EXPECT_EQ(passes, 500);
+}
+
+TEST(OutputOfPass, GoesByRowsOnceReadingTheWholeIsNotWhatTakesLong) {
+  using compute::OutputCut;
+  EXPECT_EQ(output_of_pass(0, 1, 12), OutputCut::columns);
+  EXPECT_EQ(output_of_pass(11, 1, 12), OutputCut::columns);
+  EXPECT_EQ(output_of_pass(12, 1, 12), OutputCut::rows);
+  EXPECT_EQ(output_of_pass(47, 4, 12), OutputCut::columns);  // each chunk reads the weights
+  EXPECT_EQ(output_of_pass(48, 4, 12), OutputCut::rows);
 }
 
 }  // namespace

@@ -112,9 +112,9 @@ class RoutingRun {
         if (grant.rank == world_.rank()) batcher.take_up(std::move(grant.admitted));
       }
       if (!batcher.next_pass(loads)) break;
-      timeline.begin_pass(Phase::prefill, driver.schedule(batcher.num_chunks(), Route::flat), 0, 0);
+      timeline.begin_pass(Phase::prefill, driver.schedule(batcher.num_chunks(), {}), 0, 0);
       if (replayed) replayed->prepare(batcher);
-      driver.run_pass(batcher, Route::flat);
+      driver.run_pass(batcher, {});
       recorded->take(batcher);
       timeline.end_pass(batcher.finish_pass(0));
       recorded->finish(batcher.finished());

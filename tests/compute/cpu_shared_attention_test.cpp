@@ -78,8 +78,11 @@ TEST(CpuSharedAttention, DecodingAllocatesNothing) {
   shape.qk_norm = QkNorm::whole_row;
   const auto model = random_model(shape, DType::bfloat16, 2);
   const std::vector<std::int32_t> token = {7};
-  for (const OutputCut output : {OutputCut::rows, OutputCut::columns, OutputCut::sum}) {
-    AttentionMembers group(model, 2, output, {.dtype = DType::bfloat16, .num_threads = 2},
+  for (const auto [has, passes] : {std::pair(OutputCut::rows, 1),
+                                   {OutputCut::columns, 1},
+                                   {OutputCut::either, 2},
+                                   {OutputCut::sum, 1}}) {
+    AttentionMembers group(model, 2, has, {.dtype = DType::bfloat16, .num_threads = 2},
                            copy_on_host);
     const std::vector<SingleRank::Piece> pieces = {{group.add_sequence(), token},
                                                    {group.add_sequence(), token}};
@@ -89,14 +92,34 @@ TEST(CpuSharedAttention, DecodingAllocatesNothing) {
         group.rank(0).finish(group.rank(0).backend().attention(group.rank(0).chunk(), 1, part));
       }
     };
-    group.start(pieces);
-    for (int i = 0; i < 3; ++i) attention();
-    counted::allocations = 0;
-    counted::counting = true;
-    for (int i = 0; i < 20; ++i) attention();
-    counted::counting = false;
-    EXPECT_EQ(counted::allocations.load(), 0);
+    for (int pass = 0; pass < passes; ++pass) {
+      group.start(pieces);
+      for (int i = 0; i < 3; ++i) attention();
+      counted::allocations = 0;
+      counted::counting = true;
+      for (int i = 0; i < 20; ++i) attention();
+      counted::counting = false;
+      EXPECT_EQ(counted::allocations.load(), 0) << compute::name_of(has);
+    }
   }
+}
+
+TEST(CpuSharedAttention, RefusesAnOutputThatRanksDoNotHave) {
+  const auto model = random_model(tiny_shape(), DType::float32, 3);
+  const std::vector<std::int32_t> tokens(4, 1);
+  const auto norm = [&](OutputCut has, OutputCut pass) {
+    AttentionMembers group(model, 2, has, {.max_chunk_tokens = 8});
+    const SingleRank::Piece piece{group.add_sequence(), tokens};
+    group.start({&piece, 1});
+    compute::Chunk& chunk = group.rank(1).chunk();
+    chunk.output = pass;
+    compute::Backend& backend = group.rank(1).backend();
+    group.rank(1).finish(backend.attention(chunk, 0, AttentionPart::norm));
+  };
+  EXPECT_THROW(norm(OutputCut::rows, OutputCut::columns), Error);
+  EXPECT_THROW(norm(OutputCut::columns, OutputCut::rows), Error);
+  EXPECT_THROW(norm(OutputCut::either, OutputCut::sum), Error);
+  EXPECT_NO_THROW(norm(OutputCut::either, OutputCut::rows));
 }
 
 }  // namespace

@@ -48,8 +48,10 @@ TEST_P(CpuPlan, IsWhatABackendHolds) {
 TEST_P(CpuPlan, IsWhatRanksThatShareAttentionHold) {
   using compute::OutputCut;
   const ModelShape& shape = GetParam().shape;
-  for (const OutputCut output : {OutputCut::rows, OutputCut::columns, OutputCut::sum}) {
-    if (output == OutputCut::columns && shape.hidden % 2 != 0) continue;
+  for (const OutputCut output :
+       {OutputCut::rows, OutputCut::columns, OutputCut::either, OutputCut::sum}) {
+    const bool cuts = output == OutputCut::columns || output == OutputCut::either;
+    if (cuts && shape.hidden % 2 != 0) continue;
     RankOptions rank;
     rank.dtype = DType::bfloat16;
     rank.num_threads = 2;

@@ -30,6 +30,7 @@ class AttentionMembers {
                    CopyBytes copy = copy_on_host)
       : shape_(model.shape),
         element_(size_of(rank.dtype)),
+        has_(output),
         output_(output),
         copy_(std::move(copy)) {
     const auto make = rank.make_backend;
@@ -59,13 +60,18 @@ class AttentionMembers {
     return sequence;
   }
 
-  /// Embeds the next tokens of some sequences, each member its own rows.
+  /// Embeds the next tokens of some sequences, each member its own rows. By OutputCut::either
+  /// passes go by rows and by columns in turn.
   void start(std::span<const SingleRank::Piece> pieces) {
+    if (has_ == OutputCut::either) {
+      output_ = output_ == OutputCut::rows ? OutputCut::columns : OutputCut::rows;
+    }
     for (int m = 0; m < members(); ++m) {
       rank(m).set_chunk(pieces);
       compute::Chunk& chunk = rank(m).chunk();
       all_ = static_cast<std::int64_t>(chunk.tokens.size());
       if (members() > 1) {
+        chunk.output = output_;
         chunk.all_rows = all_;
         chunk.first_own_row = first_row(m);
         chunk.tokens = chunk.tokens.subspan(static_cast<std::size_t>(first_row(m)),
@@ -188,6 +194,7 @@ class AttentionMembers {
       fill(chunk(m).normed, all_ * shape_.hidden * element);
       fill(chunk(m).head_sums, members() * all_ * share(m).sums_per_member(shape_) * 4);
       fill(chunk(m).heads_recv, members() * (columns ? all_ : num_rows(m)) * own_width() * element);
+      if (output_ == OutputCut::rows) continue;  // nothing comes of it
       fill(chunk(m).output_send, all_ * bytes_out);
       fill(chunk(m).output_recv, members() * num_rows(m) * bytes_out);
     }
@@ -195,7 +202,8 @@ class AttentionMembers {
 
   ModelShape shape_;
   std::size_t element_;
-  OutputCut output_;
+  const OutputCut has_;
+  OutputCut output_;  // of the pass
   CopyBytes copy_;
   std::vector<std::unique_ptr<SingleRank>> ranks_;
   std::vector<compute::AttentionShare> shares_;
@@ -266,10 +274,10 @@ inline void expect_same_attention(const ModelShape& shape, RankOptions options,
   for (const int members : numbers) {
     if (shape.num_heads % members != 0) continue;
     options.max_chunk_tokens = (137 + members - 1) / members;
-    for (const OutputCut output : {OutputCut::rows, OutputCut::columns}) {
+    for (const OutputCut output : {OutputCut::rows, OutputCut::columns, OutputCut::either}) {
       AttentionMembers group(model, members, output, options, copy);
       EXPECT_EQ(attended(group, shape, tokens), truth)
-          << members << " members, " << (output == OutputCut::rows ? "rows" : "columns");
+          << members << " members, " << compute::name_of(output);
     }
   }
 }

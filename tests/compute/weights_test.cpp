@@ -103,6 +103,7 @@ TEST(ShareAttention, RefusesWhatDoesNotDivide) {
   EXPECT_THROW(share_attention(shape, 2, 2, OutputCut::rows), Error);
   shape.hidden = 37;
   EXPECT_THROW(share_attention(shape, 2, 0, OutputCut::columns), Error);
+  EXPECT_THROW(share_attention(shape, 2, 0, OutputCut::either), Error);
   EXPECT_EQ(share_attention(shape, 2, 1, OutputCut::rows).heads.size(), 1U);
 }
 
@@ -117,7 +118,8 @@ TEST(WeightCut, ARankHasItsHeadsRowsAndItsPartOfTheOutput) {
   ModelShape shape = testing::tiny_shape();
   shape.qk_norm = QkNorm::whole_row;
   const int d = shape.head_dim;  // 4 query heads, 2 KV heads; member 2 has query head 2, KV head 1
-  for (const OutputCut output : {OutputCut::rows, OutputCut::columns, OutputCut::sum}) {
+  for (const OutputCut output :
+       {OutputCut::rows, OutputCut::columns, OutputCut::either, OutputCut::sum}) {
     Part part = whole_model(shape);
     part.attention = share_attention(shape, 4, 2, output);
     for (const WeightInfo& info : weights_of(shape)) {

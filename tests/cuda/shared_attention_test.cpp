@@ -57,7 +57,8 @@ TEST_F(CudaMember, HoldsWhatIsPlanned) {
   auto shape = tiny_shape();
   shape.qk_norm = QkNorm::whole_row;
   const auto model = random_model(shape, DType::bfloat16, 1);
-  for (const OutputCut output : {OutputCut::rows, OutputCut::columns, OutputCut::sum}) {
+  for (const OutputCut output :
+       {OutputCut::rows, OutputCut::columns, OutputCut::either, OutputCut::sum}) {
     compute::BackendOptions options;
     RankOptions rank = on_cuda(DType::bfloat16);
     const auto make = rank.make_backend;

@@ -118,7 +118,7 @@ layouts=(
   "12 auto yes pairwise 1 --tp 3 --pp 2 --replicas 2 --tp-output rows"
   "16 4 yes ialltoallv 1 --tp 2 --pp 2 --node-ranks 4 --route nodes"
   "4 2 yes ialltoallv 1 --expert-tp 2"
-  "8 3 yes pairwise 1 --layout tp2-pp2"
+  "8 3 yes pairwise 1 --layout tp2-pp2 --tp-output columns"
   "8 2 no auto 1 --expert-tp 4 --tp 2 --node-ranks 2 --route nodes"
 )
 ((all_sweeps)) && layouts+=(

@@ -76,6 +76,7 @@ SharedMemory::SharedMemory(const BackendOptions& options, Arena& arena) {
       heads_recv = rows_of(all, width);
       break;
     case OutputCut::columns:
+    case OutputCut::either:
       heads_recv = rows_of(share.members * all, width);
       output_send = rows_of(all, shape.hidden / share.members);
       output_recv = rows_of(all, shape.hidden / share.members);

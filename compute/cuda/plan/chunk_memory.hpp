@@ -17,7 +17,7 @@ struct SharedMemory {
 
   void* normed = nullptr;
   float* head_sums = nullptr;
-  void* heads_send = nullptr;  // by OutputCut::columns it is in heads_recv
+  void* heads_send = nullptr;  // by OutputCut::columns and either it is in heads_recv
   void* heads_recv = nullptr;
   void* output_send = nullptr;
   void* output_recv = nullptr;

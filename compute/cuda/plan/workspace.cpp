@@ -40,7 +40,7 @@ Workspace::Workspace(const BackendOptions& options, Arena& arena) {
   kv_rows = rows_of(2 * tokens, own_heads(shape, share).kv_width());
   out = rows_of(tokens, shape.hidden);
   if (share.shared() && share.output != OutputCut::sum) {
-    const bool all = share.output == OutputCut::columns;
+    const bool all = share.output != OutputCut::rows;
     heads = rows_of(all ? options.most_attention_rows() : tokens, shape.q_width());
   }
   inner = rows_of(mlp_rows, widest);
