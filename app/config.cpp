@@ -52,7 +52,7 @@ std::vector<std::pair<std::string, std::string>> RunOptions::items() const {
           {"replicas", std::to_string(division.replicas)},
           {"pp", std::to_string(division.pp)},
           {"tp", std::to_string(division.tp)},
-          {"expert-tp", std::to_string(division.expert_tp)},
+          {"expert-tp", text_of(expert_tp)},
           {"tp-output", text_of(tp_output)},
           {"show-layout", show_layout ? "true" : "false"},
           {"no-overlap", no_overlap ? "true" : "false"},
@@ -70,6 +70,7 @@ std::vector<std::pair<std::string, std::string>> RunOptions::items() const {
           {"max-sequences", std::to_string(max_sequences)},
           {"step-tokens", std::to_string(step_tokens)},
           {"min-chunk-tokens", std::to_string(min_chunk_tokens)},
+          {"memory-limit", fmt::format("{}", memory_gb)},
           {"kv-tokens", std::to_string(kv_tokens)},
           {"deadline", fmt::format("{}", deadline)},
           {"peak-tflops", fmt::format("{}", peak_tflops)},
@@ -204,6 +205,10 @@ void add_run_sizes(CLI::App& app, RunOptions& o) {
   add_pass_sizes(app, o);
   app.add_option("--min-chunk-tokens", o.min_chunk_tokens, "Steps are not cut finer than this")
       ->check(CLI::Range(1, 1 << 20))
+      ->capture_default_str();
+  app.add_option("--memory-limit", o.memory_gb,
+                 "Memory that a rank takes at most, in 10^9 bytes; 0: what a GPU or the job has")
+      ->check(CLI::Range(0.0, 1e6))
       ->capture_default_str();
   app.add_option("--kv-tokens", o.kv_tokens,
                  "KV cache per rank, in tokens; 0: what the requests need and memory allows")

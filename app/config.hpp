@@ -40,9 +40,10 @@ struct RunOptions {
   std::string placement;  ///< file that says which rank has which expert; empty: by slots
   Balance balance = Balance::none;
   BalanceOptions balance_when;
-  std::string node_ranks;  ///< see nodes_of_ranks(); empty: as ranks share memory
-  std::string layout;      ///< all of the next in one word, see division_of(); empty: by them
-  Division division;
+  std::string node_ranks;        ///< see nodes_of_ranks(); empty: as ranks share memory
+  std::string layout;            ///< all of the next in one word, see division_of(); empty: by them
+  Division division;             ///< but for the next
+  std::optional<int> expert_tp;  ///< ranks that share each expert; none: auto
   std::optional<compute::OutputCut> tp_output;  ///< none: auto
   bool show_layout = false;                     ///< say who is with whom, and stop
   bool no_overlap = false;
@@ -60,6 +61,7 @@ struct RunOptions {
   int max_sequences = 64;        ///< per rank at once
   int step_tokens = 2048;        ///< per rank and pass
   int min_chunk_tokens = 32;
+  double memory_gb = 0;                   ///< a rank takes at most, in 10^9 bytes; 0: what is there
   std::int64_t kv_tokens = 0;             ///< KV cache per rank in tokens; 0: from the requests
   double deadline = 300;                  ///< seconds without progress
   double peak_tflops = 0;                 ///< stated peak of one rank, for MFU
@@ -96,8 +98,7 @@ struct LayoutOptions {
   std::string config;
   std::string model;
   int ranks = 1;
-  double memory_gb = 0;  ///< of a rank; 0: not known
-  RunOptions run;        ///< those that say who does what, and how large passes are
+  RunOptions run;  ///< those that say who does what, and how large passes are
 };
 
 struct InspectOptions {

@@ -85,7 +85,15 @@ void add_run_layout(CLI::App& app, RunOptions& o) {
   add_divisor(app, "--replicas", o.division.replicas, "Networks, each with the whole model");
   add_divisor(app, "--pp", o.division.pp, "Stages of a network, each with some layers");
   add_divisor(app, "--tp", o.division.tp, "Ranks that share attention and its sequences");
-  add_divisor(app, "--expert-tp", o.division.expert_tp, "Ranks that share each expert");
+  const auto take_expert_tp = [&o](const std::string& text) {
+    o.expert_tp = text == "auto" ? std::nullopt : std::optional<int>(std::stoi(text));
+  };
+  app.add_option_function<std::string>(
+         "--expert-tp", take_expert_tp,
+         "Ranks that share each expert; auto: more than one where a rank's memory is too small")
+      ->check(
+          [](const std::string& text) { return text == "auto" ? "" : CLI::Range(1, 65536)(text); })
+      ->default_str("auto");
   CLI::Option* output = add_choice(
       app, "--tp-output", o.tp_output,
       {std::nullopt, compute::OutputCut::columns, compute::OutputCut::rows},
@@ -115,7 +123,7 @@ CLI::App& add_layout(CLI::App& app, LayoutOptions& o) {
   layout.add_option("--ranks", o.ranks, "How many ranks")
       ->check(CLI::Range(1, 1 << 16))
       ->required();
-  layout.add_option("--memory-gb", o.memory_gb, "Memory of a rank, in 10^9 bytes")
+  layout.add_option("--memory-gb", o.run.memory_gb, "Memory of a rank, in 10^9 bytes")
       ->check(CLI::Range(0.0, 1e6));
   add_choice(layout, "--backend", o.run.backend,
              {std::nullopt, BackendKind::cpu, BackendKind::cuda},
@@ -138,7 +146,11 @@ void add_pass_sizes(CLI::App& app, RunOptions& o) {
 }
 
 Division division_of(const RunOptions& options, int num_ranks) {
-  if (options.layout.empty()) return options.division;
+  if (options.layout.empty()) {
+    Division division = options.division;
+    division.expert_tp = options.expert_tp.value_or(1);
+    return division;
+  }
   const auto parts = parts_of(options.layout);
   const auto part = [&](const char* name, int otherwise) {
     const auto found = parts.find(name);

@@ -17,8 +17,13 @@ void add_pass_sizes(CLI::App& app, RunOptions& options);
 /// The command that shows a layout.
 CLI::App& add_layout(CLI::App& app, LayoutOptions& options);
 
-/// How `num_ranks` are divided, as --layout says, or the options of its parts. Throws UsageError
-/// where a layout cannot be read, or is not of so many ranks.
+/// How `num_ranks` are divided, as --layout says, or the options of its parts; by --expert-tp auto
+/// each expert is with one rank. Throws UsageError where a layout cannot be read, or is not of so
+/// many ranks.
 Division division_of(const RunOptions& options, int num_ranks);
+/// Whether memory decides how many ranks share an expert.
+inline bool expert_tp_is_open(const RunOptions& options) {
+  return options.layout.empty() && !options.expert_tp;
+}
 
 }  // namespace atl

@@ -20,8 +20,7 @@ struct MemoryPlan {
   std::int64_t total() const { return weights + kv_cache + buffers(); }
 };
 
-/// Host memory of the CPU backend, with weights packed as this CPU, or the one that use_cpu_isa()
-/// named, wants them.
+/// Host memory of the CPU backend, with weights packed as expected_cpu_isa() wants them.
 MemoryPlan cpu_memory_plan(const BackendOptions& options);
 
 /// Of these, the KV cache alone.

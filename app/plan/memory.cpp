@@ -27,6 +27,13 @@ std::int64_t pages_in_host_memory(const compute::BackendOptions& options, double
   return std::min(wanted.useful, fitting);
 }
 
+std::int64_t pages_beside(const compute::BackendOptions& options, std::int64_t bytes) {
+  compute::BackendOptions one = options;
+  one.num_pages = 1;
+  const compute::MemoryPlan plan = compute::cpu_memory_plan(one);
+  return std::max<std::int64_t>(0, bytes - plan.weights - plan.buffers()) / plan.kv_cache;
+}
+
 bool fits_device(const compute::BackendOptions& options, std::int64_t bytes) {
   return compute::cuda_memory_plan(options).total() <= bytes;
 }

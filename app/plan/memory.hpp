@@ -24,6 +24,10 @@ inline constexpr double kv_share_of_host_memory = 0.4;
 std::int64_t pages_in_host_memory(const compute::BackendOptions& options, double memory_bytes,
                                   const PagesWanted& wanted);
 
+/// The KV pages that fit into `bytes` of host memory beside everything else that these options say;
+/// 0 where not even that does.
+std::int64_t pages_beside(const compute::BackendOptions& options, std::int64_t bytes);
+
 /// Whether all that these options say fits into `bytes` of a GPU.
 bool fits_device(const compute::BackendOptions& options, std::int64_t bytes);
 

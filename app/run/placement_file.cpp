@@ -91,14 +91,4 @@ Placement placement_of(const RunOptions& options, const ModelShape& shape, const
   return even_placement(shape, layout, options.slots);
 }
 
-void require_weights_fit(const Placement& placement, std::int64_t weights, double bytes,
-                         const std::string& limited_by) {
-  constexpr double gib = 1024.0 * 1024 * 1024;
-  require(static_cast<double>(weights) <= bytes,
-          "a rank's weights take {:.1f} GiB by this placement (up to {} experts of a layer on a "
-          "rank), and it was given {:.1f} GiB of memory{}{}; use more ranks, or fewer --slots",
-          static_cast<double>(weights) / gib, placement.most_experts_on_a_rank(), bytes / gib,
-          limited_by.empty() ? "" : ", limited by ", limited_by);
-}
-
 }  // namespace atl

@@ -16,9 +16,4 @@ Placement read_placement(const std::string& path, const ModelShape& shape, const
 /// As the options say.
 Placement placement_of(const RunOptions& options, const ModelShape& shape, const Layout& layout);
 
-/// Throws Error where the weights that one rank holds by `placement` do not fit into `bytes` of
-/// its memory.
-void require_weights_fit(const Placement& placement, std::int64_t weights, double bytes,
-                         const std::string& limited_by);
-
 }  // namespace atl

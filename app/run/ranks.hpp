@@ -2,6 +2,7 @@
 // The ranks of a run: where they are, what they were given, and where they compute.
 
 #include <optional>
+#include <string>
 
 #include "app/config.hpp"
 #include "app/run/cluster.hpp"
@@ -12,12 +13,23 @@
 
 namespace atl {
 
+/// What a rank has for all that it holds.
+struct RankMemory {
+  double bytes = 0;     ///< 0: not known
+  std::string by;       ///< who limits it; empty: nobody
+  bool cuda = false;    ///< of a GPU, else the host's
+  bool stated = false;  ///< by --memory-limit
+};
+
 struct Ranks {
   comm::Topology topology;
   comm::Allotment given;
   int threads = 1;  ///< of arithmetic, of this rank
   BackendChoice choice;
   std::optional<Cluster> cluster;  ///< where the links' speed is known
+  bool memory_stated = false;      ///< --memory-limit is what limits this rank
+
+  RankMemory memory() const;
 };
 
 /// Collective; without the cluster.

@@ -5,11 +5,12 @@
 #include <cstdio>
 #include <memory>
 #include <optional>
+#include <span>
 #include <vector>
 
-#include "app/config_layout.hpp"
 #include "app/run/groups.hpp"
 #include "app/run/load_stage.hpp"
+#include "app/run/memory_fit.hpp"
 #include "app/run/open_model.hpp"
 #include "app/run/passes.hpp"
 #include "app/run/placement_file.hpp"
@@ -76,24 +77,63 @@ class Job {
 
   /// False where the layout was only to be shown.
   bool place() {
-    world_.agree([this] {
-      const ModelShape& shape = model_.config.shape;
-      const Division division = division_of(options_, world_.size());
-      require_divides(division, shape);
-      job_ = JobLayout(division, options_.node_ranks.empty()
-                                     ? ranks_.topology.node_of
-                                     : nodes_of_ranks(options_.node_ranks, world_.size()));
-      placement_ = placement_of(options_, shape, job_.exchange_of(world_.rank()));
-      if (options_.balance != Balance::none) placement_.separate_layers();
+    std::vector<Division> divisions;
+    world_.agree([&] {
+      divisions = open_divisions(options_, model_.config.shape, world_.size());
+      divide(divisions.front());
     });
-    world_.agree([this] {
-      if (!root() || !options_.show_layout) return;
-      const bool cuda = ranks_.choice.cuda;
-      const auto bytes = cuda ? static_cast<double>(ranks_.choice.share.memory_bytes)
-                              : ranks_.given.mine.memory_bytes;
-      fmt::print("{}", layout_text(options_, model_.config, model_.dtype, job_, cuda, bytes));
+    std::int64_t lacking = lacking_rank();
+    for (std::size_t next = 1; lacking < world_.size() && next < divisions.size(); ++next) {
+      world_.agree([&] { divide(divisions[next]); });
+      lacking = lacking_rank();
+    }
+    if (lacking < world_.size()) {
+      world_.agree([&] { divide(divisions.front()); });
+      lacking = lacking_rank();
+    }
+    world_.agree([&] {
+      if (options_.show_layout) {
+        if (root()) fmt::print("{}", layout_text(options_, divided(), ranks_.memory()));
+      } else if (lacking == world_.rank()) {
+        fail("{}", does_not_fit(options_, divided(), needs_.plan, ranks_.memory()));
+      }
+      if (root() && job_.division() != divisions.front()) say_experts_are_shared();
     });
     return !options_.show_layout;
+  }
+
+  void divide(const Division& division) {
+    const ModelShape& shape = model_.config.shape;
+    require_divides(division, shape);
+    job_ = JobLayout(division, options_.node_ranks.empty()
+                                   ? ranks_.topology.node_of
+                                   : nodes_of_ranks(options_.node_ranks, world_.size()));
+    placement_ = placement_of(options_, shape, job_.exchange_of(world_.rank()));
+    if (options_.balance != Balance::none) placement_.separate_layers();
+  }
+
+  DividedModel divided() const { return {model_.config.shape, model_.dtype, job_}; }
+
+  /// Collective: the first rank whose part does not fit; their number where all do.
+  std::int64_t lacking_rank() {
+    std::int64_t lacking = world_.size();
+    world_.agree([&] {
+      const RankMemory memory = ranks_.memory();
+      if (memory.bytes <= 0) return;
+      needs_ = needs_of_rank(options_, divided(), world_.rank(), memory.cuda);
+      if (static_cast<double>(must_fit(needs_.plan, memory)) > memory.bytes)
+        lacking = world_.rank();
+    });
+    world_.allreduce(std::span(&lacking, 1), comm::Communicator::Reduce::min);
+    return lacking;
+  }
+
+  void say_experts_are_shared() const {
+    fmt::print(stderr,
+               "--expert-tp {}: each expert is cut over so many ranks, since with fewer a rank's "
+               "part does not fit into {}\n",
+               job_.division().expert_tp,
+               gigabytes(static_cast<std::int64_t>(ranks_.memory().bytes)));
   }
 
   void open_replay() {
@@ -230,6 +270,7 @@ class Job {
   std::optional<ReplayFile> replay_file_;
   std::optional<RoutingReplay> replay_;
   Ranks ranks_;
+  RankNeeds needs_;  // of this rank, at least
   Sizes sizes_;
   std::unique_ptr<compute::Backend> backend_;
   comm::TransportKind transport_ = comm::TransportKind::ialltoallv;

@@ -6,15 +6,15 @@
 
 namespace atl::compute {
 
-std::unique_ptr<Gemm> make_gemm(DType dtype, int num_threads) {
-  if (dtype == DType::bfloat16 && cpu_isa() == CpuIsa::avx512_amx) {
+std::unique_ptr<Gemm> make_gemm(DType dtype, int num_threads, CpuIsa isa) {
+  if (dtype == DType::bfloat16 && isa == CpuIsa::avx512_amx) {
     require(OneDnnGemm::limit_to_amx(),
             "cannot multiply with {} (oneDNN has not got it); choose --isa avx512_bf16, or another "
             "build of oneDNN",
-            name_of(cpu_isa()));
-    return std::make_unique<OneDnnGemm>(dtype, num_threads, cpu_isa());
+            name_of(isa));
+    return std::make_unique<OneDnnGemm>(dtype, num_threads, isa);
   }
-  return std::make_unique<PanelGemm>(dtype, num_threads);
+  return std::make_unique<PanelGemm>(dtype, num_threads, isa);
 }
 
 }  // namespace atl::compute

@@ -116,6 +116,6 @@ class Gemm {
 };
 
 /// oneDNN's for bfloat16 with AMX, else our own.
-std::unique_ptr<Gemm> make_gemm(DType dtype, int num_threads);
+std::unique_ptr<Gemm> make_gemm(DType dtype, int num_threads, CpuIsa isa = cpu_isa());
 
 }  // namespace atl::compute

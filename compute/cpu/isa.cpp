@@ -98,4 +98,9 @@ CpuIsa cpu_isa() {
   return *used;
 }
 
+CpuIsa expected_cpu_isa() {
+  const std::lock_guard lock(mutex);
+  return used.value_or(widest_cpu_isa());
+}
+
 }  // namespace atl::compute

@@ -40,4 +40,7 @@ void use_cpu_isa(CpuIsa isa);
 /// What this process computes with: what use_cpu_isa() said, else the widest from now on.
 CpuIsa cpu_isa();
 
+/// The same, but what is not settled yet stays so: for plans.
+CpuIsa expected_cpu_isa();
+
 }  // namespace atl::compute

@@ -25,7 +25,8 @@ std::int64_t planned(const BackendOptions& options) {
 class WeightSums {
  public:
   explicit WeightSums(const BackendOptions& options)
-      : options_(options), gemm_(make_gemm(options.dtype, options.num_threads)) {}
+      : options_(options),
+        gemm_(make_gemm(options.dtype, options.num_threads, expected_cpu_isa())) {}
 
   void add(const WeightInfo& info) {
     if (info.use == Use::vector) {

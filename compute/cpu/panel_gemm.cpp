@@ -58,10 +58,10 @@ int slice_bytes_of_this_cpu() {
 
 }  // namespace
 
-PanelGemm::PanelGemm(DType dtype, int num_threads)
+PanelGemm::PanelGemm(DType dtype, int num_threads, CpuIsa isa)
     : dtype_(dtype),
       num_threads_(num_threads),
-      kernels_(kernels_for(dtype, cpu_isa())),
+      kernels_(kernels_for(dtype, isa)),
       slice_bytes_(slice_bytes_of_this_cpu()) {
   // A pass has at most one product a row, and allocates nothing.
   first_panel_.reserve(most_rows_at_once + 1);

@@ -14,7 +14,7 @@ namespace atl::compute {
 
 class PanelGemm final : public Gemm {
  public:
-  PanelGemm(DType dtype, int num_threads);
+  PanelGemm(DType dtype, int num_threads, CpuIsa isa);
 
   PackedWeight pack(const void* weight, int n, int k) override;
   std::int64_t packed_bytes(int n, int k) const override;
