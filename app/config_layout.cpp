@@ -21,6 +21,13 @@ void add_divisor(CLI::App& app, const char* name, int& value, const char* about)
   app.add_option(name, value, about)->check(CLI::Range(1, 65536))->capture_default_str();
 }
 
+/// What is wrong with the type of sums; a flag alone is "true", also in a file of options.
+std::string problem_of_sum(const std::string& text) {
+  return text == "true" || text == "float32" || text == "bf16"
+             ? ""
+             : fmt::format("{} is neither float32 nor bf16", text);
+}
+
 /// "ep64-tp8" -> {ep: 64, tp: 8}.
 std::map<std::string, int, std::less<>> parts_of(const std::string& text) {
   std::map<std::string, int, std::less<>> parts;
@@ -99,9 +106,15 @@ void add_run_layout(CLI::App& app, RunOptions& o) {
       {std::nullopt, compute::OutputCut::columns, compute::OutputCut::rows},
       "Attention's output projection with --tp: cut by columns, or whole on each rank for its own "
       "rows; auto: by what a pass has of rows, where memory is left for the whole");
-  app.add_flag_function(
-         "--tp-sum", [&o](std::int64_t) { o.tp_output = compute::OutputCut::sum; },
-         "Add attention's output up over ranks, for comparison: changes the results' last bits")
+  const auto take_sum = [&o](const std::string& text) {
+    o.tp_output = text == "bf16" ? compute::OutputCut::sum_bf16 : compute::OutputCut::sum;
+  };
+  app.add_option_function<std::string>(
+         "--tp-sum", take_sum,
+         "Add attention's output up over ranks, for comparison, from summands that travel in "
+         "float32 (the default) or bf16: changes the results' last bits")
+      ->expected(0, 1)
+      ->check(problem_of_sum)
       ->excludes(output);
   CLI::Option* layout = app.add_option(
       "--layout", o.layout,

@@ -127,8 +127,8 @@ class Chunk {
                                 ///< where A says
   void* heads_recv = nullptr;   ///< columns: [N, A, h], own part: attend's; rows: [N, T, h], own
                                 ///< part: not there
-  void* output_send = nullptr;  ///< columns: [A, H / N]; sum: [A, H] in float32
-  void* output_recv = nullptr;  ///< [N, T, H / N], or [N, T, H] in float32; own part: not there
+  void* output_send = nullptr;  ///< columns: [A, H / N]; sums: [A, H], by `sum` in float32
+  void* output_recv = nullptr;  ///< [N, T, H / N], or [N, T, H] likewise; own part: not there
 
   // Where several ranks share experts (Part::expert_share), with N members and R = all_expert_rows,
   // of which n are own ones: those of the blocks, in their order.
@@ -157,7 +157,7 @@ class Chunk {
 
 /// Parts of attention and of experts between which rows may move (where several ranks share heads,
 /// or an expert's inner columns): what one part leaves in the chunk, the next takes. Together they
-/// are `all`, bit by bit (but by OutputCut::sum); that is faster where nothing moves.
+/// are `all`, bit by bit (but by sums of OutputCut); that is faster where nothing moves.
 enum class AttentionPart : std::uint8_t {
   all,
   norm,     ///< normed = RMSNorm(x), of own rows

@@ -43,6 +43,11 @@ void check_options(const BackendOptions& options, int largest_head_dim) {
   require(share.heads == share_attention(shape, share.members, share.place, share.output).heads,
           "member {} of {} that share attention has other heads than share_attention() gives it",
           share.place, share.members);
+  require(
+      !share.shared() || share.output != OutputCut::sum_bf16 || options.dtype == DType::bfloat16,
+      "cannot send sums as bfloat16 where activations are {}; use --tp-sum float32, or --dtype "
+      "bfloat16",
+      name_of(options.dtype));
   share_experts(shape, part.expert_share.members, part.expert_share.place);
 }
 

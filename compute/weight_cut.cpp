@@ -26,7 +26,7 @@ void cut_output(const ModelShape& shape, const AttentionShare& share, WeightCut&
   if (share.output == OutputCut::columns) {
     const std::int64_t width = shape.hidden / share.members;
     cut.rows = {{share.place * width, width}};
-  } else if (share.output == OutputCut::sum) {
+  } else if (is_sum(share.output)) {
     const OwnHeads own = own_heads(shape, share);
     cut.cols = {std::int64_t{own.first_head()} * shape.head_dim, own.q_width()};
   }

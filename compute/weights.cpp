@@ -95,6 +95,8 @@ std::string_view name_of(OutputCut cut) {
       return "either";
     case OutputCut::sum:
       return "sum";
+    case OutputCut::sum_bf16:
+      return "sum-bf16";
   }
   return "?";
 }

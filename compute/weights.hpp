@@ -75,11 +75,16 @@ struct HeadGroup {
 
 /// What the ranks that share attention do with its output projection.
 enum class OutputCut : std::uint8_t {
-  rows,     ///< each has all of it, and projects its own rows
-  columns,  ///< each has some columns of the result, and projects all rows to them
-  either,   ///< each has all of it, and a pass goes by rows or by columns
-  sum,      ///< each has the columns of its own heads; float32 rows are added up, so bits differ
+  rows,      ///< each has all of it, and projects its own rows
+  columns,   ///< each has some columns of the result, and projects all rows to them
+  either,    ///< each has all of it, and a pass goes by rows or by columns
+  sum,       ///< each has the columns of its own heads; float32 rows are added up, so bits differ
+  sum_bf16,  ///< the same, with rows rounded to the activations' type, bfloat16, before they travel
 };
+/// Whether members' rows are added up.
+inline bool is_sum(OutputCut cut) {
+  return cut == OutputCut::sum || cut == OutputCut::sum_bf16;
+}
 
 std::string_view name_of(OutputCut cut);
 

@@ -38,8 +38,10 @@ LAYOUTS = {
     "EP": lambda R, H: [],
     "EP, TP attention": lambda R, H: ["--tp", str(H)],
     "TP x PP, exact": lambda R, H: ["--layout", f"tp{H}-pp{R // H}"],
+    "TP x PP, exact, output cut": lambda R, H: ["--layout", f"tp{H}-pp{R // H}", "--tp-output", "columns"],
     "TP x PP, exact, output whole": lambda R, H: ["--layout", f"tp{H}-pp{R // H}", "--tp-output", "rows"],
     "TP x PP, summed": lambda R, H: ["--layout", f"tp{H}-pp{R // H}", "--tp-sum"],
+    "TP x PP, summed in BF16": lambda R, H: ["--layout", f"tp{H}-pp{R // H}", "--tp-sum", "bf16"],
     "TP x PP, experts whole": lambda R, H: ["--layout", f"ep{H}-tp{H}-pp{R // H}",
                                             "--slots", str(EXPERTS // 2)],
 }

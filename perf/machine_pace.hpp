@@ -107,6 +107,7 @@ class MachinePace {
         return product(attention_rows(chunk), shape_.q_width(),
                        static_cast<double>(shape_.hidden) / share.members);
       case compute::OutputCut::sum:
+      case compute::OutputCut::sum_bf16:
         return product(attention_rows(chunk), heads_.q_width(), shape_.hidden);
       case compute::OutputCut::either:  // what ranks have, not what a pass goes by
         break;

@@ -93,7 +93,7 @@ std::vector<StepKind> steps_of_attention(const ModelShape& shape, const StageSte
   if (shape.qk_norm == QkNorm::whole_row) steps.push_back(K::head_sums);
   steps.push_back(K::attend);
   // Summands are of own heads: these stay.
-  if (stage.output != compute::OutputCut::sum) steps.push_back(K::heads);
+  if (!compute::is_sum(stage.output)) steps.push_back(K::heads);
   steps.push_back(K::output);
   if (stage.output != compute::OutputCut::rows) steps.insert(steps.end(), {K::outputs, K::add});
   return steps;

@@ -28,10 +28,11 @@ std::size_t bytes_of_row(StepKind kind, const RowsSetup& setup) {
                  ? static_cast<std::size_t>(share.sums_per_member(shape)) * sizeof(float)
                  : 0;
     case StepKind::heads:
-      if (share.output == compute::OutputCut::sum) return 0;
+      if (compute::is_sum(share.output)) return 0;
       return static_cast<std::size_t>(shape.q_width()) / members * element;
     case StepKind::outputs:
       if (share.output == compute::OutputCut::rows) return 0;
+      if (share.output == compute::OutputCut::sum_bf16) return setup.row_bytes;
       return share.output == compute::OutputCut::sum
                  ? static_cast<std::size_t>(shape.hidden) * sizeof(float)
                  : setup.row_bytes / members;

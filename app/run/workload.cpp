@@ -70,9 +70,12 @@ void Workload::read_all_where_needed() {
 ordered_json Workload::own_identity(const InputFacts& facts) const {
   ordered_json identity = identity_of(options_, model_identity_, dtype_, arithmetic_, facts);
   if (!replay_.empty()) identity["replay-routing"] = replay_;
-  if (options_.tp_output == compute::OutputCut::sum) {  // the one that changes bits
+  if (options_.tp_output && compute::is_sum(*options_.tp_output)) {  // what changes bits
     const int tp = division_of(options_, world_.size()).tp;
-    if (tp > 1) identity["attention-summed-over-ranks"] = std::to_string(tp);
+    const bool rounded = *options_.tp_output == compute::OutputCut::sum_bf16;
+    if (tp > 1) {
+      identity["attention-summed-over-ranks"] = fmt::format("{}{}", tp, rounded ? ", in BF16" : "");
+    }
   }
   return identity;
 }

@@ -45,9 +45,9 @@ void CpuLayers::output(CpuChunk& chunk, const CpuLayer& weights) {
     return gemm_->run(weights.o.front(), chunk.memory.context.data(), chunk.num_tokens(),
                       chunk.memory.x.data(), Finish::add);
   }
-  if (chunk.output == OutputCut::sum) {
+  if (is_sum(chunk.output)) {
     return gemm_->run(weights.o.front(), chunk.heads_send, chunk.all_rows, chunk.output_send,
-                      Finish::float32);
+                      finish_of(Weight::o, options_));
   }
   if (chunk.output == OutputCut::columns) {
     gather_heads(chunk, chunk.all_rows);
@@ -112,11 +112,13 @@ void CpuLayers::add_output(CpuChunk& chunk) {
   const int hidden = shape_.hidden;
   const auto add_row = [&](std::int64_t t) {
     const std::int64_t own = chunk.first_own_row + t;
-    if (chunk.output == OutputCut::sum) {
-      const auto* received = static_cast<const float*>(chunk.output_recv) + t * hidden;
-      return kernels_.add_sum(x_row(chunk, t), received, rows * hidden,
-                              static_cast<const float*>(chunk.output_send) + own * hidden,
-                              share.place, share.members, hidden);
+    if (is_sum(chunk.output)) {
+      const bool rounded = chunk.output == OutputCut::sum_bf16;
+      const std::int64_t bytes = rounded ? element_bytes_ : std::int64_t{sizeof(float)};
+      const auto add = rounded ? kernels_.add_rounded_sum : kernels_.add_sum;
+      return add(x_row(chunk, t), static_cast<const char*>(chunk.output_recv) + t * hidden * bytes,
+                 rows * hidden, static_cast<const char*>(chunk.output_send) + own * hidden * bytes,
+                 share.place, share.members, hidden);
     }
     const int width = hidden / share.members;
     for (int m = 0; m < share.members; ++m) {

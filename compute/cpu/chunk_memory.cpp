@@ -37,6 +37,11 @@ CpuSharedMemory::CpuSharedMemory(const BackendOptions& options, HostArena& arena
       output_send = arena.buffer(all * shape.hidden * static_cast<std::int64_t>(sizeof(float)));
       output_recv = arena.buffer(all * shape.hidden * static_cast<std::int64_t>(sizeof(float)));
       break;
+    case OutputCut::sum_bf16:
+      heads_send = arena.buffer(tiles * width * element);
+      output_send = arena.buffer(tiles * shape.hidden * element);
+      output_recv = arena.buffer(all * shape.hidden * element);
+      break;
   }
 }
 

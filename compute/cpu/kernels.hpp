@@ -99,10 +99,13 @@ struct Kernels {
   void (*head_squares)(const void* row, int num_heads, int head_dim, float* out);
   /// x += y.
   void (*add)(float* x, const void* y, std::int64_t count);
-  /// x += round(the sum of `members` rows in their order), all [width] and float32; the row of
-  /// member m is rows + m * stride, but that of `place` is `own`.
-  void (*add_sum)(float* x, const float* rows, std::int64_t stride, const float* own, int place,
+  /// x += round(the sum of `members` rows in their order), added up in float32, all [width]; the
+  /// row of member m begins m * stride elements after `rows`, but that of `place` is `own`. Rows
+  /// are float32, or of the type.
+  void (*add_sum)(float* x, const void* rows, std::int64_t stride, const void* own, int place,
                   int members, int width);
+  void (*add_rounded_sum)(float* x, const void* rows, std::int64_t stride, const void* own,
+                          int place, int members, int width);
   /// out = round(gelu_tanh(up)).
   void (*gelu)(const float* up, void* out, std::int64_t count);
   /// out = round(silu(gate) * up); `up` may be `out`.

@@ -14,7 +14,7 @@ Finish finish_of_output(const AttentionShare& share) {
   if (!share.shared() || share.output == OutputCut::rows || share.output == OutputCut::either) {
     return Finish::add;
   }
-  return share.output == OutputCut::columns ? Finish::rounded : Finish::float32;
+  return share.output == OutputCut::sum ? Finish::float32 : Finish::rounded;
 }
 }  // namespace
 

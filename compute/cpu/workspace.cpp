@@ -72,7 +72,7 @@ void CpuWorkspace::take_shared(const BackendOptions& options, HostArena& arena) 
   const AttentionShare& share = options.part.attention;
   if (!share.shared()) return;
   const std::int64_t all = options.most_attention_rows();
-  if (share.output != OutputCut::sum) {
+  if (!is_sum(share.output)) {
     const std::int64_t rows = share.output == OutputCut::rows ? options.max_chunk_tokens : all;
     heads = arena.buffer(whole_tiles(rows) * shape.q_width() *
                          static_cast<std::int64_t>(size_of(options.dtype)));

@@ -23,8 +23,9 @@ void CudaLayers::add_attention() {
     o_columns_ = gemm_.add(hidden / share.members, shape_.q_width(), Output::activation, rows,
                            own_output_columns(first), hidden);
   }
-  if (output == OutputCut::sum) {
-    o_ = gemm_.add(hidden, own_.q_width(), Output::float32, rows, first.o);
+  if (is_sum(output)) {
+    o_ = gemm_.add(hidden, own_.q_width(),
+                   output == OutputCut::sum ? Output::float32 : Output::activation, rows, first.o);
   } else if (output != OutputCut::columns) {
     o_ =
         gemm_.add(hidden, shape_.q_width(), Output::activation, options_.max_chunk_tokens, first.o);
@@ -125,7 +126,7 @@ void CudaLayers::attend(const Stream& stream, CudaChunk& chunk, int layer) {
 void CudaLayers::output(const Stream& stream, CudaChunk& chunk, int layer) {
   const AttentionShare& share = options_.part.attention;
   const CudaLayer& weights = weights_.layers[static_cast<std::size_t>(layer)];
-  if (share.shared() && chunk.output == OutputCut::sum) {
+  if (share.shared() && is_sum(chunk.output)) {
     gemm_.run(stream, o_, weights.o, chunk.heads_send, chunk.all_rows, chunk.output_send);
     return;
   }
@@ -154,18 +155,18 @@ void CudaLayers::output(const Stream& stream, CudaChunk& chunk, int layer) {
 
 void CudaLayers::join_output(const Stream& stream, CudaChunk& chunk) {
   const AttentionShare& share = options_.part.attention;
-  const bool sum = chunk.output == OutputCut::sum;
+  const bool sum = is_sum(chunk.output);
+  const DType type = chunk.output == OutputCut::sum ? DType::float32 : dtype_;
   MemberRows rows;
   rows.width = sum ? shape_.hidden : shape_.hidden / share.members;
-  const std::size_t element = sum ? sizeof(float) : size_of(dtype_);
   rows.received = chunk.output_recv;
-  rows.own =
-      at(chunk.output_send, chunk.first_own_row * rows.width * static_cast<std::int64_t>(element));
+  rows.own = at(chunk.output_send,
+                chunk.first_own_row * rows.width * static_cast<std::int64_t>(size_of(type)));
   rows.members = share.members;
   rows.place = share.place;
   rows.num_rows = chunk.num_tokens();
   if (sum) {
-    sum_members(stream.raw(), dtype_, rows, work_.out);
+    sum_members(stream.raw(), dtype_, type, rows, work_.out);
   } else {
     join_columns(stream.raw(), dtype_, rows, work_.out);
   }

@@ -140,8 +140,10 @@ struct MemberRows {
 };
 /// out [rows, members * width] = the members' columns beside each other.
 void join_columns(cudaStream_t stream, DType dtype, const MemberRows& rows, void* out);
-/// out [rows, width] = round(the sum of the members' float32 rows, in their order).
-void sum_members(cudaStream_t stream, DType dtype, const MemberRows& rows, void* out);
+/// out [rows, width] = round(the sum of the members' rows, in float32 and in their order).
+/// `summands`: the type of the rows, float32 or `dtype`.
+void sum_members(cudaStream_t stream, DType dtype, DType summands, const MemberRows& rows,
+                 void* out);
 
 /// Softmax over logits float32 [T, experts], the top_k largest in falling order (ties to the lower
 /// index), weights rescaled to sum 1 where `renormalise`, and a replica for each choice (see

@@ -17,8 +17,10 @@ TEST_P(CpuSharedAttention, SameBitsHoweverManyShareIt) {
 }
 
 TEST_P(CpuSharedAttention, SumsDifferByTheirRoundingOnly) {
-  for (const DType dtype : {DType::bfloat16, DType::float32}) {
-    expect_summed_attention(GetParam().shape, {.dtype = dtype, .num_threads = 2}, 2);
+  for (const auto& [dtype, output] : {std::pair(DType::bfloat16, OutputCut::sum),
+                                      {DType::float32, OutputCut::sum},
+                                      {DType::bfloat16, OutputCut::sum_bf16}}) {
+    expect_summed_attention(GetParam().shape, {.dtype = dtype, .num_threads = 2}, 2, output);
   }
 }
 
@@ -78,10 +80,11 @@ TEST(CpuSharedAttention, DecodingAllocatesNothing) {
   shape.qk_norm = QkNorm::whole_row;
   const auto model = random_model(shape, DType::bfloat16, 2);
   const std::vector<std::int32_t> token = {7};
-  for (const auto [has, passes] : {std::pair(OutputCut::rows, 1),
-                                   {OutputCut::columns, 1},
-                                   {OutputCut::either, 2},
-                                   {OutputCut::sum, 1}}) {
+  for (const auto& [has, passes] : {std::pair(OutputCut::rows, 1),
+                                    {OutputCut::columns, 1},
+                                    {OutputCut::either, 2},
+                                    {OutputCut::sum, 1},
+                                    {OutputCut::sum_bf16, 1}}) {
     AttentionMembers group(model, 2, has, {.dtype = DType::bfloat16, .num_threads = 2},
                            copy_on_host);
     const std::vector<SingleRank::Piece> pieces = {{group.add_sequence(), token},
@@ -120,6 +123,7 @@ TEST(CpuSharedAttention, RefusesAnOutputThatRanksDoNotHave) {
   EXPECT_THROW(norm(OutputCut::columns, OutputCut::rows), Error);
   EXPECT_THROW(norm(OutputCut::either, OutputCut::sum), Error);
   EXPECT_NO_THROW(norm(OutputCut::either, OutputCut::rows));
+  EXPECT_THROW(norm(OutputCut::sum_bf16, OutputCut::sum_bf16), Error);  // of float32 activations
 }
 
 }  // namespace

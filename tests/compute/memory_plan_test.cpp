@@ -48,8 +48,8 @@ TEST_P(CpuPlan, IsWhatABackendHolds) {
 TEST_P(CpuPlan, IsWhatRanksThatShareAttentionHold) {
   using compute::OutputCut;
   const ModelShape& shape = GetParam().shape;
-  for (const OutputCut output :
-       {OutputCut::rows, OutputCut::columns, OutputCut::either, OutputCut::sum}) {
+  for (const OutputCut output : {OutputCut::rows, OutputCut::columns, OutputCut::either,
+                                 OutputCut::sum, OutputCut::sum_bf16}) {
     const bool cuts = output == OutputCut::columns || output == OutputCut::either;
     if (cuts && shape.hidden % 2 != 0) continue;
     RankOptions rank;

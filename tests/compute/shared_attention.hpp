@@ -168,9 +168,9 @@ class AttentionMembers {
   }
   void move_output(int from, int to) {
     if (output_ == OutputCut::rows) return;
-    const bool sum = output_ == OutputCut::sum;
-    const auto row = static_cast<std::size_t>(sum ? shape_.hidden : shape_.hidden / members()) *
-                     (sum ? sizeof(float) : element_);
+    const int width = compute::is_sum(output_) ? shape_.hidden : shape_.hidden / members();
+    const auto row =
+        static_cast<std::size_t>(width) * (output_ == OutputCut::sum ? sizeof(float) : element_);
     const auto rows = static_cast<std::size_t>(num_rows(to));
     copy_(static_cast<std::byte*>(chunk(to).output_recv) +
               static_cast<std::size_t>(from) * rows * row,
@@ -190,7 +190,8 @@ class AttentionMembers {
     for (int m = 0; m < members(); ++m) {
       const bool columns = output_ == OutputCut::columns;
       const std::int64_t bytes_out =
-          columns ? shape_.hidden / members() * element : std::int64_t{4} * shape_.hidden;
+          columns ? shape_.hidden / members() * element
+                  : shape_.hidden * (output_ == OutputCut::sum ? std::int64_t{4} : element);
       fill(chunk(m).normed, all_ * shape_.hidden * element);
       fill(chunk(m).head_sums, members() * all_ * share(m).sums_per_member(shape_) * 4);
       fill(chunk(m).heads_recv, members() * (columns ? all_ : num_rows(m)) * own_width() * element);
@@ -284,15 +285,16 @@ inline void expect_same_attention(const ModelShape& shape, RankOptions options,
 
 /// Added up in float32, rows differ from those of a rank alone by what rounding makes: of a dot
 /// product of k products each by k units of its products' sizes, once for the whole and once for
-/// its summands, which are then added; and of the results by a unit of the activations' type.
+/// its summands, which are then added; and of the results by a unit of the activations' type, as of
+/// the summands where these are rounded.
 inline void expect_summed_attention(const ModelShape& shape, RankOptions options, int members,
-                                    const CopyBytes& copy = copy_on_host) {
+                                    OutputCut output, const CopyBytes& copy = copy_on_host) {
   const DType dtype = options.dtype;
   const auto model = random_model(shape, dtype, 23);
   const auto tokens = Random(24, dtype).tokens(90, shape.vocab);
   const SingleRank::Piece piece{0, tokens};
   AttentionMembers alone(model, 1, OutputCut::rows, options, copy);
-  AttentionMembers group(model, members, OutputCut::sum, options, copy);
+  AttentionMembers group(model, members, output, options, copy);
   for (AttentionMembers* ranks : {&alone, &group}) {
     ranks->add_sequence();
     ranks->start({&piece, 1});
@@ -313,7 +315,8 @@ inline void expect_summed_attention(const ModelShape& shape, RankOptions options
       const double sums = 2.0 * (shape.q_width() + members) * unit * sizes;
       const double result = std::abs(reference::dot(heads[r], model.layers[0].o[c])) + sums;
       const float expected = truth[r * hidden + c];
-      const double bound = sums + 2 * rounding * result + 2 * unit * std::abs(expected);
+      const double summands = output == OutputCut::sum_bf16 ? rounding * sizes : 0;
+      const double bound = sums + summands + 2 * rounding * result + 2 * unit * std::abs(expected);
       ASSERT_NEAR(got[r * hidden + c], expected, bound) << "row " << r << ", column " << c;
     }
   }

@@ -118,8 +118,8 @@ TEST(WeightCut, ARankHasItsHeadsRowsAndItsPartOfTheOutput) {
   ModelShape shape = testing::tiny_shape();
   shape.qk_norm = QkNorm::whole_row;
   const int d = shape.head_dim;  // 4 query heads, 2 KV heads; member 2 has query head 2, KV head 1
-  for (const OutputCut output :
-       {OutputCut::rows, OutputCut::columns, OutputCut::either, OutputCut::sum}) {
+  for (const OutputCut output : {OutputCut::rows, OutputCut::columns, OutputCut::either,
+                                 OutputCut::sum, OutputCut::sum_bf16}) {
     Part part = whole_model(shape);
     part.attention = share_attention(shape, 4, 2, output);
     for (const WeightInfo& info : weights_of(shape)) {
@@ -145,7 +145,7 @@ TEST(WeightCut, ARankHasItsHeadsRowsAndItsPartOfTheOutput) {
         rows.resize(12);
         std::iota(rows.begin(), rows.end(), 24);
       }
-      const bool some_columns = info.id == Weight::o && output == OutputCut::sum;
+      const bool some_columns = info.id == Weight::o && is_sum(output);
       if (some_columns) first_col = std::int64_t{2} * d;
       ASSERT_EQ(own.rows, static_cast<std::int64_t>(rows.size())) << name_of(info.id);
       ASSERT_EQ(own.cols, some_columns ? d : info.cols) << name_of(info.id);

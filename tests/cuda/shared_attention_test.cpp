@@ -35,8 +35,10 @@ TEST_P(CudaSharedAttention, SameBitsHoweverManyShareIt) {
 }
 
 TEST_P(CudaSharedAttention, SumsDifferByTheirRoundingOnly) {
-  for (const DType dtype : {DType::bfloat16, DType::float32}) {
-    expect_summed_attention(GetParam().shape, on_cuda(dtype), 2, copy_on_device);
+  for (const auto& [dtype, output] : {std::pair(DType::bfloat16, OutputCut::sum),
+                                      {DType::float32, OutputCut::sum},
+                                      {DType::bfloat16, OutputCut::sum_bf16}}) {
+    expect_summed_attention(GetParam().shape, on_cuda(dtype), 2, output, copy_on_device);
   }
 }
 
@@ -57,8 +59,8 @@ TEST_F(CudaMember, HoldsWhatIsPlanned) {
   auto shape = tiny_shape();
   shape.qk_norm = QkNorm::whole_row;
   const auto model = random_model(shape, DType::bfloat16, 1);
-  for (const OutputCut output :
-       {OutputCut::rows, OutputCut::columns, OutputCut::either, OutputCut::sum}) {
+  for (const OutputCut output : {OutputCut::rows, OutputCut::columns, OutputCut::either,
+                                 OutputCut::sum, OutputCut::sum_bf16}) {
     compute::BackendOptions options;
     RankOptions rank = on_cuda(DType::bfloat16);
     const auto make = rank.make_backend;

@@ -77,16 +77,20 @@ for case in "${cases[@]}"; do
 done
 
 # Sums over ranks are another arithmetic: near, named, and not resumed as the exact one.
-run_model "$work/summed" uneven 3 --tp 3 --tp-sum --mode score --report "$work/summed.json"
-succeeds "summed over ranks"
 run_model "$work/exact" uneven 1 --mode score
 succeeds "exact"
-json_check "sums over ranks are near" "$work/exact" "$work/summed" <<'EOF'
-exact, summed = lines
+for sum in "" bf16; do
+  # shellcheck disable=SC2086  # no type is no word
+  run_model "$work/summed" uneven 3 --tp 3 --tp-sum $sum --mode score --report "$work/summed.json"
+  succeeds "summed over ranks $sum"
+  json_check "sums over ranks are near and named" "$work/exact" "$work/summed" "$work/summed.json" <<'EOF'
+exact, summed, report = lines
 pairs = [(a, b) for x, y in zip(exact, summed)
          for a, b in zip(x["prompt_logprobs"][1:], y["prompt_logprobs"][1:])]
 worst = max(abs(a - b) for a, b in pairs)
 mean = sum(abs(a - b) for a, b in pairs) / len(pairs)
 assert mean < 0.05 and worst < 0.5, (mean, worst)
+assert report["layout"]["tp_output"]["has"].startswith("sum"), report["layout"]
 EOF
+done
 finish

@@ -17,13 +17,15 @@ void add(float* x, const void* y, std::int64_t count) {
   }
 }
 
-template <class T>
-void add_sum(float* x, const float* rows, std::int64_t stride, const float* own, int place,
+/// Of rows of F, rounded to T.
+template <class T, class F>
+void add_sum(float* x, const void* rows, std::int64_t stride, const void* own, int place,
              int members, int width) {
   for (int i = 0; i < width; i += lanes) {
     Vec total = broadcast(0);
     for (int m = 0; m < members; ++m) {
-      const float* row = m == place ? own : rows + m * stride;
+      const F* row = static_cast<const F*>(m == place ? own : rows);
+      if (m != place) row += m * stride;
       total = total + load(row + i, width - i);
     }
     alignas(64) T rounded[lanes];

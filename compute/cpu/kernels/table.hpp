@@ -24,7 +24,8 @@ Kernels make_table(const char* isa) {
   table.rms_norm = &rms_norm<T>;
   table.head_squares = &head_squares<T>;
   table.add = &add<T>;
-  table.add_sum = &add_sum<T>;
+  table.add_sum = &add_sum<T, float>;
+  table.add_rounded_sum = &add_sum<T, T>;
   table.gelu = &gelu<T>;
   table.swiglu = &swiglu<T>;
   table.to_float = &to_float<T>;

@@ -51,15 +51,15 @@ __global__ void __launch_bounds__(copy_threads)
   for (int i = static_cast<int>(threadIdx.x); i < units; i += step) to[i] = from[i];
 }
 
-template <class T>
+template <class T, class F>
 __global__ void __launch_bounds__(threads)
-    sum_kernel(const float* received, const float* own, int members, int place, T* out, int width) {
+    sum_kernel(const F* received, const F* own, int members, int place, T* out, int width) {
   const std::int64_t row = blockIdx.x;
   for (int i = static_cast<int>(threadIdx.x); i < width; i += static_cast<int>(blockDim.x)) {
     float total = 0;
     for (int m = 0; m < members; ++m) {
-      total += m == place ? own[row * width + i]
-                          : received[(m * std::int64_t{gridDim.x} + row) * width + i];
+      total += to_float(m == place ? own[row * width + i]
+                                   : received[(m * std::int64_t{gridDim.x} + row) * width + i]);
     }
     out[row * width + i] = round_to<T>(total);
   }
@@ -147,13 +147,18 @@ void join_columns(cudaStream_t stream, DType dtype, const MemberRows& rows, void
   with_unit(dtype, rows.width, run, rows.received, rows.own, out);
 }
 
-void sum_members(cudaStream_t stream, DType dtype, const MemberRows& rows, void* out) {
+void sum_members(cudaStream_t stream, DType dtype, DType summands, const MemberRows& rows,
+                 void* out) {
   with_element(dtype, [&](auto element) {
     using T = typename decltype(element)::type;
-    launch(stream, "sum_members", &sum_kernel<T>, dim3(static_cast<unsigned>(rows.num_rows)),
-           static_cast<unsigned>(threads_for(rows.width, 1, threads)), 0,
-           static_cast<const float*>(rows.received), static_cast<const float*>(rows.own),
-           rows.members, rows.place, static_cast<T*>(out), rows.width);
+    const auto run = [&](auto of_rows) {
+      using F = decltype(of_rows);
+      launch(stream, "sum_members", &sum_kernel<T, F>, dim3(static_cast<unsigned>(rows.num_rows)),
+             static_cast<unsigned>(threads_for(rows.width, 1, threads)), 0,
+             static_cast<const F*>(rows.received), static_cast<const F*>(rows.own), rows.members,
+             rows.place, static_cast<T*>(out), rows.width);
+    };
+    summands == DType::float32 ? run(float{}) : run(T{});
   });
 }
 

@@ -86,6 +86,11 @@ SharedMemory::SharedMemory(const BackendOptions& options, Arena& arena) {
       output_send = arena.take<float>(all * shape.hidden);
       output_recv = arena.take<float>(all * shape.hidden);
       break;
+    case OutputCut::sum_bf16:
+      heads_send = rows_of(all, width);
+      output_send = rows_of(all, shape.hidden);
+      output_recv = rows_of(all, shape.hidden);
+      break;
   }
 }
 

@@ -39,7 +39,7 @@ Workspace::Workspace(const BackendOptions& options, Arena& arena) {
   const AttentionShare& share = options.part.attention;
   kv_rows = rows_of(2 * tokens, own_heads(shape, share).kv_width());
   out = rows_of(tokens, shape.hidden);
-  if (share.shared() && share.output != OutputCut::sum) {
+  if (share.shared() && !is_sum(share.output)) {
     const bool all = share.output != OutputCut::rows;
     heads = rows_of(all ? options.most_attention_rows() : tokens, shape.q_width());
   }
