@@ -49,6 +49,25 @@ TEST(Config, ReadsTheRunCommand) {
   EXPECT_EQ(line.run.seed, 0U);
 }
 
+TEST(Config, ReadsWhatMemoryMayDecide) {
+  const auto run = [](std::vector<const char*> more) {
+    more.insert(more.begin(), {"run", "--model", "m", "--input", "i", "--output", "o"});
+    return parse(more).run;
+  };
+  EXPECT_EQ(run({}).expert_tp, std::nullopt);
+  EXPECT_EQ(run({"--expert-tp", "auto"}).expert_tp, std::nullopt);
+  EXPECT_EQ(run({"--expert-tp", "2"}).expert_tp, 2);
+  EXPECT_EQ(run({"--memory-limit", "1.5"}).memory_gb, 1.5);
+  using compute::OutputCut;
+  EXPECT_EQ(run({}).tp_output, std::nullopt);
+  EXPECT_EQ(run({"--tp-output", "rows"}).tp_output, OutputCut::rows);
+  EXPECT_EQ(run({"--tp-sum"}).tp_output, OutputCut::sum);
+  EXPECT_EQ(run({"--tp-sum", "--tp", "2"}).tp_output, OutputCut::sum);
+  EXPECT_EQ(run({"--tp-sum", "float32"}).tp_output, OutputCut::sum);
+  EXPECT_EQ(run({"--tp-sum", "bf16"}).tp_output, OutputCut::sum_bf16);
+  EXPECT_EQ(run({"--tp-sum=bf16"}).tp_output, OutputCut::sum_bf16);
+}
+
 TEST(Config, ReadsShardsAndTheirJoin) {
   const CommandLine run =
       parse({"run", "--model", "m", "--input", "i", "--output", "o", "--shard", "1/2"});

@@ -20,7 +20,9 @@ uneven = {**common, "model_type": "qwen3_moe", "architectures": ["Qwen3MoeForCau
           "hidden_size": 96, "intermediate_size": 80, "moe_intermediate_size": 48, "head_dim": 16,
           "mlp_only_layers": [0], "decoder_sparse_step": 1, "num_attention_heads": 12,
           "num_key_value_heads": 4, "num_experts": 6, "num_experts_per_tok": 3, "norm_topk_prob": True}
-for name, config in (("olmoe", olmoe), ("uneven", uneven)):
+# Two experts that are most of the model.
+heavy = {**olmoe, "intermediate_size": 2048, "num_experts": 2}
+for name, config in (("olmoe", olmoe), ("uneven", uneven), ("heavy", heavy)):
     with open(f"{folder}/{name}.json", "w", encoding="utf-8") as file:
         json.dump(config, file)
 random.seed(3)
@@ -58,7 +60,7 @@ cases=(
 for preset in moe-61l-tiny moe-16l-tiny moe-4l-tiny; do
   "$ATOLL" init --preset "$preset" --output "$work/$preset.h5" --seed 5
 done
-for config in olmoe uneven; do
+for config in olmoe uneven heavy; do
   "$ATOLL" init --config "$work/$config.json" --output "$work/$config.h5" --seed 5
 done
 for case in "${cases[@]}"; do
@@ -93,4 +95,49 @@ assert mean < 0.05 and worst < 0.5, (mean, worst)
 assert report["layout"]["tp_output"]["has"].startswith("sum"), report["layout"]
 EOF
 done
+
+# Where memory is left for the whole output projection, prefill goes by rows and decode by columns.
+run_model "$work/results" uneven 3 --tp 3 --report "$work/either.json"
+succeeds "either way of the output projection"
+json_check "both ways are taken" "$work/either.json" <<'EOF'
+output = lines[0]["layout"]["tp_output"]
+assert output["has"] == "either" and output["passes_by_rows"] > 0 < output["passes_by_columns"], output
+EOF
+
+# limit MODEL RANKS MEGABYTES OPTIONS...: what a rank takes at least, and so much more, in GB
+limit() {
+  "$ATOLL" layout --config "$work/$1.json" --backend cpu --ranks "$2" "${@:4}" |
+    python3 -c '
+import re, sys
+weights, buffers, token = map(float, re.search(
+    "weights ([0-9.]+) MB, buffers ([0-9.]+) MB, KV cache ([0-9.]+) MB", sys.stdin.read()).groups())
+print((weights + buffers + 64 * token + float(sys.argv[1])) / 1000)' "$3"
+}
+
+# Memory decides: a few pages of KV cache come first, experts are cut where a rank has no room for
+# them, and what does not fit is refused with what would.
+run_model "$work/expected" uneven 1
+run_model "$work/results" uneven 3 --tp 3 --report "$work/columns.json" \
+  --memory-limit "$(limit uneven 3 0.08 --tp 3)"
+succeeds "no room for the whole output projection"
+same "no room for the whole output projection" "$work/expected" "$work/results"
+json_check "it is cut" "$work/columns.json" <<'EOF'
+assert lines[0]["layout"]["tp_output"]["has"] == "columns", lines[0]["layout"]
+EOF
+run_model "$work/expected" heavy 1
+memory="$(limit heavy 4 -0.5)"
+run_model "$work/results" heavy 4 --memory-limit "$memory" --report "$work/cut.json"
+succeeds "no room for a whole expert"
+if grep -q -- "--expert-tp 2: each expert is cut" "$work/stderr"; then passed; else
+  failed "nothing said of experts that are cut: $(cat "$work/stderr")"
+fi
+same "no room for a whole expert" "$work/expected" "$work/results"
+json_check "experts are cut" "$work/cut.json" <<'EOF'
+report = lines[0]
+assert report["layout"]["expert_tp"] == 2 and report["options"]["expert-tp"] == "auto", report["layout"]
+EOF
+run_model "$work/results" heavy 4 --memory-limit "$memory" --expert-tp 1
+refused "a whole expert asked for" 1 "does not fit: it takes .*limited by --memory-limit; --expert-tp 2 would fit"
+run_model "$work/results" heavy 2 --memory-limit 0.001
+refused "hardly any memory" 1 "does not fit.*limited by --memory-limit; use more ranks"
 finish
