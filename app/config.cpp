@@ -9,6 +9,7 @@
 
 #include "app/config_choice.hpp"
 #include "app/config_layout.hpp"
+#include "app/config_place.hpp"
 #include "app/model/model_config.hpp"
 #include "app/run/shards.hpp"
 #include "compute/error.hpp"
@@ -112,6 +113,8 @@ std::vector<std::pair<std::string, std::string>> CommandLine::items() const {
       return {{"command", "tokenize"}, {"model", tokenize.model}, {"input", tokenize.input}};
     case Command::layout:
       return {{"command", "layout"}, {"ranks", std::to_string(layout.ranks)}};
+    case Command::place:
+      return {{"command", "place"}, {"routing", place.routing}, {"output", place.output}};
     case Command::none:
       break;
   }
@@ -417,6 +420,7 @@ CommandLine parse_command_line(int argc, const char* const* argv) {
   CLI::App& join = add_join(app, line.join);
   CLI::App& tokenize = add_tokenize(app, line.tokenize);
   CLI::App& layout = add_layout(app, line.layout);
+  CLI::App& place = add_place(app, line.place);
 
   try {
     std::vector<std::string> arguments = with_config_files(argc, argv);
@@ -446,6 +450,7 @@ CommandLine parse_command_line(int argc, const char* const* argv) {
                  : join.parsed()     ? Command::join
                  : tokenize.parsed() ? Command::tokenize
                  : layout.parsed()   ? Command::layout
+                 : place.parsed()    ? Command::place
                                      : Command::inspect;
   return line;
 }

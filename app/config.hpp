@@ -101,6 +101,20 @@ struct LayoutOptions {
   RunOptions run;  ///< those that say who does what, and how large passes are
 };
 
+struct PlaceOptions {
+  std::string routing;  ///< recorded, or a .npy
+  std::string cluster;  ///< which ranks are on which node
+  std::string output;
+  int top_k = 0;  ///< the first ones of a token count; 0: all
+  int slots = 0;  ///< as in a run
+  double holdout = 0.5;
+  Route route = Route::nodes;
+  int experts = 0;      ///< of a .npy; 0: the largest number and one
+  int first_layer = 0;  ///< of a .npy
+  std::uint64_t seed = 0;
+  int threads = 0;  ///< 0: as many as cores
+};
+
 struct InspectOptions {
   std::string file;
   bool no_verify = false;
@@ -136,7 +150,8 @@ enum class Command : std::uint8_t {
   diff,
   join,
   tokenize,
-  layout
+  layout,
+  place
 };
 
 /// The layers that `text` names ("all", or numbers with commas) of a model with `num_layers`,
@@ -157,6 +172,7 @@ struct CommandLine {
   JoinOptions join;
   TokenizeOptions tokenize;
   LayoutOptions layout;
+  PlaceOptions place;
   std::string text;  ///< help or version
 
   /// The command and all its options as text, in a fixed order.

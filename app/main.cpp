@@ -18,6 +18,7 @@
 #include "app/model/model_config.hpp"
 #include "app/run/diff.hpp"
 #include "app/run/join.hpp"
+#include "app/run/place.hpp"
 #include "app/run/run.hpp"
 #include "app/run/show_layout.hpp"
 #include "app/run/stop.hpp"
@@ -82,6 +83,8 @@ void execute_alone(const CommandLine& line) {
       return tokenize(line.tokenize);
     case Command::layout:
       return fmt::print("{}", layout_text(line.layout));
+    case Command::place:
+      return fmt::print("{}", place_experts(line.place));
     case Command::none:
       return fmt::print("{}", line.text);
     case Command::run:

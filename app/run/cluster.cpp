@@ -137,6 +137,13 @@ Cluster parse_cluster(const std::string& text, const std::string& name) {
   return cluster;
 }
 
+Cluster read_cluster(const std::string& path) {
+  const std::string text = read_if_there(path);
+  require(!text.empty(), "cannot read {}: there is no such file, or nothing in it; check --cluster",
+          path);
+  return parse_cluster(text, path);
+}
+
 bool same_machine(const comm::Topology& a, const comm::Topology& b) {
   auto of_a = nodes_of(a);
   auto of_b = nodes_of(b);

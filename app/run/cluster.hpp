@@ -29,6 +29,9 @@ nlohmann::json links_json(const comm::Links& links);
 /// missing or wrong. Ranks are numbered node by node.
 Cluster parse_cluster(const std::string& text, const std::string& name);
 
+/// Reads that from a file. Throws Error where there is none.
+Cluster read_cluster(const std::string& path);
+
 /// Whether figures for `a` hold for `b`: the same nodes with as many ranks each, in any order.
 bool same_machine(const comm::Topology& a, const comm::Topology& b);
 

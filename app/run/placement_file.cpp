@@ -14,8 +14,6 @@ using nlohmann::json;
 
 namespace {
 
-constexpr const char* format_name = "atoll-placement";
-
 std::string text_of(const std::string& path) {
   std::error_code ignored;
   require(std::filesystem::is_regular_file(path, ignored), "{} is no file; check --placement",
@@ -54,13 +52,13 @@ Placement read_placement(const std::string& path, const ModelShape& shape, const
   const std::string text = text_of(path);
   io::require_shallow_json(text, path);
   const json file = json::parse(text, nullptr, /*allow_exceptions=*/false);
-  require(file.is_object() && file.contains("format") && file["format"] == format_name &&
+  require(file.is_object() && file.contains("format") && file["format"] == placement_format &&
               file.contains("layers") && file["layers"].is_object(),
           "{} is not a placement (JSON with \"format\": \"{}\" and \"layers\"); check --placement",
-          path, format_name);
+          path, placement_format);
   for (const auto& [key, ignored] : file.items()) {
-    require(key == "format" || key == "layers", "{}: \"{}\" means nothing in a placement", path,
-            key);
+    require(key == "format" || key == "layers" || key == "figures",
+            "{}: \"{}\" means nothing in a placement", path, key);
   }
   const Placement even = even_placement(shape, layout);
   std::vector<std::vector<std::vector<int>>> layers(static_cast<std::size_t>(shape.num_layers));

@@ -8,9 +8,13 @@
 
 namespace atl {
 
+/// "format" of such files.
+inline constexpr const char* placement_format = "atoll-placement";
+
 /// Reads {"format": "atoll-placement", "layers": {"1": [[ranks of expert 0], ...], ...}}; the MoE
-/// layers that it does not name are placed evenly. Throws Error, which begins with the file's name,
-/// with what is wrong: another model's layers or experts, one without a place, a rank out of range.
+/// layers that it does not name are placed evenly; "figures", for people, is not looked at. Throws
+/// Error, which begins with the file's name, with what is wrong: another model's layers or experts,
+/// one without a place, a rank out of range.
 Placement read_placement(const std::string& path, const ModelShape& shape, const Layout& layout);
 
 /// As the options say.

@@ -3,8 +3,6 @@
 #include <fmt/format.h>
 
 #include <filesystem>
-#include <utility>
-#include <vector>
 
 #include "compute/error.hpp"
 #include "io/text_file.hpp"
@@ -12,7 +10,6 @@
 namespace atl {
 
 void require_separate_files(const RunOptions& options, const std::string& written) {
-  namespace fs = std::filesystem;
   std::vector<std::pair<std::string, std::string>> files = {
       {"--model", options.model},
       {"--input", options.input},
@@ -40,6 +37,13 @@ void require_separate_files(const RunOptions& options, const std::string& writte
     files.emplace_back("the part of --output", written);
     add_beside("the part of --output", written, true);
   }
+  constexpr std::size_t model_and_input = 2;
+  require_separate_files(files, model_and_input);
+}
+
+void require_separate_files(const std::vector<std::pair<std::string, std::string>>& files,
+                            std::size_t written) {
+  namespace fs = std::filesystem;
   const auto same = [](const std::string& a, const std::string& b) {
     std::error_code ignored;
     if (a.empty() || b.empty()) return false;
@@ -50,7 +54,7 @@ void require_separate_files(const RunOptions& options, const std::string& writte
         };
     return whole(a) == whole(b) || fs::equivalent(a, b, ignored);
   };
-  for (std::size_t one = 2; one < files.size(); ++one) {
+  for (std::size_t one = written; one < files.size(); ++one) {
     for (std::size_t other = 0; other < one; ++other) {
       if (!same(files[one].second, files[other].second)) continue;
       throw UsageError(fmt::format("{} {} is the same file as {}; give each its own",

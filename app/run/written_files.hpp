@@ -1,7 +1,10 @@
 #pragma once
 // What a run writes, and what it must not write over.
 
+#include <cstddef>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "app/config.hpp"
 
@@ -11,5 +14,10 @@ namespace atl {
 /// over the model, would destroy them. `written` is the output, or in its place the part of a
 /// shard.
 void require_separate_files(const RunOptions& options, const std::string& written);
+
+/// The same for any `files`, name and path each: those from the `written`-th on are written, the
+/// others read. An empty path is none.
+void require_separate_files(const std::vector<std::pair<std::string, std::string>>& files,
+                            std::size_t written);
 
 }  // namespace atl

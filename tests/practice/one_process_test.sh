@@ -39,9 +39,12 @@ in_every_place "inspect" "$ATOLL" inspect "$work/m.h5"
 in_every_place "init" "$ATOLL" init --preset moe-4l-tiny --seed 3 --output "$work/alone.h5"
 head -n 2 "$ATOLL_SOURCE/jobs/sample-prompts.jsonl" >"$work/r.jsonl"
 run_one --model "$work/m.h5" --input "$work/r.jsonl" --output "$work/o" --max-tokens 2 \
-  --dump-activations all --activations "$work/a.h5"
+  --dump-activations all --activations "$work/a.h5" --record-routing "$work/routing.h5"
 succeeds "a run of one process"
 in_every_place "diff" "$ATOLL" diff "$work/a.h5" "$work/a.h5"
+printf '{"format": "atoll-cluster", "format_version": 1, "links": {"inside_node": null, "between_nodes": null},
+  "nodes": [{"name": "a", "ranks": 4}, {"name": "b", "ranks": 4}]}' >"$work/nodes.json"
+in_every_place "place" "$ATOLL" place --routing "$work/routing.h5" --cluster "$work/nodes.json" --output "$work/p.json"
 
 # Failures are as ever: one message, and the exit code.
 capture env "${one[@]}" "$ATOLL" inspect "$work/none.h5"
