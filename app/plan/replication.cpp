@@ -4,6 +4,8 @@
 #include <numeric>
 #include <optional>
 
+#include "app/plan/seats.hpp"
+
 namespace atl {
 
 namespace {
@@ -16,22 +18,6 @@ std::vector<int> replicas_of(const ExpertsOfRanks& experts_of, std::size_t num_e
   std::vector<int> replicas(num_experts);
   for (const auto& experts : experts_of) {
     for (const std::int32_t expert : experts) ++replicas[static_cast<std::size_t>(expert)];
-  }
-  return replicas;
-}
-
-/// [experts]: how many replicas each gets.
-std::vector<int> replicas_for(std::span<const std::int64_t> rows, std::size_t places,
-                              std::size_t num_ranks) {
-  std::vector<int> replicas(rows.size(), 1);
-  for (std::size_t left = places - rows.size(); left > 0; --left) {
-    std::optional<std::size_t> most;
-    for (std::size_t e = 0; e < rows.size(); ++e) {
-      if (replicas[e] >= static_cast<int>(num_ranks)) continue;
-      const auto each = [&](std::size_t i) { return static_cast<double>(rows[i]) / replicas[i]; };
-      if (!most || each(e) > each(*most)) most = e;
-    }
-    ++replicas[*most];
   }
   return replicas;
 }
@@ -200,10 +186,12 @@ ExpertsOfRanks in_place(const ExpertsOfRanks& now, ExpertsOfRanks next) {
   return next;
 }
 
-std::size_t places_of(const ExpertsOfRanks& experts_of) {
-  std::size_t places = 0;
-  for (const auto& experts : experts_of) places += experts.size();
-  return places;
+/// [experts]: how many replicas each gets in the places that there are.
+std::vector<int> replicas_for(std::span<const std::int64_t> rows,
+                              const ExpertsOfRanks& experts_of) {
+  int places = 0;
+  for (const auto& experts : experts_of) places += static_cast<int>(experts.size());
+  return replicas_by_load({rows.begin(), rows.end()}, places, static_cast<int>(experts_of.size()));
 }
 
 }  // namespace
@@ -223,7 +211,7 @@ double busiest_rows(std::span<const std::int64_t> rows, const ExpertsOfRanks& ex
 }
 
 double least_busiest_rows(std::span<const std::int64_t> rows, const ExpertsOfRanks& experts_of) {
-  const std::vector<int> replicas = replicas_for(rows, places_of(experts_of), experts_of.size());
+  const std::vector<int> replicas = replicas_for(rows, experts_of);
   double most = static_cast<double>(std::accumulate(rows.begin(), rows.end(), std::int64_t{0})) /
                 static_cast<double>(experts_of.size());
   for (std::size_t e = 0; e < rows.size(); ++e) {
@@ -234,7 +222,7 @@ double least_busiest_rows(std::span<const std::int64_t> rows, const ExpertsOfRan
 
 ExpertsOfRanks replicated(std::span<const std::int64_t> rows, const ExpertsOfRanks& now) {
   if (std::all_of(rows.begin(), rows.end(), [](std::int64_t r) { return r == 0; })) return now;
-  const std::vector<int> replicas = replicas_for(rows, places_of(now), now.size());
+  const std::vector<int> replicas = replicas_for(rows, now);
   Ranks ranks(rows, replicas, now);
   ranks.give_up();
   if (!ranks.fill()) return now;

@@ -156,7 +156,8 @@ TEST(JobLayout, ShortNamesSayTheWholeLayout) {
   EXPECT_EQ(of_text("dp2-ep4-etp2", 16), (Division{2, 1, 1, 2}));
   for (const char* wrong :
        {"", "ep", "ep0", "ep-4", "xp4", "ep4-ep4", "ep16x", "ep4-", "tp99999999"}) {
-    if (*wrong != '\0') EXPECT_THROW(of_text(wrong, 16), UsageError) << wrong;
+    if (*wrong == '\0') continue;
+    EXPECT_THROW(of_text(wrong, 16), UsageError) << wrong;
   }
   EXPECT_THROW(of_text("dp3-ep16", 32), UsageError);
   EXPECT_THROW(of_text("ep32", 16), UsageError);

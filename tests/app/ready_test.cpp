@@ -20,7 +20,8 @@ TEST(ReadySteps, ArithmeticFollowsArithmeticInTheQueueAndMessagesWaitForIt) {
   ReadySteps steps({{step_of(StepKind::attention, 0, {}), step_of(StepKind::route, 0, {0}),
                      step_of(StepKind::counts, 0, {1}), step_of(StepKind::experts, 0, {2})},
                     1,
-                    true});
+                    true,
+                    {}});
   steps.begin();
   EXPECT_EQ(steps.next_arithmetic(2), 0);
   EXPECT_EQ(steps.next_arithmetic(2), 1);  // behind the one it waits for
@@ -46,7 +47,8 @@ TEST(ReadySteps, TheFirstInTheScheduleGoesFirstAndTheQueueIsBounded) {
                      step_of(StepKind::attention, 1, {}), step_of(StepKind::attention, 2, {}),
                      step_of(StepKind::attention, 3, {})},
                     4,
-                    true});
+                    true,
+                    {}});
   steps.begin();
   EXPECT_EQ(steps.take_messages().size(), 1U);
   EXPECT_EQ(steps.next_arithmetic(2), 2);

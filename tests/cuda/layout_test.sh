@@ -72,6 +72,7 @@ layouts=(
   "score-small 2 16 --chunks 2 --tp 2"
   "generate-small 4 17 --chunks 2 --tp 2 --tp-output rows --replicas 2"
   "generate-small 4 18 --tp 2 --pp 2 --transport pairwise-staged"
+  "generate-small 4 19 --slots 3 --balance replicate --balance-above 1 --balance-every 1 --balance-pays-in 1000000000000"
   # The last: its report and trace are read below.
   "generate 5 7 --chunks 2 --trace $work/trace.json"
 )
