@@ -26,7 +26,7 @@ class Changed final : public Gemm {
  public:
   using Spoils = std::function<bool(int n, std::int64_t rows, int threads)>;
   Changed(int threads, Spoils spoils)
-      : own_(DType::bfloat16, threads), threads_(threads), spoils_(std::move(spoils)) {}
+      : own_(DType::bfloat16, threads, cpu_isa()), threads_(threads), spoils_(std::move(spoils)) {}
 
   PackedWeight pack(const void* weight, int n, int k) override { return own_.pack(weight, n, k); }
   std::int64_t packed_bytes(int n, int k) const override { return own_.packed_bytes(n, k); }
@@ -60,7 +60,9 @@ std::optional<GemmUse> found(const Changed::Spoils& spoils) {
 
 TEST(RowCheck, PassesOurOwn) {
   for (const DType dtype : {DType::bfloat16, DType::float16, DType::float32}) {
-    const auto make = [dtype](int threads) { return std::make_unique<PanelGemm>(dtype, threads); };
+    const auto make = [dtype](int threads) {
+      return std::make_unique<PanelGemm>(dtype, threads, cpu_isa());
+    };
     EXPECT_EQ(use_that_changes_rows(make, dtype, uses), std::nullopt) << name_of(dtype);
   }
 }
