@@ -75,7 +75,7 @@ if submit --nodes=4 --ntasks-per-node=4 --gpus-per-node=4 "$jobs/atoll.sbatch" "
   "$work/results.jsonl" && ends_well "4 nodes of 4 ranks"; then
   folder="$work/atoll-$job"
   same "4 nodes of 4 ranks" "$work/expected.jsonl" "$work/results.jsonl"
-  for file in log job.txt environment.txt modules.txt commit.txt bindings.txt cluster.json report.json \
+  for file in log job.txt environment.txt modules.txt commit.txt bindings.txt cluster.json report.json status.json \
     trace.json; do
     if [[ -s "$folder/$file" ]]; then passed; else failed "the job's folder has no $file"; fi
   done
