@@ -50,7 +50,6 @@ void Rebalancer::advance(std::span<const RankLoad> loads, const std::function<vo
     work_.seconds += load.work.seconds;
   }
   ++passes_;
-  const double begin = now_seconds();
   if (!batch_.empty()) {
     if (std::any_of(loads.begin(), loads.end(),
                     [](const RankLoad& load) { return load.moves.arrived == 0; })) {
@@ -59,7 +58,7 @@ void Rebalancer::advance(std::span<const RankLoad> loads, const std::function<vo
     land();
     const double landed = now_seconds();
     end_batch();
-    // What ranks lost until now is in the loads; the rest is guessed to be alike on all of them.
+    // What ranks lost before this is in the loads, what they lose here counts with the next.
     double lost = 0;
     for (const RankLoad& load : loads) lost = std::max(lost, load.moves.lost_s);
     done_.seconds += lost;
@@ -72,6 +71,7 @@ void Rebalancer::advance(std::span<const RankLoad> loads, const std::function<vo
     look();
   }
   if (batch_.empty() && !waiting_.empty()) {
+    const double begin = now_seconds();
     begin_batch();
     lost_s_ += now_seconds() - begin;
   }
