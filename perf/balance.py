@@ -23,12 +23,12 @@ from statistics import mean, median
 from harness_lib.folded_routing import fold_routing
 from harness_lib.shaped_hosts import ROOT, ShapedHosts, make_model, make_requests
 
-LAYERS, EXPERTS, TOP_K, VOCAB, HIDDEN, INNER = 4, 16, 2, 256, 256, 1024
+LAYERS, EXPERTS, TOP_K, VOCAB, HIDDEN, INNER = 4, 16, 2, 256, 128, 512
 TOKENS = 64  # of a rank in a pass: one prompt
 CONFIG = {
     "model_type": "mixtral", "architectures": ["MixtralForCausalLM"], "vocab_size": VOCAB,
     "hidden_size": HIDDEN, "intermediate_size": INNER, "num_hidden_layers": LAYERS,
-    "num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 64, "num_local_experts": EXPERTS,
+    "num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 32, "num_local_experts": EXPERTS,
     "num_experts_per_tok": TOP_K, "hidden_act": "silu", "rms_norm_eps": 1e-6, "rope_theta": 10000.0,
     "max_position_embeddings": 4096, "tie_word_embeddings": False, "torch_dtype": "bfloat16",
 }
@@ -47,7 +47,7 @@ def parsed():
     add("--ranks-per-host", type=int, default=4)
     add("--passes", type=int, default=200, help="of each trace")
     add("--rounds", type=int, default=2)
-    add("--pace", default="2e10,1e9", help="operations and bytes per second of a rank")
+    add("--pace", default="2e9,1e8", help="operations and bytes per second of a rank")
     add("--rate", default="1gbit", help="of each host's link")
     add("--output", type=Path, default=ROOT / "out/balance")
     return parser.parse_args()
