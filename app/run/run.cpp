@@ -47,7 +47,7 @@ class Job {
     if (!place()) return;
     open_replay();
     work_.read(model_, ranks_.choice, job_, replay_file_ ? replay_file_->identity() : "");
-    if (work_.nothing_to_do()) return;
+    if (work_.nothing_to_do()) return say_finished();
     find_links(world_, options_, ranks_);
     sizes_ = sizes_of(
         world_, options_,
@@ -58,10 +58,18 @@ class Job {
       passes_->run();
     }
     finish();
+    if (!passes_) say_finished();
   }
 
  private:
   bool root() const { return world_.rank() == 0; }
+
+  /// In the status file, where no passes did.
+  void say_finished() {
+    world_.agree([this] {
+      if (root() && !options_.status.empty()) write_state(options_.status, "finished");
+    });
+  }
 
   void open_model() {
     const double begin = now_seconds();

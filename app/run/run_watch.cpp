@@ -71,8 +71,8 @@ json tokens_json(const RunProgress& now, const RunProgress& before) {
 
 }  // namespace
 
-void begin_status(const std::string& path) {
-  require(replace_file(path, io::json_text(head_of_status("starting"), 1) + "\n"),
+void write_state(const std::string& path, std::string_view state) {
+  require(replace_file(path, io::json_text(head_of_status(state), 1) + "\n"),
           "cannot write {} (--status): {}; is its folder there and writable?", path,
           std::strerror(errno));
 }

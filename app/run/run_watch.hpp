@@ -27,8 +27,9 @@ struct RunProgress {
   std::int64_t waiting = 0;   ///< that no rank has taken
 };
 
-/// Says in `path` that a run starts. Throws Error where it cannot be written.
-void begin_status(const std::string& path);
+/// Says in the --status file no more than that a run has started, or had nothing to do. Throws Error
+/// where it cannot be written.
+void write_state(const std::string& path, std::string_view state);
 
 class RunWatch {
  public:

@@ -110,7 +110,7 @@ void Workload::read_files(const ModelShape& shape) {
   source_.emplace(options_.input, limits, shard_);
   results.open(output);
   if (!options_.report.empty()) report.emplace(options_.report);
-  if (!options_.status.empty()) begin_status(options_.status);
+  if (!options_.status.empty()) write_state(options_.status, "starting");
   if (!options_.trace.empty()) io::TextFile(options_.trace);  // can be written
 }
 
