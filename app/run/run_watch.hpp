@@ -27,8 +27,8 @@ struct RunProgress {
   std::int64_t waiting = 0;   ///< that no rank has taken
 };
 
-/// Says in the --status file no more than that a run has started, or had nothing to do. Throws Error
-/// where it cannot be written.
+/// Says in the --status file no more than that a run has started, or had nothing to do. Throws
+/// Error where it cannot be written.
 void write_state(const std::string& path, std::string_view state);
 
 class RunWatch {
