@@ -21,17 +21,11 @@ from pathlib import Path
 from statistics import mean, median
 
 from harness_lib.folded_routing import fold_routing
-from harness_lib.shaped_hosts import ROOT, ShapedHosts, make_model, make_requests
+from harness_lib.shaped_hosts import ROOT, ShapedHosts, make_model, make_requests, mixtral
 
 LAYERS, EXPERTS, TOP_K, VOCAB, HIDDEN, INNER = 4, 16, 2, 256, 128, 512
 TOKENS = 64  # of a rank in a pass: one prompt
-CONFIG = {
-    "model_type": "mixtral", "architectures": ["MixtralForCausalLM"], "vocab_size": VOCAB,
-    "hidden_size": HIDDEN, "intermediate_size": INNER, "num_hidden_layers": LAYERS,
-    "num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 32, "num_local_experts": EXPERTS,
-    "num_experts_per_tok": TOP_K, "hidden_act": "silu", "rms_norm_eps": 1e-6, "rope_theta": 10000.0,
-    "max_position_embeddings": 4096, "tie_word_embeddings": False, "torch_dtype": "bfloat16",
-}
+CONFIG = mixtral(LAYERS, HIDDEN, INNER, 4, EXPERTS, TOP_K, VOCAB)
 CASES = {
     "one expert a rank": [],
     "two places a rank": ["--slots", "2"],

@@ -21,16 +21,10 @@ from pathlib import Path
 from statistics import median
 
 from harness_lib.folded_routing import fold_routing
-from harness_lib.shaped_hosts import ROOT, ShapedHosts, make_model, make_requests
+from harness_lib.shaped_hosts import ROOT, ShapedHosts, make_model, make_requests, mixtral
 
 LAYERS, EXPERTS, TOP_K, VOCAB, HIDDEN, INNER = 8, 16, 2, 256, 512, 2048
-CONFIG = {
-    "model_type": "mixtral", "architectures": ["MixtralForCausalLM"], "vocab_size": VOCAB,
-    "hidden_size": HIDDEN, "intermediate_size": INNER, "num_hidden_layers": LAYERS,
-    "num_attention_heads": 8, "num_key_value_heads": 8, "head_dim": 64, "num_local_experts": EXPERTS,
-    "num_experts_per_tok": TOP_K, "hidden_act": "silu", "rms_norm_eps": 1e-6, "rope_theta": 10000.0,
-    "max_position_embeddings": 4096, "tie_word_embeddings": False, "torch_dtype": "bfloat16",
-}
+CONFIG = mixtral(LAYERS, HIDDEN, INNER, 8, EXPERTS, TOP_K, VOCAB)
 # (sequences, prompt tokens, new tokens) of a job; the phase that is measured
 PHASES = {"prefill": (64, 192, 1), "decode": (128, 4, 12)}
 # What each layout adds, by its number of ranks R and ranks of a host H.

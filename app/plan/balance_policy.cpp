@@ -12,6 +12,10 @@ constexpr double least_part = 0.1;
 /// Rows of a layer for each of its experts: fewer say little about what comes next.
 constexpr std::int64_t least_rows = 16;
 
+std::int64_t total_of(std::span<const std::int64_t> rows) {
+  return std::accumulate(rows.begin(), rows.end(), std::int64_t{0});
+}
+
 }  // namespace
 
 std::string_view name_of(Balance balance) {
@@ -29,8 +33,7 @@ std::int64_t busiest_bytes(std::span<const ExpertMove> moves, int num_ranks,
 }
 
 bool enough_rows(std::span<const std::int64_t> rows) {
-  return std::accumulate(rows.begin(), rows.end(), std::int64_t{0}) >=
-         least_rows * std::ssize(rows);
+  return total_of(rows) >= least_rows * std::ssize(rows);
 }
 
 std::vector<LayerChange> changes_worth(std::span<const std::int64_t> rows,
@@ -43,10 +46,9 @@ std::vector<LayerChange> changes_worth(std::span<const std::int64_t> rows,
     const LayerPlacement& now = placement.of(static_cast<int>(layer));
     const auto experts = static_cast<std::size_t>(now.num_experts());
     const auto of_layer = rows.subspan(layer * experts, experts);
-    const std::int64_t sum = std::accumulate(of_layer.begin(), of_layer.end(), std::int64_t{0});
     if (!enough_rows(of_layer)) continue;
     const auto in_passes = static_cast<double>(std::max<std::int64_t>(1, passes[layer]));
-    const double mean = static_cast<double>(sum) / now.num_ranks();
+    const double mean = static_cast<double>(total_of(of_layer)) / now.num_ranks();
     const double before = busiest_rows(of_layer, now.experts_of_ranks());
     if (before <= options.above * mean) continue;
     LayerChange change;

@@ -84,8 +84,7 @@ std::string options_of(const Division& division, const Division& asked) {
 }  // namespace
 
 RankNeeds needs_of_rank(const RunOptions& options, const DividedModel& model, int rank, bool cuda) {
-  Placement placement = placement_of(options, model.shape, model.job.exchange_of(rank));
-  if (options.balance != Balance::none) placement.separate_layers();
+  const Placement placement = placement_of(options, model.shape, model.job.exchange_of(rank));
   const RankModel of_rank{model.shape, model.dtype, placement, model.job};
   BatchOptions batch = batch_options(options, of_rank, Mode::generate);
   limit_to(std::numeric_limits<std::int64_t>::max(), options, model.job.division().tp, batch);

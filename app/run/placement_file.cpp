@@ -85,8 +85,11 @@ Placement read_placement(const std::string& path, const ModelShape& shape, const
 }
 
 Placement placement_of(const RunOptions& options, const ModelShape& shape, const Layout& layout) {
-  if (!options.placement.empty()) return read_placement(options.placement, shape, layout);
-  return even_placement(shape, layout, options.slots);
+  Placement placement = options.placement.empty()
+                            ? even_placement(shape, layout, options.slots)
+                            : read_placement(options.placement, shape, layout);
+  if (options.balance != Balance::none) placement.separate_layers();
+  return placement;
 }
 
 }  // namespace atl

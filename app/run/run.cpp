@@ -117,7 +117,6 @@ class Job {
                                    ? ranks_.topology.node_of
                                    : nodes_of_ranks(options_.node_ranks, world_.size()));
     placement_ = placement_of(options_, shape, job_.exchange_of(world_.rank()));
-    if (options_.balance != Balance::none) placement_.separate_layers();
   }
 
   DividedModel divided() const { return {model_.config.shape, model_.dtype, job_}; }

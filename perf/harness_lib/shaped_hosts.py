@@ -45,6 +45,18 @@ class ShapedHosts:
         return said, report, (folder / "results.jsonl").read_bytes()
 
 
+def mixtral(layers, hidden, inner, heads, experts, top_k, vocab):
+    """The description of a model without dense layers, whose heads share no keys and values."""
+    return {
+        "model_type": "mixtral", "architectures": ["MixtralForCausalLM"], "vocab_size": vocab,
+        "hidden_size": hidden, "intermediate_size": inner, "num_hidden_layers": layers,
+        "num_attention_heads": heads, "num_key_value_heads": heads, "head_dim": hidden // heads,
+        "num_local_experts": experts, "num_experts_per_tok": top_k, "hidden_act": "silu",
+        "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "max_position_embeddings": 4096,
+        "tie_word_embeddings": False, "torch_dtype": "bfloat16",
+    }
+
+
 def make_model(folder, config):
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
