@@ -10,6 +10,7 @@
 #include "app/config_choice.hpp"
 #include "app/config_layout.hpp"
 #include "app/config_place.hpp"
+#include "app/config_plan.hpp"
 #include "app/model/model_config.hpp"
 #include "app/run/shards.hpp"
 #include "compute/error.hpp"
@@ -115,6 +116,8 @@ std::vector<std::pair<std::string, std::string>> CommandLine::items() const {
       return {{"command", "layout"}, {"ranks", std::to_string(layout.ranks)}};
     case Command::place:
       return {{"command", "place"}, {"routing", place.routing}, {"output", place.output}};
+    case Command::plan:
+      return {{"command", "plan"}, {"cluster", plan.cluster}, {"output", plan.output}};
     case Command::none:
       break;
   }
@@ -122,11 +125,6 @@ std::vector<std::pair<std::string, std::string>> CommandLine::items() const {
 }
 
 namespace {
-
-/// What is wrong with a number of chunks.
-std::string problem_of_chunks(const std::string& text) {
-  return text == "auto" ? "" : CLI::Range(1, max_chunks)(text);
-}
 
 std::vector<std::optional<comm::TransportKind>> transport_choices() {
   std::vector<std::optional<comm::TransportKind>> choices = {std::nullopt};
@@ -166,15 +164,7 @@ void add_run(CLI::App& app, RunOptions& o) {
   add_choice(app, "--isa", o.isa,
              {std::nullopt, CpuIsa::avx2, CpuIsa::avx512, CpuIsa::avx512_bf16, CpuIsa::avx512_amx},
              "Instruction sets of the CPU; auto: the widest that all ranks have");
-  const auto take_chunks = [&o](const std::string& text) {
-    o.chunks = text == "auto" ? std::nullopt : std::optional<int>(std::stoi(text));
-  };
-  app.add_option_function<std::string>("--chunks", take_chunks,
-                                       "Micro-batches that overlap, at most (1 to 8); auto: as "
-                                       "links and arithmetic make it worth")
-      ->check(problem_of_chunks)
-      ->default_str(text_of(o.chunks));
-  app.add_flag("--no-overlap", o.no_overlap, "One step after the other (same results)");
+  add_chunks(app, o);
   app.add_option("--threads", o.threads,
                  "Arithmetic threads per rank; 0: the job's cores / ranks of a node")
       ->check(CLI::Range(0, 4096))
@@ -421,6 +411,7 @@ CommandLine parse_command_line(int argc, const char* const* argv) {
   CLI::App& tokenize = add_tokenize(app, line.tokenize);
   CLI::App& layout = add_layout(app, line.layout);
   CLI::App& place = add_place(app, line.place);
+  CLI::App& plan = add_plan(app, line.plan);
 
   try {
     std::vector<std::string> arguments = with_config_files(argc, argv);
@@ -451,6 +442,7 @@ CommandLine parse_command_line(int argc, const char* const* argv) {
                  : tokenize.parsed() ? Command::tokenize
                  : layout.parsed()   ? Command::layout
                  : place.parsed()    ? Command::place
+                 : plan.parsed()     ? Command::plan
                                      : Command::inspect;
   return line;
 }

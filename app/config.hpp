@@ -115,6 +115,22 @@ struct PlaceOptions {
   int threads = 0;  ///< 0: as many as cores
 };
 
+struct PlanOptions {
+  std::string preset;  ///< of these four one says which model
+  std::string config;
+  std::string model;
+  std::string hf;
+  std::string cluster;   ///< the machine
+  std::string workload;  ///< prompts and new tokens
+  int ranks = 0;         ///< 0: all of the machine
+  std::string routing;   ///< recorded, or a .npy; empty: by a law
+  double skew = 0;       ///< sigma of the law
+  bool all_layouts = false;
+  std::string output;  ///< folder; empty: the text alone
+  std::uint64_t seed = 1;
+  RunOptions run;  ///< those that say who does what, and how large passes are
+};
+
 struct InspectOptions {
   std::string file;
   bool no_verify = false;
@@ -151,7 +167,8 @@ enum class Command : std::uint8_t {
   join,
   tokenize,
   layout,
-  place
+  place,
+  plan
 };
 
 /// The layers that `text` names ("all", or numbers with commas) of a model with `num_layers`,
@@ -173,6 +190,7 @@ struct CommandLine {
   TokenizeOptions tokenize;
   LayoutOptions layout;
   PlaceOptions place;
+  PlanOptions plan;
   std::string text;  ///< help or version
 
   /// The command and all its options as text, in a fixed order.

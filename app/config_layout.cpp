@@ -21,6 +21,11 @@ void add_divisor(CLI::App& app, const char* name, int& value, const char* about)
   app.add_option(name, value, about)->check(CLI::Range(1, 65536))->capture_default_str();
 }
 
+/// What is wrong with a number of chunks.
+std::string problem_of_chunks(const std::string& text) {
+  return text == "auto" ? "" : CLI::Range(1, max_chunks)(text);
+}
+
 /// What is wrong with the type of sums; a flag alone is "true", also in a file of options.
 std::string problem_of_sum(const std::string& text) {
   return text == "true" || text == "float32" || text == "bf16"
@@ -147,6 +152,18 @@ CLI::App& add_layout(CLI::App& app, LayoutOptions& o) {
   add_run_layout(layout, o.run);
   add_pass_sizes(layout, o.run);
   return layout;
+}
+
+void add_chunks(CLI::App& app, RunOptions& o) {
+  const auto take_chunks = [&o](const std::string& text) {
+    o.chunks = text == "auto" ? std::nullopt : std::optional<int>(std::stoi(text));
+  };
+  app.add_option_function<std::string>("--chunks", take_chunks,
+                                       "Micro-batches that overlap, at most (1 to 8); auto: as "
+                                       "links and arithmetic make it worth")
+      ->check(problem_of_chunks)
+      ->default_str(o.chunks ? std::to_string(*o.chunks) : "auto");
+  app.add_flag("--no-overlap", o.no_overlap, "One step after the other (same results)");
 }
 
 void add_pass_sizes(CLI::App& app, RunOptions& o) {

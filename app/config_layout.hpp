@@ -11,6 +11,9 @@ namespace atl {
 
 void add_run_layout(CLI::App& app, RunOptions& options);
 
+/// --chunks and --no-overlap.
+void add_chunks(CLI::App& app, RunOptions& options);
+
 /// --max-sequences and --step-tokens.
 void add_pass_sizes(CLI::App& app, RunOptions& options);
 

@@ -19,6 +19,7 @@
 #include "app/run/diff.hpp"
 #include "app/run/join.hpp"
 #include "app/run/place.hpp"
+#include "app/run/plan.hpp"
 #include "app/run/run.hpp"
 #include "app/run/show_layout.hpp"
 #include "app/run/stop.hpp"
@@ -85,6 +86,8 @@ void execute_alone(const CommandLine& line) {
       return fmt::print("{}", layout_text(line.layout));
     case Command::place:
       return fmt::print("{}", place_experts(line.place));
+    case Command::plan:
+      return fmt::print("{}", plan_job(line.plan));
     case Command::none:
       return fmt::print("{}", line.text);
     case Command::run:

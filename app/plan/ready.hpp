@@ -10,6 +10,13 @@
 
 namespace atl {
 
+/// Arithmetic under way at the same time, at most: the next step is there when one ends, and what
+/// becomes ready meanwhile still goes by the schedule's priority, not by the queue's order. With
+/// four, a chunk whose rows came back waited behind three others, and its next exchange with it.
+inline constexpr std::size_t max_queued_in_order = 2;
+/// A GPU's steps are short: with two, its streams would wait for the host.
+inline constexpr std::size_t max_queued_on_streams = 4;
+
 /// A schedule on its way through one pass. The backend's queue keeps its order, so arithmetic may
 /// be enqueued behind the arithmetic that it waits for; messages wait until that is done. Of the
 /// arithmetic that could be enqueued, the first in the schedule goes first. After construction

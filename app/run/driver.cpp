@@ -13,13 +13,6 @@
 namespace atl {
 
 namespace {
-/// Operations in the queue, with the one that runs: the next one is there when one ends, and
-/// whatever becomes ready meanwhile still goes by the schedule's priority, not by the queue's
-/// order. With four, a chunk whose rows came back waited behind three others, and its next exchange
-/// with it.
-constexpr std::size_t max_queued_in_order = 2;
-/// A GPU's steps are short: with two, its streams would wait for the host.
-constexpr std::size_t max_queued_on_streams = 4;
 std::size_t max_queued(const compute::Backend& backend) {
   return backend.in_order() ? max_queued_in_order : max_queued_on_streams;
 }

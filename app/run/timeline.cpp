@@ -6,11 +6,6 @@
 
 namespace atl {
 
-double PhaseTimes::overlapped_share() const {
-  const double shorter = std::min(compute, exchange);
-  return shorter > 0 ? overlapped / shorter : 1.0;
-}
-
 io::TraceLane lane_of(StepKind kind) {
   if (!is_exchange(kind)) return io::TraceLane::arithmetic;
   return info_of(kind).share == Share::rail ? io::TraceLane::across : io::TraceLane::exchange;
@@ -196,53 +191,30 @@ void Timeline::wait_for_stages(const Groups& groups, const Range& exchanges) {
 /// part in it.
 void Timeline::account(std::size_t index) {
   const PassRecord& pass = passes_[index];
-  edges_.clear();
-  const auto add = [&](double begin, double end, int state) {
-    begin = std::max(begin, pass.begin);
+  sweep_.begin(pass.begin, pass.end);
+  const auto add = [&](double begin, double end, Busy busy) {
     if (num_flights_ > 1) end = std::min(end, pass.end);
-    if (end <= begin) return;
-    edges_.push_back({begin, state, +1});
-    edges_.push_back({end, state, -1});
+    sweep_.add(begin, end, busy);
   };
   const std::size_t last = std::min(index + num_flights_, passes_.size());
   const std::size_t end_interval =
       last == passes_.size() ? intervals_.size() : passes_[last].first_interval;
   for (std::size_t i = pass.first_interval; i < end_interval; ++i) {
-    add(intervals_[i].begin, intervals_[i].end, 0);
+    add(intervals_[i].begin, intervals_[i].end, Busy::compute);
   }
   const std::size_t first = index - std::min(index, num_flights_ - 1);
   for (std::size_t p = first; p <= index; ++p) {
     for (std::size_t i = passes_[p].first_exchange;
          i < passes_[p].first_exchange + passes_[p].num_exchanges; ++i) {
-      add(last_posts_[i], exchanges_[i].done, 1);
-      add(exchanges_[i].posted, last_posts_[i], 2);
+      add(last_posts_[i], exchanges_[i].done, Busy::exchange);
+      add(exchanges_[i].posted, last_posts_[i], Busy::waiting);
     }
   }
-  add(pass.begin, pass.agreed, 2);  // agreeing on a batch waits for the slowest rank
-  std::sort(edges_.begin(), edges_.end(),
-            [](const Edge& a, const Edge& b) { return a.time < b.time; });
+  // Agreeing on a batch waits for the slowest rank.
+  add(pass.begin, pass.agreed, Busy::waiting);
 
   PhaseTimes& sum = times_[static_cast<std::size_t>(pass.phase)];
-  std::array<int, 3> active{};
-  double at = pass.begin;
-  const auto spend = [&](double until) {
-    const double span = std::max(0.0, until - at);
-    if (active[0] > 0) sum.compute += span;
-    if (active[1] > 0) sum.exchange += span;
-    if (active[0] > 0 && active[1] > 0) sum.overlapped += span;
-    if (active[0] == 0) {
-      (active[1] > 0   ? sum.communication
-       : active[2] > 0 ? sum.synchronisation
-                       : sum.overhead) += span;
-    }
-    at = std::max(at, until);
-  };
-  for (const Edge& edge : edges_) {
-    spend(edge.time);
-    active[static_cast<std::size_t>(edge.state)] += edge.change;
-  }
-  spend(pass.end);
-  sum.wall += pass.end - pass.begin;
+  sum.add(sweep_.shares());
   sum.passes += 1;
   sum.processed_tokens += static_cast<double>(pass.tokens.processed);
   sum.prompt_tokens += static_cast<double>(pass.tokens.prompt);

@@ -1,0 +1,239 @@
+#include "app/plan/layout_pricer.hpp"
+
+#include <algorithm>
+#include <atomic>
+#include <exception>
+#include <mutex>
+#include <numeric>
+#include <thread>
+
+#include "app/plan/part.hpp"
+#include "compute/error.hpp"
+
+namespace atl {
+
+namespace {
+
+/// Runs work(i) for each i below `count`, some of them beside one another.
+template <class Work>
+void beside(std::size_t count, int threads, const Work& work) {
+  std::atomic<std::size_t> next = 0;
+  std::exception_ptr failure;
+  std::mutex mutex;
+  const auto take_turns = [&] {
+    for (std::size_t i = next++; i < count; i = next++) {
+      try {
+        work(i);
+      } catch (...) {
+        const std::lock_guard lock(mutex);
+        if (!failure) failure = std::current_exception();
+        next = count;
+      }
+    }
+  };
+  std::vector<std::thread> others;
+  for (int i = 1; i < std::min(threads, static_cast<int>(count)); ++i) others.emplace_back(take_turns);
+  take_turns();
+  for (std::thread& other : others) other.join();
+  if (failure) std::rethrow_exception(failure);
+}
+
+/// What is divided over passes that count.
+void add_result(const std::vector<int>& ranks, int num_ranks, double passes,
+                const SimulationResult& result, PassPrice& price) {
+  price.shares.add(result.shares);
+  const auto n = static_cast<std::size_t>(num_ranks);
+  for (std::size_t a = 0; a < ranks.size(); ++a) {
+    const auto from = static_cast<std::size_t>(ranks[a]);
+    price.rank_shares[from] = result.rank_shares[a];
+    price.waited_for[from] = result.waited_for[a];
+    for (std::size_t b = 0; b < ranks.size(); ++b) {
+      price.bytes[from * n + static_cast<std::size_t>(ranks[b])] +=
+          result.bytes[a * ranks.size() + b] / passes;
+    }
+  }
+  for (std::size_t l = 0; l < price.link_bytes.size(); ++l) {
+    price.link_bytes[l] += result.link_bytes[l] / passes;
+  }
+  price.transfer_s.insert(price.transfer_s.end(), result.transfer_s.begin(),
+                          result.transfer_s.end());
+  price.events += result.events;
+  price.shared += result.shared;
+  price.steps.insert(price.steps.end(), result.steps.begin(), result.steps.end());
+}
+
+}  // namespace
+
+LayoutPricer::LayoutPricer(const LayoutSetup& setup)
+    : s_(setup), groups_(setup.job), network_(*setup.machine, setup.job.num_ranks()) {
+  const int network = s_.job.num_ranks() / s_.job.division().replicas;
+  for (int rank = 0; rank < network; ++rank) {
+    const compute::Part part = part_of(s_.job, s_.placement, *s_.shape, rank, s_.output);
+    const auto costs = [&](compute::OutputCut cut) {
+      return StepCosts(*s_.machine, *s_.shape, s_.dtype, part, cut);
+    };
+    const bool either = s_.output == compute::OutputCut::either;
+    costs_by_columns_.push_back(costs(either ? compute::OutputCut::columns : s_.output));
+    costs_by_rows_.push_back(costs(either ? compute::OutputCut::rows : s_.output));
+  }
+}
+
+Schedule LayoutPricer::schedule(int stage, int num_chunks, const PassForm& form) const {
+  const Division& division = s_.job.division();
+  const LayerRange layers = layers_of_stage(s_.shape->num_layers, stage, division.pp);
+  StageSteps steps;
+  steps.route = form.route;
+  steps.first_layer = layers.first;
+  steps.end_layer = layers.end;
+  steps.attention_shared = division.tp > 1;
+  steps.output = s_.output == compute::OutputCut::either ? form.output : s_.output;
+  steps.experts_shared = division.expert_tp > 1;
+  steps.sequences_shared = division.tp * division.pp > 1;
+  Schedule schedule = s_.overlap ? overlapped_schedule(*s_.shape, num_chunks, steps)
+                                 : serial_schedule(*s_.shape, num_chunks, steps);
+  verify(schedule, *s_.shape);
+  return schedule;
+}
+
+RoutedRows LayoutPricer::rows_of(const PassLoad& load) const {
+  std::vector<int> all(groups_.of(Share::exchange).members.size());
+  std::iota(all.begin(), all.end(), 0);
+  return {groups_, *s_.shape, s_.placement, *s_.routing, load, all};
+}
+
+PricedPasses LayoutPricer::model(const StageSteps& form, const std::vector<PassLoad>& loads,
+                                 const std::vector<RoutedRows>& rows) const {
+  const bool by_rows = form.output == compute::OutputCut::rows;
+  return PricedPasses({groups_, *s_.machine, *s_.shape, s_.dtype, s_.placement, form,
+                       by_rows ? costs_by_rows_ : costs_by_columns_, loads, rows,
+                       s_.first_message_bytes});
+}
+
+/// Networks that share a link with one another are simulated together.
+std::vector<std::vector<int>> LayoutPricer::components() const {
+  const auto& networks = groups_.of(Share::network).members;
+  std::vector<std::size_t> root(networks.size());
+  std::iota(root.begin(), root.end(), std::size_t{0});
+  const auto find = [&](std::size_t i) {
+    while (root[i] != i) i = root[i];
+    return i;
+  };
+  std::vector<std::int32_t> first(static_cast<std::size_t>(network_.num_links()), -1);
+  for (std::size_t n = 0; n < networks.size(); ++n) {
+    for (const int from : networks[n]) {
+      for (const int to : networks[n]) {
+        if (from == to) continue;
+        for (const std::int32_t link : network_.path(from, to).all()) {
+          std::int32_t& other = first[static_cast<std::size_t>(link)];
+          if (other < 0) other = static_cast<std::int32_t>(n);
+          root[find(n)] = find(static_cast<std::size_t>(other));
+        }
+      }
+    }
+  }
+  std::vector<std::vector<int>> components(networks.size());
+  for (std::size_t n = 0; n < networks.size(); ++n) {
+    auto& ranks = components[find(n)];
+    ranks.insert(ranks.end(), networks[n].begin(), networks[n].end());
+  }
+  std::erase_if(components, [](const auto& ranks) { return ranks.empty(); });
+  return components;
+}
+
+PassPrice LayoutPricer::price(const std::vector<PassLoad>& loads, const PassForm& form,
+                              const SimulationDetail& detail) const {
+  const int stages = s_.job.division().pp;
+  const int num_ranks = s_.job.num_ranks();
+  const int chunks = loads.front().num_chunks;
+  std::vector<std::vector<Schedule>> schedules;
+  SimulatorSetup setup;
+  for (int stage = 0; stage < stages; ++stage) {
+    schedules.push_back({schedule(stage, chunks, form)});
+  }
+  for (const auto& of_stage : schedules) {
+    setup.schedules.emplace_back(loads.size(), &of_stage.front());
+  }
+  const StageSteps& steps = schedules.front().front().stage;
+  PassPrice price;
+  price.rank_shares.resize(static_cast<std::size_t>(num_ranks));
+  price.waited_for.resize(price.rank_shares.size());
+  price.bytes.resize(price.rank_shares.size() * price.rank_shares.size());
+  price.link_bytes.resize(static_cast<std::size_t>(network_.num_links()));
+  const bool flights = s_.num_flights > 1;
+  const double counted =
+      static_cast<double>(loads.size()) - (flights ? static_cast<double>(s_.num_flights) : 0);
+  setup.groups = &groups_;
+  setup.machine = s_.machine;
+  setup.network = &network_;
+  setup.num_passes = static_cast<int>(loads.size());
+  setup.num_flights = s_.num_flights;
+  setup.merge_senders = detail.merge_senders;
+  setup.grain = detail.grain;
+  setup.keep_steps = detail.keep_steps;
+  const auto parts = components();
+  std::vector<SimulationResult> results(parts.size());
+  std::vector<PassPrice> needs(parts.size());
+  beside(parts.size(), detail.threads, [&](std::size_t i) {
+    std::vector<int> exchanges;
+    for (const int rank : parts[i]) exchanges.push_back(groups_.group_of(Share::exchange, rank));
+    std::sort(exchanges.begin(), exchanges.end());
+    exchanges.erase(std::unique(exchanges.begin(), exchanges.end()), exchanges.end());
+    std::vector<RoutedRows> rows;
+    for (const PassLoad& load : loads) {
+      rows.emplace_back(groups_, *s_.shape, s_.placement, *s_.routing, load, exchanges);
+    }
+    const PricedPasses model = this->model(steps, loads, rows);
+    SimulatorSetup own = setup;
+    own.model = &model;
+    own.ranks = parts[i];
+    results[i] = Simulator(own).run();
+    add_needs(model, schedules, loads, parts[i], needs[i]);
+  });
+  for (std::size_t i = 0; i < parts.size(); ++i) {
+    const auto& passes = results[i].passes;
+    const auto skipped = static_cast<std::size_t>(flights ? s_.num_flights : 0);
+    const double begin = skipped == 0 ? 0 : passes[skipped - 1].end;
+    price.seconds = std::max(price.seconds, (passes.back().end - begin) / counted);
+    add_result(parts[i], num_ranks, static_cast<double>(loads.size()), results[i], price);
+    price.flops += needs[i].flops;
+    price.arithmetic_limit_s += needs[i].arithmetic_limit_s / num_ranks;
+    price.busiest_arithmetic_s = std::max(price.busiest_arithmetic_s, needs[i].busiest_arithmetic_s);
+  }
+  std::sort(price.transfer_s.begin(), price.transfer_s.end());
+  add_limits(price);
+  return price;
+}
+
+/// Of one pass: the last, which all before it are like.
+void LayoutPricer::add_needs(const PricedPasses& model,
+                             const std::vector<std::vector<Schedule>>& schedules,
+                             const std::vector<PassLoad>& loads, const std::vector<int>& ranks,
+                             PassPrice& price) const {
+  const int pass = static_cast<int>(loads.size()) - 1;
+  for (const int rank : ranks) {
+    double reached = 0;
+    for (const Step& step :
+         schedules[static_cast<std::size_t>(s_.job.stage_of(rank))].front().steps) {
+      if (is_exchange(step.kind)) continue;
+      const StepNeeds needs = model.needs(rank, pass, step);
+      price.flops += needs.flops;
+      price.arithmetic_limit_s += std::max(needs.flops / s_.machine->peak_flops_per_s,
+                                           needs.bytes / s_.machine->peak_bytes_per_s);
+      reached += model.seconds(rank, pass, step);
+    }
+    price.busiest_arithmetic_s = std::max(price.busiest_arithmetic_s, reached);
+  }
+}
+
+void LayoutPricer::add_limits(PassPrice& price) const {
+  for (int link = 0; link < network_.num_links(); ++link) {
+    const double bytes = price.link_bytes[static_cast<std::size_t>(link)];
+    const double seconds = bytes / network_.capacity(link);
+    if (seconds <= price.link_limit_s) continue;
+    price.link_limit_s = seconds;
+    price.busiest_link = network_.name(link);
+    price.busiest_link_bytes = bytes;
+  }
+}
+
+}  // namespace atl

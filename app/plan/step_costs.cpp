@@ -1,0 +1,161 @@
+#include "app/plan/step_costs.hpp"
+
+#include <algorithm>
+#include <cmath>
+
+namespace atl {
+
+namespace {
+
+/// Of points that rise, between the two beside `x`; outside, in proportion to the last of them.
+double between_points(std::span<const double> xs, std::span<const double> ys, double x) {
+  if (x <= xs.front()) return ys.front();
+  if (x >= xs.back()) return ys.back() * x / xs.back();
+  const auto above = static_cast<std::size_t>(std::upper_bound(xs.begin(), xs.end(), x) - xs.begin());
+  const double part = (x - xs[above - 1]) / (xs[above] - xs[above - 1]);
+  return ys[above - 1] + part * (ys[above] - ys[above - 1]);
+}
+
+}  // namespace
+
+StepCosts::StepCosts(const Machine& machine, const ModelShape& shape, DType dtype,
+                     const compute::Part& part, compute::OutputCut output)
+    : machine_(machine),
+      shape_(shape),
+      element_(static_cast<double>(size_of(dtype))),
+      share_(part.attention),
+      heads_(compute::own_heads(shape, part.attention)),
+      expert_members_(part.expert_share.members),
+      output_(output) {}
+
+double StepCosts::product(double rows, double depth, double columns) const {
+  if (rows <= 0 || columns <= 0) return 0;
+  if (machine_.ladders.empty()) {
+    return std::max(2 * rows * depth * columns / machine_.flops_per_s,
+                    depth * columns * element_ / machine_.bytes_per_s);
+  }
+  // The measured shape nearest in size; what differs counts in proportion.
+  const GemmLadder* nearest = nullptr;
+  double least = 0;
+  for (const GemmLadder& ladder : machine_.ladders) {
+    const double apart = std::abs(std::log(ladder.depth / depth)) +
+                         std::abs(std::log(ladder.columns / columns));
+    if (nearest == nullptr || apart < least) {
+      nearest = &ladder;
+      least = apart;
+    }
+  }
+  return between_points(nearest->rows, nearest->seconds, rows) * (depth * columns) /
+         (nearest->depth * nearest->columns);
+}
+
+/// Names what a step does: products(rows, depth, columns), attend(flops, bytes), rows(bytes).
+template <class Product, class Attend, class Rows>
+void StepCosts::visit(StepKind kind, const StepWork& work, const Product& product,
+                      const Attend& attend, const Rows& rows) const {
+  const double own = static_cast<double>(work.own_rows);
+  const double all = static_cast<double>(work.all_rows);
+  const double hidden = shape_.hidden;
+  const double row = hidden * element_;
+  constexpr double stream = sizeof(float);  // of the residual stream
+  const double moved = static_cast<double>(work.moved_rows) * row;
+  const auto attention = [&] {
+    for (const LoadSegment& segment : work.segments) {
+      const double n = static_cast<double>(segment.rows);
+      const double first = static_cast<double>(segment.first_position);
+      attend(4 * n * (first + (n + 1) / 2) * heads_.q_width(),
+             2 * (first + n) * heads_.kv_width() * element_);
+    }
+  };
+  const auto experts = [&](double columns_of_hidden) {
+    double count = 0;
+    for (const std::int64_t r : work.expert_rows) {
+      product(static_cast<double>(r), hidden, columns_of_hidden);
+      count += static_cast<double>(r);
+    }
+    rows(count * (row + columns_of_hidden * element_));
+  };
+  const double inner = shape_.moe_intermediate / expert_members_;
+  switch (kind) {
+    case StepKind::embed:
+      return rows(own * (row + hidden * stream));
+    case StepKind::attention:
+      product(own, hidden, heads_.qkv_width());
+      attention();
+      product(own, shape_.q_width(), hidden);
+      return rows(own * (2 * row + 2 * hidden * stream));
+    case StepKind::norm:
+      return rows(own * (row + hidden * stream));
+    case StepKind::project:
+      return product(all, hidden, heads_.qkv_width());
+    case StepKind::attend:
+      return attention();
+    case StepKind::output:
+      if (output_ == compute::OutputCut::rows) return product(own, shape_.q_width(), hidden);
+      if (compute::is_sum(output_)) return product(all, heads_.q_width(), hidden);
+      return product(all, shape_.q_width(), hidden / share_.members);
+    case StepKind::add:
+      return rows(own * (compute::is_sum(output_) ? share_.members : 1) * row +
+                  2 * own * hidden * stream);
+    case StepKind::mlp:
+      product(own, hidden, matrices() * shape_.intermediate);
+      return rows(own * (2 * row + 2 * hidden * stream + shape_.intermediate * element_));
+    case StepKind::route:
+      product(own, hidden, shape_.num_experts);
+      return rows(own * (row + hidden * stream) + moved);
+    case StepKind::experts:
+      return experts(matrices() * inner);
+    case StepKind::up:
+      return experts((matrices() - 1) * inner);
+    case StepKind::down:
+      for (const std::int64_t r : work.expert_rows) {
+        product(static_cast<double>(r), shape_.moe_intermediate, hidden / expert_members_);
+      }
+      return;
+    case StepKind::regroup:
+    case StepKind::collect:
+    case StepKind::write:
+    case StepKind::fold:
+      return rows(2 * moved);
+    case StepKind::merge:
+      return rows(moved + 2 * own * hidden * stream);
+    case StepKind::head:
+      product(static_cast<double>(work.head_rows), hidden, shape_.vocab);
+      return;
+    default:
+      return;
+  }
+}
+
+double StepCosts::seconds(StepKind kind, const StepWork& work) const {
+  double seconds = 0;
+  visit(
+      kind, work,
+      [&](double rows, double depth, double columns) { seconds += product(rows, depth, columns); },
+      [&](double flops, double bytes) {
+        seconds += std::max(flops / machine_.flops_per_s, bytes / machine_.bytes_per_s);
+      },
+      [&](double bytes) {
+        if (machine_.row_bytes_per_s > 0) seconds += bytes / machine_.row_bytes_per_s;
+      });
+  return seconds;
+}
+
+StepNeeds StepCosts::needs(StepKind kind, const StepWork& work) const {
+  StepNeeds needs;
+  visit(
+      kind, work,
+      [&](double rows, double depth, double columns) {
+        if (rows <= 0) return;
+        needs.flops += 2 * rows * depth * columns;
+        needs.bytes += depth * columns * element_;
+      },
+      [&](double flops, double bytes) {
+        needs.flops += flops;
+        needs.bytes += bytes;
+      },
+      [](double) {});
+  return needs;
+}
+
+}  // namespace atl

@@ -1,0 +1,208 @@
+#include "app/run/plan.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <optional>
+#include <utility>
+
+#include "app/config_layout.hpp"
+#include "app/model/checked_config.hpp"
+#include "app/model/described_model.hpp"
+#include "app/plan/plan_checks.hpp"
+#include "app/plan/plan_graph.hpp"
+#include "app/run/machine_file.hpp"
+#include "app/run/memory_fit.hpp"
+#include "app/run/plan_files.hpp"
+#include "app/run/plan_text.hpp"
+#include "app/run/routing_sample.hpp"
+#include "compute/error.hpp"
+#include "io/json_shown.hpp"
+#include "io/model_file.hpp"
+
+namespace atl {
+
+namespace {
+
+ModelConfig model_of(const PlanOptions& options) {
+  if (!options.preset.empty()) return preset(options.preset);
+  if (!options.config.empty()) return described_model(options.config);
+  if (!options.hf.empty()) return described_model(options.hf + "/config.json");
+  if (!options.model.empty()) return checked_config(io::ModelFileReader(options.model));
+  throw UsageError(
+      "plan: of which model? Give --preset, --config, --model or --hf; see atoll plan --help");
+}
+
+/// A trace by the model's layers.
+RoutingSource routing_of(const PlanOptions& options, const ModelShape& shape) {
+  if (options.routing.empty()) {
+    return {RoutingLaw{options.skew, options.seed}, shape.num_layers, shape.num_experts,
+            shape.top_k};
+  }
+  SampleOptions sample;
+  sample.path = options.routing;
+  const RoutingSample read = read_sample(sample);
+  std::vector<int> moe_layers;
+  for (int layer = 0; layer < shape.num_layers; ++layer) {
+    if (!shape.is_dense(layer)) moe_layers.push_back(layer);
+  }
+  const ExpertChoices& first = read.made_from.front();
+  require(read.layers.size() == moe_layers.size() && first.num_experts <= shape.num_experts &&
+              first.top_k >= shape.top_k,
+          "{} is of {} layers, {} experts and {} of them for a token, and the model has {}, {} and "
+          "{}; give a trace of this model, or --skew in its place",
+          options.routing, read.layers.size(), first.num_experts, first.top_k, moe_layers.size(),
+          shape.num_experts, shape.top_k);
+  std::vector<ExpertChoices> layers(static_cast<std::size_t>(shape.num_layers));
+  for (std::size_t i = 0; i < moe_layers.size(); ++i) {
+    layers[static_cast<std::size_t>(moe_layers[i])] = read.made_from[i];
+  }
+  return {std::move(layers), shape.top_k};
+}
+
+std::vector<int> divisors(int number) {
+  std::vector<int> all;
+  for (int d = 1; d <= number; ++d) {
+    if (number % d == 0) all.push_back(d);
+  }
+  return all;
+}
+
+/// Divisions that make sense: attention and experts are shared inside nodes.
+std::vector<Division> divisions_of(const PlanInput& input) {
+  const ModelShape& shape = input.config.shape;
+  std::vector<Division> all;
+  for (const int replicas : divisors(input.ranks)) {
+    for (const int pp : divisors(input.ranks / replicas)) {
+      constexpr int most_stages = 8;
+      if (pp > std::min(most_stages, shape.num_layers)) continue;
+      const int stage = input.ranks / replicas / pp;
+      for (const int tp : divisors(stage)) {
+        if (tp > input.machine.ranks_of_node) continue;
+        for (const int expert_tp : divisors(stage)) {
+          if (expert_tp > input.machine.ranks_of_node) continue;
+          const Division division{replicas, pp, tp, expert_tp};
+          try {
+            require_divides(division, shape);
+            all.push_back(division);
+          } catch (const Error&) {
+            continue;
+          }
+        }
+      }
+    }
+  }
+  return all;
+}
+
+bool better(const PlannedLayout& a, const PlannedLayout& b) {
+  return a.seconds < b.seconds;
+}
+
+std::filesystem::path output_folder(const std::string& path) {
+  std::error_code error;
+  std::filesystem::create_directories(path, error);
+  require(std::filesystem::is_directory(path, error),
+          "cannot make the folder {}; check --output and its permissions", path);
+  return path;
+}
+
+/// Passes of each phase written out and verified; the graph of the last one. Throws Error with what
+/// was found.
+PlanGraph verified(const PlanInput& input, const PlannedLayout& layout, std::string& text) {
+  PlanGraph graph;
+  for (const Phase which : {Phase::prefill, Phase::decode}) {
+    const PlannedPhase& phase = layout.of(which);
+    if (phase.passes == 0) continue;
+    graph = graph_of(*layout.pricer, phase.load, phase.form, layout.memory.room);
+    const std::vector<PlanFinding> findings = check_plan(graph);
+    std::string problems;
+    for (const PlanFinding& finding : findings) problems += "; " + finding.text;
+    require(findings.empty(), "layout {} cannot run{}", layout_name(layout.division, input.ranks),
+            problems);
+    std::size_t operations = 0, messages = 0;
+    for (const RankGraph& rank : graph.ranks) {
+      operations += rank.steps.size();
+      for (const GraphStep& step : rank.steps) messages += step.sends.size();
+    }
+    text += fmt::format(
+        "verified a pass of {}: {} operations on {} ranks of a network, {} messages, no fault\n",
+        which == Phase::prefill ? "prefill" : "decode", operations, graph.ranks.size(), messages);
+  }
+  return graph;
+}
+
+/// How the model would fit this machine, where it does not by what was asked for.
+std::string advice(const PlanInput& input) {
+  const RankMemory memory{input.machine.memory_bytes, "", input.machine.cuda, true};
+  return what_would_fit(input.run, input.config.shape, input.dtype, input.ranks, memory);
+}
+
+}  // namespace
+
+PlanInput plan_input(const PlanOptions& options) {
+  const ModelConfig config = model_of(options);
+  Machine machine = read_machine(options.cluster);
+  const int ranks = options.ranks > 0 ? options.ranks : machine.num_ranks();
+  machine.nodes_of(ranks);  // refused where there are fewer
+  PlannedWorkload work = read_workload(options.workload, config.shape, options.seed);
+  RoutingSource routing = routing_of(options, config.shape);
+  RunOptions run = options.run;
+  run.backend = machine.cuda ? BackendKind::cuda : BackendKind::cpu;
+  const DType dtype = run.dtype.value_or(config.dtype);
+  return {std::move(machine), config, dtype, std::move(work), std::move(routing), run, ranks};
+}
+
+RankedLayouts rank_layouts(const PlanInput& input) {
+  RankedLayouts ranked;
+  PlanDetail detail = detail_for(input.ranks);
+  detail.samples = 1;
+  detail.fine = detail.coarse;
+  for (const Division& division : divisions_of(input)) {
+    PlannedLayout layout = plan_layout(input, division, detail);
+    (layout.memory.fits() ? ranked.fitting : ranked.too_large).push_back(std::move(layout));
+  }
+  std::stable_sort(ranked.fitting.begin(), ranked.fitting.end(), better);
+  return ranked;
+}
+
+std::string plan_job(const PlanOptions& options) {
+  const PlanInput input = plan_input(options);
+  std::filesystem::path folder;
+  if (!options.output.empty()) folder = output_folder(options.output);  // refused before the work
+  std::string text = input_text(input);
+  nlohmann::ordered_json json;
+  PlannedLayout layout;
+  std::optional<RankedLayouts> ranked;
+  PlanDetail detail = detail_for(input.ranks);
+  detail.fine.keep_steps = !options.output.empty();
+  if (options.all_layouts) {
+    ranked = rank_layouts(input);
+    require(!ranked->fitting.empty(), "the model fits no layout of {} ranks of {}; {}", input.ranks,
+            input.machine.name, advice(input));
+    text += ranking_text(input, *ranked);
+    json["layouts"] = ranking_json(input, *ranked);
+    const Division best = ranked->fitting.front().division;
+    layout = plan_layout(input, best, detail);
+  } else {
+    layout = plan_layout(input, division_of(input.run, input.ranks), detail);
+    require(layout.memory.fits(), "layout {} does not fit {}: {}; {}",
+            layout_name(layout.division, input.ranks), input.machine.name, layout.memory.problem,
+            advice(input));
+  }
+  text += layout_answer(input, layout);
+  const PlanGraph graph = verified(input, layout, text);
+  json.update(plan_json(input, layout));
+  if (folder.empty()) return text;
+  write_text(folder / "plan.txt", text);
+  write_text(folder / "plan.json", io::json_text(json, 1) + "\n");
+  write_drawings(folder, input, layout, ranked ? &*ranked : nullptr, graph);
+  const bool decodes = layout.of(Phase::decode).passes > 0;
+  write_predicted_trace(folder / "trace.json", layout,
+                        layout.of(decodes ? Phase::decode : Phase::prefill));
+  return text + fmt::format("answer, drawings and trace are in {}: plan.html shows them\n",
+                            folder.string());
+}
+
+}  // namespace atl

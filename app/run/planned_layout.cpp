@@ -1,0 +1,316 @@
+#include "app/run/planned_layout.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+#include <thread>
+
+#include "app/plan/job_walk.hpp"
+#include "app/plan/output_choice.hpp"
+#include "app/run/placement_file.hpp"
+#include "app/run/planned_memory.hpp"
+#include "app/run/rank_sizes.hpp"
+#include "app/run/route.hpp"
+#include "compute/error.hpp"
+
+namespace atl {
+
+namespace {
+
+/// Rows go with their counters up to this size, where they lie in host memory; see ChunkMoves.
+constexpr double first_message_of_hosts = 4000;
+
+/// All passes of a job, without their loads.
+struct WalkedJob {
+  std::vector<PassCount> counts;
+  std::array<std::vector<std::int64_t>, 2> of_phase;  // numbers of passes
+  std::vector<RequestPasses> requests;
+};
+
+WalkedJob walk(const JobLimits& limits, const std::vector<JobRequest>& requests) {
+  JobWalk job(limits, requests);
+  WalkedJob walked;
+  PassCount count;
+  while (job.next(1, count, nullptr)) {
+    walked.of_phase[static_cast<std::size_t>(count.phase)].push_back(
+        static_cast<std::int64_t>(walked.counts.size()));
+    walked.counts.push_back(count);
+  }
+  walked.requests = job.requests();
+  return walked;
+}
+
+/// The loads of passes [first, first + count) for each first, by their chunks.
+std::map<std::int64_t, std::vector<PassLoad>> loads_at(const JobLimits& limits,
+                                                       const std::vector<JobRequest>& requests,
+                                                       const std::vector<std::int64_t>& firsts,
+                                                       std::int64_t count, int chunks) {
+  std::map<std::int64_t, std::vector<PassLoad>> found;
+  if (firsts.empty()) return found;
+  const std::int64_t end = *std::max_element(firsts.begin(), firsts.end()) + count;
+  JobWalk job(limits, requests);
+  PassCount ignored;
+  PassLoad load;
+  for (std::int64_t pass = 0; pass < end; ++pass) {
+    const bool wanted = std::any_of(firsts.begin(), firsts.end(), [&](std::int64_t first) {
+      return pass >= first && pass < first + count;
+    });
+    if (!job.next(chunks, ignored, wanted ? &load : nullptr)) break;
+    for (const std::int64_t first : firsts) {
+      if (pass >= first && pass < first + count) found[first].push_back(load);
+    }
+  }
+  return found;
+}
+
+double quantile(std::vector<double> values, double q) {
+  if (values.empty()) return 0;
+  std::sort(values.begin(), values.end());
+  const double at = q * static_cast<double>(values.size() - 1);
+  const auto low = static_cast<std::size_t>(std::floor(at));
+  const std::size_t high = std::min(low + 1, values.size() - 1);
+  return values[low] + (values[high] - values[low]) * (at - std::floor(at));
+}
+
+/// Works out a layout whose ranks have memory for it.
+class LayoutPlanner {
+ public:
+  LayoutPlanner(const PlanInput& input, const JobLayout& job, const JobLimits& limits,
+                const PlanDetail& detail, PlannedLayout& layout)
+      : in_(input),
+        job_(job),
+        limits_(limits),
+        detail_(detail),
+        out_(layout),
+        walked_(walk(limits, input.work.requests)) {}
+
+  void plan() {
+    for (const Phase phase : {Phase::prefill, Phase::decode}) plan_phase(phase);
+    add_up();
+  }
+
+ private:
+  const LayoutPricer& pricer() const { return *out_.pricer; }
+  std::int64_t window() const { return limits_.num_flights > 1 ? 3 * limits_.num_flights : 1; }
+
+  /// Passes to be simulated: evenly apart, the first and the last among them.
+  std::vector<std::int64_t> sampled(const std::vector<std::int64_t>& passes) const {
+    std::vector<std::int64_t> found;
+    const auto all = std::ssize(passes);
+    const std::int64_t last = std::max<std::int64_t>(0, all - window());
+    const std::int64_t wanted = std::min<std::int64_t>(detail_.samples, last + 1);
+    for (std::int64_t i = 0; i < wanted; ++i) {
+      const std::int64_t at = wanted == 1 ? last / 2 : last * i / (wanted - 1);
+      found.push_back(at);
+    }
+    return found;
+  }
+
+  std::vector<PassForm> forms(std::int64_t rows, int chunks) const {
+    std::vector<PassForm> forms;
+    for (const Route route : {Route::flat, Route::nodes}) {
+      if (!may_take(in_.run, job_, route)) continue;
+      PassForm form{route, pricer().setup().output};
+      constexpr double balance_rows_of_gpus = 300, balance_rows_of_cpus = 12;  // see PassFacts
+      if (form.output == compute::OutputCut::either) {
+        form.output = output_of_pass(rows, chunks, in_.machine.cuda ? balance_rows_of_gpus
+                                                                    : balance_rows_of_cpus);
+      }
+      forms.push_back(form);
+    }
+    return forms;
+  }
+
+  std::vector<int> chunk_counts(std::int64_t most_rows) const {
+    if (limits_.num_flights > 1) return {1};
+    const int most = chunk_count(most_rows, limits_);
+    if (in_.run.chunks) return {most};
+    std::vector<int> counts;
+    for (int count = 1; count <= most; count *= 2) counts.push_back(count);
+    return counts;
+  }
+
+  /// Each form in more and more chunks, while that gets better; the best of all.
+  void choose_form(const PassCount& count, std::int64_t at, PlannedPhase& phase) {
+    const std::int64_t rows = (count.most_rows + job_.division().tp - 1) / job_.division().tp;
+    double best = 0;
+    for (std::size_t f = 0; f < forms(rows, 1).size(); ++f) {
+      double before = 0;
+      for (const int chunks : chunk_counts(count.most_rows)) {
+        const PassForm form = forms(rows, chunks)[f];
+        const auto loads = loads_at(limits_, in_.work.requests, {at}, window(), chunks);
+        const double seconds =
+            pricer().price(loads.begin()->second, form, detail_.coarse).seconds;
+        phase.tried.push_back({form, chunks, seconds});
+        if (best == 0 || seconds < best) {
+          best = seconds;
+          phase.form = form;
+          phase.chunks = chunks;
+        }
+        if (before > 0 && seconds > 1.02 * before) break;
+        before = seconds;
+      }
+    }
+  }
+
+  void plan_phase(Phase which) {
+    PlannedPhase& phase = out_.phases[static_cast<std::size_t>(which)];
+    const std::vector<std::int64_t>& passes = walked_.of_phase[static_cast<std::size_t>(which)];
+    if (passes.empty()) return;
+    phase.passes = std::ssize(passes);
+    for (const std::int64_t pass : passes) {
+      const PassCount& count = walked_.counts[static_cast<std::size_t>(pass)];
+      phase.prompt_tokens += count.prompt_tokens;
+      phase.new_tokens += count.new_tokens;
+      phase.rows += count.rows;
+    }
+    const std::vector<std::int64_t> places = sampled(passes);
+    const std::int64_t middle = places[places.size() / 2];
+    const std::int64_t number = passes[static_cast<std::size_t>(middle)];
+    const auto window_at = [&](std::int64_t place) {
+      const std::int64_t first = passes[static_cast<std::size_t>(place)];
+      return std::clamp<std::int64_t>(std::ssize(walked_.counts) - window(), 0, first);
+    };
+    choose_form(walked_.counts[static_cast<std::size_t>(number)], window_at(middle), phase);
+    std::vector<std::int64_t> firsts;
+    for (const std::int64_t place : places) firsts.push_back(window_at(place));
+    const auto loads = loads_at(limits_, in_.work.requests, firsts, window(), phase.chunks);
+    for (const std::int64_t place : places) {
+      const std::int64_t first = window_at(place);
+      SimulationDetail fine = detail_.fine;
+      fine.keep_steps = fine.keep_steps && place == middle;
+      PassPrice price = pricer().price(loads.at(first), phase.form, fine);
+      phase.samples.emplace_back(place, price.seconds);
+      if (place != middle) continue;
+      phase.price = std::move(price);
+      phase.load = loads.at(first).back();
+    }
+  }
+
+  double seconds_of(const PlannedPhase& phase, std::int64_t place) const {
+    const auto& samples = phase.samples;
+    for (std::size_t i = 1; i < samples.size(); ++i) {
+      if (place > samples[i].first) continue;
+      const auto [x0, y0] = samples[i - 1];
+      const auto [x1, y1] = samples[i];
+      return x1 == x0 ? y1
+                      : y0 + (y1 - y0) * static_cast<double>(place - x0) /
+                                 static_cast<double>(x1 - x0);
+    }
+    return samples.back().second;
+  }
+
+  void add_up() {
+    std::vector<double> end(walked_.counts.size());
+    std::array<std::int64_t, 2> place{};
+    double at = 0;
+    for (std::size_t pass = 0; pass < end.size(); ++pass) {
+      const auto p = static_cast<std::size_t>(walked_.counts[pass].phase);
+      PlannedPhase& phase = out_.phases[p];
+      const double seconds = seconds_of(phase, place[p]++);
+      phase.seconds += seconds;
+      at += seconds;
+      // A pass of several flights takes as many turns.
+      end[pass] = at + seconds * (limits_.num_flights - 1);
+    }
+    out_.seconds = end.empty() ? 0 : end.back();
+    std::vector<double> first, each;
+    for (std::size_t r = 0; r < walked_.requests.size(); ++r) {
+      const RequestPasses& passes = walked_.requests[r];
+      const double begin = end[static_cast<std::size_t>(passes.first)];
+      first.push_back(begin);
+      const std::int64_t tokens = in_.work.requests[r].new_tokens;
+      if (tokens > 1 && passes.last >= 0) {
+        each.push_back((end[static_cast<std::size_t>(passes.last)] - begin) /
+                       static_cast<double>(tokens - 1));
+      }
+    }
+    out_.ttft_median_s = quantile(first, 0.5);
+    out_.ttft_p99_s = quantile(first, 0.99);
+    out_.tpot_median_s = quantile(each, 0.5);
+    out_.tpot_p99_s = quantile(each, 0.99);
+  }
+
+  const PlanInput& in_;
+  const JobLayout& job_;
+  JobLimits limits_;
+  const PlanDetail& detail_;
+  PlannedLayout& out_;
+  WalkedJob walked_;
+};
+
+}  // namespace
+
+double PlannedLayout::tokens_per_s() const {
+  double tokens = 0;
+  for (const PlannedPhase& phase : phases) {
+    tokens += static_cast<double>(phase.prompt_tokens + phase.new_tokens);
+  }
+  return seconds > 0 ? tokens / seconds : 0;
+}
+
+PlanDetail detail_for(int num_ranks) {
+  PlanDetail detail;
+  const int cores = static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
+  detail.fine.threads = detail.coarse.threads = cores;
+  detail.coarse.merge_senders = true;
+  detail.coarse.grain = 0.05;
+  constexpr int few = 256;
+  if (num_ranks > few) {
+    detail.fine.merge_senders = true;
+    detail.fine.grain = 0.05;
+    detail.samples = 1;
+  }
+  return detail;
+}
+
+std::string layout_name(const Division& division, int num_ranks) {
+  const int network = num_ranks / division.replicas;
+  const int exchange = network / division.pp / division.expert_tp;
+  std::string name = fmt::format("ep{}", exchange);
+  if (division.expert_tp > 1) name += fmt::format("-etp{}", division.expert_tp);
+  if (division.tp > 1) name += fmt::format("-tp{}", division.tp);
+  if (division.pp > 1) name += fmt::format("-pp{}", division.pp);
+  if (division.replicas > 1) name += fmt::format("-dp{}", division.replicas);
+  return name;
+}
+
+PlannedLayout plan_layout(const PlanInput& input, const Division& division,
+                          const PlanDetail& detail) {
+  const ModelShape& shape = input.config.shape;
+  require_divides(division, shape);
+  const JobLayout job(division, input.machine.nodes_of(input.ranks));
+  LayoutSetup setup;
+  setup.machine = &input.machine;
+  setup.shape = &shape;
+  setup.dtype = input.dtype;
+  setup.job = job;
+  setup.placement = placement_of(input.run, shape, job.exchange_of(0));
+  setup.routing = &input.routing;
+  const PlannedSizes sizes = planned_sizes(input, job, setup.placement);
+  PlannedLayout layout;
+  layout.division = division;
+  layout.memory = sizes.memory;
+  layout.flights = sizes.batch.num_flights > 1;
+  if (!layout.memory.fits() || detail.only_memory) return layout;
+  setup.output = input.run.tp_output.value_or(
+      layout.memory.whole_output ? compute::OutputCut::either : compute::OutputCut::columns);
+  setup.num_flights = sizes.batch.num_flights;
+  setup.overlap = !input.run.no_overlap;
+  setup.first_message_bytes = input.machine.cuda ? 0 : first_message_of_hosts;
+  layout.pricer.emplace(setup);
+  JobLimits limits;
+  static_cast<ChunkLimits&>(limits) = sizes.batch;
+  limits.num_owners = job.num_owners();
+  limits.num_flights = sizes.batch.num_flights;
+  limits.max_sequences = sizes.batch.max_sequences;
+  limits.page_tokens = page_tokens;
+  limits.num_pages = sizes.memory.pages;
+  limits.scoring = input.work.scoring;
+  LayoutPlanner(input, job, limits, detail, layout).plan();
+  return layout;
+}
+
+}  // namespace atl

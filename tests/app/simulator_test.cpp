@@ -1,0 +1,193 @@
+#include "app/plan/simulator.hpp"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <numeric>
+
+#include "compute/across_rows.hpp"
+#include "tests/app/planned.hpp"
+
+namespace atl {
+namespace {
+
+constexpr PassForm flat{Route::flat, compute::OutputCut::columns};
+constexpr PassForm nodes{Route::nodes, compute::OutputCut::columns};
+
+/// One rank sends to the other what the router says; arithmetic takes a second each.
+class TwoRanks final : public PassModel {
+ public:
+  double bytes_there = 0, bytes_back = 0;
+  bool lost = false;
+
+  double seconds(int rank, int, const Step& step) const override {
+    return step.kind == StepKind::route && rank == 1 ? 3 : 1;
+  }
+  void messages(Share, int, int, const Step& step, std::vector<Message>& out) const override {
+    if (step.kind == StepKind::dispatch) out.push_back({0, 1, bytes_there, bytes_there, 1});
+    if (step.kind == StepKind::combine) out.push_back({1, 0, bytes_back, bytes_back, 1});
+  }
+};
+
+struct TwoRankRun {
+  Machine machine;
+  TwoRanks model;
+  SimulationResult run() {
+    machine.num_nodes = 2;
+    machine.cuda = false;
+    machine.between.rank_bytes_per_s = 1e6;
+    const JobGroups groups(JobLayout({}, {0, 1}));
+    const Network network(machine, 2);
+    ModelShape shape;
+    shape.num_layers = 1;
+    shape.layer_is_dense = {false};
+    const Schedule schedule = overlapped_schedule(shape, 1);
+    SimulatorSetup setup;
+    setup.groups = &groups;
+    setup.machine = &machine;
+    setup.network = &network;
+    setup.model = &model;
+    setup.schedules = {{&schedule}};
+    setup.ranks = {0, 1};
+    setup.grain = 0;
+    setup.keep_steps = true;
+    return Simulator(setup).run();
+  }
+};
+
+TEST(Simulator, AddsUpOneLayerByHand) {
+  // embed, attention, route; counts; dispatch; experts; combine; merge, head.
+  TwoRankRun two;
+  two.model.bytes_there = 2e6;  // two seconds
+  two.model.bytes_back = 1e6;
+  const SimulationResult result = two.run();
+  // Rank 1 has routed at 5; rows arrive at 7, are computed at 8, are back at 9.
+  EXPECT_NEAR(result.passes.front().end, 11, 1e-9);
+  const TimeShares& first = result.rank_shares[0];
+  EXPECT_NEAR(first.wall, 11, 1e-9);
+  EXPECT_NEAR(first.compute, 6, 1e-9);  // its experts run while nothing is under way
+  // Counters go through at once, since nobody tells anybody anything: 3 waits for 5.
+  EXPECT_NEAR(first.compute + first.communication + first.synchronisation + first.overhead, 11,
+              1e-9);
+  EXPECT_NEAR(result.bytes[1], 2e6, 1e-3);
+  EXPECT_NEAR(result.bytes[2], 1e6, 1e-3);
+}
+
+TEST(Simulator, HostsDelayWhatTheyPostAndSee) {
+  TwoRankRun two;
+  two.model.bytes_there = 2e6;
+  two.model.bytes_back = 1e6;
+  const double plain = two.run().passes.front().end;
+  two.machine.between.latency_s = 0.01;
+  const double with_latency = two.run().passes.front().end;
+  // Each of the two large messages asks first.
+  EXPECT_NEAR(with_latency - plain, 0.04, 1e-9);
+  two.machine.poll_s = 0.1;
+  EXPECT_GT(two.run().passes.front().end, with_latency + 0.5);
+}
+
+TEST(Simulator, SharesAddUpAndLinksCarryNoMoreThanTheyCan) {
+  for (const Division& division :
+       {Division{1, 1, 1, 1}, Division{2, 1, 2, 1}, Division{1, 2, 4, 4}, Division{1, 1, 2, 2}}) {
+    const Planned planned(division);
+    const int passes = division.pp > 1 ? 12 : 1;
+    const PassPrice price =
+        planned.pricer().price(planned.loads(passes, division.pp > 1 ? 1 : 2, 20), flat, {});
+    EXPECT_GT(price.seconds, 0);
+    for (const TimeShares& s : price.rank_shares) {
+      EXPECT_NEAR(s.compute + s.communication + s.synchronisation + s.overhead, s.wall,
+                  1e-9 * s.wall);
+    }
+    EXPECT_LE(price.busiest_link_use(), 1.0001);
+  }
+}
+
+TEST(Simulator, IsTheSameAgainAndNearlySoWithMergedSenders) {
+  const Planned planned({1, 1, 1, 1});
+  const auto loads = planned.loads(1, 2);
+  for (const PassForm& form : {flat, nodes}) {
+    const double exact = planned.pricer().price(loads, form, {false, 0.0, false, 1}).seconds;
+    EXPECT_EQ(exact, planned.pricer().price(loads, form, {false, 0.0, false, 1}).seconds);
+    EXPECT_NEAR(planned.pricer().price(loads, form, {false, 0.01, false, 2}).seconds / exact, 1,
+                0.02);
+    EXPECT_NEAR(planned.pricer().price(loads, form, {true, 0.05, false, 1}).seconds / exact, 1,
+                0.1);
+  }
+}
+
+TEST(Simulator, OverlapPaysAndSoDoesABetterNetwork) {
+  const Planned overlapped({1, 1, 1, 1}), serial({1, 1, 1, 1}, false);
+  const double with = overlapped.pricer().price(overlapped.loads(1, 4), flat, {}).seconds;
+  const double without = serial.pricer().price(serial.loads(1, 4), flat, {}).seconds;
+  EXPECT_LT(with, without);
+  Machine half = made_machine();
+  half.between.rank_bytes_per_s /= 2;
+  const Planned slower({1, 1, 1, 1}, true, 0.5, half);
+  EXPECT_GT(slower.pricer().price(slower.loads(1, 4), flat, {}).seconds, with);
+  Machine lame = made_machine();
+  lame.speeds = {{5, 6, 1.0, 0.25}};
+  const Planned one_slow({1, 1, 1, 1}, true, 0.5, lame);
+  EXPECT_GT(one_slow.pricer().price(one_slow.loads(1, 4), flat, {}).seconds, with);
+  const Planned uniform({1, 1, 1, 1}, true, 0), skewed({1, 1, 1, 1}, true, 1.5);
+  EXPECT_GT(skewed.pricer().price(skewed.loads(1, 4), flat, {}).seconds,
+            uniform.pricer().price(uniform.loads(1, 4), flat, {}).seconds);
+}
+
+TEST(Simulator, RowsThereAreRowsBack) {
+  const Planned planned({1, 1, 1, 1});
+  const auto loads = planned.loads(1, 2);
+  const double row = planned.shape().hidden * 2;
+  const PassPrice price = planned.pricer().price(loads, flat, {});
+  double sum = 0;
+  for (int a = 0; a < 16; ++a) {
+    for (int b = 0; b < 16; ++b) {
+      const auto at = [&](int x, int y) { return price.bytes[static_cast<std::size_t>(x * 16 + y)]; };
+      EXPECT_NEAR(at(a, b), at(b, a), 1e-6);  // what goes there comes back
+      sum += at(a, b);
+    }
+  }
+  // Every token's two rows in three layers go there and back, but for those that stay.
+  const double all = static_cast<double>(loads.front().rows()) * 2 * 3 * 2 * row;
+  EXPECT_LT(sum, all);
+  EXPECT_GT(sum, 0.8 * all);
+}
+
+TEST(Simulator, SaysWhoWaitsForEver) {
+  class Lost final : public PassModel {
+   public:
+    double seconds(int, int, const Step&) const override { return 1; }
+    void messages(Share, int, int, const Step&, std::vector<Message>& out) const override {
+      // Its counterpart never takes part: rank 1 runs a schedule without this exchange.
+      out.push_back({0, 1, 1e6, 1e6, 1});
+    }
+  };
+  Machine machine;
+  machine.num_nodes = 2;
+  machine.cuda = false;
+  machine.between.rank_bytes_per_s = 1e6;
+  const JobGroups groups(JobLayout({1, 2, 1, 1}, {0, 1}));
+  const Network network(machine, 2);
+  const Lost model;
+  ModelShape shape;
+  shape.num_layers = 2;
+  shape.layer_is_dense = {true, true};
+  const Schedule first = overlapped_schedule(shape, 1, {.first_layer = 0, .end_layer = 1});
+  const Schedule alone = overlapped_schedule(shape, 1, {.first_layer = 0, .end_layer = 2});
+  SimulatorSetup setup;
+  setup.groups = &groups;
+  setup.machine = &machine;
+  setup.network = &network;
+  setup.model = &model;
+  setup.schedules = {{&first}, {&alone}};  // the second stage receives nothing
+  setup.ranks = {0, 1};
+  try {
+    Simulator(setup).run();
+    FAIL() << "a message that nobody receives arrived";
+  } catch (const Error& error) {
+    EXPECT_NE(std::string(error.what()).find("rank 0 never ends c0 forward"), std::string::npos)
+        << error.what();
+  }
+}
+
+}  // namespace
+}  // namespace atl
