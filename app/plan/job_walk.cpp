@@ -59,8 +59,16 @@ RankLoad JobWalk::load_of(const Owner& owner, int flight) const {
 void JobWalk::admit(int flight) {
   std::vector<RankLoad> loads;
   for (const Owner& owner : owners_) loads.push_back(load_of(owner, flight));
-  // Of several flights each takes an even share of what waits, as Passes does.
-  while (const auto grant = waiting_.next(loads)) {
+  // Flights have equal numbers of requests, as Passes gives them out.
+  std::int64_t all = std::ssize(waiting_.waiting()), own = 0;
+  for (const Owner& owner : owners_) {
+    for (const auto& sequences : owner.flights) all += std::ssize(sequences);
+    own += std::ssize(owner.flights[static_cast<std::size_t>(flight)]);
+  }
+  std::int64_t most = (all + limits_.num_flights - 1) / limits_.num_flights - own;
+  for (; most > 0; --most) {
+    const auto grant = waiting_.next(loads);
+    if (!grant) break;
     const auto owner = static_cast<std::size_t>(grant->rank);
     const JobRequest& r = requests_[static_cast<std::size_t>(grant->request)];
     owners_[owner].flights[static_cast<std::size_t>(flight)].push_back(

@@ -9,6 +9,7 @@
 #include <set>
 #include <tuple>
 #include <unordered_map>
+#include <utility>
 
 namespace atl {
 
@@ -23,6 +24,11 @@ class Checker {
     std::size_t before = 0;
     for (std::size_t r = 0; r < graph.ranks.size(); ++r) {
       first_.push_back(before);
+      auto& index = steps_of_.emplace_back();
+      for (std::size_t i = 0; i < graph.ranks[r].steps.size(); ++i) {
+        const Step& step = graph.ranks[r].steps[i].step;
+        index.try_emplace(key_of(step.kind, step), i);
+      }
       before += graph.ranks[r].steps.size();
       const std::int32_t rank = graph.ranks[r].rank;
       if (known(rank)) index_of_[static_cast<std::size_t>(rank)] = static_cast<std::int32_t>(r);
@@ -131,17 +137,15 @@ class Checker {
     } else if (wanted == StepKind::receive) {
       wanted = StepKind::forward;
     }
-    const auto key = std::tuple(peer, wanted, step.step.layer, step.step.chunk);
-    const auto [at, added] = partner_.try_emplace(key, nullptr);
-    if (!added) return at->second;
-    for (const GraphStep& s : rank.steps) {
-      if (s.step.kind == wanted && s.step.layer == step.step.layer &&
-          s.step.chunk == step.step.chunk) {
-        at->second = &s;
-        break;
-      }
-    }
-    return at->second;
+    const auto& index = steps_of_[static_cast<std::size_t>(index_of_[static_cast<std::size_t>(peer)])];
+    const auto found = index.find(key_of(wanted, step.step));
+    return found == index.end() ? nullptr : &rank.steps[found->second];
+  }
+
+  static std::uint64_t key_of(StepKind kind, const Step& step) {
+    return static_cast<std::uint64_t>(kind) << 48 |
+           static_cast<std::uint64_t>(static_cast<std::uint16_t>(step.layer)) << 16 |
+           static_cast<std::uint64_t>(static_cast<std::uint16_t>(step.chunk));
   }
 
   void check_messages() {
@@ -182,8 +186,13 @@ class Checker {
                    "part in it", rank.rank, step.step.name(), to, end.peer);
     }
     const auto& ends = sends ? other->receives : other->sends;
-    const auto match = std::find_if(ends.begin(), ends.end(),
-                                    [&](const Transfer& t) { return t.peer == rank.rank; });
+    // They are in order of their ranks, unless something is wrong.
+    auto match = std::lower_bound(ends.begin(), ends.end(), rank.rank,
+                                  [](const Transfer& t, std::int32_t r) { return t.peer < r; });
+    if (match == ends.end() || match->peer != rank.rank) {
+      match = std::find_if(ends.begin(), ends.end(),
+                           [&](const Transfer& t) { return t.peer == rank.rank; });
+    }
     if (match == ends.end()) {
       return found(sends ? PlanFault::no_receive : PlanFault::no_send,
                    "rank {}: {} {} {} rows {} rank {}, which does not {} them", rank.rank,
@@ -230,27 +239,38 @@ class Checker {
       next[from].push_back(static_cast<std::int32_t>(to));
       ++unmet[to];
     };
+    // An exchange is what its members lead to before they take part, and what they end after.
+    std::map<std::tuple<Share, std::int32_t, std::uint64_t, std::int32_t>, std::size_t> exchanges;
+    const auto exchange_of = [&](const RankGraph& rank, const GraphStep& step) {
+      const bool receives = step.step.kind == StepKind::receive;
+      const StepKind kind = receives ? StepKind::forward : step.step.kind;
+      std::int32_t stage = 0;
+      if (step.share == Share::pipe) stage = receives ? rank.stage - 1 : rank.stage;
+      const auto [at, added] = exchanges.try_emplace(
+          {step.share, step.group, key_of(kind, step.step), stage}, next.size());
+      if (added) {
+        next.emplace_back();
+        unmet.push_back(0);
+      }
+      return at->second;
+    };
     for (std::size_t r = 0; r < graph_.ranks.size(); ++r) {
       const RankGraph& rank = graph_.ranks[r];
       for (std::size_t i = 0; i < rank.steps.size(); ++i) {
-        for (const std::int32_t dep : rank.steps[i].step.deps) {
+        const GraphStep& step = rank.steps[i];
+        const bool sends = step.exchange() && !step.sends.empty();
+        const std::size_t exchange = step.exchange() ? exchange_of(rank, step) : 0;
+        for (const std::int32_t dep : step.step.deps) {
           if (dep < 0 || static_cast<std::size_t>(dep) >= rank.steps.size()) continue;
           edge(first_[r] + static_cast<std::size_t>(dep), first_[r] + i);
+          if (sends) edge(first_[r] + static_cast<std::size_t>(dep), exchange);
         }
-        // What is received was sent once all that the sender's step waits for was done.
-        for (const Transfer& receive : rank.steps[i].receives) {
-          const GraphStep* other = partner(receive.peer, rank.steps[i]);
-          if (other == nullptr) continue;
-          const auto p = static_cast<std::size_t>(index_of_[static_cast<std::size_t>(receive.peer)]);
-          for (const std::int32_t dep : other->step.deps) {
-            if (dep < 0 || static_cast<std::size_t>(dep) >= graph_.ranks[p].steps.size()) continue;
-            edge(first_[p] + static_cast<std::size_t>(dep), first_[r] + i);
-          }
-        }
+        if (step.exchange() && !step.receives.empty()) edge(exchange, first_[r] + i);
       }
     }
+    const std::size_t all = next.size();
     std::vector<std::int32_t> ready;
-    for (std::size_t i = 0; i < num_operations_; ++i) {
+    for (std::size_t i = 0; i < all; ++i) {
       if (unmet[i] == 0) ready.push_back(static_cast<std::int32_t>(i));
     }
     std::size_t done = 0;
@@ -259,12 +279,12 @@ class Checker {
         if (--unmet[static_cast<std::size_t>(to)] == 0) ready.push_back(to);
       }
     }
-    if (done == num_operations_) return;
+    if (done == all) return;
     for (std::size_t r = 0; r < graph_.ranks.size(); ++r) {
       for (std::size_t i = 0; i < graph_.ranks[r].steps.size(); ++i) {
         if (unmet[first_[r] + i] == 0) continue;
         found(PlanFault::cycle, "rank {}: {} waits for what waits for it; {} operations never run",
-              graph_.ranks[r].rank, graph_.ranks[r].steps[i].step.name(), num_operations_ - done);
+              graph_.ranks[r].rank, graph_.ranks[r].steps[i].step.name(), all - done);
         return;
       }
     }
@@ -324,7 +344,7 @@ class Checker {
   std::size_t num_operations_ = 0;
   std::array<std::size_t, num_faults> counts_{};
   std::vector<PlanFinding> findings_;
-  mutable std::map<std::tuple<std::int32_t, StepKind, int, int>, const GraphStep*> partner_;
+  std::vector<std::unordered_map<std::uint64_t, std::size_t>> steps_of_;  // [ranks], by key_of()
 };
 
 }  // namespace

@@ -81,7 +81,8 @@ class Tensors {
       }
       case StepKind::tokens: {
         const Tensor sampled{"sampled", own, 1, "i32"};
-        return {sampled, sampled};
+        const bool has_head = stage_.end_layer == shape_.num_layers;
+        return {has_head ? sampled : x(step), sampled};
       }
       default:
         break;

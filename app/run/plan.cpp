@@ -16,6 +16,7 @@
 #include "app/run/memory_fit.hpp"
 #include "app/run/plan_files.hpp"
 #include "app/run/plan_text.hpp"
+#include "app/run/plan_what_if.hpp"
 #include "app/run/routing_sample.hpp"
 #include "compute/error.hpp"
 #include "io/json_shown.hpp"
@@ -157,7 +158,7 @@ PlanInput plan_input(const PlanOptions& options) {
 RankedLayouts rank_layouts(const PlanInput& input) {
   RankedLayouts ranked;
   PlanDetail detail = detail_for(input.ranks);
-  detail.samples = 1;
+  detail.samples = {1, 2};
   detail.fine = detail.coarse;
   for (const Division& division : divisions_of(input)) {
     PlannedLayout layout = plan_layout(input, division, detail);
@@ -185,6 +186,12 @@ std::string plan_job(const PlanOptions& options) {
     json["layouts"] = ranking_json(input, *ranked);
     const Division best = ranked->fitting.front().division;
     layout = plan_layout(input, best, detail);
+    const std::vector<WhatIf> changes = what_ifs(input, layout);
+    const std::vector<ScalingPoint> points = scaling(input, layout);
+    const std::vector<TurningPoint> turns = turning_points(input, *ranked);
+    text += what_if_text(changes, changes.front().tokens_per_s) + scaling_text(points) +
+            turning_text(turns);
+    json.update(what_if_json(changes, points, turns));
   } else {
     layout = plan_layout(input, division_of(input.run, input.ranks), detail);
     require(layout.memory.fits(), "layout {} does not fit {}: {}; {}",

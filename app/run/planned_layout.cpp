@@ -96,11 +96,11 @@ class LayoutPlanner {
   std::int64_t window() const { return limits_.num_flights > 1 ? 3 * limits_.num_flights : 1; }
 
   /// Passes to be simulated: evenly apart, the first and the last among them.
-  std::vector<std::int64_t> sampled(const std::vector<std::int64_t>& passes) const {
+  std::vector<std::int64_t> sampled(const std::vector<std::int64_t>& passes, Phase phase) const {
     std::vector<std::int64_t> found;
     const auto all = std::ssize(passes);
     const std::int64_t last = std::max<std::int64_t>(0, all - window());
-    const std::int64_t wanted = std::min<std::int64_t>(detail_.samples, last + 1);
+    const std::int64_t wanted = std::min<std::int64_t>(detail_.samples[static_cast<std::size_t>(phase)], last + 1);
     for (std::int64_t i = 0; i < wanted; ++i) {
       const std::int64_t at = wanted == 1 ? last / 2 : last * i / (wanted - 1);
       found.push_back(at);
@@ -166,7 +166,7 @@ class LayoutPlanner {
       phase.new_tokens += count.new_tokens;
       phase.rows += count.rows;
     }
-    const std::vector<std::int64_t> places = sampled(passes);
+    const std::vector<std::int64_t> places = sampled(passes, which);
     const std::int64_t middle = places[places.size() / 2];
     const std::int64_t number = passes[static_cast<std::size_t>(middle)];
     const auto window_at = [&](std::int64_t place) {
@@ -257,11 +257,15 @@ PlanDetail detail_for(int num_ranks) {
   detail.fine.threads = detail.coarse.threads = cores;
   detail.coarse.merge_senders = true;
   detail.coarse.grain = 0.05;
-  constexpr int few = 256;
-  if (num_ranks > few) {
-    detail.fine.merge_senders = true;
-    detail.fine.grain = 0.05;
-    detail.samples = 1;
+  // The time of passes over prompts is about a line in their number, so that two do.
+  constexpr int some = 64, many = 256;
+  if (num_ranks > some) {
+    detail.fine.grain = 0.02;
+    detail.samples = {2, 4};
+  }
+  if (num_ranks > many) {
+    detail.fine = detail.coarse;
+    detail.samples = {1, 2};
   }
   return detail;
 }

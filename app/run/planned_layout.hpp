@@ -87,7 +87,7 @@ struct PlannedLayout {
 
 /// How much of a layout is worked out.
 struct PlanDetail {
-  int samples = 3;         ///< passes of each phase that are simulated
+  std::array<int, 2> samples = {3, 5};  ///< passes of each Phase that are simulated
   bool only_memory = false;
   SimulationDetail fine;
   SimulationDetail coarse;  ///< for the choice between forms

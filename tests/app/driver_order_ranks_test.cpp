@@ -175,8 +175,14 @@ class CostedMoves final : public ChunkMoves {
   }
   void poll_with(const Step&, comm::Poller&) override {}
   bool done(const Step& step) override {
-    // The driver itself waits only for arithmetic; where there is none, time passes here.
-    if (backend_.idle() && stage_.clock.now < ends_.at(step.name())) stage_.clock.advance();
+    // The driver itself waits only for arithmetic. Where there is none, time passes here, once it
+    // has nothing to launch any more.
+    const bool nothing_new = stage_.clock.now == seen_at_ && stage_.launches.size() == seen_launches_;
+    seen_at_ = stage_.clock.now;
+    seen_launches_ = stage_.launches.size();
+    same_ = nothing_new ? same_ + 1 : 0;
+    constexpr int polls_without_news = 64;
+    if (backend_.idle() && same_ > polls_without_news) stage_.clock.advance();
     return stage_.clock.now >= ends_.at(step.name());
   }
   compute::NodeRows node_rows() const override { return {}; }
@@ -191,6 +197,9 @@ class CostedMoves final : public ChunkMoves {
   Stage& stage_;
   CostedBackend& backend_;
   std::map<std::string, double> ends_;
+  double seen_at_ = -1;
+  std::size_t seen_launches_ = 0;
+  int same_ = 0;
 };
 
 /// The same costs for the simulator.

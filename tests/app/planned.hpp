@@ -7,6 +7,7 @@
 #include "app/plan/job_walk.hpp"
 #include "app/plan/layout_pricer.hpp"
 #include "app/plan/plan_graph.hpp"
+#include "compute/error.hpp"
 
 namespace atl {
 
@@ -48,7 +49,7 @@ class Planned {
   }
 
   /// The first passes of the job.
-  std::vector<PassLoad> loads(int count, int chunks, std::int64_t prompt = 40) const {
+  std::vector<PassLoad> loads(int count, int chunks, std::int64_t prompt = 60) const {
     const std::vector<JobRequest> requests(64, {prompt, 4});
     JobLimits limits;
     limits.max_pass_tokens = 256;
@@ -83,6 +84,7 @@ class Planned {
     shape.num_layers = 4;
     shape.layer_is_dense = {true, false, false, false};
     shape.num_experts = 8;
+    shape.hidden = 512;
     return shape;
   }
 
