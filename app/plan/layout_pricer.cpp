@@ -170,7 +170,8 @@ PassPrice LayoutPricer::price(const std::vector<PassLoad>& loads, const PassForm
   setup.merge_senders = detail.merge_senders;
   setup.grain = detail.grain;
   setup.keep_steps = detail.keep_steps;
-  const auto parts = components();
+  auto parts = components();
+  if (detail.first_network) parts.resize(1);
   std::vector<SimulationResult> results(parts.size());
   std::vector<PassPrice> needs(parts.size());
   beside(parts.size(), detail.threads, [&](std::size_t i) {
@@ -202,6 +203,35 @@ PassPrice LayoutPricer::price(const std::vector<PassLoad>& loads, const PassForm
   std::sort(price.transfer_s.begin(), price.transfer_s.end());
   add_limits(price);
   return price;
+}
+
+void LayoutPricer::add_bytes(const PassLoad& load, const PassForm& form,
+                             std::vector<double>& bytes) const {
+  const auto n = static_cast<std::size_t>(s_.job.num_ranks());
+  const std::vector<PassLoad> loads = {load};
+  std::vector<RoutedRows> rows;
+  rows.push_back(rows_of(load));
+  std::vector<Message> messages;
+  for (int stage = 0; stage < s_.job.division().pp; ++stage) {
+    const Schedule schedule = this->schedule(stage, load.num_chunks, form);
+    const PricedPasses model = this->model(schedule.stage, loads, rows);
+    for (Step step : schedule.steps) {
+      if (!is_exchange(step.kind) || step.kind == StepKind::receive) continue;
+      const Share share = share_of(step.kind, schedule.stage.route);
+      if (share == Share::pipe) step.layer = static_cast<std::int16_t>(stage);
+      for (std::size_t group = 0; group < groups_.of(share).members.size(); ++group) {
+        const std::vector<int>& members = groups_.members(share, static_cast<int>(group));
+        if (share != Share::pipe && s_.job.stage_of(members.front()) != stage) continue;
+        messages.clear();
+        model.messages(share, static_cast<int>(group), 0, step, messages);
+        for (const Message& m : messages) {
+          const auto from = static_cast<std::size_t>(members[static_cast<std::size_t>(m.from)]);
+          const auto to = static_cast<std::size_t>(members[static_cast<std::size_t>(m.to)]);
+          bytes[from * n + to] += m.row_bytes;
+        }
+      }
+    }
+  }
 }
 
 /// Of one pass: the last, which all before it are like.

@@ -34,6 +34,7 @@ struct SimulationDetail {
   double grain = 0.01;
   bool keep_steps = false;
   int threads = 1;  ///< networks that share no link run beside one another
+  bool first_network = false;  ///< and those that share links with it; the others are like it
 };
 
 struct PassPrice {
@@ -66,6 +67,10 @@ class LayoutPricer {
   /// first `num_flights` are taken to fill the stages and do not count.
   PassPrice price(const std::vector<PassLoad>& loads, const PassForm& form,
                   const SimulationDetail& detail) const;
+
+  /// Adds the activations that a pass moves, in bytes, to [ranks, ranks]: from, to. Nothing is
+  /// simulated.
+  void add_bytes(const PassLoad& load, const PassForm& form, std::vector<double>& bytes) const;
 
   const JobGroups& groups() const { return groups_; }
   const Network& network() const { return network_; }

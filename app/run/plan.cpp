@@ -178,6 +178,7 @@ std::string plan_job(const PlanOptions& options) {
   std::optional<RankedLayouts> ranked;
   PlanDetail detail = detail_for(input.ranks);
   detail.fine.keep_steps = !options.output.empty();
+  detail.count_bytes = true;
   if (options.all_layouts) {
     ranked = rank_layouts(input);
     require(!ranked->fitting.empty(), "the model fits no layout of {} ranks of {}; {}", input.ranks,

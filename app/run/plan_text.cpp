@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 #include <numeric>
 
 #include "app/run/memory_fit.hpp"
@@ -112,8 +113,8 @@ ordered_json phase_json(const PlanInput& input, const PlannedPhase& phase, Phase
   if (phase.passes == 0) return nullptr;
   const PassPrice& price = phase.price;
   ordered_json samples = ordered_json::array();
-  for (const auto& [pass, seconds] : phase.samples) {
-    samples.push_back({{"pass", pass}, {"seconds", seconds}});
+  for (const PlannedPhase::Sample& sample : phase.samples) {
+    samples.push_back({{"pass", sample.pass}, {"seconds", sample.seconds}});
   }
   ordered_json tried = ordered_json::array();
   for (const auto& way : phase.tried) {
@@ -143,6 +144,35 @@ ordered_json phase_json(const PlanInput& input, const PlannedPhase& phase, Phase
             {"busiest_rank_arithmetic_s", price.busiest_arithmetic_s},
             {"busiest_link_s", price.link_limit_s}}},
           {"limited_by", limit_of(phase)}};
+}
+
+/// Of the whole job, as reports of runs have it.
+ordered_json bytes_json(const PlanInput& input, const PlannedLayout& layout) {
+  if (layout.bytes.empty()) return nullptr;
+  const auto n = static_cast<std::size_t>(input.ranks);
+  const std::vector<int> node_of = input.machine.nodes_of(input.ranks);
+  double inside = 0, between = 0;
+  std::vector<double> out(static_cast<std::size_t>(node_of.back()) + 1), in = out;
+  ordered_json matrix = ordered_json::array();
+  for (std::size_t a = 0; a < n; ++a) {
+    ordered_json row = ordered_json::array();
+    for (std::size_t b = 0; b < n; ++b) {
+      const double bytes = layout.bytes[a * n + b];
+      row.push_back(static_cast<std::int64_t>(std::llround(bytes)));
+      const bool same = node_of[a] == node_of[b];
+      (same ? inside : between) += bytes;
+      if (same) continue;
+      out[static_cast<std::size_t>(node_of[a])] += bytes;
+      in[static_cast<std::size_t>(node_of[b])] += bytes;
+    }
+    matrix.push_back(row);
+  }
+  const double busiest = std::max(*std::max_element(out.begin(), out.end()),
+                                  *std::max_element(in.begin(), in.end()));
+  return {{"bytes_inside_nodes", std::llround(inside)},
+          {"bytes_between_nodes", std::llround(between)},
+          {"busiest_link_bytes", std::llround(busiest)},
+          {"bytes_from_to", n <= 128 ? matrix : ordered_json(nullptr)}};
 }
 
 ordered_json memory_json(const PlannedLayout& layout) {
@@ -266,6 +296,7 @@ ordered_json plan_json(const PlanInput& input, const PlannedLayout& layout) {
           {"phases",
            {{"prefill", phase_json(input, layout.of(Phase::prefill), Phase::prefill)},
             {"decode", phase_json(input, layout.of(Phase::decode), Phase::decode)}}},
+          {"exchange", bytes_json(input, layout)},
           {"seconds", layout.seconds},
           {"tokens_per_s", layout.tokens_per_s()},
           {"ttft_s", {{"median", layout.ttft_median_s}, {"p99", layout.ttft_p99_s}}},

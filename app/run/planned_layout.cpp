@@ -89,21 +89,45 @@ class LayoutPlanner {
   void plan() {
     for (const Phase phase : {Phase::prefill, Phase::decode}) plan_phase(phase);
     add_up();
+    if (detail_.count_bytes) count_bytes();
   }
 
  private:
   const LayoutPricer& pricer() const { return *out_.pricer; }
   std::int64_t window() const { return limits_.num_flights > 1 ? 3 * limits_.num_flights : 1; }
 
-  /// Passes to be simulated: evenly apart, the first and the last among them.
-  std::vector<std::int64_t> sampled(const std::vector<std::int64_t>& passes, Phase phase) const {
+  /// About what a pass takes beside what all passes of its phase take: passes in between two
+  /// simulated ones lie on a line over it.
+  double work_of(const PassCount& count) const {
+    const ModelShape& shape = in_.config.shape;
+    const double element = static_cast<double>(size_of(in_.dtype));
+    const double of_row = gemm_flops_per_token(shape) / in_.machine.flops_per_s;
+    const double of_position =
+        shape.num_layers * (count.phase == Phase::decode
+                                ? 2.0 * shape.kv_width() * element / in_.machine.bytes_per_s
+                                : 4.0 * shape.q_width() / in_.machine.flops_per_s);
+    return static_cast<double>(count.most_rows) * of_row + count.positions * of_position;
+  }
+  double work_of(std::int64_t pass) const {
+    return work_of(walked_.counts[static_cast<std::size_t>(pass)]);
+  }
+
+  /// Passes to be simulated: those with least and most work, and between them evenly apart.
+  std::vector<std::int64_t> sampled(std::vector<std::int64_t> passes, Phase phase) const {
+    std::stable_sort(passes.begin(), passes.end(), [this](std::int64_t a, std::int64_t b) {
+      return work_of(a) < work_of(b);
+    });
+    const int wanted = detail_.samples[static_cast<std::size_t>(phase)];
+    if (wanted == 1) return {passes[passes.size() / 2]};
+    const double least = work_of(passes.front()), most = work_of(passes.back());
     std::vector<std::int64_t> found;
-    const auto all = std::ssize(passes);
-    const std::int64_t last = std::max<std::int64_t>(0, all - window());
-    const std::int64_t wanted = std::min<std::int64_t>(detail_.samples[static_cast<std::size_t>(phase)], last + 1);
-    for (std::int64_t i = 0; i < wanted; ++i) {
-      const std::int64_t at = wanted == 1 ? last / 2 : last * i / (wanted - 1);
-      found.push_back(at);
+    for (int i = 0; i < wanted; ++i) {
+      const double target = least + (most - least) * i / (wanted - 1);
+      const auto at = std::min_element(
+          passes.begin(), passes.end(), [&](std::int64_t a, std::int64_t b) {
+            return std::abs(work_of(a) - target) < std::abs(work_of(b) - target);
+          });
+      if (std::find(found.begin(), found.end(), *at) == found.end()) found.push_back(*at);
     }
     return found;
   }
@@ -166,50 +190,46 @@ class LayoutPlanner {
       phase.new_tokens += count.new_tokens;
       phase.rows += count.rows;
     }
-    const std::vector<std::int64_t> places = sampled(passes, which);
-    const std::int64_t middle = places[places.size() / 2];
-    const std::int64_t number = passes[static_cast<std::size_t>(middle)];
-    const auto window_at = [&](std::int64_t place) {
-      const std::int64_t first = passes[static_cast<std::size_t>(place)];
-      return std::clamp<std::int64_t>(std::ssize(walked_.counts) - window(), 0, first);
+    const std::vector<std::int64_t> simulated = sampled(passes, which);
+    const std::int64_t middle = simulated[simulated.size() / 2];
+    // Of several flights the passes that follow are simulated too.
+    const auto window_at = [&](std::int64_t pass) {
+      return std::clamp<std::int64_t>(std::ssize(walked_.counts) - window(), 0, pass);
     };
-    choose_form(walked_.counts[static_cast<std::size_t>(number)], window_at(middle), phase);
+    choose_form(walked_.counts[static_cast<std::size_t>(middle)], window_at(middle), phase);
     std::vector<std::int64_t> firsts;
-    for (const std::int64_t place : places) firsts.push_back(window_at(place));
+    for (const std::int64_t pass : simulated) firsts.push_back(window_at(pass));
     const auto loads = loads_at(limits_, in_.work.requests, firsts, window(), phase.chunks);
-    for (const std::int64_t place : places) {
-      const std::int64_t first = window_at(place);
+    for (const std::int64_t pass : simulated) {
       SimulationDetail fine = detail_.fine;
-      fine.keep_steps = fine.keep_steps && place == middle;
-      PassPrice price = pricer().price(loads.at(first), phase.form, fine);
-      phase.samples.emplace_back(place, price.seconds);
-      if (place != middle) continue;
+      fine.keep_steps = fine.keep_steps && pass == middle;
+      PassPrice price = pricer().price(loads.at(window_at(pass)), phase.form, fine);
+      phase.samples.push_back({pass, work_of(pass), price.seconds});
+      if (pass != middle) continue;
       phase.price = std::move(price);
-      phase.load = loads.at(first).back();
+      phase.load = loads.at(window_at(pass)).back();
     }
   }
 
-  double seconds_of(const PlannedPhase& phase, std::int64_t place) const {
+  double seconds_of(const PlannedPhase& phase, double work) const {
     const auto& samples = phase.samples;
+    if (work <= samples.front().work) return samples.front().seconds;
     for (std::size_t i = 1; i < samples.size(); ++i) {
-      if (place > samples[i].first) continue;
-      const auto [x0, y0] = samples[i - 1];
-      const auto [x1, y1] = samples[i];
-      return x1 == x0 ? y1
-                      : y0 + (y1 - y0) * static_cast<double>(place - x0) /
-                                 static_cast<double>(x1 - x0);
+      if (work > samples[i].work) continue;
+      const PlannedPhase::Sample& a = samples[i - 1];
+      const PlannedPhase::Sample& b = samples[i];
+      return a.seconds + (b.seconds - a.seconds) * (work - a.work) / (b.work - a.work);
     }
-    return samples.back().second;
+    return samples.back().seconds;
   }
 
   void add_up() {
     std::vector<double> end(walked_.counts.size());
-    std::array<std::int64_t, 2> place{};
     double at = 0;
     for (std::size_t pass = 0; pass < end.size(); ++pass) {
       const auto p = static_cast<std::size_t>(walked_.counts[pass].phase);
       PlannedPhase& phase = out_.phases[p];
-      const double seconds = seconds_of(phase, place[p]++);
+      const double seconds = seconds_of(phase, work_of(walked_.counts[pass]));
       phase.seconds += seconds;
       at += seconds;
       // A pass of several flights takes as many turns.
@@ -231,6 +251,25 @@ class LayoutPlanner {
     out_.ttft_p99_s = quantile(first, 0.99);
     out_.tpot_median_s = quantile(each, 0.5);
     out_.tpot_p99_s = quantile(each, 0.99);
+  }
+
+  /// Bytes of all passes, where these are few enough.
+  void count_bytes() {
+    constexpr std::int64_t most_messages = 100'000'000;
+    const std::int64_t ranks = job_.num_ranks();
+    const std::int64_t messages = std::ssize(walked_.counts) * in_.config.shape.num_layers * 2 *
+                                  ranks * job_.ranks_of_exchange();
+    if (messages > most_messages) return;
+    out_.bytes.resize(static_cast<std::size_t>(ranks * ranks));
+    JobWalk walk(limits_, in_.work.requests);
+    PassLoad load;
+    PassCount ignored;
+    for (const PassCount& count : walked_.counts) {
+      const PlannedPhase& phase = out_.of(count.phase);
+      const int chunks = std::min(phase.chunks, std::max(1, chunk_count(count.most_rows, limits_)));
+      walk.next(chunks, ignored, &load);
+      pricer().add_bytes(load, phase.form, out_.bytes);
+    }
   }
 
   const PlanInput& in_;
@@ -265,6 +304,7 @@ PlanDetail detail_for(int num_ranks) {
   }
   if (num_ranks > many) {
     detail.fine = detail.coarse;
+    detail.coarse.first_network = true;
     detail.samples = {1, 2};
   }
   return detail;
@@ -298,7 +338,7 @@ PlannedLayout plan_layout(const PlanInput& input, const Division& division,
   layout.division = division;
   layout.memory = sizes.memory;
   layout.flights = sizes.batch.num_flights > 1;
-  if (!layout.memory.fits() || detail.only_memory) return layout;
+  if (!layout.memory.fits()) return layout;
   setup.output = input.run.tp_output.value_or(
       layout.memory.whole_output ? compute::OutputCut::either : compute::OutputCut::columns);
   setup.num_flights = sizes.batch.num_flights;

@@ -59,8 +59,14 @@ struct PlannedPhase {
   int chunks = 1;
   PassPrice price;   ///< of a pass in the middle
   PassLoad load;     ///< the same pass
-  /// Pass of the phase, and what it was simulated to take; between them by a line.
-  std::vector<std::pair<std::int64_t, double>> samples;
+  /// A pass of the job that was simulated, with an estimate of its work: by that, rising, others
+  /// lie on lines between them.
+  struct Sample {
+    std::int64_t pass = 0;
+    double work = 0;
+    double seconds = 0;
+  };
+  std::vector<Sample> samples;
   /// Forms and chunks that were tried, with what a pass in the middle took by a coarse simulation.
   struct Tried {
     PassForm form;
@@ -79,6 +85,9 @@ struct PlannedLayout {
   double ttft_median_s = 0, ttft_p99_s = 0;
   double tpot_median_s = 0, tpot_p99_s = 0;
   bool flights = false;
+  /// [ranks, ranks]: activations of the whole job, from, to, where all passes were counted; else
+  /// empty.
+  std::vector<double> bytes;
 
   const PlannedPhase& of(Phase phase) const { return phases[static_cast<std::size_t>(phase)]; }
   /// All tokens through the layers.
@@ -88,7 +97,7 @@ struct PlannedLayout {
 /// How much of a layout is worked out.
 struct PlanDetail {
   std::array<int, 2> samples = {3, 5};  ///< passes of each Phase that are simulated
-  bool only_memory = false;
+  bool count_bytes = false;  ///< of all passes
   SimulationDetail fine;
   SimulationDetail coarse;  ///< for the choice between forms
 };

@@ -57,7 +57,7 @@ class Planned {
     limits.max_chunks = 8;
     limits.num_owners = pricer_->groups().job().num_owners();
     limits.num_flights = pricer_->setup().num_flights;
-    limits.num_pages = 1000;
+    limits.num_pages = 4000;
     JobWalk walk(limits, requests);
     std::vector<PassLoad> loads(static_cast<std::size_t>(count));
     PassCount ignored;

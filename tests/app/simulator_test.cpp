@@ -92,7 +92,7 @@ TEST(Simulator, SharesAddUpAndLinksCarryNoMoreThanTheyCan) {
     const Planned planned(division);
     const int passes = division.pp > 1 ? 12 : 1;
     const PassPrice price =
-        planned.pricer().price(planned.loads(passes, division.pp > 1 ? 1 : 2, 20), flat, {});
+        planned.pricer().price(planned.loads(passes, division.pp > 1 ? 1 : 2, 2000), flat, {});
     EXPECT_GT(price.seconds, 0);
     for (const TimeShares& s : price.rank_shares) {
       EXPECT_NEAR(s.compute + s.communication + s.synchronisation + s.overhead, s.wall,
