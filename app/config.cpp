@@ -51,6 +51,7 @@ std::vector<std::pair<std::string, std::string>> RunOptions::items() const {
           {"balance-pays-in", std::to_string(balance_when.pays_in)},
           {"node-ranks", node_ranks},
           {"layout", layout},
+          {"machine", machine},
           {"replicas", std::to_string(division.replicas)},
           {"pp", std::to_string(division.pp)},
           {"tp", std::to_string(division.tp)},

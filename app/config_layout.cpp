@@ -123,7 +123,11 @@ void add_run_layout(CLI::App& app, RunOptions& o) {
       ->excludes(output);
   CLI::Option* layout = app.add_option(
       "--layout", o.layout,
-      "All of it in one word, e.g. ep16, ep64-tp8, or tp8-pp2 with experts cut over the 8");
+      "All of it in one word, e.g. ep16, ep64-tp8, or tp8-pp2 with experts cut over the 8; auto: "
+      "what the planner ranks first");
+  app.add_option("--machine", o.machine,
+                 "With --layout auto: the machine, a file of perf/calibrate")
+      ->needs(layout);
   for (const char* name : {"--replicas", "--pp", "--tp", "--expert-tp"})
     layout->excludes(app.get_option(name));
   app.add_flag("--show-layout", o.show_layout, "Say who is with whom, and stop");
@@ -176,7 +180,7 @@ void add_pass_sizes(CLI::App& app, RunOptions& o) {
 }
 
 Division division_of(const RunOptions& options, int num_ranks) {
-  if (options.layout.empty()) {
+  if (options.layout.empty() || options.layout == "auto") {
     Division division = options.division;
     division.expert_tp = options.expert_tp.value_or(1);
     return division;

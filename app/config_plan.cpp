@@ -13,8 +13,9 @@ CLI::App& add_plan(CLI::App& app, PlanOptions& o) {
   CLI::Option* config =
       plan.add_option("--config", o.config, "A model of this description instead (JSON)")
           ->excludes(preset);
-  CLI::Option* model =
-      plan.add_option("--model", o.model, "A model file instead")->excludes(preset)->excludes(config);
+  CLI::Option* model = plan.add_option("--model", o.model, "A model file instead")
+                           ->excludes(preset)
+                           ->excludes(config);
   plan.add_option("--hf", o.hf, "A Hugging Face folder instead: its config.json")
       ->excludes(preset)
       ->excludes(config)

@@ -62,9 +62,7 @@ struct Fold {
                         : fmt::format("GPU {} to {}", *ranks.begin(), *ranks.rbegin()));
     if (first->exchange()) {
       lines.push_back(fmt::format("{} peers, {}{} each", peers,
-                                  sent_least == sent_most
-                                      ? ""
-                                      : bytes_text(sent_least) + " to ",
+                                  sent_least == sent_most ? "" : bytes_text(sent_least) + " to ",
                                   bytes_text(sent_most)));
     }
     lines.push_back(shape_text(in_least, in_most, first->in));
@@ -164,7 +162,8 @@ Dag complete_deployment_dag(const PlanGraph& graph) {
       if (kind == StepKind::receive) kind = StepKind::forward;
       const auto key = std::tuple(step.share, step.group, kind, static_cast<int>(step.step.layer),
                                   static_cast<int>(step.step.chunk));
-      const auto [hub, added] = exchanges.try_emplace(key, static_cast<std::int32_t>(dag.nodes.size()));
+      const auto [hub, added] =
+          exchanges.try_emplace(key, static_cast<std::int32_t>(dag.nodes.size()));
       if (added) {
         dag.nodes.push_back({fmt::format("x{}", exchanges.size()),
                              {std::string(name_of(kind)), fmt::format("group {}", step.group)},
@@ -193,7 +192,7 @@ Dag folded_deployment_dag(const PlanGraph& graph) {
   for (const RankGraph& rank : graph.ranks) {
     for (const GraphStep& s : rank.steps) {
       const bool first = s.step.kind == StepKind::embed || s.step.kind == StepKind::receive;
-      const int part = s.step.layer < 0 ? (first ? 0 : 3)
+      const int part = s.step.layer < 0                              ? (first ? 0 : 3)
                        : is_moe.contains({rank.stage, s.step.layer}) ? 2
                                                                      : 1;
       auto& list = folds[{rank.stage, part}];
@@ -214,8 +213,8 @@ Dag folded_deployment_dag(const PlanGraph& graph) {
       DagNode node{fmt::format("s{}_{}_{}", stage, part, static_cast<int>(kind)), fold.lines(),
                    fold.first->exchange()};
       if (part == 1 || part == 2) {
-        node.lines.front() += fmt::format(", layers {} ({} times)", numbers_text(fold.layers),
-                                          fold.layers.size());
+        node.lines.front() +=
+            fmt::format(", layers {} ({} times)", numbers_text(fold.layers), fold.layers.size());
       }
       if (fold.chunks.size() > 1) {
         node.lines.front() += fmt::format(", {} chunks", fold.chunks.size());
@@ -241,8 +240,8 @@ Dag comprehensive_moe_dag(const PlanGraph& graph) {
   }
   Dag dag = steps_dag(rank, steps);
   dag.name = "comprehensive_moe_dag";
-  dag.title = fmt::format("all layers of GPU {}, the first of {} chunks", rank.rank,
-                          graph.num_chunks);
+  dag.title =
+      fmt::format("all layers of GPU {}, the first of {} chunks", rank.rank, graph.num_chunks);
   return dag;
 }
 
@@ -256,8 +255,8 @@ Dag simplified_moe_dag(const PlanGraph& graph) {
   }
   Dag dag = steps_dag(rank, steps);
   dag.name = "simplified_moe_dag";
-  dag.title = fmt::format("layer {} of GPU {}, the first of {} chunks", layer, rank.rank,
-                          graph.num_chunks);
+  dag.title =
+      fmt::format("layer {} of GPU {}, the first of {} chunks", layer, rank.rank, graph.num_chunks);
   return dag;
 }
 

@@ -21,8 +21,8 @@ JobWalk::JobWalk(const JobLimits& limits, const std::vector<JobRequest>& request
     first_token_.push_back(tokens);
     tokens += static_cast<std::uint64_t>(requests[i].prompt_tokens +
                                          std::max<std::int64_t>(0, requests[i].new_tokens - 1));
-    waiting.push_back({number, pages_of(number), requests[i].prompt_tokens,
-                       requests[i].new_tokens, false});
+    waiting.push_back(
+        {number, pages_of(number), requests[i].prompt_tokens, requests[i].new_tokens, false});
   }
   waiting_.add(waiting);
   owners_.resize(static_cast<std::size_t>(limits.num_owners));
@@ -131,9 +131,9 @@ void JobWalk::take(std::vector<Sequence>& sequences, std::int64_t all_rows, Pass
         if (chunks != nullptr) {
           ChunkLoad& chunk = (*chunks)[static_cast<std::size_t>(c)];
           chunk.rows += now;
-          chunk.segments.push_back(
-              {now, s.cached,
-               first_token_[static_cast<std::size_t>(s.request)] + static_cast<std::uint64_t>(s.cached)});
+          chunk.segments.push_back({now, s.cached,
+                                    first_token_[static_cast<std::size_t>(s.request)] +
+                                        static_cast<std::uint64_t>(s.cached)});
           chunk.head_rows += limits_.scoring ? now - (last ? 1 : 0) : last ? 1 : 0;
         }
         s.cached += now;

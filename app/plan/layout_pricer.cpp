@@ -32,7 +32,8 @@ void beside(std::size_t count, int threads, const Work& work) {
     }
   };
   std::vector<std::thread> others;
-  for (int i = 1; i < std::min(threads, static_cast<int>(count)); ++i) others.emplace_back(take_turns);
+  for (int i = 1; i < std::min(threads, static_cast<int>(count)); ++i)
+    others.emplace_back(take_turns);
   take_turns();
   for (std::thread& other : others) other.join();
   if (failure) std::rethrow_exception(failure);
@@ -198,7 +199,8 @@ PassPrice LayoutPricer::price(const std::vector<PassLoad>& loads, const PassForm
     add_result(parts[i], num_ranks, static_cast<double>(loads.size()), results[i], price);
     price.flops += needs[i].flops;
     price.arithmetic_limit_s += needs[i].arithmetic_limit_s / num_ranks;
-    price.busiest_arithmetic_s = std::max(price.busiest_arithmetic_s, needs[i].busiest_arithmetic_s);
+    price.busiest_arithmetic_s =
+        std::max(price.busiest_arithmetic_s, needs[i].busiest_arithmetic_s);
   }
   std::sort(price.transfer_s.begin(), price.transfer_s.end());
   add_limits(price);

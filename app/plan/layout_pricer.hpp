@@ -33,13 +33,13 @@ struct SimulationDetail {
   bool merge_senders = false;
   double grain = 0.01;
   bool keep_steps = false;
-  int threads = 1;  ///< networks that share no link run beside one another
+  int threads = 1;             ///< networks that share no link run beside one another
   bool first_network = false;  ///< and those that share links with it; the others are like it
 };
 
 struct PassPrice {
-  double seconds = 0;  ///< from one pass to the next, agreeing included
-  TimeShares shares;   ///< of all ranks
+  double seconds = 0;                   ///< from one pass to the next, agreeing included
+  TimeShares shares;                    ///< of all ranks
   std::vector<TimeShares> rank_shares;  ///< [ranks of the job]
   std::vector<double> waited_for;       ///< [ranks]
   std::vector<double> transfer_s;       ///< see SimulationResult

@@ -78,14 +78,14 @@ struct Machine {
   Fabric fabric = Fabric::tree;
   bool rails = false;  ///< the ranks of one place on their nodes have switches of their own
   std::vector<LinkLevel> levels;
-  int nodes_of_group = 0;         ///< dragonfly
-  double link_bytes_per_s = 0;    ///< mesh and dragonfly: of each link, in each direction
-  double stream_efficiency = 1;   ///< of `between`, already in its rates; for the answer
+  int nodes_of_group = 0;        ///< dragonfly
+  double link_bytes_per_s = 0;   ///< mesh and dragonfly: of each link, in each direction
+  double stream_efficiency = 1;  ///< of `between`, already in its rates; for the answer
 
-  double launch_s = 0;   ///< from enqueueing a step on an idle queue to its begin
-  double poll_s = 0;     ///< until the host sees that something is done
-  double message_s = 0;  ///< of the host, for each message that it posts
-  double agree_s = 0;    ///< of all ranks, on a pass
+  double launch_s = 0;     ///< from enqueueing a step on an idle queue to its begin
+  double poll_s = 0;       ///< until the host sees that something is done
+  double message_s = 0;    ///< of the host, for each message that it posts
+  double agree_s = 0;      ///< of all ranks, on a pass
   double eager_bytes = 0;  ///< messages up to this size do not wait for the receiver
 
   std::vector<RankSpeed> speeds;

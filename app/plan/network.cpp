@@ -80,9 +80,9 @@ void Network::add_level(const LinkLevel& level) {
   const double up = below * level.nodes / rails / level.oversubscription;
   const bool never_full = level.oversubscription <= 1;
   for (int i = 0; i < groups * rails; ++i) {
-    const std::string name =
-        rails > 1 ? fmt::format("{} {} of rail {}", level.name, i / rails, i % rails)
-                  : fmt::format("{} {}", level.name, i);
+    const std::string name = rails > 1
+                                 ? fmt::format("{} {} of rail {}", level.name, i / rails, i % rails)
+                                 : fmt::format("{} {}", level.name, i);
     added.up.push_back(never_full ? -1 : add(up, name + " up"));
     added.down.push_back(never_full ? -1 : add(up, name + " down"));
   }
@@ -136,8 +136,8 @@ LinkPath Network::path(int from, int to) const {
 
 LinkPath Network::merged_path(int from, int to, bool there) const {
   LinkPath merged = path(from, to);
-  const std::int32_t port = there ? rank_out_[static_cast<std::size_t>(from)]
-                                  : rank_in_[static_cast<std::size_t>(to)];
+  const std::int32_t port =
+      there ? rank_out_[static_cast<std::size_t>(from)] : rank_in_[static_cast<std::size_t>(to)];
   if (port < 0) return merged;
   const std::int32_t ports = there ? ports_out_[static_cast<std::size_t>(node_of(from))]
                                    : ports_in_[static_cast<std::size_t>(node_of(to))];

@@ -24,7 +24,7 @@ void add_counters(int from, int to, double header, std::int64_t rows, double row
   const double bytes = static_cast<double>(rows) * row;
   out.push_back({from, to, header + bytes, bytes, rows});
 }
-}
+}  // namespace
 
 PricedPasses::PricedPasses(const Setup& setup)
     : s_(setup),
@@ -60,7 +60,8 @@ std::vector<std::int64_t> PricedPasses::forwarded(int rank, int pass, const Step
   const auto end = static_cast<std::size_t>(first[static_cast<std::size_t>(node) + 1]);
   std::vector<std::int64_t> sums(end - begin);
   for (int from = 0; from < rows.num_ranks; ++from) {
-    const bool mine = from == own || (layout.node_of(from) != node && layout.receiver(from, node) == own);
+    const bool mine =
+        from == own || (layout.node_of(from) != node && layout.receiver(from, node) == own);
     if (!mine) continue;
     const auto counts = rows.counts_of(from);
     for (std::size_t i = begin; i < end; ++i) sums[i - begin] += counts[i];
@@ -127,9 +128,8 @@ double PricedPasses::seconds(int rank, int pass, const Step& step) const {
 
 StepNeeds PricedPasses::needs(int rank, int pass, const Step& step) const {
   const auto cost = static_cast<std::size_t>(rank) % s_.costs.size();
-  return with_work(rank, pass, step, [&](const StepWork& work) {
-    return s_.costs[cost].needs(step.kind, work);
-  });
+  return with_work(rank, pass, step,
+                   [&](const StepWork& work) { return s_.costs[cost].needs(step.kind, work); });
 }
 
 void PricedPasses::messages(Share share, int group, int pass, const Step& step,
@@ -150,7 +150,8 @@ void PricedPasses::messages(Share share, int group, int pass, const Step& step,
     case Share::pipe: {
       // A stage's `forward` and the next one's `receive` are one message: see Simulator.
       const int rank = members.front();
-      const auto rows = own_rows(s_.groups, s_.loads[static_cast<std::size_t>(pass)], rank, step.chunk);
+      const auto rows =
+          own_rows(s_.groups, s_.loads[static_cast<std::size_t>(pass)], rank, step.chunk);
       const int from = step.layer;
       const double bytes = static_cast<double>(rows) * s_.shape.hidden * sizeof(float);
       if (bytes > 0) out.push_back({from, from + 1, bytes, bytes, rows});
@@ -170,7 +171,8 @@ void PricedPasses::of_owner(int group, int pass, const Step& step,
                             std::vector<Message>& out) const {
   const auto& members = s_.groups.members(Share::owner, group);
   const int count = static_cast<int>(members.size());
-  const auto sequences = static_cast<std::size_t>(s_.groups.group_of(Share::sequences, members.front()));
+  const auto sequences =
+      static_cast<std::size_t>(s_.groups.group_of(Share::sequences, members.front()));
   const PassLoad& load = s_.loads[static_cast<std::size_t>(pass)];
   const std::int64_t all = load.owners[sequences][static_cast<std::size_t>(step.chunk)].rows;
   const double element = row_bytes_ / s_.shape.hidden;
@@ -261,8 +263,8 @@ void PricedPasses::of_node(int group, int pass, const Step& step, std::vector<Me
   const LayerPlacement& placement = placement_of(step);
   const double header = counter * std::max(1, s_.placement.most_experts_on_a_rank());
   const int exchange = s_.groups.group_of(Share::exchange, members.front());
-  const int node = s_.groups.exchange(exchange).node_of(
-      s_.groups.place_of(Share::exchange, members.front()));
+  const int node =
+      s_.groups.exchange(exchange).node_of(s_.groups.place_of(Share::exchange, members.front()));
   const std::int32_t before = placement.first_place_of_node()[static_cast<std::size_t>(node)];
   for (std::size_t q = 0; q < members.size(); ++q) {
     const auto counts = forwarded(members[q], pass, step);
@@ -271,7 +273,8 @@ void PricedPasses::of_node(int group, int pass, const Step& step, std::vector<Me
       const int holder = s_.groups.place_of(Share::exchange, members[m]);
       const auto first = static_cast<std::size_t>(placement.first_place_of(holder) - before);
       std::int64_t sum = 0;
-      for (std::size_t e = 0; e < placement.experts_of(holder).size(); ++e) sum += counts[first + e];
+      for (std::size_t e = 0; e < placement.experts_of(holder).size(); ++e)
+        sum += counts[first + e];
       const int from = static_cast<int>(q), to = static_cast<int>(m);
       if (step.kind == StepKind::counts) {
         add_counters(from, to, header, 0, row_bytes_, out);
@@ -296,7 +299,8 @@ void PricedPasses::of_rail(int group, int pass, const Step& step, std::vector<Me
       if (node == layout.node_of(sender)) continue;
       const int receiver = layout.receiver(sender, node);
       const int to = s_.groups.place_of(
-          Share::rail, s_.groups.members(Share::exchange, exchange)[static_cast<std::size_t>(receiver)]);
+          Share::rail,
+          s_.groups.members(Share::exchange, exchange)[static_cast<std::size_t>(receiver)]);
       const std::int64_t there = rows.node_rows_of(sender, node);
       const bool along = goes_along(header, static_cast<double>(there) * across_bytes_);
       const int at = static_cast<int>(from);

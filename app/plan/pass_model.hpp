@@ -17,8 +17,8 @@ struct Message {
   int from = 0;
   int to = 0;
   double bytes = 0;
-  double row_bytes = 0;    ///< of these, activations, which reports count
-  std::int64_t rows = 0;   ///< that they are, as MPI counts them
+  double row_bytes = 0;   ///< of these, activations, which reports count
+  std::int64_t rows = 0;  ///< that they are, as MPI counts them
 };
 
 /// What the simulator asks about the passes that it runs.
@@ -43,11 +43,11 @@ class PricedPasses final : public PassModel {
     const ModelShape& shape;
     DType dtype;
     const Placement& placement;
-    StageSteps form;  ///< route and output of the passes
+    StageSteps form;                      ///< route and output of the passes
     const std::vector<StepCosts>& costs;  ///< [ranks of a network], alike in all networks
     const std::vector<PassLoad>& loads;   ///< [passes]
     const std::vector<RoutedRows>& rows;  ///< [passes]
-    double first_message_bytes = 0;  ///< rows go with their counters up to this size
+    double first_message_bytes = 0;       ///< rows go with their counters up to this size
   };
   explicit PricedPasses(const Setup& setup);
 

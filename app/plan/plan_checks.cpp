@@ -130,14 +130,16 @@ class Checker {
   /// The step of another rank that takes part in the same exchange; null: there is none.
   const GraphStep* partner(std::int32_t peer, const GraphStep& step) const {
     if (!known(peer) || index_of_[static_cast<std::size_t>(peer)] < 0) return nullptr;
-    const RankGraph& rank = graph_.ranks[static_cast<std::size_t>(index_of_[static_cast<std::size_t>(peer)])];
+    const RankGraph& rank =
+        graph_.ranks[static_cast<std::size_t>(index_of_[static_cast<std::size_t>(peer)])];
     StepKind wanted = step.step.kind;
     if (wanted == StepKind::forward) {
       wanted = StepKind::receive;
     } else if (wanted == StepKind::receive) {
       wanted = StepKind::forward;
     }
-    const auto& index = steps_of_[static_cast<std::size_t>(index_of_[static_cast<std::size_t>(peer)])];
+    const auto& index =
+        steps_of_[static_cast<std::size_t>(index_of_[static_cast<std::size_t>(peer)])];
     const auto found = index.find(key_of(wanted, step.step));
     return found == index.end() ? nullptr : &rank.steps[found->second];
   }
@@ -182,8 +184,10 @@ class Checker {
     }
     const GraphStep* other = partner(end.peer, step);
     if (other == nullptr || other->group != step.group) {
-      return found(PlanFault::outside_group, "rank {}: {} has a message {} rank {}, which takes no "
-                   "part in it", rank.rank, step.step.name(), to, end.peer);
+      return found(PlanFault::outside_group,
+                   "rank {}: {} has a message {} rank {}, which takes no "
+                   "part in it",
+                   rank.rank, step.step.name(), to, end.peer);
     }
     const auto& ends = sends ? other->receives : other->sends;
     // They are in order of their ranks, unless something is wrong.
@@ -208,7 +212,8 @@ class Checker {
 
   /// Non-blocking collectives of a communicator, of a chunk and group, start in one order.
   void check_order() {
-    std::map<std::tuple<Share, std::int32_t, int>, std::pair<std::int32_t, std::vector<std::string>>>
+    std::map<std::tuple<Share, std::int32_t, int>,
+             std::pair<std::int32_t, std::vector<std::string>>>
         orders;
     for (const RankGraph& rank : graph_.ranks) {
       std::map<std::tuple<Share, std::int32_t, int>, std::vector<std::string>> own;
@@ -325,8 +330,9 @@ class Checker {
     }
     for (const auto& [key, sum] : sums) {
       if (sum.routed == sum.computed) continue;
-      found(PlanFault::rows_lost, "layer {}, chunk {}: routers send {} rows, and experts compute {}",
-            std::get<0>(key), std::get<1>(key), sum.routed, sum.computed);
+      found(PlanFault::rows_lost,
+            "layer {}, chunk {}: routers send {} rows, and experts compute {}", std::get<0>(key),
+            std::get<1>(key), sum.routed, sum.computed);
     }
   }
 
@@ -350,12 +356,21 @@ class Checker {
 }  // namespace
 
 std::string_view name_of(PlanFault fault) {
-  static constexpr std::array<std::string_view, num_faults> names = {
-      "no such device",       "a step twice",          "an unknown dependency",
-      "a cycle",              "not connected",         "shapes differ",
-      "a send without receive", "a receive without send", "sizes differ",
-      "a message to itself",  "order of moves differs", "outside its group",
-      "too many rows for MPI", "a buffer too small",    "rows lost"};
+  static constexpr std::array<std::string_view, num_faults> names = {"no such device",
+                                                                     "a step twice",
+                                                                     "an unknown dependency",
+                                                                     "a cycle",
+                                                                     "not connected",
+                                                                     "shapes differ",
+                                                                     "a send without receive",
+                                                                     "a receive without send",
+                                                                     "sizes differ",
+                                                                     "a message to itself",
+                                                                     "order of moves differs",
+                                                                     "outside its group",
+                                                                     "too many rows for MPI",
+                                                                     "a buffer too small",
+                                                                     "rows lost"};
   return names[static_cast<std::size_t>(fault)];
 }
 

@@ -56,8 +56,7 @@ class Tensors {
     return {"x", own_rows(pricer_.groups(), load_, rank_, step.chunk), shape_.hidden, "f32"};
   }
   std::int64_t all_rows(const Step& step) const {
-    const auto owner =
-        static_cast<std::size_t>(pricer_.groups().group_of(Share::sequences, rank_));
+    const auto owner = static_cast<std::size_t>(pricer_.groups().group_of(Share::sequences, rank_));
     return load_.owners[owner][static_cast<std::size_t>(step.chunk)].rows;
   }
 
@@ -217,8 +216,8 @@ class Tensors {
     const int node = layout.node_of(place);
     std::int64_t sum = 0;
     for (int from = 0; from < layout.num_ranks(); ++from) {
-      const bool here = from == place ||
-                        (layout.node_of(from) != node && layout.receiver(from, node) == place);
+      const bool here =
+          from == place || (layout.node_of(from) != node && layout.receiver(from, node) == place);
       if (here) sum += rows_of(from, node);
     }
     return sum;
@@ -308,8 +307,8 @@ PlanGraph graph_of(const LayoutPricer& pricer, const PassLoad& load, const PassF
     RankGraph& added = graph.ranks.emplace_back();
     added.rank = rank;
     added.stage = setup.job.stage_of(rank);
-    added.room = {room.max_chunk_tokens,
-                  std::int64_t{room.max_chunk_tokens} * setup.shape->top_k, room.most_receive_rows};
+    added.room = {room.max_chunk_tokens, std::int64_t{room.max_chunk_tokens} * setup.shape->top_k,
+                  room.most_receive_rows};
     const Schedule& schedule = schedules[static_cast<std::size_t>(added.stage)];
     const Tensors tensors(pricer, model, load, schedule.stage, rank);
     for (const Step& step : schedule.steps) {

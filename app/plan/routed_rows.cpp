@@ -25,8 +25,8 @@ std::vector<LoadSegment> own_segments(const JobGroups& groups, const PassLoad& l
                                       int chunk) {
   const auto owner = static_cast<std::size_t>(groups.group_of(Share::sequences, rank));
   const ChunkLoad& all = load.owners[owner][static_cast<std::size_t>(chunk)];
-  const RowRange own = rows_of_member(all.rows, groups.place_of(Share::owner, rank),
-                                      groups.job().division().tp);
+  const RowRange own =
+      rows_of_member(all.rows, groups.place_of(Share::owner, rank), groups.job().division().tp);
   std::vector<LoadSegment> segments;
   std::int64_t row = 0;
   for (const LoadSegment& segment : all.segments) {
@@ -77,8 +77,8 @@ void RoutedRows::count_rank(const JobGroups& groups, const ModelShape& shape,
     const auto segments = own_segments(groups, load, rank, chunk);
     for (int layer = layers.first; layer < layers.end; ++layer) {
       if (shape.is_dense(layer)) continue;
-      const compute::ExpertPlaces& view = views[static_cast<std::size_t>(
-          placement.kind_of_layer[static_cast<std::size_t>(layer)])];
+      const compute::ExpertPlaces& view =
+          views[static_cast<std::size_t>(placement.kind_of_layer[static_cast<std::size_t>(layer)])];
       LayerRows& out = rows_[index(group, layer, chunk)];
       if (out.counts.empty()) {
         out.num_ranks = static_cast<int>(ranks.size());
@@ -110,8 +110,8 @@ void RoutedRows::count(const compute::ExpertPlaces& places, const LoadSegment& s
   std::int32_t* back = out.node_returns.data() + static_cast<std::ptrdiff_t>(rank) * out.num_nodes;
   for (std::int64_t t = 0; t < segment.rows; ++t) {
     source_.choose(layer, segment.first_token + static_cast<std::uint64_t>(t), wanted);
-    compute::choose_replicas(table, experts.data(), k,
-                             static_cast<int>(segment.first_position + t), chosen.data());
+    compute::choose_replicas(table, experts.data(), k, static_cast<int>(segment.first_position + t),
+                             chosen.data());
     const std::int32_t first_node = table.replicas[chosen[0]].node;
     bool one_node = true;
     for (int j = 0; j < k; ++j) {

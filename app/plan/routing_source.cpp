@@ -31,8 +31,8 @@ RoutingSource::RoutingSource(const RoutingLaw& law, int num_layers, int num_expe
   for (int layer = 0; layer < num_layers; ++layer) {
     std::vector<double> weights;
     for (int expert = 0; expert < num_experts; ++expert) {
-      const auto key = seed_ + static_cast<std::uint64_t>(layer) * 65536 +
-                       static_cast<std::uint64_t>(expert);
+      const auto key =
+          seed_ + static_cast<std::uint64_t>(layer) * 65536 + static_cast<std::uint64_t>(expert);
       const double radius = std::sqrt(-2 * std::log(1 - unit(mixed(2 * key))));
       const double normal = radius * std::cos(2 * M_PI * unit(mixed(2 * key + 1)));
       weights.push_back(std::exp(law.sigma * normal));
@@ -44,7 +44,8 @@ RoutingSource::RoutingSource(const RoutingLaw& law, int num_layers, int num_expe
 
 RoutingSource::RoutingSource(std::vector<ExpertChoices> layers, int top_k)
     : top_k_(top_k), trace_(std::move(layers)), text_("trace") {
-  for (const ExpertChoices& layer : trace_) num_experts_ = std::max(num_experts_, layer.num_experts);
+  for (const ExpertChoices& layer : trace_)
+    num_experts_ = std::max(num_experts_, layer.num_experts);
 }
 
 /// Walker's alias method, as Vose (1991) sets it up.
@@ -83,15 +84,15 @@ void RoutingSource::choose(int layer, std::uint64_t token, std::span<std::int32_
     return;
   }
   const Alias& alias = aliases_[l];
-  std::uint64_t state = mixed(seed_ ^ mixed(token + (static_cast<std::uint64_t>(layer) << 48)));
-  const double count = static_cast<double>(num_experts_);
+  std::uint64_t state = seed_ ^ (token + (static_cast<std::uint64_t>(layer) << 48));
+  const auto count = static_cast<std::uint64_t>(num_experts_);
   for (std::size_t j = 0; j < experts.size();) {
+    // The upper half says which slot, the lower one whether its own expert or the other.
     state = mixed(state);
-    const double x = unit(state) * count;
-    const auto slot = static_cast<std::size_t>(x);
-    const std::int32_t expert = x - static_cast<double>(slot) < alias.keep[slot]
-                                    ? static_cast<std::int32_t>(slot)
-                                    : alias.other[slot];
+    const auto slot = static_cast<std::size_t>(((state >> 32) * count) >> 32);
+    const double part = static_cast<double>(state & 0xffffffff) * 0x1p-32;
+    const std::int32_t expert =
+        part < alias.keep[slot] ? static_cast<std::int32_t>(slot) : alias.other[slot];
     const auto before = experts.first(j);
     if (std::find(before.begin(), before.end(), expert) == before.end()) experts[j++] = expert;
   }

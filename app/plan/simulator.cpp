@@ -223,8 +223,8 @@ void Simulator::start_pass(double now) {
     rank->agreeing = false;
     rank->sweep.add(rank->came, now, Busy::waiting);
     ++rank->turn;
-    const Schedule* schedule = s_.schedules[static_cast<std::size_t>(rank->stage)]
-                                           [static_cast<std::size_t>(pass)];
+    const Schedule* schedule =
+        s_.schedules[static_cast<std::size_t>(rank->stage)][static_cast<std::size_t>(pass)];
     ReadySteps& steps = rank->steps_of(pass % s_.num_flights, schedule);
     steps.begin();
     rank->under_way.push_back({pass, &steps});
@@ -256,8 +256,8 @@ void Simulator::launch(Rank& rank, double now) {
 
 std::int32_t Simulator::exchange_of(const Rank& rank, std::int32_t pass, const Step& step,
                                     int& place) {
-  const StageSteps& stage = s_.schedules[static_cast<std::size_t>(rank.stage)]
-                                        [static_cast<std::size_t>(pass)]->stage;
+  const StageSteps& stage =
+      s_.schedules[static_cast<std::size_t>(rank.stage)][static_cast<std::size_t>(pass)]->stage;
   const Share share = share_of(step.kind, stage.route);
   const int group = s_.groups->group_of(share, rank.rank);
   place = s_.groups->place_of(share, rank.rank);
@@ -307,7 +307,9 @@ void Simulator::describe(std::int32_t index, const Step& step) {
   exchange.pending.assign(members, 0);
   exchange.touching.resize(members);
   s_.model->messages(exchange.share, exchange.group, exchange.pass, step, exchange.messages);
-  const auto rank_at = [&](int place) { return (*exchange.ranks)[static_cast<std::size_t>(place)]; };
+  const auto rank_at = [&](int place) {
+    return (*exchange.ranks)[static_cast<std::size_t>(place)];
+  };
   for (std::size_t m = 0; m < exchange.messages.size(); ++m) {
     const Message& message = exchange.messages[m];
     const auto from = static_cast<std::size_t>(message.from);
@@ -317,8 +319,10 @@ void Simulator::describe(std::int32_t index, const Step& step) {
     exchange.touching[to].push_back(number);
     ++exchange.pending[from];
     ++exchange.pending[to];
-    const auto a = static_cast<std::size_t>(index_of_rank_[static_cast<std::size_t>(rank_at(message.from))]);
-    const auto b = static_cast<std::size_t>(index_of_rank_[static_cast<std::size_t>(rank_at(message.to))]);
+    const auto a =
+        static_cast<std::size_t>(index_of_rank_[static_cast<std::size_t>(rank_at(message.from))]);
+    const auto b =
+        static_cast<std::size_t>(index_of_rank_[static_cast<std::size_t>(rank_at(message.to))]);
     result_.bytes[a * ranks_.size() + b] += message.row_bytes;
     if (message.bytes <= small_bytes) {
       exchange.flow_of.push_back(-1);
@@ -346,10 +350,9 @@ void Simulator::merge(Exchange& exchange) {
     const Message& message = exchange.messages[static_cast<std::size_t>(number)];
     const int from = (*exchange.ranks)[static_cast<std::size_t>(message.from)];
     const int to = (*exchange.ranks)[static_cast<std::size_t>(message.to)];
-    const std::int64_t key =
-        !flow.path.between_nodes ? -1 - number
-        : there ? std::int64_t{s_.network->node_of(from)} << 32 | to
-                : std::int64_t{s_.network->node_of(to)} << 32 | from;
+    const std::int64_t key = !flow.path.between_nodes ? -1 - number
+                             : there ? std::int64_t{s_.network->node_of(from)} << 32 | to
+                                     : std::int64_t{s_.network->node_of(to)} << 32 | from;
     const auto [found, added] = at.try_emplace(key, static_cast<std::int32_t>(merged.size()));
     if (added) {
       merged.push_back(flow);
@@ -395,9 +398,8 @@ void Simulator::post_messages(std::int32_t index, int place, double now) {
     const std::int32_t flow_number = exchange.flow_of[static_cast<std::size_t>(number)];
     if (flow_number < 0) {
       if (message.from != place) continue;
-      const LinkPath path =
-          s_.network->path((*exchange.ranks)[static_cast<std::size_t>(message.from)],
-                           (*exchange.ranks)[to]);
+      const LinkPath path = s_.network->path(
+          (*exchange.ranks)[static_cast<std::size_t>(message.from)], (*exchange.ranks)[to]);
       --exchange.pending[static_cast<std::size_t>(place)];
       --exchange.pending[to];
       exchange.ready[to] = std::max(exchange.ready[to], now + path.latency_s);

@@ -11,7 +11,8 @@ namespace {
 double between_points(std::span<const double> xs, std::span<const double> ys, double x) {
   if (x <= xs.front()) return ys.front();
   if (x >= xs.back()) return ys.back() * x / xs.back();
-  const auto above = static_cast<std::size_t>(std::upper_bound(xs.begin(), xs.end(), x) - xs.begin());
+  const auto above =
+      static_cast<std::size_t>(std::upper_bound(xs.begin(), xs.end(), x) - xs.begin());
   const double part = (x - xs[above - 1]) / (xs[above] - xs[above - 1]);
   return ys[above - 1] + part * (ys[above] - ys[above - 1]);
 }
@@ -38,8 +39,8 @@ double StepCosts::product(double rows, double depth, double columns) const {
   const GemmLadder* nearest = nullptr;
   double least = 0;
   for (const GemmLadder& ladder : machine_.ladders) {
-    const double apart = std::abs(std::log(ladder.depth / depth)) +
-                         std::abs(std::log(ladder.columns / columns));
+    const double apart =
+        std::abs(std::log(ladder.depth / depth)) + std::abs(std::log(ladder.columns / columns));
     if (nearest == nullptr || apart < least) {
       nearest = &ladder;
       least = apart;

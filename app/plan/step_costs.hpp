@@ -34,8 +34,8 @@ struct StepNeeds {
 class StepCosts {
  public:
   /// All ranks of a stage are alike but for the place of their heads. `output`: what passes go by.
-  StepCosts(const Machine& machine, const ModelShape& shape, DType dtype,
-            const compute::Part& part, compute::OutputCut output);
+  StepCosts(const Machine& machine, const ModelShape& shape, DType dtype, const compute::Part& part,
+            compute::OutputCut output);
 
   /// Of a rank that is as fast as the machine says.
   double seconds(StepKind kind, const StepWork& work) const;

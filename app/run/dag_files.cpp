@@ -52,11 +52,13 @@ Places places_of(const Dag& dag) {
 }
 
 constexpr double line_height = 15, box_gap = 26, column_gap = 44, margin = 20;
+constexpr double label_room = 60;         // between layers whose edges say something
+constexpr std::size_t most_labels = 200;  // more would hide one another
 constexpr double letter = 6.6;
 
 struct Sheet {
   Places places;
-  double box_width = 160, box_height = 0;
+  double box_width = 160, box_height = 0, layer_gap = box_gap;
   int layers_of_column = 0;
   double width = 0, height = 0;
 
@@ -66,7 +68,7 @@ struct Sheet {
            places.order[node] * (box_width + box_gap);
   }
   double y(std::size_t node) const {
-    return margin + 28 + (places.layer[node] % layers_of_column) * (box_height + box_gap);
+    return margin + 28 + (places.layer[node] % layers_of_column) * (box_height + layer_gap);
   }
 };
 
@@ -82,14 +84,18 @@ Sheet sheet_of(const Dag& dag) {
   sheet.box_height = line_height * static_cast<double>(lines) + 12;
   // A sheet about as wide as high.
   const double group = sheet.places.widest * (sheet.box_width + box_gap) + column_gap;
-  const double height = sheet.box_height + box_gap;
+  const bool labels = dag.edges.size() <= most_labels &&
+                      std::any_of(dag.edges.begin(), dag.edges.end(),
+                                  [](const DagEdge& edge) { return !edge.label.empty(); });
+  if (labels) sheet.layer_gap = box_gap + label_room;
+  const double height = sheet.box_height + sheet.layer_gap;
   const int columns = std::max(
       1, static_cast<int>(std::round(std::sqrt(sheet.places.num_layers * height * 1.4 / group))));
   sheet.layers_of_column = std::max(1, (sheet.places.num_layers + columns - 1) / columns);
   const int used = (sheet.places.num_layers + sheet.layers_of_column - 1) / sheet.layers_of_column;
   sheet.width = 2 * margin + used * group - column_gap - box_gap;
   const int rows = std::min(sheet.places.num_layers, sheet.layers_of_column);
-  sheet.height = 2 * margin + 28 + rows * height - box_gap;
+  sheet.height = 2 * margin + 28 + rows * height - sheet.layer_gap;
   return sheet;
 }
 
@@ -97,11 +103,20 @@ void add_edge(const Dag& dag, const Sheet& sheet, const DagEdge& edge, std::stri
   const auto from = static_cast<std::size_t>(edge.from), to = static_cast<std::size_t>(edge.to);
   const double x0 = sheet.x(from) + sheet.box_width / 2, y0 = sheet.y(from) + sheet.box_height;
   const double x1 = sheet.x(to) + sheet.box_width / 2, y1 = sheet.y(to);
-  const double bend = y1 > y0 ? (y1 - y0) / 2 : 18;
+  if (y1 < y0) {  // the next column
+    const double right = sheet.x(from) + sheet.box_width, left = sheet.x(to);
+    const double a = y0 - sheet.box_height / 2, b = y1 + sheet.box_height / 2;
+    const double middle = (right + left) / 2;
+    svg += fmt::format(
+        "<path class=\"{}\" d=\"M{:.1f} {:.1f}C{:.1f} {:.1f} {:.1f} {:.1f} {:.1f} {:.1f}\"/>\n",
+        edge.communication ? "m" : "d", right, a, middle, a, middle, b, left - 3, b);
+    return;
+  }
+  const double bend = (y1 - y0) / 2;
   svg += fmt::format(
       "<path class=\"{}\" d=\"M{:.1f} {:.1f}C{:.1f} {:.1f} {:.1f} {:.1f} {:.1f} {:.1f}\"/>\n",
       edge.communication ? "m" : "d", x0, y0, x0, y0 + bend, x1, y1 - bend, x1, y1 - 3);
-  if (edge.label.empty() || dag.edges.size() > 200) return;
+  if (edge.label.empty() || dag.edges.size() > most_labels) return;
   svg += fmt::format("<text class=\"l\" x=\"{:.1f}\" y=\"{:.1f}\">{}</text>\n", (x0 + 3 * x1) / 4,
                      (y0 + 3 * y1) / 4, xml_text(edge.label));
 }
@@ -188,18 +203,20 @@ std::string graphml_text(const Dag& dag) {
 
 std::string svg_text(const Dag& dag) {
   const Sheet sheet = sheet_of(dag);
-  const double width = std::max(sheet.width, letter * 1.1 * static_cast<double>(dag.title.size()) + 2 * margin);
+  const double width =
+      std::max(sheet.width, letter * 1.1 * static_cast<double>(dag.title.size()) + 2 * margin);
   std::string svg = fmt::format(
-      "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{0:.0f}\" height=\"{1:.0f}\" "
-      "viewBox=\"0 0 {0:.0f} {1:.0f}\" font-family=\"Helvetica,Arial,sans-serif\" "
+      "<svg class=\"dag\" xmlns=\"http://www.w3.org/2000/svg\" width=\"{0:.0f}\" "
+      "height=\"{1:.0f}\" viewBox=\"0 0 {0:.0f} {1:.0f}\" "
+      "font-family=\"Helvetica,Arial,sans-serif\" "
       "font-size=\"11\">\n"
-      "<style>.c{{fill:#e8f0fb;stroke:#3b6ea8}}.x{{fill:#fff6e5;stroke:#b7791f;"
-      "stroke-dasharray:5 3}}.d{{fill:none;stroke:#555}}.m{{fill:none;stroke:#b7791f;"
-      "stroke-dasharray:5 3}}.l{{fill:#7a4d08;text-anchor:middle}}.h{{font-weight:bold}}"
-      "path{{marker-end:url(#a)}}</style>\n"
+      "<style>.dag .c{{fill:#e8f0fb;stroke:#3b6ea8}}.dag .x{{fill:#fff6e5;stroke:#b7791f;"
+      "stroke-dasharray:5 3}}.dag .d{{fill:none;stroke:#555;marker-end:url(#a)}}"
+      ".dag .m{{fill:none;stroke:#b7791f;stroke-dasharray:5 3;marker-end:url(#a)}}"
+      ".dag .l{{fill:#7a4d08;text-anchor:middle}}.dag .h{{font-weight:bold}}</style>\n"
       "<defs><marker id=\"a\" viewBox=\"0 0 6 6\" refX=\"5\" refY=\"3\" markerWidth=\"6\" "
-      "markerHeight=\"6\" orient=\"auto\"><path d=\"M0 0L6 3L0 6z\" fill=\"#555\" "
-      "style=\"marker-end:none\"/></marker></defs>\n"
+      "markerHeight=\"6\" orient=\"auto\"><path d=\"M0 0L6 3L0 6z\" fill=\"#555\"/></marker>"
+      "</defs>\n"
       "<rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n"
       "<text x=\"{2:.0f}\" y=\"{3:.0f}\" font-size=\"14\" class=\"h\">{4}</text>\n",
       width, sheet.height, margin, margin + 8, xml_text(dag.title));
@@ -211,10 +228,10 @@ std::string svg_text(const Dag& dag) {
         "rx=\"4\"/>\n",
         node.communication ? "x" : "c", sheet.x(i), sheet.y(i), sheet.box_width, sheet.box_height);
     for (std::size_t l = 0; l < node.lines.size(); ++l) {
-      svg += fmt::format("<text{} x=\"{:.1f}\" y=\"{:.1f}\">{}</text>\n",
-                         l == 0 ? " class=\"h\"" : "", sheet.x(i) + 8,
-                         sheet.y(i) + line_height * static_cast<double>(l + 1),
-                         xml_text(node.lines[l]));
+      svg +=
+          fmt::format("<text{} x=\"{:.1f}\" y=\"{:.1f}\">{}</text>\n", l == 0 ? " class=\"h\"" : "",
+                      sheet.x(i) + 8, sheet.y(i) + line_height * static_cast<double>(l + 1),
+                      xml_text(node.lines[l]));
     }
   }
   return svg + "</svg>\n";

@@ -40,7 +40,8 @@ class Section {
  public:
   Section(const json& file, const char* key, const std::string& name, Machine& machine)
       : where_(fmt::format("{}: \"{}\"", name, key)), key_(key), machine_(machine) {
-    require(file.contains(key) && file[key].is_object(), "{} is missing; it has {}", where_, "figures of the machine, see app/README.md");
+    require(file.contains(key) && file[key].is_object(), "{} is missing; it has {}", where_,
+            "figures of the machine, see app/README.md");
     object_ = file[key];
     basis_ = object_.value("basis", std::string("stated")) == "measured" ? Basis::measured
                                                                          : Basis::stated;
@@ -125,8 +126,7 @@ void read_rank(const json& file, const std::string& name, Machine& machine) {
   Section arithmetic(file, "arithmetic", name, machine);
   arithmetic.allow({"peak_flops_per_s", "efficiency", "gemm"});
   machine.peak_flops_per_s = arithmetic.needed("peak_flops_per_s", operations);
-  machine.flops_per_s =
-      machine.peak_flops_per_s * arithmetic.optional("efficiency", share, 1);
+  machine.flops_per_s = machine.peak_flops_per_s * arithmetic.optional("efficiency", share, 1);
   read_ladders(arithmetic, machine);
   Section memory(file, "memory", name, machine);
   memory.allow({"bytes", "bytes_per_s", "efficiency", "row_bytes_per_s"});
@@ -229,10 +229,9 @@ Machine parse_machine(const std::string& text, const std::string& name) {
   require(file["format"] == format_name && file.value("format_version", 0) == 1,
           "{} is no machine of version 1 (\"format\": \"{}\"); see perf/machines", name,
           format_name);
-  constexpr std::string_view known[] = {"format", "format_version", "name",    "about",
-                                        "nodes",  "backend",        "arithmetic", "memory",
-                                        "inside_node", "between_nodes", "host", "speeds",
-                                        "measured"};
+  constexpr std::string_view known[] = {
+      "format", "format_version", "name",          "about", "nodes",  "backend", "arithmetic",
+      "memory", "inside_node",    "between_nodes", "host",  "speeds", "measured"};
   for (const auto& [key, ignored] : file.items()) {
     require(std::find(std::begin(known), std::end(known), key) != std::end(known),
             "{} has \"{}\", which no machine has; it may have {}", name, key,
@@ -251,15 +250,14 @@ Machine parse_machine(const std::string& text, const std::string& name) {
   read_rank(file, name, machine);
   if (machine.ranks_of_node > 1) {
     Section inside(file, "inside_node", name, machine);
-    inside.allow({"rank_bytes_per_s", "node_bytes_per_s", "pair_bytes_per_s", "efficiency",
-                  "latency_s"});
+    inside.allow(
+        {"rank_bytes_per_s", "node_bytes_per_s", "pair_bytes_per_s", "efficiency", "latency_s"});
     machine.inside = read_rates(inside);
   }
   if (machine.num_nodes > 1) {
     Section between(file, "between_nodes", name, machine);
     between.allow({"rank_bytes_per_s", "node_bytes_per_s", "pair_bytes_per_s", "efficiency",
-                   "latency_s", "fabric", "rails", "levels", "link_bytes_per_s",
-                   "nodes_of_group"});
+                   "latency_s", "fabric", "rails", "levels", "link_bytes_per_s", "nodes_of_group"});
     machine.between = read_rates(between);
     read_fabric(between, machine);
   }

@@ -49,14 +49,22 @@ std::string ranking(const PlanInput& input, const RankedLayouts& ranked) {
   std::string html =
       "<h2>Layouts by rank</h2><div class=\"wide\"><table><tr><th>layout</th><th>tokens/s</th>"
       "<th>seconds</th><th>TPOT ms</th><th>limited by</th></tr>\n";
+  constexpr std::size_t shown = 12;
+  std::size_t number = 0;
   for (const PlannedLayout& layout : ranked.fitting) {
+    if (number++ == shown) {
+      html += "</table></div><details><summary>the others</summary><div class=\"wide\"><table>\n";
+    }
     const bool decode = layout.of(Phase::decode).seconds > layout.of(Phase::prefill).seconds;
-    html += fmt::format("<tr><td>{}</td><td>{:.0f}</td><td>{:.2f}</td><td>{:.3f}</td><td>{}</td></tr>\n",
-                        layout_name(layout.division, input.ranks), layout.tokens_per_s(),
-                        layout.seconds, layout.tpot_median_s * 1e3,
-                        xml_text(limit_of(layout.of(decode ? Phase::decode : Phase::prefill))));
+    html += fmt::format(
+        "<tr><td>{}</td><td>{:.0f}</td><td>{:.2f}</td><td>{:.3f}</td><td>{}</td></tr>\n",
+        layout_name(layout.division, input.ranks), layout.tokens_per_s(), layout.seconds,
+        layout.tpot_median_s * 1e3,
+        xml_text(limit_of(layout.of(decode ? Phase::decode : Phase::prefill))));
   }
-  return html + fmt::format("</table></div><p>{} more do not fit.</p>\n", ranked.too_large.size());
+  html += "</table></div>";
+  if (number > shown) html += "</details>";
+  return html + fmt::format("<p>{} more do not fit.</p>\n", ranked.too_large.size());
 }
 
 }  // namespace
@@ -73,9 +81,11 @@ std::string plan_page(const PlanInput& input, const PlannedLayout& layout,
       xml_text(input.work.name), style, xml_text(input_text(input)));
   html += answer(input, layout);
   html += fmt::format("<pre>{}</pre>\n", xml_text(layout_answer(input, layout)));
-  html += "<h2>Who is with whom</h2><p>Each box is a GPU: network.stage.place among those that "
-          "exchange experts' rows. One colour: they share attention and its sequences.</p>\n"
-          "<div class=\"wide\">" + layout_picture(input, layout) + "</div>\n";
+  html +=
+      "<h2>Who is with whom</h2><p>Each box is a GPU: network.stage.place among those that "
+      "exchange experts' rows. One colour: they share attention and its sequences.</p>\n"
+      "<div class=\"wide\">" +
+      layout_picture(input, layout) + "</div>\n";
   html += "<h2>Memory of the GPU that takes most</h2><div class=\"wide\">" +
           memory_picture(input, layout) + "</div>\n";
   html += fmt::format("<h2>Bytes of one pass ({})</h2><div>{}</div>\n", name,

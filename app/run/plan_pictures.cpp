@@ -131,7 +131,8 @@ std::string layout_picture(const PlanInput& input, const PlannedLayout& layout) 
 
 std::string memory_picture(const PlanInput& input, const PlannedLayout& layout) {
   constexpr double left = 70, width = 900, row = 40;
-  std::string svg = opened(left + width + 40, 30 + row * static_cast<double>(layout.memory.stages.size()));
+  std::string svg =
+      opened(left + width + 40, 30 + row * static_cast<double>(layout.memory.stages.size()));
   const double scale = width / input.machine.memory_bytes;
   double y = 10;
   for (const StageMemory& stage : layout.memory.stages) {
@@ -154,8 +155,8 @@ std::string memory_picture(const PlanInput& input, const PlannedLayout& layout) 
       x += w;
     }
     svg += fmt::format(
-        "<rect x=\"{}\" y=\"{}\" width=\"{}\" height=\"26\" fill=\"none\" stroke=\"#555\"/>\n", left,
-        y, width);
+        "<rect x=\"{}\" y=\"{}\" width=\"{}\" height=\"26\" fill=\"none\" stroke=\"#555\"/>\n",
+        left, y, width);
     y += row;
   }
   svg += text_at(left + width, y + 4,
@@ -173,8 +174,9 @@ std::string heat_picture(const PlannedPhase& phase, int num_ranks) {
     for (int b = 0; b < num_ranks; ++b) {
       const auto at = static_cast<std::size_t>(a / fold) * static_cast<std::size_t>(n) +
                       static_cast<std::size_t>(b / fold);
-      sums[at] += phase.price.bytes[static_cast<std::size_t>(a) * static_cast<std::size_t>(num_ranks) +
-                                    static_cast<std::size_t>(b)];
+      sums[at] +=
+          phase.price.bytes[static_cast<std::size_t>(a) * static_cast<std::size_t>(num_ranks) +
+                            static_cast<std::size_t>(b)];
     }
   }
   const double largest = *std::max_element(sums.begin(), sums.end());
@@ -184,7 +186,8 @@ std::string heat_picture(const PlannedPhase& phase, int num_ranks) {
     for (int b = 0; b < n; ++b) {
       const double v = sums[static_cast<std::size_t>(a * n + b)];
       if (v <= 0) continue;
-      const auto level = static_cast<std::size_t>(std::min<double>(levels - 1, v / largest * levels));
+      const auto level =
+          static_cast<std::size_t>(std::min<double>(levels - 1, v / largest * levels));
       paths[level] += fmt::format("M{} {}h1v1h-1z", b, a);
     }
   }
@@ -192,14 +195,16 @@ std::string heat_picture(const PlannedPhase& phase, int num_ranks) {
                                                       "#659bcf", "#3f7cb8", "#255f9b", "#103f72"};
   constexpr double side = 512, left = 40;
   std::string svg = opened(left + side + 20, side + 50);
-  svg += text_at(left, 12, fmt::format("from GPU (row) to GPU (column); darkest: {}",
-                                       gigabytes(static_cast<std::int64_t>(largest))));
+  svg += text_at(left, 12,
+                 fmt::format("from GPU (row) to GPU (column); darkest: {}",
+                             gigabytes(static_cast<std::int64_t>(largest))));
   svg += fmt::format(
       "<g transform=\"translate({} 20) scale({:.4f})\"><rect width=\"{}\" height=\"{}\" "
       "fill=\"#fafafa\"/>\n",
       left, side / n, n, n);
   for (std::size_t l = 0; l < paths.size(); ++l) {
-    if (!paths[l].empty()) svg += fmt::format("<path fill=\"{}\" d=\"{}\"/>\n", shades[l], paths[l]);
+    if (!paths[l].empty())
+      svg += fmt::format("<path fill=\"{}\" d=\"{}\"/>\n", shades[l], paths[l]);
   }
   svg += "</g>\n";
   svg += text_at(left - 4, 30, "0", "end");

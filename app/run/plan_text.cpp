@@ -46,8 +46,8 @@ double limit_s(const PlannedPhase& phase) {
 std::string memory_text(const PlanInput& input, const PlannedLayout& layout) {
   std::string text;
   for (const StageMemory& stage : layout.memory.stages) {
-    text += fmt::format("memory of stage {}: weights {}", stage.stage,
-                        gigabytes(stage.plan.weights));
+    text +=
+        fmt::format("memory of stage {}: weights {}", stage.stage, gigabytes(stage.plan.weights));
     std::string kinds;
     for (const auto& [kind, bytes] : stage.weights) {
       kinds += fmt::format("{}{} {}", kinds.empty() ? "" : ", ", kind, gigabytes(bytes));
@@ -63,10 +63,10 @@ std::string memory_text(const PlanInput& input, const PlannedLayout& layout) {
                         static_cast<double>(input.work.requests.size());
   const JobLayout job(layout.division, input.machine.nodes_of(input.ranks));
   const double sequences = static_cast<double>(layout.memory.most_pages * page_tokens) / tokens;
-  text += fmt::format("largest batch: {:.0f} sequences of {:.0f} tokens at once ({} for each of {} "
-                      "that share attention)\n",
-                      std::floor(sequences) * job.num_owners(), tokens, std::floor(sequences),
-                      job.num_owners());
+  text += fmt::format(
+      "largest batch: {:.0f} sequences of {:.0f} tokens at once ({} for each of {} "
+      "that share attention)\n",
+      std::floor(sequences) * job.num_owners(), tokens, std::floor(sequences), job.num_owners());
   return text;
 }
 
@@ -79,9 +79,9 @@ std::string phase_line(const PlanInput& input, const PlannedPhase& phase, Phase 
       name_of(which), phase.passes, tokens_of(phase, which) / phase.seconds,
       phase.seconds / static_cast<double>(phase.passes) * 1e3,
       percent(share_of(shares.compute, shares)), percent(share_of(shares.communication, shares)),
-      percent(share_of(shares.synchronisation, shares)),
-      percent(share_of(shares.overhead, shares)), shares.overlapped_share(),
-      percent(mfu(input, phase)), percent(phase.price.busiest_link_use()),
+      percent(share_of(shares.synchronisation, shares)), percent(share_of(shares.overhead, shares)),
+      shares.overlapped_share(), percent(mfu(input, phase)),
+      percent(phase.price.busiest_link_use()),
       tokens_of(phase, which) / static_cast<double>(phase.passes) / limit_s(phase),
       limit_of(phase));
 }
@@ -167,8 +167,8 @@ ordered_json bytes_json(const PlanInput& input, const PlannedLayout& layout) {
     }
     matrix.push_back(row);
   }
-  const double busiest = std::max(*std::max_element(out.begin(), out.end()),
-                                  *std::max_element(in.begin(), in.end()));
+  const double busiest =
+      std::max(*std::max_element(out.begin(), out.end()), *std::max_element(in.begin(), in.end()));
   return {{"bytes_inside_nodes", std::llround(inside)},
           {"bytes_between_nodes", std::llround(between)},
           {"busiest_link_bytes", std::llround(busiest)},
@@ -214,14 +214,13 @@ std::string limit_of(const PlannedPhase& phase) {
 
 std::string input_text(const PlanInput& input) {
   const Machine& machine = input.machine;
-  return fmt::format(
-      "{} of {} ranks of {} ({}); {} in {}, routing {}\n", input.ranks, machine.num_ranks(),
-      machine.name,
-      std::any_of(machine.figures.begin(), machine.figures.end(),
-                  [](const MachineFigure& f) { return f.basis == Basis::measured; })
-          ? "measured"
-          : "stated rates",
-      input.work.name, name_of(input.dtype), input.routing.text());
+  return fmt::format("{} of {} ranks of {} ({}); {} in {}, routing {}\n", input.ranks,
+                     machine.num_ranks(), machine.name,
+                     std::any_of(machine.figures.begin(), machine.figures.end(),
+                                 [](const MachineFigure& f) { return f.basis == Basis::measured; })
+                         ? "measured"
+                         : "stated rates",
+                     input.work.name, name_of(input.dtype), input.routing.text());
 }
 
 std::string layout_answer(const PlanInput& input, const PlannedLayout& layout) {
@@ -236,17 +235,17 @@ std::string layout_answer(const PlanInput& input, const PlannedLayout& layout) {
   for (const Phase phase : {Phase::prefill, Phase::decode}) {
     const PlannedPhase& p = layout.of(phase);
     if (p.passes == 0) continue;
-    text += fmt::format("{}: {}; an exchange of experts' rows takes {:.0f} us (median), {:.0f} us "
-                        "at most\n",
-                        name_of(phase), form_text(layout, p), median(p.price.transfer_s) * 1e6,
-                        p.price.transfer_s.empty() ? 0 : p.price.transfer_s.back() * 1e6);
+    text += fmt::format(
+        "{}: {}; an exchange of experts' rows takes {:.0f} us (median), {:.0f} us "
+        "at most\n",
+        name_of(phase), form_text(layout, p), median(p.price.transfer_s) * 1e6,
+        p.price.transfer_s.empty() ? 0 : p.price.transfer_s.back() * 1e6);
   }
   return text + fmt::format(
                     "{:.0f} tokens/s over the whole job of {:.3f} s; TTFT median {:.0f} ms, p99 "
                     "{:.0f} ms; TPOT median {:.3f} ms, p99 {:.3f} ms\n",
                     layout.tokens_per_s(), layout.seconds, layout.ttft_median_s * 1e3,
-                    layout.ttft_p99_s * 1e3, layout.tpot_median_s * 1e3,
-                    layout.tpot_p99_s * 1e3);
+                    layout.ttft_p99_s * 1e3, layout.tpot_median_s * 1e3, layout.tpot_p99_s * 1e3);
 }
 
 std::string ranking_text(const PlanInput& input, const RankedLayouts& layouts) {
@@ -257,17 +256,18 @@ std::string ranking_text(const PlanInput& input, const RankedLayouts& layouts) {
       const PlannedPhase& p = layout.of(phase);
       return p.passes == 0 ? 0 : p.seconds / static_cast<double>(p.passes) * 1e3;
     };
-    const PlannedPhase& longer = layout.of(Phase::prefill).seconds > layout.of(Phase::decode).seconds
-                                     ? layout.of(Phase::prefill)
-                                     : layout.of(Phase::decode);
+    const PlannedPhase& longer =
+        layout.of(Phase::prefill).seconds > layout.of(Phase::decode).seconds
+            ? layout.of(Phase::prefill)
+            : layout.of(Phase::decode);
     std::int64_t weights = 0;
     for (const StageMemory& stage : layout.memory.stages) {
       weights = std::max(weights, stage.plan.weights);
     }
-    text += fmt::format("{:<24}{:>12.0f}{:>12.3f}{:>12.3f}{:>12}  {}\n",
-                        layout_name(layout.division, input.ranks), layout.tokens_per_s(),
-                        ms(Phase::prefill), ms(Phase::decode), gigabytes(weights),
-                        limit_of(longer));
+    text +=
+        fmt::format("{:<24}{:>12.0f}{:>12.3f}{:>12.3f}{:>12}  {}\n",
+                    layout_name(layout.division, input.ranks), layout.tokens_per_s(),
+                    ms(Phase::prefill), ms(Phase::decode), gigabytes(weights), limit_of(longer));
   }
   if (!layouts.too_large.empty()) {
     text += fmt::format("{} more do not fit\n", layouts.too_large.size());

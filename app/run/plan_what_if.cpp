@@ -37,8 +37,8 @@ RoutingSource with_skew(const PlanInput& input, double sigma) {
 /// So many times the requests: the same ones again, or the first of them.
 void scale_requests(PlannedWorkload& work, double factor) {
   const auto all = work.requests.size();
-  const auto wanted = static_cast<std::size_t>(
-      std::max(1.0, std::round(factor * static_cast<double>(all))));
+  const auto wanted =
+      static_cast<std::size_t>(std::max(1.0, std::round(factor * static_cast<double>(all))));
   for (std::size_t i = all; i < wanted; ++i) work.requests.push_back(work.requests[i % all]);
   work.requests.resize(wanted);
 }
@@ -82,13 +82,13 @@ std::vector<WhatIf> what_ifs(const PlanInput& input, const PlannedLayout& layout
   changes.push_back(
       tried("no skew: what a bias of the gates can give at best", even, layout.division));
   PlanInput more = input;
-  const int exchange = input.ranks / layout.division.replicas / layout.division.pp /
-                       layout.division.expert_tp;
+  const int exchange =
+      input.ranks / layout.division.replicas / layout.division.pp / layout.division.expert_tp;
   const int slots = (input.config.shape.num_experts + exchange - 1) / exchange;
   more.run.slots = std::max(input.run.slots, slots) + 1;
-  changes.push_back(tried(fmt::format("{} experts of a layer on each rank, with replicas",
-                                      more.run.slots),
-                          more, layout.division));
+  changes.push_back(
+      tried(fmt::format("{} experts of a layer on each rank, with replicas", more.run.slots), more,
+            layout.division));
   return changes;
 }
 
@@ -126,12 +126,15 @@ std::vector<TurningPoint> turning_points(const PlanInput& input, const RankedLay
   }
   using Change = std::function<void(PlanInput&, double)>;
   const std::vector<std::tuple<std::string, std::vector<double>, Change>> axes = {
-      {"requests, times as many", {0.5, 0.25, 0.125},
+      {"requests, times as many",
+       {0.5, 0.25, 0.125},
        [](PlanInput& in, double by) { scale_requests(in.work, by); }},
-      {"links between nodes, times as fast", {0.5, 0.25, 0.125, 0.0625},
+      {"links between nodes, times as fast",
+       {0.5, 0.25, 0.125, 0.0625},
        [](PlanInput& in, double by) { scale_links(in.machine, by); }},
-      {"skew, sigma of log-normal loads", {0.5, 1.0, 1.5},
-       [&input](PlanInput& in, double by) { in.routing = with_skew(input, by); }}};
+      {"skew, sigma of log-normal loads", {0.5, 1.0, 1.5}, [&input](PlanInput& in, double by) {
+         in.routing = with_skew(input, by);
+       }}};
   std::vector<TurningPoint> points;
   for (const auto& [axis, steps, change] : axes) {
     TurningPoint point{axis, layout_name(best.front(), input.ranks), 0, ""};
@@ -163,10 +166,9 @@ std::string what_if_text(const std::vector<WhatIf>& changes, double tokens_per_s
 std::string scaling_text(const std::vector<ScalingPoint>& points) {
   std::string text = "expert parallelism over more ranks, each with as many requests\n";
   for (const ScalingPoint& point : points) {
-    text += point.problem.empty()
-                ? fmt::format("  EP {:<5}{:>12.0f} tokens/s, {:.2f} of linear\n", point.ranks,
-                              point.tokens_per_s, point.of_linear)
-                : fmt::format("  EP {:<5}{}\n", point.ranks, point.problem);
+    text += point.problem.empty() ? fmt::format("  EP {:<5}{:>12.0f} tokens/s, {:.2f} of linear\n",
+                                                point.ranks, point.tokens_per_s, point.of_linear)
+                                  : fmt::format("  EP {:<5}{}\n", point.ranks, point.problem);
   }
   return text;
 }

@@ -114,17 +114,16 @@ class LayoutPlanner {
 
   /// Passes to be simulated: those with least and most work, and between them evenly apart.
   std::vector<std::int64_t> sampled(std::vector<std::int64_t> passes, Phase phase) const {
-    std::stable_sort(passes.begin(), passes.end(), [this](std::int64_t a, std::int64_t b) {
-      return work_of(a) < work_of(b);
-    });
+    std::stable_sort(passes.begin(), passes.end(),
+                     [this](std::int64_t a, std::int64_t b) { return work_of(a) < work_of(b); });
     const int wanted = detail_.samples[static_cast<std::size_t>(phase)];
     if (wanted == 1) return {passes[passes.size() / 2]};
     const double least = work_of(passes.front()), most = work_of(passes.back());
     std::vector<std::int64_t> found;
     for (int i = 0; i < wanted; ++i) {
       const double target = least + (most - least) * i / (wanted - 1);
-      const auto at = std::min_element(
-          passes.begin(), passes.end(), [&](std::int64_t a, std::int64_t b) {
+      const auto at =
+          std::min_element(passes.begin(), passes.end(), [&](std::int64_t a, std::int64_t b) {
             return std::abs(work_of(a) - target) < std::abs(work_of(b) - target);
           });
       if (std::find(found.begin(), found.end(), *at) == found.end()) found.push_back(*at);
@@ -139,8 +138,8 @@ class LayoutPlanner {
       PassForm form{route, pricer().setup().output};
       constexpr double balance_rows_of_gpus = 300, balance_rows_of_cpus = 12;  // see PassFacts
       if (form.output == compute::OutputCut::either) {
-        form.output = output_of_pass(rows, chunks, in_.machine.cuda ? balance_rows_of_gpus
-                                                                    : balance_rows_of_cpus);
+        form.output = output_of_pass(
+            rows, chunks, in_.machine.cuda ? balance_rows_of_gpus : balance_rows_of_cpus);
       }
       forms.push_back(form);
     }
@@ -165,8 +164,7 @@ class LayoutPlanner {
       for (const int chunks : chunk_counts(count.most_rows)) {
         const PassForm form = forms(rows, chunks)[f];
         const auto loads = loads_at(limits_, in_.work.requests, {at}, window(), chunks);
-        const double seconds =
-            pricer().price(loads.begin()->second, form, detail_.coarse).seconds;
+        const double seconds = pricer().price(loads.begin()->second, form, detail_.coarse).seconds;
         phase.tried.push_back({form, chunks, seconds});
         if (best == 0 || seconds < best) {
           best = seconds;
@@ -297,7 +295,7 @@ PlanDetail detail_for(int num_ranks) {
   detail.coarse.merge_senders = true;
   detail.coarse.grain = 0.05;
   // The time of passes over prompts is about a line in their number, so that two do.
-  constexpr int some = 64, many = 256;
+  constexpr int some = 64, many = 256, very_many = 1024;
   if (num_ranks > some) {
     detail.fine.grain = 0.02;
     detail.samples = {2, 4};
@@ -305,6 +303,9 @@ PlanDetail detail_for(int num_ranks) {
   if (num_ranks > many) {
     detail.fine = detail.coarse;
     detail.coarse.first_network = true;
+  }
+  if (num_ranks > very_many) {
+    detail.samples = {1, 1};
     detail.samples = {1, 2};
   }
   return detail;

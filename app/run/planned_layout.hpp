@@ -41,10 +41,10 @@ struct StageMemory {
 
 struct LayoutMemory {
   std::vector<StageMemory> stages;
-  std::int64_t pages = 0;     ///< of KV cache that ranks take; 0: not even one page fits
-  std::int64_t most_pages = 0;  ///< that would fit
-  bool whole_output = false;  ///< all ranks have all of attention's output projection
-  std::string problem;        ///< why it does not fit; empty: it does
+  std::int64_t pages = 0;        ///< of KV cache that ranks take; 0: not even one page fits
+  std::int64_t most_pages = 0;   ///< that would fit
+  bool whole_output = false;     ///< all ranks have all of attention's output projection
+  std::string problem;           ///< why it does not fit; empty: it does
   compute::BackendOptions room;  ///< of the first rank
 
   bool fits() const { return problem.empty(); }
@@ -57,8 +57,8 @@ struct PlannedPhase {
   std::int64_t prompt_tokens = 0, new_tokens = 0, rows = 0;
   PassForm form;
   int chunks = 1;
-  PassPrice price;   ///< of a pass in the middle
-  PassLoad load;     ///< the same pass
+  PassPrice price;  ///< of a pass in the middle
+  PassLoad load;    ///< the same pass
   /// A pass of the job that was simulated, with an estimate of its work: by that, rising, others
   /// lie on lines between them.
   struct Sample {
@@ -97,7 +97,7 @@ struct PlannedLayout {
 /// How much of a layout is worked out.
 struct PlanDetail {
   std::array<int, 2> samples = {3, 5};  ///< passes of each Phase that are simulated
-  bool count_bytes = false;  ///< of all passes
+  bool count_bytes = false;             ///< of all passes
   SimulationDetail fine;
   SimulationDetail coarse;  ///< for the choice between forms
 };

@@ -36,16 +36,13 @@ const char* kind_of(const compute::WeightInfo& info) {
 std::vector<std::pair<std::string, std::int64_t>> weights_by_kind(
     const compute::BackendOptions& options) {
   std::map<std::string, std::int64_t> sums;
-  compute::for_each_weight(options.shape, options.part,
-                           [&](const compute::WeightInfo& info, int, int) {
-                             const auto own =
-                                 compute::own_weight(options.shape, options.part, info);
-                             const bool matrix = info.use == compute::Use::matrix;
-                             const std::size_t element =
-                                 matrix ? size_of(options.dtype) : sizeof(float);
-                             sums[kind_of(info)] +=
-                                 own.num_elements() * static_cast<std::int64_t>(element);
-                           });
+  compute::for_each_weight(
+      options.shape, options.part, [&](const compute::WeightInfo& info, int, int) {
+        const auto own = compute::own_weight(options.shape, options.part, info);
+        const bool matrix = info.use == compute::Use::matrix;
+        const std::size_t element = matrix ? size_of(options.dtype) : sizeof(float);
+        sums[kind_of(info)] += own.num_elements() * static_cast<std::int64_t>(element);
+      });
   return {sums.begin(), sums.end()};
 }
 
@@ -63,7 +60,8 @@ std::int64_t pages_of(const compute::BackendOptions& options, const RankMemory& 
                       const PagesWanted& wanted) {
   const auto bytes = static_cast<std::int64_t>(memory.bytes);
   if (memory.cuda) return pages_on_device(options, bytes, wanted);
-  return std::min(pages_in_host_memory(options, memory.bytes, wanted), pages_beside(options, bytes));
+  return std::min(pages_in_host_memory(options, memory.bytes, wanted),
+                  pages_beside(options, bytes));
 }
 
 }  // namespace
@@ -93,8 +91,8 @@ PlannedSizes planned_sizes(const PlanInput& input, const JobLayout& job,
           backend_options(rank, input.run, model, sizes.batch, std::max(1, input.run.threads));
       options.num_pages = 1;
       if (rank == 0) found.room = options;
-      const compute::MemoryPlan plan = memory.cuda ? compute::cuda_memory_plan(options)
-                                                   : compute::cpu_memory_plan(options);
+      const compute::MemoryPlan plan =
+          memory.cuda ? compute::cuda_memory_plan(options) : compute::cpu_memory_plan(options);
       found.pages = std::min(found.pages, pages_of(options, memory, wanted));
       found.most_pages = std::min(found.most_pages, pages_of(options, memory, more_than_any));
       if (found.whole_output && found.pages > 0) {
@@ -112,18 +110,18 @@ PlannedSizes planned_sizes(const PlanInput& input, const JobLayout& job,
   }
   if (found.pages < wanted.largest) {
     const auto worst = std::max_element(
-        found.stages.begin(), found.stages.end(), [](const StageMemory& a, const StageMemory& b) {
-          return a.plan.total() < b.plan.total();
-        });
+        found.stages.begin(), found.stages.end(),
+        [](const StageMemory& a, const StageMemory& b) { return a.plan.total() < b.plan.total(); });
     found.problem =
         found.pages == 0
             ? fmt::format("a rank has {}, and weights of {} with buffers of {} take more",
                           gigabytes(static_cast<std::int64_t>(memory.bytes)),
                           gigabytes(worst->plan.weights), gigabytes(worst->plan.buffers()))
-            : fmt::format("a request takes {} tokens of KV cache, and {} fit beside weights of {} "
-                          "and buffers of {}",
-                          wanted.largest * page_tokens, found.pages * page_tokens,
-                          gigabytes(worst->plan.weights), gigabytes(worst->plan.buffers()));
+            : fmt::format(
+                  "a request takes {} tokens of KV cache, and {} fit beside weights of {} "
+                  "and buffers of {}",
+                  wanted.largest * page_tokens, found.pages * page_tokens,
+                  gigabytes(worst->plan.weights), gigabytes(worst->plan.buffers()));
   }
   return sizes;
 }

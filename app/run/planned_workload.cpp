@@ -38,8 +38,10 @@ class Lengths {
   Lengths(const json& file, const char* key, double least, const std::string& name)
       : least_(least) {
     const std::string where = fmt::format("{}: \"{}\"", name, key);
-    require(file.contains(key), "{} is missing: a number, {{\"uniform\": [10, 20]}} or "
-            "{{\"lognormal\": {{\"median\": 500, \"sigma\": 1}}}}", where);
+    require(file.contains(key),
+            "{} is missing: a number, {{\"uniform\": [10, 20]}} or "
+            "{{\"lognormal\": {{\"median\": 500, \"sigma\": 1}}}}",
+            where);
     const json& value = file[key];
     const double most = static_cast<double>(most_tokens);
     if (value.is_number()) {
@@ -51,8 +53,9 @@ class Lengths {
         value["uniform"][1].is_number()) {
       low_ = value["uniform"][0].get<double>();
       high_ = value["uniform"][1].get<double>();
-      require(low_ >= least && high_ >= low_ && high_ <= most, "{}: \"uniform\" is {}; give {} or more, and rising",
-              where, io::shown(value["uniform"]), least);
+      require(low_ >= least && high_ >= low_ && high_ <= most,
+              "{}: \"uniform\" is {}; give {} or more, and rising", where,
+              io::shown(value["uniform"]), least);
       return;
     }
     require(value.is_object() && value.contains("lognormal") && value["lognormal"].is_object(),
@@ -125,8 +128,9 @@ PlannedWorkload read_workload(const std::string& path, const ModelShape& shape,
           "{} is no workload (JSON with \"format\": \"atoll-workload\", \"format_version\": 1); "
           "see perf/workloads",
           path);
-  constexpr std::string_view known[] = {"format", "format_version", "name", "about", "prompts",
-                                        "prompt_tokens", "new_tokens", "requests", "mode"};
+  constexpr std::string_view known[] = {"format",     "format_version", "name",
+                                        "about",      "prompts",        "prompt_tokens",
+                                        "new_tokens", "requests",       "mode"};
   for (const auto& [key, ignored] : file.items()) {
     require(std::find(std::begin(known), std::end(known), key) != std::end(known),
             "{} has \"{}\", which no workload has; it may have {}", path, key,
@@ -135,8 +139,8 @@ PlannedWorkload read_workload(const std::string& path, const ModelShape& shape,
   PlannedWorkload work;
   work.name = file.value("name", path);
   const std::string mode = file.value("mode", std::string("generate"));
-  require(mode == "generate" || mode == "score",
-          "{}: \"mode\" is \"{}\"; choose generate or score", path, mode);
+  require(mode == "generate" || mode == "score", "{}: \"mode\" is \"{}\"; choose generate or score",
+          path, mode);
   work.scoring = mode == "score";
   if (file.contains("requests")) {
     read_requests_file(file, path, shape, work);

@@ -1,5 +1,6 @@
 #pragma once
-// What a planned job has to do: prompts and new tokens, as numbers, by a law, or of a requests file.
+// What a planned job has to do: prompts and new tokens, as numbers, by a law, or of a requests
+// file.
 
 #include <cstdint>
 #include <string>

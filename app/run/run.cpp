@@ -8,6 +8,7 @@
 #include <span>
 #include <vector>
 
+#include "app/run/auto_layout.hpp"
 #include "app/run/groups.hpp"
 #include "app/run/load_stage.hpp"
 #include "app/run/memory_fit.hpp"
@@ -86,8 +87,13 @@ class Job {
   /// False where the layout was only to be shown.
   bool place() {
     std::vector<Division> divisions;
+    if (options_.layout == "auto") {
+      divisions = {planned_division(world_, options_, model_, ranks_)};
+    }
     world_.agree([&] {
-      divisions = open_divisions(options_, model_.config.shape, world_.size());
+      if (divisions.empty()) {
+        divisions = open_divisions(options_, model_.config.shape, world_.size());
+      }
       divide(divisions.front());
     });
     std::int64_t lacking = lacking_rank();

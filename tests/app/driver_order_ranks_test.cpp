@@ -177,7 +177,8 @@ class CostedMoves final : public ChunkMoves {
   bool done(const Step& step) override {
     // The driver itself waits only for arithmetic. Where there is none, time passes here, once it
     // has nothing to launch any more.
-    const bool nothing_new = stage_.clock.now == seen_at_ && stage_.launches.size() == seen_launches_;
+    const bool nothing_new =
+        stage_.clock.now == seen_at_ && stage_.launches.size() == seen_launches_;
     seen_at_ = stage_.clock.now;
     seen_launches_ = stage_.launches.size();
     same_ = nothing_new ? same_ + 1 : 0;

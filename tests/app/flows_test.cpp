@@ -36,8 +36,8 @@ std::vector<double> ends_of(const Network& network, const std::vector<Sent>& mes
   std::vector<std::int64_t> ended;
   std::size_t next = 0;
   while (true) {
-    const double begin = next < messages.size() ? messages[next].begin
-                                                : std::numeric_limits<double>::infinity();
+    const double begin =
+        next < messages.size() ? messages[next].begin : std::numeric_limits<double>::infinity();
     const double due = flows.next();
     if (begin == due && begin == std::numeric_limits<double>::infinity()) break;
     if (due <= begin) {
@@ -126,7 +126,8 @@ std::vector<Sent> random_messages(int ranks, int count, unsigned seed) {
   std::vector<Sent> messages;
   for (int i = 0; i < count; ++i) {
     const int from = static_cast<int>(random() % static_cast<unsigned>(ranks));
-    const int to = (from + 1 + static_cast<int>(random() % static_cast<unsigned>(ranks - 1))) % ranks;
+    const int to =
+        (from + 1 + static_cast<int>(random() % static_cast<unsigned>(ranks - 1))) % ranks;
     messages.push_back({begin(random), from, to, bytes(random)});
   }
   std::sort(messages.begin(), messages.end(),

@@ -112,7 +112,9 @@ std::vector<Mutation> mutations() {
       {"a message to another network", PlanFault::outside_group,
        [](PlanGraph& g) { step_of(g, 1, "L1 c0 dispatch").sends.front().peer = 12; }},
       {"a message of arithmetic", PlanFault::outside_group,
-       [](PlanGraph& g) { step_of(g, 1, "L1 c0 experts").sends.push_back({2, 1, 64}); }},
+       [](PlanGraph& g) {
+         step_of(g, 1, "L1 c0 experts").sends.push_back({2, 1, 64});
+       }},
       {"more rows than MPI counts", PlanFault::too_many_rows,
        [](PlanGraph& g) {
          step_of(g, 0, "L1 c0 dispatch").sends.front().rows = std::int64_t{1} << 31;

@@ -143,7 +143,9 @@ TEST(Simulator, RowsThereAreRowsBack) {
   double sum = 0;
   for (int a = 0; a < 16; ++a) {
     for (int b = 0; b < 16; ++b) {
-      const auto at = [&](int x, int y) { return price.bytes[static_cast<std::size_t>(x * 16 + y)]; };
+      const auto at = [&](int x, int y) {
+        return price.bytes[static_cast<std::size_t>(x * 16 + y)];
+      };
       EXPECT_NEAR(at(a, b), at(b, a), 1e-6);  // what goes there comes back
       sum += at(a, b);
     }

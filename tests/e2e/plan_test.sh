@@ -97,6 +97,18 @@ assert any(e.get("name") == "L3 c0 dispatch" for e in events)
 page = (folder / "plan.html").read_text()
 assert page.index("tokens/s") < page.index("<svg") and "http://" not in re.sub(r"http://www.w3.org\S*", "", page)
 PYTHON
+atoll_on 4 run --model "$model" --input "$work/requests.jsonl" --output "$work/plain.jsonl" --threads 1
+succeeds "a run by the default layout"
+sed 's/"count": 2/"count": 1/' "$work/machine.json" >"$work/one-node.json"
+atoll_on 4 run --model "$model" --input "$work/requests.jsonl" --output "$work/auto.jsonl" --threads 1 \
+  --layout auto --machine "$work/one-node.json"
+succeeds "a run by the planner's layout"
+if grep -q 'layout auto: ' "$work/stderr"; then passed; else failed "the planner's choice is not said"; fi
+same "results by the planner's layout" "$work/plain.jsonl" "$work/auto.jsonl"
+atoll_on 4 run --model "$model" --input "$work/requests.jsonl" --output "$work/auto.jsonl" \
+  --layout auto --machine "$work/unlike.json"
+refused "a layout planned without a machine" 1 "unlike.json"
+
 plan --preset moe-16l-tiny "${job[@]}" --all-layouts --skew 0.8
 succeeds "all layouts"
 for words in "what if" "of linear" "comes first" "limited by"; do
