@@ -8,6 +8,37 @@
 
 namespace atl::compute {
 
+namespace {
+
+struct OffsetScores {
+  const float* scores = nullptr;   // [experts]
+  const float* offsets = nullptr;  // [experts]
+  int num_experts = 0;
+  int top_k = 0;
+  bool renormalise = true;
+};
+
+/// In place of what the router alone has chosen: the largest sums, in falling order, ties to the
+/// lower index. What that gives up of scores.
+float choose_with_offsets(const OffsetScores& in, std::int32_t* experts, float* weights) {
+  float own = 0, chosen = 0;
+  for (int j = 0; j < in.top_k; ++j) own += in.scores[experts[j]];
+  for (int j = 0; j < in.top_k; ++j) {
+    int best = -1;
+    for (int e = 0; e < in.num_experts; ++e) {
+      if (std::find(experts, experts + j, e) != experts + j) continue;
+      if (best < 0 || in.scores[e] + in.offsets[e] > in.scores[best] + in.offsets[best]) best = e;
+    }
+    experts[j] = best;
+    weights[j] = in.scores[best];
+    chosen += in.scores[best];
+  }
+  for (int j = 0; in.renormalise && j < in.top_k; ++j) weights[j] /= chosen;
+  return own - chosen;
+}
+
+}  // namespace
+
 void CpuLayers::route(CpuChunk& chunk, int layer, RouteTo to) {
   const CpuLayer& weights = layers_[static_cast<std::size_t>(layer)];
   const ExpertPlaces& places = options_.part.places_of(layer);
@@ -40,13 +71,21 @@ void CpuLayers::choose(CpuChunk& chunk) {
   const std::int64_t num_tokens = chunk.num_tokens();
   const int num_experts = shape_.num_experts;
   const int top_k = shape_.top_k;
+  const ChoiceOffsets& offsets = chunk.offsets;
   parallel_ranges(options_.num_threads, num_tokens, grain_rows(std::int64_t{16} * num_experts),
                   [&](std::int64_t begin, std::int64_t end, int) {
                     for (std::int64_t t = begin; t < end; ++t) {
-                      kernels_.top_k(chunk.memory.router_logits.data() + t * num_experts,
-                                     num_experts, top_k, shape_.norm_topk_prob,
-                                     chunk.memory.experts.data() + t * top_k,
-                                     chunk.memory.weights.data() + t * top_k);
+                      float* scores = chunk.memory.router_logits.data() + t * num_experts;
+                      std::int32_t* experts = chunk.memory.experts.data() + t * top_k;
+                      float* weights = chunk.memory.weights.data() + t * top_k;
+                      kernels_.top_k(scores, num_experts, top_k, shape_.norm_topk_prob, experts,
+                                     weights);
+                      if (offsets.tables == nullptr) continue;
+                      const std::int64_t table = offsets.table_of_row[t];
+                      chunk.memory.given_up[static_cast<std::size_t>(t)] =
+                          choose_with_offsets({scores, offsets.tables + table * num_experts,
+                                               num_experts, top_k, shape_.norm_topk_prob},
+                                              experts, weights);
                     }
                   });
 }
