@@ -34,11 +34,14 @@ struct Interval {
 
 /// Rows [first_row, first_row + num_rows) of a chunk are consecutive positions of one sequence,
 /// the first at first_position. `pages` lists the KV pages of that sequence in order of position.
+/// Positions below `prompt` are those of its prompt, the later ones were generated: latent attention
+/// computes the two in different ways, the same for a token whatever segments it comes in.
 struct Segment {
   std::int32_t first_row = 0;
   std::int32_t num_rows = 0;
   std::int32_t first_position = 0;
   const std::int32_t* pages = nullptr;
+  std::int32_t prompt = std::numeric_limits<std::int32_t>::max();
 };
 
 /// Consecutive rows of one local expert: read from `in`, results written to `out` (both [rows, H]).
@@ -248,6 +251,9 @@ class Backend {
   /// x += Attention(RMSNorm(x)); fills KV
   virtual Event attention(Chunk& chunk, int layer, AttentionPart part = AttentionPart::all) = 0;
   virtual Event mlp(Chunk& chunk, int layer) = 0;  ///< x += Mlp(RMSNorm(x)), dense layers
+  /// x += SharedExpert(RMSNorm(x)), weighted where ModelShape::shared_gate says: after route(),
+  /// which normalises the same x, and before merge().
+  virtual Event shared_expert(Chunk& chunk, int layer) = 0;
   /// Router, counts, and rows packed: into dispatch_send, or across_send.
   virtual Event route(Chunk& chunk, int layer, RouteTo to = RouteTo::experts) = 0;
   /// dispatch_send = the rows that `rows` says, once for each of their experts on this node,

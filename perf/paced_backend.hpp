@@ -67,6 +67,7 @@ class PacedBackend final : public compute::Backend {
     return enqueue(first ? pace_.per_token * static_cast<double>(chunk.tokens.size()) : 0);
   }
   compute::Event mlp(compute::Chunk&, int) override { return enqueue(0); }
+  compute::Event shared_expert(compute::Chunk&, int) override { return enqueue(0); }
   compute::Event route(compute::Chunk& chunk, int layer, compute::RouteTo to) override {
     static_cast<PacedChunk&>(chunk).route(model_, layer, to);
     return enqueue(0);

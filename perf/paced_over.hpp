@@ -41,6 +41,9 @@ class PacedOver : public compute::Backend {
   compute::Event mlp(compute::Chunk& chunk, int layer) override {
     return take(real_->mlp(chunk, layer), pace_.mlp(chunk));
   }
+  compute::Event shared_expert(compute::Chunk& chunk, int layer) override {
+    return take(real_->shared_expert(chunk, layer), pace_.mlp(chunk));
+  }
   compute::Event route(compute::Chunk& chunk, int layer, compute::RouteTo to) override {
     return take(real_->route(chunk, layer, to), pace_.route(chunk));
   }

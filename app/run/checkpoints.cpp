@@ -85,8 +85,8 @@ bool Checkpoints::try_checkpoint(const std::string& path, const std::vector<io::
   try {
     world_.agree([&] {
       const io::CheckpointContents& c = reader_->contents();
-      require(c.num_layers == shape.num_layers && c.num_kv_heads == shape.num_kv_heads &&
-                  c.head_dim == shape.head_dim && c.dtype == dtype,
+      require(c.num_layers == shape.num_layers && c.row_elements() == kv_half_row(shape) &&
+                  c.dtype == dtype,
               "cannot read {}: its keys have another shape than the model's", path);
       for (const auto& s : c.sequences) {
         if (root()) require_possible(s, requests, options_.mode == Mode::score, path);
@@ -302,8 +302,10 @@ void Checkpoints::begin(const CheckpointSource& source) {
   const ModelShape& shape = *source.shape;
   io::CheckpointContents contents;
   contents.num_layers = shape.num_layers;
-  contents.num_kv_heads = shape.num_kv_heads;
-  contents.head_dim = shape.head_dim;
+  // Where keys and values are not alike, halves of rows of both take their places.
+  const bool plain = is_plain(shape);
+  contents.num_kv_heads = plain ? shape.num_kv_heads : 1;
+  contents.head_dim = plain ? shape.head_dim : static_cast<int>(kv_half_row(shape));
   contents.num_experts = shape.num_experts;
   contents.dtype = source.dtype;
   contents.expert_loads = source.traffic->tokens_of_expert;

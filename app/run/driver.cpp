@@ -266,6 +266,8 @@ Driver::Running Driver::launch_compute(int flight, std::int32_t index) {
                                 pass.steps->schedule().stage.route == Route::flat
                                     ? compute::RouteTo::experts
                                     : compute::RouteTo::nodes));
+    case StepKind::shared_expert:
+      return one(backend_.shared_expert(chunk, step.layer));
     case StepKind::regroup:
       return one(backend_.regroup(chunk, step.layer, state.moves->node_rows()));
     case StepKind::experts:

@@ -23,6 +23,7 @@ struct CpuOp {
     embed,
     attention,
     mlp,
+    shared_expert,
     route,
     regroup,
     experts,

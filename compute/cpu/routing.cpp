@@ -8,37 +8,6 @@
 
 namespace atl::compute {
 
-namespace {
-
-struct OffsetScores {
-  const float* scores = nullptr;   // [experts]
-  const float* offsets = nullptr;  // [experts]
-  int num_experts = 0;
-  int top_k = 0;
-  bool renormalise = true;
-};
-
-/// In place of what the router alone has chosen: the largest sums, in falling order, ties to the
-/// lower index. What that gives up of scores.
-float choose_with_offsets(const OffsetScores& in, std::int32_t* experts, float* weights) {
-  float own = 0, chosen = 0;
-  for (int j = 0; j < in.top_k; ++j) own += in.scores[experts[j]];
-  for (int j = 0; j < in.top_k; ++j) {
-    int best = -1;
-    for (int e = 0; e < in.num_experts; ++e) {
-      if (std::find(experts, experts + j, e) != experts + j) continue;
-      if (best < 0 || in.scores[e] + in.offsets[e] > in.scores[best] + in.offsets[best]) best = e;
-    }
-    experts[j] = best;
-    weights[j] = in.scores[best];
-    chosen += in.scores[best];
-  }
-  for (int j = 0; in.renormalise && j < in.top_k; ++j) weights[j] /= chosen;
-  return own - chosen;
-}
-
-}  // namespace
-
 void CpuLayers::route(CpuChunk& chunk, int layer, RouteTo to) {
   const CpuLayer& weights = layers_[static_cast<std::size_t>(layer)];
   const ExpertPlaces& places = options_.part.places_of(layer);
@@ -47,9 +16,9 @@ void CpuLayers::route(CpuChunk& chunk, int layer, RouteTo to) {
   gemm_->run(weights.router, work_.h.data(), chunk.num_tokens(), chunk.memory.router_logits.data(),
              Finish::float32);
   if (chunk.forced.experts == nullptr) {
-    choose(chunk);
+    choose(chunk, weights);
   } else {
-    force(chunk);
+    force(chunk, weights);
   }
   RowOrder& order = chunk.memory.order;
   for (std::int64_t t = 0; t < chunk.num_tokens(); ++t) {
@@ -67,49 +36,48 @@ void CpuLayers::route(CpuChunk& chunk, int layer, RouteTo to) {
   }
 }
 
-void CpuLayers::choose(CpuChunk& chunk) {
-  const std::int64_t num_tokens = chunk.num_tokens();
+template <class Choose>
+void CpuLayers::for_tokens(CpuChunk& chunk, const CpuLayer& weights, const Choose& choose) {
   const int num_experts = shape_.num_experts;
   const int top_k = shape_.top_k;
   const ChoiceOffsets& offsets = chunk.offsets;
-  parallel_ranges(options_.num_threads, num_tokens, grain_rows(std::int64_t{16} * num_experts),
-                  [&](std::int64_t begin, std::int64_t end, int) {
+  parallel_ranges(options_.num_threads, chunk.num_tokens(),
+                  grain_rows(std::int64_t{16} * num_experts),
+                  [&](std::int64_t begin, std::int64_t end, int thread) {
+                    ChooseArgs args;
+                    args.router = &shape_.router;
+                    args.normalise = shape_.norm_topk_prob;
+                    args.num_experts = num_experts;
+                    args.top_k = top_k;
+                    args.choices = work_.choices.as<float>() + thread * num_experts;
+                    args.logit_bias = weights.router_bias.as<float>();
+                    args.offsets = weights.selection_bias.as<float>();
                     for (std::int64_t t = begin; t < end; ++t) {
-                      float* scores = chunk.memory.router_logits.data() + t * num_experts;
-                      std::int32_t* experts = chunk.memory.experts.data() + t * top_k;
-                      float* weights = chunk.memory.weights.data() + t * top_k;
-                      kernels_.top_k(scores, num_experts, top_k, shape_.norm_topk_prob, experts,
-                                     weights);
-                      if (offsets.tables == nullptr) continue;
-                      const std::int64_t table = offsets.table_of_row[t];
-                      chunk.memory.given_up[static_cast<std::size_t>(t)] =
-                          choose_with_offsets({scores, offsets.tables + table * num_experts,
-                                               num_experts, top_k, shape_.norm_topk_prob},
-                                              experts, weights);
+                      args.logits = chunk.memory.router_logits.data() + t * num_experts;
+                      args.experts = chunk.memory.experts.data() + t * top_k;
+                      args.weights = chunk.memory.weights.data() + t * top_k;
+                      if (offsets.tables != nullptr) {
+                        args.balance = offsets.tables + offsets.table_of_row[t] * num_experts;
+                        args.given_up = &chunk.memory.given_up[static_cast<std::size_t>(t)];
+                      }
+                      choose(args);
                     }
                   });
 }
 
+void CpuLayers::choose(CpuChunk& chunk, const CpuLayer& weights) {
+  for_tokens(chunk, weights, kernels_.choose);
+}
+
 /// The router computes its logits also where weights are given: replaying costs what routing does.
-void CpuLayers::force(CpuChunk& chunk) {
-  const std::int64_t num_tokens = chunk.num_tokens();
-  const int num_experts = shape_.num_experts;
-  const int top_k = shape_.top_k;
-  const std::int64_t pairs = num_tokens * top_k;
+void CpuLayers::force(CpuChunk& chunk, const CpuLayer& weights) {
+  const std::int64_t pairs = chunk.num_tokens() * shape_.top_k;
   std::copy_n(chunk.forced.experts, pairs, chunk.memory.experts.begin());
   if (chunk.forced.weights != nullptr) {
     std::copy_n(chunk.forced.weights, pairs, chunk.memory.weights.begin());
     return;
   }
-  parallel_ranges(options_.num_threads, num_tokens, grain_rows(std::int64_t{16} * num_experts),
-                  [&](std::int64_t begin, std::int64_t end, int) {
-                    for (std::int64_t t = begin; t < end; ++t) {
-                      kernels_.weights_of(chunk.memory.router_logits.data() + t * num_experts,
-                                          num_experts, top_k, shape_.norm_topk_prob,
-                                          chunk.memory.experts.data() + t * top_k,
-                                          chunk.memory.weights.data() + t * top_k);
-                    }
-                  });
+  for_tokens(chunk, weights, kernels_.weights_of);
 }
 
 void CpuLayers::pack(CpuChunk& chunk) {

@@ -114,6 +114,9 @@ class CudaBackend final : public Backend {
     return layers_.attention(mine, layer, part);
   }
   Event mlp(Chunk& chunk, int layer) override { return layers_.mlp(known(chunk, layer), layer); }
+  Event shared_expert(Chunk& /*chunk*/, int /*layer*/) override {
+    fail("cannot compute shared experts on CUDA; use --backend cpu");  // check_shape() has refused
+  }
   Event route(Chunk& chunk, int layer, RouteTo to) override {
     if (to == RouteTo::nodes) require_across();
     return layers_.route(known(chunk, layer), layer, to);
