@@ -34,11 +34,14 @@ struct Interval {
 
 /// Rows [first_row, first_row + num_rows) of a chunk are consecutive positions of one sequence,
 /// the first at first_position. `pages` lists the KV pages of that sequence in order of position.
+/// Positions below `prompt` are those of its prompt, the later ones were generated: latent attention
+/// computes the two in different ways, the same for a token whatever segments it comes in.
 struct Segment {
   std::int32_t first_row = 0;
   std::int32_t num_rows = 0;
   std::int32_t first_position = 0;
   const std::int32_t* pages = nullptr;
+  std::int32_t prompt = std::numeric_limits<std::int32_t>::max();
 };
 
 /// Consecutive rows of one local expert: read from `in`, results written to `out` (both [rows, H]).
@@ -82,6 +85,14 @@ struct ForcedChoices {
   const float* weights = nullptr;
 };
 
+/// Added to the router's scores where experts are chosen; the weights that these get are the
+/// scores alone.
+struct ChoiceOffsets {
+  const float* tables = nullptr;               ///< [num_tables, experts]; null: none
+  const std::int32_t* table_of_row = nullptr;  ///< [T]
+  int num_tables = 0;
+};
+
 /// One micro-batch on its way through the layers: its input and the buffers that MPI reads and
 /// writes. Activations in between belong to the backend. Rows of `dispatch_send` are grouped by
 /// the place of their expert's replica (see ExpertPlaces), rows of `across_send` by node; inside a
@@ -96,6 +107,8 @@ class Chunk {
   std::span<const Segment> segments;     ///< cover rows 0..T-1 in order; 0..all_rows-1 where shared
   /// Choices that take the router's place in the next route(); they live until that completes.
   ForcedChoices forced;
+  /// For the next route(), where it chooses; they live until that completes.
+  ChoiceOffsets offsets;
 
   // After route, and until the next one:
   std::span<const std::int32_t> packed_counts;  ///< [places] of the layer: rows for each
@@ -238,6 +251,9 @@ class Backend {
   /// x += Attention(RMSNorm(x)); fills KV
   virtual Event attention(Chunk& chunk, int layer, AttentionPart part = AttentionPart::all) = 0;
   virtual Event mlp(Chunk& chunk, int layer) = 0;  ///< x += Mlp(RMSNorm(x)), dense layers
+  /// x += SharedExpert(RMSNorm(x)), weighted where ModelShape::shared_gate says: after route(),
+  /// which normalises the same x, and before merge().
+  virtual Event shared_expert(Chunk& chunk, int layer) = 0;
   /// Router, counts, and rows packed: into dispatch_send, or across_send.
   virtual Event route(Chunk& chunk, int layer, RouteTo to = RouteTo::experts) = 0;
   /// dispatch_send = the rows that `rows` says, once for each of their experts on this node,
@@ -271,9 +287,12 @@ class Backend {
   /// Copies x [T, H], as it is then, to host memory.
   virtual Event save_x(const Chunk& chunk, float* x) = 0;
   /// Copies what the last route() of the chunk chose to host memory: experts [T, top_k] by their
-  /// number in the model, in falling weight unless they were forced, and their weights. Before the
-  /// chunk's next route().
-  virtual Event save_choices(const Chunk& chunk, std::int32_t* experts, float* weights) = 0;
+  /// number in the model, in falling weight unless they were forced or offsets had a part in it,
+  /// and their weights. `given_up` [T], where it is not null, after a route() with offsets: the
+  /// weights of those that would have been chosen without, less the weights of those that were,
+  /// both as scores. Before the chunk's next route().
+  virtual Event save_choices(const Chunk& chunk, std::int32_t* experts, float* weights,
+                             float* given_up = nullptr) = 0;
   /// Copies the keys and values of positions [first_position, first_position + num_positions) of
   /// one sequence, which lie in `pages` (of the sequence, in order of position), to host memory,
   /// each as [num_positions, kv_heads, head_dim] in options.dtype: the same bytes whatever the

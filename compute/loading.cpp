@@ -1,9 +1,38 @@
 #include "compute/loading.hpp"
 
+#include <algorithm>
+
 #include "compute/cpu/kernels.hpp"
 #include "compute/error.hpp"
 
 namespace atl::compute {
+
+namespace {
+
+/// Tables of kinds are as long as they should be, and their entries lead to what is there.
+void check_kinds(const ModelShape& shape) {
+  require(shape.attentions.empty() ||
+              shape.attention_of.size() == static_cast<std::size_t>(shape.num_layers),
+          "attention_of has {} entries for {} layers", shape.attention_of.size(),
+          shape.num_layers);
+  for (const std::uint8_t kind : shape.attention_of) {
+    require(kind < std::max<std::size_t>(shape.attentions.size(), 1),
+            "there is no kind {} of attention", kind);
+  }
+  for (const AttentionKind& kind : shape.attentions) {
+    require(kind.num_kv_heads > 0 && kind.num_kv_heads <= shape.num_kv_heads &&
+                shape.num_heads % kind.num_kv_heads == 0,
+            "cannot share {} key/value heads among {} query heads", kind.num_kv_heads,
+            shape.num_heads);
+    require(kind.rope >= 0 && static_cast<std::size_t>(kind.rope) < shape.num_ropes(),
+            "there is no rope {}", kind.rope);
+  }
+  require(shape.latent.used() || shape.values_dim() <= shape.head_dim,
+          "cannot attend with values of {} dimensions and keys of {}", shape.values_dim(),
+          shape.head_dim);
+}
+
+}  // namespace
 
 void check_options(const BackendOptions& options, int largest_head_dim) {
   const ModelShape& shape = options.shape;
@@ -14,6 +43,7 @@ void check_options(const BackendOptions& options, int largest_head_dim) {
       shape.num_kv_heads > 0 && shape.num_heads > 0 && shape.num_heads % shape.num_kv_heads == 0,
       "cannot share {} key/value heads among {} query heads (not a divisor)", shape.num_kv_heads,
       shape.num_heads);
+  check_kinds(shape);
   require(options.page_tokens > 0, "cannot use KV pages of {} tokens", options.page_tokens);
   require(shape.hidden > 0 && shape.vocab > 0 && shape.num_layers > 0 && shape.max_positions > 0,
           "cannot set up a model with hidden {}, vocabulary {}, {} layers and {} positions",
@@ -73,7 +103,7 @@ void place_attention(const BackendOptions& options, Chunk& chunk, AttentionPart 
   // rows for each member as any has, and so room for both.
   const std::int64_t before = by_columns ? share.place * chunk.all_rows : share.members * own;
   const std::int64_t row =
-      options.shape.q_width() / share.members * static_cast<std::int64_t>(size_of(options.dtype));
+      options.shape.heads_width() / share.members * static_cast<std::int64_t>(size_of(options.dtype));
   chunk.heads_send = static_cast<std::byte*>(chunk.heads_recv) + before * row;
 }
 

@@ -6,29 +6,54 @@ namespace atl::compute {
 
 namespace {
 
-/// Rows of q, then k, then v, or those of a norm over one of them.
+/// Rows of own query heads, `per_head` each.
+WeightCut::Range of_query_heads(const OwnHeads& own, std::int64_t per_head) {
+  return {own.first_head() * per_head, own.num_heads * per_head};
+}
+
+/// Rows of q, then k, then v, or of queries and whole latents, or of a vector over them.
 std::vector<WeightCut::Range> rows_of_heads(const ModelShape& shape, const Part& part,
-                                            Weight weight) {
-  const OwnHeads own = own_heads(shape, part.attention);
+                                            const WeightInfo& info) {
+  const OwnHeads own = own_heads(shape, part.attention, info.layer);
   const std::int64_t d = shape.head_dim;
+  const WeightCut::Range q = of_query_heads(own, d);
   // KV heads of a part follow one another, as its query heads do.
-  const std::int64_t first_kv = own.groups.front().kv_head * d;
-  const WeightCut::Range q{own.first_head() * d, own.q_width()};
-  const WeightCut::Range k{first_kv, own.kv_width()};
-  if (weight == Weight::q_norm) return {q};
-  if (weight == Weight::k_norm) return {k};
-  return {q,
-          {shape.q_width() + first_kv, own.kv_width()},
-          {shape.q_width() + shape.kv_width() + first_kv, own.kv_width()}};
+  const std::int64_t kv_head = own.groups.front().kv_head;
+  const auto of_kv_heads = [&](std::int64_t before, std::int64_t per_head) {
+    return WeightCut::Range{before + kv_head * per_head, own.num_kv_heads() * per_head};
+  };
+  switch (info.id) {
+    case Weight::q_norm:
+    case Weight::q_up:
+      return {q};
+    case Weight::k_norm:
+      return {of_kv_heads(0, d)};
+    case Weight::sinks:
+      return {of_query_heads(own, 1)};
+    case Weight::k_up:
+      return {of_query_heads(own, d - shape.latent.rope)};
+    case Weight::v_up:
+      return {of_query_heads(own, shape.values_dim())};
+    default:
+      break;
+  }
+  if (shape.latent.used()) return {q, {shape.q_width(), shape.latent.width()}};
+  const std::int64_t k_rows = shape.attention(info.layer).num_kv_heads * d;
+  return {q, of_kv_heads(shape.q_width(), d),
+          of_kv_heads(shape.q_width() + k_rows, shape.values_dim())};
+}
+
+std::vector<WeightCut::Range> rows_of_output(const ModelShape& shape, const AttentionShare& share) {
+  if (share.output != OutputCut::columns) return {{0, shape.hidden}};
+  const std::int64_t width = shape.hidden / share.members;
+  return {{share.place * width, width}};
 }
 
 void cut_output(const ModelShape& shape, const AttentionShare& share, WeightCut& cut) {
-  if (share.output == OutputCut::columns) {
-    const std::int64_t width = shape.hidden / share.members;
-    cut.rows = {{share.place * width, width}};
-  } else if (is_sum(share.output)) {
+  cut.rows = rows_of_output(shape, share);
+  if (is_sum(share.output)) {
     const OwnHeads own = own_heads(shape, share);
-    cut.cols = {std::int64_t{own.first_head()} * shape.head_dim, own.q_width()};
+    cut.cols = {std::int64_t{own.first_head()} * own.value_dim, own.heads_width()};
   }
 }
 
@@ -44,10 +69,13 @@ WeightCut cut_of(const ModelShape& shape, const Part& part, const WeightInfo& in
   WeightCut cut{{{0, info.rows}}, {0, info.cols}};
   switch (info.cut) {
     case Cut::heads_of_rows:
-      if (part.attention.shared()) cut.rows = rows_of_heads(shape, part, info.id);
+      if (part.attention.shared()) cut.rows = rows_of_heads(shape, part, info);
       break;
     case Cut::heads_of_columns:
       if (part.attention.shared()) cut_output(shape, part.attention, cut);
+      break;
+    case Cut::output_rows:
+      if (part.attention.shared()) cut.rows = rows_of_output(shape, part.attention);
       break;
     case Cut::inner_rows:
     case Cut::inner_columns:

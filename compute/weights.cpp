@@ -13,9 +13,15 @@ namespace atl::compute {
 
 namespace {
 
-constexpr std::array<const char*, 13> weight_names = {
-    "embedding", "attention_norm", "qkv", "o",    "q_norm",     "k_norm", "ffn_norm",
-    "router",    "gate",           "up",  "down", "final_norm", "lm_head"};
+constexpr std::array<const char*, 30> weight_names = {
+    "embedding",   "attention_norm", "qkv",          "o",
+    "q_norm",      "k_norm",         "ffn_norm",     "router",
+    "gate",        "up",             "down",         "final_norm",
+    "lm_head",     "qkv_bias",       "output_bias",  "sinks",
+    "router_bias", "selection_bias", "gate_bias",    "up_bias",
+    "down_bias",   "shared_gate",    "shared_up",    "shared_down",
+    "shared_router", "q_latent_norm", "q_up",        "kv_latent_norm",
+    "k_up",        "v_up"};
 
 /// Writes the rows of one layer, or of what is outside the layers.
 class Rows {
@@ -24,28 +30,36 @@ class Rows {
       : table_(table), layer_(layer), prefix_(std::move(prefix)) {}
 
   void vector(Weight id, Cut cut, Dataset dataset) {
-    add(id, Use::vector, cut, 1, {std::move(dataset)});
+    add(id, Use::vector, cut, 1, {std::move(dataset)}, "/weight");
+  }
+  void bias(Weight id, Cut cut, std::vector<Dataset> datasets) {
+    add(id, Use::vector, cut, 1, std::move(datasets), "/bias");
   }
   void matrix(Weight id, Cut cut, std::int64_t cols, std::vector<Dataset> datasets) {
-    add(id, Use::matrix, cut, cols, std::move(datasets));
+    add(id, Use::matrix, cut, cols, std::move(datasets), "/weight");
   }
-  /// A dense MLP's matrices, or those of each expert.
+  /// A dense MLP's weights, or those of each expert.
   void mlp(const ModelShape& s, std::int64_t inner, const std::string& prefix) {
     const std::size_t first = table_.size();
-    if (s.activation == Activation::swiglu) {
-      matrix(Weight::gate, Cut::inner_rows, s.hidden, {{prefix + "gate_proj", inner}});
-    }
+    const bool gated = s.activation != Activation::gelu_tanh;
+    const bool per_expert = !s.is_dense(layer_);
+    if (gated) matrix(Weight::gate, Cut::inner_rows, s.hidden, {{prefix + "gate_proj", inner}});
     matrix(Weight::up, Cut::inner_rows, s.hidden, {{prefix + "up_proj", inner}});
     matrix(Weight::down, Cut::inner_columns, inner, {{prefix + "down_proj", s.hidden}});
-    const bool per_expert = !s.is_dense(layer_);
+    if (per_expert && s.expert_bias) {
+      if (gated) bias(Weight::gate_bias, Cut::inner_rows, {{prefix + "gate_proj", inner}});
+      bias(Weight::up_bias, Cut::inner_rows, {{prefix + "up_proj", inner}});
+      bias(Weight::down_bias, Cut::inner_columns, {{prefix + "down_proj", s.hidden}});
+    }
     for (std::size_t i = first; i < table_.size(); ++i) table_[i].per_expert = per_expert;
   }
 
  private:
-  void add(Weight id, Use use, Cut cut, std::int64_t cols, std::vector<Dataset> datasets) {
+  void add(Weight id, Use use, Cut cut, std::int64_t cols, std::vector<Dataset> datasets,
+           const char* suffix) {
     WeightInfo info{id, layer_, false, use, cut, 0, cols, std::move(datasets)};
     for (Dataset& dataset : info.datasets) {
-      dataset.path = prefix_ + dataset.path + "/weight";
+      dataset.path = prefix_ + dataset.path + suffix;
       info.rows += dataset.rows;
     }
     table_.push_back(std::move(info));
@@ -56,27 +70,101 @@ class Rows {
   std::string prefix_;
 };
 
-void add_layer(std::vector<WeightInfo>& table, const ModelShape& s, int layer) {
-  Rows rows(table, layer, fmt::format("/model/layers/{}/", layer));
+/// Queries, keys and values from the normed row.
+void add_projections(Rows& rows, const ModelShape& s, int layer) {
+  const std::int64_t kv_heads = s.attention(layer).num_kv_heads;
+  const std::vector<Dataset> parts = {{"self_attn/q_proj", s.q_width()},
+                                      {"self_attn/k_proj", kv_heads * s.head_dim},
+                                      {"self_attn/v_proj", kv_heads * s.values_dim()}};
+  rows.matrix(Weight::qkv, Cut::heads_of_rows, s.hidden, parts);
+  if (s.qkv_bias) rows.bias(Weight::qkv_bias, Cut::heads_of_rows, parts);
+}
+
+/// The same by latents.
+void add_latents(Rows& rows, const ModelShape& s) {
+  const LatentAttention& latent = s.latent;
+  const bool q_latent = latent.queries > 0;
+  const Dataset queries = q_latent ? Dataset{"self_attn/q_a_proj", latent.queries}
+                                   : Dataset{"self_attn/q_proj", s.q_width()};
+  const std::vector<Dataset> parts = {queries, {"self_attn/kv_a_proj", latent.width()}};
+  const Cut cut = q_latent ? Cut::none : Cut::heads_of_rows;
+  rows.matrix(Weight::qkv, cut, s.hidden, parts);
+  if (s.qkv_bias) rows.bias(Weight::qkv_bias, cut, parts);
+  if (q_latent) {
+    rows.vector(Weight::q_latent_norm, Cut::none, {"self_attn/q_a_norm", latent.queries});
+    rows.matrix(Weight::q_up, Cut::heads_of_rows, latent.queries,
+                {{"self_attn/q_b_proj", s.q_width()}});
+  }
+  const std::int64_t heads = s.num_heads;
+  rows.vector(Weight::kv_latent_norm, Cut::none, {"self_attn/kv_a_norm", latent.keys});
+  rows.matrix(Weight::k_up, Cut::heads_of_rows, latent.keys,
+              {{"self_attn/k_b_proj", heads * (s.head_dim - latent.rope)}});
+  rows.matrix(Weight::v_up, Cut::heads_of_rows, latent.keys,
+              {{"self_attn/v_b_proj", heads * s.values_dim()}});
+}
+
+void add_attention(Rows& rows, const ModelShape& s, int layer) {
   rows.vector(Weight::attention_norm, Cut::none, {"input_layernorm", s.hidden});
-  rows.matrix(Weight::qkv, Cut::heads_of_rows, s.hidden,
-              {{"self_attn/q_proj", s.q_width()},
-               {"self_attn/k_proj", s.kv_width()},
-               {"self_attn/v_proj", s.kv_width()}});
-  rows.matrix(Weight::o, Cut::heads_of_columns, s.q_width(), {{"self_attn/o_proj", s.hidden}});
+  if (s.latent.used()) {
+    add_latents(rows, s);
+  } else {
+    add_projections(rows, s, layer);
+  }
+  rows.matrix(Weight::o, Cut::heads_of_columns, s.heads_width(),
+              {{"self_attn/o_proj", s.hidden}});
+  if (s.output_bias) {
+    rows.bias(Weight::output_bias, Cut::output_rows, {{"self_attn/o_proj", s.hidden}});
+  }
   if (s.qk_norm != QkNorm::none) {
     const bool whole = s.qk_norm == QkNorm::whole_row;
     const Cut cut = whole ? Cut::heads_of_rows : Cut::none;
     rows.vector(Weight::q_norm, cut, {"self_attn/q_norm", whole ? s.q_width() : s.head_dim});
     rows.vector(Weight::k_norm, cut, {"self_attn/k_norm", whole ? s.kv_width() : s.head_dim});
   }
-  rows.vector(Weight::ffn_norm, Cut::none, {"post_attention_layernorm", s.hidden});
-  if (s.is_dense(layer)) {
-    rows.mlp(s, s.intermediate, "mlp/");
-  } else {
-    rows.matrix(Weight::router, Cut::none, s.hidden, {{"mlp/gate", s.num_experts}});
-    rows.mlp(s, s.moe_intermediate, "mlp/experts/");
+  if (s.attention(layer).sinks) {
+    rows.vector(Weight::sinks, Cut::heads_of_rows, {"self_attn/sinks", s.num_heads});
   }
+}
+
+void add_shared_expert(Rows& rows, const ModelShape& s) {
+  const std::int64_t inner = s.shared_intermediate;
+  if (s.activation != Activation::gelu_tanh) {
+    rows.matrix(Weight::shared_gate, Cut::none, s.hidden, {{"mlp/shared_expert/gate_proj", inner}});
+  }
+  rows.matrix(Weight::shared_up, Cut::none, s.hidden, {{"mlp/shared_expert/up_proj", inner}});
+  rows.matrix(Weight::shared_down, Cut::none, inner, {{"mlp/shared_expert/down_proj", s.hidden}});
+  if (s.shared_gate) {
+    rows.matrix(Weight::shared_router, Cut::none, s.hidden, {{"mlp/shared_expert_gate", 1}});
+  }
+}
+
+void add_layer(std::vector<WeightInfo>& table, const ModelShape& s, int layer) {
+  Rows rows(table, layer, fmt::format("/model/layers/{}/", layer));
+  add_attention(rows, s, layer);
+  rows.vector(Weight::ffn_norm, Cut::none, {"post_attention_layernorm", s.hidden});
+  if (s.is_dense(layer)) return rows.mlp(s, s.intermediate, "mlp/");
+  rows.matrix(Weight::router, Cut::none, s.hidden, {{"mlp/gate", s.num_experts}});
+  if (s.router.logit_bias) rows.bias(Weight::router_bias, Cut::none, {{"mlp/gate", s.num_experts}});
+  if (s.router.selection_bias) {
+    rows.bias(Weight::selection_bias, Cut::none, {{"mlp/gate/selection", s.num_experts}});
+  }
+  rows.mlp(s, s.moe_intermediate, "mlp/experts/");
+  if (s.has_shared_expert()) add_shared_expert(rows, s);
+}
+
+/// Query heads of member `place` by the KV heads that they read.
+std::vector<HeadGroup> groups_of(const ModelShape& shape, int num_kv_heads, int members,
+                                 int place) {
+  std::vector<HeadGroup> groups;
+  const int group = shape.num_heads / num_kv_heads;
+  const int end = shape.num_heads / members * (place + 1);
+  for (int head = shape.num_heads / members * place; head < end;) {
+    const int kv_head = head / group;
+    const int count = std::min(end, (kv_head + 1) * group) - head;
+    groups.push_back({kv_head, head, count});
+    head += count;
+  }
+  return groups;
 }
 
 }  // namespace
@@ -101,6 +189,10 @@ std::string_view name_of(OutputCut cut) {
   return "?";
 }
 
+bool is_float32_on_file(Weight weight, Use use) {
+  return use == Use::vector || weight == Weight::router;
+}
+
 std::vector<WeightInfo> weights_of(const ModelShape& shape) {
   std::vector<WeightInfo> table;
   const std::int64_t hidden = shape.hidden;
@@ -112,19 +204,28 @@ std::vector<WeightInfo> weights_of(const ModelShape& shape) {
   return table;
 }
 
-OwnHeads own_heads(const ModelShape& shape, const AttentionShare& share) {
+namespace {
+OwnHeads counted(const ModelShape& shape, std::vector<HeadGroup> groups) {
   OwnHeads own;
-  own.groups = share.heads;
+  own.groups = std::move(groups);
   own.head_dim = shape.head_dim;
-  if (own.groups.empty()) {
-    const int group = shape.num_heads / shape.num_kv_heads;
-    for (int kv = 0; kv < shape.num_kv_heads; ++kv) own.groups.push_back({kv, kv * group, group});
-  }
+  own.value_dim = shape.values_dim();
+  if (shape.latent.used()) own.latent_width = shape.latent.width();
   for (const HeadGroup& group : own.groups) {
     own.num_heads += group.num_heads;
     own.most_in_group = std::max(own.most_in_group, group.num_heads);
   }
   return own;
+}
+}  // namespace
+
+OwnHeads own_heads(const ModelShape& shape, const AttentionShare& share, int layer) {
+  return counted(shape, groups_of(shape, shape.attention(layer).num_kv_heads, share.members,
+                                  share.place));
+}
+
+OwnHeads own_heads(const ModelShape& shape, const AttentionShare& share) {
+  return counted(shape, groups_of(shape, shape.num_kv_heads, share.members, share.place));
 }
 
 AttentionShare share_attention(const ModelShape& shape, int members, int place, OutputCut output) {
@@ -143,14 +244,7 @@ AttentionShare share_attention(const ModelShape& shape, int members, int place, 
   share.place = place;
   share.output = output;
   if (members == 1) return share;
-  const int group = shape.num_heads / shape.num_kv_heads;
-  const int end = shape.num_heads / members * (place + 1);
-  for (int head = shape.num_heads / members * place; head < end;) {
-    const int kv_head = head / group;
-    const int count = std::min(end, (kv_head + 1) * group) - head;
-    share.heads.push_back({kv_head, head, count});
-    head += count;
-  }
+  share.heads = groups_of(shape, shape.num_kv_heads, members, place);
   return share;
 }
 

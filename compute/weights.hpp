@@ -18,7 +18,7 @@ namespace atl::compute {
 enum class Weight : std::uint8_t {
   embedding,
   attention_norm,
-  qkv,  ///< rows of q, then k, then v
+  qkv,  ///< rows of q, then k, then v; or of q or its latent, then the keys' latent and rotated key
   o,
   q_norm,
   k_norm,
@@ -29,6 +29,24 @@ enum class Weight : std::uint8_t {
   down,
   final_norm,
   lm_head,
+  // Of some models only, see ModelShape:
+  qkv_bias,
+  output_bias,
+  sinks,           ///< [heads]
+  router_bias,     ///< [experts], to the logits
+  selection_bias,  ///< [experts], to the scores, for choosing
+  gate_bias,
+  up_bias,
+  down_bias,
+  shared_gate,  ///< of the MLP beside the experts
+  shared_up,
+  shared_down,
+  shared_router,  ///< [1, H], what it is weighted by
+  q_latent_norm,
+  q_up,  ///< queries from their latent; without one they are in qkv
+  kv_latent_norm,
+  k_up,  ///< [heads * (head_dim - rope), latent]
+  v_up,  ///< [heads * values_dim, latent]
 };
 const char* name_of(Weight weight);
 
@@ -38,7 +56,14 @@ enum class Use : std::uint8_t {
 };
 
 /// Along what a weight is cut where several ranks share attention, or an MLP.
-enum class Cut : std::uint8_t { none, heads_of_rows, heads_of_columns, inner_rows, inner_columns };
+enum class Cut : std::uint8_t {
+  none,
+  heads_of_rows,
+  heads_of_columns,
+  output_rows,  ///< as the rows of heads_of_columns
+  inner_rows,
+  inner_columns,
+};
 
 /// A dataset of the model file: [rows, cols] of its weight, or [rows] for a vector; with
 /// [num_experts] before them for a weight that each expert has.
@@ -46,6 +71,9 @@ struct Dataset {
   std::string path;  ///< e.g. "/model/layers/3/mlp/experts/up_proj/weight"
   std::int64_t rows = 0;
 };
+
+/// Whether files of models that version 1 does not describe have a weight in float32.
+bool is_float32_on_file(Weight weight, Use use);
 
 /// One row of the table.
 struct WeightInfo {
@@ -110,13 +138,20 @@ struct OwnHeads {
   int num_heads = 0;              ///< query heads, which follow one another
   int most_in_group = 0;
   int head_dim = 0;
+  int value_dim = 0;
+  int latent_width = 0;  ///< of latent attention, in place of keys and values
 
   int first_head() const { return groups.front().first_head; }
   int num_kv_heads() const { return static_cast<int>(groups.size()); }
   int q_width() const { return num_heads * head_dim; }
   int kv_width() const { return num_kv_heads() * head_dim; }
-  int qkv_width() const { return q_width() + 2 * kv_width(); }
+  int heads_width() const { return num_heads * value_dim; }
+  int qkv_width() const {
+    return q_width() + (latent_width > 0 ? latent_width : num_kv_heads() * (head_dim + value_dim));
+  }
 };
+/// In one layer; without one, in those with most KV heads.
+OwnHeads own_heads(const ModelShape& shape, const AttentionShare& share, int layer);
 OwnHeads own_heads(const ModelShape& shape, const AttentionShare& share);
 
 /// Members have equal numbers of query heads, in order of place, and the KV heads that these read:

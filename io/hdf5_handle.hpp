@@ -19,6 +19,8 @@ inline constexpr const char* model_format = "atoll-model";
 inline constexpr std::uint64_t model_format_version = 2;
 /// The version of files without attachments, which earlier programs read too.
 inline constexpr std::uint64_t plain_model_format_version = 1;
+/// The version of files whose tensors have several types, with or without attachments.
+inline constexpr std::uint64_t mixed_model_format_version = 3;
 /// Datasets below it are no tensors.
 inline constexpr std::string_view attachment_group = "/tokenizer/";
 inline constexpr const char* checksum_attribute = "xxh3_64";

@@ -88,8 +88,13 @@ void ModelFileWriter::Impl::create(const std::string& config_json, DType dtype,
     const Handle root = checked(H5Gopen2(file.get(), "/", H5P_DEFAULT), what);
     write_text_attribute(root.get(), "format", model_format);
     make_u64_attribute(root.get(), "format_version", 1);
-    set_u64_attribute(root.get(), "format_version",
-                      attachments.empty() ? &plain_model_format_version : &model_format_version);
+    const bool mixed = std::any_of(datasets.begin(), datasets.end(), [&](const Dataset& dataset) {
+      return dataset.dtype.value_or(dtype) != dtype;
+    });
+    const std::uint64_t* version = mixed ? &mixed_model_format_version
+                                   : attachments.empty() ? &plain_model_format_version
+                                                         : &model_format_version;
+    set_u64_attribute(root.get(), "format_version", version);
     write_text_attribute(root.get(), "config", config_json);
     std::vector<std::string> paths;
     for (const Attachment& attachment : attachments) paths.push_back(attachment.path);
@@ -99,7 +104,9 @@ void ModelFileWriter::Impl::create(const std::string& config_json, DType dtype,
     for (const Attachment& attachment : attachments) {
       make_attachment(file.get(), attachment, writers.first(), what);
     }
-    for (const Dataset& dataset : datasets) make_dataset(dataset, dtype);
+    for (const Dataset& dataset : datasets) {
+      make_dataset(dataset, dataset.dtype.value_or(dtype));
+    }
   }));
   agree(error_of([&] {
     // Not H5Fget_filesize: the parallel driver no longer knows the size once the metadata cache has

@@ -135,9 +135,16 @@ void add_top_k(const comm::Communicator& world, int tokens, int experts, int top
   const auto& kernels = compute::kernels_for(DType::bfloat16, compute::cpu_isa());
   const auto work = [=, &kernels] {
     r->scratch = r->logits;  // the kernel overwrites them
+    static const atl::Router router;
+    compute::ChooseArgs args;
+    args.router = &router;
+    args.num_experts = experts;
+    args.top_k = top_k;
     for (int t = 0; t < tokens; ++t) {
-      kernels.top_k(r->scratch.data() + t * experts, experts, top_k, true,
-                    r->chosen.data() + t * top_k, r->weights.data() + t * top_k);
+      args.logits = r->scratch.data() + t * experts;
+      args.experts = r->chosen.data() + t * top_k;
+      args.weights = r->weights.data() + t * top_k;
+      kernels.choose(args);
     }
   };
   work();

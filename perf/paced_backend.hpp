@@ -67,6 +67,7 @@ class PacedBackend final : public compute::Backend {
     return enqueue(first ? pace_.per_token * static_cast<double>(chunk.tokens.size()) : 0);
   }
   compute::Event mlp(compute::Chunk&, int) override { return enqueue(0); }
+  compute::Event shared_expert(compute::Chunk&, int) override { return enqueue(0); }
   compute::Event route(compute::Chunk& chunk, int layer, compute::RouteTo to) override {
     static_cast<PacedChunk&>(chunk).route(model_, layer, to);
     return enqueue(0);
@@ -103,7 +104,7 @@ class PacedBackend final : public compute::Backend {
   compute::Event save_x(const compute::Chunk&, float*) override {
     fail("a paced backend has no activations");
   }
-  compute::Event save_choices(const compute::Chunk&, std::int32_t*, float*) override {
+  compute::Event save_choices(const compute::Chunk&, std::int32_t*, float*, float*) override {
     fail("a paced backend chooses no experts");
   }
   compute::Event save_kv(int, std::span<const std::int32_t>, int, int, void*, void*) override {

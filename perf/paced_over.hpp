@@ -18,7 +18,7 @@
 
 namespace atl::perf {
 
-class PacedOver final : public compute::Backend {
+class PacedOver : public compute::Backend {
  public:
   PacedOver(std::unique_ptr<compute::Backend> backend, const compute::BackendOptions& options,
             const MachineRates& rates)
@@ -40,6 +40,9 @@ class PacedOver final : public compute::Backend {
   }
   compute::Event mlp(compute::Chunk& chunk, int layer) override {
     return take(real_->mlp(chunk, layer), pace_.mlp(chunk));
+  }
+  compute::Event shared_expert(compute::Chunk& chunk, int layer) override {
+    return take(real_->shared_expert(chunk, layer), pace_.mlp(chunk));
   }
   compute::Event route(compute::Chunk& chunk, int layer, compute::RouteTo to) override {
     return take(real_->route(chunk, layer, to), pace_.route(chunk));
@@ -73,9 +76,9 @@ class PacedOver final : public compute::Backend {
   compute::Event save_x(const compute::Chunk& chunk, float* x) override {
     return take(real_->save_x(chunk, x), 0);
   }
-  compute::Event save_choices(const compute::Chunk& chunk, std::int32_t* experts,
-                              float* weights) override {
-    return take(real_->save_choices(chunk, experts, weights), 0);
+  compute::Event save_choices(const compute::Chunk& chunk, std::int32_t* experts, float* weights,
+                              float* given_up) override {
+    return take(real_->save_choices(chunk, experts, weights, given_up), 0);
   }
   compute::Event save_kv(int layer, std::span<const std::int32_t> pages, int first, int count,
                          void* keys, void* values) override {
@@ -117,6 +120,9 @@ class PacedOver final : public compute::Backend {
   }
   compute::DeviceMemory* device_memory() override { return real_->device_memory(); }
   Memory memory() const override { return real_->memory(); }
+
+ protected:
+  compute::Backend& real() { return *real_; }
 
  private:
   static constexpr std::size_t most_places = 4096;

@@ -54,6 +54,9 @@ class InProcessRanks {
                                             : rank.backend->route(*rank.chunk, layer, to));
       }
       if (shape_.is_dense(layer)) continue;
+      for (Rank& rank : ranks_) {
+        if (shape_.has_shared_expert()) finish(rank, rank.backend->shared_expert(*rank.chunk, layer));
+      }
       if (to == compute::RouteTo::nodes) {
         through_nodes(layer);
       } else {

@@ -37,6 +37,40 @@ void with_oracle_weight(reference::Model& model, const compute::WeightInfo& info
       return visit(layer.ffn_norm);
     case Weight::router:
       return visit(layer.router);
+    case Weight::qkv_bias:
+      return visit(layer.qkv_bias);
+    case Weight::output_bias:
+      return visit(layer.output_bias);
+    case Weight::sinks:
+      return visit(layer.sinks);
+    case Weight::router_bias:
+      return visit(layer.router_bias);
+    case Weight::selection_bias:
+      return visit(layer.selection_bias);
+    case Weight::gate_bias:
+      return visit(mlp.gate_bias);
+    case Weight::up_bias:
+      return visit(mlp.up_bias);
+    case Weight::down_bias:
+      return visit(mlp.down_bias);
+    case Weight::shared_gate:
+      return visit(layer.shared.gate);
+    case Weight::shared_up:
+      return visit(layer.shared.up);
+    case Weight::shared_down:
+      return visit(layer.shared.down);
+    case Weight::shared_router:
+      return visit(layer.shared_router);
+    case Weight::q_latent_norm:
+      return visit(layer.q_latent_norm);
+    case Weight::kv_latent_norm:
+      return visit(layer.kv_latent_norm);
+    case Weight::q_up:
+      return visit(layer.q_up);
+    case Weight::k_up:
+      return visit(layer.k_up);
+    case Weight::v_up:
+      return visit(layer.v_up);
     case Weight::gate:
       return visit(mlp.gate);
     case Weight::up:

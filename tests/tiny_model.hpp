@@ -3,6 +3,7 @@
 
 #include <cstring>
 #include <functional>
+#include <limits>
 #include <memory>
 #include <numeric>
 #include <random>
@@ -11,91 +12,10 @@
 
 #include "compute/backend.hpp"
 #include "tests/oracle_weights.hpp"
+#include "tests/random_values.hpp"
 #include "tests/reference.hpp"
 
 namespace atl::testing {
-
-inline double to_float32(double value) {
-  return static_cast<float>(value);
-}
-
-inline reference::Round rounding_of(DType dtype) {
-  switch (dtype) {
-    case DType::bfloat16:
-      return reference::to_bfloat16;
-    case DType::float16:
-      return reference::to_float16;
-    case DType::float32:
-      break;
-  }
-  return to_float32;
-}
-
-/// The bits of values that `dtype` represents exactly.
-inline std::vector<std::byte> encode(const std::vector<double>& values, DType dtype) {
-  std::vector<std::byte> bytes(values.size() * size_of(dtype));
-  for (std::size_t i = 0; i < values.size(); ++i) {
-    const auto single = static_cast<float>(values[i]);
-    std::uint32_t bits = 0;
-    std::memcpy(&bits, &single, 4);
-    if (dtype == DType::bfloat16) bits >>= 16;
-    if (dtype == DType::float16) {
-      const auto half = static_cast<_Float16>(values[i]);
-      bits = 0;
-      std::memcpy(&bits, &half, 2);
-    }
-    std::memcpy(bytes.data() + i * size_of(dtype), &bits, size_of(dtype));
-  }
-  return bytes;
-}
-
-inline std::vector<double> decode(const void* data, std::size_t count, DType dtype) {
-  std::vector<double> values(count);
-  for (std::size_t i = 0; i < count; ++i) {
-    const auto* at = static_cast<const char*>(data) + i * size_of(dtype);
-    std::uint32_t bits = 0;
-    std::memcpy(&bits, at, size_of(dtype));
-    if (dtype == DType::float16) {
-      _Float16 half = 0;
-      std::memcpy(&half, at, 2);
-      values[i] = static_cast<double>(half);
-      continue;
-    }
-    if (dtype == DType::bfloat16) bits <<= 16;
-    float single = 0;
-    std::memcpy(&single, &bits, 4);
-    values[i] = single;
-  }
-  return values;
-}
-
-/// Normal numbers, rounded to what `dtype` represents.
-class Random {
- public:
-  Random(unsigned seed, DType dtype) : generator_(seed), round_(rounding_of(dtype)) {}
-
-  reference::Vector vector(int size, double mean, double deviation) {
-    std::normal_distribution<double> normal(mean, deviation);
-    reference::Vector values;
-    for (int i = 0; i < size; ++i) values.push_back(round_(normal(generator_)));
-    return values;
-  }
-  reference::Matrix matrix(int rows, int cols, double gain = 1) {
-    reference::Matrix values;
-    for (int r = 0; r < rows; ++r) values.push_back(vector(cols, 0, gain / std::sqrt(cols)));
-    return values;
-  }
-  std::vector<std::int32_t> tokens(int count, int vocab) {
-    std::uniform_int_distribution<std::int32_t> any(0, vocab - 1);
-    std::vector<std::int32_t> values;
-    for (int i = 0; i < count; ++i) values.push_back(any(generator_));
-    return values;
-  }
-
- private:
-  std::mt19937 generator_;
-  reference::Round round_;
-};
 
 /// A small shape with one dense layer and one or more MoE layers; tests change what they need.
 inline ModelShape tiny_shape() {
@@ -128,7 +48,36 @@ ModelKind model_kind(const char* name, Change change) {
   return result;
 }
 
-/// Every kind of model that backends support.
+/// Drawn weight by weight, in the order of the table.
+inline reference::Model random_by_table(const ModelShape& shape, DType dtype, unsigned seed) {
+  using compute::Weight;
+  Random random(seed, dtype);
+  reference::Model model;
+  model.shape = shape;
+  compute::for_each_weight(
+      shape, compute::whole_model(shape),
+      [&](const compute::WeightInfo& info, int expert, int /*local_expert*/) {
+        const auto rows = static_cast<int>(info.rows);
+        const auto cols = static_cast<int>(info.cols);
+        reference::Vector values;
+        if (info.use == compute::Use::vector) {
+          const bool added = info.id >= Weight::qkv_bias && info.id <= Weight::down_bias;
+          values = random.vector(rows, added ? 0 : 1, added ? 0.3 : 0.1);
+        } else {
+          const double gain = info.id == Weight::embedding ? std::sqrt(cols)
+                              : info.id == Weight::router  ? 2
+                              : info.id == Weight::qkv     ? 1.5
+                                                           : 1;
+          for (const reference::Vector& row : random.matrix(rows, cols, gain)) {
+            values.insert(values.end(), row.begin(), row.end());
+          }
+        }
+        set_weight(model, info, expert, std::move(values));
+      });
+  return model;
+}
+
+/// Every kind of model that files of version 1 describe; all backends support them.
 inline std::vector<ModelKind> model_kinds() {
   return {
       model_kind("gqa_swiglu_top2", [](ModelShape&) {}),
@@ -197,6 +146,7 @@ inline reference::Mlp random_mlp(const ModelShape& shape, int inner, Random& ran
 
 /// Drawn in an order of its own, so that a seed means the same numbers whatever the table's order.
 inline reference::Model random_model(const ModelShape& shape, DType dtype, unsigned seed) {
+  if (!is_plain(shape)) return random_by_table(shape, dtype, seed);
   Random random(seed, dtype);
   reference::Model model;
   model.shape = shape;
@@ -242,6 +192,7 @@ struct RankOptions {
   int num_pages = 32;
   bool reverse_experts = false;  // rows are sent from the last expert to the first
   bool in_parts = false;         // attention and experts part by part, another chunk's in between
+  int prompt = std::numeric_limits<int>::max();  // positions of sequences that are of prompts
   std::function<std::unique_ptr<compute::Backend>(const compute::BackendOptions&)> make_backend =
       compute::make_cpu_backend;
 };
@@ -265,6 +216,7 @@ class SingleRank {
     options.max_chunk_tokens = rank.max_chunk_tokens;
     options.split_experts = rank.in_parts;
     dtype_ = rank.dtype;
+    prompt_ = rank.prompt;
     num_pages_ = rank.num_pages;
     backend_ = rank.make_backend(options);
     load(model);
@@ -325,8 +277,8 @@ class SingleRank {
       while (static_cast<int>(pages_[at].size()) * 64 < lengths_[at] + count) {
         pages_[at].push_back(next_page_++ % num_pages_);
       }
-      segments_.push_back(
-          {static_cast<std::int32_t>(tokens_.size()), count, lengths_[at], pages_[at].data()});
+      segments_.push_back({static_cast<std::int32_t>(tokens_.size()), count, lengths_[at],
+                           pages_[at].data(), prompt_});
       tokens_.insert(tokens_.end(), piece.tokens.begin(), piece.tokens.end());
       lengths_[at] += count;
     }
@@ -351,6 +303,7 @@ class SingleRank {
       if (forced) chunk_->forced = forced(l);
       finish(backend_->route(*chunk_, l));
       make_blocks();
+      if (shape_.has_shared_expert()) backend_->shared_expert(*chunk_, l);
       experts(l);
       finish(backend_->merge(*chunk_, l));
       if (routed) routed(l);
@@ -452,6 +405,7 @@ class SingleRank {
   ModelShape shape_;
   int max_pages_;
   DType dtype_ = DType::float32;
+  int prompt_ = 0;
   int num_pages_ = 0;
   int next_page_ = 0;
   std::vector<std::int32_t> order_;

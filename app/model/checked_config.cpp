@@ -35,11 +35,11 @@ ModelConfig checked_config(const io::ModelFileReader& reader) {
             "cannot read {}: dataset {} {} is missing; create the file again", reader.path(),
             tensor.path, text_of(tensor.shape));
     const io::DatasetInfo& dataset = found->second;
-    require(dataset.shape == tensor.shape && dataset.dtype == config.dtype,
+    require(dataset.shape == tensor.shape && dataset.dtype == tensor.dtype,
             "cannot read {}: dataset {} is {} {}, its configuration says {} {}; create the file "
             "again",
             reader.path(), tensor.path, text_of(dataset.shape), name_of(dataset.dtype),
-            text_of(tensor.shape), name_of(config.dtype));
+            text_of(tensor.shape), name_of(tensor.dtype));
     on_file.erase(found);
   }
   if (!on_file.empty()) {

@@ -16,7 +16,10 @@
 #include <vector>
 
 #include "app/model/architectures.hpp"
+#include "app/model/families.hpp"
+#include "app/model/import_places.hpp"
 #include "app/model/model_config.hpp"
+#include "app/model/quantised.hpp"
 #include "app/model/tensors.hpp"
 #include "compute/convert.hpp"
 #include "compute/error.hpp"
@@ -35,58 +38,14 @@ using Json = nlohmann::json;
 using Shape = std::vector<std::int64_t>;
 
 constexpr const char* head_name = "lm_head.weight";
+/// A shape as it is where dimensions of one do not count.
+Shape without_ones(Shape shape) {
+  std::erase(shape, 1);
+  return shape;
+}
+
 constexpr const char* embedding_name = "model.embed_tokens.weight";
 constexpr std::size_t max_tensors_named = 8;  // in a warning, or in as many warnings
-
-/// Where a slab of a model file may be in a Hugging Face folder.
-struct Place {
-  std::string name;
-  Shape shape;            ///< of the whole tensor
-  std::int64_t part = 0;  ///< the tensor is cut into `num_parts` along its first dimensions
-  std::int64_t num_parts = 1;
-};
-
-/// All places where a slab may be, the usual ones first. Experts have a tensor each, or one for all
-/// of a layer, as `transformers` 5 has them in memory: gate_up_proj [experts, 2 width, hidden] with
-/// the gate's rows first, and down_proj [experts, hidden, width]; the block is then `mlp` in every
-/// architecture. A model saved without its head has no `model.` before its names.
-std::vector<Place> places_of(const TensorInfo& target, std::int64_t slab,
-                             const Architecture& architecture) {
-  std::vector<Place> places;
-  if (!target.per_expert && target.weight != Weight::router) {
-    std::string name = target.path.substr(1);
-    std::replace(name.begin(), name.end(), '/', '.');
-    places.push_back({name, target.shape});
-  } else {
-    for (const char* block : {architecture.moe_block, "mlp"}) {
-      const std::string prefix = fmt::format("model.layers.{}.{}.", target.layer, block);
-      if (!target.per_expert) {
-        places.push_back({prefix + "gate.weight", target.shape});
-        continue;
-      }
-      const Shape& s = target.shape;  // [experts, out, in]
-      const bool down = target.weight == Weight::down;
-      const bool gate = target.weight == Weight::gate;
-      const char* matrix = down ? architecture.down : gate ? architecture.gate : architecture.up;
-      places.push_back({fmt::format("{}experts.{}.{}.weight", prefix, slab, matrix), {s[1], s[2]}});
-      if (down) {
-        places.push_back({prefix + "experts.down_proj", s, slab, s[0]});
-      } else {
-        places.push_back({prefix + "experts.gate_up_proj",
-                          {s[0], 2 * s[1], s[2]},
-                          2 * slab + (gate ? 0 : 1),
-                          2 * s[0]});
-      }
-    }
-  }
-  const std::size_t num_places = places.size();
-  for (std::size_t i = 0; i < num_places; ++i) {
-    if (!places[i].name.starts_with("model.")) continue;
-    places.push_back(places[i]);
-    places.back().name.erase(0, 6);
-  }
-  return places;
-}
 
 /// Buffers that old checkpoints carry and every implementation computes anew.
 bool is_ignored(const std::string& name) {
@@ -115,6 +74,8 @@ struct Source {
   io::StoredTensor part;
   Shape shape;               ///< of the whole tensor
   std::int64_t element = 0;  ///< of the whole tensor, at which the part begins
+  Picking picking;           ///< of the part's elements
+  CodedMatrix coded;         ///< where the tensor holds few bits
 };
 
 /// One model file tensor and where its slabs come from.
@@ -123,23 +84,39 @@ struct Import {
   std::vector<Source> slabs;
 };
 
-/// Reads a part of a tensor. `bytes` has it as stored; what is returned, as `dtype`, is there or in
-/// `converted`.
-std::span<const std::byte> read_as(const io::Safetensors& stored, const std::string& name,
-                                   const io::StoredTensor& part, DType dtype,
-                                   std::vector<std::byte>& bytes,
-                                   std::vector<std::byte>& converted) {
-  bytes.resize(static_cast<std::size_t>(part.bytes));
-  stored.read(part, bytes);
-  if (part.dtype == dtype) return bytes;
-  converted.resize(bytes.size() / size_of(*part.dtype) * size_of(dtype));
-  try {
-    compute::convert(bytes, *part.dtype, converted, dtype);
-  } catch (const Error& error) {
-    fail("tensor {} in {}: {} (write that as \"dtype\" of config.json)", name, stored.file_of(part),
-         error.what());
+/// Buffers of read_as().
+struct ReadBuffers {
+  std::vector<std::byte> bytes;
+  std::vector<std::byte> converted;
+  std::vector<float> decoded;
+};
+
+/// Reads a part of a tensor, or decodes it. `look` gets its numbers and their type; what is
+/// returned, as `dtype`, is in one of the buffers.
+template <class Look>
+std::span<const std::byte> read_as(const io::Safetensors& stored, const Source& source, DType dtype,
+                                   ReadBuffers& buffers, const Look& look) {
+  std::span<const std::byte> values;
+  DType type = DType::float32;
+  if (source.coded.code != Code::none) {
+    read_coded(stored, source.coded, buffers.decoded);
+    values = std::as_bytes(std::span(buffers.decoded));
+  } else {
+    buffers.bytes.resize(static_cast<std::size_t>(source.part.bytes));
+    stored.read(source.part, buffers.bytes);
+    values = buffers.bytes;
+    type = *source.part.dtype;
   }
-  return converted;
+  look(values, type);
+  if (type == dtype) return values;
+  buffers.converted.resize(values.size() / size_of(type) * size_of(dtype));
+  try {
+    compute::convert(values, type, buffers.converted, dtype);
+  } catch (const Error& error) {
+    fail("tensor {} in {}: {} (write that as \"dtype\" of config.json)", source.name,
+         stored.file_of(source.part), error.what());
+  }
+  return buffers.converted;
 }
 
 /// Whether two spans of `dtype` hold the same values: 0 is -0, and NaN is NaN.
@@ -156,9 +133,13 @@ bool same_values(std::span<const std::byte> a, std::span<const std::byte> b, DTy
 
 class Importer {
  public:
-  Importer(const io::Safetensors& stored, const ModelConfig& config,
-           const Architecture& architecture, const io::Warn& warn)
-      : stored_(stored), config_(config), architecture_(architecture), warn_(warn) {}
+  Importer(const io::Safetensors& stored, const ModelConfig& config, const FolderForm& form,
+           const Quantisation& quantisation, const io::Warn& warn)
+      : stored_(stored),
+        config_(config),
+        form_(form),
+        quantisation_(quantisation),
+        warn_(warn) {}
 
   /// Finds every tensor before the first is written, so that a missing one costs no time.
   std::vector<Import> plan() {
@@ -183,11 +164,16 @@ class Importer {
 
  private:
   Source find(const TensorInfo& target, std::int64_t slab) {
-    std::vector<Place> places = places_of(target, slab, architecture_);
+    std::vector<Place> places = form_.places_of(target, slab);
+    for (const Place& place : places) {
+      const Source source = coded_at(place, target);
+      if (source.coded.code != Code::none) return source;
+    }
     for (const bool off_index : {false, true}) {  // what the index gives comes before what is left
       for (const Place& place : places) {
         const auto found = stored_.tensors().find(place.name);
         if (found != stored_.tensors().end() && found->second.off_index == off_index) {
+          if (place.num_parts > 1 && &place != &places.front()) fused_.insert(place.name);
           return checked(place, found->second);
         }
       }
@@ -206,20 +192,39 @@ class Importer {
          indexed.empty() ? "" : fmt::format(" (by its index it should be in {})", indexed));
   }
 
+  /// A matrix in few bits at `place`, if there is one.
+  Source coded_at(const Place& place, const TensorInfo& target) {
+    Source source{place.name, {}, place.shape, 0, place.picking, {}};
+    const std::size_t dims = place.shape.size();
+    if (target.shape.size() < 2 || target.shape.back() == 1 || dims < 2) return source;
+    // What is turned in plain numbers lies the other way round in few bits.
+    const bool turned = place.picking.turned;
+    const std::int64_t rows = place.shape[turned ? dims - 1 : dims - 2];
+    const std::int64_t cols = place.shape[turned ? dims - 2 : dims - 1];
+    std::vector<std::string> names;
+    source.coded = find_coded(stored_, quantisation_, place.name, rows, cols, place.part,
+                              place.num_parts, names);
+    source.name = source.coded.name;
+    source.part = source.coded.numbers;
+    if (turned) source.picking.turned = false;
+    source.picking.cols = cols;
+    used_.insert(names.begin(), names.end());
+    return source;
+  }
+
   /// The part of a stored tensor at `place`, if type and shape are right.
   Source checked(const Place& place, const io::StoredTensor& tensor) {
     require(tensor.dtype.has_value(),
             "tensor {} in {}: its dtype is {}; BF16, F16 and F32 are supported", place.name,
             stored_.file_of(tensor), tensor.dtype_name);
     require(
-        tensor.shape == place.shape,
+        without_ones(tensor.shape) == without_ones(place.shape),
         "tensor {} in {} has shape [{}], config.json makes it [{}]; they do not belong together",
         place.name, stored_.file_of(tensor), fmt::join(tensor.shape, ", "),
         fmt::join(place.shape, ", "));
     used_.insert(place.name);
     if (tensor.off_index) off_index_.insert(place.name);
-    if (place.num_parts > 1) fused_.insert(place.name);
-    Source source{place.name, tensor, tensor.shape};
+    Source source{place.name, tensor, tensor.shape, 0, place.picking, {}};
     source.part.bytes = tensor.bytes / place.num_parts;
     source.part.offset = tensor.offset + place.part * source.part.bytes;
     source.element =
@@ -237,10 +242,12 @@ class Importer {
         check_tied(tensor);
         continue;
       }
-      require(!is_of_model(name, tensor, config_.shape.num_layers),
+      const bool not_needed =
+          !form_.left_out.empty() && name.find(form_.left_out) != std::string::npos;
+      require(not_needed || !is_of_model(name, tensor, config_.shape.num_layers),
               "tensor {} in {} has no place in a {} of this configuration; such models are not "
               "supported",
-              name, stored_.file_of(tensor), architecture_.name);
+              name, stored_.file_of(tensor), form_.name);
       left_out.insert(name);
     }
     tell(left_out, "{} {} no place in this model and left out: {}", "tensor has", "tensors have");
@@ -260,17 +267,18 @@ class Importer {
     bool equal = head.shape == embedding.shape;
     constexpr std::int64_t at_once = 1 << 22;  // elements
     const std::int64_t elements = head.bytes / static_cast<std::int64_t>(size_of(*head.dtype));
-    std::array<std::vector<std::byte>, 4> buffers;
+    std::array<ReadBuffers, 2> buffers;
+    const auto ignore = [](std::span<const std::byte>, DType) {};
     for (std::int64_t at = 0; equal && at < elements; at += at_once) {
       const auto values = [&](const std::string& name, const io::StoredTensor& tensor,
-                              std::size_t first) {
+                              std::size_t buffer) {
         const auto size = static_cast<std::int64_t>(size_of(*tensor.dtype));
-        io::StoredTensor part = tensor;
-        part.offset += at * size;
-        part.bytes = std::min(at_once, elements - at) * size;
-        return read_as(stored_, name, part, config_.dtype, buffers[first], buffers[first + 1]);
+        Source source{name, tensor, tensor.shape, 0, {}, {}};
+        source.part.offset += at * size;
+        source.part.bytes = std::min(at_once, elements - at) * size;
+        return read_as(stored_, source, config_.dtype, buffers[buffer], ignore);
       };
-      equal = same_values(values(head_name, head, 0), values(place->first, embedding, 2),
+      equal = same_values(values(head_name, head, 0), values(place->first, embedding, 1),
                           config_.dtype);
     }
     require(equal,
@@ -292,7 +300,8 @@ class Importer {
 
   const io::Safetensors& stored_;
   const ModelConfig& config_;
-  const Architecture& architecture_;
+  const FolderForm& form_;
+  const Quantisation& quantisation_;
   const io::Warn& warn_;
   std::set<std::string> used_;
   std::set<std::string> fused_;      // hold the experts of a layer
@@ -302,9 +311,8 @@ class Importer {
 /// Values that are not finite, by stored tensor.
 class NonFiniteReport {
  public:
-  void look(const Source& source, std::span<const std::byte> bytes) {
-    const std::optional<compute::NonFinite> found =
-        compute::find_non_finite(bytes, *source.part.dtype);
+  void look(const Source& source, std::span<const std::byte> bytes, DType dtype) {
+    const std::optional<compute::NonFinite> found = compute::find_non_finite(bytes, dtype);
     if (!found) return;
     if (tensors_.empty() || tensors_.back().name != source.name) {
       tensors_.push_back({source.name, source.shape, {}});
@@ -337,20 +345,23 @@ void write_all(const io::Safetensors& stored, const ModelConfig& config,
                const std::string& output, const io::Warn& warn) {
   std::vector<io::ModelFileWriter::Dataset> datasets;
   for (const Import& i : imports) {
-    datasets.push_back({i.target.path, i.target.shape, i.target.per_expert});
+    datasets.push_back({i.target.path, i.target.shape, i.target.per_expert, i.target.dtype});
   }
   io::ModelFileWriter writer(output, config.to_json(), config.dtype, datasets, io::single_process,
                              tokenizer);
   NonFiniteReport report;
-  std::vector<std::byte> bytes;
-  std::vector<std::byte> converted;
+  ReadBuffers buffers;
+  std::vector<std::byte> picked;
   for (std::size_t d = 0; d < imports.size(); ++d) {
+    const DType dtype = imports[d].target.dtype;
     for (std::size_t slab = 0; slab < imports[d].slabs.size(); ++slab) {
       const Source& source = imports[d].slabs[slab];
-      const std::span<const std::byte> values =
-          read_as(stored, source.name, source.part, config.dtype, bytes, converted);
-      report.look(source, bytes);
-      writer.write_slab(d, static_cast<std::int64_t>(slab), values);
+      const auto look = [&](std::span<const std::byte> bytes, DType type) {
+        report.look(source, bytes, type);
+      };
+      const std::span<const std::byte> values = read_as(stored, source, dtype, buffers, look);
+      writer.write_slab(d, static_cast<std::int64_t>(slab),
+                        source.picking.apply(values, dtype, picked));
     }
   }
   writer.close();
@@ -419,7 +430,9 @@ std::vector<io::Attachment> tokenizer_of(const std::string& folder, const ModelC
 }
 
 DType stored_dtype_of(const io::Safetensors& stored) {
-  for (const char* name : {embedding_name, "embed_tokens.weight", head_name}) {
+  for (const char* name : {embedding_name, "embed_tokens.weight", head_name,
+                           "language_model.model.embed_tokens.weight",
+                           "model.language_model.embed_tokens.weight"}) {
     const auto found = stored.tensors().find(name);
     if (found != stored.tensors().end() && found->second.dtype) return *found->second.dtype;
   }
@@ -430,7 +443,12 @@ DType stored_dtype_of(const io::Safetensors& stored) {
 
 std::string config_from_hf(const std::string& hf_json, const std::string& stored_dtype) {
   const auto ignore = [](const std::string&) {};
-  const Json hf = io::parse_json_object(hf_json, "the configuration");
+  Json hf = io::parse_json_object(hf_json, "the configuration");
+  const Family* family = family_of(hf);
+  take_quantisation(hf);
+  if (family != nullptr) {
+    return describe_family(*family, hf, stored_dtype, ignore).config.to_json();
+  }
   const Json config = convert_config(hf, architecture_of(hf, ignore), stored_dtype, ignore);
   return ModelConfig::from_json(config.dump()).to_json();
 }
@@ -452,18 +470,32 @@ void import_hf(const std::string& folder, const std::string& output, const io::W
   Json hf = read_config(config_path, fmt::format("cannot import {}", config_path.string()), warn);
   take_generation_stop_ids(base, hf, warn);
   // An unsupported architecture is the likeliest mistake: say so before reading headers.
-  const Architecture& architecture =
-      naming(config_path, [&] { return std::cref(architecture_of(hf, warn)); });
+  const Family* family = family_of(hf);
+  const Architecture* architecture =
+      family != nullptr
+          ? nullptr
+          : naming(config_path, [&] { return &architecture_of(hf, warn); });
+  Quantisation quantisation;
+  naming(config_path, [&] { return quantisation = take_quantisation(hf); });
   const Json weights = hf.value("transformers_weights", Json());
   const io::Safetensors stored = io::Safetensors::open_folder(
       folder, warn, weights.is_string() ? weights.get<std::string>() : std::string());
-  const ModelConfig config = naming(config_path, [&] {
-    const std::string stored_dtype(name_of(stored_dtype_of(stored)));
-    return ModelConfig::from_json(convert_config(hf, architecture, stored_dtype, warn).dump());
+  const std::string stored_dtype(name_of(stored_dtype_of(stored)));
+  FamilyModel model;
+  naming(config_path, [&] {
+    if (family != nullptr) {
+      model = describe_family(*family, hf, stored_dtype, warn);
+    } else {
+      model.config = ModelConfig::from_json(
+          convert_config(hf, *architecture, stored_dtype, warn).dump());
+    }
+    return 0;
   });
+  const FolderForm form =
+      family != nullptr ? form_of(*family, model) : form_of(*architecture);
   const std::vector<Import> imports =
-      naming(base, [&] { return Importer(stored, config, architecture, warn).plan(); });
-  write_all(stored, config, imports, tokenizer_of(folder, config, warn), output, warn);
+      naming(base, [&] { return Importer(stored, model.config, form, quantisation, warn).plan(); });
+  write_all(stored, model.config, imports, tokenizer_of(folder, model.config, warn), output, warn);
 }
 
 }  // namespace atl

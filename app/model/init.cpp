@@ -52,13 +52,27 @@ void fill(std::uint64_t key, std::int64_t first, float scale, std::span<std::byt
 }
 
 bool is_norm(const TensorInfo& tensor) {
-  return tensor.shape.size() == 1;
+  using compute::Weight;
+  switch (tensor.weight) {
+    case Weight::attention_norm:
+    case Weight::ffn_norm:
+    case Weight::q_norm:
+    case Weight::k_norm:
+    case Weight::final_norm:
+    case Weight::q_latent_norm:
+    case Weight::kv_latent_norm:
+      return true;
+    default:
+      return false;
+  }
 }
 
 /// Deviation that keeps activations near unit size: matrices sum over their last dimension, an
 /// embedding over nothing.
 double deviation_of(const TensorInfo& tensor) {
   if (tensor.weight == compute::Weight::embedding) return 1.0;
+  // Vectors beside norms are added to numbers of unit size.
+  if (tensor.shape.size() == 1 || tensor.shape.back() == 1) return 0.1;
   return 1.0 / std::sqrt(static_cast<double>(tensor.shape.back()));
 }
 
@@ -88,7 +102,9 @@ void init_model(const ModelConfig& config, std::uint64_t seed, const std::string
                 int num_ranks, int mpi_comm_f) {
   const std::vector<TensorInfo> tensors = tensors_of(config);
   std::vector<io::ModelFileWriter::Dataset> datasets;
-  for (const TensorInfo& t : tensors) datasets.push_back({t.path, t.shape, t.per_expert});
+  for (const TensorInfo& t : tensors) {
+    datasets.push_back({t.path, t.shape, t.per_expert, t.dtype});
+  }
   std::optional<io::ModelFileWriter> writer;
   {
     const comm::Waiting waiting("creating the model file");
@@ -99,15 +115,15 @@ void init_model(const ModelConfig& config, std::uint64_t seed, const std::string
     std::int64_t counter = 0;  // slabs of all tensors are dealt out in turn
     for (std::size_t i = 0; i < tensors.size(); ++i) {
       const io::DatasetInfo slab_info{
-          tensors[i].path, tensors[i].shape, config.dtype, {}, tensors[i].per_expert};
+          tensors[i].path, tensors[i].shape, tensors[i].dtype, {}, tensors[i].per_expert};
       for (std::int64_t slab = 0; slab < slab_info.num_slabs(); ++slab) {
         if (counter++ % num_ranks != rank) continue;
         slab_bytes.resize(static_cast<std::size_t>(slab_info.slab_bytes()));
         if (is_norm(tensors[i])) {
-          fill_ones(config.dtype, slab_bytes);
+          fill_ones(tensors[i].dtype, slab_bytes);
         } else {
           fill_random(seed, tensors[i].path, slab * slab_info.slab_elements(),
-                      deviation_of(tensors[i]), config.dtype, slab_bytes);
+                      deviation_of(tensors[i]), tensors[i].dtype, slab_bytes);
         }
         writer->write_slab(i, slab, slab_bytes);
       }

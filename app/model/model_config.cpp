@@ -9,6 +9,7 @@
 #include <optional>
 #include <set>
 
+#include "app/model/description.hpp"
 #include "app/model/tensors.hpp"
 #include "compute/error.hpp"
 #include "compute/sampling.hpp"
@@ -302,6 +303,11 @@ double as_shortest(float value) {
 
 ModelConfig ModelConfig::from_json(std::string_view text) {
   const Json json = io::parse_json_object(text, "the configuration");
+  if (json.contains("version")) {
+    ModelConfig described = config_of_description(json);
+    check_total_size(described);
+    return described;
+  }
   refuse_unsupported(json);
   const Keys keys(json);
   ModelConfig config;
@@ -322,6 +328,7 @@ ModelConfig ModelConfig::from_json(std::string_view text) {
 }
 
 std::string ModelConfig::to_json() const {
+  if (!is_plain(shape)) return description_of(*this).dump();
   std::vector<int> dense_layers;
   for (int layer = 0; layer < shape.num_layers; ++layer) {
     if (shape.is_dense(layer)) dense_layers.push_back(layer);

@@ -15,11 +15,14 @@ struct TensorInfo {
   std::string path;                 ///< e.g. "/model/layers/3/mlp/experts/up_proj/weight"
   std::vector<std::int64_t> shape;  ///< stacked expert tensors are [experts, out, in]
   bool per_expert = false;          ///< checksums and reads go by expert slab
+  DType dtype = DType::bfloat16;
   compute::Weight weight = compute::Weight::embedding;  ///< what it holds, or holds rows of
   int layer = -1;
 };
 
-/// Every dataset a model of this configuration has, in file order. A tied head has none.
+/// Every dataset a model of this configuration has, in file order. A tied head has none. Models that
+/// version 1 does not describe have vectors and routers in float32. Models that
+/// version 1 does not describe have vectors and routers in float32.
 std::vector<TensorInfo> tensors_of(const ModelConfig& config);
 
 }  // namespace atl

@@ -32,6 +32,7 @@ const StepInfo& info_of(StepKind kind) {
       {"counts", exchange, Share::node},
       {"regroup"},
       {"dispatch", exchange, Share::node, ends_phase},
+      {"shared-expert"},
       {"experts"},
       {"held-counts", exchange, Share::holder},
       {"collect"},
@@ -114,6 +115,7 @@ std::vector<StepKind> steps_of_layer(const ModelShape& shape, int layer, const S
   } else {
     then({K::route, K::across_counts, K::across_dispatch, K::counts, K::regroup, K::dispatch});
   }
+  if (shape.has_shared_expert()) then({K::shared_expert});
   if (stage.experts_shared) {
     then({K::held_counts, K::collect, K::held_rows, K::up, K::inner_rows, K::down, K::held_results,
           K::write});
@@ -128,25 +130,37 @@ int end_layer_of(const ModelShape& shape, const StageSteps& stage) {
   return stage.end_layer < 0 ? shape.num_layers : stage.end_layer;
 }
 
+/// The last step of a kind so far.
+std::size_t last_of(const std::vector<ChunkStep>& steps, StepKind kind) {
+  std::size_t at = steps.size() - 1;
+  while (steps[at].kind != kind) --at;
+  return at;
+}
+
 /// Everything one chunk does, in order. A step waits for the one before it; but by Route::nodes
-/// the counts inside a node go while rows are under way between nodes, and those of a holder while
-/// rows are on their way to it.
+/// the counts inside a node go while rows are under way between nodes, those of a holder while rows
+/// are on their way to it, and a shared expert is computed at any time between route and merge.
 std::vector<ChunkStep> steps_of_chunk(const ModelShape& shape, const StageSteps& stage) {
+  using K = StepKind;
   std::vector<ChunkStep> steps;
+  std::array<std::size_t, 2> before{};  // the last two steps but for shared experts
   const auto add = [&](StepKind kind, int layer) {
     ChunkStep step{kind, layer, {}};
-    const std::size_t at = steps.size();
-    if (kind == StepKind::counts && stage.route == Route::nodes) {
-      step.deps = {at - 2};
-    } else if (kind == StepKind::held_counts) {
-      std::size_t counts = at - 1;
-      while (steps[counts].kind != StepKind::counts) --counts;
-      step.deps = {counts};
-    } else if (kind == StepKind::regroup || kind == StepKind::collect) {
-      step.deps = {at - 2, at - 1};
-    } else if (at > 0) {
-      step.deps = {at - 1};
+    if (kind == K::shared_expert) {
+      step.deps = {last_of(steps, K::route)};
+    } else if (kind == K::counts && stage.route == Route::nodes) {
+      step.deps = {before[1]};
+    } else if (kind == K::held_counts) {
+      step.deps = {last_of(steps, K::counts)};
+    } else if (kind == K::regroup || kind == K::collect) {
+      step.deps = {before[1], before[0]};
+    } else if (!steps.empty()) {
+      step.deps = {before[0]};
     }
+    if (kind == K::merge && shape.has_shared_expert()) {
+      step.deps.push_back(last_of(steps, K::shared_expert));
+    }
+    if (kind != K::shared_expert) before = {steps.size(), before[0]};
     steps.push_back(std::move(step));
   };
   const int end = end_layer_of(shape, stage);

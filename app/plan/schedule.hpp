@@ -33,6 +33,7 @@ enum class StepKind : std::uint8_t {
   counts,           ///< exchange: how many rows go where
   regroup,          ///< compute: rows on their node, copied for each of its experts
   dispatch,         ///< exchange: rows to their experts
+  shared_expert,    ///< compute: the MLP of all tokens, while rows are on their way
   experts,          ///< compute: of a rank that shares them with none
   held_counts,      ///< exchange: how many rows came to whom of those that share experts
   collect,          ///< compute: own ones of these rows, one behind the other
@@ -50,7 +51,7 @@ enum class StepKind : std::uint8_t {
   head,             ///< compute: logits, sampling or log-probabilities
   tokens,           ///< exchange: what heads gave, to all that have the sequences
 };
-inline constexpr int num_step_kinds = 35;
+inline constexpr int num_step_kinds = 36;
 
 /// What is known of a kind of step: the one table.
 struct StepInfo {

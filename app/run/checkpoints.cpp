@@ -8,6 +8,7 @@
 #include <thread>
 
 #include "app/run/run.hpp"
+#include "app/run/twins.hpp"
 #include "comm/watchdog.hpp"
 #include "compute/clock.hpp"
 #include "compute/error.hpp"
@@ -84,8 +85,8 @@ bool Checkpoints::try_checkpoint(const std::string& path, const std::vector<io::
   try {
     world_.agree([&] {
       const io::CheckpointContents& c = reader_->contents();
-      require(c.num_layers == shape.num_layers && c.num_kv_heads == shape.num_kv_heads &&
-                  c.head_dim == shape.head_dim && c.dtype == dtype,
+      require(c.num_layers == shape.num_layers && c.row_elements() == kv_half_row(shape) &&
+                  c.dtype == dtype,
               "cannot read {}: its keys have another shape than the model's", path);
       for (const auto& s : c.sequences) {
         if (root()) require_possible(s, requests, options_.mode == Mode::score, path);
@@ -239,6 +240,7 @@ void Checkpoints::list_sequences(const CheckpointSource& source, io::CheckpointC
     const Sequences& sequences = batcher->sequences();
     for (const std::int32_t slot : sequences.taken()) {
       const Sequence& sequence = sequences.in_slot(slot);
+      if (is_twin(sequence.request)) continue;  // its request makes it again
       add({sequence.request, sequence.num_generated(),
            static_cast<std::int64_t>(sequence.logprobs.size()), sequence.cached, 0},
           sequence.generated(), sequence.logprobs);
@@ -300,8 +302,10 @@ void Checkpoints::begin(const CheckpointSource& source) {
   const ModelShape& shape = *source.shape;
   io::CheckpointContents contents;
   contents.num_layers = shape.num_layers;
-  contents.num_kv_heads = shape.num_kv_heads;
-  contents.head_dim = shape.head_dim;
+  // Where keys and values are not alike, halves of rows of both take their places.
+  const bool plain = is_plain(shape);
+  contents.num_kv_heads = plain ? shape.num_kv_heads : 1;
+  contents.head_dim = plain ? shape.head_dim : static_cast<int>(kv_half_row(shape));
   contents.num_experts = shape.num_experts;
   contents.dtype = source.dtype;
   contents.expert_loads = source.traffic->tokens_of_expert;

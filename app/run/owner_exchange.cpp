@@ -29,7 +29,7 @@ std::size_t bytes_of_row(StepKind kind, const RowsSetup& setup) {
                  : 0;
     case StepKind::heads:
       if (compute::is_sum(share.output)) return 0;
-      return static_cast<std::size_t>(shape.q_width()) / members * element;
+      return static_cast<std::size_t>(shape.heads_width()) / members * element;
     case StepKind::outputs:
       if (share.output == compute::OutputCut::rows) return 0;
       if (share.output == compute::OutputCut::sum_bf16) return setup.row_bytes;

@@ -13,6 +13,16 @@
 
 namespace atl {
 
+/// Elements that are kept of a position in one layer.
+struct KvWidths {
+  std::int64_t keys = 0;    ///< KV heads * head_dim, or of latent attention what is kept
+  std::int64_t values = 0;  ///< KV heads * values_dim, or none
+};
+KvWidths kv_widths(const ModelShape& shape, int layer);
+/// Of a position in any layer keys and values, one behind the other, fill at most two halves of so
+/// many elements; of models whose keys and values are alike one half is the keys.
+std::int64_t kv_half_row(const ModelShape& shape);
+
 class SharedKv {
  public:
   /// `part` is this rank's. All of it outlives this.
@@ -28,7 +38,8 @@ class SharedKv {
   bool agreed(bool mine) const { return groups_.of(Share::sequences).broadcast_value(mine, 0); }
 
   /// Collective over the sequences' ranks: keys and values of positions [first, first + count) in a
-  /// layer, as [count, kv_heads, head_dim] each, on the rank that speaks for them.
+  /// layer, as rows of two halves (kv_half_row), each [count, half], on the rank that speaks for
+  /// them.
   void save(int layer, std::span<const std::int32_t> pages, std::int64_t first, std::int64_t count,
             std::span<std::byte> keys, std::span<std::byte> values);
   /// The way back, on each of the ranks: what this one has of such rows goes into its cache.
@@ -37,19 +48,29 @@ class SharedKv {
 
  private:
   bool has(int layer) const { return layer >= part_.first_layer && layer < part_.end_layer; }
-  std::int64_t num_kept() const;  // KV heads of this rank
-  /// Rows [count, heads of a share] into, or out of, whole ones.
-  void spread(const std::vector<compute::HeadGroup>& heads, std::int64_t count,
-              const std::byte* part, std::byte* whole) const;
-  void gather_parts(std::int64_t count, const std::string& mine, std::span<std::byte> keys,
-                    std::span<std::byte> values, int layer) const;
+  /// Elements of this rank.
+  KvWidths own_widths(int layer) const;
+  /// Heads of member `place`, of `head` elements each, from rows [count, its heads] into whole ones,
+  /// or back.
+  void spread(int layer, int place, std::int64_t head, std::int64_t count, const std::byte* part,
+              std::byte* whole) const;
+  void pick(int layer, std::int64_t head, std::int64_t count, const std::byte* whole,
+            std::vector<std::byte>& part) const;
+  /// Whole keys and values from what ranks sent.
+  void join(int layer, std::int64_t count, const std::vector<std::string>& parts);
+  /// whole_keys_ and whole_values_ to the two halves of rows, or back.
+  void to_halves(int layer, std::int64_t count, std::span<std::byte> first,
+                 std::span<std::byte> second) const;
+  void from_halves(int layer, std::int64_t count, std::span<const std::byte> first,
+                   std::span<const std::byte> second);
+  void resize_whole(int layer, std::int64_t count);
 
   const Groups& groups_;
   const ModelShape& shape_;
   const compute::Part& part_;
   compute::Backend& backend_;
-  std::size_t head_bytes_;
-  std::vector<std::vector<compute::HeadGroup>> heads_of_;  // [tp]
+  std::size_t element_;
+  std::vector<std::byte> whole_keys_, whole_values_;
   std::vector<std::byte> own_keys_, own_values_;
 };
 

@@ -17,8 +17,14 @@ void CpuLayers::attention(CpuChunk& chunk, int layer, AttentionPart part) {
   }
   if (all || part == AttentionPart::project) project(chunk, weights);
   if (all || part == AttentionPart::attend) {
-    rotate_and_store(chunk, layer);
-    attend(chunk, layer);
+    place_rows(chunk);
+    if (shape_.latent.used()) {
+      rotate_latents(chunk, layer);
+      attend_latents(chunk, layer);
+    } else {
+      rotate_and_store(chunk, layer);
+      attend(chunk, layer);
+    }
   }
   if (all || part == AttentionPart::output) output(chunk, weights);
   if (part == AttentionPart::add && shared) add_output(chunk);
@@ -35,30 +41,42 @@ void CpuLayers::project(CpuChunk& chunk, const CpuLayer& weights) {
     norm(chunk, weights.attention_norm, work_.h.data());
     normed = work_.h.data();
   }
-  gemm_->run(weights.qkv, normed, attention_rows(chunk), chunk.memory.qkv.data(), Finish::rounded);
+  if (shape_.latent.used()) return project_latents(chunk, weights, normed);
+  gemm_->run(weights.qkv, normed, attention_rows(chunk), chunk.memory.qkv.data(), Finish::rounded,
+             weights.qkv_bias.as<float>());
   if (shared && shape_.qk_norm == QkNorm::whole_row) sum_heads(chunk);
+}
+
+const float* CpuLayers::output_bias(const CpuLayer& weights, std::int64_t first) const {
+  const AttentionShare& share = options_.part.attention;
+  // Of summands one has it.
+  if (weights.output_bias.bytes() == 0 || (is_sum(share.output) && share.place > 0)) return nullptr;
+  return weights.output_bias.as<float>() + first;
 }
 
 void CpuLayers::output(CpuChunk& chunk, const CpuLayer& weights) {
   const AttentionShare& share = options_.part.attention;
+  const float* bias = output_bias(weights, 0);
   if (!share.shared()) {
     return gemm_->run(weights.o.front(), chunk.memory.context.data(), chunk.num_tokens(),
-                      chunk.memory.x.data(), Finish::add);
+                      chunk.memory.x.data(), Finish::add, bias);
   }
   if (is_sum(chunk.output)) {
     return gemm_->run(weights.o.front(), chunk.heads_send, chunk.all_rows, chunk.output_send,
-                      finish_of(Weight::o, options_));
+                      finish_of(Weight::o, options_), bias);
   }
   if (chunk.output == OutputCut::columns) {
     gather_heads(chunk, chunk.all_rows);
     const bool either = share.output == OutputCut::either;
     const PackedWeight& own = weights.o[either ? static_cast<std::size_t>(share.place) : 0];
-    return gemm_->run(own, work_.heads.data(), chunk.all_rows, chunk.output_send, Finish::rounded);
+    if (either && bias != nullptr) bias += static_cast<std::ptrdiff_t>(share.place) * own.n();
+    return gemm_->run(own, work_.heads.data(), chunk.all_rows, chunk.output_send, Finish::rounded,
+                      bias);
   }
   gather_heads(chunk, chunk.num_tokens());
   if (weights.o.size() > 1) return output_parts(chunk, weights);
   gemm_->run(weights.o.front(), work_.heads.data(), chunk.num_tokens(), chunk.memory.x.data(),
-             Finish::add);
+             Finish::add, bias);
 }
 
 void CpuLayers::output_parts(CpuChunk& chunk, const CpuLayer& weights) {
@@ -69,7 +87,7 @@ void CpuLayers::output_parts(CpuChunk& chunk, const CpuLayer& weights) {
     parts_.out.clear();
     parts_.products.clear();
     for (std::int64_t r = first; r < end; ++r) {
-      parts_.in.push_back(row(work_.heads, r, shape_.q_width()));
+      parts_.in.push_back(row(work_.heads, r, shape_.heads_width()));
     }
     for (std::size_t part = 0; part < weights.o.size(); ++part) {
       for (std::int64_t r = first; r < end; ++r) {
@@ -80,7 +98,8 @@ void CpuLayers::output_parts(CpuChunk& chunk, const CpuLayer& weights) {
         const std::int64_t at = r - first;
         parts_.products.push_back(
             {&weights.o[part], nullptr, Finish::add, count, parts_.in.data() + at,
-             parts_.out.data() + static_cast<std::int64_t>(part) * (end - first) + at});
+             parts_.out.data() + static_cast<std::int64_t>(part) * (end - first) + at,
+             {output_bias(weights, static_cast<std::int64_t>(part) * width), nullptr, 0, 0}});
       }
     }
     gemm_->run(parts_.products);
@@ -89,9 +108,9 @@ void CpuLayers::output_parts(CpuChunk& chunk, const CpuLayer& weights) {
 
 void CpuLayers::gather_heads(const CpuChunk& chunk, std::int64_t rows) {
   const AttentionShare& share = options_.part.attention;
-  const int width = own_.q_width();
+  const int width = own_.heads_width();
   const auto bytes = static_cast<std::size_t>(width * element_bytes_);
-  parallel_ranges(options_.num_threads, rows, grain_rows(shape_.q_width()),
+  parallel_ranges(options_.num_threads, rows, grain_rows(shape_.heads_width()),
                   [&](std::int64_t begin, std::int64_t end, int) {
                     for (std::int64_t r = begin; r < end; ++r) {
                       for (int m = 0; m < share.members; ++m) {
@@ -173,7 +192,7 @@ void CpuLayers::mean_squares(const CpuChunk& chunk) {
                   });
 }
 
-void CpuLayers::rotate_and_store(CpuChunk& chunk, int layer) {
+void CpuLayers::place_rows(const CpuChunk& chunk) {
   for (const Segment& segment : chunk.segments) {
     for (int i = 0; i < segment.num_rows; ++i) {
       const int position = segment.first_position + i;
@@ -182,14 +201,24 @@ void CpuLayers::rotate_and_store(CpuChunk& chunk, int layer) {
       pages_[at] = segment.pages[position / options_.page_tokens];
     }
   }
+}
+
+RopeTables CpuLayers::rope_tables(int layer) const {
+  const auto& tables = work_.ropes[static_cast<std::size_t>(shape_.attention(layer).rope)];
+  return {tables.coarse.as<double>(), tables.fine.as<double>(), tables.dims};
+}
+
+void CpuLayers::rotate_and_store(CpuChunk& chunk, int layer) {
   const CpuLayer& weights = layers_[static_cast<std::size_t>(layer)];
   RopeArgs args;
-  args.layout = layout_;
-  args.tables = {work_.rope_coarse.as<double>(), work_.rope_fine.as<double>()};
+  args.layout = layout(layer);
+  args.tables = rope_tables(layer);
   args.norm = shape_.qk_norm;
+  args.norm_after = shape_.norm_after_rope;
   args.q_norm = weights.q_norm.as<float>();
   args.k_norm = weights.k_norm.as<float>();
   args.eps = shape_.rms_eps;
+  args.value_scale = shape_.value_scale;
   args.qkv = chunk.memory.qkv.data();
   args.kv = kv_.layers[static_cast<std::size_t>(layer)].data();
   args.positions = positions_.data();
@@ -204,33 +233,42 @@ void CpuLayers::rotate_and_store(CpuChunk& chunk, int layer) {
 }
 
 void CpuLayers::attend(CpuChunk& chunk, int layer) {
-  attend_plan_.cut(chunk.segments, work_.attend);
-  const int num_kv_heads = own_.num_kv_heads();
-  const int qkv_width = own_.qkv_width();
-  void* out = options_.part.attention.shared() ? chunk.heads_send : chunk.memory.context.data();
+  const AttentionKind kind = shape_.attention(layer);
+  const std::size_t limits =
+      shape_.attentions.empty() ? 0 : shape_.attention_of[static_cast<std::size_t>(layer)];
+  attend_plan_.cut(chunk.segments, work_.attend[limits]);
+  const OwnHeads& own = heads_of_layer_[static_cast<std::size_t>(layer)];
+  const KvLayout& layout = this->layout(layer);
+  const CpuLayer& weights = layers_[static_cast<std::size_t>(layer)];
+  const int num_kv_heads = own.num_kv_heads();
+  const int qkv_width = own.qkv_width();
+  void* out = attended(chunk);
   const auto run = [&](std::int64_t index, int thread) {
     const AttendPiece& piece =
         attend_plan_.pieces()[static_cast<std::size_t>(index / num_kv_heads)];
     const AttendTile& tile = attend_plan_.tiles()[static_cast<std::size_t>(piece.tile)];
     const std::int64_t first_row = tile.segment->first_row + tile.first_row;
     AttendArgs args;
-    args.layout = layout_;
+    args.layout = layout;
     args.qkv = row(chunk.memory.qkv, first_row, qkv_width);
     args.qkv_stride = qkv_width;
-    args.out = row(out, first_row, own_.q_width());
+    args.out = row(out, first_row, own.heads_width());
     args.kv = kv_.layers[static_cast<std::size_t>(layer)].data();
     args.pages = tile.segment->pages;
     args.num_rows = tile.num_rows;
     args.first_position = tile.segment->first_position + tile.first_row;
     args.kv_head = static_cast<int>(index % num_kv_heads);
-    const HeadGroup& group = own_.groups[static_cast<std::size_t>(args.kv_head)];
-    args.first_head = group.first_head - own_.first_head();
+    const HeadGroup& group = own.groups[static_cast<std::size_t>(args.kv_head)];
+    args.first_head = group.first_head - own.first_head();
     args.num_heads = group.num_heads;
+    args.scale = shape_.logit_scale();
+    args.window = kind.window;
+    args.sinks = kind.sinks ? weights.sinks.as<float>() : nullptr;
     args.scratch = work_.attend_scratch.as<float>() + thread * work_.scratch_floats;
     if (tile.pieces > 1) {
-      const int queries = tile.num_rows * own_.most_in_group;
+      const int queries = tile.num_rows * own.most_in_group;
       args.partial = work_.attend_partial.as<float>() + tile.partial +
-                     args.kv_head * tile.num_splits() * attend_state_floats(layout_, queries);
+                     args.kv_head * tile.num_splits() * attend_state_floats(layout, queries);
       args.first_split = piece.first_split;
       args.end_split = piece.end_split;
     }

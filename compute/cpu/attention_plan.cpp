@@ -26,11 +26,11 @@ int AttendTile::num_splits() const {
   return (end_position() + split_tokens - 1) / split_tokens;
 }
 
-AttendLimits attend_limits_of(const BackendOptions& options) {
+AttendLimits attend_limits_of(const BackendOptions& options, int layer) {
   AttendLimits limits;
-  limits.layout = kv_layout_of(options);
+  limits.layout = kv_layout_of(options, layer);
   limits.num_threads = options.num_threads;
-  const int group = own_heads(options.shape, options.part.attention).most_in_group;
+  const int group = own_heads(options.shape, options.part.attention, layer).most_in_group;
   limits.group = group;
   limits.tile_rows = std::max(1, 96 / group);
   if (options.num_threads > 1) {

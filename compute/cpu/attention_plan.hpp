@@ -42,8 +42,9 @@ struct AttendLimits {
 };
 
 /// What attending takes at most: limits, and memory for states of splits that are shared by threads
-/// (see AttendTile::partial), at most 64 MiB of it unless one sequence needs more.
-AttendLimits attend_limits_of(const BackendOptions& options);
+/// (see AttendTile::partial), at most 64 MiB of it unless one sequence needs more. Layers of one
+/// kind of attention have the same.
+AttendLimits attend_limits_of(const BackendOptions& options, int layer = 0);
 
 /// Cuts every chunk anew.
 class AttendPlan {

@@ -19,6 +19,9 @@ void check(const BackendOptions& options) {
   require(options.page_tokens % panel_tokens == 0,
           "cannot use KV pages of {} tokens; use a multiple of {}", options.page_tokens,
           panel_tokens);
+  require(options.shape.router.groups <= max_router_groups,
+          "cannot choose among {} groups of experts (at most {})", options.shape.router.groups,
+          max_router_groups);
 }
 
 class CpuBackend final : public Backend {
@@ -56,6 +59,9 @@ class CpuBackend final : public Backend {
     return queue_.enqueue(op);
   }
   Event mlp(Chunk& chunk, int layer) override { return step(CpuOp::Kind::mlp, chunk, layer); }
+  Event shared_expert(Chunk& chunk, int layer) override {
+    return step(CpuOp::Kind::shared_expert, chunk, layer);
+  }
   Event route(Chunk& chunk, int layer, RouteTo to) override {
     CpuOp op = op_of(CpuOp::Kind::route, chunk, layer);
     op.to = to;
@@ -114,10 +120,12 @@ class CpuBackend final : public Backend {
     return queue_.enqueue(op);
   }
 
-  Event save_choices(const Chunk& chunk, std::int32_t* experts, float* weights) override {
+  Event save_choices(const Chunk& chunk, std::int32_t* experts, float* weights,
+                     float* given_up) override {
     CpuOp op = op_of(CpuOp::Kind::save_choices, const_cast<Chunk&>(chunk), 0);
     op.experts = experts;
     op.out = weights;
+    op.given_up = given_up;
     return queue_.enqueue(op);
   }
 
@@ -220,8 +228,19 @@ void CpuBackend::load_weight(Weight weight, int layer, int local_expert, const H
     AlignedBuffer cut;
     AlignedBuffer buffer;
     const HostTensor own = own_tensor(options_.shape, options_.part, info, tensor, cut);
-    layers_.load(own_weight(options_.shape, options_.part, info), local_expert,
-                 converted(own, options_.dtype, buffer));
+    const WeightInfo own_info = own_weight(options_.shape, options_.part, info);
+    if (info.use == Use::matrix) {
+      return layers_.load(own_info, local_expert, converted(own, options_.dtype, buffer));
+    }
+    // Vectors of files of version 1 are rounded to the activations' type.
+    HostTensor rounded = own;
+    AlignedBuffer floats;
+    if (is_plain(options_.shape)) {
+      rounded.data = converted(own, options_.dtype, buffer);
+      rounded.dtype = options_.dtype;
+    }
+    layers_.load_vector(own_info, local_expert,
+                        static_cast<const float*>(converted(rounded, DType::float32, floats)));
   });
 }
 

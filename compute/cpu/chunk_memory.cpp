@@ -15,7 +15,7 @@ CpuSharedMemory::CpuSharedMemory(const BackendOptions& options, HostArena& arena
   const std::int64_t all = options.most_attention_rows();
   // GEMMs read and write whole tiles.
   const std::int64_t tiles = whole_tiles(all);
-  const std::int64_t width = own_heads(shape, share).q_width();
+  const std::int64_t width = own_heads(shape, share).heads_width();
   normed = arena.buffer(tiles * shape.hidden * element);
   if (shape.qk_norm == QkNorm::whole_row) {
     head_sums = arena.buffer(share.members * all * share.sums_per_member(shape) *
@@ -55,13 +55,14 @@ CpuChunkMemory::CpuChunkMemory(const BackendOptions& options, HostArena& arena) 
   x = arena.buffer(tokens * shape.hidden * static_cast<std::int64_t>(sizeof(float)));
   const AttentionShare& share = options.part.attention;
   qkv = rows_of(whole_tiles(options.most_attention_rows()), own_heads(shape, share).qkv_width());
-  if (!share.shared()) context = rows_of(tokens, shape.q_width());
+  if (!share.shared()) context = rows_of(tokens, shape.heads_width());
   shared = CpuSharedMemory(options, arena);
   send = rows_of(pairs, shape.hidden);
   combined = rows_of(pairs, shape.hidden);
   router_logits = arena.vector<float>(tokens * shape.num_experts);
   experts = arena.vector<std::int32_t>(pairs);
   weights = arena.vector<float>(pairs);
+  given_up = arena.vector<float>(tokens);
   order = RowOrder(options, tokens, arena);
   if (!options.across) return;
   across_send = arena.buffer(most_rows_for_nodes(options) *

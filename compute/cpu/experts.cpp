@@ -1,6 +1,7 @@
 // The CPU backend's experts: gated or plain MLPs over tiles of rows.
 
 #include <algorithm>
+#include <cmath>
 
 #include "compute/cpu/expert_tiles.hpp"
 #include "compute/cpu/operations.hpp"
@@ -30,31 +31,70 @@ void CpuLayers::MlpRows::add(const CpuMlp& mlp, int rows, Finish finish) {
 
 void CpuLayers::MlpRows::add_up(const CpuMlp& mlp, std::size_t first, int rows) {
   const bool gated = !mlp.gate.empty();
-  up.push_back({&mlp.up, gated ? &mlp.gate : nullptr, gated ? Finish::swiglu : Finish::gelu, rows,
-                in.data() + first, inner.data() + first});
+  up.push_back({&mlp.up,
+                gated ? &mlp.gate : nullptr,
+                finish_of(shape->activation),
+                rows,
+                in.data() + first,
+                inner.data() + first,
+                {mlp.up_bias.as<float>(), mlp.gate_bias.as<float>(), shape->clamp_limit,
+                 shape->clamp_alpha}});
 }
 
 void CpuLayers::MlpRows::add_down(const CpuMlp& mlp, std::size_t first, int rows, Finish finish) {
-  down.push_back({&mlp.down, nullptr, finish, rows, inner.data() + first, out.data() + first});
+  down.push_back({&mlp.down,
+                  nullptr,
+                  finish,
+                  rows,
+                  inner.data() + first,
+                  out.data() + first,
+                  {mlp.down_bias.as<float>(), nullptr, 0, 0}});
 }
 
-void CpuLayers::mlp(CpuChunk& chunk, int layer) {
-  const CpuLayer& weights = layers_[static_cast<std::size_t>(layer)];
+template <class Then>
+void CpuLayers::run_mlp(CpuChunk& chunk, const CpuMlp& mlp, int width, void* out,
+                        const Then& then) {
   const std::int64_t at_once = gemm_->rows_at_once();
-  norm(chunk, weights.ffn_norm, work_.h.data());
+  const Finish finish = out == nullptr ? Finish::add : Finish::rounded;
   for (std::int64_t first = 0; first < chunk.num_tokens(); first += at_once) {
     const std::int64_t end = std::min(first + at_once, chunk.num_tokens());
     mlp_.clear(at_once);
     for (std::int64_t t = first; t < end; ++t) {
       mlp_.in.push_back(row(work_.h, t, shape_.hidden));
-      mlp_.inner.push_back(row(work_.inner, t - first, shape_.intermediate));
-      mlp_.out.push_back(x_row(chunk, t));
+      mlp_.inner.push_back(row(work_.inner, t - first, width));
+      mlp_.out.push_back(out == nullptr ? static_cast<void*>(x_row(chunk, t))
+                                        : row(out, t - first, shape_.hidden));
       const int rows = static_cast<int>((t - first) % tile_rows + 1);
-      if (rows == tile_rows || t + 1 == end) mlp_.add(weights.dense, rows, Finish::add);
+      if (rows == tile_rows || t + 1 == end) mlp_.add(mlp, rows, finish);
     }
     gemm_->run(mlp_.up);
     gemm_->run(mlp_.down);
+    then(first, end);
   }
+}
+
+void CpuLayers::mlp(CpuChunk& chunk, int layer) {
+  const CpuLayer& weights = layers_[static_cast<std::size_t>(layer)];
+  norm(chunk, weights.ffn_norm, work_.h.data());
+  run_mlp(chunk, weights.dense, shape_.intermediate, nullptr, [](std::int64_t, std::int64_t) {});
+}
+
+void CpuLayers::shared_expert(CpuChunk& chunk, int layer) {
+  const CpuLayer& weights = layers_[static_cast<std::size_t>(layer)];
+  norm(chunk, weights.ffn_norm, work_.h.data());
+  const auto run = [&](void* out, const auto& then) {
+    run_mlp(chunk, weights.shared, shape_.shared_intermediate, out, then);
+  };
+  if (!shape_.shared_gate) return run(nullptr, [](std::int64_t, std::int64_t) {});
+  float* logits = work_.shared_weights.as<float>();
+  gemm_->run(weights.shared_router, work_.h.data(), chunk.num_tokens(), logits, Finish::float32);
+  run(work_.shared_out.data(), [&](std::int64_t first, std::int64_t end) {
+    for (std::int64_t t = first; t < end; ++t) {
+      const auto slot = static_cast<std::int32_t>(t - first);
+      const float weight = 1.0F / (1.0F + std::exp(-logits[t]));
+      kernels_.merge(x_row(chunk, t), work_.shared_out.data(), &slot, &weight, 1, shape_.hidden);
+    }
+  });
 }
 
 void CpuLayers::experts(CpuChunk& chunk, int layer, std::span<const RowBlock> blocks,

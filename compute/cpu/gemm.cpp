@@ -17,4 +17,12 @@ std::unique_ptr<Gemm> make_gemm(DType dtype, int num_threads, CpuIsa isa) {
   return std::make_unique<PanelGemm>(dtype, num_threads, isa);
 }
 
+std::unique_ptr<Gemm> make_gemm(const ModelShape& shape, DType dtype, int num_threads,
+                                CpuIsa isa) {
+  const bool own = shape.qkv_bias || shape.output_bias || shape.expert_bias || shape.latent.used() ||
+                   shape.activation == Activation::swiglu_clamped;
+  if (own) return std::make_unique<PanelGemm>(dtype, num_threads, isa);
+  return make_gemm(dtype, num_threads, isa);
+}
+
 }  // namespace atl::compute

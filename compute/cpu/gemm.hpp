@@ -59,16 +59,27 @@ enum class Finish : std::uint8_t {
   add,     ///< out += rounded sums; `out` is float32, the residual stream
   gelu,    ///< out = rounded(gelu_tanh(sums))
   swiglu,  ///< out = rounded(silu(sums of the gate) * rounded sums)
+  swiglu_clamped,  ///< the same by Activation::swiglu_clamped
+};
+
+/// Float32 numbers that are added to sums before anything becomes of them, and those of
+/// Activation::swiglu_clamped.
+struct Extras {
+  const float* bias = nullptr;  ///< [n]; null: none
+  const float* gate_bias = nullptr;
+  float clamp_limit = 0;
+  float clamp_alpha = 0;
 };
 
 /// Rows that may lie anywhere times one weight: out[i] = finish(in[i] * weight^T).
 struct Product {
   const PackedWeight* weight = nullptr;
-  const PackedWeight* gate = nullptr;  ///< for swiglu, of the same shape
+  const PackedWeight* gate = nullptr;  ///< for swiglu and swiglu_clamped, of the same shape
   Finish finish = Finish::rounded;     ///< but float32
   int rows = 0;                        ///< 1 to tile_rows
   const void* const* in = nullptr;     ///< [rows], k elements each
   void* const* out = nullptr;          ///< [rows], n elements each
+  Extras extras;                       ///< for a GEMM that adds_biases()
 };
 
 /// A weight [n, k] and what becomes of its products' sums.
@@ -97,9 +108,16 @@ class Gemm {
 
   /// out [rows, n] = finish(in [rows, k] * weight^T), one of float32, rounded and add. `in` and,
   /// unless float32, `out` must have room for rows rounded up to tile_rows; what the rows beyond
-  /// hold is unspecified.
+  /// hold is unspecified. `bias` [n] as in Extras.
   virtual void run(const PackedWeight& weight, const void* in, std::int64_t rows, void* out,
-                   Finish finish) = 0;
+                   Finish finish, const float* bias) = 0;
+  void run(const PackedWeight& weight, const void* in, std::int64_t rows, void* out,
+           Finish finish) {
+    run(weight, in, rows, out, finish, nullptr);
+  }
+
+  /// Whether biases, and with them Finish::swiglu_clamped, are followed.
+  virtual bool adds_biases() const { return false; }
 
   /// All products, in any order and at once.
   virtual void run(std::span<const Product> products) = 0;
@@ -117,5 +135,10 @@ class Gemm {
 
 /// oneDNN's for bfloat16 with AMX, else our own.
 std::unique_ptr<Gemm> make_gemm(DType dtype, int num_threads, CpuIsa isa = cpu_isa());
+
+/// The same for a model: our own also where it adds biases, or attends to latents, whose products of
+/// single heads are small.
+std::unique_ptr<Gemm> make_gemm(const ModelShape& shape, DType dtype, int num_threads,
+                                CpuIsa isa = cpu_isa());
 
 }  // namespace atl::compute

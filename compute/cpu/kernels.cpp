@@ -23,7 +23,9 @@ std::int64_t attend_state_floats(const KvLayout& layout, int num_queries) {
 
 std::int64_t attend_scratch_floats(const KvLayout& layout, int num_queries) {
   // One block of scores, the sum of splits and the split at hand, queries.
-  return 8 * panel_tokens + 2 * attend_state_floats(layout, num_queries) +
+  // Of latents also a panel of keys.
+  const std::int64_t panel = layout.latent_width > 0 ? panel_tokens * layout.head_dim : 0;
+  return 8 * panel_tokens + 2 * attend_state_floats(layout, num_queries) + panel +
          std::int64_t{num_queries} * ((layout.head_dim + 15) / 16 * 16);
 }
 

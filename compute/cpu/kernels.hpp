@@ -16,11 +16,13 @@ namespace atl::compute {
 /// Largest head_dim the kernels take (any even number up to it).
 inline constexpr int max_head_dim = 512;
 
-/// cos and sin of position * theta^(-2i/head_dim), by the sum of two angles, in double:
-/// position = 64 * coarse + fine. Tables hold [index][cos: head_dim/2][sin: head_dim/2].
+/// cos and sin of position * frequencies[i], by the sum of two angles, in double:
+/// position = 64 * coarse + fine. Tables hold [index][cos: dims/2][sin: dims/2]; the factor of the
+/// Rope is in the coarse one.
 struct RopeTables {
   const double* coarse = nullptr;
   const double* fine = nullptr;
+  int dims = 0;
 };
 
 /// Normalises and rotates q (in place) and k, and appends k and v to the cache.
@@ -28,10 +30,12 @@ struct RopeArgs {
   KvLayout layout;
   RopeTables tables;
   QkNorm norm = QkNorm::none;
+  bool norm_after = false;  ///< by per_head: rotated first
   const float* q_norm = nullptr;
   const float* k_norm = nullptr;
   float eps = 0;
-  void* qkv = nullptr;                      ///< [rows, (heads + 2 kv_heads) * head_dim]
+  float value_scale = 1;
+  void* qkv = nullptr;                      ///< [rows, q, k and v of own heads]
   void* kv = nullptr;                       ///< the layer's pages
   const std::int32_t* positions = nullptr;  ///< [rows]
   const std::int32_t* pages = nullptr;      ///< [rows], page of each row
@@ -40,10 +44,29 @@ struct RopeArgs {
   const float* mean_squares = nullptr;
 };
 
+/// Of latent attention: rotates the last part of each head of q (in place), multiplies queries by
+/// the temperature, normalises the latent, and appends it and the rotated key to the cache.
+struct LatentRopeArgs {
+  KvLayout layout;
+  RopeTables tables;
+  QueryTemperature temperature;
+  const float* norm = nullptr;
+  float eps = 0;
+  void* q = nullptr;                  ///< first row's; rows are `q_stride` elements apart
+  std::int64_t q_stride = 0;
+  const void* latents = nullptr;      ///< first row's latent and key; `latent_row` apart
+  std::int64_t latent_row = 0;
+  void* kv = nullptr;                       ///< the layer's pages
+  const std::int32_t* positions = nullptr;  ///< [rows]
+  const std::int32_t* pages = nullptr;      ///< [rows], page of each row
+};
+
 /// Keys are attended to in splits of so many positions, which are merged in order.
 inline constexpr int split_tokens = 512;
 
-/// Attention of consecutive rows of one sequence, for the query heads of one kv_head.
+/// Attention of consecutive rows of one sequence, for the query heads of one kv_head. Where the
+/// layout is of latents, these are the keys of all heads, and their first value_dim elements the
+/// values.
 struct AttendArgs {
   KvLayout layout;
   const void* qkv = nullptr;  ///< first row's q; rows are `qkv_stride` elements apart
@@ -56,6 +79,9 @@ struct AttendArgs {
   int kv_head = 0;     ///< of the layout's, with the query heads from `first_head` on
   int first_head = 0;  ///< likewise
   int num_heads = 0;
+  float scale = 1;               ///< of q . k
+  int window = 0;                ///< keys that a query sees, its own included; 0: all
+  const float* sinks = nullptr;  ///< [own query heads], see AttentionKind::sinks
   float* scratch = nullptr;  ///< attend_scratch_floats() of them, aligned to 64 bytes
   /// Where several tasks share the splits of these rows: [splits][attend_state_floats()], all of
   /// the rows' splits. Null: one task does all.
@@ -90,6 +116,25 @@ struct PanelTask {
   int slice_bytes = max_panel_slice_bytes / 2;  ///< of a panel, read by all rows in turn: for L1
 };
 
+/// Most groups of experts.
+inline constexpr int max_router_groups = 64;
+
+/// One token's experts.
+struct ChooseArgs {
+  const Router* router = nullptr;
+  bool normalise = true;
+  int num_experts = 0;
+  int top_k = 0;
+  float* logits = nullptr;            ///< [num_experts], overwritten by the scores
+  float* choices = nullptr;           ///< [num_experts], scratch
+  const float* logit_bias = nullptr;  ///< [num_experts]; null: none
+  const float* offsets = nullptr;     ///< [num_experts], added to scores for choosing; null: none
+  const float* balance = nullptr;     ///< [num_experts], likewise, of ChoiceOffsets; null: none
+  float* given_up = nullptr;          ///< with balance: see Backend::save_choices
+  std::int32_t* experts = nullptr;    ///< [top_k], chosen, or given to weights_of
+  float* weights = nullptr;           ///< [top_k]
+};
+
 struct Kernels {
   const char* isa = "";
   /// out[r] = round(x[r] / rms(x[r]) * weight), rows of `width`.
@@ -108,25 +153,36 @@ struct Kernels {
                           int place, int members, int width);
   /// out = round(gelu_tanh(up)).
   void (*gelu)(const float* up, void* out, std::int64_t count);
+  /// out = round(x / rms(x) * weight), rows of T in place, `stride` elements apart.
+  void (*norm_in_place)(void* x, const float* weight, float eps, std::int64_t rows, int width,
+                        std::int64_t stride);
   /// out = round(silu(gate) * up); `up` may be `out`.
   void (*swiglu)(const float* gate, const void* up, void* out, std::int64_t count);
   void (*to_float)(const void* in, float* out, std::int64_t count);
   void (*from_float)(const float* in, void* out, std::int64_t count);
+  /// out = round((up' + 1) * gate' * sigmoid(alpha * gate')), see Activation::swiglu_clamped; `up`
+  /// may be `out`.
+  void (*swiglu_clamped)(const float* gate, const void* up, void* out, std::int64_t count,
+                         float limit, float alpha);
+  /// x += y, float32.
+  void (*add_floats)(float* x, const float* y, std::int64_t count);
+  /// x *= factor.
+  void (*scale)(float* x, float factor, std::int64_t count);
   void (*rope)(const RopeArgs& args, std::int64_t begin, std::int64_t end);
+  void (*latent_rope)(const LatentRopeArgs& args, std::int64_t begin, std::int64_t end);
+  /// Keys [count][head_dim] of up to panel_tokens consecutive tokens, the first one a panel's first,
+  /// into a panel of KvLayout.
+  void (*pack_keys)(const void* keys, int count, int head_dim, void* panel);
   /// Without `partial` the outputs of the rows; else the states of some splits.
   void (*attend)(const AttendArgs& args);
   /// The outputs of the rows from the states of all their splits, which it overwrites.
   void (*merge_splits)(const AttendArgs& args);
-  /// Softmax over logits[num_experts] (overwritten by the probabilities), then the top_k largest in
-  /// falling order, ties to the lower index; `renormalise` makes the chosen weights sum to 1.
-  /// Always chooses top_k different experts: where a logit is NaN or infinite all weights may be
-  /// NaN.
-  void (*top_k)(float* logits, int num_experts, int top_k, bool renormalise, std::int32_t* experts,
-                float* weights);
-  /// The same for experts that are given: their probabilities, in their order, bit by bit as top_k
-  /// gives them to experts that it chooses in this order.
-  void (*weights_of)(float* logits, int num_experts, int top_k, bool renormalise,
-                     const std::int32_t* experts, float* weights);
+  /// As Router says, in falling order of what was chosen by. Always chooses top_k different
+  /// experts: where a logit is NaN or infinite all weights may be NaN.
+  void (*choose)(const ChooseArgs& args);
+  /// The same for experts that are given: their weights, in their order, bit by bit as choose gives
+  /// them to experts that it chooses in this order.
+  void (*weights_of)(const ChooseArgs& args);
   /// x += round(sum_j weights[j] * rows[slots[j]]), one row of `width`.
   void (*merge)(float* x, const void* rows, const std::int32_t* slots, const float* weights,
                 int top_k, int width);

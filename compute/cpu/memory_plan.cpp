@@ -26,11 +26,13 @@ class WeightSums {
  public:
   explicit WeightSums(const BackendOptions& options)
       : options_(options),
-        gemm_(make_gemm(options.dtype, options.num_threads, expected_cpu_isa())) {}
+        gemm_(make_gemm(options.shape, options.dtype, options.num_threads, expected_cpu_isa())) {}
 
   void add(const WeightInfo& info) {
     if (info.use == Use::vector) {
       weights_ += info.rows * static_cast<std::int64_t>(sizeof(float));
+    } else if (info.id == Weight::k_up || info.id == Weight::v_up) {
+      add_heads(info);
     } else if (info.id == Weight::embedding) {
       weights_ += info.num_elements() * static_cast<std::int64_t>(size_of(options_.dtype));
     } else {
@@ -41,6 +43,19 @@ class WeightSums {
   std::int64_t gemm_buffers() const { return gemm_->buffer_bytes(uses_); }
 
  private:
+  /// Latent attention's, packed by heads, and those of keys also the other way round.
+  void add_heads(const WeightInfo& info) {
+    const int heads = own_heads(options_.shape, options_.part.attention).num_heads;
+    const GemmUse up{static_cast<int>(info.rows) / heads, static_cast<int>(info.cols),
+                     Finish::rounded};
+    const GemmUse down{up.k, up.n, Finish::rounded};
+    weights_ += heads * gemm_->packed_bytes(up.n, up.k);
+    uses_.push_back(up);
+    if (info.id != Weight::k_up) return;
+    weights_ += heads * gemm_->packed_bytes(down.n, down.k);
+    uses_.push_back(down);
+  }
+
   /// Asks once for all weights of one kind.
   std::int64_t packed_bytes(const WeightInfo& info) {
     const int parts = num_parts(info.id, options_);

@@ -58,7 +58,7 @@ struct OneDnnGemm::Primitive {
 
 /// Primitives of one (n, k), by whether results are rounded, and row class.
 struct OneDnnGemm::Shape {
-  std::array<bool, 5> prepared = {};  // by finish
+  std::array<bool, 6> prepared = {};  // by finish
   std::array<std::array<std::unique_ptr<Primitive>, row_classes.size()>, 2> primitives;
 };
 
@@ -219,7 +219,8 @@ void OneDnnGemm::multiply_floats(const PackedWeight& weight, const void* in, std
 }
 
 void OneDnnGemm::run(const PackedWeight& weight, const void* in, std::int64_t rows, void* out,
-                     Finish finish) {
+                     Finish finish, const float* bias) {
+  require(bias == nullptr, "internal: oneDNN's products add no bias");
   if (finish == Finish::float32) {
     return multiply_floats(weight, in, rows, static_cast<float*>(out));
   }

@@ -38,8 +38,9 @@ class OneDnnGemm final : public Gemm {
   PackedWeight pack(const void* weight, int n, int k) override;
   std::int64_t packed_bytes(int n, int k) const override;
   void prepare(const PackedWeight& weight, Finish finish) override;
-  void run(const PackedWeight& weight, const void* in, std::int64_t rows, void* out,
-           Finish finish) override;
+  using Gemm::run;
+  void run(const PackedWeight& weight, const void* in, std::int64_t rows, void* out, Finish finish,
+           const float* bias) override;
   void run(std::span<const Product> products) override;
   int rows_at_once() const override { return tile_rows; }  // products run one by one
   std::string description() const override;

@@ -26,6 +26,8 @@ void CpuLayers::execute(const CpuOp& op) {
       return attention(*op.chunk, op.layer, op.attention_part);
     case CpuOp::Kind::mlp:
       return mlp(*op.chunk, op.layer);
+    case CpuOp::Kind::shared_expert:
+      return shared_expert(*op.chunk, op.layer);
     case CpuOp::Kind::route:
       return route(*op.chunk, op.layer, op.to);
     case CpuOp::Kind::regroup:
@@ -51,6 +53,9 @@ void CpuLayers::execute(const CpuOp& op) {
       const auto pairs = static_cast<std::ptrdiff_t>(op.chunk->num_tokens() * shape_.top_k);
       std::copy_n(op.chunk->memory.experts.begin(), pairs, op.experts);
       std::copy_n(op.chunk->memory.weights.begin(), pairs, op.out);
+      if (op.given_up != nullptr) {
+        std::copy_n(op.chunk->memory.given_up.begin(), op.chunk->num_tokens(), op.given_up);
+      }
       return;
     }
     case CpuOp::Kind::save_kv:
@@ -79,14 +84,15 @@ void CpuLayers::embed(CpuChunk& chunk) {
             "cannot embed token {} (the vocabulary has ids 0 to {}); check the request", token,
             shape_.vocab - 1);
     kernels_.to_float(row(embedding_, token, width), x_row(chunk, t), width);
+    if (shape_.embedding_scale != 1) kernels_.scale(x_row(chunk, t), shape_.embedding_scale, width);
   }
 }
 
 void CpuLayers::move_kv(const CpuOp& op) {
-  const KvMove move{layout_,  options_.dtype, kv_.layers[static_cast<std::size_t>(op.layer)].data(),
+  const KvMove move{layout(op.layer),  options_.dtype, kv_.layers[static_cast<std::size_t>(op.layer)].data(),
                     op.pages, op.keys,        op.values};
   const bool save = op.kind == CpuOp::Kind::save_kv;
-  parallel_ranges(options_.num_threads, op.num_positions, grain_rows(own_.kv_width()),
+  parallel_ranges(options_.num_threads, op.num_positions, grain_rows(own_.qkv_width()),
                   [&](std::int64_t begin, std::int64_t end, int) {
                     for (std::int64_t i = begin; i < end; ++i) {
                       move_kv_position(move, op.first_position + static_cast<int>(i), i, save);

@@ -145,40 +145,49 @@ void PanelGemm::run_task(const Product& product, int first, int count, float* sc
   float* sums = scratch + panel_scratch_floats;
   float* gate = sums + sums_floats;
   multiply(product, *product.weight, first, count, sums, scratch);
-  if (product.finish == Finish::swiglu) {
-    multiply(product, *product.gate, first, count, gate, scratch);
-  }
-  const int column = first * kernels_.panel_columns;
+  if (product.gate != nullptr) multiply(product, *product.gate, first, count, gate, scratch);
+  const std::int64_t column = first * kernels_.panel_columns;
   const std::int64_t stride = std::int64_t{count} * kernels_.panel_columns;
   const std::int64_t columns = std::min<std::int64_t>(stride, product.weight->n() - column);
   const std::size_t element = result_bytes(product.finish);
   for (int r = 0; r < product.rows; ++r) {
-    const float* row = sums + r * stride;
     void* out = static_cast<char*>(product.out[r]) + static_cast<std::size_t>(column) * element;
-    switch (product.finish) {
-      case Finish::float32:
-        std::memcpy(out, row, static_cast<std::size_t>(columns) * sizeof(float));
-        break;
-      case Finish::rounded:
-        kernels_.from_float(row, out, columns);
-        break;
-      case Finish::add:
-        kernels_.from_float(row, gate, columns);
-        kernels_.add(static_cast<float*>(out), gate, columns);
-        break;
-      case Finish::gelu:
-        kernels_.gelu(row, out, columns);
-        break;
-      case Finish::swiglu:
-        kernels_.from_float(row, out, columns);
-        kernels_.swiglu(gate + r * stride, out, out, columns);
-        break;
-    }
+    finish_row(product, sums + r * stride, gate + r * stride, column, columns, out);
+  }
+}
+
+void PanelGemm::finish_row(const Product& product, float* sums, float* gate, std::int64_t column,
+                           std::int64_t columns, void* out) const {
+  const Extras& extras = product.extras;
+  if (extras.bias != nullptr) kernels_.add_floats(sums, extras.bias + column, columns);
+  if (extras.gate_bias != nullptr) kernels_.add_floats(gate, extras.gate_bias + column, columns);
+  switch (product.finish) {
+    case Finish::float32:
+      std::memcpy(out, sums, static_cast<std::size_t>(columns) * sizeof(float));
+      break;
+    case Finish::rounded:
+      kernels_.from_float(sums, out, columns);
+      break;
+    case Finish::add:
+      kernels_.from_float(sums, gate, columns);
+      kernels_.add(static_cast<float*>(out), gate, columns);
+      break;
+    case Finish::gelu:
+      kernels_.gelu(sums, out, columns);
+      break;
+    case Finish::swiglu:
+      kernels_.from_float(sums, out, columns);
+      kernels_.swiglu(gate, out, out, columns);
+      break;
+    case Finish::swiglu_clamped:
+      kernels_.from_float(sums, out, columns);
+      kernels_.swiglu_clamped(gate, out, out, columns, extras.clamp_limit, extras.clamp_alpha);
+      break;
   }
 }
 
 void PanelGemm::run(const PackedWeight& weight, const void* in, std::int64_t rows, void* out,
-                    Finish finish) {
+                    Finish finish, const float* bias) {
   const auto in_bytes = static_cast<std::int64_t>(size_of(dtype_)) * weight.k();
   const auto out_bytes = static_cast<std::int64_t>(result_bytes(finish)) * weight.n();
   for (std::int64_t first = 0; first < rows; first += most_rows_at_once) {
@@ -192,8 +201,13 @@ void PanelGemm::run(const PackedWeight& weight, const void* in, std::int64_t row
     }
     for (std::int64_t r = first; r < end; r += tile_rows) {
       const int count = static_cast<int>(std::min<std::int64_t>(tile_rows, end - r));
-      products_.push_back(
-          {&weight, nullptr, finish, count, in_.data() + r - first, out_.data() + r - first});
+      products_.push_back({&weight,
+                           nullptr,
+                           finish,
+                           count,
+                           in_.data() + r - first,
+                           out_.data() + r - first,
+                           {bias, nullptr, 0, 0}});
     }
     run(products_);
   }

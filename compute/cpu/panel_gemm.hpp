@@ -19,9 +19,11 @@ class PanelGemm final : public Gemm {
   PackedWeight pack(const void* weight, int n, int k) override;
   std::int64_t packed_bytes(int n, int k) const override;
   void prepare(const PackedWeight& weight, Finish finish) override;
-  void run(const PackedWeight& weight, const void* in, std::int64_t rows, void* out,
-           Finish finish) override;
+  using Gemm::run;
+  void run(const PackedWeight& weight, const void* in, std::int64_t rows, void* out, Finish finish,
+           const float* bias) override;
   void run(std::span<const Product> products) override;
+  bool adds_biases() const override { return true; }
   int rows_at_once() const override { return most_rows_at_once; }
   std::string description() const override;
   std::int64_t buffer_bytes() const override { return scratch_.bytes(); }
@@ -43,6 +45,9 @@ class PanelGemm final : public Gemm {
                   float* scratch) const;
   /// Panels [first, first + count) of a product.
   void run_task(const Product& product, int first, int count, float* scratch) const;
+  /// Of one row's sums, and its gate's, what becomes of `columns` of them from `column` on.
+  void finish_row(const Product& product, float* sums, float* gate, std::int64_t column,
+                  std::int64_t columns, void* out) const;
   /// c [rows][columns] = the product of panels that begin at column `first`.
   void multiply(const Product& product, const PackedWeight& weight, int first, int count, float* c,
                 float* scratch) const;

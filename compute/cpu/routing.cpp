@@ -16,9 +16,9 @@ void CpuLayers::route(CpuChunk& chunk, int layer, RouteTo to) {
   gemm_->run(weights.router, work_.h.data(), chunk.num_tokens(), chunk.memory.router_logits.data(),
              Finish::float32);
   if (chunk.forced.experts == nullptr) {
-    choose(chunk);
+    choose(chunk, weights);
   } else {
-    force(chunk);
+    force(chunk, weights);
   }
   RowOrder& order = chunk.memory.order;
   for (std::int64_t t = 0; t < chunk.num_tokens(); ++t) {
@@ -36,41 +36,48 @@ void CpuLayers::route(CpuChunk& chunk, int layer, RouteTo to) {
   }
 }
 
-void CpuLayers::choose(CpuChunk& chunk) {
-  const std::int64_t num_tokens = chunk.num_tokens();
+template <class Choose>
+void CpuLayers::for_tokens(CpuChunk& chunk, const CpuLayer& weights, const Choose& choose) {
   const int num_experts = shape_.num_experts;
   const int top_k = shape_.top_k;
-  parallel_ranges(options_.num_threads, num_tokens, grain_rows(std::int64_t{16} * num_experts),
-                  [&](std::int64_t begin, std::int64_t end, int) {
+  const ChoiceOffsets& offsets = chunk.offsets;
+  parallel_ranges(options_.num_threads, chunk.num_tokens(),
+                  grain_rows(std::int64_t{16} * num_experts),
+                  [&](std::int64_t begin, std::int64_t end, int thread) {
+                    ChooseArgs args;
+                    args.router = &shape_.router;
+                    args.normalise = shape_.norm_topk_prob;
+                    args.num_experts = num_experts;
+                    args.top_k = top_k;
+                    args.choices = work_.choices.as<float>() + thread * num_experts;
+                    args.logit_bias = weights.router_bias.as<float>();
+                    args.offsets = weights.selection_bias.as<float>();
                     for (std::int64_t t = begin; t < end; ++t) {
-                      kernels_.top_k(chunk.memory.router_logits.data() + t * num_experts,
-                                     num_experts, top_k, shape_.norm_topk_prob,
-                                     chunk.memory.experts.data() + t * top_k,
-                                     chunk.memory.weights.data() + t * top_k);
+                      args.logits = chunk.memory.router_logits.data() + t * num_experts;
+                      args.experts = chunk.memory.experts.data() + t * top_k;
+                      args.weights = chunk.memory.weights.data() + t * top_k;
+                      if (offsets.tables != nullptr) {
+                        args.balance = offsets.tables + offsets.table_of_row[t] * num_experts;
+                        args.given_up = &chunk.memory.given_up[static_cast<std::size_t>(t)];
+                      }
+                      choose(args);
                     }
                   });
 }
 
+void CpuLayers::choose(CpuChunk& chunk, const CpuLayer& weights) {
+  for_tokens(chunk, weights, kernels_.choose);
+}
+
 /// The router computes its logits also where weights are given: replaying costs what routing does.
-void CpuLayers::force(CpuChunk& chunk) {
-  const std::int64_t num_tokens = chunk.num_tokens();
-  const int num_experts = shape_.num_experts;
-  const int top_k = shape_.top_k;
-  const std::int64_t pairs = num_tokens * top_k;
+void CpuLayers::force(CpuChunk& chunk, const CpuLayer& weights) {
+  const std::int64_t pairs = chunk.num_tokens() * shape_.top_k;
   std::copy_n(chunk.forced.experts, pairs, chunk.memory.experts.begin());
   if (chunk.forced.weights != nullptr) {
     std::copy_n(chunk.forced.weights, pairs, chunk.memory.weights.begin());
     return;
   }
-  parallel_ranges(options_.num_threads, num_tokens, grain_rows(std::int64_t{16} * num_experts),
-                  [&](std::int64_t begin, std::int64_t end, int) {
-                    for (std::int64_t t = begin; t < end; ++t) {
-                      kernels_.weights_of(chunk.memory.router_logits.data() + t * num_experts,
-                                          num_experts, top_k, shape_.norm_topk_prob,
-                                          chunk.memory.experts.data() + t * top_k,
-                                          chunk.memory.weights.data() + t * top_k);
-                    }
-                  });
+  for_tokens(chunk, weights, kernels_.weights_of);
 }
 
 void CpuLayers::pack(CpuChunk& chunk) {

@@ -18,18 +18,34 @@ Finish finish_of_output(const AttentionShare& share) {
 }
 }  // namespace
 
+Finish finish_of(Activation activation) {
+  switch (activation) {
+    case Activation::swiglu:
+      return Finish::swiglu;
+    case Activation::swiglu_clamped:
+      return Finish::swiglu_clamped;
+    case Activation::gelu_tanh:
+      break;
+  }
+  return Finish::gelu;
+}
+
 Finish finish_of(Weight weight, const BackendOptions& options) {
   switch (weight) {
     case Weight::router:
+    case Weight::shared_router:
     case Weight::lm_head:
       return Finish::float32;
     case Weight::o:
       return finish_of_output(options.part.attention);
     case Weight::down:
+    case Weight::shared_down:
       return Finish::add;
     case Weight::up:
     case Weight::gate:
-      return options.shape.activation == Activation::swiglu ? Finish::swiglu : Finish::gelu;
+    case Weight::shared_up:
+    case Weight::shared_gate:
+      return finish_of(options.shape.activation);
     default:
       return Finish::rounded;
   }
@@ -46,25 +62,26 @@ CpuLayers::CpuLayers(const BackendOptions& options)
       element_bytes_(static_cast<std::int64_t>(size_of(options.dtype))),
       own_(own_heads(options.shape, options.part.attention)),
       sums_per_member_(options.part.attention.sums_per_member(shape_)),
-      layout_(kv_layout_of(options)),
-      gemm_(make_gemm(options.dtype, options.num_threads)),
+      gemm_(make_gemm(options.shape, options.dtype, options.num_threads)),
       kernels_(kernels_for(options.dtype, cpu_isa())),
       layers_(static_cast<std::size_t>(options.shape.num_layers)) {
+  mlp_.shape = &shape_;
   for (std::size_t i = 0; i < layers_.size(); ++i) {
+    layouts_.push_back(kv_layout_of(options, static_cast<int>(i)));
+    heads_of_layer_.push_back(own_heads(shape_, options.part.attention, static_cast<int>(i)));
+    if (shape_.latent.used()) {
+      layers_[i].latent_heads.resize(static_cast<std::size_t>(own_.num_heads));
+    }
     layers_[i].o.resize(static_cast<std::size_t>(num_parts(Weight::o, options)));
     layers_[i].experts.resize(options.part.experts[i].size());
   }
 }
 
-AlignedBuffer CpuLayers::floats_of(const void* data, std::int64_t count) const {
-  AlignedBuffer floats(static_cast<std::size_t>(count) * sizeof(float));
-  kernels_.to_float(data, floats.as<float>(), count);
-  return floats;
-}
-
-AlignedBuffer& CpuLayers::vector_place(const WeightInfo& info) {
+AlignedBuffer& CpuLayers::vector_place(const WeightInfo& info, int local_expert) {
   if (info.id == Weight::final_norm) return final_norm_;
   CpuLayer& weights = layers_[static_cast<std::size_t>(info.layer)];
+  CpuMlp& mlp =
+      local_expert >= 0 ? weights.experts[static_cast<std::size_t>(local_expert)] : weights.dense;
   switch (info.id) {
     case Weight::attention_norm:
       return weights.attention_norm;
@@ -72,6 +89,26 @@ AlignedBuffer& CpuLayers::vector_place(const WeightInfo& info) {
       return weights.ffn_norm;
     case Weight::q_norm:
       return weights.q_norm;
+    case Weight::qkv_bias:
+      return weights.qkv_bias;
+    case Weight::output_bias:
+      return weights.output_bias;
+    case Weight::sinks:
+      return weights.sinks;
+    case Weight::router_bias:
+      return weights.router_bias;
+    case Weight::selection_bias:
+      return weights.selection_bias;
+    case Weight::gate_bias:
+      return mlp.gate_bias;
+    case Weight::up_bias:
+      return mlp.up_bias;
+    case Weight::down_bias:
+      return mlp.down_bias;
+    case Weight::q_latent_norm:
+      return weights.q_latent_norm;
+    case Weight::kv_latent_norm:
+      return weights.kv_latent_norm;
     default:
       return weights.k_norm;
   }
@@ -94,8 +131,42 @@ std::span<PackedWeight> CpuLayers::matrix_places(const WeightInfo& info, int loc
       return one(mlp.up);
     case Weight::gate:
       return one(mlp.gate);
+    case Weight::shared_up:
+      return one(weights.shared.up);
+    case Weight::shared_gate:
+      return one(weights.shared.gate);
+    case Weight::shared_down:
+      return one(weights.shared.down);
+    case Weight::shared_router:
+      return one(weights.shared_router);
+    case Weight::q_up:
+      return one(weights.q_up);
     default:
       return one(mlp.down);
+  }
+}
+
+void CpuLayers::load_latent_heads(const WeightInfo& info, const void* data) {
+  std::vector<CpuLatentHead>& heads = layers_[static_cast<std::size_t>(info.layer)].latent_heads;
+  const auto cols = static_cast<int>(info.cols);
+  const int rows = static_cast<int>(info.rows / std::ssize(heads));
+  const auto element = static_cast<std::size_t>(element_bytes_);
+  AlignedBuffer turned(static_cast<std::size_t>(rows) * static_cast<std::size_t>(cols) * element);
+  const char* from = static_cast<const char*>(data);
+  for (CpuLatentHead& head : heads) {
+    PackedWeight& place = info.id == Weight::k_up ? head.k_up : head.v_up;
+    place = gemm_->pack(from, rows, cols);
+    for (int r = 0; info.id == Weight::k_up && r < rows; ++r) {
+      for (int c = 0; c < cols; ++c, from += element) {
+        std::memcpy(turned.as<char>() + static_cast<std::size_t>(c * rows + r) * element, from,
+                    element);
+      }
+    }
+    if (info.id == Weight::k_up) {
+      head.k_down = gemm_->pack(turned.data(), cols, rows);
+    } else {
+      from += static_cast<std::size_t>(rows) * static_cast<std::size_t>(cols) * element;
+    }
   }
 }
 
@@ -104,8 +175,8 @@ void CpuLayers::load(const WeightInfo& info, int local_expert, const void* data)
     const auto bytes = static_cast<std::size_t>(info.num_elements() * element_bytes_);
     if (embedding_.bytes() != static_cast<std::int64_t>(bytes)) embedding_ = AlignedBuffer(bytes);
     std::memcpy(embedding_.data(), data, bytes);
-  } else if (info.use == Use::vector) {
-    vector_place(info) = floats_of(data, info.rows);
+  } else if (info.id == Weight::k_up || info.id == Weight::v_up) {
+    load_latent_heads(info, data);
   } else {
     const std::span<PackedWeight> parts = matrix_places(info, local_expert);
     const std::int64_t rows = info.rows / std::ssize(parts);
@@ -117,20 +188,44 @@ void CpuLayers::load(const WeightInfo& info, int local_expert, const void* data)
   }
 }
 
+void CpuLayers::load_vector(const WeightInfo& info, int local_expert, const float* data) {
+  const auto bytes = static_cast<std::size_t>(info.rows) * sizeof(float);
+  AlignedBuffer floats(bytes);
+  std::memcpy(floats.data(), data, bytes);
+  vector_place(info, local_expert) = std::move(floats);
+}
+
+void CpuLayers::prepare_weight(const WeightInfo& info, int local_expert) {
+  const auto take = [&](const PackedWeight& weight, Finish finish) {
+    memory_.weights += weight.bytes();
+    gemm_->prepare(weight, finish);
+  };
+  if (info.use == Use::vector) {
+    memory_.weights += vector_place(info, local_expert).bytes();
+  } else if (info.id == Weight::k_up || info.id == Weight::v_up) {
+    for (CpuLatentHead& head : layers_[static_cast<std::size_t>(info.layer)].latent_heads) {
+      if (info.id == Weight::k_up) {
+        take(head.k_up, Finish::rounded);
+        take(head.k_down, Finish::rounded);
+      } else {
+        take(head.v_up, Finish::rounded);
+      }
+    }
+  } else if (info.id != Weight::embedding) {
+    const std::span<PackedWeight> parts = matrix_places(info, local_expert);
+    for (const PackedWeight& part : parts) {
+      take(part, finish_of(info.id, options_));
+      if (parts.size() > 1) gemm_->prepare(part, finish_of_a_part);
+    }
+    if (info.id == Weight::shared_down) gemm_->prepare(parts.front(), Finish::rounded);
+  }
+}
+
 void CpuLayers::prepare() {
   memory_ = {};
   memory_.weights = embedding_.bytes();
   for_each_weight(shape_, options_.part, [&](const WeightInfo& info, int, int local_expert) {
-    if (info.use == Use::vector) {
-      memory_.weights += vector_place(info).bytes();
-    } else if (info.id != Weight::embedding) {
-      const std::span<PackedWeight> parts = matrix_places(info, local_expert);
-      for (const PackedWeight& part : parts) {
-        memory_.weights += part.bytes();
-        gemm_->prepare(part, finish_of(info.id, options_));
-        if (parts.size() > 1) gemm_->prepare(part, finish_of_a_part);
-      }
-    }
+    prepare_weight(info, local_expert);
   });
   HostArena arena(HostArena::Mode::take);
   work_ = CpuWorkspace(options_, arena);
@@ -140,37 +235,49 @@ void CpuLayers::prepare() {
   const std::int64_t rows = options_.most_attention_rows();
   positions_.resize(static_cast<std::size_t>(rows));
   pages_.resize(static_cast<std::size_t>(rows));
-  attend_plan_.reserve(rows, work_.attend);
+  for (const AttendLimits& limits : work_.attend) attend_plan_.reserve(rows, limits);
+  latent_rows_.reserve(static_cast<std::size_t>(rows));
   const auto parts = static_cast<std::size_t>(num_parts(Weight::o, options_));
   parts_.in.reserve(most_rows_at_once);
   parts_.out.reserve(most_rows_at_once * parts);
   parts_.products.reserve(most_rows_at_once / tile_rows * parts);
+  reserve_latents();
 }
+
+namespace {
+/// Calls visit(data, bytes) for all that an expert consists of, in an order of its own.
+template <class Visit>
+void for_parts(const CpuMlp& mlp, const Visit& visit) {
+  for (const PackedWeight* weight : {&mlp.up, &mlp.gate, &mlp.down}) {
+    if (!weight->empty()) visit(weight->data(), weight->bytes());
+  }
+  for (const AlignedBuffer* bias : {&mlp.up_bias, &mlp.gate_bias, &mlp.down_bias}) {
+    if (bias->bytes() > 0) visit(bias->data(), bias->bytes());
+  }
+}
+}  // namespace
 
 std::int64_t CpuLayers::expert_bytes(int layer) const {
   if (layers_[static_cast<std::size_t>(layer)].experts.empty()) return 0;
-  const CpuMlp& mlp = expert_of(layer, 0);
-  return mlp.up.bytes() + mlp.gate.bytes() + mlp.down.bytes();
+  std::int64_t sum = 0;
+  for_parts(expert_of(layer, 0), [&](void*, std::int64_t bytes) { sum += bytes; });
+  return sum;
 }
 
 void CpuLayers::read_expert(int layer, int local_expert, std::span<std::byte> bytes) const {
   std::byte* to = bytes.data();
-  const CpuMlp& mlp = expert_of(layer, local_expert);
-  for (const PackedWeight* weight : {&mlp.up, &mlp.gate, &mlp.down}) {
-    if (weight->empty()) continue;
-    std::memcpy(to, weight->data(), static_cast<std::size_t>(weight->bytes()));
-    to += weight->bytes();
-  }
+  for_parts(expert_of(layer, local_expert), [&](void* part, std::int64_t size) {
+    std::memcpy(to, part, static_cast<std::size_t>(size));
+    to += size;
+  });
 }
 
 void CpuLayers::write_expert(int layer, int local_expert, std::span<const std::byte> bytes) {
   const std::byte* from = bytes.data();
-  const CpuMlp& mlp = expert_of(layer, local_expert);
-  for (const PackedWeight* weight : {&mlp.up, &mlp.gate, &mlp.down}) {
-    if (weight->empty()) continue;
-    std::memcpy(weight->data(), from, static_cast<std::size_t>(weight->bytes()));
-    from += weight->bytes();
-  }
+  for_parts(expert_of(layer, local_expert), [&](void* part, std::int64_t size) {
+    std::memcpy(part, from, static_cast<std::size_t>(size));
+    from += size;
+  });
 }
 
 std::string CpuLayers::description() const {

@@ -114,6 +114,9 @@ class CudaBackend final : public Backend {
     return layers_.attention(mine, layer, part);
   }
   Event mlp(Chunk& chunk, int layer) override { return layers_.mlp(known(chunk, layer), layer); }
+  Event shared_expert(Chunk& /*chunk*/, int /*layer*/) override {
+    fail("cannot compute shared experts on CUDA; use --backend cpu");  // check_shape() has refused
+  }
   Event route(Chunk& chunk, int layer, RouteTo to) override {
     if (to == RouteTo::nodes) require_across();
     return layers_.route(known(chunk, layer), layer, to);
@@ -152,8 +155,10 @@ class CudaBackend final : public Backend {
   Event save_x(const Chunk& chunk, float* x) override {
     return layers_.save_x(static_cast<const cuda::CudaChunk&>(chunk), x);
   }
-  Event save_choices(const Chunk& chunk, std::int32_t* experts, float* weights) override {
-    return layers_.save_choices(static_cast<const cuda::CudaChunk&>(chunk), experts, weights);
+  Event save_choices(const Chunk& chunk, std::int32_t* experts, float* weights,
+                     float* given_up) override {
+    return layers_.save_choices(static_cast<const cuda::CudaChunk&>(chunk), experts, weights,
+                                given_up);
   }
   Event save_kv(int layer, std::span<const std::int32_t> pages, int first_position,
                 int num_positions, void* keys, void* values) override {

@@ -162,6 +162,8 @@ struct RouteArgs {
   bool renormalise = true;
   bool forced = false;              ///< `experts` are given, not chosen
   bool forced_weights = false;      ///< so are `weights`
+  const float* offsets = nullptr;   ///< [T, experts], see ChoiceOffsets; null: none
+  float* given_up = nullptr;        ///< [T], with offsets: see Backend::save_choices
   std::int32_t* experts = nullptr;  ///< [T, top_k]
   float* weights = nullptr;         ///< [T, top_k]
   std::int32_t* chosen = nullptr;   ///< [T, top_k], replicas, indices into the table

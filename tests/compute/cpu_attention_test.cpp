@@ -48,7 +48,7 @@ struct AttentionCase {
         dtype(type),
         width(shape.q_width() + 2 * shape.kv_width()),
         layout{shape.num_heads, shape.num_kv_heads, shape.head_dim, (shape.head_dim + 15) / 16 * 16,
-               64},
+               64, shape.head_dim},
         rows(random.matrix(tokens, width, std::sqrt(width))) {
     for (int page = (tokens + 63) / 64; page > 0; --page) pages.push_back(page > 1 ? page + 1 : 1);
     const bool whole = shape.qk_norm == QkNorm::whole_row;
@@ -103,7 +103,7 @@ struct AttentionCase {
     const std::vector<float> k_floats(k_norm.begin(), k_norm.end());
     compute::RopeArgs rope;
     rope.layout = layout;
-    rope.tables = {coarse.data(), fine.data()};
+    rope.tables = {coarse.data(), fine.data(), shape.head_dim};
     rope.norm = shape.qk_norm;
     rope.q_norm = q_floats.data();
     rope.k_norm = k_floats.data();
@@ -142,6 +142,7 @@ struct AttentionCase {
       args.kv_head = head;
       args.num_heads = shape.num_heads / shape.num_kv_heads;
       args.first_head = head * args.num_heads;
+      args.scale = shape.logit_scale();
       args.scratch = scratch.as<float>();
       if (!in_splits) {
         kernels.attend(args);

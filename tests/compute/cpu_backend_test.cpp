@@ -14,6 +14,7 @@
 #include "compute/error.hpp"
 #include "tests/compute/model_checks.hpp"
 #include "tests/count_allocations.hpp"
+#include "tests/described_kinds.hpp"
 
 namespace atl::testing {
 namespace {
@@ -48,6 +49,30 @@ TEST_P(CpuModel, SameBitsWhateverThePiecesAndThreads) {
 
 INSTANTIATE_TEST_SUITE_P(Kinds, CpuModel, ::testing::ValuesIn(model_kinds()),
                          [](const auto& kind_info) { return kind_info.param.name; });
+
+INSTANTIATE_TEST_SUITE_P(DescribedKinds, CpuModel, ::testing::ValuesIn(described_kinds()),
+                         [](const auto& kind_info) { return kind_info.param.name; });
+
+/// Rows after the prompt attend to latents themselves: their bits, too, are the same in all pieces.
+TEST(CpuBackend, GeneratedTokensAttendToLatents) {
+  for (const ModelKind& kind : described_kinds()) {
+    if (!kind.shape.latent.used()) continue;
+    for (const DType dtype : {DType::float32, DType::bfloat16}) {
+      const auto model = random_model(kind.shape, dtype, 11);
+      const auto tokens = Random(5, dtype).tokens(150, kind.shape.vocab);
+      SingleRank rank(model, {.dtype = dtype, .prompt = 70});
+      const auto whole = rank.logits(tokens, 150);
+      SingleRank two(model, {.dtype = dtype, .num_threads = 2, .prompt = 70});
+      for (const int piece : {1, 33, 90}) EXPECT_EQ(two.logits(tokens, piece), whole) << piece;
+      const auto expanded = SingleRank(model, {.dtype = dtype}).logits(tokens, 150);
+      EXPECT_NE(expanded, whole) << kind.name;  // else it was not another way
+      if (dtype != DType::float32) continue;
+      EXPECT_LT(largest_difference(rank.log_probs(tokens, 150),
+                                   reference::log_probs(model, tokens)),
+                1e-4);
+    }
+  }
+}
 
 TEST(CpuBackend, SequencesInOneChunkDoNotTouchEachOther) {
   const auto model = random_model(tiny_shape(), DType::bfloat16, 3);

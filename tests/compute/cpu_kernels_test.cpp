@@ -53,6 +53,20 @@ class CpuKernels : public ::testing::TestWithParam<std::tuple<const char*, DType
       ASSERT_NEAR(got[i], wanted[i], tolerance(wanted[i])) << "element " << i;
     }
   }
+  /// Experts and weights of softmax scores.
+  void choose(std::vector<float>& logits, int top_k, bool normalise,
+              std::vector<std::int32_t>& experts, std::vector<float>& weights) const {
+    const Router router;
+    compute::ChooseArgs args;
+    args.router = &router;
+    args.normalise = normalise;
+    args.num_experts = static_cast<int>(logits.size());
+    args.top_k = top_k;
+    args.logits = logits.data();
+    args.experts = experts.data();
+    args.weights = weights.data();
+    kernels_->choose(args);
+  }
   static std::vector<float> floats(const std::vector<double>& values) {
     return {values.begin(), values.end()};
   }
@@ -160,8 +174,7 @@ TEST_P(CpuKernels, TopKOfTheSoftmaxWithTies) {
       for (const auto& row : router) logits.push_back(static_cast<float>(row[0]));
       std::vector<std::int32_t> chosen(4);
       std::vector<float> weights(4);
-      kernels_->top_k(logits.data(), experts, shape.top_k, renormalise, chosen.data(),
-                      weights.data());
+      choose(logits, shape.top_k, renormalise, chosen, weights);
       for (std::size_t j = 0; j < wanted.size(); ++j) {
         EXPECT_EQ(chosen[j], wanted[j].expert);
         EXPECT_NEAR(weights[j], wanted[j].weight, 1e-6);
@@ -216,7 +229,7 @@ TEST_P(CpuKernels, TopKChoosesDifferentExpertsWhateverTheLogits) {
         const int top_k = std::min(experts - 1, 4);
         std::vector<std::int32_t> chosen(4, -1);
         std::vector<float> weights(4);
-        kernels_->top_k(logits.data(), experts, top_k, true, chosen.data(), weights.data());
+        choose(logits, top_k, true, chosen, weights);
         for (int j = 0; j < top_k; ++j) {
           const auto expert = chosen[static_cast<std::size_t>(j)];
           const bool known = bad == -infinite;

@@ -31,9 +31,10 @@ class Changed final : public Gemm {
   PackedWeight pack(const void* weight, int n, int k) override { return own_.pack(weight, n, k); }
   std::int64_t packed_bytes(int n, int k) const override { return own_.packed_bytes(n, k); }
   void prepare(const PackedWeight& weight, Finish finish) override { own_.prepare(weight, finish); }
-  void run(const PackedWeight& weight, const void* in, std::int64_t rows, void* out,
-           Finish finish) override {
-    own_.run(weight, in, rows, out, finish);
+  using Gemm::run;
+  void run(const PackedWeight& weight, const void* in, std::int64_t rows, void* out, Finish finish,
+           const float* bias) override {
+    own_.run(weight, in, rows, out, finish, bias);
     const std::int64_t last = rows * weight.n() - 1;
     if (finish == Finish::float32 && spoils_(weight.n(), rows, threads_)) {
       static_cast<float*>(out)[last] = std::nextafter(static_cast<float*>(out)[last], 0.0F);

@@ -35,5 +35,18 @@ void swiglu(const float* gate, const void* up, void* out, std::int64_t count) {
   }
 }
 
+template <class T>
+void swiglu_clamped(const float* gate, const void* up, void* out, std::int64_t count, float limit,
+                    float alpha) {
+  T* to = static_cast<T*>(out);
+  const T* factor = static_cast<const T*>(up);
+  const Vec most = broadcast(limit);
+  for (std::int64_t i = 0; i < count; i += lanes) {
+    const Vec g = min(load(gate + i, count - i), most);
+    const Vec u = max(min(load(factor + i, count - i), most), broadcast(0) - most);
+    store(to + i, times_sigmoid(g, g * broadcast(alpha)) * (u + broadcast(1.0F)), count - i);
+  }
+}
+
 }  // namespace
 }  // namespace atl::compute

@@ -7,212 +7,17 @@
 // other queries share its block, nor on whether the same thread did all splits: a decoded token and
 // the same token in a prefill agree bit by bit.
 
-#include <cmath>
+#include <cstring>
 #include <limits>
 #include <type_traits>
 
 #include "compute/cpu/kernels.hpp"
+#include "compute/cpu/kernels/attention_blocks.hpp"
 #include "compute/cpu/kernels/kv_pages.hpp"
 #include "compute/cpu/kernels/simd.hpp"
 
 namespace atl::compute {
 namespace {
-
-// Registers of a block: block_queries x block_vectors accumulators.
-constexpr int block_queries = 6;
-constexpr int block_vectors = lanes == 16 ? 4 : 2;
-
-constexpr std::int64_t line_bytes = 64;
-
-/// The bytes that will be read after those which a loop reads now, fetched along with it: the
-/// hardware follows one stream inside a page of 4 KiB, which is shorter than most of ours.
-struct Ahead {
-  const char* begin;
-
-  /// Bytes [offset, offset + count).
-  void fetch(std::int64_t offset, std::int64_t count) const {
-#pragma GCC unroll 8
-    for (std::int64_t i = 0; i < count; i += line_bytes) {
-      __builtin_prefetch(begin + offset + i, 0, 3);
-    }
-  }
-};
-/// For panels that some other block of queries has fetched.
-struct NothingAhead {
-  void fetch(std::int64_t /*offset*/, std::int64_t /*count*/) const {}
-};
-
-// Queries as the score kernel reads them: float32, or pairs of bfloat16 for the dot product.
-template <class T>
-struct Query {
-  using type = float;
-};
-#if defined(ATL_BF16_PAIRS)
-template <>
-struct Query<Bf16> {
-  using type = Bf16;
-};
-#endif
-
-/// One dimension of block_vectors vectors of keys; of bfloat16, number `i` of the pair at `key`.
-template <class T>
-inline void load_keys(const T* key, int i, Vec (&keys)[block_vectors]) {
-#pragma GCC unroll 8
-  for (int v = 0; v < block_vectors; ++v) {
-    if constexpr (__is_same(T, Bf16)) {
-      keys[v] = i % 2 == 0 ? load_even(key + v * 2 * lanes) : load_odd(key + v * 2 * lanes);
-    } else {
-      keys[v] = load(key + v * lanes);
-    }
-  }
-}
-
-/// scores[q][0..63] = q . keys of one panel; queries are `q_stride` apart, scores 64. Fetches as
-/// many bytes as the panel has.
-template <int Rows, class Next, class T>
-inline void scores_of(const float* q, std::int64_t q_stride, const T* panel, int head_dim,
-                      float* scores, Next next) {
-  constexpr std::int64_t pair_bytes = block_vectors * lanes * 2 * sizeof(T);
-  for (int t = 0; t < panel_tokens; t += block_vectors * lanes) {
-    Vec acc[Rows][block_vectors];
-#pragma GCC unroll 8
-    for (int r = 0; r < Rows; ++r) {
-#pragma GCC unroll 8
-      for (int v = 0; v < block_vectors; ++v) acc[r][v] = broadcast(0);
-    }
-    for (int pair = 0; pair < head_dim; pair += 2) {  // head_dim is even
-      next.fetch(std::int64_t{t} * head_dim * sizeof(T) + pair / 2 * pair_bytes, pair_bytes);
-#pragma GCC unroll 2
-      for (int i = pair; i < pair + 2; ++i) {
-        Vec keys[block_vectors];
-        load_keys(panel + key_offset(panel, __is_same(T, Bf16) ? pair : i, t), i - pair, keys);
-#pragma GCC unroll 8
-        for (int r = 0; r < Rows; ++r) {
-          const Vec x = broadcast(q[r * q_stride + i]);
-#pragma GCC unroll 8
-          for (int v = 0; v < block_vectors; ++v) acc[r][v] = fma(x, keys[v], acc[r][v]);
-        }
-      }
-    }
-#pragma GCC unroll 8
-    for (int r = 0; r < Rows; ++r) {
-#pragma GCC unroll 8
-      for (int v = 0; v < block_vectors; ++v) {
-        store(scores + r * panel_tokens + t + v * lanes, acc[r][v]);
-      }
-    }
-  }
-}
-
-#if defined(ATL_BF16_PAIRS)
-/// The same with exact products of bfloat16 pairs, two multiply-adds per lane and instruction.
-template <int Rows, class Next>
-inline void scores_of(const Bf16* q, std::int64_t q_stride, const Bf16* panel, int head_dim,
-                      float* scores, Next next) {
-  Vec acc[Rows][4];
-#pragma GCC unroll 8
-  for (int r = 0; r < Rows; ++r) {
-#pragma GCC unroll 8
-    for (int v = 0; v < 4; ++v) acc[r][v] = broadcast(0);
-  }
-  for (int i = 0; i < head_dim; i += 2) {
-    next.fetch(std::int64_t{i} * (panel_tokens * 2), 4 * line_bytes);
-    Pairs key[4];
-#pragma GCC unroll 8
-    for (int v = 0; v < 4; ++v) key[v] = load_pairs(panel + i * panel_tokens + v * 32);
-#pragma GCC unroll 8
-    for (int r = 0; r < Rows; ++r) {
-      const Pairs both = broadcast_pair(q + r * q_stride + i);
-#pragma GCC unroll 8
-      for (int v = 0; v < 4; ++v) acc[r][v] = dot(acc[r][v], both, key[v]);
-    }
-  }
-#pragma GCC unroll 8
-  for (int r = 0; r < Rows; ++r) {
-#pragma GCC unroll 8
-    for (int v = 0; v < 4; ++v) store(scores + r * panel_tokens + v * 16, acc[r][v]);
-  }
-}
-#endif
-
-/// Softmax state of one query: running maximum, sums per lane, the factor for what came before.
-struct Running {
-  float* top;
-  float* sums;  // [16]
-  float factor;
-};
-
-/// Turns the scores of one panel into weights relative to the new maximum; `valid` >= 1 keys
-/// count.
-inline void soften(float* scores, int valid, float scale, Running& state) {
-  const Vec lowest = broadcast(-std::numeric_limits<float>::infinity());
-  Vec top = lowest;
-  for (int t = 0; t < valid; t += lanes) {
-    const int count = valid - t < lanes ? valid - t : lanes;
-    top = max(top, first_lanes(count, load(scores + t), lowest));
-  }
-  const float panel_top = largest(top);
-  const float before = *state.top;
-  const float now = panel_top > before ? panel_top : before;
-  *state.top = now;
-  const Vec shift = broadcast(now);
-  state.factor = now == before ? 1.0F : exp(broadcast((before - now) * scale))[0];
-  Vec total = load(state.sums) * broadcast(state.factor);
-  for (int t = 0; t < valid; t += lanes) {
-    const int count = valid - t < lanes ? valid - t : lanes;
-    const Vec e = exp((load(scores + t) - shift) * broadcast(scale));
-    const Vec weight = first_lanes(count, e, broadcast(0));
-    store(scores + t, weight);
-    total = total + weight;
-  }
-  store(state.sums, total);
-}
-
-/// out[q][dims] = out * factor[q] + weights[q][0..limits[q]) . values[.][dims], Vectors vectors
-/// wide. A query's limit is at least that of the one before; values beyond it are not multiplied,
-/// since 0 times one that is not finite would be NaN. Fetches as many bytes as it reads.
-template <int Rows, int Vectors, class Next, class T>
-inline void blend(const float* weights, const float* factors, const int* limits, const T* values,
-                  std::int64_t value_stride, float* out, std::int64_t out_stride, Next next) {
-  constexpr std::int64_t token_bytes = Vectors * lanes * sizeof(T);
-  Vec acc[Rows][Vectors];
-#pragma GCC unroll 8
-  for (int r = 0; r < Rows; ++r) {
-#pragma GCC unroll 8
-    for (int v = 0; v < Vectors; ++v) {
-      acc[r][v] = load(out + r * out_stride + v * lanes) * broadcast(factors[r]);
-    }
-  }
-  int t = 0;
-  for (; t < limits[0]; ++t) {
-    next.fetch(t * token_bytes, token_bytes);
-    Vec value[Vectors];
-#pragma GCC unroll 8
-    for (int v = 0; v < Vectors; ++v) value[v] = load(values + t * value_stride + v * lanes);
-#pragma GCC unroll 8
-    for (int r = 0; r < Rows; ++r) {
-      const Vec w = broadcast(weights[r * panel_tokens + t]);
-#pragma GCC unroll 8
-      for (int v = 0; v < Vectors; ++v) acc[r][v] = fma(w, value[v], acc[r][v]);
-    }
-  }
-  for (; t < limits[Rows - 1]; ++t) {  // only some of the queries see these
-#pragma GCC unroll 8
-    for (int r = 1; r < Rows; ++r) {
-      if (t >= limits[r]) continue;
-      const Vec w = broadcast(weights[r * panel_tokens + t]);
-#pragma GCC unroll 8
-      for (int v = 0; v < Vectors; ++v) {
-        acc[r][v] = fma(w, load(values + t * value_stride + v * lanes), acc[r][v]);
-      }
-    }
-  }
-#pragma GCC unroll 8
-  for (int r = 0; r < Rows; ++r) {
-#pragma GCC unroll 8
-    for (int v = 0; v < Vectors; ++v) store(out + r * out_stride + v * lanes, acc[r][v]);
-  }
-}
 
 /// Softmax of n queries over some of their keys, before it is divided by its sums: [n] each.
 struct SplitState {
@@ -228,6 +33,14 @@ struct SplitState {
     std::memset(sums, 0, static_cast<std::size_t>(n) * 16 * sizeof(float));
     for (int i = 0; i < n; ++i) top[i] = -std::numeric_limits<float>::infinity();
   }
+
+  /// Query i becomes what it is in `from`.
+  void copy(const SplitState& from, int i, int stride) const {
+    std::memcpy(out + std::int64_t{i} * stride, from.out + std::int64_t{i} * stride,
+                static_cast<std::size_t>(stride) * sizeof(float));
+    std::memcpy(sums + std::int64_t{i} * 16, from.sums + std::int64_t{i} * 16, 16 * sizeof(float));
+    top[i] = from.top[i];
+  }
 };
 
 /// What attend() works on.
@@ -240,7 +53,24 @@ struct QueryTile {
   typename Query<T>::type* q;
   float* scores;  // [block_queries][64]
   float scale;
+  T* panel;  // of latents: the keys at hand, [64 * head_dim]
 };
+
+/// Elements [count][width] of rows `stride` apart as a panel of keys.
+template <class T>
+inline void store_panel(const T* rows, std::int64_t stride, int count, int width, T* panel) {
+  if constexpr (__is_same(T, Bf16)) {
+    for (int i = 0; i < width; i += 2) {
+      T* to = panel + key_offset(panel, i, 0);
+      for (int t = 0; t < count; ++t) std::memcpy(to + 2 * t, rows + t * stride + i, 2 * sizeof(T));
+    }
+  } else {
+    for (int i = 0; i < width; ++i) {
+      T* to = panel + key_offset(panel, i, 0);
+      for (int t = 0; t < count; ++t) to[t] = rows[t * stride + i];
+    }
+  }
+}
 
 /// The keys and values of 64 positions from `start` on.
 template <class T>
@@ -248,13 +78,25 @@ struct Panel {
   int start;
   const T* keys;
   const T* values;
+  std::int64_t value_stride;
 
-  Panel(const AttendArgs& args, int from) : start(from) {
+  Panel(const AttendArgs& args, int from) : start(from), value_stride(args.layout.value_stride) {
     const KvLayout& layout = args.layout;
     const std::int64_t token = start % layout.page_tokens;
     keys = head_of<T>(layout, args.kv, args.pages[start / layout.page_tokens], args.kv_head);
     values = keys + layout.keys_per_head() + token * layout.value_stride;
     keys += token * layout.head_dim;
+  }
+
+  /// Of latents, whose keys are copied to tile.panel; `end` is the last position that is there.
+  Panel(const QueryTile<T>& tile, int from, int end)
+      : start(from), keys(tile.panel), value_stride(tile.args.layout.latent_stride) {
+    const KvLayout& layout = tile.args.layout;
+    values = static_cast<const T*>(tile.args.kv) +
+             tile.args.pages[start / layout.page_tokens] * layout.page_elements() +
+             start % layout.page_tokens * layout.latent_stride;
+    const int count = end - start < panel_tokens ? end - start : panel_tokens;
+    store_panel(values, layout.latent_stride, count, layout.head_dim, tile.panel);
   }
 };
 
@@ -289,26 +131,30 @@ void attend_block(const QueryTile<T>& tile, const SplitState& state, int first,
   scores_of<Rows, Next>(tile.q + first * tile.q_stride, tile.q_stride, panel.keys, layout.head_dim,
                         tile.scores, ahead(fetches.with_scores));
   float factors[Rows];
-  int limits[Rows];  // keys of the panel that a query sees
+  Seen<Rows> seen;
 #pragma GCC unroll 8
   for (int r = 0; r < Rows; ++r) {
     const int limit = args.first_position + (first + r) / tile.group + 1 - panel.start;
-    limits[r] = limit < panel_tokens ? limit : panel_tokens;
+    seen.limits[r] = limit < panel_tokens ? limit : panel_tokens;
+    const int low = args.window > 0 ? limit - args.window : 0;
+    seen.lows[r] = low < 0 ? 0 : low < panel_tokens ? low : panel_tokens;
     Running running{state.top + first + r, state.sums + (first + r) * 16, 1.0F};
-    soften(tile.scores + r * panel_tokens, limits[r], tile.scale, running);
+    if (seen.lows[r] < seen.limits[r]) {
+      soften(tile.scores + r * panel_tokens, seen.lows[r], seen.limits[r], tile.scale, running);
+    }
     factors[r] = running.factor;
   }
   const int stride = layout.value_stride;
   float* out = state.out + std::int64_t{first} * stride;
   int i = 0;
   for (; i + block_vectors * lanes <= stride; i += block_vectors * lanes) {
-    blend<Rows, block_vectors, Next>(tile.scores, factors, limits, panel.values + i, stride,
-                                     out + i, stride,
+    blend<Rows, block_vectors, Next>(tile.scores, factors, seen, panel.values + i,
+                                     panel.value_stride, out + i, stride,
                                      ahead(fetches.with_values + i * panel_tokens));
   }
   for (; i < stride; i += lanes) {
-    blend<Rows, 1, Next>(tile.scores, factors, limits, panel.values + i, stride, out + i, stride,
-                         ahead(fetches.with_values + i * panel_tokens));
+    blend<Rows, 1, Next>(tile.scores, factors, seen, panel.values + i, panel.value_stride, out + i,
+                         stride, ahead(fetches.with_values + i * panel_tokens));
   }
 }
 
@@ -340,6 +186,12 @@ int first_query(const QueryTile<T>& tile, int position) {
   return hidden_rows > 0 ? hidden_rows * tile.group : 0;
 }
 
+/// The first panel that a query of the tile sees a key of.
+inline int first_panel(const AttendArgs& args) {
+  const int first = args.first_position + 1 - args.window;
+  return args.window > 0 && first > 0 ? first / panel_tokens * panel_tokens : 0;
+}
+
 /// All queries against the keys of one split; `state` becomes that of the queries which see some.
 template <class T>
 void attend_split(const QueryTile<T>& tile, int split, const SplitState& state) {
@@ -348,16 +200,26 @@ void attend_split(const QueryTile<T>& tile, int split, const SplitState& state) 
   const int last = args.first_position + args.num_rows - 1;
   const int begin = split * split_tokens;
   const int end = begin + split_tokens <= last ? begin + split_tokens : last + 1;
-  for (int start = begin; start < end; start += panel_tokens) {
+  const int seen = first_panel(args);
+  const auto block_of = [&](int first) {
+    return tile.n - first < block_queries ? tile.n - first : block_queries;
+  };
+  for (int start = begin < seen ? seen : begin; start < end; start += panel_tokens) {
+    int first = first_query(tile, start);
+    if (tile.panel != nullptr) {
+      const Panel<T> panel(tile, start, last + 1);
+      const Fetches<T> nothing(panel, panel, args.layout.head_dim);
+      for (; first < tile.n; first += block_queries) {
+        attend_some<false>(tile, state, first, block_of(first), panel, nothing);
+      }
+      continue;
+    }
     const Panel<T> panel(args, start);
     const Panel<T> next(args, start + panel_tokens <= last ? start + panel_tokens : start);
     const Fetches<T> fetches(panel, next, args.layout.head_dim);
-    int first = first_query(tile, start);
-    int count = tile.n - first < block_queries ? tile.n - first : block_queries;
-    attend_some<true>(tile, state, first, count, panel, fetches);
-    for (first += count; first < tile.n; first += count) {
-      count = tile.n - first < block_queries ? tile.n - first : block_queries;
-      attend_some<false>(tile, state, first, count, panel, fetches);
+    attend_some<true>(tile, state, first, block_of(first), panel, fetches);
+    for (first += block_of(first); first < tile.n; first += block_of(first)) {
+      attend_some<false>(tile, state, first, block_of(first), panel, fetches);
     }
   }
 }
@@ -369,6 +231,12 @@ void merge_split(const QueryTile<T>& tile, const SplitState& total, const SplitS
   const int stride = tile.args.layout.value_stride;
   for (int i = first_query(tile, split * split_tokens); i < tile.n; ++i) {
     const float before = total.top[i];
+    const float none = -std::numeric_limits<float>::infinity();
+    if (part.top[i] == none) continue;  // it sees nothing of this split
+    if (before == none) {               // nor of those before
+      total.copy(part, i, stride);
+      continue;
+    }
     const float now = part.top[i] > before ? part.top[i] : before;
     total.top[i] = now;
     const Vec keep = exp(broadcast((before - now) * tile.scale));
@@ -383,17 +251,29 @@ void merge_split(const QueryTile<T>& tile, const SplitState& total, const SplitS
   }
 }
 
+/// What a query's output is multiplied by in the end: a sink joins the sum of its weights.
+template <class T>
+float inverse_sum(const QueryTile<T>& tile, const SplitState& total, int i, int head) {
+  const float weights = sum(load(total.sums + i * 16));
+  if (tile.args.sinks == nullptr) return 1.0F / weights;
+  const float top = total.top[i] * tile.scale;
+  const float sink = tile.args.sinks[head];
+  const float highest = sink > top ? sink : top;
+  const float keep = exp(broadcast(top - highest))[0];
+  return keep / (weights * keep + exp(broadcast(sink - highest))[0]);
+}
+
 /// Divides by the sums, rounds and writes the heads' outputs.
 template <class T>
 void write_outputs(const QueryTile<T>& tile, const SplitState& total) {
   const AttendArgs& args = tile.args;
-  const int d = args.layout.head_dim;
+  const int d = args.layout.value_dim;
   for (int i = 0; i < tile.n; ++i) {
     const int at = args.first_head + i % tile.group;
     T* to =
         static_cast<T*>(args.out) + (std::int64_t{i / tile.group} * args.layout.num_heads + at) * d;
     const float* out = total.out + std::int64_t{i} * args.layout.value_stride;
-    const Vec inverse = broadcast(1.0F / sum(load(total.sums + i * 16)));
+    const Vec inverse = broadcast(inverse_sum(tile, total, i, at));
     for (int j = 0; j < d; j += lanes) {
       // + 0 turns a negative zero, whose sign depends on the block, into a positive one.
       store(to + j, load(out + j) * inverse + broadcast(0), d - j);
@@ -418,7 +298,12 @@ template <class T>
 QueryTile<T> tile_of(const AttendArgs& args) {
   const int d = args.layout.head_dim;
   return {args,    args.num_heads, args.num_rows * args.num_heads,         (d + 15) / 16 * 16,
-          nullptr, nullptr,        1.0F / std::sqrt(static_cast<float>(d))};
+          nullptr, nullptr,        args.scale,                             nullptr};
+}
+
+template <class T>
+void pack_keys(const void* keys, int count, int head_dim, void* panel) {
+  store_panel(static_cast<const T*>(keys), head_dim, count, head_dim, static_cast<T*>(panel));
 }
 
 template <class T>
@@ -429,7 +314,12 @@ void attend(const AttendArgs& args) {
   tile.scores = args.scratch;
   float* states = tile.scores + block_queries * panel_tokens;
   const std::int64_t state_floats = attend_state_floats(args.layout, tile.n);
-  tile.q = reinterpret_cast<typename Query<T>::type*>(states + 2 * state_floats);
+  float* queries = states + 2 * state_floats;
+  if (args.layout.latent_width > 0) {
+    tile.panel = reinterpret_cast<T*>(queries);
+    queries += std::int64_t{panel_tokens} * d;
+  }
+  tile.q = reinterpret_cast<typename Query<T>::type*>(queries);
   for (int i = 0; i < tile.n; ++i) {
     const int head = args.first_head + i % tile.group;
     const T* q = static_cast<const T*>(args.qkv) + i / tile.group * args.qkv_stride + head * d;
@@ -443,9 +333,10 @@ void attend(const AttendArgs& args) {
   }
   const SplitState total(states, tile.n, stride);
   const SplitState part(states + state_floats, tile.n, stride);
-  attend_split(tile, 0, total);
+  const int first = first_panel(args) / split_tokens;
+  attend_split(tile, first, total);
   const int last = args.first_position + args.num_rows - 1;
-  for (int split = 1; split <= last / split_tokens; ++split) {
+  for (int split = first + 1; split <= last / split_tokens; ++split) {
     attend_split(tile, split, part);
     merge_split(tile, total, part, split);
   }

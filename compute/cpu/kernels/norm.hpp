@@ -58,5 +58,17 @@ void rms_norm(const float* x, const float* weight, float eps, void* out, std::in
   }
 }
 
+template <class T>
+void norm_in_place(void* x, const float* weight, float eps, std::int64_t rows, int width,
+                   std::int64_t stride) {
+  for (std::int64_t r = 0; r < rows; ++r) {
+    T* row = static_cast<T*>(x) + r * stride;
+    const Vec scale = broadcast(inverse_rms(row, width, eps));
+    for (int i = 0; i < width; i += lanes) {
+      store(row + i, load(row + i, width - i) * scale * load(weight + i, width - i), width - i);
+    }
+  }
+}
+
 }  // namespace
 }  // namespace atl::compute

@@ -17,6 +17,16 @@ void add(float* x, const void* y, std::int64_t count) {
   }
 }
 
+inline void add_floats(float* x, const float* y, std::int64_t count) {
+  add<float>(x, y, count);
+}
+
+inline void scale(float* x, float factor, std::int64_t count) {
+  for (std::int64_t i = 0; i < count; i += lanes) {
+    store(x + i, load(x + i, count - i) * broadcast(factor), count - i);
+  }
+}
+
 /// Of rows of F, rounded to T.
 template <class T, class F>
 void add_sum(float* x, const void* rows, std::int64_t stride, const void* own, int place,

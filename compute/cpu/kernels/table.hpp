@@ -30,10 +30,16 @@ Kernels make_table(const char* isa) {
   table.swiglu = &swiglu<T>;
   table.to_float = &to_float<T>;
   table.from_float = &from_float<T>;
+  table.swiglu_clamped = &swiglu_clamped<T>;
+  table.add_floats = &add_floats;
+  table.scale = &scale;
+  table.norm_in_place = &norm_in_place<T>;
   table.rope = &rope<T>;
+  table.latent_rope = &latent_rope<T>;
+  table.pack_keys = &pack_keys<T>;
   table.attend = &attend<T>;
   table.merge_splits = &merge_splits<T>;
-  table.top_k = &top_k;
+  table.choose = &choose;
   table.weights_of = &weights_of;
   table.merge = &merge<T>;
   table.fold = &fold<T>;

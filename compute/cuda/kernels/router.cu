@@ -80,6 +80,48 @@ __device__ std::uint64_t choose(const float (&p)[per_lane], const RouteArgs& arg
   return mine;
 }
 
+/// Larger numbers for larger values of either sign; never 0. NaN counts as one value.
+__device__ inline std::uint32_t ordered(float value) {
+  if (value != value) return 0xffffffffU;
+  const std::uint32_t bits = __float_as_uint(value);
+  return (bits & 0x80000000U) != 0 ? ~bits : bits | 0x80000000U;
+}
+
+/// As choose(), with the largest sums of probability and offset; what a lane returns has the
+/// probability alone.
+template <int per_lane>
+__device__ std::uint64_t choose_with(const float* offsets, const float (&p)[per_lane],
+                                     const RouteArgs& args, int lane, float& chosen) {
+  std::uint64_t keys[per_lane];  // 0: taken, or no expert
+#pragma unroll
+  for (int i = 0; i < per_lane; ++i) {
+    const int e = lane + i * warp_lanes;
+    keys[i] = e < args.num_experts
+                  ? (static_cast<std::uint64_t>(ordered(p[i] + offsets[e])) << 32U) |
+                        (0xffffffffU - static_cast<std::uint32_t>(e))
+                  : 0;
+  }
+  std::uint64_t mine = 0;
+  chosen = 0;
+  for (int j = 0; j < args.top_k; ++j) {
+    std::uint64_t best = 0;
+#pragma unroll
+    for (int i = 0; i < per_lane; ++i) best = keys[i] > best ? keys[i] : best;
+    best = warp_largest(best);
+    std::uint64_t key = 0;  // in all lanes but the one that holds the expert
+#pragma unroll
+    for (int i = 0; i < per_lane; ++i) {
+      if (keys[i] != best) continue;
+      key = rank_key(p[i], expert_of(best));
+      keys[i] = 0;
+    }
+    key = warp_largest(key);
+    mine = lane == j ? key : mine;
+    chosen += probability_of(key);
+  }
+  return mine;
+}
+
 /// Lane j returns the probability of the expert at `experts`[j] as choose() does; `chosen`
 /// likewise.
 template <int per_lane>
@@ -179,8 +221,13 @@ __global__ void __launch_bounds__(group_threads)
     float chosen = 0;
     softmax(args.logits + std::int64_t{t} * args.num_experts, args.num_experts, lane, p);
     const std::int64_t first = std::int64_t{t} * top_k;
-    const std::uint64_t key = args.forced ? take(p, args, args.experts + first, lane, chosen)
-                                          : choose(p, args, lane, chosen);
+    std::uint64_t key = args.forced ? take(p, args, args.experts + first, lane, chosen)
+                                    : choose(p, args, lane, chosen);
+    if (args.offsets != nullptr) {
+      const float own = chosen;
+      key = choose_with(args.offsets + std::int64_t{t} * args.num_experts, p, args, lane, chosen);
+      if (lane == 0) args.given_up[t] = own - chosen;
+    }
     if (lane < top_k && !args.forced_weights) {
       args.weights[first + lane] =
           args.renormalise ? probability_of(key) / chosen : probability_of(key);

@@ -5,8 +5,25 @@
 
 namespace atl::compute::cuda {
 
+namespace {
+
+/// The first thing of the model that this backend does not compute; null: there is none.
+const char* missing_kind(const ModelShape& s) {
+  if (s.latent.used()) return "attention over latents";
+  if (s.has_shared_expert()) return "shared experts";
+  if (s.router != Router()) return "routers other than softmax without groups, bias or scale";
+  if (s.qkv_bias || s.output_bias || s.expert_bias) return "biases";
+  if (s.activation == Activation::swiglu_clamped) return "clamped SwiGLU";
+  return is_plain(s) ? nullptr : "attention with windows, sinks, partial or scaled rope";
+}
+
+}  // namespace
+
 void check_shape(const BackendOptions& options) {
   const ModelShape& shape = options.shape;
+  const char* missing = missing_kind(shape);
+  require(missing == nullptr, "this model has {}, which are not supported on CUDA; use --backend cpu",
+          missing == nullptr ? "" : missing);
   const Part& part = options.part;
   require(shape.num_experts <= max_experts && shape.top_k <= max_top_k,
           "cannot route to {} of {} experts on CUDA (at most {} of {}); use --backend cpu",
