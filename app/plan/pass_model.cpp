@@ -96,6 +96,7 @@ auto PricedPasses::with_work(int rank, int pass, const Step& step, const Use& us
   const auto owner = static_cast<std::size_t>(s_.groups.group_of(Share::sequences, rank));
   const ChunkLoad& chunk = load.owners[owner][static_cast<std::size_t>(step.chunk)];
   StepWork work;
+  work.layer = step.layer;
   work.all_rows = chunk.rows;
   work.own_rows = own_rows(s_.groups, load, rank, step.chunk);
   work.segments = chunk.segments;
@@ -176,7 +177,7 @@ void PricedPasses::of_owner(int group, int pass, const Step& step,
   const PassLoad& load = s_.loads[static_cast<std::size_t>(pass)];
   const std::int64_t all = load.owners[sequences][static_cast<std::size_t>(step.chunk)].rows;
   const double element = row_bytes_ / s_.shape.hidden;
-  const double heads = static_cast<double>(s_.shape.q_width()) / count * element;
+  const double heads = static_cast<double>(s_.shape.heads_width()) / count * element;
   const compute::OutputCut cut = s_.form.output;
   const double sums = s_.costs.front().sums_per_member();
   for (int from = 0; from < count; ++from) {

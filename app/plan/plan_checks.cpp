@@ -88,7 +88,7 @@ class Checker {
           const GraphStep& other = rank.steps[static_cast<std::size_t>(dep)];
           // Rows come from the last step of the same chunk; others are waited for and no more.
           if (other.step.chunk == step.step.chunk && static_cast<std::size_t>(dep) < i &&
-              !counts_only(other, step)) {
+              !counts_only(other, step) && !beside(other, step)) {
             before = &other;
           }
         }
@@ -118,6 +118,10 @@ class Checker {
     return tells && other.out != step.in &&
            (step.step.kind == StepKind::counts || step.step.kind == StepKind::regroup ||
             step.step.kind == StepKind::collect || step.step.kind == StepKind::held_counts);
+  }
+  /// A shared expert works on the rows of x while others are on their way.
+  static bool beside(const GraphStep& other, const GraphStep& step) {
+    return other.step.kind == StepKind::shared_expert || step.step.kind == StepKind::shared_expert;
   }
   static bool begins(const GraphStep& s) {
     return s.step.kind == StepKind::embed || s.step.kind == StepKind::receive;

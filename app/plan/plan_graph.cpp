@@ -73,6 +73,7 @@ class Tensors {
       }
       case StepKind::attention:
       case StepKind::mlp:
+      case StepKind::shared_expert:
         return {x(step), x(step)};
       case StepKind::head: {
         const Tensor sampled{"sampled", own, 1, "i32"};
@@ -92,12 +93,14 @@ class Tensors {
   /// Where ranks share it.
   Pair of_attention(const Step& step) const {
     const std::int64_t all = all_rows(step), own = x(step).rows;
-    const std::int64_t width = shape_.q_width();
+    const std::int64_t width = shape_.heads_width();
+    const int place = pricer_.groups().place_of(Share::owner, rank_);
+    const auto share = compute::share_attention(shape_, members_, place, stage_.output);
     const bool by_rows = stage_.output == compute::OutputCut::rows;
     const bool sums = compute::is_sum(stage_.output);
     const Tensor normed = rows("normed", own, shape_.hidden);
     const Tensor gathered = rows("normed of all", all, shape_.hidden);
-    const Tensor qkv = rows("q, k, v", all, (width + 2 * shape_.kv_width()) / members_);
+    const Tensor qkv = rows("q, k, v", all, compute::own_heads(shape_, share).qkv_width());
     const Tensor own_heads = rows("own heads", all, width / members_);
     const Tensor heads = sums      ? own_heads
                          : by_rows ? rows("heads", own, width)

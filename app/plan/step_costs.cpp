@@ -50,6 +50,38 @@ double StepCosts::product(double rows, double depth, double columns) const {
          (nearest->depth * nearest->columns);
 }
 
+/// Keys and values, or latents, that segments see; a window hides those far back.
+template <class Product, class Attend>
+void StepCosts::attend_segments(const StepWork& work, const Product& product,
+                                const Attend& attend) const {
+  const AttentionKind kind = shape_.attention(std::max(0, work.layer));
+  const LatentAttention& latent = shape_.latent;
+  const auto window = static_cast<double>(kind.window);
+  double rows = 0;
+  for (const LoadSegment& segment : work.segments) {
+    const double n = static_cast<double>(segment.rows);
+    const double first = static_cast<double>(segment.first_position);
+    double seen = first + (n + 1) / 2, read = first + n;
+    if (window > 0) {
+      seen = std::min(seen, window);
+      read = std::min(read, window + n);
+    }
+    rows += n;
+    // A prompt's tokens attend to expanded keys and values, generated ones to latents.
+    const bool by_latents = latent.used() && n == 1;
+    const double widths = by_latents ? heads_.num_heads * (2.0 * latent.keys + latent.rope)
+                                     : heads_.q_width() + heads_.heads_width();
+    const double of_token = latent.used()
+                                ? latent.width()
+                                : heads_.num_kv_heads() * (shape_.head_dim + shape_.values_dim());
+    attend(2 * n * seen * widths, read * of_token * element_);
+  }
+  if (!latent.used()) return;
+  if (latent.queries > 0) product(rows, latent.queries, heads_.q_width());
+  product(rows, latent.keys,
+          heads_.num_heads * (shape_.head_dim - latent.rope) + heads_.heads_width());
+}
+
 /// Names what a step does: products(rows, depth, columns), attend(flops, bytes), rows(bytes).
 template <class Product, class Attend, class Rows>
 void StepCosts::visit(StepKind kind, const StepWork& work, const Product& product,
@@ -60,14 +92,7 @@ void StepCosts::visit(StepKind kind, const StepWork& work, const Product& produc
   const double row = hidden * element_;
   constexpr double stream = sizeof(float);  // of the residual stream
   const double moved = static_cast<double>(work.moved_rows) * row;
-  const auto attention = [&] {
-    for (const LoadSegment& segment : work.segments) {
-      const double n = static_cast<double>(segment.rows);
-      const double first = static_cast<double>(segment.first_position);
-      attend(4 * n * (first + (n + 1) / 2) * heads_.q_width(),
-             2 * (first + n) * heads_.kv_width() * element_);
-    }
-  };
+  const auto attention = [&] { attend_segments(work, product, attend); };
   const auto experts = [&](double columns_of_hidden) {
     double count = 0;
     for (const std::int64_t r : work.expert_rows) {
@@ -83,7 +108,7 @@ void StepCosts::visit(StepKind kind, const StepWork& work, const Product& produc
     case StepKind::attention:
       product(own, hidden, heads_.qkv_width());
       attention();
-      product(own, shape_.q_width(), hidden);
+      product(own, shape_.heads_width(), hidden);
       return rows(own * (2 * row + 2 * hidden * stream));
     case StepKind::norm:
       return rows(own * (row + hidden * stream));
@@ -92,15 +117,20 @@ void StepCosts::visit(StepKind kind, const StepWork& work, const Product& produc
     case StepKind::attend:
       return attention();
     case StepKind::output:
-      if (output_ == compute::OutputCut::rows) return product(own, shape_.q_width(), hidden);
-      if (compute::is_sum(output_)) return product(all, heads_.q_width(), hidden);
-      return product(all, shape_.q_width(), hidden / share_.members);
+      if (output_ == compute::OutputCut::rows) {
+        return product(own, shape_.heads_width(), hidden);
+      }
+      if (compute::is_sum(output_)) return product(all, heads_.heads_width(), hidden);
+      return product(all, shape_.heads_width(), hidden / share_.members);
     case StepKind::add:
       return rows(own * (compute::is_sum(output_) ? share_.members : 1) * row +
                   2 * own * hidden * stream);
     case StepKind::mlp:
       product(own, hidden, matrices() * shape_.intermediate);
       return rows(own * (2 * row + 2 * hidden * stream + shape_.intermediate * element_));
+    case StepKind::shared_expert:
+      product(own, hidden, matrices() * shape_.shared_intermediate);
+      return rows(own * (2 * row + 2 * hidden * stream));
     case StepKind::route:
       product(own, hidden, shape_.num_experts);
       return rows(own * (row + hidden * stream) + moved);

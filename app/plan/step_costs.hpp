@@ -15,6 +15,7 @@ namespace atl {
 
 /// What one step of a rank works on, counted.
 struct StepWork {
+  int layer = -1;
   std::int64_t own_rows = 0;  ///< of the chunk, this rank's
   std::int64_t all_rows = 0;  ///< of all that share attention
   std::span<const LoadSegment> segments;
@@ -50,7 +51,9 @@ class StepCosts {
   template <class Product, class Attend, class Rows>
   void visit(StepKind kind, const StepWork& work, const Product& product, const Attend& attend,
              const Rows& rows) const;
-  double matrices() const { return shape_.activation == Activation::swiglu ? 3 : 2; }
+  template <class Product, class Attend>
+  void attend_segments(const StepWork& work, const Product& product, const Attend& attend) const;
+  double matrices() const { return shape_.activation == Activation::gelu_tanh ? 2 : 3; }
 
   Machine machine_;
   ModelShape shape_;

@@ -22,6 +22,12 @@ namespace {
 /// Rows go with their counters up to this size, where they lie in host memory; see ChunkMoves.
 constexpr double first_message_of_hosts = 4000;
 
+/// What a layer's cache keeps of a token.
+double kv_elements(const ModelShape& shape) {
+  if (shape.latent.used()) return shape.latent.width();
+  return shape.num_kv_heads * (shape.head_dim + shape.values_dim());
+}
+
 /// All passes of a job, without their loads.
 struct WalkedJob {
   std::vector<PassCount> counts;
@@ -103,9 +109,10 @@ class LayoutPlanner {
     const double element = static_cast<double>(size_of(in_.dtype));
     const double of_row = gemm_flops_per_token(shape) / in_.machine.flops_per_s;
     const double of_position =
-        shape.num_layers * (count.phase == Phase::decode
-                                ? 2.0 * shape.kv_width() * element / in_.machine.bytes_per_s
-                                : 4.0 * shape.q_width() / in_.machine.flops_per_s);
+        shape.num_layers *
+        (count.phase == Phase::decode
+             ? kv_elements(shape) * element / in_.machine.bytes_per_s
+             : 2.0 * (shape.q_width() + shape.heads_width()) / in_.machine.flops_per_s);
     return static_cast<double>(count.most_rows) * of_row + count.positions * of_position;
   }
   double work_of(std::int64_t pass) const {

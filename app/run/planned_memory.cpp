@@ -20,15 +20,22 @@ const char* kind_of(const compute::WeightInfo& info) {
       return "embedding and head";
     case Weight::qkv:
     case Weight::o:
+    case Weight::q_up:
+    case Weight::k_up:
+    case Weight::v_up:
       return "attention";
     case Weight::router:
       return "routers";
+    case Weight::shared_gate:
+    case Weight::shared_up:
+    case Weight::shared_down:
+      return "shared experts";
     case Weight::gate:
     case Weight::up:
     case Weight::down:
       return info.per_expert ? "experts" : "dense layers";
     default:
-      return "norms";
+      return "norms and biases";
   }
 }
 

@@ -93,6 +93,9 @@ class CostedBackend final : public compute::Backend {
   compute::Event fold(compute::Chunk& c, int layer, const compute::NodeRows&) override {
     return run(StepKind::fold, layer, c);
   }
+  compute::Event shared_expert(compute::Chunk& c, int layer) override {
+    return run(StepKind::shared_expert, layer, c);
+  }
   compute::Event merge(compute::Chunk& c, int layer) override {
     return run(StepKind::merge, layer, c);
   }
@@ -109,7 +112,7 @@ class CostedBackend final : public compute::Backend {
     fail("no log-probabilities");
   }
   compute::Event save_x(const compute::Chunk&, float*) override { fail("no activations"); }
-  compute::Event save_choices(const compute::Chunk&, std::int32_t*, float*) override {
+  compute::Event save_choices(const compute::Chunk&, std::int32_t*, float*, float*) override {
     fail("no choices");
   }
   compute::Event save_kv(int, std::span<const std::int32_t>, int, int, void*, void*) override {
@@ -298,6 +301,7 @@ TEST(DriverOrder, SimulatorLaunchesTheSameStepsAtTheSameTimes) {
   ModelShape shape = preset("moe-16l-tiny").shape;
   shape.num_layers = 4;
   shape.layer_is_dense = {true, false, false, false};
+  shape.shared_intermediate = 64;
   for (const Route route : {Route::flat, Route::nodes}) {
     for (const bool overlap : {true, false}) {
       for (int chunks = 1; chunks <= 4; ++chunks) {

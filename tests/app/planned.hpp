@@ -85,6 +85,7 @@ class Planned {
     shape.layer_is_dense = {true, false, false, false};
     shape.num_experts = 8;
     shape.hidden = 512;
+    shape.shared_intermediate = 64;
     return shape;
   }
 
