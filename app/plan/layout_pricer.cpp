@@ -141,37 +141,37 @@ std::vector<std::vector<int>> LayoutPricer::components() const {
   return components;
 }
 
+SimulatorSetup LayoutPricer::simulator_setup(const std::vector<Schedule>& schedules,
+                                             std::size_t num_passes,
+                                             const SimulationDetail& detail) const {
+  SimulatorSetup setup;
+  for (const Schedule& of_stage : schedules) setup.schedules.emplace_back(num_passes, &of_stage);
+  setup.groups = &groups_;
+  setup.machine = s_.machine;
+  setup.network = &network_;
+  setup.num_passes = static_cast<int>(num_passes);
+  setup.num_flights = s_.num_flights;
+  setup.merge_senders = detail.merge_senders;
+  setup.grain = detail.grain;
+  setup.keep_steps = detail.keep_steps;
+  return setup;
+}
+
 PassPrice LayoutPricer::price(const std::vector<PassLoad>& loads, const PassForm& form,
                               const SimulationDetail& detail) const {
-  const int stages = s_.job.division().pp;
   const int num_ranks = s_.job.num_ranks();
-  const int chunks = loads.front().num_chunks;
-  std::vector<std::vector<Schedule>> schedules;
-  SimulatorSetup setup;
-  for (int stage = 0; stage < stages; ++stage) {
-    schedules.push_back({schedule(stage, chunks, form)});
+  std::vector<Schedule> schedules;
+  for (int stage = 0; stage < s_.job.division().pp; ++stage) {
+    schedules.push_back(schedule(stage, loads.front().num_chunks, form));
   }
-  for (const auto& of_stage : schedules) {
-    setup.schedules.emplace_back(loads.size(), &of_stage.front());
-  }
-  const StageSteps& steps = schedules.front().front().stage;
+  const SimulatorSetup setup = simulator_setup(schedules, loads.size(), detail);
   PassPrice price;
   price.rank_shares.resize(static_cast<std::size_t>(num_ranks));
   price.waited_for.resize(price.rank_shares.size());
   price.bytes.resize(price.rank_shares.size() * price.rank_shares.size());
   price.link_bytes.resize(static_cast<std::size_t>(network_.num_links()));
-  const bool flights = s_.num_flights > 1;
-  const double counted =
-      static_cast<double>(loads.size()) - (flights ? static_cast<double>(s_.num_flights) : 0);
-  setup.groups = &groups_;
-  setup.machine = s_.machine;
-  setup.network = &network_;
-  setup.num_passes = static_cast<int>(loads.size());
-  setup.num_flights = s_.num_flights;
-  setup.merge_senders = detail.merge_senders;
-  setup.grain = detail.grain;
-  setup.keep_steps = detail.keep_steps;
   auto parts = components();
+  const auto networks_alike = static_cast<double>(detail.first_network ? parts.size() : 1);
   if (detail.first_network) parts.resize(1);
   std::vector<SimulationResult> results(parts.size());
   std::vector<PassPrice> needs(parts.size());
@@ -184,21 +184,23 @@ PassPrice LayoutPricer::price(const std::vector<PassLoad>& loads, const PassForm
     for (const PassLoad& load : loads) {
       rows.emplace_back(groups_, *s_.shape, s_.placement, *s_.routing, load, exchanges);
     }
-    const PricedPasses model = this->model(steps, loads, rows);
+    const PricedPasses model = this->model(schedules.front().stage, loads, rows);
     SimulatorSetup own = setup;
     own.model = &model;
     own.ranks = parts[i];
     results[i] = Simulator(own).run();
     add_needs(model, schedules, loads, parts[i], needs[i]);
   });
+  // Of several flights the first fill the stages.
+  const auto skipped = static_cast<std::size_t>(s_.num_flights > 1 ? s_.num_flights : 0);
+  const auto counted = static_cast<double>(loads.size() - skipped);
   for (std::size_t i = 0; i < parts.size(); ++i) {
     const auto& passes = results[i].passes;
-    const auto skipped = static_cast<std::size_t>(flights ? s_.num_flights : 0);
     const double begin = skipped == 0 ? 0 : passes[skipped - 1].end;
     price.seconds = std::max(price.seconds, (passes.back().end - begin) / counted);
     add_result(parts[i], num_ranks, static_cast<double>(loads.size()), results[i], price);
-    price.flops += needs[i].flops;
-    price.arithmetic_limit_s += needs[i].arithmetic_limit_s / num_ranks;
+    price.flops += needs[i].flops * networks_alike;
+    price.arithmetic_limit_s += needs[i].arithmetic_limit_s * networks_alike / num_ranks;
     price.busiest_arithmetic_s =
         std::max(price.busiest_arithmetic_s, needs[i].busiest_arithmetic_s);
   }
@@ -237,15 +239,13 @@ void LayoutPricer::add_bytes(const PassLoad& load, const PassForm& form,
 }
 
 /// Of one pass: the last, which all before it are like.
-void LayoutPricer::add_needs(const PricedPasses& model,
-                             const std::vector<std::vector<Schedule>>& schedules,
+void LayoutPricer::add_needs(const PricedPasses& model, const std::vector<Schedule>& schedules,
                              const std::vector<PassLoad>& loads, const std::vector<int>& ranks,
                              PassPrice& price) const {
   const int pass = static_cast<int>(loads.size()) - 1;
   for (const int rank : ranks) {
     double reached = 0;
-    for (const Step& step :
-         schedules[static_cast<std::size_t>(s_.job.stage_of(rank))].front().steps) {
+    for (const Step& step : schedules[static_cast<std::size_t>(s_.job.stage_of(rank))].steps) {
       if (is_exchange(step.kind)) continue;
       const StepNeeds needs = model.needs(rank, pass, step);
       price.flops += needs.flops;

@@ -85,7 +85,9 @@ class LayoutPricer {
 
  private:
   std::vector<std::vector<int>> components() const;
-  void add_needs(const PricedPasses& model, const std::vector<std::vector<Schedule>>& schedules,
+  SimulatorSetup simulator_setup(const std::vector<Schedule>& schedules, std::size_t num_passes,
+                                 const SimulationDetail& detail) const;
+  void add_needs(const PricedPasses& model, const std::vector<Schedule>& schedules,
                  const std::vector<PassLoad>& loads, const std::vector<int>& ranks,
                  PassPrice& price) const;
   void add_limits(PassPrice& price) const;

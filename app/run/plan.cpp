@@ -159,6 +159,7 @@ RankedLayouts rank_layouts(const PlanInput& input) {
   RankedLayouts ranked;
   PlanDetail detail = detail_for(input.ranks);
   detail.samples = {1, 2};
+  detail.coarse.first_network = true;
   detail.fine = detail.coarse;
   for (const Division& division : divisions_of(input)) {
     PlannedLayout layout = plan_layout(input, division, detail);

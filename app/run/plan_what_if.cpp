@@ -16,6 +16,7 @@ namespace {
 
 PlanDetail coarse_detail(int ranks) {
   PlanDetail detail = detail_for(ranks);
+  detail.coarse.first_network = true;
   detail.fine = detail.coarse;
   detail.samples = {1, 2};
   return detail;
