@@ -28,8 +28,8 @@ inline std::vector<ModelKind> described_kinds() {
                  [&](ModelShape& s) {
                    s.num_experts = 8;
                    s.top_k = 3;
-                   s.router = {RouterScore::sigmoid, false, true, 4, 2, GroupScore::two_best,
-                               1e-20F, 2.5F};
+                   s.router = {RouterScore::sigmoid, false,  true, 4, 2,
+                               GroupScore::two_best, 1e-20F, 2.5F};
                    s.shared_intermediate = 56;
                    s.qkv_bias = true;
                    s.qk_norm = QkNorm::per_head;
@@ -45,6 +45,17 @@ inline std::vector<ModelKind> described_kinds() {
                    s.norm_after_rope = true;
                    s.embedding_scale = 3;
                    s.attention_scale = 0.2F;
+                 }),
+      model_kind("weighted_shared_softmax_of_chosen",
+                 [](ModelShape& s) {
+                   s.router.score = RouterScore::softmax_of_chosen;
+                   s.router.logit_bias = true;
+                   s.shared_intermediate = 30;
+                   s.shared_gate = true;
+                   s.qk_norm = QkNorm::per_head;
+                   s.norm_after_rope = true;
+                   s.attention_scale = 0.3F;
+                   s.ropes = {plain_rope(12, 2000)};
                  }),
       model_kind("whole_row_partial_rope_softmax_bias",
                  [&](ModelShape& s) {
