@@ -7,6 +7,7 @@
 #include <iterator>
 #include <sstream>
 
+#include "app/config_balance.hpp"
 #include "app/config_choice.hpp"
 #include "app/config_layout.hpp"
 #include "app/config_place.hpp"
@@ -48,6 +49,12 @@ std::vector<std::pair<std::string, std::string>> RunOptions::items() const {
           {"balance-above", fmt::format("{}", balance_when.above)},
           {"balance-every", std::to_string(balance_when.every)},
           {"balance-pays-in", std::to_string(balance_when.pays_in)},
+          {"balance-straggler", fmt::format("{}", balance_when.straggler)},
+          {"check-experts", std::to_string(check_experts)},
+          {"bias-block", std::to_string(bias.block)},
+          {"max-bias", fmt::format("{}", bias.max_bias)},
+          {"max-drift", fmt::format("{}", bias.max_drift)},
+          {"bias-sample", std::to_string(bias.sample)},
           {"node-ranks", node_ranks},
           {"layout", layout},
           {"replicas", std::to_string(division.replicas)},
@@ -393,6 +400,7 @@ void check_run(const CLI::App& run, const RunOptions& o) {
   if (run.count("--checkpoint-every") > 0 && o.checkpoint_dir.empty()) {
     throw UsageError("--checkpoint-every: there is no --checkpoint-dir to write to");
   }
+  check_run_balance(run, o);
 }
 
 }  // namespace
@@ -410,6 +418,7 @@ CommandLine parse_command_line(int argc, const char* const* argv) {
   CLI::App& run = *app.add_subcommand("run", "Generate or score (start it under mpirun)");
   add_run(run, line.run);
   add_run_layout(run, line.run);
+  add_run_balance(run, line.run);
   add_run_files(run, line.run);
   add_run_sizes(run, line.run);
   add_run_updates(run, line.run);

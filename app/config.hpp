@@ -10,6 +10,7 @@
 #include "app/backend_kind.hpp"
 #include "app/mode.hpp"
 #include "app/plan/balance_policy.hpp"
+#include "app/plan/gate_bias.hpp"
 #include "app/plan/interval.hpp"
 #include "app/plan/job_layout.hpp"
 #include "app/plan/schedule.hpp"
@@ -40,6 +41,8 @@ struct RunOptions {
   std::string placement;  ///< file that says which rank has which expert; empty: by slots
   Balance balance = Balance::none;
   BalanceOptions balance_when;
+  BiasOptions bias;
+  std::int64_t check_experts = 64;  ///< passes between two checks of an expert's weights; 0: none
   std::string node_ranks;        ///< see nodes_of_ranks(); empty: as ranks share memory
   std::string layout;            ///< all of the next in one word, see division_of(); empty: by them
   Division division;             ///< but for the next

@@ -69,23 +69,6 @@ void add_run_layout(CLI::App& app, RunOptions& o) {
           ->capture_default_str();
   app.add_option("--placement", o.placement, "Which rank has which expert of which layer (JSON)")
       ->excludes(slots);
-  CLI::Option* balance =
-      add_choice(app, "--balance", o.balance, {Balance::none, Balance::replicate},
-                 "Experts with many tokens get replicas while the run goes on");
-  app.add_option("--balance-above", o.balance_when.above,
-                 "Rows of a layer's busiest rank over the mean from which on it is")
-      ->check(CLI::Range(1.0, 1e6))
-      ->needs(balance)
-      ->capture_default_str();
-  app.add_option("--balance-every", o.balance_when.every, "Passes between two looks at loads")
-      ->check(CLI::Range(std::int64_t{1}, std::int64_t{1} << 30))
-      ->needs(balance)
-      ->capture_default_str();
-  app.add_option("--balance-pays-in", o.balance_when.pays_in,
-                 "Passes in which a move has to save what it costs")
-      ->check(CLI::Range(std::int64_t{1}, std::int64_t{1} << 40))
-      ->needs(balance)
-      ->capture_default_str();
   app.add_option("--node-ranks", o.node_ranks,
                  "Ranks on each node, e.g. 4 or 3,5,1, where tokens should travel as if nodes were "
                  "so (sockets, say); default: ranks that share memory");

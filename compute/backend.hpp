@@ -86,6 +86,14 @@ struct ForcedChoices {
   const float* weights = nullptr;
 };
 
+/// Added to the router's scores where experts are chosen; the weights that these get are the
+/// scores alone.
+struct ChoiceOffsets {
+  const float* tables = nullptr;               ///< [num_tables, experts]; null: none
+  const std::int32_t* table_of_row = nullptr;  ///< [T]
+  int num_tables = 0;
+};
+
 /// One micro-batch on its way through the layers: its input and the buffers that MPI reads and
 /// writes. Activations in between belong to the backend. Rows of `dispatch_send` are grouped by
 /// the place of their expert's replica (see ExpertPlaces), rows of `across_send` by node; inside a
@@ -100,6 +108,8 @@ class Chunk {
   std::span<const Segment> segments;     ///< cover rows 0..T-1 in order; 0..all_rows-1 where shared
   /// Choices that take the router's place in the next route(); they live until that completes.
   ForcedChoices forced;
+  /// For the next route(), where it chooses; they live until that completes.
+  ChoiceOffsets offsets;
 
   // After route, and until the next one:
   std::span<const std::int32_t> packed_counts;  ///< [places] of the layer: rows for each
@@ -278,9 +288,12 @@ class Backend {
   /// Copies x [T, H], as it is then, to host memory.
   virtual Event save_x(const Chunk& chunk, float* x) = 0;
   /// Copies what the last route() of the chunk chose to host memory: experts [T, top_k] by their
-  /// number in the model, in falling weight unless they were forced, and their weights. Before the
-  /// chunk's next route().
-  virtual Event save_choices(const Chunk& chunk, std::int32_t* experts, float* weights) = 0;
+  /// number in the model, in falling weight unless they were forced or offsets had a part in it,
+  /// and their weights. `given_up` [T], where it is not null, after a route() with offsets: the
+  /// weights of those that would have been chosen without, less the weights of those that were,
+  /// both as scores. Before the chunk's next route().
+  virtual Event save_choices(const Chunk& chunk, std::int32_t* experts, float* weights,
+                             float* given_up = nullptr) = 0;
   /// Copies the keys and values of positions [first_position, first_position + num_positions) of
   /// one sequence, which lie in `pages` (of the sequence, in order of position), to host memory,
   /// each as [num_positions, kv_heads, head_dim] in options.dtype: the same bytes whatever the

@@ -14,9 +14,15 @@ enum class Distance : std::int32_t { own_rank, own_node, elsewhere };
 
 /// One replica of an expert.
 struct ReplicaPlace {
+  static constexpr std::int32_t whole_share = 64;
+  static constexpr std::int32_t broken = -1;  ///< a share: after all others, slow ones too
+
   std::int32_t place = 0;  ///< among the rows sent: by node, there by rank, there by expert
   std::int32_t node = 0;
   Distance distance = Distance::own_rank;
+  /// Of so many tokens in `whole_share` it is chosen as any other would be; the rest take it only
+  /// where they find no other.
+  std::int32_t share = whole_share;
 };
 
 /// The replicas of all experts of a layer. Plain pointers, so that a kernel takes it as it is.
@@ -50,6 +56,17 @@ ATOLL_BOTH inline int rank_replica(const ReplicaTable& table, const ReplicaPlace
   return 2 + static_cast<int>(replica.distance);
 }
 
+/// Whether a token is among those for which a replica is as good as another; they are spread
+/// evenly.
+ATOLL_BOTH inline bool in_share(const ReplicaPlace& replica, int token) {
+  constexpr std::uint32_t odd = 37;  // token after token somewhere else
+  const auto whole = static_cast<std::uint32_t>(ReplicaPlace::whole_share);
+  return static_cast<std::int32_t>(static_cast<std::uint32_t>(token) * odd % whole) < replica.share;
+}
+
+/// Worse than any replica at any distance, and than that.
+inline constexpr int outside_share = 8, worst = 16;
+
 /// chosen [top_k] = for each of a token's experts its replica, an index into table.replicas. Among
 /// equally good ones token after token takes the next, so that each gets as many. Which one it is
 /// changes no result, since all replicas compute the same.
@@ -67,7 +84,11 @@ ATOLL_BOTH inline void choose_replicas(const ReplicaTable& table, const std::int
     std::int32_t found = -1;
     for (std::int32_t i = 0; i < count; ++i) {
       const std::int32_t candidate = first + (token + i) % count;
-      const int rank = rank_replica(table, table.replicas[candidate], chosen, top_k);
+      const ReplicaPlace& replica = table.replicas[candidate];
+      const int rank = rank_replica(table, replica, chosen, top_k) +
+                       (replica.share == ReplicaPlace::broken ? worst
+                        : in_share(replica, token)            ? 0
+                                                              : outside_share);
       if (found >= 0 && rank >= best) continue;
       best = rank;
       found = candidate;

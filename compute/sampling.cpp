@@ -87,6 +87,7 @@ Draw draw_of(const SamplingRequest& request) {
   }
   draw.top_p = options.top_p;
   draw.random = random_bits(options.seed, static_cast<std::uint64_t>(request.index));
+  draw.target = request.target;
   return draw;
 }
 
@@ -97,7 +98,9 @@ SampledToken sample_row(std::span<const float> logits, const Draw& draw) {
   const float best = *top;
   const Totals totals = totals_of(logits, best, draw.scale);
   auto token = static_cast<std::int32_t>(top - logits.begin());
-  if (draw.scale > 0) {
+  if (draw.target >= 0) {
+    token = draw.target;
+  } else if (draw.scale > 0) {
     const Kept kept = draw.top_p < 1
                           ? keep(logits, best, draw.scale, wanted_weight(totals.drawn, draw.top_p))
                           : Kept{0, 0, totals.drawn};

@@ -17,7 +17,8 @@ struct SamplingOptions {
 /// How the next token of one request is chosen.
 struct SamplingRequest {
   SamplingOptions options;
-  std::int64_t index = 0;  ///< tokens generated so far; with the seed it fixes the random number
+  std::int64_t index = 0;    ///< tokens generated so far; with the seed it fixes the random number
+  std::int32_t target = -1;  ///< a token that takes the place of the draw; -1: none
 };
 
 struct SampledToken {
@@ -35,6 +36,7 @@ struct Draw {
   double scale = 0;  ///< powers of two per unit of logit: log2(e) / temperature; 0: greedy
   double top_p = 1;
   std::uint64_t random = 0;  ///< uniform over 64 bits
+  std::int32_t target = -1;  ///< taken in place of all this; -1: none
 };
 Draw draw_of(const SamplingRequest& request);
 

@@ -11,7 +11,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 packages=(
-  cmake ninja-build g++                        # build
+  cmake ninja-build g++ ccache                 # build
   openmpi-bin libopenmpi-dev                   # ranks and messages
   libhdf5-openmpi-dev                          # model files, written in parallel
   libdnnl-dev                                  # GEMMs

@@ -104,7 +104,7 @@ class PacedBackend final : public compute::Backend {
   compute::Event save_x(const compute::Chunk&, float*) override {
     fail("a paced backend has no activations");
   }
-  compute::Event save_choices(const compute::Chunk&, std::int32_t*, float*) override {
+  compute::Event save_choices(const compute::Chunk&, std::int32_t*, float*, float*) override {
     fail("a paced backend chooses no experts");
   }
   compute::Event save_kv(int, std::span<const std::int32_t>, int, int, void*, void*) override {

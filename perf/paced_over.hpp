@@ -18,7 +18,7 @@
 
 namespace atl::perf {
 
-class PacedOver final : public compute::Backend {
+class PacedOver : public compute::Backend {
  public:
   PacedOver(std::unique_ptr<compute::Backend> backend, const compute::BackendOptions& options,
             const MachineRates& rates)
@@ -76,9 +76,9 @@ class PacedOver final : public compute::Backend {
   compute::Event save_x(const compute::Chunk& chunk, float* x) override {
     return take(real_->save_x(chunk, x), 0);
   }
-  compute::Event save_choices(const compute::Chunk& chunk, std::int32_t* experts,
-                              float* weights) override {
-    return take(real_->save_choices(chunk, experts, weights), 0);
+  compute::Event save_choices(const compute::Chunk& chunk, std::int32_t* experts, float* weights,
+                              float* given_up) override {
+    return take(real_->save_choices(chunk, experts, weights, given_up), 0);
   }
   compute::Event save_kv(int layer, std::span<const std::int32_t> pages, int first, int count,
                          void* keys, void* values) override {
@@ -120,6 +120,9 @@ class PacedOver final : public compute::Backend {
   }
   compute::DeviceMemory* device_memory() override { return real_->device_memory(); }
   Memory memory() const override { return real_->memory(); }
+
+ protected:
+  compute::Backend& real() { return *real_; }
 
  private:
   static constexpr std::size_t most_places = 4096;

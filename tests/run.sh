@@ -35,6 +35,10 @@ fi
 when_none=error
 (($# == 0)) || when_none=ignore  # a filter may leave one of the two presets without a test
 
+# Presets compile many sources with the same options: the second one takes them from the first's, if
+# ccache is there and such paths are as if from the repository.
+export CCACHE_BASEDIR="${CCACHE_BASEDIR:-$repository}" CCACHE_NOHASHDIR=1
+
 failed=()
 run_tests() { # preset, ctest options
   local preset="$1"

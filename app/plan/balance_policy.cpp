@@ -19,7 +19,15 @@ std::int64_t total_of(std::span<const std::int64_t> rows) {
 }  // namespace
 
 std::string_view name_of(Balance balance) {
-  return balance == Balance::none ? "none" : "replicate";
+  switch (balance) {
+    case Balance::none:
+      return "none";
+    case Balance::replicate:
+      return "replicate";
+    case Balance::bias:
+      return "bias";
+  }
+  return "";
 }
 
 std::int64_t busiest_bytes(std::span<const ExpertMove> moves, int num_ranks,

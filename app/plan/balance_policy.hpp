@@ -15,6 +15,7 @@ namespace atl {
 enum class Balance : std::uint8_t {
   none,
   replicate,  ///< they get replicas, and others lose theirs
+  bias,       ///< they get fewer, see GateBias
 };
 std::string_view name_of(Balance balance);
 
@@ -22,6 +23,7 @@ struct BalanceOptions {
   double above = 1.2;          ///< rows of the busiest rank over the mean, in a layer
   std::int64_t every = 8;      ///< passes between two looks, at least
   std::int64_t pays_in = 256;  ///< passes in which a move has to save what it costs
+  double straggler = 4;        ///< times as slow as others: such a rank gets no rows
 };
 
 /// One layer's experts in other places.

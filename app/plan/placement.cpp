@@ -99,7 +99,8 @@ int LayerPlacement::place_of(int expert, int rank) const {
   return first_place_of(rank) + static_cast<int>(local);
 }
 
-compute::ExpertPlaces LayerPlacement::places_seen_by(int rank, const Layout& layout) const {
+compute::ExpertPlaces LayerPlacement::places_seen_by(int rank, const Layout& layout,
+                                                     std::span<const std::int32_t> shares) const {
   using compute::Distance;
   compute::ExpertPlaces seen;
   seen.own_node = layout.node_of(rank);
@@ -111,7 +112,9 @@ compute::ExpertPlaces LayerPlacement::places_seen_by(int rank, const Layout& lay
       seen.replicas.push_back({place_of(static_cast<int>(expert), holder), node,
                                holder == rank          ? Distance::own_rank
                                : node == seen.own_node ? Distance::own_node
-                                                       : Distance::elsewhere});
+                                                       : Distance::elsewhere,
+                               shares.empty() ? compute::ReplicaPlace::whole_share
+                                              : shares[static_cast<std::size_t>(holder)]});
     }
   }
   seen.first_of_expert.push_back(static_cast<std::int32_t>(seen.replicas.size()));

@@ -2,6 +2,7 @@
 // Which rank holds which expert of which layer; experts may have several replicas.
 
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "app/plan/layout.hpp"
@@ -42,8 +43,10 @@ class LayerPlacement {
   /// Place of the first replica on a node; [nodes + 1].
   const std::vector<std::int32_t>& first_place_of_node() const { return first_place_of_node_; }
 
-  /// The replicas as `rank` sees them.
-  compute::ExpertPlaces places_seen_by(int rank, const Layout& layout) const;
+  /// The replicas as `rank` sees them. `shares` [ranks]: of those on each, see
+  /// compute::ReplicaPlace; none: whole ones.
+  compute::ExpertPlaces places_seen_by(int rank, const Layout& layout,
+                                       std::span<const std::int32_t> shares = {}) const;
 
  private:
   void number_places(const Layout& layout);

@@ -1,7 +1,9 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 
+#include "app/plan/gate_bias.hpp"
 #include "app/plan/load_watch.hpp"
 #include "app/plan/pass_choice.hpp"
 
@@ -14,6 +16,20 @@ inline constexpr std::int64_t unread_pages = -1;
 struct MoveState {
   std::int32_t arrived = 1;  ///< 0: some are still on their way to or from this rank
   double lost_s = 0;         ///< in which this rank's passes waited for those of the last change
+};
+
+/// Of blocks of requests, see GateBalance: how far the first one is whose prompts are not all done,
+/// and the first whose sample is not.
+struct BlockLoad {
+  std::int64_t prompts = 0;  ///< of that block that this rank has done
+  std::int64_t sampled = 0;  ///< the same of the sample
+  Drift drift;               ///< that these gave
+  /// The first block of which this rank has a request, on rank 0 also of those that wait.
+  std::int64_t oldest = std::numeric_limits<std::int64_t>::max();
+  // Of rank 0: how many there are; -1: not all of the block's lines have been read.
+  std::int64_t all_prompts = -1;
+  std::int64_t all_sampled = -1;
+  std::int32_t held_back = 0;  ///< 1: the next request's block waits for these
 };
 
 /// What a rank tells the others before each pass.
@@ -30,6 +46,9 @@ struct RankLoad {
   std::int64_t result_bytes = 0;  ///< of requests finished since the last pass, for rank 0
   PassCost cost;                  ///< of the last pass; rank 0's decides how the next one runs
   MoveState moves;
+  std::int32_t broken_layer = -1;  ///< of an expert of this rank whose weights have changed
+  std::int32_t broken_expert = 0;
+  BlockLoad blocks;
   RankWork work;  ///< for experts, since the last pass was agreed on
   // Of rank 0, which has all requests:
   std::int64_t next_pages = 0;       ///< of the KV cache, for the one that is next; 0: none waits

@@ -74,7 +74,7 @@ bool Batcher::size_up(std::span<const RankLoad> loads) {
   return most_rows_ > 0;
 }
 
-void Batcher::take_up(Admitted admitted) {
+void Batcher::take_up(Admitted admitted, std::vector<std::int32_t> forced) {
   const io::Request& asked = admitted.asked;
   Sequence& sequence =
       sequences_.start(admitted.request, asked.tokens, new_tokens_of(asked, options_));
@@ -84,6 +84,7 @@ void Batcher::take_up(Admitted admitted) {
   if (!weights_.empty()) sequence.first_weights = weights_.size() - 1;
   sequence.asked = std::move(admitted.asked);
   sequence.asked.tokens = {};
+  sequence.forced = std::move(forced);
   if (admitted.cached > 0) restore(sequence, admitted.cached);
 }
 
@@ -98,7 +99,10 @@ void Batcher::restore(Sequence& sequence, std::int32_t cached) {
 SamplingRequest Batcher::sampling_of(const HeadRow& head) const {
   const Sequence& sequence = sequences_.in_slot(head.slot);
   const io::Request& asked = sequence.asked;
-  return {{asked.temperature, asked.top_p, asked.seed}, sequence.num_generated()};
+  const std::int32_t at = sequence.num_generated();
+  return {{asked.temperature, asked.top_p, asked.seed},
+          at,
+          sequence.forced.empty() ? -1 : sequence.forced[static_cast<std::size_t>(at)]};
 }
 
 bool Batcher::is_stop(const Sequence& sequence, std::int32_t token) const {

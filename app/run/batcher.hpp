@@ -36,8 +36,9 @@ class Batcher {
 
   RankLoad load() const;
 
-  /// This rank takes up a request. Throws Error where it has no room for it.
-  void take_up(Admitted admitted);
+  /// This rank takes up a request. Throws Error where it has no room for it. `forced`: the tokens
+  /// that it generates, whatever the model would.
+  void take_up(Admitted admitted, std::vector<std::int32_t> forced = {});
 
   /// Takes all ranks' loads, with what they have taken up, and cuts this rank's part of the next
   /// pass into chunks. False when no rank has anything left to do.

@@ -8,6 +8,7 @@
 #include <thread>
 
 #include "app/run/run.hpp"
+#include "app/run/twins.hpp"
 #include "comm/watchdog.hpp"
 #include "compute/clock.hpp"
 #include "compute/error.hpp"
@@ -239,6 +240,7 @@ void Checkpoints::list_sequences(const CheckpointSource& source, io::CheckpointC
     const Sequences& sequences = batcher->sequences();
     for (const std::int32_t slot : sequences.taken()) {
       const Sequence& sequence = sequences.in_slot(slot);
+      if (is_twin(sequence.request)) continue;  // its request makes it again
       add({sequence.request, sequence.num_generated(),
            static_cast<std::int64_t>(sequence.logprobs.size()), sequence.cached, 0},
           sequence.generated(), sequence.logprobs);

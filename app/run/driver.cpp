@@ -261,6 +261,7 @@ Driver::Running Driver::launch_compute(int flight, std::int32_t index) {
       return saved(backend_.mlp(chunk, step.layer));
     case StepKind::route:
       if (options_.forced) chunk.forced = options_.forced(step.chunk, step.layer);
+      if (options_.offsets) chunk.offsets = options_.offsets(step.chunk, step.layer);
       return one(backend_.route(chunk, step.layer,
                                 pass.steps->schedule().stage.route == Route::flat
                                     ? compute::RouteTo::experts
@@ -307,8 +308,9 @@ compute::Event Driver::save_choices(const Step& step, const compute::Chunk& chun
                                     compute::Event last) {
   if (!options_.save_choices || step.kind != StepKind::merge || chunk.tokens.empty()) return last;
   const auto place = options_.save_choices(step.chunk, step.layer, chunk.tokens.size());
-  return place.experts == nullptr ? last
-                                  : backend_.save_choices(chunk, place.experts, place.weights);
+  return place.experts == nullptr
+             ? last
+             : backend_.save_choices(chunk, place.experts, place.weights, place.given_up);
 }
 
 void Driver::record_intervals(const Running& running) {

@@ -48,6 +48,8 @@ struct DriverOptions {
   std::function<RoutingRecord::Place(int chunk, int layer, std::size_t tokens)> save_choices;
   /// Choices that take the router's place. Empty: it chooses.
   std::function<compute::ForcedChoices(int chunk, int layer)> forced;
+  /// Offsets on what it chooses. Empty: none.
+  std::function<compute::ChoiceOffsets(int chunk, int layer)> offsets;
   /// How rows travel; empty: over MPI, by `transport`.
   MakeChunkMoves moves;
 };

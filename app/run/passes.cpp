@@ -22,9 +22,6 @@ namespace {
 
 constexpr std::size_t max_trace_events = 200000;  // per rank, about 100 bytes each on file
 
-/// Of experts that change their ranks, beside a pass: host memory for so much.
-constexpr std::int64_t expert_bytes_at_once = std::int64_t{256} << 20;
-
 }  // namespace
 
 Passes::Passes(const PassesInput& input)
@@ -49,10 +46,7 @@ Passes::Passes(const PassesInput& input)
   driver_.emplace(in_.backend, in_.groups, in_.model.config.shape, in_.placement, driver,
                   *timeline_);
   loads_.resize(static_cast<std::size_t>(in_.world.size()));
-  if (in_.options.balance == Balance::replicate) {
-    rebalancer_.emplace(in_.options.balance_when, in_.groups, in_.backend, *driver_,
-                        expert_bytes_at_once);
-  }
+  balancing_.emplace(in_.options, in_.groups, in_.backend, *driver_, watch_);
   if (in_.updates != nullptr) {
     weights_ = in_.updates->weights();
     for (const auto& batcher : batchers_) batcher->begin_weights(weights_);
@@ -104,6 +98,7 @@ DriverOptions Passes::driver_options() {
   driver.max_head_rows = std::min(sizes.batch.max_sequences, sizes.backend.max_chunk_tokens);
   if (!in_.dumped_layers.empty()) open_dump(driver);
   if (!in_.options.record_routing.empty()) open_record(driver);
+  if (in_.options.balance == Balance::bias) open_gate(driver);
   if (in_.replay != nullptr) {
     driver.forced = [this](int chunk, int layer) { return in_.replay->of(chunk, layer); };
   }
@@ -147,6 +142,18 @@ void Passes::open_record(DriverOptions& driver) {
   };
 }
 
+void Passes::open_gate(DriverOptions& driver) {
+  gate_.emplace(GateBalanceInput{in_.groups, in_.model.config.shape, in_.sizes.batch,
+                                 in_.options.balance_when.above, in_.options.bias,
+                                 in_.sizes.backend.part.attention, in_.sizes.num_chunks(),
+                                 in_.work.blocks ? &*in_.work.blocks : nullptr});
+  if (root()) in_.work.queue().hold_after(gate_->last_open_line());
+  driver.save_choices = [this](int chunk, int layer, std::size_t tokens) {
+    return gate_->place(chunk, layer, tokens);
+  };
+  driver.offsets = [this](int chunk, int layer) { return gate_->of(chunk, layer); };
+}
+
 /// Where several passes are under way, each in turn is landed, agreed on anew and started: those of
 /// the other flights go on meanwhile.
 void Passes::run() {
@@ -164,17 +171,19 @@ void Passes::run() {
     land(flight);
     if (agree_on_pass(flight)) {
       idle = 0;
-      if (in_.replay != nullptr) in_.replay->prepare(*batchers_[index(flight)], first_slot(flight));
-      driver_->start(flight, *batchers_[index(flight)], flights_[index(flight)].form());
+      Batcher& batch = *batchers_[index(flight)];
+      if (in_.replay != nullptr) in_.replay->prepare(batch, first_slot(flight));
+      if (gate_) gate_->prepare(batch, first_slot(flight));
+      driver_->start(flight, batch, flights_[index(flight)].form());
       flights_[index(flight)].under_way = true;
       if (num_flights == 1) land(flight);
-    } else {
+    } else if (loads_[0].blocks.held_back == 0) {
       ++idle;
     }
     if (timeline_->full()) timeline_->flush(in_.groups);
     show_progress(now_seconds() - start_);
   }
-  if (rebalancer_) rebalancer_->finish();
+  balancing_->finish();
   comm::watched::end_pass();
   comm::watched::stage("the end", setup_deadlines * in_.options.deadline);
   in_.work.checkpoints.close();
@@ -233,7 +242,9 @@ void Passes::finish_pass(int flight) {
     record_->share(batch, first_slot(flight), in_.groups);
     if (speaks_) record_->take(batch, first_slot(flight));
   }
+  if (gate_) gate_->take(batch, first_slot(flight));
   const PassTokens tokens = batch.finish_pass(now_seconds() - start_);
+  if (gate_) gate_->finish(batch.finished());
   timeline_->end_pass(speaks_ ? tokens : PassTokens{}, flight);
   if (record_) record_->finish(batch.finished());
   if (in_.replay != nullptr) in_.replay->finish(batch.finished());
@@ -259,7 +270,7 @@ bool Passes::agree_on_pass(int flight) {
     if (record_) record_->flush();
   }
   in_.work.checkpoints.advance(loads_, checkpoint_source(), pass.seconds);
-  if (rebalancer_) rebalancer_->advance(loads_, [this] { land_all(); });
+  balance();
   if (advance_update()) begin = agreed = now_seconds();
   admit(flight);
   if (!batch.size_up(loads_)) return false;
@@ -279,6 +290,14 @@ bool Passes::agree_on_pass(int flight) {
   return true;
 }
 
+void Passes::balance() {
+  if (gate_) {
+    gate_->advance(loads_);
+    if (root()) in_.work.queue().hold_after(gate_->last_open_line());
+  }
+  balancing_->advance(loads_, [this] { land_all(); });
+}
+
 bool Passes::advance_update() {
   const UpdateMode mode = in_.options.update;
   if (in_.updates == nullptr || next_update_move(loads_, mode) == UpdateMove::none) return false;
@@ -289,6 +308,7 @@ bool Passes::advance_update() {
   comm::watched::stage("the steps", in_.options.deadline);
   const std::string& now = in_.updates->weights();
   if (now == before) return true;
+  balancing_->weights_changed();
   for (const auto& batcher : batchers_) batcher->begin_weights(now);
   weights_ = mode == UpdateMode::in_flight ? fmt::format("{},{}", weights_, now) : now;
   in_.work.checkpoints.set_weights(weights_);
@@ -375,6 +395,7 @@ CheckpointSource Passes::checkpoint_source() {
 
 RankLoad Passes::load_of_rank(int flight) {
   RankLoad load;
+  if (gate_) gate_->take_up(*batchers_[index(flight)]);
   if (speaks_) {
     load = batchers_[index(flight)]->load();
     load.remaining_work = 0;
@@ -387,7 +408,8 @@ RankLoad Passes::load_of_rank(int flight) {
   }
   load.cost = cost_of_pass();
   load.work = watch_.work_since(driver_->traffic(), timeline_->expert_seconds());
-  if (rebalancer_) load.moves = rebalancer_->state();
+  balancing_->tell(load);
+  if (gate_) load.blocks = gate_->load(speaks_, batchers_);
   load.result_bytes = in_.work.results.waiting_bytes();
   if (root()) {
     in_.work.take_ready();
@@ -395,6 +417,11 @@ RankLoad Passes::load_of_rank(int flight) {
     if (load.next_pages == 0 && !in_.work.all_read()) load.next_pages = unread_pages;
     load.resumed_waiting = in_.work.queue().num_resumed();
     load.status_due = watch_.due(now_seconds() - start_) ? 1 : 0;
+    if (gate_) {
+      const RequestQueue& queue = in_.work.queue();
+      gate_->add_totals(load.blocks, in_.work.requests(), in_.work.all_read(), queue.oldest_line());
+      load.blocks.held_back = queue.held_back() ? 1 : 0;
+    }
   }
   return load;
 }
@@ -416,7 +443,7 @@ void Passes::stop_if_asked() {
                                   [](const RankLoad& load) { return load.stop_signal != 0; });
   if (asked == loads_.end()) return;
   land_all();
-  if (rebalancer_) rebalancer_->finish();
+  balancing_->finish();
   if (record_) record_->flush();
   const std::string checkpoint = in_.work.checkpoints.write_now(checkpoint_source());
   write_status("stopped");
@@ -432,59 +459,6 @@ void Passes::stop_if_asked() {
         checkpoint.empty() ? "" : ", ", checkpoint);
   }
   throw comm::AgreedFailure(message, stopped_exit_code, root());
-}
-
-nlohmann::json Passes::balance_report() const {
-  nlohmann::json report = watch_.report();
-  if (rebalancer_) report["moved"] = rebalancer_->report();
-  return report;
-}
-
-void Passes::close_dump() {
-  if (dump_) dump_->close();
-}
-
-void Passes::close_record() {
-  if (record_) record_->close();
-}
-
-nlohmann::json Passes::routing_report() const {
-  nlohmann::json report;
-  if (record_) {
-    const RecordCost& cost = record_->cost();
-    std::int64_t sums[] = {cost.rows, cost.bytes};
-    in_.world.allreduce(std::span(sums), comm::Communicator::Reduce::sum);
-    double seconds = cost.seconds;
-    in_.world.allreduce(std::span(&seconds, 1), comm::Communicator::Reduce::max);
-    report["recorded"] = {{"file", in_.work.written(in_.options.record_routing)},
-                          {"positions", sums[0]},
-                          {"bytes", sums[1]},
-                          {"seconds", seconds}};
-  }
-  if (in_.replay != nullptr) report["replayed"] = in_.replay->report();
-  return root() ? report : nlohmann::json();
-}
-
-std::vector<std::vector<io::TraceEvent>> Passes::gather_trace() const {
-  if (in_.options.trace.empty()) return {};
-  return in_.world.gather_vectors(std::span(timeline_->trace()), 0);
-}
-
-void Passes::write_trace(const std::vector<std::vector<io::TraceEvent>>& events) const {
-  if (in_.options.trace.empty()) return;
-  const auto step_of = [](const io::TraceEvent& event) {
-    return Step{static_cast<StepKind>(event.kind), event.layer, event.chunk, {}};
-  };
-  io::write_trace(
-      in_.options.trace, events, [&](const io::TraceEvent& e) { return step_of(e).name(); },
-      [&](const io::TraceEvent& e) { return lane_of(step_of(e).kind); },
-      in_.backend.stream_names());
-  if (timeline_->dropped_trace_events() > 0) {
-    fmt::print(stderr,
-               "the trace keeps the first {} steps of each rank; {} later ones on rank 0 "
-               "are not in it\n",
-               max_trace_events, timeline_->dropped_trace_events());
-  }
 }
 
 }  // namespace atl

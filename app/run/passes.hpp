@@ -14,13 +14,14 @@
 #include "app/plan/placement.hpp"
 #include "app/plan/rank_load.hpp"
 #include "app/run/activations.hpp"
+#include "app/run/balancing.hpp"
 #include "app/run/batcher.hpp"
 #include "app/run/driver.hpp"
+#include "app/run/gate_balance.hpp"
 #include "app/run/groups.hpp"
 #include "app/run/open_model.hpp"
 #include "app/run/progress.hpp"
 #include "app/run/ranks.hpp"
-#include "app/run/rebalancer.hpp"
 #include "app/run/routing_record.hpp"
 #include "app/run/routing_replay.hpp"
 #include "app/run/run_watch.hpp"
@@ -68,7 +69,7 @@ class Passes {
   /// and where neither is.
   nlohmann::json routing_report() const;
 
-  /// How balanced the run was, for the report; on rank 0.
+  /// How balanced the run was, for the report: collective; on rank 0.
   nlohmann::json balance_report() const;
 
   /// On the steady clock; 0: none was.
@@ -93,6 +94,7 @@ class Passes {
   void share_resumed();
   void open_dump(DriverOptions& driver);
   void open_record(DriverOptions& driver);
+  void open_gate(DriverOptions& driver);
   /// Waits for a pass under way, and takes what came of it.
   void land(int flight);
   void land_all();
@@ -103,6 +105,8 @@ class Passes {
   static std::size_t index(int flight) { return static_cast<std::size_t>(flight); }
   int first_slot(int flight) const { return driver_->first_slot(flight); }
   PassCost cost_of_pass() const;
+  /// What is due about uneven loads.
+  void balance();
   /// Other weights, where there are some: true where that took a while.
   bool advance_update();
   /// Waiting requests go to their ranks, where one has room.
@@ -143,7 +147,8 @@ class Passes {
   std::string weights_;                // that sequences under way may have had, with commas between
   std::optional<Progress> progress_;
   RunWatch watch_;
-  std::optional<Rebalancer> rebalancer_;
+  std::optional<Balancing> balancing_;
+  std::optional<GateBalance> gate_;
   double first_admitted_at_ = 0;
 };
 

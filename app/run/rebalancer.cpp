@@ -15,11 +15,14 @@ constexpr double weight_of_cost = 0.5;
 }  // namespace
 
 Rebalancer::Rebalancer(const BalanceOptions& options, const Groups& groups,
-                       compute::Backend& backend, Driver& driver, std::int64_t bytes_at_once)
+                       compute::Backend& backend, Driver& driver, ReplicaShares& shares,
+                       std::int64_t bytes_at_once, std::function<void(int, int)> written)
     : options_(options),
       groups_(groups),
       backend_(backend),
       driver_(driver),
+      shares_(shares),
+      written_(std::move(written)),
       bytes_at_once_(bytes_at_once),
       place_(groups.of(Share::exchange).rank()),
       layers_(layers_of_stage(static_cast<int>(driver.placement().kind_of_layer.size()),
@@ -67,7 +70,7 @@ void Rebalancer::advance(std::span<const RankLoad> loads, const std::function<vo
       costs_.seconds_of_byte += weight_of_cost * (now - costs_.seconds_of_byte);
     }
     lost_s_ = now_seconds() - landed;
-  } else if (waiting_.empty() && passes_ >= last_look_ + options_.every) {
+  } else if (!stopped_ && waiting_.empty() && passes_ >= last_look_ + options_.every) {
     look();
   }
   if (batch_.empty() && !waiting_.empty()) {
@@ -139,6 +142,7 @@ void Rebalancer::end_batch() {
     backend_.write_expert(arrival.layer, arrival.local,
                           {arrival.bytes.as<std::byte>(),
                            static_cast<std::size_t>(backend_.expert_bytes(arrival.layer))});
+    written_(arrival.layer, arrival.local);
   }
   for (LayerChange& change : batch_) {
     done_.moves += std::ssize(change.moves);
@@ -146,12 +150,9 @@ void Rebalancer::end_batch() {
     done_.rows_saved += change.rows_saved;
     ++done_.changes;
     const int num_experts = driver_.placement().of(change.layer).num_experts();
-    LayerPlacement placement(std::move(change.experts_of), num_experts, groups_.layout());
-    if (here(change.layer)) {
-      backend_.place_experts(change.layer, placement.experts_of(place_),
-                             placement.places_seen_by(place_, groups_.layout()));
-    }
-    driver_.place(change.layer, std::move(placement));
+    driver_.place(change.layer,
+                  LayerPlacement(std::move(change.experts_of), num_experts, groups_.layout()));
+    if (here(change.layer)) shares_.tell_backend(change.layer);
   }
   batch_.clear();
   arrivals_.clear();

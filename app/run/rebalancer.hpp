@@ -14,6 +14,7 @@
 #include "app/plan/rank_load.hpp"
 #include "app/run/driver.hpp"
 #include "app/run/groups.hpp"
+#include "app/run/replica_shares.hpp"
 #include "comm/byte_moves.hpp"
 #include "compute/aligned_buffer.hpp"
 #include "compute/backend.hpp"
@@ -23,15 +24,22 @@ namespace atl {
 class Rebalancer {
  public:
   /// Collective. All of these outlive it. `bytes_at_once`: of experts that one rank sends or gets
-  /// beside one pass, at most, but for one layer's.
+  /// beside one pass, at most, but for one layer's. `written(layer, local expert)` hears of weights
+  /// that have come in others' place.
   Rebalancer(const BalanceOptions& options, const Groups& groups, compute::Backend& backend,
-             Driver& driver, std::int64_t bytes_at_once);
+             Driver& driver, ReplicaShares& shares, std::int64_t bytes_at_once,
+             std::function<void(int, int)> written);
 
   /// What this rank says to the others before each pass. Drives MPI's progress.
   MoveState state();
   /// Collective, as the ranks have agreed on a pass: what is due by now. `land` returns when no
   /// operation is under way.
   void advance(std::span<const RankLoad> loads, const std::function<void()>& land);
+  /// What is on its way still comes; nothing else changes its place.
+  void stop() {
+    waiting_.clear();
+    stopped_ = true;
+  }
   /// Collective. Nothing is on its way any more; experts whose weights had come by half stay where
   /// they were.
   void finish() { moves_.finish(); }
@@ -56,6 +64,8 @@ class Rebalancer {
   const Groups& groups_;
   compute::Backend& backend_;
   Driver& driver_;
+  ReplicaShares& shares_;
+  const std::function<void(int, int)> written_;
   const std::int64_t bytes_at_once_;
   const int place_;  // in the exchange
   const LayerRange layers_;
@@ -67,6 +77,7 @@ class Rebalancer {
   std::vector<std::int64_t> looked_at_, seen_;
   RankWork work_;  // of all ranks, summed up
 
+  bool stopped_ = false;
   std::deque<LayerChange> waiting_;
   std::vector<LayerChange> batch_;  // on their way
   std::vector<Arrival> arrivals_;

@@ -52,8 +52,26 @@ bool RequestQueue::wait_for_next() {
   return !admission_.waiting().empty();
 }
 
+bool RequestQueue::held_back() const {
+  const auto waiting = admission_.waiting();
+  return !waiting.empty() &&
+         requests_[static_cast<std::size_t>(waiting.front().request)].line > last_line_;
+}
+
+/// Resumed ones go first, and follow one another in order as the others do.
+std::int64_t RequestQueue::oldest_line() const {
+  const auto waiting = admission_.waiting();
+  std::int64_t oldest = std::numeric_limits<std::int64_t>::max();
+  for (const std::int32_t first : {0, num_resumed()}) {
+    if (first >= std::ssize(waiting)) continue;
+    const auto request = static_cast<std::size_t>(waiting[static_cast<std::size_t>(first)].request);
+    oldest = std::min(oldest, requests_[request].line);
+  }
+  return oldest;
+}
+
 std::int64_t RequestQueue::next_pages() const {
-  return admission_.waiting().empty() ? 0 : admission_.waiting().front().pages;
+  return admission_.waiting().empty() || held_back() ? 0 : admission_.waiting().front().pages;
 }
 
 std::vector<RequestQueue::Grant> RequestQueue::grant(std::span<RankLoad> loads, std::int64_t most) {

@@ -27,7 +27,12 @@ class RequestQueue {
   RequestQueue(std::vector<io::Request>& requests, std::span<const KeptProgress> kept,
                const BatchOptions& options, const std::string& sized_by, More more = {});
 
-  /// KV pages of the request that is next; 0 when none of those read waits.
+  /// Requests beyond `line` of the input wait.
+  void hold_after(std::int64_t line) { last_line_ = line; }
+  bool held_back() const;
+  /// The first line of the input of which a request waits; the largest number where none does.
+  std::int64_t oldest_line() const;
+  /// KV pages of the request that is next; 0 when none of those read waits, or it is held back.
   std::int64_t next_pages() const;
   /// Waits until there is a next one; false when there will be none.
   bool wait_for_next();
@@ -63,6 +68,7 @@ class RequestQueue {
   std::string sized_by_;
   More more_;
   std::size_t seen_ = 0;  // requests
+  std::int64_t last_line_ = std::numeric_limits<std::int64_t>::max();
   std::int64_t total_work_ = 0;
   Admission admission_;
 };

@@ -79,7 +79,8 @@ std::string ResultStore::header() const {
 
 std::vector<bool> ResultStore::begin(const std::vector<io::Request>& requests,
                                      const IdentityLike& identity, bool resume, Mode mode,
-                                     const io::ModelText& text) {
+                                     const io::ModelText& text,
+                                     const std::function<bool(const io::Request&)>& keeps) {
   requests_ = &requests;
   identity_ = identity;
   mode_ = mode;
@@ -95,7 +96,7 @@ std::vector<bool> ResultStore::begin(const std::vector<io::Request>& requests,
     }
     if (!resume || journal_->num_results() == 0) return journal_->start(header());
     for (std::size_t i = 0; i < requests.size(); ++i) {
-      if (!journal_->has(requests[i].line)) continue;
+      if (!journal_->has(requests[i].line) || !keeps(requests[i])) continue;
       finished[i] = true;
       resumed_.push_back(i);
     }

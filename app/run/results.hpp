@@ -54,9 +54,11 @@ class ResultStore {
   /// identity has finished. Throws Error when that was another run, or when results of an
   /// interrupted run would be lost. `requests` are those of rank 0, and may still grow; `identity`
   /// counts there alone. `text`, which outlives this, is how tokens are text. Returns on rank 0 for
-  /// each request whether it is finished already.
+  /// each request whether it is finished already; those that `keeps` does not take are computed
+  /// again.
   std::vector<bool> begin(const std::vector<io::Request>& requests, const IdentityLike& identity,
-                          bool resume, Mode mode, const io::ModelText& text);
+                          bool resume, Mode mode, const io::ModelText& text,
+                          const std::function<bool(const io::Request&)>& keeps);
 
   /// Takes over the requests that this rank has finished; `finished` is empty afterwards.
   void take(std::vector<FinishedRequest>& finished);

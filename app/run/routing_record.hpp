@@ -42,6 +42,7 @@ class RoutingRecord {
   struct Place {
     std::int32_t* experts = nullptr;  ///< null: nowhere
     float* weights = nullptr;
+    float* given_up = nullptr;  ///< [tokens], see Backend::save_choices; null: not wanted
   };
 
   /// Collective. `num_layers` are the model's. With `resume` goes on with the file that the

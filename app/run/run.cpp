@@ -201,7 +201,8 @@ class Job {
       report = gather_report(world_, facts(), measurements(), summary);
       const json routing = passes_->routing_report();
       if (!routing.is_null()) report["routing"] = routing;
-      if (root()) report["balance"] = passes_->balance_report();
+      const json balance = passes_->balance_report();
+      if (root()) report["balance"] = balance;
       if (root() && updates_) report["updates"] = updates_->report();
       if (passes_->first_admitted_at() > 0) {
         startup_.first_admitted_s = passes_->first_admitted_at() - begin_;
@@ -211,6 +212,8 @@ class Job {
       if (root()) report["startup"] = startup;
       events = passes_->gather_trace();
     }
+    // Flushing to a busy disk may take a minute; all ranks know then what rank 0 is at.
+    comm::watched::stage("writing the results", setup_deadlines * options_.deadline);
     world_.agree([&] {
       if (!root()) return;
       work_.results.write();
@@ -226,6 +229,7 @@ class Job {
         require(std::fflush(stdout) == 0, "cannot write the table of speeds to standard output");
       }
       work_.results.remove_journal();
+      if (work_.blocks) work_.blocks->remove();
       work_.results.require_served();
     });
   }

@@ -2,6 +2,7 @@
 
 #include <fmt/chrono.h>
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -12,6 +13,7 @@
 #include <utility>
 
 #include "compute/error.hpp"
+#include "compute/expert_places.hpp"
 #include "io/json_shown.hpp"
 
 namespace atl {
@@ -129,6 +131,30 @@ std::string RunWatch::remarks() const {
                         text.empty() ? "" : "; ", rank_text(slow.rank), slow.times);
   }
   return text;
+}
+
+json RunWatch::shares_json(std::span<const std::int32_t> shares) const {
+  json reduced = json::array();
+  for (std::size_t rank = 0; rank < shares.size(); ++rank) {
+    if (shares[rank] == compute::ReplicaPlace::whole_share) continue;
+    reduced.push_back(
+        {{"rank", rank},
+         {"host", host_of(static_cast<int>(rank))},
+         {"share", static_cast<double>(shares[rank]) / compute::ReplicaPlace::whole_share}});
+  }
+  return reduced;
+}
+
+std::string RunWatch::shares_text(std::span<const std::int32_t> shares) const {
+  std::vector<std::string> reduced;
+  for (std::size_t rank = 0; rank < shares.size(); ++rank) {
+    if (shares[rank] == compute::ReplicaPlace::whole_share) continue;
+    reduced.push_back(fmt::format("{} {:.0f} %", rank_text(static_cast<int>(rank)),
+                                  100.0 * shares[rank] / compute::ReplicaPlace::whole_share));
+  }
+  if (reduced.empty()) return "no rank is slow any more: all get their rows";
+  return fmt::format("slow ranks get a part of their rows, where others have replicas: {}",
+                     fmt::join(reduced, ", "));
 }
 
 /// Of the last passes.

@@ -47,13 +47,18 @@ class RunWatch {
   /// Collective. `state`: "running", or how the run ended.
   void write_status(std::string_view state, const RunProgress& progress, const Traffic& traffic);
 
+  const LoadWatch& loads() const { return watch_; }
+  std::string rank_text(int rank) const;  ///< with its host, where there are several
+  /// Which ranks get less than a whole share of rows, see SlowShares.
+  std::string shares_text(std::span<const std::int32_t> shares) const;
+  nlohmann::json shares_json(std::span<const std::int32_t> shares) const;
+
   /// What is out of balance, in a few words; "": nothing.
   std::string remarks() const;
   nlohmann::json report() const;
 
  private:
   nlohmann::json balance() const;
-  std::string rank_text(int rank) const;
   const std::string& host_of(int rank) const;
 
   const Groups& groups_;

@@ -17,9 +17,10 @@ struct Sequence {
   std::vector<std::int32_t> tokens;  ///< prompt, then generated
   std::vector<std::int32_t> pages;   ///< of the KV cache, for its whole life
   std::int32_t prompt_length = 0;
-  std::int32_t cached = 0;        ///< tokens whose keys and values are in the cache
-  std::int32_t max_new = 0;       ///< tokens that it may generate
-  std::size_t first_weights = 0;  ///< that computed some of it, see Batcher::begin_weights()
+  std::int32_t cached = 0;           ///< tokens whose keys and values are in the cache
+  std::int32_t max_new = 0;          ///< tokens that it may generate
+  std::vector<std::int32_t> forced;  ///< those it generates; empty: what is drawn
+  std::size_t first_weights = 0;     ///< that computed some of it, see Batcher::begin_weights()
   std::vector<float> logprobs;
   RequestTimes times;
 

@@ -39,7 +39,9 @@ void Workload::read(const OpenModel& model, const BackendChoice& choice, const J
   if (shard_) take_shard();
   if (nothing_to_do_) return;
   const IdentityLike identity = [this](const auto& recorded) { return identity_like(recorded); };
-  const auto finished = results.begin(requests(), identity, options_.resume, mode_, *text_);
+  const auto finished =
+      results.begin(requests(), identity, options_.resume, mode_, *text_,
+                    [this](const io::Request& request) { return keeps(request); });
   kept_.resize(finished.size());
   for (std::size_t i = 0; i < finished.size(); ++i) kept_[i].finished = finished[i];
   if (root() && options_.resume) {
@@ -51,6 +53,18 @@ void Workload::read(const OpenModel& model, const BackendChoice& choice, const J
   if (world_.broadcast_value(empty, 0)) return leave_empty_part();
   if (!options_.control.empty()) checkpoints.set_weights(model.weights());
   checkpoints.open(identity, requests(), shape, model.dtype, kept_);
+  for (std::size_t i = 0; i < kept_.size(); ++i) {
+    if (!keeps(requests()[i])) kept_[i] = {};
+  }
+}
+
+/// With Balance::bias what a prompt chose, and what offsets changed of it, is known of blocks in
+/// the journal alone: of others all runs again.
+bool Workload::keeps(const io::Request& request) const {
+  if (!blocks) return true;
+  const std::int64_t block = (request.line - 1) / options_.bias.block;
+  const bool sampled = (request.line - 1) % options_.bias.sample == 0;
+  return block < blocks->blocks() - (sampled ? 2 : 0);
 }
 
 const std::vector<io::Request>& Workload::requests() const {
@@ -70,6 +84,12 @@ void Workload::read_all_where_needed() {
 ordered_json Workload::own_identity(const InputFacts& facts) const {
   ordered_json identity = identity_of(options_, model_identity_, dtype_, arithmetic_, facts);
   if (!replay_.empty()) identity["replay-routing"] = replay_;
+  if (options_.balance == Balance::bias) {
+    const BiasOptions& bias = options_.bias;
+    identity["balance"] = fmt::format(
+        "bias above {}, in blocks of {}, by {} at most, drift {} of every {}",
+        options_.balance_when.above, bias.block, bias.max_bias, bias.max_drift, bias.sample);
+  }
   if (options_.tp_output && compute::is_sum(*options_.tp_output)) {  // what changes bits
     const int tp = division_of(options_, world_.size()).tp;
     const bool rounded = *options_.tp_output == compute::OutputCut::sum_bf16;
@@ -110,6 +130,7 @@ void Workload::read_files(const ModelShape& shape) {
   require_separate_files(options_, output);
   source_.emplace(options_.input, limits, shard_);
   results.open(output);
+  if (options_.balance == Balance::bias) blocks.emplace(output, options_.resume);
   if (!options_.report.empty()) report.emplace(options_.report);
   if (!options_.status.empty()) write_state(options_.status, "starting");
   if (!options_.trace.empty()) io::TextFile(options_.trace);  // can be written

@@ -11,6 +11,7 @@
 #include "app/mode.hpp"
 #include "app/plan/job_layout.hpp"
 #include "app/run/batch_options.hpp"
+#include "app/run/block_journal.hpp"
 #include "app/run/checkpoints.hpp"
 #include "app/run/devices.hpp"
 #include "app/run/identity.hpp"
@@ -62,12 +63,14 @@ class Workload {
 
   ResultStore results;
   Checkpoints checkpoints;
+  std::optional<BlockJournal> blocks;  ///< rank 0, with Balance::bias
   std::optional<io::TextFile> report;  ///< rank 0, where wanted
 
  private:
   bool root() const { return world_.rank() == 0; }
   void read_files(const ModelShape& shape);
   void read_all_where_needed();
+  bool keeps(const io::Request& request) const;
   nlohmann::ordered_json own_identity(const InputFacts& facts) const;
   nlohmann::ordered_json identity_like(const nlohmann::ordered_json& recorded) const;
   void choose_isa(bool cuda, const OpenModel& model, const JobLayout& job);

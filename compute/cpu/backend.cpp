@@ -120,10 +120,12 @@ class CpuBackend final : public Backend {
     return queue_.enqueue(op);
   }
 
-  Event save_choices(const Chunk& chunk, std::int32_t* experts, float* weights) override {
+  Event save_choices(const Chunk& chunk, std::int32_t* experts, float* weights,
+                     float* given_up) override {
     CpuOp op = op_of(CpuOp::Kind::save_choices, const_cast<Chunk&>(chunk), 0);
     op.experts = experts;
     op.out = weights;
+    op.given_up = given_up;
     return queue_.enqueue(op);
   }
 

@@ -62,6 +62,7 @@ CpuChunkMemory::CpuChunkMemory(const BackendOptions& options, HostArena& arena) 
   router_logits = arena.vector<float>(tokens * shape.num_experts);
   experts = arena.vector<std::int32_t>(pairs);
   weights = arena.vector<float>(pairs);
+  given_up = arena.vector<float>(tokens);
   order = RowOrder(options, tokens, arena);
   if (!options.across) return;
   across_send = arena.buffer(most_rows_for_nodes(options) *

@@ -38,6 +38,7 @@ struct CpuChunkMemory {
   std::vector<float> router_logits;   // [max_tokens, num_experts]
   std::vector<std::int32_t> experts;  // [max_tokens, top_k], chosen, falling weight
   std::vector<float> weights;         // [max_tokens, top_k]
+  std::vector<float> given_up;        // [max_tokens], see Backend::save_choices
   RowOrder order;                     // where these rows go
 
   // With BackendOptions::across:

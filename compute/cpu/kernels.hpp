@@ -129,6 +129,8 @@ struct ChooseArgs {
   float* choices = nullptr;           ///< [num_experts], scratch
   const float* logit_bias = nullptr;  ///< [num_experts]; null: none
   const float* offsets = nullptr;     ///< [num_experts], added to scores for choosing; null: none
+  const float* balance = nullptr;     ///< [num_experts], likewise, of ChoiceOffsets; null: none
+  float* given_up = nullptr;          ///< with balance: see Backend::save_choices
   std::int32_t* experts = nullptr;    ///< [top_k], chosen, or given to weights_of
   float* weights = nullptr;           ///< [top_k]
 };

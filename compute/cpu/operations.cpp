@@ -53,6 +53,9 @@ void CpuLayers::execute(const CpuOp& op) {
       const auto pairs = static_cast<std::ptrdiff_t>(op.chunk->num_tokens() * shape_.top_k);
       std::copy_n(op.chunk->memory.experts.begin(), pairs, op.experts);
       std::copy_n(op.chunk->memory.weights.begin(), pairs, op.out);
+      if (op.given_up != nullptr) {
+        std::copy_n(op.chunk->memory.given_up.begin(), op.chunk->num_tokens(), op.given_up);
+      }
       return;
     }
     case CpuOp::Kind::save_kv:

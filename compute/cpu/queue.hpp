@@ -53,6 +53,7 @@ struct CpuOp {
   SampledToken* sampled = nullptr;
   float* x = nullptr;                   // save_x
   std::int32_t* experts = nullptr;      // save_choices, with `out` for the weights
+  float* given_up = nullptr;            // likewise
   std::span<const std::int32_t> pages;  // save_kv and load_kv, with what follows
   int first_position = 0;
   int num_positions = 0;

@@ -40,6 +40,7 @@ template <class Choose>
 void CpuLayers::for_tokens(CpuChunk& chunk, const CpuLayer& weights, const Choose& choose) {
   const int num_experts = shape_.num_experts;
   const int top_k = shape_.top_k;
+  const ChoiceOffsets& offsets = chunk.offsets;
   parallel_ranges(options_.num_threads, chunk.num_tokens(),
                   grain_rows(std::int64_t{16} * num_experts),
                   [&](std::int64_t begin, std::int64_t end, int thread) {
@@ -55,6 +56,10 @@ void CpuLayers::for_tokens(CpuChunk& chunk, const CpuLayer& weights, const Choos
                       args.logits = chunk.memory.router_logits.data() + t * num_experts;
                       args.experts = chunk.memory.experts.data() + t * top_k;
                       args.weights = chunk.memory.weights.data() + t * top_k;
+                      if (offsets.tables != nullptr) {
+                        args.balance = offsets.tables + offsets.table_of_row[t] * num_experts;
+                        args.given_up = &chunk.memory.given_up[static_cast<std::size_t>(t)];
+                      }
                       choose(args);
                     }
                   });

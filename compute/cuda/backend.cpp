@@ -159,8 +159,10 @@ class CudaBackend final : public Backend {
   Event save_x(const Chunk& chunk, float* x) override {
     return layers_.save_x(static_cast<const cuda::CudaChunk&>(chunk), x);
   }
-  Event save_choices(const Chunk& chunk, std::int32_t* experts, float* weights) override {
-    return layers_.save_choices(static_cast<const cuda::CudaChunk&>(chunk), experts, weights);
+  Event save_choices(const Chunk& chunk, std::int32_t* experts, float* weights,
+                     float* given_up) override {
+    return layers_.save_choices(static_cast<const cuda::CudaChunk&>(chunk), experts, weights,
+                                given_up);
   }
   Event save_kv(int layer, std::span<const std::int32_t> pages, int first_position,
                 int num_positions, void* keys, void* values) override {

@@ -84,7 +84,8 @@ CudaChunk::~CudaChunk() {
 
 std::int64_t CudaChunk::bytes() const {
   return static_cast<std::int64_t>(device_.bytes() + received_.bytes() + forward_.bytes() +
-                                   experts_.bytes() + inner.bytes());
+                                   experts_.bytes() + inner.bytes() + offsets_.bytes() +
+                                   given_up_.bytes());
 }
 
 void CudaChunk::reserve_receive(std::int64_t rows) {
@@ -226,6 +227,26 @@ void CudaChunk::upload_forced(const Stream& stream) {
   std::byte* const weights = forced_uploads_->next();
   std::memcpy(weights, forced.weights, pairs * sizeof(float));
   forced_uploads_->copy(stream, memory.weights, pairs * sizeof(float));
+}
+
+/// Row by row: a few rows' tables would be less to copy, and more to follow in the kernel.
+void CudaChunk::upload_offsets(const Stream& stream) {
+  const auto experts = static_cast<std::size_t>(options_.shape.num_experts);
+  if (!offset_uploads_) {
+    const auto most = static_cast<std::size_t>(options_.max_chunk_tokens);
+    *account_ -= bytes();
+    offset_uploads_.emplace(most * experts * sizeof(float));
+    offsets_ = DeviceBuffer(most * experts * sizeof(float), "offsets on the router's choice");
+    given_up_ = DeviceBuffer(most * sizeof(float), "what offsets give up");
+    *account_ += bytes();
+  }
+  std::byte* const host = offset_uploads_->next();
+  const std::size_t row_bytes = experts * sizeof(float);
+  for (std::size_t t = 0; t < tokens.size(); ++t) {
+    const auto table = static_cast<std::size_t>(offsets.table_of_row[t]);
+    std::memcpy(host + t * row_bytes, offsets.tables + table * experts, row_bytes);
+  }
+  offset_uploads_->copy(stream, offsets_.data(), tokens.size() * row_bytes);
 }
 
 }  // namespace atl::compute::cuda

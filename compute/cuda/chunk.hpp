@@ -44,6 +44,10 @@ class CudaChunk final : public Chunk {
 
   /// Copies `forced` to memory.experts and memory.weights.
   void upload_forced(const Stream& stream);
+  /// Copies the offsets of each row, and has room for what they give up.
+  void upload_offsets(const Stream& stream);
+  const float* row_offsets() const { return static_cast<const float*>(offsets_.data()); }
+  float* given_up() const { return static_cast<float*>(given_up_.data()); }
 
   const BackendOptions& options() const { return options_; }
   int max_tokens() const { return options_.max_chunk_tokens; }
@@ -83,6 +87,9 @@ class CudaChunk final : public Chunk {
   ExpertRoom expert_room_;
   UploadRing uploads_;
   std::optional<UploadRing> forced_uploads_;  // since the first forced choice
+  std::optional<UploadRing> offset_uploads_;  // since the first offsets, with what follows
+  DeviceBuffer offsets_;                      // [max tokens, experts]
+  DeviceBuffer given_up_;                     // [max tokens]
   AttentionPlan plan_;
 };
 

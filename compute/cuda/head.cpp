@@ -151,13 +151,18 @@ Event CudaLayers::save_x(const CudaChunk& chunk, float* x) {
   return op.close();
 }
 
-Event CudaLayers::save_choices(const CudaChunk& chunk, std::int32_t* experts, float* weights) {
+Event CudaLayers::save_choices(const CudaChunk& chunk, std::int32_t* experts, float* weights,
+                               float* given_up) {
   Op op(queue_, "save choices", -1, &chunk.order);
   const Stream& stream = op.begin(StreamId::host);
   const auto pairs =
       static_cast<std::size_t>(chunk.num_tokens()) * static_cast<std::size_t>(shape_.top_k);
   to_host(stream, experts, chunk.memory.experts, pairs * sizeof(std::int32_t));
   to_host(stream, weights, chunk.memory.weights, pairs * sizeof(float));
+  if (given_up != nullptr) {
+    to_host(stream, given_up, chunk.given_up(),
+            static_cast<std::size_t>(chunk.num_tokens()) * sizeof(float));
+  }
   return op.close();
 }
 

@@ -173,12 +173,14 @@ struct RouteArgs {
   bool described = false;  ///< by `router`, of up to 32 groups, with these vectors where not null
   Router router;
   const float* logit_bias = nullptr;
-  const float* offsets = nullptr;   ///< added to scores, for choosing
-  bool forced = false;              ///< `experts` are given, not chosen
-  bool forced_weights = false;      ///< so are `weights`
-  std::int32_t* experts = nullptr;  ///< [T, top_k]
-  float* weights = nullptr;         ///< [T, top_k]
-  std::int32_t* chosen = nullptr;   ///< [T, top_k], replicas, indices into the table
+  const float* selection_bias = nullptr;  ///< [experts], added to scores for choosing
+  bool forced = false;                    ///< `experts` are given, not chosen
+  bool forced_weights = false;            ///< so are `weights`
+  const float* offsets = nullptr;         ///< [T, experts], see ChoiceOffsets; null: none
+  float* given_up = nullptr;              ///< [T], with offsets: see Backend::save_choices
+  std::int32_t* experts = nullptr;        ///< [T, top_k]
+  float* weights = nullptr;               ///< [T, top_k]
+  std::int32_t* chosen = nullptr;         ///< [T, top_k], replicas, indices into the table
   /// [T, top_k]: the choice's row among the packed ones. for_nodes: among those that come back; for
   /// a token that one node adds up the first says where, the others are -1.
   std::int32_t* slots = nullptr;

@@ -52,7 +52,8 @@ class CudaLayers {
   Event logprobs(CudaChunk& chunk, std::span<const std::int32_t> rows,
                  std::span<const std::int32_t> targets, float* out);
   Event save_x(const CudaChunk& chunk, float* x);
-  Event save_choices(const CudaChunk& chunk, std::int32_t* experts, float* weights);
+  Event save_choices(const CudaChunk& chunk, std::int32_t* experts, float* weights,
+                     float* given_up);
   Event save_kv(int layer, std::span<const std::int32_t> pages, int first_position,
                 int num_positions, void* keys, void* values);
   Event load_kv(int layer, std::span<const std::int32_t> pages, int first_position,
@@ -81,6 +82,7 @@ class CudaLayers {
   };
 
   void upload_forced(CudaChunk& chunk, int layer);
+  void upload_offsets(CudaChunk& chunk, int layer);
   /// Of an MLP that so many ranks share.
   MlpKinds add_mlp(const CudaMlp& mlp, int width, int members = 1);
   /// Parts of experts that several ranks share, for one block, whose rows follow `done` own ones of

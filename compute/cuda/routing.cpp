@@ -29,10 +29,18 @@ void CudaLayers::upload_forced(CudaChunk& chunk, int layer) {
   op.close();
 }
 
+void CudaLayers::upload_offsets(CudaChunk& chunk, int layer) {
+  Op op(queue_, "offsets of choices", layer, &chunk.order);
+  chunk.upload_offsets(op.begin(StreamId::copy));
+  op.close();
+}
+
 /// The counts reach the host while the rows are packed.
 Event CudaLayers::route(CudaChunk& chunk, int layer, RouteTo to) {
   const bool forced = chunk.forced.experts != nullptr;
+  const bool offset = !forced && chunk.offsets.tables != nullptr;
   if (forced && chunk.num_tokens() > 0) upload_forced(chunk, layer);
+  if (offset && chunk.num_tokens() > 0) upload_offsets(chunk, layer);
   Op op(queue_, "route", layer, &chunk.order);
   const Stream& stream = op.begin(StreamId::compute);
   const ExpertPlaces& places = options_.part.places_of(layer);
@@ -58,9 +66,13 @@ Event CudaLayers::route(CudaChunk& chunk, int layer, RouteTo to) {
   args.router = shape_.router;
   args.described = shape_.router != Router();
   args.logit_bias = weights.router_bias;
-  args.offsets = weights.selection_bias;
+  args.selection_bias = weights.selection_bias;
   args.forced = forced;
   args.forced_weights = forced && chunk.forced.weights != nullptr;
+  if (offset) {
+    args.offsets = chunk.row_offsets();
+    args.given_up = chunk.given_up();
+  }
   args.experts = chunk.memory.experts;
   args.weights = chunk.memory.weights;
   args.chosen = chunk.memory.chosen;

@@ -81,5 +81,28 @@ TEST(ChooseReplicas, WhereTheTokenGoesAnyhowThenNearThenInTurn) {
   EXPECT_EQ(taken, (std::map<std::int32_t, int>{{2, 10}, {3, 10}, {4, 10}}));
 }
 
+TEST(ChooseReplicas, ASlowRankGetsItsShareAndNothingWhereThatIsNone) {
+  const Layout layout = layout_of_nodes({2, 2});
+  //                               0       1    2       3
+  const LayerPlacement placement({{0, 3}, {3}, {2, 3}, {0, 1}}, layout);
+  const auto taken_of = [&](std::int32_t expert, const std::vector<std::int32_t>& shares) {
+    const auto places = placement.places_seen_by(0, layout, shares);
+    std::map<std::int32_t, int> taken;
+    for (int token = 0; token < 640; ++token) {
+      ++taken[chosen_ranks(places, placement, {expert}, token).front()];
+    }
+    return taken;
+  };
+  using Taken = std::map<std::int32_t, int>;
+  EXPECT_EQ(taken_of(2, {64, 64, 64, 64}), (Taken{{2, 320}, {3, 320}}));
+  EXPECT_EQ(taken_of(2, {64, 64, 64, 0}), (Taken{{2, 640}}));
+  EXPECT_EQ(taken_of(0, {0, 64, 64, 64}), (Taken{{3, 640}}));  // though it is this rank
+  EXPECT_EQ(taken_of(0, {64, 64, 64, 0}), (Taken{{0, 640}}));
+  EXPECT_EQ(taken_of(1, {64, 64, 64, 0}), (Taken{{3, 640}}));  // no other has it
+  EXPECT_EQ(taken_of(3, {0, 0, 64, 64}), (Taken{{0, 640}}));   // as if both were whole
+  const Taken half = taken_of(2, {64, 64, 64, 32});
+  EXPECT_NEAR(half.at(3), 160, 10);
+}
+
 }  // namespace
 }  // namespace atl

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# A job on a real Slurm that loses the link of a node or all ranks of a node: it ends and
-# says why, leaves no process, and when it is queued again its results are those of an undisturbed run.
+# A job on a real Slurm that loses all ranks of a node, a rank that stops, or the link of a node: it says
+# which node it leaves out and goes on without it at once; where it may not, it ends and says why, and
+# goes on when it is queued again. It leaves no process, and its results are those of an undisturbed run.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -33,40 +34,65 @@ start_job() {
   return 1
 }
 processes_left() { pgrep -f -- "atoll run .*$work" || true; }
-# fails_and_goes_on WHAT OUTPUT PATTERN: the job fails with a message, and is complete when queued again.
-fails_and_goes_on() {
-  wait_for_job
-  if [[ "$ended" == *FAIL* ]]; then passed; else failed "$1: job $job is '$ended'"; fi
-  if grep -qE "$3" "$work/atoll-$job/log"; then
-    passed
-  else
-    failed "$1: the log has no '$3': $(tail -n 5 "$work/atoll-$job/log")"
-  fi
+leaves_no_process() { # WHAT
   for _ in {1..100}; do
     [[ -n "$(processes_left)" ]] || break
     sleep 0.1
   done
   if [[ -z "$(processes_left)" ]]; then passed; else failed "$1: processes stay: $(processes_left)"; fi
+}
+log_says() { # WHAT PATTERN
+  if grep -qE "$2" "$work/atoll-$job/log"; then
+    passed
+  else
+    failed "$1: the log has no '$2': $(tail -n 5 "$work/atoll-$job/log")"
+  fi
+}
+# goes_on_by_itself WHAT OUTPUT NODE-LEFT-OUT
+goes_on_by_itself() {
+  ends_well "$1" || true
+  log_says "$1" "left out: $3; going on with 4 ranks on 2 nodes"
+  log_says "$1" 'resuming: [1-9]'
+  same "$1" "$work/expected.jsonl" "$2"
+}
+# fails_and_goes_on WHAT OUTPUT PATTERN: the job fails with a message, and is complete when queued again.
+fails_and_goes_on() {
+  wait_for_job
+  if [[ "$ended" == *FAIL* ]]; then passed; else failed "$1: job $job is '$ended'"; fi
+  log_says "$1" "$3"
+  leaves_no_process "$1"
   local kept
   kept="$(finished_in "$2")"
   if ((kept > 4 && kept < 400)); then passed; else failed "$1: $kept finished results are kept"; fi
   hurry
   queue_again
   ends_well "$1, queued again" || true
-  if grep -q 'resuming: [1-9]' "$work/atoll-$job/log"; then passed; else failed "$1: began anew"; fi
+  log_says "$1" 'resuming: [1-9]'
   same "$1" "$work/expected.jsonl" "$2"
 }
 
-if start_job "$work/killed.jsonl"; then
-  # shellcheck disable=SC2016  # for the shell on h2; hosts of a cluster see one another's processes
-  capture "$cluster" on h2 sh -c 'for p in /proc/[0-9]*; do
+# signal_on HOST SIGNAL: to all its ranks; hosts of a cluster see one another's processes.
+signal_on() {
+  # shellcheck disable=SC2016  # for the shell on the host
+  capture "$cluster" on "$1" sh -c 'for p in /proc/[0-9]*; do
     if [ "$(cat $p/comm)" = atoll ] && [ $(readlink $p/ns/uts) = $(readlink /proc/self/ns/uts) ]; then
-      kill -KILL ${p#/proc/}; fi; done 2>/dev/null; true'
-  succeeds "kill" || true
-  fails_and_goes_on "all ranks of a node killed" "$work/killed.jsonl" 'signal 9|Killed'
+      kill -'"$2"' ${p#/proc/}; fi; done 2>/dev/null; true'
+  succeeds "signal $2 on $1" || true
+}
+if start_job "$work/killed.jsonl"; then
+  hurry
+  signal_on h2 KILL
+  goes_on_by_itself "all ranks of a node killed" "$work/killed.jsonl" h2
+  leaves_no_process "all ranks of a node killed"
+fi
+if start_job "$work/stopped.jsonl"; then
+  hurry
+  signal_on h3 STOP
+  goes_on_by_itself "all ranks of a node stopped" "$work/stopped.jsonl" h3
+  signal_on h3 KILL
 fi
 
-if start_job "$work/cut.jsonl"; then
+if ATOLL_MOST_LOSSES=0 start_job "$work/cut.jsonl"; then
   capture "$cluster" on h3 ip link set eth0 down
   succeeds "cutting the link" || true
   sleep 20 # the deadline passes on both sides

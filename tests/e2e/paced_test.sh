@@ -15,9 +15,13 @@ atoll_on 1 run "${options[@]}" --output "$work/expected"
 succeeds "one rank"
 
 paced_on() { # RANKS FLOPS BYTES OPTIONS...
-  local ranks="$1" flops="$2" bytes="$3"
+  local rates=("$2" "$3") ranks="$1"
   shift 3
-  capture mpirun "${mpirun_flags[@]}" -n "$ranks" "$paced" "$flops" "$bytes" "${options[@]}" "$@" \
+  if [[ "${1:-}" == slow=* ]]; then
+    rates+=("$1")
+    shift
+  fi
+  capture mpirun "${mpirun_flags[@]}" -n "$ranks" "$paced" "${rates[@]}" "${options[@]}" "$@" \
     --output "$work/results" --report "$work/report.json"
   succeeds "paced: $ranks ranks, $*"
   same "paced: $ranks ranks, $*" "$work/expected" "$work/results"
@@ -42,6 +46,17 @@ most = 2 * (layers * (attention + max(dense, 17 * expert)) + head) / 2e7
 pass_s = decode["compute_s_per_rank"] / decode["steps"]
 assert least <= pass_s <= 1.5 * most, (least, pass_s, most)
 EOF
+
+atoll_on 1 run "${options[@]}" --max-tokens 60 --output "$work/expected"
+succeeds "one rank, 60 tokens"
+# One rank of four takes eight times as long: where another has its experts, those get its rows.
+paced_on 4 2e8 1e12 slow=1:8 --slots 8 --chunks 1 --max-tokens 60 --balance replicate --balance-above 1000000
+json_check "a slow rank's rows go elsewhere" "$work/report.json" <<'PY'
+balance = lines[0]["balance"]
+assert [share["rank"] for share in balance["shares_of_slow_ranks"]] == [1], balance
+assert balance["shares_of_slow_ranks"][0]["share"] <= 0.25, balance
+assert balance["moved"]["experts_moved"] == 0, balance
+PY
 
 capture mpirun "${mpirun_flags[@]}" -n 1 "$paced" fast 1e9 "${options[@]}" --output "$work/results"
 if ((code == 1)) && grep -q "fast is no rate" "$work/stderr"; then

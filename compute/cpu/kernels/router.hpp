@@ -109,22 +109,32 @@ inline void weigh(const ChooseArgs& args) {
   for (int j = 0; router.scale != 1 && j < args.top_k; ++j) args.weights[j] *= router.scale;
 }
 
-/// Where a logit is NaN or plus infinity every probability is NaN, and the lowest experts are
-/// taken.
-inline void choose(const ChooseArgs& args) {
+/// The experts with the largest scores and offsets; the sum of their scores.
+inline float take_best(const ChooseArgs& args, const float* balance) {
   const Router& router = *args.router;
-  make_scores(args);
   const float* by = args.logits;
-  if (args.offsets != nullptr || router.groups > 1) {
+  if (args.offsets != nullptr || balance != nullptr || router.groups > 1) {
     for (int e = 0; e < args.num_experts; ++e) {
-      args.choices[e] = args.logits[e] + (args.offsets != nullptr ? args.offsets[e] : 0.0F);
+      args.choices[e] = args.logits[e] + (args.offsets != nullptr ? args.offsets[e] : 0.0F) +
+                        (balance != nullptr ? balance[e] : 0.0F);
     }
     if (router.groups > 1) keep_best_groups(args);
     by = args.choices;
   }
+  float sum = 0;
   for (int j = 0; j < args.top_k; ++j) {
     args.experts[j] = best_left(by, args.num_experts, args.experts, j);
+    sum += args.logits[args.experts[j]];
   }
+  return sum;
+}
+
+/// Where a logit is NaN or plus infinity every probability is NaN, and the lowest experts are
+/// taken.
+inline void choose(const ChooseArgs& args) {
+  make_scores(args);
+  const float own = take_best(args, nullptr);
+  if (args.balance != nullptr) *args.given_up = own - take_best(args, args.balance);
   weigh(args);
 }
 

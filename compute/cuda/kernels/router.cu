@@ -80,6 +80,48 @@ __device__ std::uint64_t choose(const float (&p)[per_lane], const RouteArgs& arg
   return mine;
 }
 
+/// Larger numbers for larger values of either sign; never 0. NaN counts as one value.
+__device__ inline std::uint32_t ordered(float value) {
+  if (value != value) return 0xffffffffU;
+  const std::uint32_t bits = __float_as_uint(value);
+  return (bits & 0x80000000U) != 0 ? ~bits : bits | 0x80000000U;
+}
+
+/// As choose(), with the largest sums of probability and offset; what a lane returns has the
+/// probability alone.
+template <int per_lane>
+__device__ std::uint64_t choose_with(const float* offsets, const float (&p)[per_lane],
+                                     const RouteArgs& args, int lane, float& chosen) {
+  std::uint64_t keys[per_lane];  // 0: taken, or no expert
+#pragma unroll
+  for (int i = 0; i < per_lane; ++i) {
+    const int e = lane + i * warp_lanes;
+    keys[i] = e < args.num_experts
+                  ? (static_cast<std::uint64_t>(ordered(p[i] + offsets[e])) << 32U) |
+                        (0xffffffffU - static_cast<std::uint32_t>(e))
+                  : 0;
+  }
+  std::uint64_t mine = 0;
+  chosen = 0;
+  for (int j = 0; j < args.top_k; ++j) {
+    std::uint64_t best = 0;
+#pragma unroll
+    for (int i = 0; i < per_lane; ++i) best = keys[i] > best ? keys[i] : best;
+    best = warp_largest(best);
+    std::uint64_t key = 0;  // in all lanes but the one that holds the expert
+#pragma unroll
+    for (int i = 0; i < per_lane; ++i) {
+      if (keys[i] != best) continue;
+      key = rank_key(p[i], expert_of(best));
+      keys[i] = 0;
+    }
+    key = warp_largest(key);
+    mine = lane == j ? key : mine;
+    chosen += probability_of(key);
+  }
+  return mine;
+}
+
 /// Lane j returns the probability of the expert at `experts`[j] as choose() does; `chosen`
 /// likewise.
 template <int per_lane>
@@ -100,11 +142,6 @@ __device__ std::uint64_t take(const float (&p)[per_lane], const RouteArgs& args,
   return mine;
 }
 
-/// A float as a number of the same order; NaN above all.
-__device__ inline std::uint32_t ordered(float x) {
-  const std::uint32_t bits = __float_as_uint(x);
-  return (bits & 0x80000000U) != 0 ? ~bits : bits | 0x80000000U;
-}
 /// Larger values first, then lower indices; never 0.
 __device__ inline std::uint64_t order_key(float value, int index) {
   return (static_cast<std::uint64_t>(ordered(value)) << 32U) |
@@ -184,28 +221,35 @@ struct Chosen {
 
 /// By softmax, as it is or rescaled to sum 1.
 template <int per_lane>
-__device__ Chosen choose_plain(const RouteArgs& args, const float* logits,
-                               const std::int32_t* given, int lane) {
+__device__ Chosen choose_plain(const RouteArgs& args, int token, int lane) {
+  const std::int64_t row = std::int64_t{token} * args.num_experts;
   float p[per_lane];
   float chosen = 0;
-  softmax(logits, args.num_experts, lane, p);
-  const std::uint64_t key =
-      args.forced ? take(p, args, given, lane, chosen) : choose(p, args, lane, chosen);
+  softmax(args.logits + row, args.num_experts, lane, p);
+  std::uint64_t key =
+      args.forced ? take(p, args, args.experts + std::int64_t{token} * args.top_k, lane, chosen)
+                  : choose(p, args, lane, chosen);
+  if (args.offsets != nullptr) {
+    const float own = chosen;
+    key = choose_with(args.offsets + row, p, args, lane, chosen);
+    if (lane == 0) args.given_up[token] = own - chosen;
+  }
   return {expert_of(key), args.renormalise ? probability_of(key) / chosen : probability_of(key)};
 }
 
-/// A described router's choice for one token, or the weights of experts that are given.
+/// Lane j's expert and its score, of the largest sums of score, selection bias and `offsets` (null:
+/// none), or of those that are given; `total` is the sum of all top_k scores.
 template <int per_lane>
-__device__ Chosen choose_described(const RouteArgs& args, const float* logits,
-                                   const std::int32_t* given, int lane) {
-  float p[per_lane];
-  scores_of(args, logits, lane, p);
+__device__ Chosen take_best(const RouteArgs& args, const float (&p)[per_lane], const float* offsets,
+                            const std::int32_t* given, int lane, float& total) {
   float choices[per_lane];
 #pragma unroll
   for (int i = 0; i < per_lane; ++i) {
     const int e = lane + i * warp_lanes;
     choices[i] = p[i];
-    if (e < args.num_experts && args.offsets != nullptr) choices[i] += args.offsets[e];
+    if (e < args.num_experts && args.selection_bias != nullptr)
+      choices[i] += args.selection_bias[e];
+    if (e < args.num_experts && offsets != nullptr) choices[i] += offsets[e];
   }
   if (args.router.groups > 1) keep_best_groups(choices, args, lane);
   std::uint64_t keys[per_lane];  // 0: taken, or no expert
@@ -215,7 +259,7 @@ __device__ Chosen choose_described(const RouteArgs& args, const float* logits,
     keys[i] = e < args.num_experts ? order_key(choices[i], e) : 0;
   }
   Chosen mine;
-  float total = 0;
+  total = 0;
   for (int j = 0; j < args.top_k; ++j) {
     std::uint64_t best = 0;
 #pragma unroll
@@ -231,6 +275,23 @@ __device__ Chosen choose_described(const RouteArgs& args, const float* logits,
     value = __shfl_sync(all_lanes, value, expert % warp_lanes);
     if (lane == j) mine = {expert, value};
     total += value;
+  }
+  return mine;
+}
+
+/// A described router's choice for one token, or the weights of experts that are given.
+template <int per_lane>
+__device__ Chosen choose_described(const RouteArgs& args, int token, int lane) {
+  const std::int64_t row = std::int64_t{token} * args.num_experts;
+  const std::int32_t* given = args.experts + std::int64_t{token} * args.top_k;
+  float p[per_lane];
+  scores_of(args, args.logits + row, lane, p);
+  float total = 0;
+  Chosen mine = take_best<per_lane>(args, p, nullptr, given, lane, total);
+  if (args.offsets != nullptr) {
+    const float own = total;
+    mine = take_best<per_lane>(args, p, args.offsets + row, given, lane, total);
+    if (lane == 0) args.given_up[token] = own - total;
   }
   if (args.router.score == RouterScore::softmax_of_chosen) {
     const bool chooses = lane < args.top_k;
@@ -319,11 +380,9 @@ __global__ void __launch_bounds__(group_threads)
   const int top_k = args.top_k;
   const WarpRows tokens = rows_of_warp(tokens_per_warp, args.num_tokens);
   for (int t = tokens.first; t < tokens.last; ++t) {
-    const float* logits = args.logits + std::int64_t{t} * args.num_experts;
     const std::int64_t first = std::int64_t{t} * top_k;
-    const Chosen mine = args.described
-                            ? choose_described<per_lane>(args, logits, args.experts + first, lane)
-                            : choose_plain<per_lane>(args, logits, args.experts + first, lane);
+    const Chosen mine = args.described ? choose_described<per_lane>(args, t, lane)
+                                       : choose_plain<per_lane>(args, t, lane);
     if (lane < top_k && !args.forced_weights) args.weights[first + lane] = mine.weight;
     const std::int32_t replica = choose_replica(args, t, lane, mine.expert);
     count_token(args, counts, t, lane, replica);

@@ -191,7 +191,9 @@ __global__ void __launch_bounds__(threads)
   const float best = logit_of(static_cast<std::uint32_t>(top >> 32U));
   const std::uint64_t model = sum_weights<N>(row, vocab, best, scale_of_one, shared);
   auto token = static_cast<int>(~static_cast<std::uint32_t>(top));
-  if (draw.scale > 0) {
+  if (draw.target >= 0) {
+    token = draw.target;
+  } else if (draw.scale > 0) {
     Kept kept;
     kept.weight =
         draw.scale == scale_of_one ? model : sum_weights<N>(row, vocab, best, draw.scale, shared);
