@@ -74,6 +74,32 @@ TEST(CpuBackend, GeneratedTokensAttendToLatents) {
   }
 }
 
+/// Windows that begin in an earlier split of keys, or end before the last one, and latents over
+/// several splits.
+TEST(CpuBackend, LongSequencesOfDescribedKindsAgreeWithTheOracle) {
+  constexpr int length = 1150;
+  for (ModelKind kind : described_kinds()) {
+    ModelShape& shape = kind.shape;
+    if (shape.attentions.size() < 2 && !shape.latent.used()) continue;
+    shape.max_positions = length;
+    shape.num_layers = 2;
+    shape.attention_of.resize(2);
+    shape.layer_is_dense.resize(2);
+    if (kind.name.starts_with("sinks")) shape.attentions[0].window = 600;
+    const auto model = random_model(shape, DType::float32, 21);
+    const auto tokens = Random(6, DType::float32).tokens(length, shape.vocab);
+    const RankOptions one{.max_chunk_tokens = length, .num_pages = 40, .prompt = length - 40};
+    RankOptions two = one;
+    two.num_threads = 2;
+    SingleRank rank(model, one);
+    EXPECT_LT(
+        largest_difference(rank.log_probs(tokens, length), reference::log_probs(model, tokens)),
+        1e-4)
+        << kind.name;
+    EXPECT_EQ(SingleRank(model, two).logits(tokens, 333), rank.logits(tokens, length)) << kind.name;
+  }
+}
+
 /// What was saved of a cache becomes that of another sequence, whose next token gets the same bits.
 TEST(CpuBackend, CachesOfEveryKindAreSavedAndLoaded) {
   for (const ModelKind& kind : described_kinds()) {
