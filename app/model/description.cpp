@@ -456,7 +456,8 @@ void check_shape_of(const ModelShape& s) {
   const Router& router = s.router;
   require(
       s.num_experts == 0 ||
-          (router.top_groups <= router.groups && s.num_experts % router.groups == 0 &&
+          (router.groups > 0 && router.top_groups > 0 && router.top_groups <= router.groups &&
+           s.num_experts % router.groups == 0 &&
            s.top_k <= s.num_experts / router.groups * router.top_groups),
       "the configuration chooses {} experts from {} of {} groups of {} experts, which cannot be",
       s.top_k, router.top_groups, router.groups, s.num_experts);

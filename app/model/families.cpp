@@ -171,6 +171,8 @@ FamilyModel describe_family(const Family& family, const Json& hf, const std::str
                      fmt::join(unknown, ", ")));
   }
   check_shape_of(model.config.shape);
+  // Every bound of the description holds for what comes from a family.
+  model.config = ModelConfig::from_json(model.config.to_json());
   return model;
 }
 

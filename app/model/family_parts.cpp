@@ -45,7 +45,8 @@ void grouped_heads(const HfConfig& hf, ModelShape& s, int kv_heads, int head_dim
   s.num_kv_heads = size(hf, "num_key_value_heads", kv_heads == 0 ? s.num_heads : kv_heads);
   s.head_dim = size(hf, "head_dim", head_dim == 0 ? s.hidden / s.num_heads : head_dim);
   require(
-      s.num_kv_heads > 0 && s.head_dim > 0 && s.num_heads % s.num_kv_heads == 0,
+      s.num_kv_heads > 0 && s.head_dim > 0 && s.head_dim <= most_of_head &&
+          s.num_heads % s.num_kv_heads == 0,
       "keys \"num_attention_heads\" ({}), \"num_key_value_heads\" ({}) and \"head_dim\" ({}) do "
       "not go together",
       s.num_heads, s.num_kv_heads, s.head_dim);
@@ -74,6 +75,13 @@ void dense_layers(const HfConfig& hf, ModelShape& s, int otherwise) {
     return;
   }
   first_dense(s, size(hf, "first_k_dense_replace", otherwise));
+}
+
+void shared_experts(const HfConfig& hf, ModelShape& s, const char* key, int otherwise) {
+  const std::int64_t width = std::int64_t{size(hf, key, otherwise)} * s.moe_intermediate;
+  require(width <= most, "key \"{}\" makes a shared expert of width {}, more than {}", key, width,
+          most);
+  s.shared_intermediate = static_cast<int>(width);
 }
 
 void experts(const HfConfig& hf, ModelShape& s, const char* count_key, const char* top_k_key,

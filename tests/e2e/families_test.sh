@@ -29,6 +29,15 @@ sed -i 's/_scale_inv/_scale_foo/g' "$work/coded/model.safetensors"
 capture "$ATOLL" import "$work/coded" --output "$work/coded.h5"
 refused "no scales" 1 "_scale_inv is missing, the scales of"
 
+# --- several ranks import what one does; where one cannot read, all end.
+capture "$ATOLL" import "$families/gpt_oss" --output "$work/alone.h5"
+succeeds "import on one rank"
+atoll_on 3 import "$families/gpt_oss" --output "$work/together.h5"
+succeeds "import on three ranks"
+same "import on three ranks" "$work/alone.h5" "$work/together.h5"
+atoll_on 3 import "$work/coded" --output "$work/together.h5"
+refused "import on three ranks, no scales" 1 "_scale_inv is missing, the scales of"
+
 # --- an index that selects keys: longer contexts than it selects are refused.
 python3 - "$families/deepseek_v3" "$work/indexed" <<'EOP'
 import json, os, shutil, sys
