@@ -13,6 +13,7 @@
 #include "app/config.hpp"
 #include "app/model/described_model.hpp"
 #include "app/model/import.hpp"
+#include "app/model/import_plan.hpp"
 #include "app/model/init.hpp"
 #include "app/model/inspect.hpp"
 #include "app/model/model_config.hpp"
@@ -100,16 +101,30 @@ bool needs_mpi(Command command) {
   return command == Command::run;
 }
 
+/// Each rank reads and writes some of the tensors.
+void import_together(const comm::Communicator& world, const ImportOptions& options) {
+  const io::Warn first = [&](const std::string& text) {
+    if (world.rank() == 0) warn_of_import(text);
+  };
+  std::optional<ImportPlan> plan;
+  world.agree([&] { plan.emplace(plan_import(options.folder, first)); });
+  world.agree([&] {
+    write_import(*plan, options.output, {world.rank(), world.size(), world.fortran_handle()},
+                 warn_of_import);
+  });
+}
+
 void execute(const CommandLine& line, const comm::Communicator& world) {
   if (line.command == Command::run) return run_job(world, line.run);
   world.agree([&] {
     if (line.command == Command::init) {
       init_model(config_of(line.init), line.init.seed, line.init.output, world.rank(), world.size(),
                  world.fortran_handle());
-    } else if (world.rank() == 0) {
+    } else if (line.command != Command::import && world.rank() == 0) {
       execute_alone(line);
     }
   });
+  if (line.command == Command::import) import_together(world, line.import);
 }
 
 /// A failure that all ranks know of ends them all in order; any other ends them by MPI_Abort.

@@ -34,8 +34,9 @@ struct Interval {
 
 /// Rows [first_row, first_row + num_rows) of a chunk are consecutive positions of one sequence,
 /// the first at first_position. `pages` lists the KV pages of that sequence in order of position.
-/// Positions below `prompt` are those of its prompt, the later ones were generated: latent attention
-/// computes the two in different ways, the same for a token whatever segments it comes in.
+/// Positions below `prompt` are those of its prompt, the later ones were generated: latent
+/// attention computes the two in different ways, the same for a token whatever segments it comes
+/// in.
 struct Segment {
   std::int32_t first_row = 0;
   std::int32_t num_rows = 0;

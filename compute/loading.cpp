@@ -13,8 +13,7 @@ namespace {
 void check_kinds(const ModelShape& shape) {
   require(shape.attentions.empty() ||
               shape.attention_of.size() == static_cast<std::size_t>(shape.num_layers),
-          "attention_of has {} entries for {} layers", shape.attention_of.size(),
-          shape.num_layers);
+          "attention_of has {} entries for {} layers", shape.attention_of.size(), shape.num_layers);
   for (const std::uint8_t kind : shape.attention_of) {
     require(kind < std::max<std::size_t>(shape.attentions.size(), 1),
             "there is no kind {} of attention", kind);
@@ -102,8 +101,8 @@ void place_attention(const BackendOptions& options, Chunk& chunk, AttentionPart 
   // Own heads are one of the members' parts, or behind what comes for own rows: there are as many
   // rows for each member as any has, and so room for both.
   const std::int64_t before = by_columns ? share.place * chunk.all_rows : share.members * own;
-  const std::int64_t row =
-      options.shape.heads_width() / share.members * static_cast<std::int64_t>(size_of(options.dtype));
+  const std::int64_t row = options.shape.heads_width() / share.members *
+                           static_cast<std::int64_t>(size_of(options.dtype));
   chunk.heads_send = static_cast<std::byte*>(chunk.heads_recv) + before * row;
 }
 
@@ -146,6 +145,16 @@ const void* converted(const HostTensor& tensor, DType to, AlignedBuffer& buffer)
   buffer = AlignedBuffer(static_cast<std::size_t>(count) * size_of(to));
   kernels_for(to, isa).from_float(static_cast<const float*>(from), buffer.data(), count);
   return buffer.data();
+}
+
+const float* vector_as_floats(const BackendOptions& options, const HostTensor& tensor,
+                              AlignedBuffer& rounded, AlignedBuffer& floats) {
+  HostTensor vector = tensor;
+  if (is_plain(options.shape)) {
+    vector.data = converted(tensor, options.dtype, rounded);
+    vector.dtype = options.dtype;
+  }
+  return static_cast<const float*>(converted(vector, DType::float32, floats));
 }
 
 }  // namespace atl::compute

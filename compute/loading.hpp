@@ -20,6 +20,11 @@ void place_attention(const BackendOptions& options, Chunk& chunk, AttentionPart 
 void check_experts(const BackendOptions& options, const Chunk& chunk,
                    std::span<const RowBlock> blocks, ExpertPart part);
 
+/// A vector as float32, in one of the buffers: those of models that files of version 1 describe are
+/// rounded to the activations' type first.
+const float* vector_as_floats(const BackendOptions& options, const HostTensor& tensor,
+                              AlignedBuffer& rounded, AlignedBuffer& floats);
+
 /// `tensor` as elements of type `to`; `buffer` holds them if they had to be converted.
 const void* converted(const HostTensor& tensor, DType to, AlignedBuffer& buffer);
 

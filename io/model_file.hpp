@@ -104,7 +104,7 @@ class ModelFileWriter {
     std::string path;
     std::vector<std::int64_t> shape;
     bool per_expert = false;
-    std::optional<DType> dtype;  ///< empty: the file's
+    std::optional<DType> dtype{};  ///< empty: the file's
   };
 
   /// `mpi_comm_f` is a communicator's Fortran handle (MPI_Comm_c2f), so that no caller needs mpi.h,

@@ -31,15 +31,19 @@ std::size_t cores() {
 void check_length(const Request& request, const RequestLimits& limits) {
   require(!request.tokens.empty(), "the prompt is empty; give at least one token");
   const auto prompt = static_cast<std::int64_t>(request.tokens.size());
+  const char* why = limits.index_beyond
+                        ? " (beyond these its attention selects keys by an index, which is not "
+                          "supported)"
+                        : "";
   require(prompt <= limits.max_positions,
-          "the prompt has {} tokens, the model has {} positions; shorten it", prompt,
-          limits.max_positions);
+          "the prompt has {} tokens, the model has {} positions{}; shorten it", prompt,
+          limits.max_positions, why);
   if (limits.scoring) return;
   const std::int64_t generated = request.max_tokens.value_or(limits.default_max_tokens);
   require(prompt + generated <= limits.max_positions,
-          "the prompt's {} tokens and {} to be generated exceed the model's {} positions; lower "
-          "max_tokens or shorten the prompt",
-          prompt, generated, limits.max_positions);
+          "the prompt's {} tokens and {} to be generated exceed the model's {} positions{}; "
+          "lower max_tokens or shorten the prompt",
+          prompt, generated, limits.max_positions, why);
 }
 
 void PromptEncoder::encode_one(Request& request, EncodeMemory& memory) const {

@@ -40,6 +40,7 @@ struct Request {
 struct RequestLimits {
   int vocab = 0;
   int max_positions = 0;
+  bool index_beyond = false;        ///< attention would select keys by an index from there on
   int default_max_tokens = 0;       ///< for requests that name none
   bool scoring = false;             ///< no tokens are generated
   std::uint64_t seed = 0;           ///< of the job, for requests that name none

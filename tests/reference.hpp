@@ -39,8 +39,8 @@ inline double to_float16(double value) {
 }
 
 struct Mlp {
-  Matrix up, gate, down;                 // [I, H], [I, H] (swiglu only), [H, I]
-  Vector up_bias, gate_bias, down_bias;  // empty where there are none
+  Matrix up, gate, down;                       // [I, H], [I, H] (swiglu only), [H, I]
+  Vector up_bias{}, gate_bias{}, down_bias{};  // empty where there are none
 };
 
 struct Layer {
@@ -56,10 +56,10 @@ struct Layer {
   Vector sinks;                        // [heads]
   Vector router_bias, selection_bias;  // [num_experts]
   Mlp shared;
-  Matrix shared_router;                   // [1, H]
-  Vector q_latent_norm, kv_latent_norm;   // of the latents
-  Matrix q_up;                            // [heads * head_dim, queries' latent]
-  Matrix k_up, v_up;                      // [heads * .., latent]
+  Matrix shared_router;                  // [1, H]
+  Vector q_latent_norm, kv_latent_norm;  // of the latents
+  Matrix q_up;                           // [heads * head_dim, queries' latent]
+  Matrix k_up, v_up;                     // [heads * .., latent]
 };
 
 struct Model {
@@ -170,7 +170,8 @@ inline Matrix attention(const Matrix& q, const Matrix& k, const Matrix& v, const
       Vector scores;
       for (std::size_t s = first; s <= t; ++s) {
         double score = 0;
-        for (std::size_t i = 0; i < d; ++i) score += q[t][head * d + i] * k[s][head / group * d + i];
+        for (std::size_t i = 0; i < d; ++i)
+          score += q[t][head * d + i] * k[s][head / group * d + i];
         scores.push_back(score * (shape.attention_scale > 0
                                       ? shape.attention_scale
                                       : 1 / std::sqrt(static_cast<double>(d))));
@@ -238,8 +239,8 @@ inline Projected project_latents(const Vector& h, const Layer& layer, const Mode
     result.q = rounded(result.q, round);
   }
   const auto keys = down.begin() + queries;
-  const Vector kept = rounded(
-      rms_norm(Vector(keys, keys + latent.keys), layer.kv_latent_norm, latent.eps), round);
+  const Vector kept =
+      rounded(rms_norm(Vector(keys, keys + latent.keys), layer.kv_latent_norm, latent.eps), round);
   Vector turned(keys + latent.keys, down.end());
   rope(turned, latent.rope, 0, position, turns);
   turned = rounded(turned, round);
@@ -260,9 +261,8 @@ inline void attention_layer(Matrix& x, const Layer& layer, const ModelShape& sha
   for (std::size_t t = 0; t < x.size(); ++t) {
     const Vector h = rounded(rms_norm(x[t], layer.attention_norm, shape.rms_eps), round);
     const int position = static_cast<int>(t);
-    const Projected row = shape.latent.used()
-                              ? project_latents(h, layer, shape, position, round)
-                              : project(h, layer, shape, number, position, round);
+    const Projected row = shape.latent.used() ? project_latents(h, layer, shape, position, round)
+                                              : project(h, layer, shape, number, position, round);
     q.push_back(row.q);
     k.push_back(row.k);
     v.push_back(row.v);

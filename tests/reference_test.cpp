@@ -82,6 +82,44 @@ TEST(Reference, RouterBreaksTiesToTheLowerIndexAndSortsByWeight) {
   EXPECT_NEAR(choices[0].weight + choices[1].weight + choices[2].weight, 1, 1e-15);
 }
 
+TEST(Reference, OffsetsAndGroupsDecideTheChoiceAndScoresTheWeights) {
+  ModelShape shape;
+  shape.top_k = 2;
+  shape.router.score = RouterScore::sigmoid;
+  shape.router.groups = 2;
+  shape.router.top_groups = 1;
+  shape.router.group_score = GroupScore::two_best;
+  shape.router.scale = 3;
+  const Matrix router = {{0}, {0}, {2}, {-2}};  // scores 0.5, 0.5 | 0.88, 0.12
+  auto choices = route(router, {1}, shape);     // both groups sum to 1: the first
+  EXPECT_EQ(choices[0].expert, 0);
+  EXPECT_EQ(choices[1].expert, 1);
+  EXPECT_NEAR(choices[0].weight, 1.5, 1e-15);
+  choices = route(router, {1}, shape, {}, {0, 0, 0, 0.9});
+  EXPECT_EQ(choices[0].expert, 3);  // by its offset, which its weight does not have
+  EXPECT_NEAR(choices[1].weight, 3 / (1 + std::exp(-2)), 1e-15);
+  EXPECT_NEAR(choices[0].weight + choices[1].weight, 3, 1e-15);
+  shape.router.group_score = GroupScore::best;
+  EXPECT_EQ(route(router, {1}, shape)[0].expert, 2);
+  shape.router = {};
+  shape.router.score = RouterScore::softmax_of_chosen;
+  choices = route(router, {1}, shape, {0, 1, 0, 0});
+  EXPECT_NEAR(choices[0].weight, std::exp(2) / (std::exp(2) + std::exp(1)), 1e-15);
+}
+
+TEST(Reference, WindowsHideAndSinksTakeAShare) {
+  ModelShape shape;
+  shape.num_heads = shape.num_kv_heads = 1;
+  shape.head_dim = 2;
+  const Matrix zeros(3, Vector{0, 0});
+  const Matrix v = {{8, 0}, {4, 0}, {2, 0}};
+  const Matrix windowed = attention(zeros, zeros, v, shape, {1, 2, false, 0}, {});
+  EXPECT_EQ(windowed[0][0], 8);
+  EXPECT_EQ(windowed[2][0], 3);  // of itself and the one before
+  const Matrix sunk = attention(zeros, zeros, v, shape, {1, 2, true, 0}, {std::log(2.0)});
+  EXPECT_NEAR(sunk[2][0], 1.5, 1e-15);  // the sink counts as much as both
+}
+
 TEST(Reference, ForcedExpertsGetTheRoutersWeightsInTheirOwnOrder) {
   ModelShape shape;
   shape.top_k = 2;
@@ -129,6 +167,11 @@ TEST(Reference, MlpsUseTheirActivation) {
   const Mlp weights = {{{1}}, {{2}}, {{1}}};
   EXPECT_NEAR(mlp(weights, {1}, Activation::gelu_tanh, exact)[0], 0.841191990607477, 1e-12);
   EXPECT_NEAR(mlp(weights, {1}, Activation::swiglu, exact)[0], 2 / (1 + std::exp(-2)), 1e-15);
+  ModelShape clamped;
+  clamped.activation = Activation::swiglu_clamped;
+  clamped.clamp_limit = 1.5F;
+  clamped.clamp_alpha = 2;
+  EXPECT_NEAR(mlp(weights, {1}, clamped, exact)[0], 2 * 1.5 / (1 + std::exp(-3)), 1e-15);
 }
 
 }  // namespace

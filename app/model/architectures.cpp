@@ -7,6 +7,7 @@
 #include <set>
 #include <vector>
 
+#include "app/model/families.hpp"
 #include "compute/error.hpp"
 #include "io/json_shown.hpp"
 
@@ -287,6 +288,9 @@ const Architecture& architecture_of(const Json& hf, const io::Warn& warn) {
   }
   std::vector<std::string> supported;
   for (const Architecture& candidate : architectures()) supported.emplace_back(candidate.name);
+  for (const Family& family : families()) {
+    if (supported.back() != family.name) supported.emplace_back(family.name);
+  }
   if (names.empty()) {
     fail(
         "keys \"architectures\" and \"model_type\" ({}) name no supported architecture; supported "

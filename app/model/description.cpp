@@ -38,9 +38,8 @@ struct Named {
   const char* name;
   T value;
 };
-constexpr std::array<Named<QkNorm>, 3> qk_norms = {{{"none", QkNorm::none},
-                                                    {"per_head", QkNorm::per_head},
-                                                    {"whole_row", QkNorm::whole_row}}};
+constexpr std::array<Named<QkNorm>, 3> qk_norms = {
+    {{"none", QkNorm::none}, {"per_head", QkNorm::per_head}, {"whole_row", QkNorm::whole_row}}};
 constexpr std::array<Named<Activation>, 3> activations = {
     {{"gelu_tanh", Activation::gelu_tanh},
      {"swiglu", Activation::swiglu},
@@ -51,15 +50,14 @@ constexpr std::array<Named<RouterScore>, 3> scores = {
      {"softmax_of_chosen", RouterScore::softmax_of_chosen}}};
 constexpr std::array<Named<GroupScore>, 2> group_scores = {
     {{"best", GroupScore::best}, {"two_best", GroupScore::two_best}}};
-constexpr std::array<Named<DType>, 3> dtypes = {{{"bfloat16", DType::bfloat16},
-                                                 {"float16", DType::float16},
-                                                 {"float32", DType::float32}}};
+constexpr std::array<Named<DType>, 3> dtypes = {
+    {{"bfloat16", DType::bfloat16}, {"float16", DType::float16}, {"float32", DType::float32}}};
 
 template <class Table, class T>
 std::string name_in(const Table& table, T value) {
-  return std::find_if(table.begin(), table.end(), [&](const auto& row) {
-           return row.value == value;
-         })->name;
+  return std::find_if(table.begin(), table.end(),
+                      [&](const auto& row) { return row.value == value; })
+      ->name;
 }
 
 /// An object of the description: typed look-ups, and in the end no key that nobody asked for.
@@ -83,7 +81,9 @@ class Object {
     used_.insert(key);
     return has(key) ? integer(key, low, high) : otherwise;
   }
-  double number(const char* key, double low, double high) { return checked(at(key), key, low, high); }
+  double number(const char* key, double low, double high) {
+    return checked(at(key), key, low, high);
+  }
   float number_or(const char* key, double low, double high, float otherwise) {
     used_.insert(key);
     return has(key) ? static_cast<float>(number(key, low, high)) : otherwise;
@@ -134,8 +134,8 @@ class Object {
  private:
   int checked(const Json& value, const char* key, std::int64_t low, std::int64_t high) const {
     const bool fits = value.is_number_integer() &&
-                      !(value.is_number_unsigned() && value.get<std::uint64_t>() >
-                                                          static_cast<std::uint64_t>(high)) &&
+                      !(value.is_number_unsigned() &&
+                        value.get<std::uint64_t>() > static_cast<std::uint64_t>(high)) &&
                       value.get<std::int64_t>() >= low && value.get<std::int64_t>() <= high;
     require(fits, "configuration key \"{}\" of {} is {}, must be an integer from {} to {}", key,
             name_, shown(value), low, high);
@@ -244,9 +244,17 @@ void read_feed_forward(const Json& json, ModelShape& shape, bool& dense) {
   object.done();
 }
 
+/// A list of at most 255 kinds.
+const Json& kinds_in(Object& top, const char* key) {
+  const Json& list = top.list(key);
+  require(!list.empty() && list.size() <= 255,
+          "configuration key \"{}\" has {} entries; 1 to 255 are supported", key, list.size());
+  return list;
+}
+
 void read_layers(Object& top, ModelShape& shape) {
-  for (const Json& rope : top.list("ropes")) shape.ropes.push_back(read_rope(rope));
-  for (const Json& kind : top.list("attention_kinds")) {
+  for (const Json& rope : kinds_in(top, "ropes")) shape.ropes.push_back(read_rope(rope));
+  for (const Json& kind : kinds_in(top, "attention_kinds")) {
     shape.attentions.push_back(read_kind(kind));
     shape.num_kv_heads = std::max(shape.num_kv_heads, shape.attentions.back().num_kv_heads);
   }
@@ -259,6 +267,8 @@ void read_layers(Object& top, ModelShape& shape) {
             dense ? "dense" : "experts");
     kinds.push_back(dense);
   }
+  require(shape.num_experts > 0,
+          "the configuration has no feed-forward kind of type experts; add it");
   const auto last = [](std::size_t count) { return static_cast<std::int64_t>(count) - 1; };
   for (const int kind : top.integers("attention_of_layer", 0, last(shape.attentions.size()))) {
     shape.attention_of.push_back(static_cast<std::uint8_t>(kind));
@@ -407,20 +417,21 @@ Json description_of(const ModelConfig& config) {
 
 void check_shape_of(const ModelShape& s) {
   for (const AttentionKind& kind : s.attentions) {
-    require(s.num_heads % kind.num_kv_heads == 0,
-            "the configuration has {} key/value heads in a kind of attention, which must divide its "
-            "{} query heads",
-            kind.num_kv_heads, s.num_heads);
+    require(
+        s.num_heads % kind.num_kv_heads == 0,
+        "the configuration has {} key/value heads in a kind of attention, which must divide its "
+        "{} query heads",
+        kind.num_kv_heads, s.num_heads);
     require(static_cast<std::size_t>(kind.rope) < s.num_ropes(),
             "the configuration's attention names rope {} of {}", kind.rope, s.num_ropes());
     const int turned = s.rope(static_cast<std::size_t>(kind.rope)).dims;
     require(s.latent.used() ? turned == s.latent.rope : turned <= s.head_dim,
             "the configuration's rope turns {} dimensions of heads that have {}", turned,
             s.latent.used() ? s.latent.rope : s.head_dim);
-    require(!s.latent.used() || (kind.window == 0 && !kind.sinks &&
-                                 kind.num_kv_heads == s.num_heads),
-            "the configuration's latent attention has windows, sinks or shared heads; none is "
-            "supported");
+    require(
+        !s.latent.used() || (kind.window == 0 && !kind.sinks && kind.num_kv_heads == s.num_heads),
+        "the configuration's latent attention has windows, sinks or shared heads; none is "
+        "supported");
     require(s.qk_norm != QkNorm::whole_row || kind.num_kv_heads == s.num_kv_heads,
             "the configuration normalises whole rows of other widths in different layers, which is "
             "not supported");
@@ -429,23 +440,27 @@ void check_shape_of(const ModelShape& s) {
             "the configuration normalises after rope, which is supported per head, for ropes of "
             "factor 1");
   }
-  require(s.head_dim % 2 == 0 && (s.latent.used() || s.values_dim() <= s.head_dim),
-          "the configuration has head_dim {} and values of {}; the first must be even, and not less",
-          s.head_dim, s.values_dim());
-  require(!s.latent.used() || (s.latent.rope < s.head_dim && s.latent.rope % 2 == 0 &&
-                               s.latent.keys % 2 == 0 && s.qk_norm == QkNorm::none &&
-                               s.value_scale == 1),
-          "the configuration's latent attention has rope {} of head_dim {} and a latent of {}; they "
-          "must be even, the first one less",
-          s.latent.rope, s.head_dim, s.latent.keys);
+  require(
+      s.head_dim % 2 == 0 && (s.latent.used() || s.values_dim() <= s.head_dim),
+      "the configuration has head_dim {} and values of {}; the first must be even, and not less",
+      s.head_dim, s.values_dim());
+  require(
+      !s.latent.used() ||
+          (s.latent.rope < s.head_dim && s.latent.rope % 2 == 0 && s.latent.keys % 2 == 0 &&
+           s.qk_norm == QkNorm::none && s.value_scale == 1),
+      "the configuration's latent attention has rope {} of head_dim {} and a latent of {}; they "
+      "must be even, the first one less",
+      s.latent.rope, s.head_dim, s.latent.keys);
   require(s.temperature.beta == 0 || s.latent.used(),
           "the configuration has a query temperature, which is supported for latent attention");
   const Router& router = s.router;
-  require(s.num_experts == 0 || (router.top_groups <= router.groups &&
-                                 s.num_experts % router.groups == 0 &&
-                                 s.top_k <= s.num_experts / router.groups * router.top_groups),
-          "the configuration chooses {} experts from {} of {} groups of {} experts, which cannot be",
-          s.top_k, router.top_groups, router.groups, s.num_experts);
+  require(
+      s.num_experts == 0 ||
+          (router.groups > 0 && router.top_groups > 0 && router.top_groups <= router.groups &&
+           s.num_experts % router.groups == 0 &&
+           s.top_k <= s.num_experts / router.groups * router.top_groups),
+      "the configuration chooses {} experts from {} of {} groups of {} experts, which cannot be",
+      s.top_k, router.top_groups, router.groups, s.num_experts);
   require(router.score != RouterScore::softmax_of_chosen || router.scale == 1,
           "the configuration scales a softmax over chosen experts, which is not supported");
   require(s.index_top_k == 0 || s.max_positions <= s.index_top_k,

@@ -7,8 +7,8 @@
 
 namespace atl {
 
-/// Reads and checks a configuration of version 2 (its format: io/README.md). Throws Error naming the
-/// key, its value and what would work; a key that it does not know is refused too.
+/// Reads and checks a configuration of version 2 (its format: io/README.md). Throws Error naming
+/// the key, its value and what would work; a key that it does not know is refused too.
 ModelConfig config_of_description(const nlohmann::json& json);
 
 /// The way back.

@@ -36,9 +36,8 @@ FamilyNames granite_names() {
 }  // namespace
 
 const std::vector<Family>& families() {
-  static const FamilyNames indexer = names_with([](FamilyNames& n) {
-    n.left_out = ".self_attn.indexer.";
-  });
+  static const FamilyNames indexer =
+      names_with([](FamilyNames& n) { n.left_out = ".self_attn.indexer."; });
   static const std::vector<Family> list = {
       {"Glm4MoeForCausalLM", "glm4_moe", family::glm4_moe, {}},
       {"SolarOpenForCausalLM", "solar_open", family::solar_open, {}},
@@ -58,11 +57,13 @@ const std::vector<Family>& families() {
        })},
       {"Qwen2MoeForCausalLM", "qwen2_moe", family::qwen2_moe,
        names_with([](FamilyNames& n) { n.shared = {"mlp.shared_expert"}; })},
-      {"Ernie4_5_MoeForCausalLM", "ernie4_5_moe", family::ernie4_5_moe, names_with([](FamilyNames& n) {
+      {"Ernie4_5_MoeForCausalLM", "ernie4_5_moe", family::ernie4_5_moe,
+       names_with([](FamilyNames& n) {
          n.selection_bias = {"mlp.moe_statics.e_score_correction_bias",
                              "mlp.gate.moe_statics.e_score_correction_bias"};
        })},
-      {"HunYuanMoEV1ForCausalLM", "hunyuan_v1_moe", family::hunyuan_v1_moe, names_with([](FamilyNames& n) {
+      {"HunYuanMoEV1ForCausalLM", "hunyuan_v1_moe", family::hunyuan_v1_moe,
+       names_with([](FamilyNames& n) {
          n.router = {"mlp.gate.wg.weight"};
          n.shared = {"mlp.shared_mlp"};
          n.q_norm = "self_attn.query_layernorm";
@@ -75,7 +76,8 @@ const std::vector<Family>& families() {
          n.router = {"mlp.router.weight"};
          n.experts_by_columns = true;
        })},
-      {"MiMoV2FlashForCausalLM", "mimo_v2_flash", family::mimo_v2_flash, names_with([](FamilyNames& n) {
+      {"MiMoV2FlashForCausalLM", "mimo_v2_flash", family::mimo_v2_flash,
+       names_with([](FamilyNames& n) {
          n.sinks = {"self_attn.attention_sink_bias", "self_attn.sinks"};
        })},
       {"DeepseekV2ForCausalLM", "deepseek_v2", family::deepseek_v2, {}},
@@ -108,10 +110,11 @@ const Family* family_of(Json& hf) {
     const Family* text = find(hf["text_config"]);
     if (text == nullptr) return nullptr;
     Json merged = hf["text_config"];
-    for (const char* key : {"eos_token_id", "tie_word_embeddings", "dtype", "torch_dtype",
-                            "quantization_config"}) {
+    for (const char* key : {"tie_word_embeddings", "dtype", "torch_dtype", "quantization_config"}) {
       if (!merged.contains(key) && hf.contains(key)) merged[key] = hf[key];
     }
+    // Also where generation_config.json has put it.
+    if (hf.contains("eos_token_id")) merged["eos_token_id"] = hf["eos_token_id"];
     hf = merged;
     return text;
   }
@@ -168,6 +171,8 @@ FamilyModel describe_family(const Family& family, const Json& hf, const std::str
                      fmt::join(unknown, ", ")));
   }
   check_shape_of(model.config.shape);
+  // Every bound of the description holds for what comes from a family.
+  model.config = ModelConfig::from_json(model.config.to_json());
   return model;
 }
 

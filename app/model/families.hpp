@@ -20,8 +20,8 @@ struct FamilyModel {
   float final_norm_scale = 1;  ///< what logits are multiplied by
 };
 
-/// What tensors of a layer are called, after "model.layers.N."; where there are several names, those
-/// of a file as it is published come first.
+/// What tensors of a layer are called, after "model.layers.N."; where there are several names,
+/// those of a file as it is published come first.
 struct FamilyNames {
   std::vector<const char*> experts = {"mlp.experts"};
   const char* gate = "gate_proj";
@@ -44,7 +44,7 @@ struct FamilyNames {
 };
 
 struct Family {
-  const char* name;        ///< of the class
+  const char* name;  ///< of the class
   const char* model_type;
   FamilyModel (*describe)(const HfConfig& config);
   FamilyNames names;

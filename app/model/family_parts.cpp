@@ -1,8 +1,9 @@
+#include "app/model/family_parts.hpp"
+
 #include <algorithm>
 #include <cmath>
 #include <functional>
 
-#include "app/model/family_parts.hpp"
 #include "compute/error.hpp"
 #include "compute/sampling.hpp"
 #include "io/json_shown.hpp"
@@ -25,9 +26,10 @@ FamilyModel usual(const HfConfig& hf, const Usual& defaults) {
   s.hidden = size(hf, "hidden_size");
   s.num_layers = static_cast<int>(hf.integer("num_hidden_layers", 1, 4096));
   s.vocab = static_cast<int>(hf.integer("vocab_size", 1, compute::max_vocab));
-  s.max_positions = defaults.positions == 0 ? size(hf, "max_position_embeddings")
-                                            : static_cast<int>(hf.integer("max_position_embeddings", 1,
-                                                                          1 << 27, defaults.positions));
+  s.max_positions =
+      defaults.positions == 0
+          ? size(hf, "max_position_embeddings")
+          : static_cast<int>(hf.integer("max_position_embeddings", 1, 1 << 27, defaults.positions));
   s.rms_eps = static_cast<float>(hf.number(defaults.eps_key, defaults.eps));
   s.num_heads = size(hf, "num_attention_heads");
   s.layer_is_dense.assign(static_cast<std::size_t>(s.num_layers), false);
@@ -42,10 +44,12 @@ FamilyModel usual(const HfConfig& hf, const Usual& defaults) {
 void grouped_heads(const HfConfig& hf, ModelShape& s, int kv_heads, int head_dim) {
   s.num_kv_heads = size(hf, "num_key_value_heads", kv_heads == 0 ? s.num_heads : kv_heads);
   s.head_dim = size(hf, "head_dim", head_dim == 0 ? s.hidden / s.num_heads : head_dim);
-  require(s.num_kv_heads > 0 && s.head_dim > 0 && s.num_heads % s.num_kv_heads == 0,
-          "keys \"num_attention_heads\" ({}), \"num_key_value_heads\" ({}) and \"head_dim\" ({}) do "
-          "not go together",
-          s.num_heads, s.num_kv_heads, s.head_dim);
+  require(
+      s.num_kv_heads > 0 && s.head_dim > 0 && s.head_dim <= most_of_head &&
+          s.num_heads % s.num_kv_heads == 0,
+      "keys \"num_attention_heads\" ({}), \"num_key_value_heads\" ({}) and \"head_dim\" ({}) do "
+      "not go together",
+      s.num_heads, s.num_kv_heads, s.head_dim);
 }
 
 void attend_alike(ModelShape& s, const HfRope& rope, const std::vector<bool>& windowed,
@@ -73,13 +77,24 @@ void dense_layers(const HfConfig& hf, ModelShape& s, int otherwise) {
   first_dense(s, size(hf, "first_k_dense_replace", otherwise));
 }
 
+void shared_experts(const HfConfig& hf, ModelShape& s, const char* key, int otherwise) {
+  const std::int64_t width = std::int64_t{size(hf, key, otherwise)} * s.moe_intermediate;
+  require(width <= most, "key \"{}\" makes a shared expert of width {}, more than {}", key, width,
+          most);
+  s.shared_intermediate = static_cast<int>(width);
+}
+
 void experts(const HfConfig& hf, ModelShape& s, const char* count_key, const char* top_k_key,
              const char* width_key) {
+  // `transformers` takes some names for another.
+  for (const char* alias : {"n_routed_experts", "num_local_experts", "num_experts"}) {
+    if (!hf.has(count_key) && hf.has(alias)) count_key = alias;
+  }
   s.num_experts = size(hf, count_key);
   s.top_k = size(hf, top_k_key);
   s.moe_intermediate = size(hf, width_key);
-  const bool any_dense = std::find(s.layer_is_dense.begin(), s.layer_is_dense.end(), true) !=
-                         s.layer_is_dense.end();
+  const bool any_dense =
+      std::find(s.layer_is_dense.begin(), s.layer_is_dense.end(), true) != s.layer_is_dense.end();
   if (any_dense) s.intermediate = size(hf, "intermediate_size");
   require(s.top_k >= 1 && s.top_k <= s.num_experts, "key \"{}\" is {}, must be from 1 to {} ({})",
           top_k_key, s.top_k, s.num_experts, count_key);

@@ -10,6 +10,7 @@
 namespace atl::family {
 
 inline constexpr std::int64_t most = 1 << 24;  ///< of any width or count
+inline constexpr int most_of_head = 4096;      ///< dimensions
 
 /// A width or count: from 1 on, or from 0 where it may be absent.
 int size(const HfConfig& hf, const char* key);
@@ -34,6 +35,9 @@ void attend_alike(ModelShape& s, const HfRope& rope, const std::vector<bool>& wi
 void first_dense(ModelShape& s, std::int64_t count);
 /// By mlp_layer_types, else first_k_dense_replace, else so many first ones.
 void dense_layers(const HfConfig& hf, ModelShape& s, int otherwise);
+
+/// Experts that every token has: one MLP of so many experts' width, by the key or `otherwise`.
+void shared_experts(const HfConfig& hf, ModelShape& s, const char* key, int otherwise);
 
 void experts(const HfConfig& hf, ModelShape& s, const char* count_key, const char* top_k_key,
              const char* width_key);

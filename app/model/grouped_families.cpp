@@ -24,7 +24,7 @@ FamilyModel glm4_moe(const HfConfig& hf) {
   first_dense(s, size(hf, "first_k_dense_replace", 1));
   experts(hf, s, "n_routed_experts", "num_experts_per_tok", "moe_intermediate_size");
   sigmoid_router(hf, s, true);
-  s.shared_intermediate = size(hf, "n_shared_experts", 1) * s.moe_intermediate;
+  shared_experts(hf, s, "n_shared_experts", 1);
   return model;
 }
 
@@ -36,7 +36,7 @@ FamilyModel solar_open(const HfConfig& hf) {
   s.qkv_bias = hf.flag("attention_bias", false);
   experts(hf, s, "n_routed_experts", "num_experts_per_tok", "moe_intermediate_size");
   sigmoid_router(hf, s, true);
-  s.shared_intermediate = size(hf, "n_shared_experts", 1) * s.moe_intermediate;
+  shared_experts(hf, s, "n_shared_experts", 1);
   return model;
 }
 
@@ -44,8 +44,7 @@ FamilyModel minimax_m2(const HfConfig& hf) {
   FamilyModel model = usual(hf, {1e-6, 196608});
   ModelShape& s = model.config.shape;
   grouped_heads(hf, s, 8, 128);
-  const double partial =
-      hf.has("rotary_dim") ? hf.number("rotary_dim", 0) / s.head_dim : 1.0;
+  const double partial = hf.has("rotary_dim") ? hf.number("rotary_dim", 0) / s.head_dim : 1.0;
   attend_alike(s, hf_rope(hf, {s.head_dim, 5e6, partial}));
   hf.only("use_qk_norm", {true});
   hf.only("qk_norm_type", {"per_layer"});
@@ -53,8 +52,8 @@ FamilyModel minimax_m2(const HfConfig& hf) {
   hf.only("shared_intermediate_size", {0});
   hf.only("scoring_func", {"sigmoid"});
   const Json& kinds = hf.at("attn_type_list");
-  require(kinds.is_null() || std::all_of(kinds.begin(), kinds.end(),
-                                         [](const Json& kind) { return kind == 1; }),
+  require(kinds.is_null() ||
+              std::all_of(kinds.begin(), kinds.end(), [](const Json& kind) { return kind == 1; }),
           "key \"attn_type_list\" has other entries than 1, which are not supported");
   s.qk_norm = QkNorm::whole_row;
   experts(hf, s, "num_local_experts", "num_experts_per_tok", "intermediate_size");
@@ -76,7 +75,7 @@ FamilyModel hy_v3(const HfConfig& hf) {
   s.router.selection_bias = true;
   s.router.normalise_floor = 1e-20F;
   s.router.scale = static_cast<float>(hf.number("router_scaling_factor", 2.826));
-  s.shared_intermediate = size(hf, "num_shared_experts", 1) * s.moe_intermediate;
+  shared_experts(hf, s, "num_shared_experts", 1);
   return model;
 }
 
@@ -102,9 +101,10 @@ FamilyModel qwen2_moe(const HfConfig& hf) {
   grouped_heads(hf, s, 16, 0);
   const int below = size(hf, "max_window_layers", 28);
   const bool slides = hf.flag("use_sliding_window", false);
-  const auto windowed = windowed_layers(
-      hf, s, slides, [&](int i) { return i % 2 == 0 && i < below; });
-  attend_alike(s, hf_rope(hf, {s.head_dim}), windowed, slides ? size(hf, "sliding_window", 4096) : 0);
+  const auto windowed =
+      windowed_layers(hf, s, slides, [&](int i) { return i % 2 == 0 && i < below; });
+  attend_alike(s, hf_rope(hf, {s.head_dim}), windowed,
+               slides ? size(hf, "sliding_window", 4096) : 0);
   s.qkv_bias = hf.flag("qkv_bias", true);
   const int step = size(hf, "decoder_sparse_step", 1);
   require(step > 0, "key \"decoder_sparse_step\" is 0, must be at least 1");
@@ -140,7 +140,7 @@ FamilyModel ernie4_5_moe(const HfConfig& hf) {
           hf.has("moe_k") ? "moe_k" : "num_experts_per_tok", "moe_intermediate_size");
   s.router.selection_bias = true;
   s.router.normalise_floor = static_cast<float>(hf.number("moe_norm_min", 1e-12));
-  s.shared_intermediate = size(hf, "moe_num_shared_experts", 2) * s.moe_intermediate;
+  shared_experts(hf, s, "moe_num_shared_experts", 2);
   model.config.tie_word_embeddings = true;
   return model;
 }
@@ -151,10 +151,10 @@ namespace {
 int alike(const HfConfig& hf, const char* key, int otherwise) {
   const Json& value = hf.at(key);
   if (!value.is_array()) return size(hf, key, otherwise);
-  require(!value.empty() && value[0].is_number_integer() &&
-              std::all_of(value.begin(), value.end(),
-                          [&](const Json& one) { return one == value[0]; }),
-          "key \"{}\" is {}; layers that differ in it are not supported", key, shown(value));
+  require(
+      !value.empty() && value[0].is_number_integer() &&
+          std::all_of(value.begin(), value.end(), [&](const Json& one) { return one == value[0]; }),
+      "key \"{}\" is {}; layers that differ in it are not supported", key, shown(value));
   return static_cast<int>(HfConfig(Json{{key, value[0]}}).integer(key, 0, most));
 }
 
@@ -174,8 +174,9 @@ FamilyModel hunyuan_v1_moe(const HfConfig& hf) {
   s.num_experts = alike(hf, "num_experts", 1);
   s.top_k = alike(hf, "moe_topk", 1);
   s.moe_intermediate = size(hf, "intermediate_size");
-  require(alike(hf, "moe_intermediate_size", s.moe_intermediate) == s.moe_intermediate,
-          "keys \"moe_intermediate_size\" and \"intermediate_size\" differ, which is not supported");
+  require(
+      alike(hf, "moe_intermediate_size", s.moe_intermediate) == s.moe_intermediate,
+      "keys \"moe_intermediate_size\" and \"intermediate_size\" differ, which is not supported");
   require(alike(hf, "num_shared_expert", 1) == 1,
           "key \"num_shared_expert\" is not 1, which is not supported");
   s.shared_intermediate = s.moe_intermediate;
@@ -197,7 +198,7 @@ FamilyModel dots1(const HfConfig& hf) {
   first_dense(s, size(hf, "first_k_dense_replace", 0));
   experts(hf, s, "n_routed_experts", "num_experts_per_tok", "moe_intermediate_size");
   sigmoid_router(hf, s, false);
-  s.shared_intermediate = size(hf, "n_shared_experts", 0) * s.moe_intermediate;
+  shared_experts(hf, s, "n_shared_experts", 0);
   return model;
 }
 
@@ -266,8 +267,7 @@ std::vector<bool> mimo_windows(const HfConfig& hf, const ModelShape& s) {
 
 FamilyModel mimo_v2_flash(const HfConfig& hf) {
   const bool renamed = hf.has("layernorm_epsilon");
-  FamilyModel model =
-      usual(hf, {1e-5, 131072, renamed ? "layernorm_epsilon" : "rms_norm_eps"});
+  FamilyModel model = usual(hf, {1e-5, 131072, renamed ? "layernorm_epsilon" : "rms_norm_eps"});
   ModelShape& s = model.config.shape;
   grouped_heads(hf, s, 4, 192);
   s.value_dim = size(hf, "v_head_dim", 128);
@@ -297,7 +297,9 @@ FamilyModel mimo_v2_flash(const HfConfig& hf) {
   for (const bool windowed : mimo_windows(hf, s)) s.attention_of.push_back(windowed ? 1 : 0);
   s.num_kv_heads *= 2;
   s.qkv_bias = hf.flag("attention_bias", false);
-  s.value_scale = static_cast<float>(hf.number("attention_value_scale", 0.707));
+  if (!hf.is_null("attention_value_scale")) {
+    s.value_scale = static_cast<float>(hf.number("attention_value_scale", 0.707));
+  }
   dense_layers(hf, s, 1);
   hf.only("n_shared_experts", {0});
   experts(hf, s, "n_routed_experts", "num_experts_per_tok", "moe_intermediate_size");

@@ -41,23 +41,118 @@ double mscale_of(double factor, double mscale) {
 /// The names of keys that nothing of a result depends on, or that another key says again.
 const std::set<std::string>& silent_keys() {
   static const std::set<std::string> keys = {
-      "architectures", "model_type", "auto_map", "transformers_version", "torch_dtype", "dtype",
-      "_name_or_path", "use_cache", "initializer_range", "attention_dropout", "hidden_dropout",
-      "bos_token_id", "pad_token_id", "eod_token_id", "sep_token_id", "eos_token_id",
-      "output_router_logits", "router_aux_loss_coef", "router_jitter_noise", "aux_loss_alpha",
-      "seq_aux", "ep_size", "pretraining_tp", "num_nextn_predict_layers", "num_mtp_modules",
-      "num_mtp_layers", "mtp_transformer_layers", "use_mtp", "mtp_num_hidden_layers",
-      "max_window_layers", "tie_word_embeddings", "vocab_size", "qk_head_dim", "head_dim",
-      "num_key_value_heads", "rope_scaling", "rope_parameters", "rope_theta",
-      "enable_moe_fp32_combine", "_attn_implementation", "return_dict", "is_decoder",
-      "is_encoder_decoder", "problem_type", "id2label", "label2id", "text_config", "vision_config",
-      "quantization_config", "index_n_heads", "index_head_dim", "index_topk_freq",
-      "index_skip_topk_offset", "index_topk_pattern", "indexer_types", "indexer_rope_interleave",
-      "index_share_for_mtp_iteration", "moe_router_dtype", "attention_chunk_size", "moe_layer_freq",
-      "initial_context_length", "experts_per_token", "chunk_size_feed_forward",
-      "output_attentions", "output_hidden_states", "use_return_dict", "torchscript",
-      "transformers_weights", "mlp_layer_types", "layer_types", "first_k_dense_replace",
-      "swa_rope_theta", "partial_rotary_factor", "rotary_dim", "sliding_window"};
+      // Of every configuration, about generating, or left by earlier versions:
+      "add_cross_attention",
+      "bad_words_ids",
+      "begin_suppress_tokens",
+      "cross_attention_hidden_size",
+      "decoder_start_token_id",
+      "diversity_penalty",
+      "do_sample",
+      "early_stopping",
+      "encoder_no_repeat_ngram_size",
+      "exponential_decay_length_penalty",
+      "finetuning_task",
+      "forced_bos_token_id",
+      "forced_eos_token_id",
+      "length_penalty",
+      "max_length",
+      "min_length",
+      "no_repeat_ngram_size",
+      "num_beam_groups",
+      "num_beams",
+      "num_return_sequences",
+      "output_scores",
+      "prefix",
+      "pruned_heads",
+      "remove_invalid_values",
+      "repetition_penalty",
+      "return_dict_in_generate",
+      "suppress_tokens",
+      "task_specific_params",
+      "temperature",
+      "tf_legacy_loss",
+      "tie_encoder_decoder",
+      "tokenizer_class",
+      "top_k",
+      "top_p",
+      "typical_p",
+      "use_bfloat16",
+      "architectures",
+      "model_type",
+      "auto_map",
+      "transformers_version",
+      "torch_dtype",
+      "dtype",
+      "_name_or_path",
+      "use_cache",
+      "initializer_range",
+      "attention_dropout",
+      "hidden_dropout",
+      "bos_token_id",
+      "pad_token_id",
+      "eod_token_id",
+      "sep_token_id",
+      "eos_token_id",
+      "output_router_logits",
+      "router_aux_loss_coef",
+      "router_jitter_noise",
+      "aux_loss_alpha",
+      "seq_aux",
+      "ep_size",
+      "pretraining_tp",
+      "num_nextn_predict_layers",
+      "num_mtp_modules",
+      "num_mtp_layers",
+      "mtp_transformer_layers",
+      "use_mtp",
+      "mtp_num_hidden_layers",
+      "max_window_layers",
+      "tie_word_embeddings",
+      "vocab_size",
+      "qk_head_dim",
+      "head_dim",
+      "num_key_value_heads",
+      "rope_scaling",
+      "rope_parameters",
+      "rope_theta",
+      "enable_moe_fp32_combine",
+      "_attn_implementation",
+      "return_dict",
+      "is_decoder",
+      "is_encoder_decoder",
+      "problem_type",
+      "id2label",
+      "label2id",
+      "text_config",
+      "vision_config",
+      "quantization_config",
+      "index_n_heads",
+      "index_head_dim",
+      "index_topk_freq",
+      "index_skip_topk_offset",
+      "index_topk_pattern",
+      "indexer_types",
+      "indexer_rope_interleave",
+      "index_share_for_mtp_iteration",
+      "moe_router_dtype",
+      "attention_chunk_size",
+      "moe_layer_freq",
+      "initial_context_length",
+      "experts_per_token",
+      "chunk_size_feed_forward",
+      "output_attentions",
+      "output_hidden_states",
+      "use_return_dict",
+      "torchscript",
+      "transformers_weights",
+      "mlp_layer_types",
+      "layer_types",
+      "first_k_dense_replace",
+      "swa_rope_theta",
+      "partial_rotary_factor",
+      "rotary_dim",
+      "sliding_window"};
   return keys;
 }
 
@@ -83,8 +178,8 @@ std::int64_t HfConfig::integer(const char* key, std::int64_t low, std::int64_t h
 double HfConfig::number(const char* key, double otherwise) const {
   const Json& value = at(key);
   if (value.is_null()) return otherwise;
-  require(value.is_number() && std::isfinite(value.get<double>()), "key \"{}\" is {}, must be a number",
-          key, shown(value));
+  require(value.is_number() && std::isfinite(value.get<double>()),
+          "key \"{}\" is {}, must be a number", key, shown(value));
   return value.get<double>();
 }
 
@@ -218,8 +313,10 @@ HfRope hf_rope(const HfConfig& config, const HfRopeDefaults& defaults) {
           theta, partial);
   HfRope result;
   const int dims = static_cast<int>(defaults.head_dim * partial);
-  require(dims >= 2 && dims % 2 == 0, "the configuration's rope turns {} of {} dimensions of a head; "
-          "an even number from 2 works", dims, defaults.head_dim);
+  require(dims >= 2 && dims % 2 == 0 && defaults.head_dim <= 2 * 4096,
+          "the configuration's rope turns {} of {} dimensions of a head; "
+          "an even number from 2 works",
+          dims, defaults.head_dim);
   const std::string kind = kind_of(rope);
   if (kind == "dynamic" && rope.contains("alpha") && number_in(rope, "alpha", 0) > 0) {
     theta *= std::pow(number_in(rope, "alpha", 0), static_cast<double>(dims) / (dims - 2));
@@ -235,16 +332,17 @@ HfRope hf_rope(const HfConfig& config, const HfRopeDefaults& defaults) {
     scale_llama3(rope, result);
   } else {
     // Up to max_position_embeddings, which no request exceeds, a dynamic rope is a plain one.
-    require(kind == "default" || kind == "dynamic",
-            "the configuration's rope has type {}, which is not supported; default, linear, dynamic, "
-            "yarn and llama3 are",
-            kind);
+    require(
+        kind == "default" || kind == "dynamic",
+        "the configuration's rope has type {}, which is not supported; default, linear, dynamic, "
+        "yarn and llama3 are",
+        kind);
   }
   for (double& frequency : result.rope.frequencies) frequency = static_cast<float>(frequency);
   result.temperature.beta = static_cast<float>(number_in(rope, "llama_4_scaling_beta", 0));
   if (result.temperature.beta > 0) {
-    result.temperature.interval =
-        static_cast<int>(number_in(rope, "original_max_position_embeddings", 1));
+    const double interval = number_in(rope, "original_max_position_embeddings", 1);
+    result.temperature.interval = static_cast<int>(std::clamp(interval, 1.0, 134217728.0));
   }
   return result;
 }

@@ -19,6 +19,8 @@ class HfConfig {
   explicit HfConfig(nlohmann::json json) : json_(std::move(json)) {}
 
   bool has(const char* key) const { return json_.contains(key) && !json_.at(key).is_null(); }
+  /// Whether it is there as a null.
+  bool is_null(const char* key) const { return json_.contains(key) && json_.at(key).is_null(); }
   /// Null where it is absent.
   const nlohmann::json& at(const char* key) const;
 

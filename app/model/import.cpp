@@ -18,6 +18,7 @@
 #include "app/model/architectures.hpp"
 #include "app/model/families.hpp"
 #include "app/model/import_places.hpp"
+#include "app/model/import_plan.hpp"
 #include "app/model/model_config.hpp"
 #include "app/model/quantised.hpp"
 #include "app/model/tensors.hpp"
@@ -45,7 +46,6 @@ Shape without_ones(Shape shape) {
 }
 
 constexpr const char* embedding_name = "model.embed_tokens.weight";
-constexpr std::size_t max_tensors_named = 8;  // in a warning, or in as many warnings
 
 /// Buffers that old checkpoints carry and every implementation computes anew.
 bool is_ignored(const std::string& name) {
@@ -68,57 +68,6 @@ bool is_of_model(const std::string& name, const io::StoredTensor& tensor, int nu
   return layer < num_layers && number;
 }
 
-/// A slab's bytes in the folder: a tensor, or a part of one.
-struct Source {
-  std::string name;
-  io::StoredTensor part;
-  Shape shape;               ///< of the whole tensor
-  std::int64_t element = 0;  ///< of the whole tensor, at which the part begins
-  Picking picking;           ///< of the part's elements
-  CodedMatrix coded;         ///< where the tensor holds few bits
-};
-
-/// One model file tensor and where its slabs come from.
-struct Import {
-  TensorInfo target;
-  std::vector<Source> slabs;
-};
-
-/// Buffers of read_as().
-struct ReadBuffers {
-  std::vector<std::byte> bytes;
-  std::vector<std::byte> converted;
-  std::vector<float> decoded;
-};
-
-/// Reads a part of a tensor, or decodes it. `look` gets its numbers and their type; what is
-/// returned, as `dtype`, is in one of the buffers.
-template <class Look>
-std::span<const std::byte> read_as(const io::Safetensors& stored, const Source& source, DType dtype,
-                                   ReadBuffers& buffers, const Look& look) {
-  std::span<const std::byte> values;
-  DType type = DType::float32;
-  if (source.coded.code != Code::none) {
-    read_coded(stored, source.coded, buffers.decoded);
-    values = std::as_bytes(std::span(buffers.decoded));
-  } else {
-    buffers.bytes.resize(static_cast<std::size_t>(source.part.bytes));
-    stored.read(source.part, buffers.bytes);
-    values = buffers.bytes;
-    type = *source.part.dtype;
-  }
-  look(values, type);
-  if (type == dtype) return values;
-  buffers.converted.resize(values.size() / size_of(type) * size_of(dtype));
-  try {
-    compute::convert(values, type, buffers.converted, dtype);
-  } catch (const Error& error) {
-    fail("tensor {} in {}: {} (write that as \"dtype\" of config.json)", source.name,
-         stored.file_of(source.part), error.what());
-  }
-  return buffers.converted;
-}
-
 /// Whether two spans of `dtype` hold the same values: 0 is -0, and NaN is NaN.
 bool same_values(std::span<const std::byte> a, std::span<const std::byte> b, DType dtype) {
   if (std::ranges::equal(a, b)) return true;
@@ -135,11 +84,7 @@ class Importer {
  public:
   Importer(const io::Safetensors& stored, const ModelConfig& config, const FolderForm& form,
            const Quantisation& quantisation, const io::Warn& warn)
-      : stored_(stored),
-        config_(config),
-        form_(form),
-        quantisation_(quantisation),
-        warn_(warn) {}
+      : stored_(stored), config_(config), form_(form), quantisation_(quantisation), warn_(warn) {}
 
   /// Finds every tensor before the first is written, so that a missing one costs no time.
   std::vector<Import> plan() {
@@ -308,66 +253,6 @@ class Importer {
   std::set<std::string> off_index_;  // found elsewhere than the index says
 };
 
-/// Values that are not finite, by stored tensor.
-class NonFiniteReport {
- public:
-  void look(const Source& source, std::span<const std::byte> bytes, DType dtype) {
-    const std::optional<compute::NonFinite> found = compute::find_non_finite(bytes, dtype);
-    if (!found) return;
-    if (tensors_.empty() || tensors_.back().name != source.name) {
-      tensors_.push_back({source.name, source.shape, {}});
-    }
-    tensors_.back().found.add(*found, source.element);
-  }
-
-  void tell(const io::Warn& warn) const {
-    for (std::size_t i = 0; i < std::min(tensors_.size(), max_tensors_named); ++i) {
-      const Tensor& tensor = tensors_[i];
-      warn(fmt::format("tensor {} has {}", tensor.name, text_of(tensor.found, tensor.shape)));
-    }
-    if (tensors_.size() > max_tensors_named) {
-      warn(fmt::format("{} more tensors have values that are not finite",
-                       tensors_.size() - max_tensors_named));
-    }
-  }
-
- private:
-  struct Tensor {
-    std::string name;
-    Shape shape;
-    compute::NonFinite found;
-  };
-  std::vector<Tensor> tensors_;
-};
-
-void write_all(const io::Safetensors& stored, const ModelConfig& config,
-               const std::vector<Import>& imports, const std::vector<io::Attachment>& tokenizer,
-               const std::string& output, const io::Warn& warn) {
-  std::vector<io::ModelFileWriter::Dataset> datasets;
-  for (const Import& i : imports) {
-    datasets.push_back({i.target.path, i.target.shape, i.target.per_expert, i.target.dtype});
-  }
-  io::ModelFileWriter writer(output, config.to_json(), config.dtype, datasets, io::single_process,
-                             tokenizer);
-  NonFiniteReport report;
-  ReadBuffers buffers;
-  std::vector<std::byte> picked;
-  for (std::size_t d = 0; d < imports.size(); ++d) {
-    const DType dtype = imports[d].target.dtype;
-    for (std::size_t slab = 0; slab < imports[d].slabs.size(); ++slab) {
-      const Source& source = imports[d].slabs[slab];
-      const auto look = [&](std::span<const std::byte> bytes, DType type) {
-        report.look(source, bytes, type);
-      };
-      const std::span<const std::byte> values = read_as(stored, source, dtype, buffers, look);
-      writer.write_slab(d, static_cast<std::int64_t>(slab),
-                        source.picking.apply(values, dtype, picked));
-    }
-  }
-  writer.close();
-  report.tell(warn);
-}
-
 /// Runs `work`, putting the file at fault before what it says is wrong.
 template <class Work>
 auto naming(const fs::path& path, Work&& work) {
@@ -430,9 +315,9 @@ std::vector<io::Attachment> tokenizer_of(const std::string& folder, const ModelC
 }
 
 DType stored_dtype_of(const io::Safetensors& stored) {
-  for (const char* name : {embedding_name, "embed_tokens.weight", head_name,
-                           "language_model.model.embed_tokens.weight",
-                           "model.language_model.embed_tokens.weight"}) {
+  for (const char* name :
+       {embedding_name, "embed_tokens.weight", head_name,
+        "language_model.model.embed_tokens.weight", "model.language_model.embed_tokens.weight"}) {
     const auto found = stored.tensors().find(name);
     if (found != stored.tensors().end() && found->second.dtype) return *found->second.dtype;
   }
@@ -457,7 +342,7 @@ void warn_of_import(const std::string& line) {
   fmt::print(stderr, "import: {}\n", line);
 }
 
-void import_hf(const std::string& folder, const std::string& output, const io::Warn& warn) {
+ImportPlan plan_import(const std::string& folder, const io::Warn& warn) {
   const fs::path base(folder);
   const fs::path config_path = base / "config.json";
   std::error_code ignored;
@@ -472,13 +357,11 @@ void import_hf(const std::string& folder, const std::string& output, const io::W
   // An unsupported architecture is the likeliest mistake: say so before reading headers.
   const Family* family = family_of(hf);
   const Architecture* architecture =
-      family != nullptr
-          ? nullptr
-          : naming(config_path, [&] { return &architecture_of(hf, warn); });
+      family != nullptr ? nullptr : naming(config_path, [&] { return &architecture_of(hf, warn); });
   Quantisation quantisation;
   naming(config_path, [&] { return quantisation = take_quantisation(hf); });
   const Json weights = hf.value("transformers_weights", Json());
-  const io::Safetensors stored = io::Safetensors::open_folder(
+  io::Safetensors stored = io::Safetensors::open_folder(
       folder, warn, weights.is_string() ? weights.get<std::string>() : std::string());
   const std::string stored_dtype(name_of(stored_dtype_of(stored)));
   FamilyModel model;
@@ -486,16 +369,20 @@ void import_hf(const std::string& folder, const std::string& output, const io::W
     if (family != nullptr) {
       model = describe_family(*family, hf, stored_dtype, warn);
     } else {
-      model.config = ModelConfig::from_json(
-          convert_config(hf, *architecture, stored_dtype, warn).dump());
+      model.config =
+          ModelConfig::from_json(convert_config(hf, *architecture, stored_dtype, warn).dump());
     }
     return 0;
   });
-  const FolderForm form =
-      family != nullptr ? form_of(*family, model) : form_of(*architecture);
-  const std::vector<Import> imports =
+  const FolderForm form = family != nullptr ? form_of(*family, model) : form_of(*architecture);
+  std::vector<Import> imports =
       naming(base, [&] { return Importer(stored, model.config, form, quantisation, warn).plan(); });
-  write_all(stored, model.config, imports, tokenizer_of(folder, model.config, warn), output, warn);
+  std::vector<io::Attachment> tokenizer = tokenizer_of(folder, model.config, warn);
+  return {std::move(stored), std::move(model.config), std::move(imports), std::move(tokenizer)};
+}
+
+void import_hf(const std::string& folder, const std::string& output, const io::Warn& warn) {
+  write_import(plan_import(folder, warn), output, {}, warn);
 }
 
 }  // namespace atl

@@ -11,7 +11,7 @@ namespace atl {
 void warn_of_import(const std::string& line);
 
 /// Turns a Hugging Face folder (config.json and safetensors files) into a model file. Supports
-/// Qwen3MoeForCausalLM, MixtralForCausalLM and OlmoeForCausalLM. The folder is read as
+/// the architectures of architectures.hpp and families.hpp. The folder is read as
 /// `transformers` 5 reads it; where it can be read in two ways, `warn` hears which was taken, and
 /// of values that are not finite, by tensor. Tensors are converted to the folder's `dtype` (without
 /// one, to the embedding's type) one at a time. Stop ids are those of generation_config.json, else

@@ -168,9 +168,9 @@ class FamilyPlaces {
     const std::int64_t out = target.shape[1];
     const std::int64_t in = target.shape[2];
     if (names_.experts_by_columns) {
-      const std::string name = fmt::format("{}{}{}", layer,
-                                           down ? names_.fused_down[0] : names_.fused_gate_up[0],
-                                           bias ? "_bias" : "");
+      const std::string name =
+          fmt::format("{}{}{}", layer, down ? names_.fused_down[0] : names_.fused_gate_up[0],
+                      bias ? "_bias" : "");
       return places.push_back(by_columns(name, count, out, in, down, gate, bias, slab));
     }
     const char* matrix = down ? names_.down : gate ? names_.gate : names_.up;
@@ -181,7 +181,8 @@ class FamilyPlaces {
       if (down) {
         places.push_back({layer + name, target.shape, slab, count});
       } else {
-        places.push_back({layer + name, {count, 2 * out, in}, 2 * slab + (gate ? 0 : 1), 2 * count});
+        places.push_back(
+            {layer + name, {count, 2 * out, in}, 2 * slab + (gate ? 0 : 1), 2 * count});
       }
     }
   }
@@ -238,8 +239,8 @@ class FamilyPlaces {
   /// Rows of queries and keys whose dimensions 2i and 2i + 1 turn together, so that i and
   /// i + dims / 2 do; none where nothing turns.
   std::vector<std::int64_t> rows_of_pairs(const std::string& name, std::int64_t count) const {
-    std::int64_t head = 0;   // rows of one
-    std::int64_t before = 0; // of these, those that do not turn, which come first
+    std::int64_t head = 0;    // rows of one
+    std::int64_t before = 0;  // of these, those that do not turn, which come first
     const auto has = [&](const char* part) { return name.find(part) != std::string::npos; };
     const std::int64_t dims = shape_.rope(0).dims;
     if (shape_.latent.used()) {

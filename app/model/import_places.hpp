@@ -16,10 +16,10 @@ namespace atl {
 
 /// Which elements of a stored matrix make a slab, row after row.
 struct Picking {
-  std::int64_t cols = 0;             ///< of the stored matrix
-  std::vector<std::int64_t> rows;    ///< its rows, in the slab's order; empty: all as they are
-  bool turned = false;               ///< `rows` are its columns, and each becomes a row
-  float factor = 1;                  ///< float32 is multiplied by it
+  std::int64_t cols = 0;           ///< of the stored matrix
+  std::vector<std::int64_t> rows;  ///< its rows, in the slab's order; empty: all as they are
+  bool turned = false;             ///< `rows` are its columns, and each becomes a row
+  float factor = 1;                ///< float32 is multiplied by it
 
   /// The slab of the stored matrix `bytes`, in `buffer` where it is not that.
   std::span<const std::byte> apply(std::span<const std::byte> bytes, DType dtype,

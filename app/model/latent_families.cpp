@@ -21,8 +21,12 @@ void latents(const HfConfig& hf, FamilyModel& model, const HfRopeDefaults& defau
   ModelShape& s = model.config.shape;
   const int rope = size(hf, "qk_rope_head_dim");
   const int nope = size(hf, "qk_nope_head_dim");
-  s.head_dim = nope + rope;
   s.value_dim = size(hf, "v_head_dim");
+  require(rope <= most_of_head && nope <= most_of_head - rope && s.value_dim <= most_of_head,
+          "keys \"qk_rope_head_dim\" ({}), \"qk_nope_head_dim\" ({}) and \"v_head_dim\" ({}) make "
+          "heads of more than {} dimensions",
+          rope, nope, s.value_dim, most_of_head);
+  s.head_dim = nope + rope;
   s.latent.queries = size(hf, "q_lora_rank", 0);
   s.latent.keys = size(hf, "kv_lora_rank");
   s.latent.rope = rope;
@@ -40,10 +44,6 @@ void latents(const HfConfig& hf, FamilyModel& model, const HfRopeDefaults& defau
   model.rope_in_pairs = hf.flag("rope_interleave", true);
 }
 
-void shared_of(const HfConfig& hf, ModelShape& s, int otherwise) {
-  s.shared_intermediate = size(hf, "n_shared_experts", otherwise) * s.moe_intermediate;
-}
-
 }  // namespace
 
 FamilyModel deepseek_v2(const HfConfig& hf) {
@@ -52,7 +52,7 @@ FamilyModel deepseek_v2(const HfConfig& hf) {
   latents(hf, model, {});
   first_dense(s, size(hf, "first_k_dense_replace", 0));
   experts(hf, s, "n_routed_experts", "num_experts_per_tok", "moe_intermediate_size");
-  shared_of(hf, s, 2);
+  shared_experts(hf, s, "n_shared_experts", 2);
   hf.only("scoring_func", {"softmax"});
   hf.only("norm_topk_prob", {false});
   hf.only("topk_method", {"greedy", "group_limited_greedy"});
@@ -74,7 +74,7 @@ FamilyModel deepseek_v3(const HfConfig& hf) {
   latents(hf, model, {});
   dense_layers(hf, s, 3);
   experts(hf, s, "n_routed_experts", "num_experts_per_tok", "moe_intermediate_size");
-  shared_of(hf, s, 1);
+  shared_experts(hf, s, "n_shared_experts", 1);
   sigmoid_router(hf, s, true);
   return model;
 }
@@ -85,7 +85,7 @@ FamilyModel glm4_moe_lite(const HfConfig& hf) {
   latents(hf, model, {});
   dense_layers(hf, s, 1);
   experts(hf, s, "n_routed_experts", "num_experts_per_tok", "moe_intermediate_size");
-  shared_of(hf, s, 1);
+  shared_experts(hf, s, "n_shared_experts", 1);
   sigmoid_router(hf, s, true);
   return model;
 }
@@ -97,11 +97,12 @@ FamilyModel mistral4(const HfConfig& hf) {
           "the configuration has no key \"rope_parameters\"; add it");
   // Its share is of a whole head.
   const int rope = size(hf, "qk_rope_head_dim");
-  const int head = rope + size(hf, "qk_nope_head_dim");
+  const int head =
+      std::min(rope, most_of_head) + std::min(size(hf, "qk_nope_head_dim"), most_of_head);
   latents(hf, model, {head, 10000, static_cast<double>(rope) / head});
   first_dense(s, size(hf, "first_k_dense_replace", 0));
   experts(hf, s, "n_routed_experts", "num_experts_per_tok", "moe_intermediate_size");
-  shared_of(hf, s, 1);
+  shared_experts(hf, s, "n_shared_experts", 1);
   sigmoid_router(hf, s, true);
   s.router.score = RouterScore::softmax;
   s.router.selection_bias = false;
@@ -117,7 +118,7 @@ FamilyModel indexed(const HfConfig& hf, double eps, int positions) {
   latents(hf, model, {});
   dense_layers(hf, s, 3);
   experts(hf, s, "n_routed_experts", "num_experts_per_tok", "moe_intermediate_size");
-  shared_of(hf, s, 1);
+  shared_experts(hf, s, "n_shared_experts", 1);
   sigmoid_router(hf, s, true);
   s.index_top_k = size(hf, "index_topk", 2048);
   require(s.index_top_k > 0, "key \"index_topk\" is 0, must be at least 1");

@@ -10,8 +10,8 @@
 
 namespace atl {
 
-/// What a model file's `config` says. Keys of version 1 are Hugging Face's, version 2 describes kinds
-/// of layers (see io/README.md); a model that the first can describe is written so.
+/// What a model file's `config` says. Keys of version 1 are Hugging Face's, version 2 describes
+/// kinds of layers (see io/README.md); a model that the first can describe is written so.
 struct ModelConfig {
   ModelShape shape;
   DType dtype = DType::bfloat16;     ///< of the tensors on file (`torch_dtype`)

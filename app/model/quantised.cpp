@@ -44,8 +44,8 @@ void check_int4(const Json& json) {
           "supported",
           shown(json.value("format", Json())));
   const Json groups = json.value("config_groups", Json::object());
-  require(groups.is_object(), "key \"config_groups\" of quantization_config is {}, must be an object",
-          shown(groups));
+  require(groups.is_object(),
+          "key \"config_groups\" of quantization_config is {}, must be an object", shown(groups));
   for (const auto& [name, group] : groups.items()) {
     const Json weights = group.is_object() ? group.value("weights", Json()) : Json();
     const bool fits = weights.is_object() && weights.value("num_bits", Json()) == 4 &&
@@ -141,8 +141,7 @@ void find_int4(const io::Safetensors& stored, const io::StoredTensor& numbers,
           found.name, scales, numbers.dtype_name, found.scales.dtype_name);
   require_shape(stored, found.name, numbers, {found.rows, blocks(found.cols, 8)});
   const auto& shape = found.scales.shape;
-  require(shape.size() == 2 && shape[0] == found.rows && shape[1] > 0 &&
-              found.cols % shape[1] == 0,
+  require(shape.size() == 2 && shape[0] == found.rows && shape[1] > 0 && found.cols % shape[1] == 0,
           "tensor {} in {} has shape [{}], which are no groups of [{}, {}]", scales,
           stored.file_of(found.scales), fmt::join(shape, ", "), found.rows, found.cols);
   found.block_cols = found.cols / shape[1];

@@ -17,7 +17,8 @@ std::vector<TensorInfo> tensors_of(const ModelConfig& config) {
       shape.push_back(dataset.rows);
       // Of experts also a vector has three dimensions: that is how files tell them apart.
       if (info.use == compute::Use::matrix || info.per_expert) shape.push_back(info.cols);
-      tensors.push_back({dataset.path, std::move(shape), info.per_expert, dtype, info.id, info.layer});
+      tensors.push_back(
+          {dataset.path, std::move(shape), info.per_expert, dtype, info.id, info.layer});
     }
   }
   return tensors;

@@ -20,9 +20,9 @@ struct TensorInfo {
   int layer = -1;
 };
 
-/// Every dataset a model of this configuration has, in file order. A tied head has none. Models that
-/// version 1 does not describe have vectors and routers in float32. Models that
-/// version 1 does not describe have vectors and routers in float32.
+/// Every dataset a model of this configuration has, in file order. A tied head has none. Models
+/// that version 1 does not describe have vectors and routers in float32. Models that version 1 does
+/// not describe have vectors and routers in float32.
 std::vector<TensorInfo> tensors_of(const ModelConfig& config);
 
 }  // namespace atl

@@ -121,6 +121,7 @@ void Workload::read_files(const ModelShape& shape) {
   io::RequestLimits limits;
   limits.vocab = shape.vocab;
   limits.max_positions = shape.max_positions;
+  limits.index_beyond = shape.index_top_k > 0 && shape.max_positions == shape.index_top_k;
   limits.default_max_tokens = options_.max_tokens;
   limits.scoring = mode_ == Mode::score;
   limits.seed = options_.seed;

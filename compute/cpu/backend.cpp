@@ -232,15 +232,8 @@ void CpuBackend::load_weight(Weight weight, int layer, int local_expert, const H
     if (info.use == Use::matrix) {
       return layers_.load(own_info, local_expert, converted(own, options_.dtype, buffer));
     }
-    // Vectors of files of version 1 are rounded to the activations' type.
-    HostTensor rounded = own;
     AlignedBuffer floats;
-    if (is_plain(options_.shape)) {
-      rounded.data = converted(own, options_.dtype, buffer);
-      rounded.dtype = options_.dtype;
-    }
-    layers_.load_vector(own_info, local_expert,
-                        static_cast<const float*>(converted(rounded, DType::float32, floats)));
+    layers_.load_vector(own_info, local_expert, vector_as_floats(options_, own, buffer, floats));
   });
 }
 

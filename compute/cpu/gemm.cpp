@@ -17,11 +17,13 @@ std::unique_ptr<Gemm> make_gemm(DType dtype, int num_threads, CpuIsa isa) {
   return std::make_unique<PanelGemm>(dtype, num_threads, isa);
 }
 
-std::unique_ptr<Gemm> make_gemm(const ModelShape& shape, DType dtype, int num_threads,
-                                CpuIsa isa) {
-  const bool own = shape.qkv_bias || shape.output_bias || shape.expert_bias || shape.latent.used() ||
-                   shape.activation == Activation::swiglu_clamped;
-  if (own) return std::make_unique<PanelGemm>(dtype, num_threads, isa);
+bool wants_own_gemms(const ModelShape& shape) {
+  return shape.qkv_bias || shape.output_bias || shape.expert_bias || shape.latent.used() ||
+         shape.activation == Activation::swiglu_clamped;
+}
+
+std::unique_ptr<Gemm> make_gemm(const ModelShape& shape, DType dtype, int num_threads, CpuIsa isa) {
+  if (wants_own_gemms(shape)) return std::make_unique<PanelGemm>(dtype, num_threads, isa);
   return make_gemm(dtype, num_threads, isa);
 }
 

@@ -56,9 +56,9 @@ class PackedWeight {
 enum class Finish : std::uint8_t {
   float32,  ///< as they are
   rounded,
-  add,     ///< out += rounded sums; `out` is float32, the residual stream
-  gelu,    ///< out = rounded(gelu_tanh(sums))
-  swiglu,  ///< out = rounded(silu(sums of the gate) * rounded sums)
+  add,             ///< out += rounded sums; `out` is float32, the residual stream
+  gelu,            ///< out = rounded(gelu_tanh(sums))
+  swiglu,          ///< out = rounded(silu(sums of the gate) * rounded sums)
   swiglu_clamped,  ///< the same by Activation::swiglu_clamped
 };
 
@@ -136,8 +136,10 @@ class Gemm {
 /// oneDNN's for bfloat16 with AMX, else our own.
 std::unique_ptr<Gemm> make_gemm(DType dtype, int num_threads, CpuIsa isa = cpu_isa());
 
-/// The same for a model: our own also where it adds biases, or attends to latents, whose products of
-/// single heads are small.
+/// Whether a model's GEMMs are our own whatever the CPU has: it adds biases, or attends to latents,
+/// whose products of single heads are small.
+bool wants_own_gemms(const ModelShape& shape);
+/// The GEMMs of a model.
 std::unique_ptr<Gemm> make_gemm(const ModelShape& shape, DType dtype, int num_threads,
                                 CpuIsa isa = cpu_isa());
 

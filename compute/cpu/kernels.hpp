@@ -52,9 +52,9 @@ struct LatentRopeArgs {
   QueryTemperature temperature;
   const float* norm = nullptr;
   float eps = 0;
-  void* q = nullptr;                  ///< first row's; rows are `q_stride` elements apart
+  void* q = nullptr;  ///< first row's; rows are `q_stride` elements apart
   std::int64_t q_stride = 0;
-  const void* latents = nullptr;      ///< first row's latent and key; `latent_row` apart
+  const void* latents = nullptr;  ///< first row's latent and key; `latent_row` apart
   std::int64_t latent_row = 0;
   void* kv = nullptr;                       ///< the layer's pages
   const std::int32_t* positions = nullptr;  ///< [rows]
@@ -82,7 +82,7 @@ struct AttendArgs {
   float scale = 1;               ///< of q . k
   int window = 0;                ///< keys that a query sees, its own included; 0: all
   const float* sinks = nullptr;  ///< [own query heads], see AttentionKind::sinks
-  float* scratch = nullptr;  ///< attend_scratch_floats() of them, aligned to 64 bytes
+  float* scratch = nullptr;      ///< attend_scratch_floats() of them, aligned to 64 bytes
   /// Where several tasks share the splits of these rows: [splits][attend_state_floats()], all of
   /// the rows' splits. Null: one task does all.
   float* partial = nullptr;
@@ -170,8 +170,8 @@ struct Kernels {
   void (*scale)(float* x, float factor, std::int64_t count);
   void (*rope)(const RopeArgs& args, std::int64_t begin, std::int64_t end);
   void (*latent_rope)(const LatentRopeArgs& args, std::int64_t begin, std::int64_t end);
-  /// Keys [count][head_dim] of up to panel_tokens consecutive tokens, the first one a panel's first,
-  /// into a panel of KvLayout.
+  /// Keys [count][head_dim] of up to panel_tokens consecutive tokens, the first one a panel's
+  /// first, into a panel of KvLayout.
   void (*pack_keys)(const void* keys, int count, int head_dim, void* panel);
   /// Without `partial` the outputs of the rows; else the states of some splits.
   void (*attend)(const AttendArgs& args);

@@ -89,8 +89,9 @@ void CpuLayers::embed(CpuChunk& chunk) {
 }
 
 void CpuLayers::move_kv(const CpuOp& op) {
-  const KvMove move{layout(op.layer),  options_.dtype, kv_.layers[static_cast<std::size_t>(op.layer)].data(),
-                    op.pages, op.keys,        op.values};
+  const KvMove move{
+      layout(op.layer), options_.dtype, kv_.layers[static_cast<std::size_t>(op.layer)].data(),
+      op.pages,         op.keys,        op.values};
   const bool save = op.kind == CpuOp::Kind::save_kv;
   parallel_ranges(options_.num_threads, op.num_positions, grain_rows(own_.qkv_width()),
                   [&](std::int64_t begin, std::int64_t end, int) {

@@ -186,7 +186,7 @@ CpuIsa widest_cpu_isa_for(const ModelShape& shape, DType dtype, const AttentionS
                           const ExpertShare& experts) {
   const CpuIsa widest = widest_cpu_isa();
   if (widest != CpuIsa::avx512_amx || dtype != DType::bfloat16) return widest;
-  if (!OneDnnGemm::limit_to_amx()) return CpuIsa::avx512_bf16;
+  if (wants_own_gemms(shape) || !OneDnnGemm::limit_to_amx()) return CpuIsa::avx512_bf16;
   const auto make = [dtype](int threads) {
     return std::make_unique<OneDnnGemm>(dtype, threads, CpuIsa::avx512_amx);
   };

@@ -1,5 +1,7 @@
 // The CUDA backend's attention, in its parts.
 
+#include <cmath>
+
 #include "compute/cuda/operations.hpp"
 
 namespace atl::compute::cuda {
@@ -69,6 +71,10 @@ void CudaLayers::project(const Stream& stream, CudaChunk& chunk, int layer) {
     normed = chunk.memory.normed;
   }
   gemm_.run(stream, qkv_, weights.qkv, normed, chunk.attention_rows(), chunk.memory.qkv);
+  if (weights.qkv_bias != nullptr) {
+    add_bias(stream.raw(), dtype_, chunk.memory.qkv, weights.qkv_bias, chunk.attention_rows(),
+             own_.qkv_width());
+  }
   if (!share.shared() || shape_.qk_norm != QkNorm::whole_row) return;
   head_squares(stream.raw(), dtype_, rope_args(chunk, layer),
                chunk.head_sums + share.place * chunk.all_rows * sums_per_member_);
@@ -99,6 +105,12 @@ RopeArgs CudaLayers::rope_args(const CudaChunk& chunk, int layer) const {
   rope.k_norm = weights.k_norm;
   rope.eps = shape_.rms_eps;
   rope.angles = weights_.angles;
+  rope.dims = weights_.rope_dims;
+  rope.norm_after = shape_.norm_after_rope;
+  // The attention kernels multiply by 1 / sqrt(head_dim).
+  if (shape_.attention_scale > 0) {
+    rope.q_factor = shape_.attention_scale * std::sqrt(static_cast<float>(shape_.head_dim));
+  }
   rope.qkv = chunk.memory.qkv;
   return rope;
 }

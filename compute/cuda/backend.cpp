@@ -91,8 +91,12 @@ class CudaBackend final : public Backend {
     AlignedBuffer cut;
     AlignedBuffer buffer;
     const HostTensor own = own_tensor(options_.shape, options_.part, info, tensor, cut);
-    layers_.load(own_weight(options_.shape, options_.part, info), local_expert,
-                 converted(own, options_.dtype, buffer));
+    const WeightInfo own_info = own_weight(options_.shape, options_.part, info);
+    if (info.use == Use::matrix) {
+      return layers_.load(own_info, local_expert, converted(own, options_.dtype, buffer));
+    }
+    AlignedBuffer floats;
+    layers_.load(own_info, local_expert, vector_as_floats(options_, own, buffer, floats));
   }
   void finish_loading() override {
     loaded_.require_all();
@@ -114,8 +118,8 @@ class CudaBackend final : public Backend {
     return layers_.attention(mine, layer, part);
   }
   Event mlp(Chunk& chunk, int layer) override { return layers_.mlp(known(chunk, layer), layer); }
-  Event shared_expert(Chunk& /*chunk*/, int /*layer*/) override {
-    fail("cannot compute shared experts on CUDA; use --backend cpu");  // check_shape() has refused
+  Event shared_expert(Chunk& chunk, int layer) override {
+    return layers_.shared_expert(known(chunk, layer), layer);
   }
   Event route(Chunk& chunk, int layer, RouteTo to) override {
     if (to == RouteTo::nodes) require_across();

@@ -87,8 +87,8 @@ struct HeadSums {
 void head_squares(cudaStream_t stream, DType dtype, const struct RopeArgs& args, float* out);
 
 /// Normalises (see QkNorm) and rotates q in place and k, and stores k and v into their pages.
-/// qkv [T, (heads + 2 kv_heads) * head_dim]. `angles` [max_positions, head_dim]: cosines, then
-/// sines, of position * theta^(-2i/head_dim) as float32 rounded from double.
+/// qkv [T, (heads + 2 kv_heads) * head_dim]. `angles` [max_positions, dims]: cosines, then sines,
+/// of position * frequencies[i] as float32 rounded from double, of the first `dims` of a head.
 struct RopeArgs {
   KvPages kv;
   RowMap map;
@@ -101,6 +101,9 @@ struct RopeArgs {
   const float* k_norm = nullptr;
   float eps = 0;
   const float* angles = nullptr;
+  int dims = 0;
+  bool norm_after = false;  ///< by per_head: rotated first
+  float q_factor = 1;       ///< of q, in the end
   void* qkv = nullptr;
 };
 void rope_and_store(cudaStream_t stream, DType dtype, const RopeArgs& args);
@@ -145,6 +148,13 @@ void join_columns(cudaStream_t stream, DType dtype, const MemberRows& rows, void
 void sum_members(cudaStream_t stream, DType dtype, DType summands, const MemberRows& rows,
                  void* out);
 
+/// rows [num_rows, width] = round(rows + bias).
+void add_bias(cudaStream_t stream, DType dtype, void* rows, const float* bias, int num_rows,
+              int width);
+/// rows [num_rows, hidden] = round(rows * sigmoid(weight . normed)), weight [hidden].
+void weigh_rows(cudaStream_t stream, DType dtype, void* rows, const void* normed,
+                const void* weight, int num_rows, int hidden);
+
 /// Softmax over logits float32 [T, experts], the top_k largest in falling order (ties to the lower
 /// index), weights rescaled to sum 1 where `renormalise`, and a replica for each choice (see
 /// choose_replicas). Then, in the same order for every layout, counts, and where rows lie: they are
@@ -160,13 +170,17 @@ struct RouteArgs {
   int num_nodes = 1;
   int top_k = 0;
   bool renormalise = true;
-  bool forced = false;              ///< `experts` are given, not chosen
-  bool forced_weights = false;      ///< so are `weights`
-  const float* offsets = nullptr;   ///< [T, experts], see ChoiceOffsets; null: none
-  float* given_up = nullptr;        ///< [T], with offsets: see Backend::save_choices
-  std::int32_t* experts = nullptr;  ///< [T, top_k]
-  float* weights = nullptr;         ///< [T, top_k]
-  std::int32_t* chosen = nullptr;   ///< [T, top_k], replicas, indices into the table
+  bool described = false;  ///< by `router`, of up to 32 groups, with these vectors where not null
+  Router router;
+  const float* logit_bias = nullptr;
+  const float* selection_bias = nullptr;  ///< [experts], added to scores for choosing
+  bool forced = false;                    ///< `experts` are given, not chosen
+  bool forced_weights = false;            ///< so are `weights`
+  const float* offsets = nullptr;         ///< [T, experts], see ChoiceOffsets; null: none
+  float* given_up = nullptr;              ///< [T], with offsets: see Backend::save_choices
+  std::int32_t* experts = nullptr;        ///< [T, top_k]
+  float* weights = nullptr;               ///< [T, top_k]
+  std::int32_t* chosen = nullptr;         ///< [T, top_k], replicas, indices into the table
   /// [T, top_k]: the choice's row among the packed ones. for_nodes: among those that come back; for
   /// a token that one node adds up the first says where, the others are -1.
   std::int32_t* slots = nullptr;

@@ -96,16 +96,19 @@ void CudaLayers::prepare() {
       expert_ = add_mlp(weights.experts.front(), shape_.moe_intermediate,
                         options_.part.expert_share.members);
     }
+    if (shape_.has_shared_expert() && shared_.width == 0) {
+      shared_ = add_mlp(weights.shared, shape_.shared_intermediate);
+    }
   }
   const Stream& stream = queue_.stream(StreamId::compute);
   gemm_.prepare(stream);
   if (shape_.activation == Activation::gelu_tanh) {
     fuses_gelu_ = true;
-    for (const MlpKinds* kinds : {&dense_, &expert_}) {
+    for (const MlpKinds* kinds : {&dense_, &expert_, &shared_}) {
       if (kinds->width == 0) continue;
       fuses_gelu_ = fuses_gelu_ && gemm_.gelu_is_accurate(kinds->up, kinds->up_float, stream);
     }
-    for (const MlpKinds* kinds : {&dense_, &expert_}) {
+    for (const MlpKinds* kinds : {&dense_, &expert_, &shared_}) {
       if (kinds->width > 0) gemm_.leave_out(fuses_gelu_ ? kinds->up_float : kinds->up);
     }
   }
@@ -161,6 +164,37 @@ void CudaLayers::mlp_up(const Stream& stream, const MlpKinds& kinds, const CudaM
   }
 }
 
+void CudaLayers::run_mlp(const Stream& stream, const CudaChunk& chunk, const MlpKinds& kinds,
+                         const CudaMlp& mlp) {
+  const int rows = chunk.num_tokens();
+  const auto at = [this](void* base, int row) {
+    return static_cast<std::byte*>(base) + static_cast<std::size_t>(row) * row_bytes();
+  };
+  for (int first = 0; first < rows; first += work_.mlp_rows) {
+    const int count = std::min(work_.mlp_rows, rows - first);
+    mlp_up(stream, kinds, mlp, at(chunk.memory.normed, first), count, work_.inner);
+    gemm_.run(stream, kinds.down, mlp.down, work_.inner, count, at(work_.out, first));
+  }
+}
+
+/// The normed rows stay those of x before: what packs them reads them on another stream.
+Event CudaLayers::shared_expert(CudaChunk& chunk, int layer) {
+  Op op(queue_, "shared expert", layer, &chunk.order);
+  const Stream& stream = op.begin(StreamId::compute);
+  const int rows = chunk.num_tokens();
+  if (rows == 0) return op.close();
+  const CudaLayer& weights = weights_.layers[static_cast<std::size_t>(layer)];
+  norm(stream, chunk, weights.ffn_norm);
+  run_mlp(stream, chunk, shared_, weights.shared);
+  if (shape_.shared_gate) {
+    weigh_rows(stream.raw(), dtype_, work_.out, chunk.memory.normed, weights.shared_router, rows,
+               shape_.hidden);
+  }
+  add_rms_norm(stream.raw(), dtype_, chunk.memory.x, work_.out, nullptr, shape_.rms_eps, nullptr,
+               rows, shape_.hidden);
+  return op.close();
+}
+
 Event CudaLayers::mlp(CudaChunk& chunk, int layer) {
   Op op(queue_, "mlp", layer, &chunk.order);
   const Stream& stream = op.begin(StreamId::compute);
@@ -168,14 +202,7 @@ Event CudaLayers::mlp(CudaChunk& chunk, int layer) {
   if (rows == 0) return op.close();
   const CudaLayer& weights = weights_.layers[static_cast<std::size_t>(layer)];
   norm(stream, chunk, weights.ffn_norm);
-  const auto at = [this](void* base, int row) {
-    return static_cast<std::byte*>(base) + static_cast<std::size_t>(row) * row_bytes();
-  };
-  for (int first = 0; first < rows; first += work_.mlp_rows) {
-    const int count = std::min(work_.mlp_rows, rows - first);
-    mlp_up(stream, dense_, weights.dense, at(chunk.memory.normed, first), count, work_.inner);
-    gemm_.run(stream, dense_.down, weights.dense.down, work_.inner, count, at(work_.out, first));
-  }
+  run_mlp(stream, chunk, dense_, weights.dense);
   const float* const next = norm_after(layer);
   add_rms_norm(stream.raw(), dtype_, chunk.memory.x, work_.out, next, shape_.rms_eps,
                chunk.memory.normed, rows, shape_.hidden);

@@ -40,6 +40,7 @@ class CudaLayers {
   Event embed(CudaChunk& chunk);
   Event attention(CudaChunk& chunk, int layer, AttentionPart part);
   Event mlp(CudaChunk& chunk, int layer);
+  Event shared_expert(CudaChunk& chunk, int layer);
   Event route(CudaChunk& chunk, int layer, RouteTo to);
   Event regroup(CudaChunk& chunk, int layer, const NodeRows& rows);
   Event experts(CudaChunk& chunk, int layer, std::span<const RowBlock> blocks, ExpertPart part);
@@ -120,6 +121,9 @@ class CudaLayers {
   void pack(const Stream& stream, CudaChunk& chunk, int layer, RouteTo to);
   /// What regroup and fold take.
   ForwardedRows forwarded_rows(const CudaChunk& chunk, int layer, const NodeRows& rows) const;
+  /// work_.out = the MLP of the chunk's normed rows.
+  void run_mlp(const Stream& stream, const CudaChunk& chunk, const MlpKinds& kinds,
+               const CudaMlp& mlp);
   /// inner [rows, width] = the MLP's activation over in [rows, H].
   void mlp_up(const Stream& stream, const MlpKinds& kinds, const CudaMlp& mlp, const void* in,
               std::int64_t rows, void* inner);
@@ -176,7 +180,7 @@ class CudaLayers {
   CudaGemm::Kind qkv_ = -1, router_ = -1, lm_head_ = -1;
   CudaGemm::Kind o_ = -1;          // of whole rows, or of summands
   CudaGemm::Kind o_columns_ = -1;  // of own columns
-  MlpKinds dense_, expert_;
+  MlpKinds dense_, expert_, shared_;
   bool fuses_gelu_ = false;
   std::vector<Run> runs_;
   CudaEvent logits_free_;  // what lay in the workspace's logits is with the host

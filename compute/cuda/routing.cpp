@@ -63,6 +63,10 @@ Event CudaLayers::route(CudaChunk& chunk, int layer, RouteTo to) {
   args.num_nodes = places.num_nodes();
   args.top_k = shape_.top_k;
   args.renormalise = shape_.norm_topk_prob;
+  args.router = shape_.router;
+  args.described = shape_.router != Router();
+  args.logit_bias = weights.router_bias;
+  args.selection_bias = weights.selection_bias;
   args.forced = forced;
   args.forced_weights = forced && chunk.forced.weights != nullptr;
   if (offset) {

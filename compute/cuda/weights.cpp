@@ -26,9 +26,7 @@ void CudaWeights::load(const BackendOptions& options, const WeightInfo& info, in
                        const void* data) {
   const auto count = static_cast<std::size_t>(info.num_elements());
   if (info.use == Use::vector) {
-    std::vector<float> floats(count);
-    to_float(data, options.dtype, floats);
-    to_device(*vector_place(info), floats.data(), floats.size() * sizeof(float));
+    to_device(*vector_place(info), data, count * sizeof(float));
   } else {
     to_device(*matrix_place(info, local_expert), data, count * size_of(options.dtype));
   }
@@ -36,18 +34,19 @@ void CudaWeights::load(const BackendOptions& options, const WeightInfo& info, in
 
 void CudaWeights::finish(const BackendOptions& options) {
   const ModelShape& shape = options.shape;
-  const int half = shape.head_dim / 2;
+  const Rope rope = shape.rope(0);
+  const int half = rope.dims / 2;
   const int positions = num_positions(options);
   std::vector<float> table(static_cast<std::size_t>(positions) *
-                           static_cast<std::size_t>(shape.head_dim));
+                           static_cast<std::size_t>(rope.dims));
   for (int i = 0; i < half; ++i) {
-    const double frequency = std::pow(shape.rope_theta, -2.0 * i / shape.head_dim);
+    const double frequency = rope.frequencies[static_cast<std::size_t>(i)];
     for (int position = 0; position < positions; ++position) {
-      const auto row =
-          static_cast<std::size_t>(position) * static_cast<std::size_t>(shape.head_dim);
-      table[row + static_cast<std::size_t>(i)] = static_cast<float>(std::cos(position * frequency));
+      const auto row = static_cast<std::size_t>(position) * static_cast<std::size_t>(rope.dims);
+      const double angle = position * frequency;
+      table[row + static_cast<std::size_t>(i)] = static_cast<float>(rope.factor * std::cos(angle));
       table[row + static_cast<std::size_t>(half + i)] =
-          static_cast<float>(std::sin(position * frequency));
+          static_cast<float>(rope.factor * std::sin(angle));
     }
   }
   if (!table.empty()) to_device(angles, table);

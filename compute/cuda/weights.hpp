@@ -14,7 +14,7 @@ class CudaWeights : public WeightMemory {
  public:
   using WeightMemory::WeightMemory;
 
-  /// Copies one weight, already checked, as elements of options.dtype.
+  /// Copies one weight, already checked, as elements of options.dtype; a vector as float32.
   void load(const BackendOptions& options, const WeightInfo& info, int local_expert,
             const void* data);
   /// Fills the tables of angles and of the places of experts.

@@ -36,6 +36,26 @@ std::vector<StepKind> kinds_of(const Schedule& schedule) {
   return kinds;
 }
 
+TEST(Schedule, ASharedExpertRunsWhileRowsTravel) {
+  using K = StepKind;
+  ModelShape shape = shape_with(1, 0);
+  shape.shared_intermediate = 8;
+  const Schedule flat = overlapped_schedule(shape, 1);
+  EXPECT_EQ(kinds_of(flat),
+            (std::vector<K>{K::embed, K::attention, K::route, K::counts, K::dispatch,
+                            K::shared_expert, K::experts, K::combine, K::merge, K::head}));
+  EXPECT_EQ(flat.steps[5].deps, std::vector<std::int32_t>{2});       // of route
+  EXPECT_EQ(flat.steps[6].deps, std::vector<std::int32_t>{4});       // experts: of dispatch
+  EXPECT_EQ(flat.steps[8].deps, (std::vector<std::int32_t>{7, 5}));  // merge: of both
+  for (const Route route : {Route::flat, Route::nodes}) {
+    for (const bool shared : {false, true}) {
+      const StageSteps stage{.route = route, .experts_shared = shared};
+      EXPECT_NO_THROW(verify(overlapped_schedule(shape, 3, stage), shape));
+      EXPECT_NO_THROW(verify(serial_schedule(shape, 3, stage), shape));
+    }
+  }
+}
+
 TEST(Schedule, SharedAttentionMovesRowsThereAndHeadsBack) {
   using K = StepKind;
   ModelShape shape = shape_with(1, 1);

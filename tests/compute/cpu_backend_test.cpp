@@ -67,10 +67,66 @@ TEST(CpuBackend, GeneratedTokensAttendToLatents) {
       const auto expanded = SingleRank(model, {.dtype = dtype}).logits(tokens, 150);
       EXPECT_NE(expanded, whole) << kind.name;  // else it was not another way
       if (dtype != DType::float32) continue;
-      EXPECT_LT(largest_difference(rank.log_probs(tokens, 150),
-                                   reference::log_probs(model, tokens)),
-                1e-4);
+      EXPECT_LT(
+          largest_difference(rank.log_probs(tokens, 150), reference::log_probs(model, tokens)),
+          1e-4);
     }
+  }
+}
+
+/// Windows that begin in an earlier split of keys, or end before the last one, and latents over
+/// several splits.
+TEST(CpuBackend, LongSequencesOfDescribedKindsAgreeWithTheOracle) {
+  constexpr int length = 1150;
+  for (ModelKind kind : described_kinds()) {
+    ModelShape& shape = kind.shape;
+    if (shape.attentions.size() < 2 && !shape.latent.used()) continue;
+    shape.max_positions = length;
+    shape.num_layers = 2;
+    shape.attention_of.resize(2);
+    shape.layer_is_dense.resize(2);
+    if (kind.name.starts_with("sinks")) shape.attentions[0].window = 600;
+    const auto model = random_model(shape, DType::float32, 21);
+    const auto tokens = Random(6, DType::float32).tokens(length, shape.vocab);
+    const RankOptions one{.max_chunk_tokens = length, .num_pages = 40, .prompt = length - 40};
+    RankOptions two = one;
+    two.num_threads = 2;
+    SingleRank rank(model, one);
+    EXPECT_LT(
+        largest_difference(rank.log_probs(tokens, length), reference::log_probs(model, tokens)),
+        1e-4)
+        << kind.name;
+    EXPECT_EQ(SingleRank(model, two).logits(tokens, 333), rank.logits(tokens, length)) << kind.name;
+  }
+}
+
+/// What was saved of a cache becomes that of another sequence, whose next token gets the same bits.
+TEST(CpuBackend, CachesOfEveryKindAreSavedAndLoaded) {
+  for (const ModelKind& kind : described_kinds()) {
+    const ModelShape& shape = kind.shape;
+    const auto model = random_model(shape, DType::bfloat16, 5);
+    const auto tokens = Random(5, DType::bfloat16).tokens(91, shape.vocab);
+    SingleRank rank(model, {.dtype = DType::bfloat16, .prompt = 80});
+    const auto whole = rank.logits(tokens, 90);
+    const int other = rank.add_sequence_of(90);
+    for (int layer = 0; layer < shape.num_layers; ++layer) {
+      const auto width = static_cast<std::size_t>(
+          shape.latent.used() ? shape.latent.width()
+                              : shape.attention(layer).num_kv_heads * shape.head_dim);
+      std::vector<std::byte> keys(90 * width * 2);
+      std::vector<std::byte> values(keys.size());
+      rank.finish(
+          rank.backend().save_kv(layer, rank.pages_of(0), 0, 90, keys.data(), values.data()));
+      rank.finish(
+          rank.backend().load_kv(layer, rank.pages_of(other), 0, 90, keys.data(), values.data()));
+    }
+    const SingleRank::Piece last{other, std::span(tokens).subspan(90)};
+    rank.set_chunk({&last, 1});
+    rank.run_layers();
+    std::vector<float> logits(static_cast<std::size_t>(shape.vocab));
+    const std::int32_t row = 0;
+    rank.finish(rank.backend().logits(rank.chunk(), {&row, 1}, logits.data()));
+    EXPECT_TRUE(std::equal(logits.begin(), logits.end(), whole.end() - shape.vocab)) << kind.name;
   }
 }
 
@@ -161,10 +217,10 @@ TEST(CpuBackend, AnEmptyChunkGoesThroughEveryStep) {
   expect_empty_chunk_passes({.dtype = DType::bfloat16});
 }
 
-TEST(CpuBackend, DecodingAllocatesNothing) {
-  const auto model = random_model(tiny_shape(), DType::bfloat16, 2);
+void expect_no_allocation(const ModelShape& shape) {
+  const auto model = random_model(shape, DType::bfloat16, 2);
   for (const int threads : {1, 2}) {
-    SingleRank rank(model, {.dtype = DType::bfloat16, .num_threads = threads});
+    SingleRank rank(model, {.dtype = DType::bfloat16, .num_threads = threads, .prompt = 20});
     const std::vector<SingleRank::Piece> start = {{rank.add_sequence(), {}},
                                                   {rank.add_sequence(), {}}};
     const std::vector<std::int32_t> token = {7};
@@ -187,6 +243,11 @@ TEST(CpuBackend, DecodingAllocatesNothing) {
     counted::counting = false;
     EXPECT_EQ(counted::allocations.load(), 0) << threads << " threads";
   }
+}
+
+TEST(CpuBackend, DecodingAllocatesNothing) {
+  expect_no_allocation(tiny_shape());
+  for (const ModelKind& kind : described_kinds()) expect_no_allocation(kind.shape);
 }
 
 TEST(CpuBackend, RefusesWhatDoesNotFitTheModel) {

@@ -62,6 +62,9 @@ TEST(WeightsOf, CutsFallBetweenHeadsAndInsideMlps) {
         case Cut::heads_of_columns:
           EXPECT_EQ(info.cols, shape.q_width()) << name;
           break;
+        case Cut::output_rows:
+          EXPECT_EQ(info.rows, shape.hidden) << name;
+          break;
         case Cut::inner_rows:
           EXPECT_EQ(info.rows, inner) << name << name_of(info.id);
           break;

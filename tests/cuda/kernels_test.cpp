@@ -354,6 +354,7 @@ TEST_P(CudaKernels, RopeNormalisesRotatesAndStores) {
       args.k_norm = norm == QkNorm::none ? nullptr : k_weights.get();
       args.eps = shape.rms_eps;
       args.angles = device_angles.get();
+      args.dims = head_dim;
       args.qkv = qkv.get();
       cuda::rope_and_store(nullptr, dtype_, args);
       const auto rotated = decoded(qkv);

@@ -4,7 +4,9 @@ set -euo pipefail
 command_limit=90
 
 model="$work/model.h5"
-import_sample "$model"
+# model_folder: a folder in place of the sample model's, of a vocabulary of bytes.
+capture "$ATOLL" import "${model_folder:-$sample}" --output "$model"
+succeeds "import of ${model_folder:-the sample model}"
 requests="$work/requests.jsonl"
 python3 - "$requests" <<'EOP'
 import json, sys

@@ -106,9 +106,34 @@ OLMOE = MIXTRAL | {
     "clip_qkv": None,
     "norm_topk_prob": False,
 }
+DESCRIBED = {
+    "version": 2, "hidden_size": 8, "num_layers": 2, "vocab_size": 16, "max_positions": 32, "rms_norm_eps": 1e-6,
+    "activation": "swiglu", "dtype": "float32", "tie_word_embeddings": False, "stop_token_ids": [1],
+    "attention": {"num_heads": 2, "head_dim": 4, "value_dim": 4, "qk_norm": "none", "scale": 0.5},
+    "attention_kinds": [{"num_kv_heads": 1, "window": 3, "sinks": True, "rope": 0}], "attention_of_layer": [0, 0],
+    "ropes": [{"dims": 2, "factor": 1.0, "frequencies": [1.0]}],
+    "feed_forward_kinds": [{"type": "dense", "width": 6}, {
+        "type": "experts", "width": 4, "num_experts": 4, "top_k": 2, "shared_width": 4, "router": {
+            "score": "sigmoid", "groups": 2, "top_groups": 1, "group_score": "two_best", "normalise": True}}],
+    "feed_forward_of_layer": [0, 1]}
+DEEPSEEK = {
+    "model_type": "deepseek_v3", "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 16,
+    "intermediate_size": 6, "moe_intermediate_size": 4, "n_routed_experts": 4, "num_experts_per_tok": 2,
+    "n_shared_experts": 1, "kv_lora_rank": 4, "q_lora_rank": 4, "qk_nope_head_dim": 2, "qk_rope_head_dim": 2,
+    "v_head_dim": 2, "first_k_dense_replace": 1, "n_group": 2, "topk_group": 1, "hidden_act": "silu",
+    "max_position_embeddings": 32, "rope_scaling": {
+        "type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8, "mscale": 1.0, "mscale_all_dim": 1.0},
+    "quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}
+GPT_OSS = {
+    "model_type": "gpt_oss", "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 4,
+    "num_key_value_heads": 1, "vocab_size": 16, "intermediate_size": 6, "num_local_experts": 4,
+    "num_experts_per_tok": 2, "sliding_window": 3, "layer_types": ["sliding_attention", "full_attention"],
+    "rope_parameters": {"rope_type": "default", "rope_theta": 150000.0}}
+
 MODEL_CONFIG = {
     name: json.dumps(config).encode()
-    for name, config in {"ours": OURS, "qwen": QWEN, "mixtral": MIXTRAL, "olmoe": OLMOE}.items()
+    for name, config in {"ours": OURS, "qwen": QWEN, "mixtral": MIXTRAL, "olmoe": OLMOE,
+                         "described": DESCRIBED, "deepseek": DEEPSEEK, "gpt-oss": GPT_OSS}.items()
 }
 
 OPTIONS_FILE = {
@@ -192,7 +217,7 @@ WORDS = {
     "requests": ['"id"', '"prompt"', '"tokens"', '"max_tokens"', '"temperature"', '"top_p"',
                  '"seed"', '"stop_token_ids"', "null", "true", "1e400", "-1", "256", "\\u0000",
                  "18446744073709551616", '"custom_id"', '"body"', '"logprobs"', '"n"', '"stop"', '"url"'],
-    "model_config": sorted({f'"{key}"' for key in OURS | QWEN | MIXTRAL | OLMOE})
+    "model_config": sorted({f'"{key}"' for key in OURS | QWEN | MIXTRAL | OLMOE | DESCRIBED | DEEPSEEK | GPT_OSS})
     + ['"silu"', '"float32"', "null", "true", "false", "2147483647", "-1", "1e400", "0.5"],
     "options_file": ["mode", "chunks", "max-tokens", "no-overlap", "deadline", "transport",
                      "step-tokens", "max-sequences", "kv-tokens", "threads", "report", "trace",

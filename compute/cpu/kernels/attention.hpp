@@ -34,6 +34,12 @@ struct SplitState {
     for (int i = 0; i < n; ++i) top[i] = -std::numeric_limits<float>::infinity();
   }
 
+  /// Whether no key has counted for query i, which a window makes so. One that is not finite has.
+  bool sees_nothing(int i) const {
+    return top[i] == -std::numeric_limits<float>::infinity() &&
+           sum(load(sums + std::int64_t{i} * 16)) == 0;
+  }
+
   /// Query i becomes what it is in `from`.
   void copy(const SplitState& from, int i, int stride) const {
     std::memcpy(out + std::int64_t{i} * stride, from.out + std::int64_t{i} * stride,
@@ -231,9 +237,8 @@ void merge_split(const QueryTile<T>& tile, const SplitState& total, const SplitS
   const int stride = tile.args.layout.value_stride;
   for (int i = first_query(tile, split * split_tokens); i < tile.n; ++i) {
     const float before = total.top[i];
-    const float none = -std::numeric_limits<float>::infinity();
-    if (part.top[i] == none) continue;  // it sees nothing of this split
-    if (before == none) {               // nor of those before
+    if (part.sees_nothing(i)) continue;
+    if (total.sees_nothing(i)) {
       total.copy(part, i, stride);
       continue;
     }
@@ -297,8 +302,14 @@ void load_query(const T* q, float* to, int d) {
 template <class T>
 QueryTile<T> tile_of(const AttendArgs& args) {
   const int d = args.layout.head_dim;
-  return {args,    args.num_heads, args.num_rows * args.num_heads,         (d + 15) / 16 * 16,
-          nullptr, nullptr,        args.scale,                             nullptr};
+  return {args,
+          args.num_heads,
+          args.num_rows * args.num_heads,
+          (d + 15) / 16 * 16,
+          nullptr,
+          nullptr,
+          args.scale,
+          nullptr};
 }
 
 template <class T>

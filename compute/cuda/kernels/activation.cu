@@ -66,6 +66,41 @@ void activate(cudaStream_t stream, std::string_view name, DType dtype, const flo
   });
 }
 
+/// One block per row.
+template <class T>
+__global__ void __launch_bounds__(threads) add_bias_kernel(T* rows, const float* bias, int width) {
+  T* row = rows + std::int64_t{blockIdx.x} * width;
+  for (int i = static_cast<int>(threadIdx.x); i < width; i += threads) {
+    float value[1];
+    to_floats(load_raw<1>(row + i), value);
+    value[0] += bias[i];
+    store_raw(row + i, to_raw<T>(value));
+  }
+}
+
+/// One warp per row.
+template <class T>
+__global__ void __launch_bounds__(warp_lanes)
+    weigh_kernel(T* rows, const T* normed, const T* weight, int hidden) {
+  const std::int64_t first = std::int64_t{blockIdx.x} * hidden;
+  const int lane = static_cast<int>(threadIdx.x);
+  float sum = 0;
+  for (int i = lane; i < hidden; i += warp_lanes) {
+    float x[1];
+    float w[1];
+    to_floats(load_raw<1>(normed + first + i), x);
+    to_floats(load_raw<1>(weight + i), w);
+    sum = fmaf(x[0], w[0], sum);
+  }
+  const float factor = times_sigmoid(1.0F, warp_sum(sum));
+  for (int i = lane; i < hidden; i += warp_lanes) {
+    float value[1];
+    to_floats(load_raw<1>(rows + first + i), value);
+    value[0] *= factor;
+    store_raw(rows + first + i, to_raw<T>(value));
+  }
+}
+
 }  // namespace
 
 void gelu(cudaStream_t stream, DType dtype, const float* up, void* out, std::int64_t count) {
@@ -75,6 +110,25 @@ void gelu(cudaStream_t stream, DType dtype, const float* up, void* out, std::int
 void swiglu(cudaStream_t stream, DType dtype, const float* gate, const void* up, void* out,
             std::int64_t count) {
   activate<Swiglu>(stream, "swiglu", dtype, gate, up, out, count);
+}
+
+void add_bias(cudaStream_t stream, DType dtype, void* rows, const float* bias, int num_rows,
+              int width) {
+  with_element(dtype, [&](auto element) {
+    using T = typename decltype(element)::type;
+    launch(stream, "add_bias", &add_bias_kernel<T>, dim3(static_cast<unsigned>(num_rows)), threads,
+           0, static_cast<T*>(rows), bias, width);
+  });
+}
+
+void weigh_rows(cudaStream_t stream, DType dtype, void* rows, const void* normed,
+                const void* weight, int num_rows, int hidden) {
+  with_element(dtype, [&](auto element) {
+    using T = typename decltype(element)::type;
+    launch(stream, "weigh_rows", &weigh_kernel<T>, dim3(static_cast<unsigned>(num_rows)),
+           warp_lanes, 0, static_cast<T*>(rows), static_cast<const T*>(normed),
+           static_cast<const T*>(weight), hidden);
+  });
 }
 
 }  // namespace atl::compute::cuda

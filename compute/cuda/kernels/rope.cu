@@ -37,10 +37,27 @@ __device__ float sum_of_squares(const T* from, int begin, int end, int step) {
   return total;
 }
 
-/// out = round(rotate(in * scale * weight)) for the elements i.. of both halves.
+/// What a head is multiplied by: `scale` and a weight where that is not null, before or after it is
+/// rotated, and `factor` in the end.
+struct HeadScale {
+  float scale;
+  const float* weight;
+  bool after;
+  float factor;
+};
+
+template <int N>
+__device__ void multiply(float (&values)[N], const HeadScale& by, int i) {
+  float weights[N];
+  load_floats(by.weight + i, weights);
+#pragma unroll
+  for (int k = 0; k < N; ++k) values[k] = values[k] * by.scale * weights[k];
+}
+
+/// out = round(rotate(in * scale * weight)) for the elements i.. of both halves of what turns.
 template <int N, class T>
-__device__ void rotate(const T* in, float scale, const float* weight, const float* angles, int half,
-                       int i, T* out) {
+__device__ void rotate(const T* in, const HeadScale& by, const float* angles, int half, int i,
+                       T* out) {
   float a[N];
   float b[N];
   float cosine[N];
@@ -49,16 +66,9 @@ __device__ void rotate(const T* in, float scale, const float* weight, const floa
   to_floats(load_raw<N>(in + half + i), b);
   load_floats(angles + i, cosine);
   load_floats(angles + half + i, sine);
-  if (weight != nullptr) {
-    float weight_a[N];
-    float weight_b[N];
-    load_floats(weight + i, weight_a);
-    load_floats(weight + half + i, weight_b);
-#pragma unroll
-    for (int k = 0; k < N; ++k) {
-      a[k] = a[k] * scale * weight_a[k];
-      b[k] = b[k] * scale * weight_b[k];
-    }
+  if (by.weight != nullptr && !by.after) {
+    multiply(a, by, i);
+    multiply(b, by, half + i);
   }
   float first[N];
   float second[N];
@@ -67,8 +77,28 @@ __device__ void rotate(const T* in, float scale, const float* weight, const floa
     first[k] = fmaf(a[k], cosine[k], -(b[k] * sine[k]));
     second[k] = fmaf(b[k], cosine[k], a[k] * sine[k]);
   }
+  if (by.weight != nullptr && by.after) {
+    multiply(first, by, i);
+    multiply(second, by, half + i);
+  }
+#pragma unroll
+  for (int k = 0; k < N; ++k) {
+    first[k] *= by.factor;
+    second[k] *= by.factor;
+  }
   store_raw(out + i, to_raw<T>(first));
   store_raw(out + half + i, to_raw<T>(second));
+}
+
+/// The elements i.. that do not turn.
+template <int N, class T>
+__device__ void keep(const T* in, const HeadScale& by, int i, T* out) {
+  float values[N];
+  to_floats(load_raw<N>(in + i), values);
+  if (by.weight != nullptr) multiply(values, by, i);
+#pragma unroll
+  for (int k = 0; k < N; ++k) values[k] *= by.factor;
+  store_raw(out + i, to_raw<T>(values));
 }
 
 /// One head of q, k or v: where it comes from and where its result goes.
@@ -152,7 +182,7 @@ template <class T, int N>
 __global__ void __launch_bounds__(threads) rope_kernel(RopeArgs args, HeadLanes layout) {
   const std::int64_t r = blockIdx.x;
   const int d = args.kv.head_dim;
-  const int half = d / 2;
+  const int half = args.dims / 2;
   const int q_width = args.num_heads * d;
   const int kv_width = args.kv.num_kv_heads * d;
   T* row = static_cast<T*>(args.qkv) + r * (q_width + 2 * kv_width);
@@ -160,7 +190,7 @@ __global__ void __launch_bounds__(threads) rope_kernel(RopeArgs args, HeadLanes 
   const std::int64_t page = args.map.pages[std::int64_t{args.map.sequence[r]} * args.map.max_pages +
                                            position / args.kv.page_tokens];
   const int token = position % args.kv.page_tokens;
-  const float* angles = args.angles + std::int64_t{position} * d;
+  const float* angles = args.angles + std::int64_t{position} * args.dims;
   const int thread = static_cast<int>(threadIdx.x);
   float q_scale = 1;
   float k_scale = 1;
@@ -188,12 +218,15 @@ __global__ void __launch_bounds__(threads) rope_kernel(RopeArgs args, HeadLanes 
       scale = inverse_rms(group_sum(squares, layout.lanes), d, args.eps);
     }
     if (!live) continue;
-    for (int i = begin; i < half; i += step) {
+    const HeadScale by{scale, head.weight, args.norm_after,
+                       index < args.num_heads ? args.q_factor : 1.0F};
+    const int turning = head.is_value ? 0 : half;
+    for (int i = begin; i < turning; i += step) rotate<N>(head.in, by, angles, half, i, head.out);
+    for (int i = 2 * turning + begin; i < d; i += step) {
       if (head.is_value) {
         store_raw(head.out + i, load_raw<N>(head.in + i));
-        store_raw(head.out + half + i, load_raw<N>(head.in + half + i));
       } else {
-        rotate<N>(head.in, scale, head.weight, angles, half, i, head.out);
+        keep<N>(head.in, by, i, head.out);
       }
     }
   }
@@ -212,9 +245,10 @@ template <class Action>
 void with_width(DType dtype, const RopeArgs& args, const Action& action) {
   with_element(dtype, [&](auto element) {
     using T = typename decltype(element)::type;
-    const std::size_t half_bytes = static_cast<std::size_t>(args.kv.head_dim / 2) * sizeof(T);
-    if (rows_are_aligned(half_bytes, args.qkv, args.kv.keys, args.kv.values, args.q_norm,
-                         args.k_norm, args.angles)) {
+    const std::size_t half_bytes = static_cast<std::size_t>(args.dims / 2) * sizeof(T);
+    const bool whole = static_cast<std::size_t>(args.kv.head_dim) * sizeof(T) % access_bytes == 0;
+    if (whole && rows_are_aligned(half_bytes, args.qkv, args.kv.keys, args.kv.values, args.q_norm,
+                                  args.k_norm, args.angles)) {
       action(element, std::integral_constant<int, wide<T>>());
     } else {
       action(element, std::integral_constant<int, 1>());

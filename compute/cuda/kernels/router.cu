@@ -142,6 +142,169 @@ __device__ std::uint64_t take(const float (&p)[per_lane], const RouteArgs& args,
   return mine;
 }
 
+/// Larger values first, then lower indices; never 0.
+__device__ inline std::uint64_t order_key(float value, int index) {
+  return (static_cast<std::uint64_t>(ordered(value)) << 32U) |
+         (0xffffffffU - static_cast<std::uint32_t>(index));
+}
+
+/// Scores of a described router; by softmax_of_chosen, logits.
+template <int per_lane>
+__device__ void scores_of(const RouteArgs& args, const float* logits, int lane,
+                          float (&p)[per_lane]) {
+  const RouterScore score = args.router.score;
+  if (score == RouterScore::softmax && args.logit_bias == nullptr) {
+    return softmax(logits, args.num_experts, lane, p);
+  }
+#pragma unroll
+  for (int i = 0; i < per_lane; ++i) {
+    const int e = lane + i * warp_lanes;
+    p[i] = e < args.num_experts ? logits[e] : -INFINITY;
+    if (e < args.num_experts && args.logit_bias != nullptr) p[i] += args.logit_bias[e];
+    if (score == RouterScore::sigmoid) p[i] = 1.0F / (1.0F + expf(-p[i]));
+  }
+}
+
+/// What group `group` of `size` experts is chosen by; in all lanes.
+template <int per_lane>
+__device__ float group_score(const float (&choices)[per_lane], const RouteArgs& args, int group,
+                             int size, int lane) {
+  std::uint64_t best = 0;
+  std::uint64_t second = 0;
+#pragma unroll
+  for (int i = 0; i < per_lane; ++i) {
+    const int e = lane + i * warp_lanes;
+    if (e >= args.num_experts || e / size != group) continue;
+    const std::uint64_t key = order_key(choices[i], e);
+    second = key > best ? best : (key > second ? key : second);
+    best = key > best ? key : best;
+  }
+  const std::uint64_t first = warp_largest(best);
+  const std::uint64_t next = warp_largest(best == first ? second : best);
+  const auto value_of = [&](std::uint64_t key) {
+    const auto bits = static_cast<std::uint32_t>(key >> 32U);
+    return __uint_as_float((bits & 0x80000000U) != 0 ? bits & 0x7fffffffU : ~bits);
+  };
+  const bool two = args.router.group_score == GroupScore::two_best && size > 1;
+  return two ? value_of(first) + value_of(next) : value_of(first);
+}
+
+/// Experts outside the best groups cannot be chosen. Lane g has the score of group g.
+template <int per_lane>
+__device__ void keep_best_groups(float (&choices)[per_lane], const RouteArgs& args, int lane) {
+  const int size = args.num_experts / args.router.groups;
+  std::uint64_t key = 0;
+  for (int g = 0; g < args.router.groups; ++g) {
+    const float score = group_score(choices, args, g, size, lane);
+    key = lane == g ? order_key(score, g) : key;
+  }
+  unsigned kept = 0;
+  for (int j = 0; j < args.router.top_groups; ++j) {
+    const std::uint64_t best = warp_largest(key);
+    kept |= 1U << static_cast<unsigned>(expert_of(best));
+    key = key == best ? 0 : key;
+  }
+#pragma unroll
+  for (int i = 0; i < per_lane; ++i) {
+    const int e = lane + i * warp_lanes;
+    if (e < args.num_experts && ((kept >> static_cast<unsigned>(e / size)) & 1U) == 0) {
+      choices[i] = -INFINITY;
+    }
+  }
+}
+
+/// An expert of lane j, and its weight.
+struct Chosen {
+  int expert = 0;
+  float weight = 0;
+};
+
+/// By softmax, as it is or rescaled to sum 1.
+template <int per_lane>
+__device__ Chosen choose_plain(const RouteArgs& args, int token, int lane) {
+  const std::int64_t row = std::int64_t{token} * args.num_experts;
+  float p[per_lane];
+  float chosen = 0;
+  softmax(args.logits + row, args.num_experts, lane, p);
+  std::uint64_t key =
+      args.forced ? take(p, args, args.experts + std::int64_t{token} * args.top_k, lane, chosen)
+                  : choose(p, args, lane, chosen);
+  if (args.offsets != nullptr) {
+    const float own = chosen;
+    key = choose_with(args.offsets + row, p, args, lane, chosen);
+    if (lane == 0) args.given_up[token] = own - chosen;
+  }
+  return {expert_of(key), args.renormalise ? probability_of(key) / chosen : probability_of(key)};
+}
+
+/// Lane j's expert and its score, of the largest sums of score, selection bias and `offsets` (null:
+/// none), or of those that are given; `total` is the sum of all top_k scores.
+template <int per_lane>
+__device__ Chosen take_best(const RouteArgs& args, const float (&p)[per_lane], const float* offsets,
+                            const std::int32_t* given, int lane, float& total) {
+  float choices[per_lane];
+#pragma unroll
+  for (int i = 0; i < per_lane; ++i) {
+    const int e = lane + i * warp_lanes;
+    choices[i] = p[i];
+    if (e < args.num_experts && args.selection_bias != nullptr)
+      choices[i] += args.selection_bias[e];
+    if (e < args.num_experts && offsets != nullptr) choices[i] += offsets[e];
+  }
+  if (args.router.groups > 1) keep_best_groups(choices, args, lane);
+  std::uint64_t keys[per_lane];  // 0: taken, or no expert
+#pragma unroll
+  for (int i = 0; i < per_lane; ++i) {
+    const int e = lane + i * warp_lanes;
+    keys[i] = e < args.num_experts ? order_key(choices[i], e) : 0;
+  }
+  Chosen mine;
+  total = 0;
+  for (int j = 0; j < args.top_k; ++j) {
+    std::uint64_t best = 0;
+#pragma unroll
+    for (int i = 0; i < per_lane; ++i) best = keys[i] > best ? keys[i] : best;
+    best = warp_largest(best);
+    const int expert = args.forced ? given[j] : expert_of(best);
+    float value = 0;  // in all lanes but the one that holds the expert
+#pragma unroll
+    for (int i = 0; i < per_lane; ++i) {
+      keys[i] = keys[i] == best ? 0 : keys[i];
+      value = lane + i * warp_lanes == expert ? p[i] : value;
+    }
+    value = __shfl_sync(all_lanes, value, expert % warp_lanes);
+    if (lane == j) mine = {expert, value};
+    total += value;
+  }
+  return mine;
+}
+
+/// A described router's choice for one token, or the weights of experts that are given.
+template <int per_lane>
+__device__ Chosen choose_described(const RouteArgs& args, int token, int lane) {
+  const std::int64_t row = std::int64_t{token} * args.num_experts;
+  const std::int32_t* given = args.experts + std::int64_t{token} * args.top_k;
+  float p[per_lane];
+  scores_of(args, args.logits + row, lane, p);
+  float total = 0;
+  Chosen mine = take_best<per_lane>(args, p, nullptr, given, lane, total);
+  if (args.offsets != nullptr) {
+    const float own = total;
+    mine = take_best<per_lane>(args, p, args.offsets + row, given, lane, total);
+    if (lane == 0) args.given_up[token] = own - total;
+  }
+  if (args.router.score == RouterScore::softmax_of_chosen) {
+    const bool chooses = lane < args.top_k;
+    const float top = warp_max(chooses ? mine.weight : -INFINITY);
+    const float e = chooses ? expf(mine.weight - top) : 0.0F;
+    mine.weight = e / warp_sum(e);
+    return mine;
+  }
+  if (args.renormalise) mine.weight /= fmaxf(total, args.router.normalise_floor);
+  mine.weight *= args.router.scale;
+  return mine;
+}
+
 /// Of a (token, choice): where its replica's rows, or its node's, begin.
 struct Routed {
   RouteArgs args;
@@ -217,22 +380,11 @@ __global__ void __launch_bounds__(group_threads)
   const int top_k = args.top_k;
   const WarpRows tokens = rows_of_warp(tokens_per_warp, args.num_tokens);
   for (int t = tokens.first; t < tokens.last; ++t) {
-    float p[per_lane];
-    float chosen = 0;
-    softmax(args.logits + std::int64_t{t} * args.num_experts, args.num_experts, lane, p);
     const std::int64_t first = std::int64_t{t} * top_k;
-    std::uint64_t key = args.forced ? take(p, args, args.experts + first, lane, chosen)
-                                    : choose(p, args, lane, chosen);
-    if (args.offsets != nullptr) {
-      const float own = chosen;
-      key = choose_with(args.offsets + std::int64_t{t} * args.num_experts, p, args, lane, chosen);
-      if (lane == 0) args.given_up[t] = own - chosen;
-    }
-    if (lane < top_k && !args.forced_weights) {
-      args.weights[first + lane] =
-          args.renormalise ? probability_of(key) / chosen : probability_of(key);
-    }
-    const std::int32_t replica = choose_replica(args, t, lane, expert_of(key));
+    const Chosen mine = args.described ? choose_described<per_lane>(args, t, lane)
+                                       : choose_plain<per_lane>(args, t, lane);
+    if (lane < top_k && !args.forced_weights) args.weights[first + lane] = mine.weight;
+    const std::int32_t replica = choose_replica(args, t, lane, mine.expert);
     count_token(args, counts, t, lane, replica);
     __syncwarp();
   }

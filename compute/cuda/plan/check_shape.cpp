@@ -10,11 +10,17 @@ namespace {
 /// The first thing of the model that this backend does not compute; null: there is none.
 const char* missing_kind(const ModelShape& s) {
   if (s.latent.used()) return "attention over latents";
-  if (s.has_shared_expert()) return "shared experts";
-  if (s.router != Router()) return "routers other than softmax without groups, bias or scale";
-  if (s.qkv_bias || s.output_bias || s.expert_bias) return "biases";
+  if (s.output_bias || s.expert_bias) return "biases beyond those of queries, keys and values";
   if (s.activation == Activation::swiglu_clamped) return "clamped SwiGLU";
-  return is_plain(s) ? nullptr : "attention with windows, sinks, partial or scaled rope";
+  if (s.values_dim() != s.head_dim || s.value_scale != 1) return "values unlike keys";
+  if (s.embedding_scale != 1) return "scaled embeddings";
+  if (s.router.groups > 32) return "more than 32 groups of experts";
+  const AttentionKind usual{s.num_kv_heads, 0, false, 0};
+  for (const AttentionKind& kind : s.attentions) {
+    if (kind.window > 0 || kind.sinks) return "attention with windows or sinks";
+    if (kind != usual) return "layers that attend in different ways";
+  }
+  return s.ropes.size() > 1 ? "layers that attend in different ways" : nullptr;
 }
 
 }  // namespace
@@ -22,7 +28,8 @@ const char* missing_kind(const ModelShape& s) {
 void check_shape(const BackendOptions& options) {
   const ModelShape& shape = options.shape;
   const char* missing = missing_kind(shape);
-  require(missing == nullptr, "this model has {}, which are not supported on CUDA; use --backend cpu",
+  require(missing == nullptr,
+          "this model has {}, which are not supported on CUDA; use --backend cpu",
           missing == nullptr ? "" : missing);
   const Part& part = options.part;
   require(shape.num_experts <= max_experts && shape.top_k <= max_top_k,

@@ -20,7 +20,8 @@ WeightMemory::WeightMemory(const BackendOptions& options, Arena& arena)
           arena.take_bytes(static_cast<std::size_t>(info.num_elements()) * size_of(options.dtype));
     }
   });
-  angles = arena.take<float>(std::int64_t{num_positions(options)} * shape.head_dim);
+  rope_dims = shape.rope(0).dims;
+  angles = arena.take<float>(std::int64_t{num_positions(options)} * rope_dims);
   const auto ints = [&](const std::vector<std::int32_t>& values) {
     return arena.take<std::int32_t>(static_cast<std::int64_t>(values.size()));
   };
@@ -40,6 +41,12 @@ float** WeightMemory::vector_place(const WeightInfo& info) {
       return &weights.ffn_norm;
     case Weight::q_norm:
       return &weights.q_norm;
+    case Weight::qkv_bias:
+      return &weights.qkv_bias;
+    case Weight::router_bias:
+      return &weights.router_bias;
+    case Weight::selection_bias:
+      return &weights.selection_bias;
     default:
       return &weights.k_norm;
   }
@@ -62,6 +69,14 @@ void** WeightMemory::matrix_place(const WeightInfo& info, int local_expert) {
       return &mlp.up;
     case Weight::gate:
       return &mlp.gate;
+    case Weight::shared_up:
+      return &weights.shared.up;
+    case Weight::shared_gate:
+      return &weights.shared.gate;
+    case Weight::shared_down:
+      return &weights.shared.down;
+    case Weight::shared_router:
+      return &weights.shared_router;
     default:
       return &mlp.down;
   }

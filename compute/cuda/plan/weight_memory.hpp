@@ -27,6 +27,12 @@ struct CudaLayer {
   void* router = nullptr;
   CudaMlp dense;
   std::vector<CudaMlp> experts;  // by local number
+  // What only some models have; null elsewhere:
+  float* qkv_bias = nullptr;
+  float* router_bias = nullptr;
+  float* selection_bias = nullptr;
+  CudaMlp shared;
+  void* shared_router = nullptr;  // [1, H]
 };
 
 /// Where the experts of layers of one kind are, see ExpertPlaces.
@@ -50,7 +56,8 @@ struct WeightMemory {
   void* embedding = nullptr;  // [vocab, H]
   void* lm_head = nullptr;    // [vocab, H]
   float* final_norm = nullptr;
-  float* angles = nullptr;         // [num_positions, head_dim]
+  float* angles = nullptr;  // [num_positions, dimensions that turn]
+  int rope_dims = 0;
   std::vector<CudaPlaces> places;  // as options.part.places
   std::vector<CudaLayer> layers;
 };

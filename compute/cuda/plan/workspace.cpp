@@ -13,6 +13,7 @@ int widest_mlp(const ModelShape& shape) {
   int widest = 1;
   for (int layer = 0; layer < shape.num_layers; ++layer) {
     widest = std::max(widest, shape.is_dense(layer) ? shape.intermediate : shape.moe_intermediate);
+    if (!shape.is_dense(layer)) widest = std::max(widest, shape.shared_intermediate);
   }
   return widest;
 }

@@ -1,0 +1,142 @@
+// Importing: tensors read, decoded and written.
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "app/model/import_plan.hpp"
+#include "comm/watchdog.hpp"
+
+namespace atl {
+namespace {
+
+/// The first rank flushes the whole file to disk at the end, while the others wait.
+constexpr double closing_s = 3600;
+
+/// Values that are not finite, by stored tensor.
+class NonFiniteReport {
+ public:
+  void look(const Source& source, std::span<const std::byte> bytes, DType dtype) {
+    const std::optional<compute::NonFinite> found = compute::find_non_finite(bytes, dtype);
+    if (!found) return;
+    if (tensors_.empty() || tensors_.back().name != source.name) {
+      tensors_.push_back({source.name, source.shape, {}});
+    }
+    tensors_.back().found.add(*found, source.element);
+  }
+
+  void tell(const io::Warn& warn) const {
+    for (std::size_t i = 0; i < std::min(tensors_.size(), max_tensors_named); ++i) {
+      const Tensor& tensor = tensors_[i];
+      warn(fmt::format("tensor {} has {}", tensor.name, text_of(tensor.found, tensor.shape)));
+    }
+    if (tensors_.size() > max_tensors_named) {
+      warn(fmt::format("{} more tensors have values that are not finite",
+                       tensors_.size() - max_tensors_named));
+    }
+  }
+
+ private:
+  struct Tensor {
+    std::string name;
+    std::vector<std::int64_t> shape;
+    compute::NonFinite found;
+  };
+  std::vector<Tensor> tensors_;
+};
+
+/// Says how far an import is, each time that another tenth is there.
+class Progress {
+ public:
+  Progress(std::int64_t bytes, bool tells, const io::Warn& warn)
+      : bytes_(bytes), tells_(tells && bytes >= worth_telling), warn_(warn) {}
+
+  void add(std::int64_t bytes) {
+    done_ += bytes;
+    const std::int64_t tenth = bytes_ == 0 ? 0 : 10 * done_ / bytes_;
+    if (!tells_ || tenth == told_) return;
+    told_ = tenth;
+    warn_(fmt::format("{} of {:.1f} GB written", fmt::format("{:.1f}", gigabytes(done_)),
+                      gigabytes(bytes_)));
+  }
+
+ private:
+  static constexpr std::int64_t worth_telling = std::int64_t{8} << 30;
+  static double gigabytes(std::int64_t bytes) { return static_cast<double>(bytes) * 1e-9; }
+
+  std::int64_t bytes_;
+  std::int64_t done_ = 0;
+  std::int64_t told_ = 0;
+  bool tells_;
+  const io::Warn& warn_;
+};
+
+std::int64_t slab_bytes_of(const TensorInfo& target) {
+  const io::DatasetInfo info{target.path, target.shape, target.dtype, {}, target.per_expert};
+  return info.slab_bytes();
+}
+
+/// This rank's slabs of all tensors, which are dealt out in turn.
+void write_slabs(const ImportPlan& plan, const ImportShare& share, io::ModelFileWriter& writer,
+                 NonFiniteReport& report, const io::Warn& warn) {
+  std::int64_t bytes = 0;
+  for (const Import& import : plan.imports) {
+    bytes += slab_bytes_of(import.target) * static_cast<std::int64_t>(import.slabs.size());
+  }
+  Progress progress(bytes, share.rank == 0, warn);
+  ReadBuffers buffers;
+  std::vector<std::byte> picked;
+  std::int64_t counter = 0;
+  for (std::size_t d = 0; d < plan.imports.size(); ++d) {
+    const Import& import = plan.imports[d];
+    for (std::size_t slab = 0; slab < import.slabs.size(); ++slab) {
+      progress.add(slab_bytes_of(import.target));
+      if (counter++ % share.num_ranks != share.rank) continue;
+      const Source& source = import.slabs[slab];
+      const auto look = [&](std::span<const std::byte> read, DType type) {
+        report.look(source, read, type);
+      };
+      const DType dtype = import.target.dtype;
+      const std::span<const std::byte> values = read_as(plan.stored, source, dtype, buffers, look);
+      writer.write_slab(d, static_cast<std::int64_t>(slab),
+                        source.picking.apply(values, dtype, picked));
+    }
+  }
+}
+
+}  // namespace
+
+void write_import(const ImportPlan& plan, const std::string& output, const ImportShare& share,
+                  const io::Warn& warn) {
+  std::vector<io::ModelFileWriter::Dataset> datasets;
+  for (const Import& i : plan.imports) {
+    datasets.push_back({i.target.path, i.target.shape, i.target.per_expert, i.target.dtype});
+  }
+  std::optional<io::ModelFileWriter> writer;
+  {
+    const comm::Waiting waiting("creating the model file");
+    writer.emplace(output, plan.config.to_json(), plan.config.dtype, datasets, share.mpi_comm_f,
+                   plan.tokenizer);
+  }
+  NonFiniteReport report;
+  if (share.num_ranks == 1) {
+    write_slabs(plan, share, *writer, report, warn);
+  } else {
+    // All end together: what one cannot read, the others hear of when the file is closed.
+    try {
+      write_slabs(plan, share, *writer, report, warn);
+    } catch (const std::exception& error) {
+      writer->set_failed(error.what());
+    }
+    comm::watched::stage("closing the model file", closing_s);
+  }
+  const comm::Waiting waiting("closing the model file");
+  writer->close();
+  report.tell(warn);
+}
+
+}  // namespace atl
