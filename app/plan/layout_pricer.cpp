@@ -192,7 +192,8 @@ PassPrice LayoutPricer::price(const std::vector<PassLoad>& loads, const PassForm
     add_needs(model, schedules, loads, parts[i], needs[i]);
   });
   // Of several flights the first fill the stages.
-  const auto skipped = static_cast<std::size_t>(s_.num_flights > 1 ? s_.num_flights : 0);
+  const std::size_t filling = s_.num_flights > 1 ? static_cast<std::size_t>(s_.num_flights) : 0;
+  const std::size_t skipped = std::min(filling, loads.size() - 1);
   const auto counted = static_cast<double>(loads.size() - skipped);
   for (std::size_t i = 0; i < parts.size(); ++i) {
     const auto& passes = results[i].passes;
