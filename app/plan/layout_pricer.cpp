@@ -192,7 +192,8 @@ PassPrice LayoutPricer::price(const std::vector<PassLoad>& loads, const PassForm
     add_needs(model, schedules, loads, parts[i], needs[i]);
   });
   // Of several flights the first fill the stages.
-  const auto skipped = static_cast<std::size_t>(s_.num_flights > 1 ? s_.num_flights : 0);
+  const std::size_t filling = s_.num_flights > 1 ? static_cast<std::size_t>(s_.num_flights) : 0;
+  const std::size_t skipped = std::min(filling, loads.size() - 1);
   const auto counted = static_cast<double>(loads.size() - skipped);
   for (std::size_t i = 0; i < parts.size(); ++i) {
     const auto& passes = results[i].passes;
@@ -238,20 +239,23 @@ void LayoutPricer::add_bytes(const PassLoad& load, const PassForm& form,
   }
 }
 
-/// Of one pass: the last, which all before it are like.
+/// Of a pass, on average.
 void LayoutPricer::add_needs(const PricedPasses& model, const std::vector<Schedule>& schedules,
                              const std::vector<PassLoad>& loads, const std::vector<int>& ranks,
                              PassPrice& price) const {
-  const int pass = static_cast<int>(loads.size()) - 1;
+  const auto passes = static_cast<double>(loads.size());
   for (const int rank : ranks) {
     double reached = 0;
     for (const Step& step : schedules[static_cast<std::size_t>(s_.job.stage_of(rank))].steps) {
       if (is_exchange(step.kind)) continue;
-      const StepNeeds needs = model.needs(rank, pass, step);
-      price.flops += needs.flops;
-      price.arithmetic_limit_s += std::max(needs.flops / s_.machine->peak_flops_per_s,
-                                           needs.bytes / s_.machine->peak_bytes_per_s);
-      reached += model.seconds(rank, pass, step);
+      for (int pass = 0; pass < static_cast<int>(loads.size()); ++pass) {
+        const StepNeeds needs = model.needs(rank, pass, step);
+        price.flops += needs.flops / passes;
+        price.arithmetic_limit_s += std::max(needs.flops / s_.machine->peak_flops_per_s,
+                                             needs.bytes / s_.machine->peak_bytes_per_s) /
+                                    passes;
+        reached += model.seconds(rank, pass, step) / passes;
+      }
     }
     price.busiest_arithmetic_s = std::max(price.busiest_arithmetic_s, reached);
   }

@@ -70,19 +70,23 @@ std::vector<int> divisors(int number) {
   return all;
 }
 
-/// Divisions that make sense: attention and experts are shared inside nodes.
+/// Divisions that make sense: attention and experts are shared inside nodes. Of many ranks only
+/// those whose experts are whole, or shared by who shares attention: all would take an hour.
 std::vector<Division> divisions_of(const PlanInput& input) {
   const ModelShape& shape = input.config.shape;
+  constexpr int many = 32;
+  const bool few = input.ranks <= many;
   std::vector<Division> all;
   for (const int replicas : divisors(input.ranks)) {
     for (const int pp : divisors(input.ranks / replicas)) {
-      constexpr int most_stages = 8;
+      const int most_stages = few ? 8 : 4;
       if (pp > std::min(most_stages, shape.num_layers)) continue;
       const int stage = input.ranks / replicas / pp;
       for (const int tp : divisors(stage)) {
         if (tp > input.machine.ranks_of_node) continue;
         for (const int expert_tp : divisors(stage)) {
           if (expert_tp > input.machine.ranks_of_node) continue;
+          if (!few && expert_tp != 1 && expert_tp != tp) continue;
           const Division division{replicas, pp, tp, expert_tp};
           try {
             require_divides(division, shape);

@@ -48,24 +48,34 @@ WalkedJob walk(const JobLimits& limits, const std::vector<JobRequest>& requests)
   return walked;
 }
 
-/// The loads of passes [first, first + count) for each first, by their chunks.
+/// Passes that follow one another.
+struct Window {
+  std::int64_t first = 0;
+  std::int64_t count = 1;
+  bool has(std::int64_t pass) const { return pass >= first && pass < first + count; }
+};
+
+/// The loads of the passes of each window, by its first.
 std::map<std::int64_t, std::vector<PassLoad>> loads_at(const JobLimits& limits,
                                                        const std::vector<JobRequest>& requests,
-                                                       const std::vector<std::int64_t>& firsts,
-                                                       std::int64_t count, int chunks) {
+                                                       const std::vector<Window>& windows,
+                                                       int chunks) {
   std::map<std::int64_t, std::vector<PassLoad>> found;
-  if (firsts.empty()) return found;
-  const std::int64_t end = *std::max_element(firsts.begin(), firsts.end()) + count;
+  std::int64_t end = 0;
+  for (const Window& window : windows) end = std::max(end, window.first + window.count);
   JobWalk job(limits, requests);
   PassCount ignored;
   PassLoad load;
   for (std::int64_t pass = 0; pass < end; ++pass) {
-    const bool wanted = std::any_of(firsts.begin(), firsts.end(), [&](std::int64_t first) {
-      return pass >= first && pass < first + count;
-    });
+    const auto has = [pass](const Window& window) { return window.has(pass); };
+    const bool wanted = std::any_of(windows.begin(), windows.end(), has);
     if (!job.next(chunks, ignored, wanted ? &load : nullptr)) break;
-    for (const std::int64_t first : firsts) {
-      if (pass >= first && pass < first + count) found[first].push_back(load);
+    std::vector<std::int64_t> taken;  // windows may begin alike
+    for (const Window& window : windows) {
+      if (!window.has(pass)) continue;
+      if (std::find(taken.begin(), taken.end(), window.first) != taken.end()) continue;
+      taken.push_back(window.first);
+      found[window.first].push_back(load);
     }
   }
   return found;
@@ -100,7 +110,26 @@ class LayoutPlanner {
 
  private:
   const LayoutPricer& pricer() const { return *out_.pricer; }
-  std::int64_t window() const { return limits_.num_flights > 1 ? 3 * limits_.num_flights : 1; }
+  /// The passes that are simulated for one of them: of several flights also those that fill the
+  /// stages before it and keep them full, of the same phase as far as there are.
+  Window window_at(std::int64_t pass) const {
+    const std::int64_t wanted = limits_.num_flights > 1 ? 3 * limits_.num_flights : 1;
+    const auto phase_of = [this](std::int64_t at) {
+      return walked_.counts[static_cast<std::size_t>(at)].phase;
+    };
+    Window window{pass, 1};
+    const std::int64_t all = std::ssize(walked_.counts);
+    const auto behind = [&] { return window.first + window.count; };
+    while (window.count < wanted && behind() < all && phase_of(behind()) == phase_of(pass)) {
+      ++window.count;
+    }
+    while (window.count < wanted && window.first > 0 &&
+           phase_of(window.first - 1) == phase_of(pass)) {
+      --window.first;
+      ++window.count;
+    }
+    return window;
+  }
 
   /// About what a pass takes beside what all passes of its phase take: passes in between two
   /// simulated ones lie on a line over it.
@@ -163,14 +192,14 @@ class LayoutPlanner {
   }
 
   /// Each form in more and more chunks, while that gets better; the best of all.
-  void choose_form(const PassCount& count, std::int64_t at, PlannedPhase& phase) {
+  void choose_form(const PassCount& count, const Window& window, PlannedPhase& phase) {
     const std::int64_t rows = (count.most_rows + job_.division().tp - 1) / job_.division().tp;
     double best = 0;
     for (std::size_t f = 0; f < forms(rows, 1).size(); ++f) {
       double before = 0;
       for (const int chunks : chunk_counts(count.most_rows)) {
         const PassForm form = forms(rows, chunks)[f];
-        const auto loads = loads_at(limits_, in_.work.requests, {at}, window(), chunks);
+        const auto loads = loads_at(limits_, in_.work.requests, {window}, chunks);
         const double seconds = pricer().price(loads.begin()->second, form, detail_.coarse).seconds;
         phase.tried.push_back({form, chunks, seconds});
         if (best == 0 || seconds < best) {
@@ -197,22 +226,19 @@ class LayoutPlanner {
     }
     const std::vector<std::int64_t> simulated = sampled(passes, which);
     const std::int64_t middle = simulated[simulated.size() / 2];
-    // Of several flights the passes that follow are simulated too.
-    const auto window_at = [&](std::int64_t pass) {
-      return std::clamp<std::int64_t>(std::ssize(walked_.counts) - window(), 0, pass);
-    };
     choose_form(walked_.counts[static_cast<std::size_t>(middle)], window_at(middle), phase);
-    std::vector<std::int64_t> firsts;
-    for (const std::int64_t pass : simulated) firsts.push_back(window_at(pass));
-    const auto loads = loads_at(limits_, in_.work.requests, firsts, window(), phase.chunks);
+    std::vector<Window> windows;
+    for (const std::int64_t pass : simulated) windows.push_back(window_at(pass));
+    const auto loads = loads_at(limits_, in_.work.requests, windows, phase.chunks);
     for (const std::int64_t pass : simulated) {
       SimulationDetail fine = detail_.fine;
       fine.keep_steps = fine.keep_steps && pass == middle;
-      PassPrice price = pricer().price(loads.at(window_at(pass)), phase.form, fine);
+      const std::vector<PassLoad>& of_window = loads.at(window_at(pass).first);
+      PassPrice price = pricer().price(of_window, phase.form, fine);
       phase.samples.push_back({pass, work_of(pass), price.seconds});
       if (pass != middle) continue;
       phase.price = std::move(price);
-      phase.load = loads.at(window_at(pass)).back();
+      phase.load = of_window.back();
     }
   }
 

@@ -115,6 +115,10 @@ for words in "what if" "of linear" "comes first" "limited by"; do
   if grep -q "$words" "$work/stdout"; then passed; else failed "all layouts do not say '$words'"; fi
 done
 
+# What was measured once is predicted again, and no worse.
+PYTHONDONTWRITEBYTECODE=1 ATOLL="$ATOLL" capture python3 "$ATOLL_SOURCE/perf/validate" --check --output "$work/validate"
+succeeds "predictions of the recorded cases"
+
 # What cannot be is refused, in one message that says what would work.
 plan --preset nonsense "${job[@]}"
 refused "an unknown preset" 2 "choose one of moe-61l"
