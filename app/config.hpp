@@ -43,7 +43,7 @@ struct RunOptions {
   BalanceOptions balance_when;
   BiasOptions bias;
   std::int64_t check_experts = 64;  ///< passes between two checks of an expert's weights; 0: none
-  std::string node_ranks;        ///< see nodes_of_ranks(); empty: as ranks share memory
+  std::string node_ranks;           ///< see nodes_of_ranks(); empty: as ranks share memory
   std::string layout;            ///< all of the next in one word, see division_of(); empty: by them
   std::string machine;           ///< file that --layout auto plans with
   Division division;             ///< but for the next

@@ -54,8 +54,8 @@ struct AttentionKind {
 
 /// Attention over latents (DeepSeek's): of a token only a latent, normalised, and one rotated key
 /// for all heads are kept. A head's key is its `head_dim - rope` rows of k_up times the latent,
-/// followed by the rotated key; its value is its rows of v_up times the latent. Prompt tokens attend
-/// to expanded keys and values, generated ones to the latents themselves.
+/// followed by the rotated key; its value is its rows of v_up times the latent. Prompt tokens
+/// attend to expanded keys and values, generated ones to the latents themselves.
 struct LatentAttention {
   int queries = 0;    ///< width of the queries' latent; 0: they are projected at once
   int keys = 0;       ///< width of the keys' latent; 0: attention is over keys and values
@@ -87,17 +87,17 @@ enum class GroupScore : std::uint8_t {
   two_best,  ///< the sum of its two best
 };
 
-/// How a token chooses experts. Everything is float32: choices = scores + offsets; of the groups the
-/// top ones stay; of their experts the top_k by choices, ties to the lower index; weights = scores
-/// of these, normalised where norm_topk_prob, times scale.
+/// How a token chooses experts. Everything is float32: choices = scores + offsets; of the groups
+/// the top ones stay; of their experts the top_k by choices, ties to the lower index; weights =
+/// scores of these, normalised where norm_topk_prob, times scale.
 struct Router {
   RouterScore score = RouterScore::softmax;
-  bool logit_bias = false;       ///< a vector is added to the logits
-  bool selection_bias = false;   ///< a vector is added to the scores, for choosing only
-  int groups = 1;                ///< of experts that follow one another, equally many
-  int top_groups = 1;            ///< whose experts can be chosen
+  bool logit_bias = false;      ///< a vector is added to the logits
+  bool selection_bias = false;  ///< a vector is added to the scores, for choosing only
+  int groups = 1;               ///< of experts that follow one another, equally many
+  int top_groups = 1;           ///< whose experts can be chosen
   GroupScore group_score = GroupScore::best;
-  float normalise_floor = 0;     ///< the sum that weights are divided by is at least this
+  float normalise_floor = 0;  ///< the sum that weights are divided by is at least this
   float scale = 1;
 
   bool operator==(const Router&) const = default;
@@ -124,23 +124,23 @@ struct ModelShape {
   std::vector<bool> layer_is_dense;  ///< [num_layers]
 
   // Beyond what files of version 1 describe:
-  int value_dim = 0;                        ///< of values; 0: head_dim
-  std::vector<AttentionKind> attentions;    ///< empty: one, over all positions
-  std::vector<std::uint8_t> attention_of;   ///< [num_layers], into `attentions`
-  std::vector<Rope> ropes;                  ///< empty: one, plain_rope(head_dim, rope_theta)
+  int value_dim = 0;                       ///< of values; 0: head_dim
+  std::vector<AttentionKind> attentions;   ///< empty: one, over all positions
+  std::vector<std::uint8_t> attention_of;  ///< [num_layers], into `attentions`
+  std::vector<Rope> ropes;                 ///< empty: one, plain_rope(head_dim, rope_theta)
   LatentAttention latent;
   bool norm_after_rope = false;  ///< by QkNorm::per_head
   bool qkv_bias = false;
-  bool output_bias = false;      ///< of attention's output projection
-  float attention_scale = 0;     ///< logits are q . k times this; 0: 1 / sqrt(head_dim)
+  bool output_bias = false;   ///< of attention's output projection
+  float attention_scale = 0;  ///< logits are q . k times this; 0: 1 / sqrt(head_dim)
   float value_scale = 1;
   QueryTemperature temperature;
   Router router;
-  bool expert_bias = false;      ///< vectors are added to gate, up and down of experts
-  float clamp_limit = 7;         ///< of Activation::swiglu_clamped
+  bool expert_bias = false;  ///< vectors are added to gate, up and down of experts
+  float clamp_limit = 7;     ///< of Activation::swiglu_clamped
   float clamp_alpha = 1.702F;
-  int shared_intermediate = 0;   ///< width of an MLP for every token beside its experts; 0: none
-  bool shared_gate = false;      ///< its result is multiplied by sigmoid(a row . h)
+  int shared_intermediate = 0;  ///< width of an MLP for every token beside its experts; 0: none
+  bool shared_gate = false;     ///< its result is multiplied by sigmoid(a row . h)
   float embedding_scale = 1;
   int index_top_k = 0;  ///< attention selects so many keys where there are more, which is not
                         ///< supported: max_positions is not above it; 0: it selects none
@@ -161,12 +161,12 @@ struct ModelShape {
     return ropes.empty() ? plain_rope(head_dim, rope_theta) : ropes[index];
   }
   float logit_scale() const {
-    return attention_scale > 0 ? attention_scale
-                               : 1.0F / std::sqrt(static_cast<float>(head_dim));
+    return attention_scale > 0 ? attention_scale : 1.0F / std::sqrt(static_cast<float>(head_dim));
   }
 };
 
-/// Whether a file of version 1 can describe the model: everything beyond is as if it were not there.
+/// Whether a file of version 1 can describe the model: everything beyond is as if it were not
+/// there.
 bool is_plain(const ModelShape& shape);
 
 }  // namespace atl

@@ -13,15 +13,21 @@ namespace atl::compute {
 
 namespace {
 
-constexpr std::array<const char*, 30> weight_names = {
-    "embedding",   "attention_norm", "qkv",          "o",
-    "q_norm",      "k_norm",         "ffn_norm",     "router",
-    "gate",        "up",             "down",         "final_norm",
-    "lm_head",     "qkv_bias",       "output_bias",  "sinks",
-    "router_bias", "selection_bias", "gate_bias",    "up_bias",
-    "down_bias",   "shared_gate",    "shared_up",    "shared_down",
-    "shared_router", "q_latent_norm", "q_up",        "kv_latent_norm",
-    "k_up",        "v_up"};
+constexpr std::array<const char*, 30> weight_names = {"embedding",     "attention_norm",
+                                                      "qkv",           "o",
+                                                      "q_norm",        "k_norm",
+                                                      "ffn_norm",      "router",
+                                                      "gate",          "up",
+                                                      "down",          "final_norm",
+                                                      "lm_head",       "qkv_bias",
+                                                      "output_bias",   "sinks",
+                                                      "router_bias",   "selection_bias",
+                                                      "gate_bias",     "up_bias",
+                                                      "down_bias",     "shared_gate",
+                                                      "shared_up",     "shared_down",
+                                                      "shared_router", "q_latent_norm",
+                                                      "q_up",          "kv_latent_norm",
+                                                      "k_up",          "v_up"};
 
 /// Writes the rows of one layer, or of what is outside the layers.
 class Rows {
@@ -110,8 +116,7 @@ void add_attention(Rows& rows, const ModelShape& s, int layer) {
   } else {
     add_projections(rows, s, layer);
   }
-  rows.matrix(Weight::o, Cut::heads_of_columns, s.heads_width(),
-              {{"self_attn/o_proj", s.hidden}});
+  rows.matrix(Weight::o, Cut::heads_of_columns, s.heads_width(), {{"self_attn/o_proj", s.hidden}});
   if (s.output_bias) {
     rows.bias(Weight::output_bias, Cut::output_rows, {{"self_attn/o_proj", s.hidden}});
   }
@@ -220,8 +225,8 @@ OwnHeads counted(const ModelShape& shape, std::vector<HeadGroup> groups) {
 }  // namespace
 
 OwnHeads own_heads(const ModelShape& shape, const AttentionShare& share, int layer) {
-  return counted(shape, groups_of(shape, shape.attention(layer).num_kv_heads, share.members,
-                                  share.place));
+  return counted(shape,
+                 groups_of(shape, shape.attention(layer).num_kv_heads, share.members, share.place));
 }
 
 OwnHeads own_heads(const ModelShape& shape, const AttentionShare& share) {

@@ -91,7 +91,7 @@ void ModelFileWriter::Impl::create(const std::string& config_json, DType dtype,
     const bool mixed = std::any_of(datasets.begin(), datasets.end(), [&](const Dataset& dataset) {
       return dataset.dtype.value_or(dtype) != dtype;
     });
-    const std::uint64_t* version = mixed ? &mixed_model_format_version
+    const std::uint64_t* version = mixed                 ? &mixed_model_format_version
                                    : attachments.empty() ? &plain_model_format_version
                                                          : &model_format_version;
     set_u64_attribute(root.get(), "format_version", version);

@@ -1,5 +1,6 @@
 # shellcheck shell=bash
 # Which nodes a run has lost, and with which it goes on. Sourced by atoll.sbatch.
+set -euo pipefail
 
 # ranks_by_node LIST: Slurm's list of how many tasks each node has, such as "8(x3),4", a number a line.
 ranks_by_node() {

@@ -55,7 +55,8 @@ class InProcessRanks {
       }
       if (shape_.is_dense(layer)) continue;
       for (Rank& rank : ranks_) {
-        if (shape_.has_shared_expert()) finish(rank, rank.backend->shared_expert(*rank.chunk, layer));
+        if (shape_.has_shared_expert())
+          finish(rank, rank.backend->shared_expert(*rank.chunk, layer));
       }
       if (to == compute::RouteTo::nodes) {
         through_nodes(layer);

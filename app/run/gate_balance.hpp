@@ -91,8 +91,8 @@ class GateBalance {
               next_sampled_ = 0;  // rank 0: first requests of the blocks under way
   std::vector<double> busiest_;   // by block: an expert's load, mean over layers
 
-  static constexpr std::int64_t no_block = -1;  // of twins: its offsets are zero
-  std::vector<Tables> passes_;                             // by the slot of their first chunk
+  static constexpr std::int64_t no_block = -1;           // of twins: its offsets are zero
+  std::vector<Tables> passes_;                           // by the slot of their first chunk
   std::vector<std::size_t> pass_of_chunk_;               // by slot
   std::vector<std::vector<std::int32_t>> table_of_row_;  // by slot: of each own row
 };

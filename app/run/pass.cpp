@@ -49,8 +49,8 @@ void Pass::add(Sequence& sequence, std::int32_t slot, std::int32_t count, std::i
     const auto rows = static_cast<std::int32_t>(
         std::min<std::int64_t>(count, chunk_end(all_rows, index, num_chunks_) - rows_));
     const auto first_row = static_cast<std::int32_t>(chunk.tokens.size());
-    chunk.segments.push_back({first_row, rows, sequence.cached, sequence.pages.data(),
-                              sequence.prompt_length});
+    chunk.segments.push_back(
+        {first_row, rows, sequence.cached, sequence.pages.data(), sequence.prompt_length});
     chunk.requests.push_back(sequence.request);
     for (std::int32_t i = 0; i < rows; ++i) {
       const std::int32_t position = sequence.cached + i;

@@ -147,7 +147,8 @@ void SharedKv::join(int layer, std::int64_t count, const std::vector<std::string
     }
     const int place = static_cast<int>(rank % static_cast<std::size_t>(members));
     const auto both = static_cast<std::size_t>(shape_.head_dim + shape_.values_dim());
-    const std::size_t of_keys = parts[rank].size() / both * static_cast<std::size_t>(shape_.head_dim);
+    const std::size_t of_keys =
+        parts[rank].size() / both * static_cast<std::size_t>(shape_.head_dim);
     spread(layer, place, shape_.head_dim, count, bytes, whole_keys_.data());
     spread(layer, place, shape_.values_dim(), count, bytes + of_keys, whole_values_.data());
   }

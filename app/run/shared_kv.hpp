@@ -50,8 +50,8 @@ class SharedKv {
   bool has(int layer) const { return layer >= part_.first_layer && layer < part_.end_layer; }
   /// Elements of this rank.
   KvWidths own_widths(int layer) const;
-  /// Heads of member `place`, of `head` elements each, from rows [count, its heads] into whole ones,
-  /// or back.
+  /// Heads of member `place`, of `head` elements each, from rows [count, its heads] into whole
+  /// ones, or back.
   void spread(int layer, int place, std::int64_t head, std::int64_t count, const std::byte* part,
               std::byte* whole) const;
   void pick(int layer, std::int64_t head, std::int64_t count, const std::byte* whole,

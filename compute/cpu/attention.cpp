@@ -97,7 +97,11 @@ void CpuLayers::output_parts(CpuChunk& chunk, const CpuLayer& weights) {
         const int count = static_cast<int>(std::min<std::int64_t>(tile_rows, end - r));
         const std::int64_t at = r - first;
         parts_.products.push_back(
-            {&weights.o[part], nullptr, Finish::add, count, parts_.in.data() + at,
+            {&weights.o[part],
+             nullptr,
+             Finish::add,
+             count,
+             parts_.in.data() + at,
              parts_.out.data() + static_cast<std::int64_t>(part) * (end - first) + at,
              {output_bias(weights, static_cast<std::int64_t>(part) * width), nullptr, 0, 0}});
       }

@@ -53,10 +53,9 @@ CpuKvCache::CpuKvCache(const BackendOptions& options, HostArena& arena) {
       layers.emplace_back();
       continue;
     }
-    const std::int64_t elements =
-        options.num_pages * kv_layout_of(options, layer).page_elements();
-    layers.push_back(arena.buffer(elements * static_cast<std::int64_t>(size_of(options.dtype)),
-                                  first_pages));
+    const std::int64_t elements = options.num_pages * kv_layout_of(options, layer).page_elements();
+    layers.push_back(
+        arena.buffer(elements * static_cast<std::int64_t>(size_of(options.dtype)), first_pages));
   }
 }
 

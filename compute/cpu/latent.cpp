@@ -1,5 +1,5 @@
-// The CPU backend's latent attention: prompt tokens attend to keys and values that are expanded from
-// the latents head by head and then forgotten; generated ones to the latents themselves, their
+// The CPU backend's latent attention: prompt tokens attend to keys and values that are expanded
+// from the latents head by head and then forgotten; generated ones to the latents themselves, their
 // queries taken to them. Which of the two depends on the token alone, and so do its bits.
 
 #include "compute/cpu/latent.hpp"
@@ -31,8 +31,8 @@ KvLayout absorbed_layout(const KvLayout& layout, const ModelShape& shape) {
 
 void CpuLayers::reserve_latents() {
   if (!shape_.latent.used()) return;
-  const std::size_t heads = static_cast<std::size_t>(
-      std::max(work_.latent.heads_at_once, own_.num_heads));
+  const std::size_t heads =
+      static_cast<std::size_t>(std::max(work_.latent.heads_at_once, own_.num_heads));
   const std::size_t rows = most_rows_at_once * heads;
   parts_.in.reserve(rows);
   parts_.out.reserve(2 * rows);
@@ -84,9 +84,13 @@ void CpuLayers::add_products(const PackedWeight& weight, std::int64_t rows) {
   const std::int64_t in = std::ssize(parts_.in) - rows;
   const std::int64_t out = std::ssize(parts_.out) - rows;
   for (std::int64_t r = 0; r < rows; r += tile_rows) {
-    parts_.products.push_back({&weight, nullptr, Finish::rounded,
+    parts_.products.push_back({&weight,
+                               nullptr,
+                               Finish::rounded,
                                static_cast<int>(std::min<std::int64_t>(tile_rows, rows - r)),
-                               parts_.in.data() + in + r, parts_.out.data() + out + r, {}});
+                               parts_.in.data() + in + r,
+                               parts_.out.data() + out + r,
+                               {}});
   }
 }
 
@@ -130,9 +134,9 @@ void CpuLayers::attend_latents(CpuChunk& chunk, int layer) {
   }
   const std::span<const LatentRow> rows(latent_rows_);
   for (std::size_t first = 0; first < rows.size(); first += latent_block_rows) {
-    attend_absorbed(chunk, layer,
-                    rows.subspan(first, std::min<std::size_t>(latent_block_rows,
-                                                              rows.size() - first)));
+    attend_absorbed(
+        chunk, layer,
+        rows.subspan(first, std::min<std::size_t>(latent_block_rows, rows.size() - first)));
   }
 }
 
@@ -154,8 +158,8 @@ void CpuLayers::expand(int layer, const Segment& segment, int context, int first
       for (int i = 0; i < count; ++i) parts_.out.push_back(key_row(h, i));
       add_products(head.k_up, count);
       for (int i = 0; i < count; ++i) {
-        parts_.out.push_back(row(head_at(h), one.keys_per_head() + std::int64_t{first + i} *
-                                                                       one.value_stride, 1));
+        parts_.out.push_back(
+            row(head_at(h), one.keys_per_head() + std::int64_t{first + i} * one.value_stride, 1));
       }
       add_products(head.v_up, count);
     }
@@ -186,25 +190,25 @@ void CpuLayers::attend_expanded(CpuChunk& chunk, int layer, const Segment& segme
   for (int first = 0; first < own_.num_heads; first += work_.latent.heads_at_once) {
     const int heads = std::min(work_.latent.heads_at_once, own_.num_heads - first);
     expand(layer, segment, context, first, heads);
-    parallel_tasks(options_.num_threads, std::int64_t{heads} * tiles,
-                   [&](std::int64_t task, int thread) {
-      const int h = static_cast<int>(task / tiles);
-      const int begin = static_cast<int>(task % tiles) * latent_tile_rows;
-      AttendArgs args;
-      args.layout = one;
-      args.qkv = row(chunk.memory.qkv, segment.first_row + begin, own_.qkv_width());
-      args.qkv_stride = own_.qkv_width();
-      args.out = row(attended(chunk), segment.first_row + begin, own_.heads_width());
-      args.kv = row(work_.latent.expanded, h, one.head_elements());
-      args.pages = &page;
-      args.num_rows = std::min(latent_tile_rows, num_rows - begin);
-      args.first_position = segment.first_position + begin;
-      args.first_head = first + h;
-      args.num_heads = 1;
-      args.scale = shape_.logit_scale();
-      args.scratch = work_.latent.scratch.as<float>() + thread * work_.latent.scratch_floats;
-      kernels_.attend(args);
-    });
+    parallel_tasks(
+        options_.num_threads, std::int64_t{heads} * tiles, [&](std::int64_t task, int thread) {
+          const int h = static_cast<int>(task / tiles);
+          const int begin = static_cast<int>(task % tiles) * latent_tile_rows;
+          AttendArgs args;
+          args.layout = one;
+          args.qkv = row(chunk.memory.qkv, segment.first_row + begin, own_.qkv_width());
+          args.qkv_stride = own_.qkv_width();
+          args.out = row(attended(chunk), segment.first_row + begin, own_.heads_width());
+          args.kv = row(work_.latent.expanded, h, one.head_elements());
+          args.pages = &page;
+          args.num_rows = std::min(latent_tile_rows, num_rows - begin);
+          args.first_position = segment.first_position + begin;
+          args.first_head = first + h;
+          args.num_heads = 1;
+          args.scale = shape_.logit_scale();
+          args.scratch = work_.latent.scratch.as<float>() + thread * work_.latent.scratch_floats;
+          kernels_.attend(args);
+        });
   }
 }
 
@@ -218,8 +222,8 @@ void CpuLayers::absorb_queries(const CpuChunk& chunk, int layer, std::span<const
     for (std::size_t i = 0; i < rows.size(); ++i) {
       const char* q = row(chunk.memory.qkv, rows[i].row, own_.qkv_width()) +
                       std::int64_t{h} * shape_.head_dim * element_bytes_;
-      char* to = row(work_.latent.queries,
-                     static_cast<std::int64_t>(i) * own_.num_heads + h, latent.width());
+      char* to = row(work_.latent.queries, static_cast<std::int64_t>(i) * own_.num_heads + h,
+                     latent.width());
       add_part(q, to);
       std::memcpy(to + latent.keys * element_bytes_, q + nope * element_bytes_, rope_bytes);
     }
@@ -234,31 +238,31 @@ void CpuLayers::attend_absorbed(CpuChunk& chunk, int layer, std::span<const Late
   const KvLayout absorbed = absorbed_layout(layout(layer), shape_);
   absorb_queries(chunk, layer, rows);
   const int groups = (own_.num_heads + latent_head_group - 1) / latent_head_group;
-  parallel_tasks(options_.num_threads, std::ssize(rows) * groups,
-                 [&](std::int64_t task, int thread) {
-    const std::int64_t i = task / groups;
-    AttendArgs args;
-    args.layout = absorbed;
-    args.qkv = row(work_.latent.queries, i * own_.num_heads, latent.width());
-    args.qkv_stride = std::int64_t{own_.num_heads} * latent.width();
-    args.out = row(work_.latent.outputs, i * own_.num_heads, latent.keys);
-    args.kv = kv_.layers[static_cast<std::size_t>(layer)].data();
-    args.pages = rows[static_cast<std::size_t>(i)].segment->pages;
-    args.num_rows = 1;
-    args.first_position = rows[static_cast<std::size_t>(i)].position;
-    args.first_head = static_cast<int>(task % groups) * latent_head_group;
-    args.num_heads = std::min(latent_head_group, own_.num_heads - args.first_head);
-    args.scale = shape_.logit_scale();
-    args.scratch = work_.latent.scratch.as<float>() + thread * work_.latent.scratch_floats;
-    kernels_.attend(args);
-  });
+  parallel_tasks(
+      options_.num_threads, std::ssize(rows) * groups, [&](std::int64_t task, int thread) {
+        const std::int64_t i = task / groups;
+        AttendArgs args;
+        args.layout = absorbed;
+        args.qkv = row(work_.latent.queries, i * own_.num_heads, latent.width());
+        args.qkv_stride = std::int64_t{own_.num_heads} * latent.width();
+        args.out = row(work_.latent.outputs, i * own_.num_heads, latent.keys);
+        args.kv = kv_.layers[static_cast<std::size_t>(layer)].data();
+        args.pages = rows[static_cast<std::size_t>(i)].segment->pages;
+        args.num_rows = 1;
+        args.first_position = rows[static_cast<std::size_t>(i)].position;
+        args.first_head = static_cast<int>(task % groups) * latent_head_group;
+        args.num_heads = std::min(latent_head_group, own_.num_heads - args.first_head);
+        args.scale = shape_.logit_scale();
+        args.scratch = work_.latent.scratch.as<float>() + thread * work_.latent.scratch_floats;
+        kernels_.attend(args);
+      });
   clear_parts();
   for (int h = 0; h < own_.num_heads; ++h) {
     for (std::size_t i = 0; i < rows.size(); ++i) {
-      add_part(row(work_.latent.outputs, static_cast<std::int64_t>(i) * own_.num_heads + h,
-                   latent.keys),
-               row(attended(chunk), rows[i].row, own_.heads_width()) +
-                   std::int64_t{h} * own_.value_dim * element_bytes_);
+      add_part(
+          row(work_.latent.outputs, static_cast<std::int64_t>(i) * own_.num_heads + h, latent.keys),
+          row(attended(chunk), rows[i].row, own_.heads_width()) +
+              std::int64_t{h} * own_.value_dim * element_bytes_);
     }
     add_products(weights.latent_heads[static_cast<std::size_t>(h)].v_up, std::ssize(rows));
   }

@@ -246,7 +246,7 @@ class CpuLayers {
     std::vector<const void*> in;
     std::vector<void*> out;  // [parts, rows]
     std::vector<Product> products;
-  } parts_;                              // of output_parts
+  } parts_;  // of output_parts
   std::vector<LatentRow> latent_rows_;
   std::vector<std::int32_t> positions_;  // [max_tokens]
   std::vector<std::int32_t> pages_;      // [max_tokens]

@@ -84,8 +84,8 @@ void CpuWorkspace::take_attention(const BackendOptions& options, HostArena& aren
     attend.push_back(attend_limits_of(options, layer));
     const AttendLimits& limits = attend.back();
     const int queries = limits.tile_rows * limits.group;
-    scratch_floats = std::max(scratch_floats,
-                              (attend_scratch_floats(limits.layout, queries) + 15) / 16 * 16);
+    scratch_floats =
+        std::max(scratch_floats, (attend_scratch_floats(limits.layout, queries) + 15) / 16 * 16);
     partial = std::max(partial, limits.partial_floats);
   }
   attend_scratch = floats_of(options.num_threads, scratch_floats);

@@ -47,8 +47,12 @@ struct AttentionCase {
         shape(model_shape),
         dtype(type),
         width(shape.q_width() + 2 * shape.kv_width()),
-        layout{shape.num_heads, shape.num_kv_heads, shape.head_dim, (shape.head_dim + 15) / 16 * 16,
-               64, shape.head_dim},
+        layout{shape.num_heads,
+               shape.num_kv_heads,
+               shape.head_dim,
+               (shape.head_dim + 15) / 16 * 16,
+               64,
+               shape.head_dim},
         rows(random.matrix(tokens, width, std::sqrt(width))) {
     for (int page = (tokens + 63) / 64; page > 0; --page) pages.push_back(page > 1 ? page + 1 : 1);
     const bool whole = shape.qk_norm == QkNorm::whole_row;

@@ -173,13 +173,13 @@ struct Seen {
   int limits[Rows];
 };
 
-/// out[q][dims] = out * factor[q] + weights[q][keys that it sees] . values[.][dims], Vectors vectors
-/// wide. Values that it does not see are not multiplied, since 0 times one that is not finite would
-/// be NaN. Fetches as many bytes as it reads.
+/// out[q][dims] = out * factor[q] + weights[q][keys that it sees] . values[.][dims], Vectors
+/// vectors wide. Values that it does not see are not multiplied, since 0 times one that is not
+/// finite would be NaN. Fetches as many bytes as it reads.
 template <int Rows, int Vectors, class Next, class T>
 inline void blend(const float* weights, const float* factors, const Seen<Rows>& seen,
-                  const T* values,
-                  std::int64_t value_stride, float* out, std::int64_t out_stride, Next next) {
+                  const T* values, std::int64_t value_stride, float* out, std::int64_t out_stride,
+                  Next next) {
   constexpr std::int64_t token_bytes = Vectors * lanes * sizeof(T);
   Vec acc[Rows][Vectors];
 #pragma GCC unroll 8

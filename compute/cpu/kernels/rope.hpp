@@ -36,8 +36,8 @@ inline void rotation_of(const RopeTables& tables, int position, Rotation& rotati
 /// How a head is normalised and rotated.
 struct HeadForm {
   int dim = 0;
-  int rotated = 0;            ///< dimensions, the first ones
-  bool norm_after = false;    ///< scale and weight come after the rotation
+  int rotated = 0;          ///< dimensions, the first ones
+  bool norm_after = false;  ///< scale and weight come after the rotation
 };
 
 /// out = round(rotate(in * scale * weight)), weight may be null; `out` may be `in`.
