@@ -76,7 +76,7 @@ succeeds "the same plan"
 for file in plan.json plan.html trace.json complete_deployment_dag.graphml; do
   same "$file of the same plan" "$work/flat/$file" "$work/again/$file"
 done
-python3 - "$work/flat" <<'PYTHON' && passed || failed "files of an answer"
+if python3 - "$work/flat" <<'PYTHON'; then passed; else failed "files of an answer"; fi
 import json, re, sys
 from pathlib import Path
 from xml.etree import ElementTree
