@@ -188,7 +188,7 @@ PassPrice LayoutPricer::price(const std::vector<PassLoad>& loads, const PassForm
     SimulatorSetup own = setup;
     own.model = &model;
     own.ranks = parts[i];
-    results[i] = Simulator(own).run();
+    if (!detail.bound) results[i] = Simulator(own).run();
     add_needs(model, schedules, loads, parts[i], needs[i]);
   });
   // Of several flights the first fill the stages.
@@ -196,15 +196,18 @@ PassPrice LayoutPricer::price(const std::vector<PassLoad>& loads, const PassForm
   const std::size_t skipped = std::min(filling, loads.size() - 1);
   const auto counted = static_cast<double>(loads.size() - skipped);
   for (std::size_t i = 0; i < parts.size(); ++i) {
-    const auto& passes = results[i].passes;
-    const double begin = skipped == 0 ? 0 : passes[skipped - 1].end;
-    price.seconds = std::max(price.seconds, (passes.back().end - begin) / counted);
-    add_result(parts[i], num_ranks, static_cast<double>(loads.size()), results[i], price);
+    if (!detail.bound) {
+      const auto& passes = results[i].passes;
+      const double begin = skipped == 0 ? 0 : passes[skipped - 1].end;
+      price.seconds = std::max(price.seconds, (passes.back().end - begin) / counted);
+      add_result(parts[i], num_ranks, static_cast<double>(loads.size()), results[i], price);
+    }
     price.flops += needs[i].flops * networks_alike;
     price.arithmetic_limit_s += needs[i].arithmetic_limit_s * networks_alike / num_ranks;
     price.busiest_arithmetic_s =
         std::max(price.busiest_arithmetic_s, needs[i].busiest_arithmetic_s);
   }
+  if (detail.bound) price.seconds = price.busiest_arithmetic_s;
   std::sort(price.transfer_s.begin(), price.transfer_s.end());
   add_limits(price);
   return price;

@@ -33,7 +33,8 @@ struct SimulationDetail {
   bool merge_senders = false;
   double grain = 0.01;
   bool keep_steps = false;
-  int threads = 1;             ///< networks that share no link run beside one another
+  int threads = 1;     ///< networks that share no link run beside one another
+  bool bound = false;  ///< nothing is simulated: a pass takes what its busiest rank computes
   bool first_network = false;  ///< and those that share links with it; the others are like it
 };
 

@@ -165,9 +165,27 @@ RankedLayouts rank_layouts(const PlanInput& input) {
   detail.samples = {1, 2};
   detail.coarse.first_network = true;
   detail.fine = detail.coarse;
+  // By what their busiest ranks compute; those behind are simulated only while one of them may
+  // still be the first.
+  PlanDetail bound = detail;
+  bound.fine.bound = bound.coarse.bound = true;
+  std::vector<PlannedLayout> bounds;
   for (const Division& division : divisions_of(input)) {
-    PlannedLayout layout = plan_layout(input, division, detail);
-    (layout.memory.fits() ? ranked.fitting : ranked.too_large).push_back(std::move(layout));
+    PlannedLayout layout = plan_layout(input, division, bound);
+    (layout.memory.fits() ? bounds : ranked.too_large).push_back(std::move(layout));
+  }
+  std::stable_sort(bounds.begin(), bounds.end(), better);
+  constexpr std::size_t least_simulated = 8, most_simulated = 24;
+  double best = 0;
+  for (PlannedLayout& layout : bounds) {
+    const std::size_t simulated = ranked.fitting.size();
+    if ((simulated >= least_simulated && layout.seconds > best) || simulated >= most_simulated) {
+      ranked.bounded.push_back(std::move(layout));
+      continue;
+    }
+    ranked.fitting.push_back(plan_layout(input, layout.division, detail));
+    const double seconds = ranked.fitting.back().seconds;
+    best = best == 0 ? seconds : std::min(best, seconds);
   }
   std::stable_sort(ranked.fitting.begin(), ranked.fitting.end(), better);
   return ranked;

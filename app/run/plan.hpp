@@ -16,6 +16,7 @@ PlanInput plan_input(const PlanOptions& options);
 /// Layouts in order of their rank: those that fit by what the whole job takes, the fastest first.
 struct RankedLayouts {
   std::vector<PlannedLayout> fitting;
+  std::vector<PlannedLayout> bounded;  ///< that fit and are behind: see PlannedLayout::bound
   std::vector<PlannedLayout> too_large;
 };
 /// All divisions of the ranks that model and machine allow.

@@ -269,6 +269,14 @@ std::string ranking_text(const PlanInput& input, const RankedLayouts& layouts) {
                     layout_name(layout.division, input.ranks), layout.tokens_per_s(),
                     ms(Phase::prefill), ms(Phase::decode), gigabytes(weights), limit_of(longer));
   }
+  if (!layouts.bounded.empty()) {
+    text += fmt::format("{} more fit and were not simulated: their arithmetic alone says\n",
+                        layouts.bounded.size());
+    for (const PlannedLayout& layout : layouts.bounded) {
+      text += fmt::format("{:<24}{:>12.0f} at best\n", layout_name(layout.division, input.ranks),
+                          layout.tokens_per_s());
+    }
+  }
   if (!layouts.too_large.empty()) {
     text += fmt::format("{} more do not fit\n", layouts.too_large.size());
   }
@@ -306,11 +314,12 @@ ordered_json plan_json(const PlanInput& input, const PlannedLayout& layout) {
 
 ordered_json ranking_json(const PlanInput& input, const RankedLayouts& layouts) {
   ordered_json list = ordered_json::array();
-  for (const auto* group : {&layouts.fitting, &layouts.too_large}) {
+  for (const auto* group : {&layouts.fitting, &layouts.bounded, &layouts.too_large}) {
     for (const PlannedLayout& layout : *group) {
       ordered_json entry = {{"layout", layout_name(layout.division, input.ranks)},
                             {"memory", memory_json(layout)}};
       if (layout.memory.fits()) {
+        entry["simulated"] = !layout.bound;
         entry["tokens_per_s"] = layout.tokens_per_s();
         entry["seconds"] = layout.seconds;
         entry["tpot_s"] = layout.tpot_median_s;

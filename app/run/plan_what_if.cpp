@@ -137,9 +137,11 @@ std::vector<TurningPoint> turning_points(const PlanInput& input, const RankedLay
          in.routing = with_skew(input, by);
        }}};
   std::vector<TurningPoint> points;
+  constexpr int many = 32;  // ranks, of which only the last step of an axis is worked out
   for (const auto& [axis, steps, change] : axes) {
     TurningPoint point{axis, layout_name(best.front(), input.ranks), 0, ""};
     for (const double step : steps) {
+      if (input.ranks > many && step != steps.back()) continue;
       PlanInput changed = input;
       change(changed, step);
       const Division first = best_of(changed, best);

@@ -194,6 +194,10 @@ class LayoutPlanner {
   /// Each form in more and more chunks, while that gets better; the best of all.
   void choose_form(const PassCount& count, const Window& window, PlannedPhase& phase) {
     const std::int64_t rows = (count.most_rows + job_.division().tp - 1) / job_.division().tp;
+    if (detail_.coarse.bound) {
+      phase.form = forms(rows, 1).front();
+      return;
+    }
     double best = 0;
     for (std::size_t f = 0; f < forms(rows, 1).size(); ++f) {
       double before = 0;
@@ -372,6 +376,7 @@ PlannedLayout plan_layout(const PlanInput& input, const Division& division,
   layout.division = division;
   layout.memory = sizes.memory;
   layout.flights = sizes.batch.num_flights > 1;
+  layout.bound = detail.fine.bound;
   if (!layout.memory.fits()) return layout;
   setup.output = input.run.tp_output.value_or(
       layout.memory.whole_output ? compute::OutputCut::either : compute::OutputCut::columns);

@@ -85,6 +85,7 @@ struct PlannedLayout {
   double ttft_median_s = 0, ttft_p99_s = 0;
   double tpot_median_s = 0, tpot_p99_s = 0;
   bool flights = false;
+  bool bound = false;  ///< it was not simulated: even its arithmetic takes longer than others do
   /// [ranks, ranks]: activations of the whole job, from, to, where all passes were counted; else
   /// empty.
   std::vector<double> bytes;
