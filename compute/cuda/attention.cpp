@@ -18,7 +18,8 @@ void CudaLayers::add_attention() {
   const CudaLayer& first = weights_.layers[static_cast<std::size_t>(options_.part.first_layer)];
   const auto rows = static_cast<int>(options_.most_attention_rows());
   const int whole_qkv = shape_.q_width() + 2 * shape_.kv_width();
-  qkv_ = gemm_.add(own_.qkv_width(), shape_.hidden, Output::activation, rows, first.qkv, whole_qkv);
+  const Output qkv = shape_.qkv_bias ? Output::float32 : Output::activation;
+  qkv_ = gemm_.add(own_.qkv_width(), shape_.hidden, qkv, rows, first.qkv, whole_qkv);
   const int hidden = shape_.hidden;
   const OutputCut output = share.shared() ? share.output : OutputCut::rows;
   if (output == OutputCut::columns || output == OutputCut::either) {
@@ -70,9 +71,12 @@ void CudaLayers::project(const Stream& stream, CudaChunk& chunk, int layer) {
     norm(stream, chunk, weights.attention_norm);
     normed = chunk.memory.normed;
   }
-  gemm_.run(stream, qkv_, weights.qkv, normed, chunk.attention_rows(), chunk.memory.qkv);
-  if (weights.qkv_bias != nullptr) {
-    add_bias(stream.raw(), dtype_, chunk.memory.qkv, weights.qkv_bias, chunk.attention_rows(),
+  const int rows = chunk.attention_rows();
+  if (weights.qkv_bias == nullptr) {
+    gemm_.run(stream, qkv_, weights.qkv, normed, rows, chunk.memory.qkv);
+  } else {
+    gemm_.run(stream, qkv_, weights.qkv, normed, rows, work_.qkv_sums);
+    add_bias(stream.raw(), dtype_, work_.qkv_sums, weights.qkv_bias, chunk.memory.qkv, rows,
              own_.qkv_width());
   }
   if (!share.shared() || shape_.qk_norm != QkNorm::whole_row) return;

@@ -148,9 +148,9 @@ void join_columns(cudaStream_t stream, DType dtype, const MemberRows& rows, void
 void sum_members(cudaStream_t stream, DType dtype, DType summands, const MemberRows& rows,
                  void* out);
 
-/// rows [num_rows, width] = round(rows + bias).
-void add_bias(cudaStream_t stream, DType dtype, void* rows, const float* bias, int num_rows,
-              int width);
+/// out [num_rows, width] = round(sums + bias), sums float32.
+void add_bias(cudaStream_t stream, DType dtype, const float* sums, const float* bias, void* out,
+              int num_rows, int width);
 /// rows [num_rows, hidden] = round(rows * sigmoid(weight . normed)), weight [hidden].
 void weigh_rows(cudaStream_t stream, DType dtype, void* rows, const void* normed,
                 const void* weight, int num_rows, int hidden);

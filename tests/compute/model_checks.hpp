@@ -215,6 +215,33 @@ inline reference::Routing made_choices(const ModelShape& shape, std::size_t toke
   return routing;
 }
 
+/// As expect_rounding_error_only, with the experts that the oracle chooses given to both: where a
+/// row that takes other experts changes all rows after it, chance outweighs rounding.
+inline void expect_rounding_error_with_given_experts(const ModelShape& shape,
+                                                     const RankOptions& options,
+                                                     unsigned num_models) {
+  const DType dtype = options.dtype;
+  double own = 0;
+  double rounding = 0;
+  for (unsigned seed = 1; seed <= num_models; ++seed) {
+    const auto model = random_model(shape, dtype, seed);
+    const auto tokens = Random(seed, dtype).tokens(100, shape.vocab);
+    const auto truth = reference::log_probs(model, tokens);
+    reference::Forced forced{{}, false};
+    reference::logits(model, tokens, reference::exact, nullptr, &forced.choices);
+    const ChunkChoices given = choices_of(forced.choices);
+    SingleRank rank(model, options);
+    rank.forced = [&](int layer) {
+      return compute::ForcedChoices{given.experts[static_cast<std::size_t>(layer)].data(), nullptr};
+    };
+    own += mean_difference(rank.log_probs(tokens, 100), truth);
+    const auto rounded = reference::log_probs(model, tokens, rounding_of(dtype), &forced);
+    rounding += mean_difference(rounded, truth);
+  }
+  EXPECT_LT(own, 1.25 * rounding) << name_of(dtype);
+  EXPECT_GT(own, 0.5 * rounding) << name_of(dtype);
+}
+
 /// What a backend says that its routers chose is what the oracle's choose; choices that are given
 /// take their place, with weights of their own and with the routers'.
 inline void expect_choices_told_and_followed(const ModelShape& shape, RankOptions options) {

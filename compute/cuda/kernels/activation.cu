@@ -68,13 +68,12 @@ void activate(cudaStream_t stream, std::string_view name, DType dtype, const flo
 
 /// One block per row.
 template <class T>
-__global__ void __launch_bounds__(threads) add_bias_kernel(T* rows, const float* bias, int width) {
-  T* row = rows + std::int64_t{blockIdx.x} * width;
+__global__ void __launch_bounds__(threads)
+    add_bias_kernel(const float* sums, const float* bias, T* out, int width) {
+  const std::int64_t first = std::int64_t{blockIdx.x} * width;
   for (int i = static_cast<int>(threadIdx.x); i < width; i += threads) {
-    float value[1];
-    to_floats(load_raw<1>(row + i), value);
-    value[0] += bias[i];
-    store_raw(row + i, to_raw<T>(value));
+    const float value[1] = {sums[first + i] + bias[i]};
+    store_raw(out + first + i, to_raw<T>(value));
   }
 }
 
@@ -112,12 +111,12 @@ void swiglu(cudaStream_t stream, DType dtype, const float* gate, const void* up,
   activate<Swiglu>(stream, "swiglu", dtype, gate, up, out, count);
 }
 
-void add_bias(cudaStream_t stream, DType dtype, void* rows, const float* bias, int num_rows,
-              int width) {
+void add_bias(cudaStream_t stream, DType dtype, const float* sums, const float* bias, void* out,
+              int num_rows, int width) {
   with_element(dtype, [&](auto element) {
     using T = typename decltype(element)::type;
     launch(stream, "add_bias", &add_bias_kernel<T>, dim3(static_cast<unsigned>(num_rows)), threads,
-           0, static_cast<T*>(rows), bias, width);
+           0, sums, bias, static_cast<T*>(out), width);
   });
 }
 

@@ -40,6 +40,10 @@ Workspace::Workspace(const BackendOptions& options, Arena& arena) {
   const AttentionShare& share = options.part.attention;
   kv_rows = rows_of(2 * tokens, own_heads(shape, share).kv_width());
   out = rows_of(tokens, shape.hidden);
+  if (shape.qkv_bias) {
+    qkv_sums =
+        arena.take<float>(options.most_attention_rows() * own_heads(shape, share).qkv_width());
+  }
   if (share.shared() && !is_sum(share.output)) {
     const bool all = share.output != OutputCut::rows;
     heads = rows_of(all ? options.most_attention_rows() : tokens, shape.q_width());

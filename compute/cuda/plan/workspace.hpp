@@ -28,6 +28,7 @@ struct Workspace {
   int vocab_rows = 0;            // rows of logits at once
   void* kv_rows = nullptr;       // [2, T, kv_heads * head_dim], on their way from or to the host
   void* out = nullptr;           // [T, H]
+  float* qkv_sums = nullptr;     // [attention's rows, qkv], where a bias is added before rounding
   void* heads = nullptr;         // [rows, heads * head_dim] of all ranks that share attention
   void* inner = nullptr;         // [mlp_rows, widest MLP]
   float* inner_float = nullptr;  // [mlp_rows, widest MLP]
