@@ -14,6 +14,8 @@ const char* missing_kind(const ModelShape& s) {
   if (s.activation == Activation::swiglu_clamped) return "clamped SwiGLU";
   if (s.values_dim() != s.head_dim || s.value_scale != 1) return "values unlike keys";
   if (s.embedding_scale != 1) return "scaled embeddings";
+  const bool softmax = s.router.score == RouterScore::softmax;
+  if (softmax && s.router.logit_bias) return "biases of logits below a softmax";
   if (s.router.groups > 32) return "more than 32 groups of experts";
   const AttentionKind usual{s.num_kv_heads, 0, false, 0};
   for (const AttentionKind& kind : s.attentions) {
