@@ -238,6 +238,7 @@ class Job {
       if (work_.blocks) work_.blocks->remove();
       work_.results.require_served();
     });
+    comm::watched::stage("the end", setup_deadlines * options_.deadline);
   }
 
   RunFacts facts() const {
