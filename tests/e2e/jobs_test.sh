@@ -7,7 +7,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 jobs="$ATOLL_SOURCE/jobs"
 
 # Options. Those of other programs that the scripts call are few, and listed.
-others=" --bind-to --sequences --prompt-tokens --vocab --format --short --untracked-files "
+others=" --bind-to --host --sequences --prompt-tokens --vocab --format --short --untracked-files "
 help="$("$ATOLL" --help && "$ATOLL" run --help && "$ATOLL" init --help)"
 used="$(sed 's/^ *#.*//' "$jobs"/*.sbatch "$jobs/env.sh" "$jobs/workload.sh" |
   grep -oE -- '(^|[ ("])--[a-z][a-z-]+' | tr -d ' ("' | sort -u)"
@@ -93,7 +93,7 @@ starts() {
     failed "$script starts: $(grep -E '^(mpirun|atoll) ' "$folder/log")"
   fi
 }
-starts moe-16l-16gpu.sbatch 2 8 '--resume --trace [^ ]*$'
+starts moe-16l-16gpu.sbatch 2 8 '--resume .*--trace [^ ]*$'
 starts moe-16l-16gpu-baseline.sbatch 2 8 ' --layout tp8-pp2$'
 starts moe-61l-128gpu.sbatch 16 8 ' --tp 8 --replicas 2$'
 starts moe-61l-128gpu.sbatch 16 8 ' --tp 8 --replicas 2 --max-tokens 5$' --max-tokens 5
