@@ -1,4 +1,4 @@
-// timeout: 480
+// timeout: 900
 // The CUDA backend as a whole: random tiny models of every supported kind against the oracle and
 // the CPU backend, the same bits whatever the pieces, tickets of several streams, refusals.
 

@@ -55,17 +55,20 @@ assert "depend on the layout" not in report["backend"], report["backend"]
 assert report["transport"] in ("pairwise-staged", "pairwise", "ialltoallv"), report["transport"]
 EOF
 
-layouts=(
+layouts=()
+((all_sweeps)) && layouts+=(
+  "score 3 4 --chunks 4 --transport pairwise-staged"
+  "generate 3 6 --chunks 3 --no-overlap --transport pairwise-staged"
+  "generate-small 3 13 --chunks 2 --node-ranks 1 --route nodes --no-overlap"
+)
+layouts+=(
   # mode ranks seed options
   "score 2 3 --chunks 2 --transport pairwise-staged"
-  "score 3 4 --chunks 4 --transport pairwise-staged"
   "generate 2 5 --chunks 2 --transport pairwise-staged"
-  "generate 3 6 --chunks 3 --no-overlap --transport pairwise-staged"
   # To other nodes, flat and in two hops; replicas of the 5 experts; nodes that differ; more ranks
   # than experts.
   "score-small 4 11 --chunks 2 --node-ranks 2 --route flat"
   "score-small 4 12 --chunks 2 --node-ranks 2 --route nodes"
-  "generate-small 3 13 --chunks 2 --node-ranks 1 --route nodes --no-overlap"
   "score-small 6 14 --chunks 3 --node-ranks 3,1,2 --route nodes --slots 2"
   "generate-small 8 15 --chunks 2 --node-ranks 3,5"
   # Attention over ranks, stages, networks.
