@@ -381,8 +381,4 @@ ImportPlan plan_import(const std::string& folder, const io::Warn& warn) {
   return {std::move(stored), std::move(model.config), std::move(imports), std::move(tokenizer)};
 }
 
-void import_hf(const std::string& folder, const std::string& output, const io::Warn& warn) {
-  write_import(plan_import(folder, warn), output, {}, warn);
-}
-
 }  // namespace atl

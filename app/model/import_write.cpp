@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "app/model/import.hpp"
 #include "app/model/import_plan.hpp"
 #include "comm/watchdog.hpp"
 
@@ -137,6 +138,10 @@ void write_import(const ImportPlan& plan, const std::string& output, const Impor
   const comm::Waiting waiting("closing the model file");
   writer->close();
   report.tell(warn);
+}
+
+void import_hf(const std::string& folder, const std::string& output, const io::Warn& warn) {
+  write_import(plan_import(folder, warn), output, {}, warn);
 }
 
 }  // namespace atl
