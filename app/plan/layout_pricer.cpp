@@ -124,7 +124,8 @@ std::vector<std::vector<int>> LayoutPricer::components() const {
     for (const int from : networks[n]) {
       for (const int to : networks[n]) {
         if (from == to) continue;
-        for (const std::int32_t link : network_.path(from, to).all()) {
+        const auto path = network_.path(from, to);
+        for (const std::int32_t link : path.all()) {
           std::int32_t& other = first[static_cast<std::size_t>(link)];
           if (other < 0) other = static_cast<std::int32_t>(n);
           root[find(n)] = find(static_cast<std::size_t>(other));

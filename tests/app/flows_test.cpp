@@ -66,7 +66,8 @@ std::vector<double> ends_by_definition(const Network& network, const std::vector
     for (std::size_t i = 0; i < messages.size(); ++i) {
       if (ends[i] >= 0 || messages[i].begin > now) continue;
       active.push_back(i);
-      for (const auto link : network.path(messages[i].from, messages[i].to).all()) {
+      const auto path = network.path(messages[i].from, messages[i].to);
+      for (const auto link : path.all()) {
         room[link] = network.capacity(link);
       }
     }
