@@ -1,3 +1,4 @@
+// timeout: 150
 // Attention of every instruction set this CPU has, and of AVX-512 in plain loops, against the
 // oracle's, and a row's bits whatever it is computed with.
 

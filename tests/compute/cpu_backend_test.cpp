@@ -1,4 +1,4 @@
-// timeout: 120
+// timeout: 150
 // The CPU backend as a whole: random tiny models of every supported kind against the oracle, the
 // same bits whatever the pieces and threads, no allocation in the loop over passes, errors, the
 // queue.
