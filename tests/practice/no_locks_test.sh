@@ -7,7 +7,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 import_sample "$work/model.h5"
 head -n 2 "$ATOLL_SOURCE/jobs/sample-prompts.jsonl" >"$work/requests.jsonl"
-options=(run --progress none --max-tokens 6 --model "$work/model.h5" --input "$work/requests.jsonl")
+options=(run --progress none --max-tokens 60 --model "$work/model.h5" --input "$work/requests.jsonl")
 capture "$ATOLL" "${options[@]}" --output "$work/want.jsonl"
 succeeds "with locks"
 
