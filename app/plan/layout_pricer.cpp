@@ -1,43 +1,15 @@
 #include "app/plan/layout_pricer.hpp"
 
 #include <algorithm>
-#include <atomic>
-#include <exception>
-#include <mutex>
 #include <numeric>
-#include <thread>
 
+#include "app/plan/in_parallel.hpp"
 #include "app/plan/part.hpp"
 #include "compute/error.hpp"
 
 namespace atl {
 
 namespace {
-
-/// Runs work(i) for each i below `count`, some of them beside one another.
-template <class Work>
-void beside(std::size_t count, int threads, const Work& work) {
-  std::atomic<std::size_t> next = 0;
-  std::exception_ptr failure;
-  std::mutex mutex;
-  const auto take_turns = [&] {
-    for (std::size_t i = next++; i < count; i = next++) {
-      try {
-        work(i);
-      } catch (...) {
-        const std::lock_guard lock(mutex);
-        if (!failure) failure = std::current_exception();
-        next = count;
-      }
-    }
-  };
-  std::vector<std::thread> others;
-  for (int i = 1; i < std::min(threads, static_cast<int>(count)); ++i)
-    others.emplace_back(take_turns);
-  take_turns();
-  for (std::thread& other : others) other.join();
-  if (failure) std::rethrow_exception(failure);
-}
 
 /// What is divided over passes that count.
 void add_result(const std::vector<int>& ranks, int num_ranks, double passes,
@@ -176,7 +148,7 @@ PassPrice LayoutPricer::price(const std::vector<PassLoad>& loads, const PassForm
   if (detail.first_network) parts.resize(1);
   std::vector<SimulationResult> results(parts.size());
   std::vector<PassPrice> needs(parts.size());
-  beside(parts.size(), detail.threads, [&](std::size_t i) {
+  in_parallel(parts.size(), detail.threads, [&](std::size_t i) {
     std::vector<int> exchanges;
     for (const int rank : parts[i]) exchanges.push_back(groups_.group_of(Share::exchange, rank));
     std::sort(exchanges.begin(), exchanges.end());

@@ -3,12 +3,10 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <atomic>
-#include <exception>
-#include <mutex>
 #include <numeric>
 #include <thread>
 
+#include "app/plan/in_parallel.hpp"
 #include "app/run/cluster.hpp"
 #include "app/run/written_files.hpp"
 #include "compute/error.hpp"
@@ -17,30 +15,6 @@
 namespace atl {
 
 namespace {
-
-/// Runs work(i) for each i below `count` on some threads; the first failure is thrown again.
-template <class Work>
-void in_parallel(std::size_t count, int threads, const Work& work) {
-  std::atomic<std::size_t> next = 0;
-  std::exception_ptr failure;
-  std::mutex mutex;
-  const auto take_turns = [&] {
-    for (std::size_t i = next++; i < count; i = next++) {
-      try {
-        work(i);
-      } catch (...) {
-        const std::lock_guard lock(mutex);
-        if (!failure) failure = std::current_exception();
-        next = count;
-      }
-    }
-  };
-  std::vector<std::thread> others;
-  for (int i = 1; i < threads; ++i) others.emplace_back(take_turns);
-  take_turns();
-  for (std::thread& other : others) other.join();
-  if (failure) std::rethrow_exception(failure);
-}
 
 PlaceFigures figures_of(const ExpertChoices& choices, const RanksOfExpert& ranks,
                         const PlacementRules& rules) {
