@@ -87,6 +87,12 @@ __device__ inline std::uint32_t ordered(float value) {
   return (bits & 0x80000000U) != 0 ? ~bits : bits | 0x80000000U;
 }
 
+/// Larger values first, then lower indices; never 0.
+__device__ inline std::uint64_t order_key(float value, int index) {
+  return (static_cast<std::uint64_t>(ordered(value)) << 32U) |
+         (0xffffffffU - static_cast<std::uint32_t>(index));
+}
+
 /// As choose(), with the largest sums of probability and offset; what a lane returns has the
 /// probability alone.
 template <int per_lane>
@@ -96,10 +102,7 @@ __device__ std::uint64_t choose_with(const float* offsets, const float (&p)[per_
 #pragma unroll
   for (int i = 0; i < per_lane; ++i) {
     const int e = lane + i * warp_lanes;
-    keys[i] = e < args.num_experts
-                  ? (static_cast<std::uint64_t>(ordered(p[i] + offsets[e])) << 32U) |
-                        (0xffffffffU - static_cast<std::uint32_t>(e))
-                  : 0;
+    keys[i] = e < args.num_experts ? order_key(p[i] + offsets[e], e) : 0;
   }
   std::uint64_t mine = 0;
   chosen = 0;
@@ -140,12 +143,6 @@ __device__ std::uint64_t take(const float (&p)[per_lane], const RouteArgs& args,
     chosen += probability_of(key);
   }
   return mine;
-}
-
-/// Larger values first, then lower indices; never 0.
-__device__ inline std::uint64_t order_key(float value, int index) {
-  return (static_cast<std::uint64_t>(ordered(value)) << 32U) |
-         (0xffffffffU - static_cast<std::uint32_t>(index));
 }
 
 /// Scores of a described router; by softmax_of_chosen, logits.
