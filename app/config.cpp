@@ -59,6 +59,7 @@ std::vector<std::pair<std::string, std::string>> RunOptions::items() const {
           {"node-ranks", node_ranks},
           {"layout", layout},
           {"machine", machine},
+          {"foreign-machine", foreign_machine ? "true" : "false"},
           {"replicas", std::to_string(division.replicas)},
           {"pp", std::to_string(division.pp)},
           {"tp", std::to_string(division.tp)},

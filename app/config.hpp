@@ -46,6 +46,7 @@ struct RunOptions {
   std::string node_ranks;           ///< see nodes_of_ranks(); empty: as ranks share memory
   std::string layout;            ///< all of the next in one word, see division_of(); empty: by them
   std::string machine;           ///< file that --layout auto plans with
+  bool foreign_machine = false;  ///< its figures may be another processor's
   Division division;             ///< but for the next
   std::optional<int> expert_tp;  ///< ranks that share each expert; none: auto
   std::optional<compute::OutputCut> tp_output;  ///< none: auto

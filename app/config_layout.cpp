@@ -111,6 +111,8 @@ void add_run_layout(CLI::App& app, RunOptions& o) {
   app.add_option("--machine", o.machine,
                  "With --layout auto: the machine, a file of perf/calibrate")
       ->needs(layout);
+  app.add_flag("--foreign-machine", o.foreign_machine,
+               "Plan with a machine that was measured on another processor than this one");
   for (const char* name : {"--replicas", "--pp", "--tp", "--expert-tp"})
     layout->excludes(app.get_option(name));
   app.add_flag("--show-layout", o.show_layout, "Say who is with whom, and stop");

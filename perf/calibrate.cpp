@@ -18,6 +18,7 @@
 
 #include "app/build_info.hpp"
 #include "app/run/machine_file.hpp"
+#include "app/run/processor.hpp"
 #include "comm/communicator.hpp"
 #include "comm/counters.hpp"
 #include "comm/environment.hpp"
@@ -149,8 +150,10 @@ ordered_json machine_json(const comm::Communicator& world, bool quick) {
                            topology.ranks_on(0), topology.node_names.front())},
       {"nodes", {{"count", topology.num_nodes()}, {"ranks", topology.ranks_on(0)}}},
       {"backend", "cpu"},
-      {"measured", fmt::format("{:%Y-%m-%dT%H:%M:%SZ}, commit {}", fmt::gmtime(std::time(nullptr)),
-                               build_commit)},
+      {"measured",
+       {{"at", fmt::format("{:%Y-%m-%dT%H:%M:%SZ}", fmt::gmtime(std::time(nullptr)))},
+        {"commit", build_commit},
+        {"processor", processor_name()}}},
       {"arithmetic", {{"basis", "measured"}, {"peak_flops_per_s", flops}, {"gemm", gemm}}},
       {"memory",
        {{"basis", "measured"},

@@ -62,7 +62,8 @@ struct MachineFigure {
 
 struct Machine {
   std::string name;
-  bool cuda = true;  ///< which backend's memory plan and queues
+  std::string processor;  ///< on which it was measured; empty: stated
+  bool cuda = true;       ///< which backend's memory plan and queues
   int num_nodes = 1;
   int ranks_of_node = 1;
 

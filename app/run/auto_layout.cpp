@@ -48,6 +48,7 @@ Division planned(const RunOptions& options, const OpenModel& model, const Ranks&
   require(!options.machine.empty(),
           "--layout auto: which machine? Give --machine, a file of perf/calibrate");
   Machine machine = read_machine(options.machine);
+  require_own(machine, options.machine, options.foreign_machine);
   const int num_ranks = ranks.topology.num_ranks();
   require(
       machine.num_ranks() >= num_ranks && machine.nodes_of(num_ranks) == ranks.topology.node_of,

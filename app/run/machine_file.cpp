@@ -11,6 +11,7 @@
 #include <nlohmann/json.hpp>
 #include <string_view>
 
+#include "app/run/processor.hpp"
 #include "compute/error.hpp"
 #include "io/json_depth.hpp"
 #include "io/json_shown.hpp"
@@ -215,6 +216,18 @@ void read_speeds(const json& file, const std::string& name, Machine& machine) {
   }
 }
 
+/// "measured": {"at", "commit", "processor"}, of which the last says where its figures hold; empty
+/// where it does not.
+std::string processor_in(const json& file, const std::string& name) {
+  if (!file.contains("measured")) return {};
+  const json& measured = file["measured"];
+  require(measured.is_object(),
+          "{}: \"measured\" is no object of \"at\", \"commit\" and \"processor\"", name);
+  if (!measured.contains("processor")) return {};
+  require(measured["processor"].is_string(), "{}: \"measured\": \"processor\" is no text", name);
+  return measured["processor"];
+}
+
 }  // namespace
 
 Machine parse_machine(const std::string& text, const std::string& name) {
@@ -239,6 +252,7 @@ Machine parse_machine(const std::string& text, const std::string& name) {
   }
   Machine machine;
   machine.name = file.value("name", name);
+  machine.processor = processor_in(file, name);
   const std::string backend = file.value("backend", std::string("cuda"));
   require(backend == "cuda" || backend == "cpu", "{}: \"backend\" is \"{}\"; choose cuda or cpu",
           name, backend);
@@ -264,6 +278,15 @@ Machine parse_machine(const std::string& text, const std::string& name) {
   read_overheads(file, name, machine);
   read_speeds(file, name, machine);
   return machine;
+}
+
+void require_own(const Machine& machine, const std::string& path, bool foreign) {
+  if (foreign || machine.processor.empty()) return;
+  const std::string own = processor_name();
+  require(machine.processor == own,
+          "{} was measured on {}, and this is {}; measure here with perf/calibrate, or give "
+          "--foreign-machine to plan with those figures all the same",
+          path, machine.processor, own);
 }
 
 Machine read_machine(const std::string& path) {

@@ -12,5 +12,8 @@ namespace atl {
 Machine read_machine(const std::string& path);
 /// The same of a text.
 Machine parse_machine(const std::string& text, const std::string& name);
+/// Throws Error where a machine's figures were measured on another processor than this one, unless
+/// that is asked for.
+void require_own(const Machine& machine, const std::string& path, bool foreign);
 
 }  // namespace atl

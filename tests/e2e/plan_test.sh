@@ -27,6 +27,8 @@ machine = {
 json.dump(machine, open(f"{work}/machine.json", "w"))
 json.dump({"format": "atoll-workload", "format_version": 1, "requests": "requests.jsonl"},
           open(f"{work}/work.json", "w"))
+measured = {"at": "2026-01-01T00:00:00Z", "commit": "0", "processor": "another, family 1"}
+json.dump(machine | {"measured": measured}, open(f"{work}/foreign.json", "w"))
 for name, section, key, value in (("missing", "between_nodes", "latency_s", None),
                                   ("absurd", "arithmetic", "peak_flops_per_s", 4e20),
                                   ("unknown", "memory", "bandwith", 1e9),
@@ -130,6 +132,10 @@ plan --preset moe-16l-tiny --cluster "$work/absurd.json" --workload "$work/work.
 refused "an absurd rate" 1 "peak_flops_per_s.*no machine has"
 plan --preset moe-16l-tiny --cluster "$work/unknown.json" --workload "$work/work.json"
 refused "an unknown figure" 1 "bandwith.*it may have"
+plan --model "$model" --workload "$work/work.json" --cluster "$work/foreign.json"
+refused "figures of another processor" 1 "measured on another, family 1.*--foreign-machine"
+plan --model "$model" --workload "$work/work.json" --cluster "$work/foreign.json" --foreign-machine
+succeeds "figures of another processor, asked for"
 plan --preset moe-16l-tiny --cluster "$work/small.json" --workload "$work/work.json"
 refused "a model that fits nowhere" 1 "does not fit"
 plan --preset moe-16l-tiny "${job[@]}" --routing "$work/other.npy"
