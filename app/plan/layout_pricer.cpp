@@ -11,6 +11,20 @@ namespace atl {
 
 namespace {
 
+/// From the end of one pass to that of the next. The first round of several flights fills the
+/// stages: it does not count where whole rounds follow; else all count, filling included.
+double seconds_between(const std::vector<SimulatedPass>& passes, int num_flights) {
+  const auto flights = static_cast<std::size_t>(num_flights);
+  const bool whole_rounds = flights > 1 && passes.size() >= 2 * flights;
+  const std::size_t skipped = whole_rounds ? flights + passes.size() % flights : 0;
+  double begin = 0, end = 0;
+  for (std::size_t i = 0; i < passes.size(); ++i) {
+    if (i == skipped) begin = end;
+    end = std::max(end, passes[i].end);
+  }
+  return (end - begin) / static_cast<double>(passes.size() - skipped);
+}
+
 /// What is divided over passes that count.
 void add_result(const std::vector<int>& ranks, int num_ranks, double passes,
                 const SimulationResult& result, PassPrice& price) {
@@ -164,15 +178,10 @@ PassPrice LayoutPricer::price(const std::vector<PassLoad>& loads, const PassForm
     if (!detail.bound) results[i] = Simulator(own).run();
     add_needs(model, schedules, loads, parts[i], needs[i]);
   });
-  // Of several flights the first fill the stages.
-  const std::size_t filling = s_.num_flights > 1 ? static_cast<std::size_t>(s_.num_flights) : 0;
-  const std::size_t skipped = std::min(filling, loads.size() - 1);
-  const auto counted = static_cast<double>(loads.size() - skipped);
   for (std::size_t i = 0; i < parts.size(); ++i) {
     if (!detail.bound) {
-      const auto& passes = results[i].passes;
-      const double begin = skipped == 0 ? 0 : passes[skipped - 1].end;
-      price.seconds = std::max(price.seconds, (passes.back().end - begin) / counted);
+      price.seconds =
+          std::max(price.seconds, seconds_between(results[i].passes, s_.num_flights));
       add_result(parts[i], num_ranks, static_cast<double>(loads.size()), results[i], price);
     }
     price.flops += needs[i].flops * networks_alike;

@@ -65,7 +65,7 @@ class LayoutPricer {
   explicit LayoutPricer(const LayoutSetup& setup);
 
   /// `loads` one after the other, all cut alike and in the same form; with several flights the
-  /// first `num_flights` are taken to fill the stages and do not count.
+  /// first `num_flights` are taken to fill the stages and do not count, where as many follow.
   PassPrice price(const std::vector<PassLoad>& loads, const PassForm& form,
                   const SimulationDetail& detail) const;
 

@@ -10,6 +10,7 @@
 #include "app/config_layout.hpp"
 #include "app/model/checked_config.hpp"
 #include "app/model/described_model.hpp"
+#include "app/plan/in_parallel.hpp"
 #include "app/plan/plan_checks.hpp"
 #include "app/plan/plan_graph.hpp"
 #include "app/run/machine_file.hpp"
@@ -149,6 +150,7 @@ std::string advice(const PlanInput& input) {
 PlanInput plan_input(const PlanOptions& options) {
   const ModelConfig config = model_of(options);
   Machine machine = read_machine(options.cluster);
+  require_own(machine, options.cluster, options.run.foreign_machine);
   const int ranks = options.ranks > 0 ? options.ranks : machine.num_ranks();
   machine.nodes_of(ranks);  // refused where there are fewer
   PlannedWorkload work = read_workload(options.workload, config.shape, options.seed);
@@ -162,32 +164,38 @@ PlanInput plan_input(const PlanOptions& options) {
 RankedLayouts rank_layouts(const PlanInput& input) {
   RankedLayouts ranked;
   PlanDetail detail = detail_for(input.ranks);
+  const int threads = detail.coarse.threads;
   detail.samples = {1, 2};
+  detail.some_layers = true;
   detail.coarse.first_network = true;
+  detail.coarse.threads = 1;  // layouts run beside one another
   detail.fine = detail.coarse;
+  const auto plan_all = [&](const std::vector<Division>& divisions, const PlanDetail& how) {
+    std::vector<PlannedLayout> layouts(divisions.size());
+    in_parallel(divisions.size(), threads,
+                [&](std::size_t i) { layouts[i] = plan_layout(input, divisions[i], how); });
+    return layouts;
+  };
   // By what their busiest ranks compute; those behind are simulated only while one of them may
   // still be the first.
   PlanDetail bound = detail;
   bound.fine.bound = bound.coarse.bound = true;
   std::vector<PlannedLayout> bounds;
-  for (const Division& division : divisions_of(input)) {
-    PlannedLayout layout = plan_layout(input, division, bound);
+  for (PlannedLayout& layout : plan_all(divisions_of(input), bound)) {
     (layout.memory.fits() ? bounds : ranked.too_large).push_back(std::move(layout));
   }
   std::stable_sort(bounds.begin(), bounds.end(), better);
-  constexpr std::size_t least_simulated = 8, most_simulated = 24;
-  double best = 0;
-  for (PlannedLayout& layout : bounds) {
-    const std::size_t simulated = ranked.fitting.size();
-    if ((simulated >= least_simulated && layout.seconds > best) || simulated >= most_simulated) {
-      ranked.bounded.push_back(std::move(layout));
-      continue;
-    }
-    ranked.fitting.push_back(plan_layout(input, layout.division, detail));
-    const double seconds = ranked.fitting.back().seconds;
-    best = best == 0 ? seconds : std::min(best, seconds);
+  constexpr std::size_t at_once = 8, most_simulated = 24;
+  while (!bounds.empty() && ranked.fitting.size() < most_simulated) {
+    if (!ranked.fitting.empty() && bounds.front().seconds > ranked.fitting.front().seconds) break;
+    std::vector<Division> next;
+    const std::size_t count = std::min(at_once, bounds.size());
+    for (std::size_t i = 0; i < count; ++i) next.push_back(bounds[i].division);
+    bounds.erase(bounds.begin(), bounds.begin() + static_cast<std::ptrdiff_t>(count));
+    for (PlannedLayout& layout : plan_all(next, detail)) ranked.fitting.push_back(std::move(layout));
+    std::stable_sort(ranked.fitting.begin(), ranked.fitting.end(), better);
   }
-  std::stable_sort(ranked.fitting.begin(), ranked.fitting.end(), better);
+  ranked.bounded = std::move(bounds);
   return ranked;
 }
 

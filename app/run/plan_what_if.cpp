@@ -19,6 +19,7 @@ PlanDetail coarse_detail(int ranks) {
   detail.coarse.first_network = true;
   detail.fine = detail.coarse;
   detail.samples = {1, 2};
+  detail.some_layers = true;
   return detail;
 }
 

@@ -5,9 +5,11 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
+#include <optional>
 #include <thread>
 
 #include "app/plan/job_walk.hpp"
+#include "app/plan/layer_sample.hpp"
 #include "app/plan/output_choice.hpp"
 #include "app/run/placement_file.hpp"
 #include "app/run/planned_memory.hpp"
@@ -100,7 +102,13 @@ class LayoutPlanner {
         limits_(limits),
         detail_(detail),
         out_(layout),
-        walked_(walk(limits, input.work.requests)) {}
+        seconds_of_row_(gemm_flops_per_token(input.config.shape) / input.machine.flops_per_s),
+        walked_(walk(limits, input.work.requests)) {
+    const LayoutSetup& setup = pricer().setup();
+    if (detail.some_layers && LayerSample::pays(*setup.shape, job.division().pp)) {
+      some_layers_.emplace(setup);
+    }
+  }
 
   void plan() {
     for (const Phase phase : {Phase::prefill, Phase::decode}) plan_phase(phase);
@@ -110,6 +118,11 @@ class LayoutPlanner {
 
  private:
   const LayoutPricer& pricer() const { return *out_.pricer; }
+  PassPrice price(const std::vector<PassLoad>& loads, const PassForm& form,
+                  const SimulationDetail& detail) const {
+    return some_layers_ ? some_layers_->price(loads, form, detail)
+                        : pricer().price(loads, form, detail);
+  }
   /// The passes that are simulated for one of them: of several flights also those that fill the
   /// stages before it and keep them full, of the same phase as far as there are.
   Window window_at(std::int64_t pass) const {
@@ -136,13 +149,12 @@ class LayoutPlanner {
   double work_of(const PassCount& count) const {
     const ModelShape& shape = in_.config.shape;
     const double element = static_cast<double>(size_of(in_.dtype));
-    const double of_row = gemm_flops_per_token(shape) / in_.machine.flops_per_s;
     const double of_position =
         shape.num_layers *
         (count.phase == Phase::decode
              ? kv_elements(shape) * element / in_.machine.bytes_per_s
              : 2.0 * (shape.q_width() + shape.heads_width()) / in_.machine.flops_per_s);
-    return static_cast<double>(count.most_rows) * of_row + count.positions * of_position;
+    return static_cast<double>(count.most_rows) * seconds_of_row_ + count.positions * of_position;
   }
   double work_of(std::int64_t pass) const {
     return work_of(walked_.counts[static_cast<std::size_t>(pass)]);
@@ -204,7 +216,7 @@ class LayoutPlanner {
       for (const int chunks : chunk_counts(count.most_rows)) {
         const PassForm form = forms(rows, chunks)[f];
         const auto loads = loads_at(limits_, in_.work.requests, {window}, chunks);
-        const double seconds = pricer().price(loads.begin()->second, form, detail_.coarse).seconds;
+        const double seconds = price(loads.begin()->second, form, detail_.coarse).seconds;
         phase.tried.push_back({form, chunks, seconds});
         if (best == 0 || seconds < best) {
           best = seconds;
@@ -238,7 +250,7 @@ class LayoutPlanner {
       SimulationDetail fine = detail_.fine;
       fine.keep_steps = fine.keep_steps && pass == middle;
       const std::vector<PassLoad>& of_window = loads.at(window_at(pass).first);
-      PassPrice price = pricer().price(of_window, phase.form, fine);
+      PassPrice price = this->price(of_window, phase.form, fine);
       phase.samples.push_back({pass, work_of(pass), price.seconds});
       if (pass != middle) continue;
       phase.price = std::move(price);
@@ -312,7 +324,9 @@ class LayoutPlanner {
   JobLimits limits_;
   const PlanDetail& detail_;
   PlannedLayout& out_;
+  double seconds_of_row_;  // of all its products
   WalkedJob walked_;
+  std::optional<LayerSample> some_layers_;
 };
 
 }  // namespace

@@ -99,6 +99,7 @@ struct PlannedLayout {
 struct PlanDetail {
   std::array<int, 2> samples = {3, 5};  ///< passes of each Phase that are simulated
   bool count_bytes = false;             ///< of all passes
+  bool some_layers = false;             ///< simulated for all; see LayerSample
   SimulationDetail fine;
   SimulationDetail coarse;  ///< for the choice between forms
 };

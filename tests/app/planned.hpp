@@ -33,9 +33,9 @@ inline Machine made_machine() {
 class Planned {
  public:
   explicit Planned(const Division& division, bool overlap = true, double sigma = 0.5,
-                   const Machine& machine = made_machine())
+                   const Machine& machine = made_machine(), int layers = 4)
       : machine_(machine),
-        shape_(model()),
+        shape_(model(layers)),
         routing_(RoutingLaw{sigma, 1}, shape_.num_layers, shape_.num_experts, shape_.top_k) {
     LayoutSetup setup;
     setup.machine = &machine_;
@@ -79,10 +79,11 @@ class Planned {
   const Machine& machine() const { return machine_; }
 
  private:
-  static ModelShape model() {
+  static ModelShape model(int layers) {
     ModelShape shape = preset("moe-16l-tiny").shape;
-    shape.num_layers = 4;
-    shape.layer_is_dense = {true, false, false, false};
+    shape.num_layers = layers;
+    shape.layer_is_dense.assign(static_cast<std::size_t>(layers), false);
+    shape.layer_is_dense.front() = true;
     shape.num_experts = 8;
     shape.hidden = 512;
     shape.shared_intermediate = 64;

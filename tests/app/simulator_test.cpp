@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <numeric>
 
+#include "app/plan/layer_sample.hpp"
 #include "compute/across_rows.hpp"
 #include "tests/app/planned.hpp"
 
@@ -154,6 +155,34 @@ TEST(Simulator, RowsThereAreRowsBack) {
   const double all = static_cast<double>(loads.front().rows()) * 2 * 3 * 2 * row;
   EXPECT_LT(sum, all);
   EXPECT_GT(sum, 0.8 * all);
+}
+
+TEST(Simulator, AFewLayersTellOfMany) {
+  for (const Division& division : {Division{}, Division{1, 1, 4, 4}, Division{2, 1, 2, 1}}) {
+    const Planned planned(division, true, 0, made_machine(), 40);
+    ASSERT_TRUE(LayerSample::pays(planned.shape(), 1));
+    const LayerSample sample(planned.pricer().setup());
+    for (const PassForm& form : {flat, nodes}) {
+      const auto loads = planned.loads(1, 2);
+      const PassPrice all = planned.pricer().price(loads, form, {});
+      const PassPrice some = sample.price(loads, form, {});
+      EXPECT_NEAR(some.seconds / all.seconds, 1, 0.04);
+      // Layers differ in what their few rows chose by chance.
+      EXPECT_NEAR(some.busiest_arithmetic_s / all.busiest_arithmetic_s, 1, 0.02);
+      EXPECT_NEAR(some.link_limit_s / all.link_limit_s, 1, 0.05);
+    }
+  }
+  const Planned shallow(Division{}, true, 0, made_machine(), 12);
+  EXPECT_FALSE(LayerSample::pays(shallow.shape(), 1));
+}
+
+TEST(Simulator, NoPassOfAStageTakesLessThanItsArithmetic) {
+  const Planned planned({1, 4, 1, 1}, true, 0, made_machine(), 8);  // eight flights
+  for (const int passes : {1, 3, 8, 9, 12, 16, 21}) {
+    const PassPrice price = planned.pricer().price(planned.loads(passes, 1, 2000), flat, {});
+    EXPECT_GE(price.seconds, 0.95 * price.busiest_arithmetic_s) << passes;  // passes are alike
+    EXPECT_LT(price.seconds, 12 * price.busiest_arithmetic_s) << passes;
+  }
 }
 
 TEST(Simulator, SaysWhoWaitsForEver) {
