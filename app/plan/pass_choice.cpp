@@ -17,6 +17,8 @@ constexpr double least_trial_s = 0.05;
 // Beside this, what else varies is short: one pass is enough, but for the first of its route.
 constexpr double long_trial_s = 0.25;
 constexpr std::int64_t most_trials = 8;
+// Whose best of so many short passes is behind by more than passes differ is not tried further.
+constexpr std::int64_t enough_to_lose = 3;
 constexpr double about_as_good = 1.1;       // times the best measured: passes differ by so much
 constexpr double worth_a_trial = 2;         // times the best estimate
 constexpr double worth_another_trial = 2;   // times the best measured
@@ -47,8 +49,10 @@ PassChoices::PassChoices(PassFacts facts) : facts_(std::move(facts)) {
 
 PassWay PassChoices::next(const PassSize& size, const PassCost& last) {
   learn(last);
-  Candidate& candidate = take(bucket_of(size));
+  Bucket& bucket = bucket_of(size);
+  Candidate& candidate = take(bucket);
   ++candidate.taken;
+  last_bucket_ = &bucket;
   last_ = &candidate;
   last_size_ = size;
   last_chunks_ = fitted(candidate.way, size).chunks;
@@ -100,10 +104,20 @@ void PassChoices::learn(const PassCost& last) {
   const bool agree = shorter > 0 && longer < agree_within * shorter;
   const bool connected = passes_by_route_[static_cast<std::size_t>(last_->way.route)]++ > 0;
   last_->settled = last_->settled || (agree && last_->tried_s >= least_trial_s) ||
-                   (connected && last.seconds >= long_trial_s) || last_->passes >= most_trials;
+                   (connected && last.seconds >= long_trial_s) || last_->passes >= most_trials ||
+                   (last_->passes >= enough_to_lose && is_behind(*last_));
   last_->last_per_row = per_row;
   computed_[static_cast<std::size_t>(last_size_.phase)] = {last.compute_seconds, rows,
                                                            last_chunks_};
+}
+
+/// Of those that passes of its size may take, another is faster.
+bool PassChoices::is_behind(const Candidate& candidate) const {
+  const auto& rivals = last_bucket_->candidates;
+  return std::any_of(rivals.begin(), rivals.end(), [&](const Candidate& rival) {
+    const bool known = rival.settled || rival.passes >= enough_to_lose;
+    return known && about_as_good * rival.best < candidate.best;
+  });
 }
 
 PassChoices::Bucket& PassChoices::bucket_of(const PassSize& size) {
@@ -172,9 +186,14 @@ void PassChoices::choose_candidates(Bucket& bucket, const PassSize& size) const 
 
 PassChoices::Candidate& PassChoices::take(Bucket& bucket) {
   ++bucket.passes;
+  // A few passes of each in turn, so that the slow ones are known early.
+  Candidate* open = nullptr;
   for (Candidate& candidate : bucket.candidates) {
-    if (!candidate.settled) return candidate;
+    if (candidate.settled) continue;
+    const auto turns = [](const Candidate& c) { return c.passes / enough_to_lose; };
+    if (open == nullptr || turns(candidate) < turns(*open)) open = &candidate;
   }
+  if (open != nullptr) return *open;
   if (Candidate* neighbour = untried_neighbour(bucket)) return *neighbour;
   std::stable_sort(bucket.candidates.begin(), bucket.candidates.end(),
                    [](const Candidate& a, const Candidate& b) { return a.best < b.best; });

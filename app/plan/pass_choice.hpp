@@ -113,6 +113,7 @@ class PassChoices {
   };
 
   void learn(const PassCost& last);
+  bool is_behind(const Candidate& candidate) const;
   Bucket& bucket_of(const PassSize& size);
   void choose_candidates(Bucket& bucket, const PassSize& size) const;
   bool measured(Phase phase) const {
@@ -138,6 +139,7 @@ class PassChoices {
   };
   Computed computed_[2];
   std::array<std::int64_t, num_routes> passes_by_route_{};
+  Bucket* last_bucket_ = nullptr;
   Candidate* last_ = nullptr;
   PassSize last_size_;
   int last_chunks_ = 1;

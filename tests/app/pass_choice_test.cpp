@@ -135,6 +135,21 @@ TEST(PassChoice, FewLongPassesAreHardlySlowerThanTheBest) {
   EXPECT_LT(seconds, 1.05 * 24 * takes({Route::nodes, 8}));
 }
 
+/// Eight passes of every way would be most of a short run.
+TEST(PassChoice, ShortPassesThatAreBehindAreNotTriedLong) {
+  PassFacts facts = slow_links();
+  facts.between = {1e-5, 4e9};  // estimates are close, so that both routes are tried
+  PassChoices choices(facts);
+  const auto taken = run(
+      choices, {Phase::prefill, 2000}, 100,
+      [](PassWay way) { return (way.route == Route::nodes ? 0.004 : 0.005) + 0.001 / way.chunks; },
+      0.003);
+  int behind = 0;
+  for (const auto& [way, count] : taken) behind += way.first == Route::flat ? count : 0;
+  EXPECT_EQ(most_taken(taken).first, Route::nodes);
+  EXPECT_LE(behind, 3 * 4);  // three of each count of chunks
+}
+
 TEST(PassChoice, WhatIsAskedForIsTaken) {
   PassFacts facts = slow_links();
   facts.routes = {Route::flat};
