@@ -32,8 +32,8 @@ CONFIG = {
 CELLS = {
     "prefill-32": ("prefill", (800, 32, 1), 32, 2),
     "prefill-256": ("prefill", (1536, 64, 1), 256, 4),
-    "decode-2": ("decode", (32, 4, 140), 64, 2),
-    "decode-16": ("decode", (256, 4, 100), 64, 16),
+    "decode-2": ("decode", (32, 4, 600), 64, 2),
+    "decode-16": ("decode", (256, 4, 300), 64, 16),
 }
 
 
