@@ -138,6 +138,7 @@ SimulatorSetup LayoutPricer::simulator_setup(const std::vector<Schedule>& schedu
   setup.network = &network_;
   setup.num_passes = static_cast<int>(num_passes);
   setup.num_flights = s_.num_flights;
+  setup.flights_at_once = flights_of_stage(s_.num_flights, s_.job.division().pp);
   setup.merge_senders = detail.merge_senders;
   setup.grain = detail.grain;
   setup.keep_steps = detail.keep_steps;

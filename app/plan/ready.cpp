@@ -22,9 +22,10 @@ void ReadySteps::begin() {
   unmet_.clear();
   arithmetic_.clear();
   messages_.clear();
-  num_enqueued_ = num_completed_ = 0;
+  num_enqueued_ = num_completed_ = num_arithmetic_left_ = 0;
   for (std::size_t i = 0; i < schedule_.steps.size(); ++i) {
     const Step& step = schedule_.steps[i];
+    if (!is_exchange(step.kind)) ++num_arithmetic_left_;
     unmet_.push_back(static_cast<std::int32_t>(step.deps.size()));
     if (step.deps.empty()) {
       (is_exchange(step.kind) ? messages_ : arithmetic_).push_back(static_cast<std::int32_t>(i));
@@ -39,6 +40,7 @@ std::int32_t ReadySteps::next_arithmetic(std::size_t most_queued) {
   const std::int32_t step = arithmetic_.back();
   arithmetic_.pop_back();
   ++num_enqueued_;
+  --num_arithmetic_left_;
   release(step, /*arithmetic=*/true, /*messages=*/false);
   return step;
 }

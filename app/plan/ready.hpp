@@ -17,6 +17,12 @@ inline constexpr std::size_t max_queued_in_order = 2;
 /// A GPU's steps are short: with two, its streams would wait for the host.
 inline constexpr std::size_t max_queued_on_streams = 4;
 
+/// Flights whose arithmetic a rank takes up side by side: as many as one stage needs to be busy,
+/// the oldest ones. If all went through a stage together, the other stages would wait for them.
+inline int flights_of_stage(int num_flights, int num_stages) {
+  return (num_flights + num_stages - 1) / num_stages;
+}
+
 /// A schedule on its way through one pass. The backend's queue keeps its order, so arithmetic may
 /// be enqueued behind the arithmetic that it waits for; messages wait until that is done. Of the
 /// arithmetic that could be enqueued, the first in the schedule goes first. After construction
@@ -37,6 +43,7 @@ class ReadySteps {
   std::span<const std::int32_t> take_messages();
   void completed(std::int32_t step);
   bool all_completed() const { return num_completed_ == schedule_.steps.size(); }
+  bool arithmetic_left() const { return num_arithmetic_left_ > 0; }  ///< to be enqueued
 
  private:
   /// Lets those steps go on that waited for `step`: arithmetic, or messages, or both.
@@ -49,6 +56,7 @@ class ReadySteps {
   std::vector<std::int32_t> messages_, taken_;
   std::size_t num_enqueued_ = 0;  // arithmetic under way
   std::size_t num_completed_ = 0;
+  std::size_t num_arithmetic_left_ = 0;
 };
 
 }  // namespace atl

@@ -168,6 +168,7 @@ void Simulator::launch(Rank& rank, double now) {
   for (const Rank::Pass& pass : rank.under_way) {
     for (const std::int32_t step : pass.steps->take_messages()) post(rank, pass.pass, step, now);
   }
+  int beside = s_.flights_at_once;
   for (const Rank::Pass& pass : rank.under_way) {
     while (rank.computing.size() < max_queued_) {
       const std::int32_t step = pass.steps->next_arithmetic(max_queued_);
@@ -180,6 +181,7 @@ void Simulator::launch(Rank& rank, double now) {
       rank.computing.push_back(running);
       push(running.end + s_.machine->poll_s, Do::wake, rank.index);
     }
+    if (pass.steps->arithmetic_left() && --beside == 0) break;
   }
 }
 

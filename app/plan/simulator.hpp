@@ -33,6 +33,7 @@ struct SimulatorSetup {
   std::vector<int> ranks;  ///< that run: whole networks
   int num_passes = 1;
   int num_flights = 1;         ///< passes under way at the same time, begun and ended in turn
+  int flights_at_once = 1;     ///< whose arithmetic a rank takes up side by side
   bool merge_senders = false;  ///< rows of a node's ranks to one rank are one flow
   double grain = 0.01;         ///< see Flows
   bool keep_steps = false;

@@ -201,10 +201,16 @@ void Driver::give_rows(const ChunkBatch& batch, compute::OutputCut output,
   if (share.shared()) chunk.output = output;
 }
 
-/// The oldest flight's steps go first: it is the one that others wait for.
+/// The oldest flight's steps go first: it is the one that others wait for. All ranks keep this
+/// order, so that the oldest one always goes on, whatever the others wait for.
 void Driver::launch() {
   for (const int flight : order_) launch_messages(flight);
-  for (const int flight : order_) launch_arithmetic(flight);
+  int beside = options_.flights_at_once;
+  for (const int flight : order_) {
+    launch_arithmetic(flight);
+    const ReadySteps& steps = *flights_[static_cast<std::size_t>(flight)].steps;
+    if (steps.arithmetic_left() && --beside == 0) break;
+  }
 }
 
 void Driver::launch_messages(int flight) {

@@ -28,6 +28,7 @@ struct DriverOptions {
   /// Passes under way at the same time, each with its own chunks; where there are several, each is
   /// one chunk.
   int num_flights = 1;
+  int flights_at_once = 1;  ///< whose arithmetic goes on side by side; see flights_of_stage()
   bool overlap = true;
   comm::TransportKind transport = comm::TransportKind::ialltoallv;
   bool shares_cores = false;          ///< this rank has less than a core of its own
