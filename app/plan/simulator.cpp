@@ -85,11 +85,10 @@ void Simulator::require_ended() const {
 
 void Simulator::wake(int index, double now) {
   Rank& rank = *ranks_[static_cast<std::size_t>(index)];
-  if (rank.agreeing) return;
   if (now < rank.host_free) return push(rank.host_free, Do::wake, index);
   complete(rank, now);
-  next_turn(rank, now);
-  if (!rank.agreeing) launch(rank, now);
+  if (!rank.agreeing) next_turn(rank, now);
+  launch(rank, now);  // other flights go on while all agree
 }
 
 /// What the driver's poll finds: arithmetic first, in its order, then exchanges.

@@ -173,18 +173,29 @@ void Driver::start(int index, Batcher& batch, const PassForm& form) {
 void Driver::land(int index) {
   Flight& flight = flights_[static_cast<std::size_t>(index)];
   while (!flight.steps->all_completed()) {
-    launch();
-    if (!running_exchange_.empty()) backend_.start();
-    if (poll()) {
-      back_off_.progress();
-      comm::watched::progress();
-    } else {
-      say_where();
-      back_off_.idle(running_compute_.empty() ? nullptr : &running_compute_.front().event,
-                     !running_exchange_.empty());
-    }
+    if (go_on()) continue;
+    say_where();
+    rest(!running_exchange_.empty());
   }
   std::erase(order_, index);
+}
+
+void Driver::meanwhile() {
+  if (!go_on()) rest(/*messages=*/true);
+}
+
+/// Takes up what may be done; true: something was completed.
+bool Driver::go_on() {
+  launch();
+  if (!running_exchange_.empty()) backend_.start();
+  if (!poll()) return false;
+  back_off_.progress();
+  comm::watched::progress();
+  return true;
+}
+
+void Driver::rest(bool messages) {
+  back_off_.idle(running_compute_.empty() ? nullptr : &running_compute_.front().event, messages);
 }
 
 /// The chunk's rows are the owner's; x has those of this rank.

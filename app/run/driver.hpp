@@ -78,6 +78,8 @@ class Driver {
   /// in the same order on all ranks.
   void start(int flight, Batcher& batch, const PassForm& form);
   void land(int flight);
+  /// While the caller waits for messages of its own: flights under way go on, or this rests a little.
+  void meanwhile();
   /// The first of the chunks, as save_x and the like count them, that a flight has.
   int first_slot(int flight) const { return flight; }
 
@@ -108,6 +110,8 @@ class Driver {
   }
   void make_schedules(const Groups& groups);
   void give_rows(const ChunkBatch& batch, compute::OutputCut output, compute::Chunk& chunk) const;
+  bool go_on();
+  void rest(bool messages);
   void launch();
   void launch_messages(int flight);
   void launch_arithmetic(int flight);

@@ -13,6 +13,7 @@
 #include "app/run/route.hpp"
 #include "app/run/run.hpp"
 #include "app/run/stop.hpp"
+#include "comm/allgather.hpp"
 #include "comm/watchdog.hpp"
 #include "compute/across_rows.hpp"
 
@@ -254,11 +255,17 @@ void Passes::finish_pass(int flight) {
   in_.work.results.take(batch.finished());
 }
 
+/// Passes of other flights go on meanwhile.
+void Passes::hear_loads(const RankLoad& mine) {
+  comm::Allgather telling(in_.world, mine, std::span(loads_));
+  while (!telling.test()) driver_->meanwhile();
+}
+
 bool Passes::agree_on_pass(int flight) {
   Flight& pass = flights_[index(flight)];
   Batcher& batch = *batchers_[index(flight)];
   double begin = now_seconds();
-  in_.world.allgather_into(load_of_rank(flight), std::span(loads_));
+  hear_loads(load_of_rank(flight));
   double agreed = now_seconds();
   pass.sequences = 0;
   for (const RankLoad& load : loads_) pass.sequences += load.sequences;

@@ -102,6 +102,7 @@ class Passes {
   /// Before a pass: hears the other ranks, and does what is due. False where no rank has anything
   /// to do in it.
   bool agree_on_pass(int flight);
+  void hear_loads(const RankLoad& mine);
   static std::size_t index(int flight) { return static_cast<std::size_t>(flight); }
   int first_slot(int flight) const { return driver_->first_slot(flight); }
   PassCost cost_of_pass() const;

@@ -8,12 +8,13 @@ model="$work/model.h5"
 capture "$ATOLL" import "${model_folder:-$sample}" --output "$model"
 succeeds "import of ${model_folder:-the sample model}"
 requests="$work/requests.jsonl"
-python3 - "$requests" <<'EOP'
+# num_requests: more of them leave work for longer chains of interrupted runs.
+python3 - "$requests" "${num_requests:-48}" <<'EOP'
 import json, sys
 
 words = ["In the beginning ", "Die Liebe ", "def f(x): ", "El amor es "]
 with open(sys.argv[1], "w") as file:
-    for i in range(48):
+    for i in range(int(sys.argv[2])):
         file.write(json.dumps({"id": str(i), "prompt": words[i % 4] * (1 + i * 7 % 23), "max_tokens": 8 + i * 5 % 40,
                                "temperature": 0.7 * (i % 3), "seed": i}) + "\n")
 EOP

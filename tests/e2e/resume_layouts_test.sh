@@ -7,6 +7,7 @@
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+num_requests=120  # where the disk is slow, a run makes few checkpoints, and faults come late in it
 # shellcheck source-path=SCRIPTDIR source=interrupted.sh
 source "$(dirname "${BASH_SOURCE[0]}")/interrupted.sh"
 
@@ -39,7 +40,7 @@ ends_in() { # WHAT LAYOUT
   resumes "$1" "$ranks" "${layout[@]}"
 }
 
-# --- each layout's checkpoint into the next one's run. A killed run dies as it begins its fifth
+# --- each layout's checkpoint into the next one's run. A killed run dies as it begins its third or fourth
 # file, when it has a checkpoint or two; ranks that are killed and signalled are first and last,
 # speak for their sequences and do not.
 fresh
@@ -54,10 +55,10 @@ ends_in "experts over ranks, then one rank" "1 --chunks 1"
 resuming "experts over ranks, then one rank"
 
 fresh
-interrupted "3 MPI_File_open 5 kill" "4 --tp 2 --pp 2"
-interrupted "0 MPI_File_open 5 kill" "2 --expert-tp 2"
+interrupted "3 MPI_File_open 4 kill" "4 --tp 2 --pp 2"
+interrupted "0 MPI_File_open 4 kill" "2 --expert-tp 2"
 resuming "attention over ranks and stages, then experts over ranks"
-interrupted "5 MPI_File_open 5 kill" "6 --layout dp3-tp2"
+interrupted "5 MPI_File_open 3 kill" "6 --layout dp3-tp2"
 resuming "experts over ranks, then networks of two"
 ends_in "networks of two, then all of it" "8 --tp 2 --pp 2 --expert-tp 2 --no-overlap"
 resuming "networks of two, then all of it"
