@@ -23,7 +23,7 @@ app/model       (app/model|comm|compute|io)/$own|nlohmann/json\\.hpp
 app/plan        (app/plan|compute)/$own|comm/row_move\\.hpp
 app/run         (app|app/model|app/plan|app/run|comm|comm/transports|compute|io)/$own|nlohmann/json\\.hpp|compute/cpu/isa\\.hpp|compute/cuda/backend\\.hpp
 comm            (comm|comm/transports|compute)/$own|mpi\\.h
-comm/transports (comm|comm/transports|compute)/$own|mpi\\.h|mpi-ext\\.h
+comm/transports (comm|comm/transports|compute)/$own|mpi\\.h
 io              (io|io/tokenizer|compute)/$own|mpi\\.h|hdf5\\.h|nlohmann/json(_fwd)?\\.hpp|xxhash\\.h
 io/tokenizer    (io|io/tokenizer|compute)/$own|nlohmann/json(_fwd)?\\.hpp|xxhash\\.h|pcre2\\.h|utf8proc\\.h
 compute         compute/$own|compute/cpu/(isa|kernels)\\.hpp
