@@ -8,12 +8,14 @@
 #include <sstream>
 
 #include "app/config_balance.hpp"
+#include "app/config_check.hpp"
 #include "app/config_choice.hpp"
 #include "app/config_layout.hpp"
 #include "app/config_place.hpp"
 #include "app/config_plan.hpp"
 #include "app/model/model_config.hpp"
 #include "app/run/shards.hpp"
+#include "app/version.hpp"
 #include "compute/error.hpp"
 
 namespace atl {
@@ -126,6 +128,8 @@ std::vector<std::pair<std::string, std::string>> CommandLine::items() const {
       return {{"command", "place"}, {"routing", place.routing}, {"output", place.output}};
     case Command::plan:
       return {{"command", "plan"}, {"cluster", plan.cluster}, {"output", plan.output}};
+    case Command::check:
+      return {{"command", "check"}, {"folder", check.folder}, {"report", check.report}};
     case Command::none:
       break;
   }
@@ -402,7 +406,7 @@ CommandLine parse_command_line(int argc, const char* const* argv) {
       "Atoll runs Mixture-of-Experts transformer inference as an MPI job: one rank per GPU or per "
       "share of a CPU, each owning its share of the experts of every MoE layer.",
       "atoll");
-  app.set_version_flag("--version", "atoll 0.1.0");
+  app.set_version_flag("--version", version_text, "Version, build, libraries and features");
   app.require_subcommand(1);
   app.option_defaults()->take_last();
 
@@ -422,6 +426,7 @@ CommandLine parse_command_line(int argc, const char* const* argv) {
   CLI::App& layout = add_layout(app, line.layout);
   CLI::App& place = add_place(app, line.place);
   CLI::App& plan = add_plan(app, line.plan);
+  CLI::App& check = add_check(app, line.check);
 
   try {
     std::vector<std::string> arguments = with_config_files(argc, argv);
@@ -453,6 +458,7 @@ CommandLine parse_command_line(int argc, const char* const* argv) {
                  : layout.parsed()   ? Command::layout
                  : place.parsed()    ? Command::place
                  : plan.parsed()     ? Command::plan
+                 : check.parsed()    ? Command::check
                                      : Command::inspect;
   return line;
 }

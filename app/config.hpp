@@ -140,6 +140,11 @@ struct InspectOptions {
   bool no_verify = false;
 };
 
+struct CheckOptions {
+  std::string folder = ".";  ///< that all ranks are to see
+  std::string report;
+};
+
 struct DiffOptions {
   std::string a;
   std::string b;
@@ -172,7 +177,8 @@ enum class Command : std::uint8_t {
   tokenize,
   layout,
   place,
-  plan
+  plan,
+  check
 };
 
 /// The layers that `text` names ("all", or numbers with commas) of a model with `num_layers`,
@@ -195,6 +201,7 @@ struct CommandLine {
   LayoutOptions layout;
   PlaceOptions place;
   PlanOptions plan;
+  CheckOptions check;
   std::string text;  ///< help or version
 
   /// The command and all its options as text, in a fixed order.
