@@ -4,7 +4,8 @@
 #
 #   ATOLL_MODULES   modules to load, e.g. "gcc/12 cuda/12.4 openmpi/4.1.6-cuda hdf5/1.14-mpi"
 #   ATOLL_SPACK     a Spack environment to activate (made from jobs/spack.yaml)
-#   ATOLL           the executable; else build/cuda/app/atoll, build/cpu/app/atoll, or that on PATH
+#   ATOLL           the executable; else build/cuda/app/atoll, build/cpu/app/atoll, the installation that
+#                   this script is of, or that on PATH
 #   ATOLL_LAUNCHER  mpirun (unless set, where there is one) or srun, which needs the PMI of this MPI
 #   ATOLL_MPIRUN    mpirun's flags; `--bind-to none` unless set, since jobs/bind.sh chooses the cores
 #   ATOLL_SRUN      srun's flags; --mpi=pmix or pmi2, whichever the MPI library takes, unless set
@@ -29,7 +30,8 @@ fi
 set -u
 
 if [[ -z "${ATOLL:-}" ]]; then
-  for ATOLL in "$repository"/build/{cuda,cpu}/app/atoll "$(command -v atoll || true)"; do
+  for ATOLL in "$repository"/build/{cuda,cpu}/app/atoll "$repository/../../bin/atoll" \
+    "$(command -v atoll || true)"; do
     [[ ! -x "$ATOLL" ]] || break
   done
 fi
