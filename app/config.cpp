@@ -91,6 +91,7 @@ std::vector<std::pair<std::string, std::string>> RunOptions::items() const {
           {"checkpoint-every", checkpoint_every},
           {"resume", resume ? "true" : "false"},
           {"shard", shard},
+          {"stage", stage},
           {"control", control},
           {"update", text_of(update)}};
 }
@@ -231,6 +232,9 @@ void add_run_sizes(CLI::App& app, RunOptions& o) {
   app.add_option("--checkpoint-every", o.checkpoint_every,
                  "Steps (200 or 200steps) or time (90s, 10m, 2h) between two checkpoints")
       ->capture_default_str();
+  app.add_option("--stage", o.stage,
+                 "Folder of each node's own, such as a local disk: the model is copied there once, "
+                 "and read from there");
   app.add_flag("--resume", o.resume, "Go on where an interrupted run of the same job stopped");
   app.add_option("--shard", o.shard,
                  "K/N, K from 0: compute every Nth request, for join; N such runs are one");

@@ -72,6 +72,7 @@ struct RunOptions {
   std::optional<ProgressStyle> progress;  ///< none: auto
   std::string checkpoint_dir;             ///< empty: no checkpoints
   std::string checkpoint_every = "10m";   ///< see interval_of()
+  std::string stage;                      ///< folder of each node's own; empty: none
   bool resume = false;                    ///< go on where an interrupted run stopped
   std::string shard;                      ///< see shard_of(); empty: all requests
   std::string control;                    ///< folder for updates of the weights; empty: none
