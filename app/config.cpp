@@ -8,12 +8,14 @@
 #include <sstream>
 
 #include "app/config_balance.hpp"
+#include "app/config_check.hpp"
 #include "app/config_choice.hpp"
 #include "app/config_layout.hpp"
 #include "app/config_place.hpp"
 #include "app/config_plan.hpp"
 #include "app/model/model_config.hpp"
 #include "app/run/shards.hpp"
+#include "app/version.hpp"
 #include "compute/error.hpp"
 
 namespace atl {
@@ -90,6 +92,7 @@ std::vector<std::pair<std::string, std::string>> RunOptions::items() const {
           {"checkpoint-every", checkpoint_every},
           {"resume", resume ? "true" : "false"},
           {"shard", shard},
+          {"stage", stage},
           {"control", control},
           {"update", text_of(update)}};
 }
@@ -127,6 +130,8 @@ std::vector<std::pair<std::string, std::string>> CommandLine::items() const {
       return {{"command", "place"}, {"routing", place.routing}, {"output", place.output}};
     case Command::plan:
       return {{"command", "plan"}, {"cluster", plan.cluster}, {"output", plan.output}};
+    case Command::check:
+      return {{"command", "check"}, {"folder", check.folder}, {"report", check.report}};
     case Command::none:
       break;
   }
@@ -228,6 +233,9 @@ void add_run_sizes(CLI::App& app, RunOptions& o) {
   app.add_option("--checkpoint-every", o.checkpoint_every,
                  "Steps (200 or 200steps) or time (90s, 10m, 2h) between two checkpoints")
       ->capture_default_str();
+  app.add_option("--stage", o.stage,
+                 "Folder of each node's own, such as a local disk: the model is copied there once, "
+                 "and read from there");
   app.add_flag("--resume", o.resume, "Go on where an interrupted run of the same job stopped");
   app.add_option("--shard", o.shard,
                  "K/N, K from 0: compute every Nth request, for join; N such runs are one");
@@ -403,7 +411,7 @@ CommandLine parse_command_line(int argc, const char* const* argv) {
       "Atoll runs Mixture-of-Experts transformer inference as an MPI job: one rank per GPU or per "
       "share of a CPU, each owning its share of the experts of every MoE layer.",
       "atoll");
-  app.set_version_flag("--version", "atoll 0.1.0");
+  app.set_version_flag("--version", version_text, "Version, build, libraries and features");
   app.require_subcommand(1);
   app.option_defaults()->take_last();
 
@@ -423,6 +431,7 @@ CommandLine parse_command_line(int argc, const char* const* argv) {
   CLI::App& layout = add_layout(app, line.layout);
   CLI::App& place = add_place(app, line.place);
   CLI::App& plan = add_plan(app, line.plan);
+  CLI::App& check = add_check(app, line.check);
 
   try {
     std::vector<std::string> arguments = with_config_files(argc, argv);
@@ -454,6 +463,7 @@ CommandLine parse_command_line(int argc, const char* const* argv) {
                  : layout.parsed()   ? Command::layout
                  : place.parsed()    ? Command::place
                  : plan.parsed()     ? Command::plan
+                 : check.parsed()    ? Command::check
                                      : Command::inspect;
   return line;
 }

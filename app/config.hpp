@@ -73,6 +73,7 @@ struct RunOptions {
   std::optional<ProgressStyle> progress;  ///< none: auto
   std::string checkpoint_dir;             ///< empty: no checkpoints
   std::string checkpoint_every = "10m";   ///< see interval_of()
+  std::string stage;                      ///< folder of each node's own; empty: none
   bool resume = false;                    ///< go on where an interrupted run stopped
   std::string shard;                      ///< see shard_of(); empty: all requests
   std::string control;                    ///< folder for updates of the weights; empty: none
@@ -141,6 +142,11 @@ struct InspectOptions {
   bool no_verify = false;
 };
 
+struct CheckOptions {
+  std::string folder = ".";  ///< that all ranks are to see
+  std::string report;
+};
+
 struct DiffOptions {
   std::string a;
   std::string b;
@@ -173,7 +179,8 @@ enum class Command : std::uint8_t {
   tokenize,
   layout,
   place,
-  plan
+  plan,
+  check
 };
 
 /// The layers that `text` names ("all", or numbers with commas) of a model with `num_layers`,
@@ -196,6 +203,7 @@ struct CommandLine {
   LayoutOptions layout;
   PlaceOptions place;
   PlanOptions plan;
+  CheckOptions check;
   std::string text;  ///< help or version
 
   /// The command and all its options as text, in a fixed order.

@@ -17,6 +17,8 @@
 #include "app/model/init.hpp"
 #include "app/model/inspect.hpp"
 #include "app/model/model_config.hpp"
+#include "app/run/check.hpp"
+#include "app/run/check_facts.hpp"
 #include "app/run/diff.hpp"
 #include "app/run/join.hpp"
 #include "app/run/place.hpp"
@@ -92,13 +94,14 @@ void execute_alone(const CommandLine& line) {
     case Command::none:
       return fmt::print("{}", line.text);
     case Command::run:
+    case Command::check:
       break;
   }
 }
 
-/// Every command but this one works without MPI when the process is alone.
+/// Every command but these works without MPI when the process is alone.
 bool needs_mpi(Command command) {
-  return command == Command::run;
+  return command == Command::run || command == Command::check;
 }
 
 /// Each rank reads and writes some of the tensors.
@@ -116,6 +119,7 @@ void import_together(const comm::Communicator& world, const ImportOptions& optio
 
 void execute(const CommandLine& line, const comm::Communicator& world) {
   if (line.command == Command::run) return run_job(world, line.run);
+  if (line.command == Command::check) return check_machine(world, line.check);
   world.agree([&] {
     if (line.command == Command::init) {
       init_model(config_of(line.init), line.init.seed, line.init.output, world.rank(), world.size(),
@@ -137,7 +141,7 @@ int run_command(const CommandLine& line, const std::optional<UsageError>& wrong_
     world.agree([&] {
       if (wrong_use) throw UsageError(*wrong_use);
     });
-    if (line.command == Command::run) comm::launcher::require_joined(world.size());
+    if (needs_mpi(line.command)) comm::launcher::require_joined(world.size());
     require_equal_lines(world, line);
     execute(line, world);
     return 0;
@@ -197,6 +201,7 @@ int main(int argc, char** argv) {
     let_waiting_threads_sleep(line.run, argv);
     watch_stop_signals();  // starting MPI may take long; stopped as soon as the job is set up
   }
+  if (line.command == Command::check) warn_before_mpi();
   comm::Watchdog watchdog;
   if (line.command == Command::run) {
     comm::watched::stage("start", setup_deadlines * line.run.deadline);

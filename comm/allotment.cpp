@@ -24,7 +24,8 @@ namespace {
 constexpr const char* node_group = "node";
 constexpr const char* job_group = "job";
 
-/// The cores that this process may run on.
+}  // namespace
+
 std::vector<int> affinity_mask() {
   std::vector<int> cores;
   for (int size = CPU_SETSIZE; size <= 1 << 20; size *= 2) {  // too small a set is an error
@@ -39,6 +40,8 @@ std::vector<int> affinity_mask() {
   }
   return cores;
 }
+
+namespace {
 
 /// The cores of a list such as "0-3,8".
 std::vector<int> cores_of(const std::string& list) {

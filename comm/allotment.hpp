@@ -47,6 +47,8 @@ struct Surroundings {
   std::vector<int> cores;
 };
 Allowance allowance_of(const Surroundings& surroundings);
+/// The cores that this process may run on, rising.
+std::vector<int> affinity_mask();
 
 /// The parts of the ranks of one node. A core in several masks counts for each of these ranks in
 /// part, and the amounts of a group are for those of `ranks` that are in it.

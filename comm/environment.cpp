@@ -9,16 +9,13 @@
 #include "comm/allotment.hpp"
 #include "comm/communicator.hpp"
 #include "comm/launcher.hpp"
+#include "comm/mpi_library.hpp"
 #include "comm/watchdog.hpp"
 
 namespace atl::comm {
 
 std::string Environment::library() {
-  char text[MPI_MAX_LIBRARY_VERSION_STRING] = {};
-  int length = 0;
-  check(MPI_Get_library_version(text, &length), "MPI_Get_library_version");
-  const std::string name(text);
-  return name.substr(0, name.find(','));
+  return mpi_library::version();
 }
 
 bool Environment::ucx_may_use_tcp(const char* transports, const char* devices) {
@@ -43,10 +40,7 @@ bool Environment::ucx_may_use_tcp(const char* transports, const char* devices) {
 }
 
 Environment::Environment(int* argc, char*** argv) {
-  // Where ranks share cores, Open MPI's blocking calls must give the core away while they wait.
-  if (share_before_mpi(launcher::announced_local_ranks()).cores < 1) {
-    setenv("OMPI_MCA_mpi_yield_when_idle", "1", /*overwrite=*/0);
-  }
+  mpi_library::prepare(share_before_mpi(launcher::announced_local_ranks()).cores < 1);
   // Over TCP, UCX's writes into the receiver's memory let all messages that are under way share the
   // link, so that the exchanges of all chunks end late and together. Without them the first one is
   // there first, and arithmetic can go on with it. Where no TCP is, UCX warns of what it did not

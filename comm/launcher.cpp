@@ -114,6 +114,14 @@ int announced_local_ranks(const Variables& variables) {
   return 1;
 }
 
+int announced_local_rank(const Variables& variables) {
+  for (const char* name : {"OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID",
+                           "MV2_COMM_WORLD_LOCAL_RANK", "PALS_LOCAL_RANKID", "SLURM_LOCALID"}) {
+    if (const char* value = variables(name)) return static_cast<int>(number(value, 0));
+  }
+  return 0;
+}
+
 std::string why_split(int size, const Variables& variables, long task,
                       const std::string& step_daemon) {
   const char* larger = nullptr;
@@ -139,7 +147,7 @@ void require_joined(int size) {
   const std::string why = why_split(size, own_environment(), getpid(), slurm_step_daemon());
   require(why.empty(),
           "{}, and MPI ({}) knows of {}, so that each would do the whole job; under Slurm use srun "
-          "--mpi=pmix (srun --mpi=list shows what there is) or mpirun inside the allocation, "
+          "--mpi=pmix, for MPICH --mpi=pmi2 (srun --mpi=list shows what there is), or mpirun inside the allocation, "
           "elsewhere the mpirun of this MPI library; a run that is to be one process: mpirun -n 1",
           why, Environment::library(), size);
 }

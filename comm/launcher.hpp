@@ -21,6 +21,9 @@ bool alone(const Variables& variables = own_environment());
 /// Ranks on this node as announced, before MPI_Init; 1 where nothing says how many.
 int announced_local_ranks(const Variables& variables = own_environment());
 
+/// This process's number among those of its node, as announced; 0 where nothing says.
+int announced_local_rank(const Variables& variables = own_environment());
+
 /// Why this process is one of several that were started together and that MPI, which knows of
 /// `size` ranks, did not join: each would do the whole job. Empty where nothing says so. `task` is
 /// the process's id, `step_daemon` the name of Slurm's daemon above it.

@@ -9,8 +9,16 @@
 # nothing is set. ATOLL_SYSFS: sysfs, /sys unless set.
 set -euo pipefail
 sysfs="${ATOLL_SYSFS:-/sys}"
-rank="${OMPI_COMM_WORLD_RANK:-${PMIX_RANK:-${SLURM_PROCID:-0}}}"
-local_rank="${OMPI_COMM_WORLD_LOCAL_RANK:-${SLURM_LOCALID:-0}}"
+# The names that launchers have for the two: Open MPI's mpirun, PMIx, Hydra, PALS, srun.
+first_of() { # NAME...: the value of the first that is set, else 0
+  local name
+  for name in "$@"; do
+    if [[ -n "${!name:-}" ]]; then echo "${!name}" && return; fi
+  done
+  echo 0
+}
+rank="$(first_of OMPI_COMM_WORLD_RANK PMIX_RANK PMI_RANK PALS_RANKID SLURM_PROCID)"
+local_rank="$(first_of OMPI_COMM_WORLD_LOCAL_RANK MPI_LOCALRANKID PALS_LOCAL_RANKID SLURM_LOCALID)"
 
 # gpu_addresses, gpu_ids: PCI address and UUID of each GPU that may be used, in PCI order, which is
 # made CUDA's order as well. nvidia-smi knows of those that Slurm hides; sysfs does not.

@@ -29,13 +29,13 @@ build_preset() {
     die "the build of preset $preset failed (see the first error above)"
 }
 
+# shellcheck source-path=SCRIPTDIR source=launcher.sh
+source "$repository/jobs/launcher.sh"
+
 # mpirun for ranks that may outnumber the cores of one machine.
-#   --oversubscribe         more ranks than cores are meant
-#   --bind-to none          ranks of two jobs do not pile up on the first cores
-#   mpi_yield_when_idle     a waiting rank leaves its core to one that computes
 mpirun_here() {
-  if ((EUID == 0)); then  # Open MPI refuses root unless told; containers have no other user
-    export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
-  fi
-  mpirun --oversubscribe --bind-to none --mca mpi_yield_when_idle 1 "$@"
+  local launcher_options
+  allow_root
+  shared_machine_options mpirun
+  mpirun "${launcher_options[@]}" "$@"
 }

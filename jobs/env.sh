@@ -1,11 +1,14 @@
 #!/usr/bin/env bash
-# What a job takes from the machine it runs on, in one place: modules or Spack, mpirun's flags, the
-# executable. Sourced by the job scripts. Edit it for a site, or set before sbatch:
+# What a job takes from the machine it runs on, in one place: modules or Spack, the launcher and its flags,
+# the executable. Sourced by the job scripts. Edit it for a site, or set before sbatch:
 #
 #   ATOLL_MODULES   modules to load, e.g. "gcc/12 cuda/12.4 openmpi/4.1.6-cuda hdf5/1.14-mpi"
 #   ATOLL_SPACK     a Spack environment to activate (made from jobs/spack.yaml)
-#   ATOLL           the executable; else build/cuda/app/atoll, build/cpu/app/atoll, or that on PATH
+#   ATOLL           the executable; else build/cuda/app/atoll, build/cpu/app/atoll, the installation that
+#                   this script is of, or that on PATH
+#   ATOLL_LAUNCHER  mpirun (unless set, where there is one) or srun, which needs the PMI of this MPI
 #   ATOLL_MPIRUN    mpirun's flags; `--bind-to none` unless set, since jobs/bind.sh chooses the cores
+#   ATOLL_SRUN      srun's flags; --mpi=pmix or pmi2, whichever the MPI library takes, unless set
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -27,20 +30,24 @@ fi
 set -u
 
 if [[ -z "${ATOLL:-}" ]]; then
-  for ATOLL in "$repository"/build/{cuda,cpu}/app/atoll "$(command -v atoll || true)"; do
+  for ATOLL in "$repository"/build/{cuda,cpu}/app/atoll "$repository/../../bin/atoll" \
+    "$(command -v atoll || true)"; do
     [[ ! -x "$ATOLL" ]] || break
   done
 fi
 [[ -x "$ATOLL" ]] || die "no executable \"$ATOLL\"; build Atoll (README) or set ATOLL to it"
-command -v mpirun >/dev/null || die "no mpirun on PATH; set ATOLL_MODULES or ATOLL_SPACK"
-# shellcheck disable=SC2034  # for the scripts that source this one
-read -ra mpirun_flags <<<"${ATOLL_MPIRUN:---bind-to none}"
+launcher="$(chosen_launcher)"
+[[ "${launcher##*/}" == mpirun || "${launcher##*/}" == srun ]] ||
+  die "ATOLL_LAUNCHER is \"$launcher\"; it may be mpirun or srun"
+command -v "$launcher" >/dev/null || die "no $launcher on PATH; set ATOLL_MODULES or ATOLL_SPACK"
+job_options "$launcher" "$ATOLL"
 
 # What software this is, for the job's folder.
 print_modules() {
   printf 'modules: %s\n' "${LOADEDMODULES:-none}"
   printf 'Spack environment: %s\n' "${SPACK_ENV:-none}"
-  mpirun --version | head -n 1
+  printf 'launcher: %s %s\n' "$launcher" "${launcher_options[*]}"
+  "$launcher" --version | head -n 1
   if command -v ucx_info >/dev/null; then ucx_info -v | head -n 1; fi
   printf '\nlibraries of %s:\n' "$ATOLL"
   ldd "$ATOLL" || true # a static executable, or a script around it

@@ -2,8 +2,11 @@
 # Installs what Atoll needs on Debian 12 and its relatives, as root or with sudo. Silent and quick
 # when everything is there already. Elsewhere (a cluster with modules) it only says what is needed.
 #
-#   jobs/install.sh [--cluster] [--fuzz]
+#   jobs/install.sh [--mpi openmpi|mpich] [--cluster] [--fuzz]
 #
+#   --mpi       which MPI library, with the parallel HDF5 that was built with it. Unless given: the one that
+#               is installed, openmpi where both or none are. Both may be side by side: preset cpu takes the
+#               system's default, cpu-mpich MPICH
 #   --cluster   also what jobs/cluster/cluster needs
 #   --fuzz      also the compiler of preset fuzz
 set -euo pipefail
@@ -12,8 +15,6 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 packages=(
   cmake ninja-build g++ ccache                 # build
-  openmpi-bin libopenmpi-dev                   # ranks and messages
-  libhdf5-openmpi-dev                          # model files, written in parallel
   libdnnl-dev                                  # GEMMs
   libcli11-dev libfmt-dev nlohmann-json3-dev libxxhash-dev
   libpcre2-dev libutf8proc-dev                 # tokenizers
@@ -23,20 +24,40 @@ packages=(
   python3-matplotlib                           # plots of perf/harness
 )
 
-for option in "$@"; do
+wrong_use() {
+  printf 'install.sh: %s; see --help\n' "$*" >&2
+  exit 2
+}
+
+mpi=""
+while (($# > 0)); do
+  option="$1"
+  shift
   case "$option" in
+    --mpi)
+      (($# > 0)) || wrong_use "--mpi takes openmpi or mpich"
+      mpi="$1"
+      shift
+      ;;
     --cluster) packages+=(iproute2 slurmctld slurmd slurm-client munge) ;;  # links; a Slurm of one's own
     --fuzz) packages+=(clang libclang-rt-dev) ;;
     -h | --help)
       print_head_comment "${BASH_SOURCE[0]}"
       exit 0
       ;;
-    *)
-      printf 'install.sh: unknown option %s; see --help\n' "$option" >&2
-      exit 2
-      ;;
+    *) wrong_use "unknown option $option" ;;
   esac
 done
+is_installed() { [[ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" == installed ]]; }
+if [[ -z "$mpi" ]]; then
+  mpi=openmpi
+  if is_installed libmpich-dev && ! is_installed libopenmpi-dev; then mpi=mpich; fi
+fi
+case "$mpi" in # ranks and messages; model files, written in parallel through the same library
+  openmpi) packages+=(openmpi-bin libopenmpi-dev libhdf5-openmpi-dev) ;;
+  mpich) packages+=(mpich libmpich-dev libhdf5-mpich-dev) ;;
+  *) wrong_use "--mpi takes openmpi or mpich, not \"$mpi\"" ;;
+esac
 
 if ! command -v apt-get >/dev/null || ! command -v dpkg-query >/dev/null; then
   printf '%s\n' "install.sh: no apt on this system; if the build misses something, provide what" \

@@ -15,13 +15,17 @@ ranks_by_node() {
 }
 
 # named_lost NODE...: those of the nodes that the run's words on standard input say are lost: a rank of
-# theirs was killed, or mpirun's own process there is gone, or a rank does not answer. Of several that
+# theirs was killed, or the launcher's own process there is gone, or a rank does not answer. Of several that
 # say so the first counts: it comes from mpirun's side of a link that was cut.
 named_lost() {
-  local node words last
+  local node words last killed
   words="$(cat)"
   last="$(grep -aE 'all ranks end' <<<"$words" | head -n 1 || true)"
-  words="$(grep -aE ' exited on signal |Remote daemon:' <<<"$words" || true)"
+  # Of srun's words of killed tasks the first counts, if no rank has ended the others before.
+  killed="$(sed '/all ranks end/,$d' <<<"$words" | sed -nE 's/^srun: error: ([^ :]+): tasks? .*: Killed$/on node \1/p' |
+    head -n 1)"
+  words="$(sed -nE 's/^srun: error: Node failure on ([^ ,]+).*/on node \1/p
+    / exited on signal |Remote daemon:/p' <<<"$words")"$'\n'"$killed"
   for node in "$@"; do
     if grep -qE "\($node, process [0-9]+\) does not answer" <<<"$last" ||
       grep -qE "on node $node( exited on signal.*)?\$" <<<"$words"; then

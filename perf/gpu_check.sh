@@ -156,13 +156,14 @@ fi
 work="$(mktemp -d)"
 trap 'rm -rf "$work"' EXIT
 atoll="$build/app/atoll"
-export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1  # containers have no other user
+allow_root
+shared_machine_options mpirun
 
 # run NAME RANKS BACKEND: scores the held-out texts with the sample model.
 run_ranks() {
   local name="$1" ranks="$2" backend="$3" limit=90
   ((ranks < 16)) || limit=180  # each chooses its GEMM algorithms, on one GPU
-  check "$name" "$limit" mpirun --oversubscribe --bind-to none --mca mpi_yield_when_idle 1 -n "$ranks" \
+  check "$name" "$limit" mpirun "${launcher_options[@]}" -n "$ranks" \
     "$atoll" run --model "$work/model.h5" --input "$work/score.jsonl" --output "$work/$name" \
     --mode score --backend "$backend" --report "$output/$name.json" \
     --trace "$output/$name-trace.json"

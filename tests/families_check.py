@@ -25,7 +25,9 @@ LAYOUTS = {
     "--tp 4 --pp 3": (12, ["--tp", "4", "--pp", "3", "--tp-output", "rows"]),
     "--expert-tp 2 --tp 2": (4, ["--expert-tp", "2", "--tp", "2", "--tp-output", "columns"]),
 }
-MPIRUN = ["mpirun", "--oversubscribe", "--bind-to", "none", "--mca", "mpi_yield_when_idle", "1"]
+LAUNCHER = os.path.join(os.path.dirname(__file__), os.pardir, "jobs", "launcher.sh")
+MPIRUN = ["mpirun"] + subprocess.run(["bash", LAUNCHER, "--shared-machine"], check=True,
+                                     capture_output=True, text=True).stdout.split()
 
 
 def run(command):

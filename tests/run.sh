@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs, builds and runs every test: all of preset cpu, then the unit and multi-rank tests of
-# preset cpu-asan (address and undefined-behaviour sanitizers), those of the CUDA backend where nvcc is
+# preset cpu-asan (address and undefined-behaviour sanitizers), with --all those of several ranks with MPICH, those of the CUDA backend where nvcc is
 # found (label gpu needs a GPU, label emulated none), then the fuzz targets for some
 # seconds each, where clang can be had. Fails when any test fails.
 #
@@ -60,6 +60,15 @@ else
   run_tests cpu "$@"
   build_preset cpu-asan
   run_tests cpu-asan -L 'unit|mpi' "$@"
+  # Another MPI library takes a build of its own, a quarter of an hour on two cores.
+  if [[ -z "${ATOLL_ALL:-}" ]]; then
+    say "skipped: MPICH, which only --all builds with"
+  elif bash "$repository/jobs/install.sh" --mpi mpich && command -v mpicxx.mpich >/dev/null; then
+    build_preset cpu-mpich
+    run_tests cpu-mpich -L mpi "$@"
+  else
+    say "skipped: MPICH, since there is none to install here (package mpich)"
+  fi
   if command -v nvcc >/dev/null; then
     build_preset cuda cuda_tests
     run_tests cuda -L 'gpu|emulated' "$@"

@@ -33,7 +33,8 @@ Passes::Passes(const PassesInput& input)
                           in_.ranks.cluster ? &*in_.ranks.cluster : nullptr,
                           in_.ranks.choice.cuda)),
       watch_(in_.groups, in_.ranks.topology, in_.model.config.shape.num_experts,
-             in_.options.status) {
+             in_.options.status),
+      energy_(in_.ranks.topology.local_rank_of[static_cast<std::size_t>(in_.world.rank())] == 0) {
   const DriverOptions driver = driver_options();
   timeline_.emplace(in_.world.size(), comm::clock_offset(in_.world, in_.ranks.topology),
                     in_.options.trace.empty() ? 0 : max_trace_events, in_.sizes.batch.num_flights);
@@ -186,6 +187,7 @@ void Passes::run() {
     if (timeline_->full()) timeline_->flush(in_.groups);
     show_progress(now_seconds() - start_);
   }
+  energy_.leave();
   balancing_->finish();
   comm::watched::end_pass();
   comm::watched::stage("the end", setup_deadlines * in_.options.deadline);
@@ -294,6 +296,7 @@ bool Passes::agree_on_pass(int flight) {
   batch.cut(pass.way.chunks);
   timeline_->begin_pass(phase, driver_->schedule(pass.way.chunks, pass.form()), begin, agreed,
                         flight);
+  energy_.enter(phase);
   pass.begin = begin;
   last_agreed_ = agreed;
   return true;

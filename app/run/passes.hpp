@@ -17,6 +17,7 @@
 #include "app/run/balancing.hpp"
 #include "app/run/batcher.hpp"
 #include "app/run/driver.hpp"
+#include "app/run/energy.hpp"
 #include "app/run/gate_balance.hpp"
 #include "app/run/groups.hpp"
 #include "app/run/open_model.hpp"
@@ -75,6 +76,7 @@ class Passes {
   /// On the steady clock; 0: none was.
   double first_admitted_at() const { return first_admitted_at_; }
   const Timeline& timeline() const { return *timeline_; }
+  const PhaseEnergy& energy() const { return energy_; }
   const Driver& driver() const { return *driver_; }
   /// Of the schedules that passes may run.
   std::uint64_t schedule_hash() const;
@@ -148,6 +150,7 @@ class Passes {
   std::string weights_;                // that sequences under way may have had, with commas between
   std::optional<Progress> progress_;
   RunWatch watch_;
+  PhaseEnergy energy_;
   std::optional<Balancing> balancing_;
   std::optional<GateBalance> gate_;
   double first_admitted_at_ = 0;

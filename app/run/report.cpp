@@ -202,9 +202,16 @@ json gather_report(const comm::Communicator& world, const RunFacts& facts,
   const auto ranks = world.allgather(numbers);
   const auto waits = world.gather_vectors(mine.timeline->waited_for(), 0);
   const AllTraffic traffic = gather_traffic(world, *mine.traffic, *facts.placement);
+  std::array<std::int64_t, 2> tokens = {0, 0};
+  for (const RankNumbers& rank : ranks) {
+    tokens[0] += static_cast<std::int64_t>(rank.phases[0].prompt_tokens);
+    tokens[1] += static_cast<std::int64_t>(rank.phases[1].new_tokens);
+  }
+  const json energy = mine.energy->report(world, tokens);
   if (world.rank() != 0) return nullptr;
 
   json report = facts_json(facts);
+  report["energy"] = energy;
   report["phases"] = {{"prefill", phase_json(ranks, 0, facts)},
                       {"decode", phase_json(ranks, 1, facts)}};
   report["requests"] = {{"count", requests.requests},

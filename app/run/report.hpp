@@ -15,6 +15,7 @@
 #include "app/run/checkpoints.hpp"
 #include "app/run/cluster.hpp"
 #include "app/run/driver.hpp"
+#include "app/run/energy.hpp"
 #include "app/run/request_summary.hpp"
 #include "app/run/timeline.hpp"
 #include "comm/allotment.hpp"
@@ -53,6 +54,7 @@ struct RankMeasurements {
   std::int64_t bytes_read = 0;
   double load_seconds = 0;
   CheckpointCost checkpoints;
+  const PhaseEnergy* energy = nullptr;
 };
 
 /// Collective. The whole report on rank 0, null elsewhere.

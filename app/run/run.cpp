@@ -22,6 +22,7 @@
 #include "app/run/routing_replay.hpp"
 #include "app/run/show_layout.hpp"
 #include "app/run/sizes.hpp"
+#include "app/run/stage_model.hpp"
 #include "app/run/startup.hpp"
 #include "app/run/weight_updates.hpp"
 #include "app/run/workload.hpp"
@@ -74,7 +75,7 @@ class Job {
 
   void open_model() {
     const double begin = now_seconds();
-    model_ = OpenModel(world_, options_.model, options_.dtype);
+    model_ = OpenModel(world_, staged_model(world_, options_), options_.dtype);
     startup_.open_s = now_seconds() - begin;
     world_.agree([this] {
       const ModelShape& shape = model_.config.shape;
@@ -273,6 +274,7 @@ class Job {
     mine.bytes_read = startup_.load.bytes_read;
     mine.load_seconds = load_seconds_;
     mine.checkpoints = work_.checkpoints.cost();
+    mine.energy = &passes_->energy();
     return mine;
   }
 

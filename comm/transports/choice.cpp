@@ -1,7 +1,5 @@
 #include "comm/transports/choice.hpp"
 
-#include <link.h>
-#include <mpi-ext.h>
 #include <mpi.h>
 #include <signal.h>
 #include <unistd.h>
@@ -15,6 +13,7 @@
 
 #include "comm/environment.hpp"
 #include "comm/lane.hpp"
+#include "comm/mpi_library.hpp"
 #include "comm/watchdog.hpp"
 
 namespace atl::comm {
@@ -161,25 +160,6 @@ bool everywhere(const Communicator& parent, bool here) {
   return all == 1;
 }
 
-/// Whether MPI's messages go over UCX. Open MPI keeps of its point-to-point layers the chosen one
-/// loaded; where they are built in, UCX being there is all that can be told.
-bool over_ucx() {
-  struct Seen {
-    bool any_layer = false, ucx_layer = false, ucx = false;
-  } seen;
-  dl_iterate_phdr(
-      [](dl_phdr_info* info, std::size_t, void* data) {
-        const std::string_view name = info->dlpi_name;
-        Seen& found = *static_cast<Seen*>(data);
-        found.any_layer |= name.find("mca_pml_") != std::string_view::npos;
-        found.ucx_layer |= name.find("mca_pml_ucx") != std::string_view::npos;
-        found.ucx |= name.find("libucp") != std::string_view::npos;
-        return 0;
-      },
-      &seen);
-  return seen.any_layer ? seen.ucx_layer : seen.ucx;
-}
-
 }  // namespace
 
 std::vector<TransportKind> transports_to_try(bool on_device, bool over_ucx) {
@@ -190,14 +170,6 @@ std::vector<TransportKind> transports_to_try(bool on_device, bool over_ucx) {
                           [](TransportKind kind) { return kind == TransportKind::pairwise; });
   }
   return order;
-}
-
-bool mpi_claims_device_memory() {
-#if defined(OMPI_HAVE_MPI_EXT_CUDA) && OMPI_HAVE_MPI_EXT_CUDA
-  return MPIX_Query_cuda_support() == 1;  // of the library that runs, not of the one built with
-#else
-  return false;
-#endif
 }
 
 bool canary(const Communicator& parent, TransportKind kind, compute::DeviceMemory* device) {
@@ -219,9 +191,9 @@ TransportKind choose_transport(const Communicator& parent, std::optional<Transpo
                                compute::DeviceMemory* device) {
   const std::string_view name = wanted ? name_of(*wanted) : "auto";
   const bool on_device = device != nullptr;
-  const bool direct = !on_device || everywhere(parent, mpi_claims_device_memory());
+  const bool direct = !on_device || everywhere(parent, mpi_library::claims_device_memory());
   for (const TransportKind kind :
-       transports_to_try(on_device, on_device && everywhere(parent, over_ucx()))) {
+       transports_to_try(on_device, on_device && everywhere(parent, mpi_library::over_ucx()))) {
     const TransportInfo& transport = info_of(kind);
     if (wanted.value_or(kind) != kind) continue;
     if (transport.staged && !on_device) {

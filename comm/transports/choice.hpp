@@ -10,10 +10,6 @@
 
 namespace atl::comm {
 
-/// Whether the MPI library says that it moves device memory. That proves nothing (a canary does),
-/// but one that denies it would crash on a device pointer.
-bool mpi_claims_device_memory();
-
 /// In which order "auto" tries them. In device memory MPI_Ialltoallv comes first over UCX;
 /// elsewhere pairwise does, since Open MPI's documentation takes device pointers in point-to-point
 /// calls only.

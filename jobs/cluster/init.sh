@@ -96,6 +96,8 @@ CONF
   printf 'NodeName=h[1-%s] Name=gpu File=%s/gpus/gpu[0-7]\n' "$hosts" "$state" >gres.conf
   # Nothing here needs control groups; this plug-in asks for none, the other one for systemd.
   printf 'CgroupPlugin=cgroup/v1\n' >cgroup.conf
+  # PMIx makes a folder for each step, of one name on all hosts: not in the /tmp that they share.
+  printf 'PMIxCliTmpDirBase=/dev/shm\n' >mpi.conf
 }
 
 munge_up() { # HOST

@@ -1,5 +1,6 @@
 """Starts the programs of a sweep, round by round, on this machine or on virtual clusters."""
 
+import functools
 import json
 import os
 import random
@@ -14,6 +15,7 @@ from .results import metrics_of
 
 ROOT = Path(__file__).resolve().parents[2]
 CLUSTER = ROOT / "jobs/cluster/cluster"
+LAUNCHER = ROOT / "jobs/launcher.sh"
 
 
 @dataclass
@@ -49,6 +51,13 @@ def environment():
                  OMP_NUM_THREADS="1")
     found.setdefault("UCX_TCP_PUT_ENABLE", "n")
     return found
+
+
+@functools.cache
+def shared_machine_options():
+    """mpirun's, for ranks that may outnumber the cores; one script knows them."""
+    return subprocess.run(["bash", str(LAUNCHER), "--shared-machine"], check=True,
+                          capture_output=True, text=True).stdout.split()
 
 
 def environment_of_mpi():
@@ -226,8 +235,7 @@ class Runner:
         if case.nodes > 1:
             return [str(CLUSTER), "--name", self.cluster_of(case), "run", "-n", str(case.ranks),
                     "--ranks-per-node", str(case.ranks // case.nodes), *mpi, "--"]
-        return ["mpirun", "-n", str(case.ranks), "--oversubscribe", "--bind-to", "none", "--mca",
-                "mpi_yield_when_idle", "1", *mpi]
+        return ["mpirun", "-n", str(case.ranks), *shared_machine_options(), *mpi]
 
     def run_safely(self, case, number):
         """An error nobody thought of is one failed run, not the end of the sweep."""

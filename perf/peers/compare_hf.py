@@ -35,6 +35,7 @@ import transformers
 from transformers import AutoModelForCausalLM
 
 ROOT = Path(__file__).resolve().parents[2]
+LAUNCHER = ROOT / "jobs/launcher.sh"
 LENGTHS = (1, 2, 17, 63, 64, 65, 130, 300)  # around the page size of Atoll's KV cache, and longer
 
 
@@ -42,8 +43,9 @@ def atoll(args, *words, ranks=0):
     """Runs Atoll, under mpirun if `ranks` is given; returns its completed process."""
     command = [str(args.atoll), *map(str, words)]
     if ranks:
-        mpirun = ["mpirun", "-n", str(ranks), "--oversubscribe", "--bind-to", "none"]
-        command = mpirun + ["--mca", "mpi_yield_when_idle", "1"] + command
+        options = subprocess.run(["bash", str(LAUNCHER), "--shared-machine"], check=True,
+                                 capture_output=True, text=True).stdout.split()
+        command = ["mpirun", "-n", str(ranks), *options, *command]
     environment = dict(os.environ, OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1")
     return subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
 

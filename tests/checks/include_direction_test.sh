@@ -15,15 +15,15 @@ report() {
 
 # What the sources of a folder may include, as a pattern of the whole name: all else is a breach.
 # Standard headers, POSIX's and {fmt} may be included everywhere.
-posix='unistd|fcntl|sched|signal|poll|pthread|strings|time|link|ifaddrs|cpuid'
+posix='unistd|dlfcn|fcntl|sched|signal|poll|pthread|strings|time|link|ifaddrs|cpuid'
 everywhere="[a-z_]+|(sys|net|netinet)/[a-z]+\\.h|($posix)\\.h|fmt/[a-z]+\\.h"
 own='[a-z_0-9]+\.hpp'
-rooms="app             (app|app/model|app/plan|app/run|comm|comm/transports|compute|io)/$own|compute/cpu/isa\\.hpp|CLI/CLI\\.hpp
+rooms="app             (app|app/model|app/plan|app/run|comm|comm/transports|compute|io)/$own|compute/cpu/(isa|probe)\\.hpp|CLI/CLI\\.hpp
 app/model       (app/model|comm|compute|io)/$own|nlohmann/json\\.hpp
 app/plan        (app/plan|compute)/$own|comm/row_move\\.hpp
-app/run         (app|app/model|app/plan|app/run|comm|comm/transports|compute|io)/$own|nlohmann/json\\.hpp|compute/cpu/isa\\.hpp|compute/cuda/backend\\.hpp
+app/run         (app|app/model|app/plan|app/run|comm|comm/transports|compute|io)/$own|nlohmann/json\\.hpp|compute/cpu/(isa|probe)\\.hpp|compute/cuda/backend\\.hpp
 comm            (comm|comm/transports|compute)/$own|mpi\\.h
-comm/transports (comm|comm/transports|compute)/$own|mpi\\.h|mpi-ext\\.h
+comm/transports (comm|comm/transports|compute)/$own|mpi\\.h
 io              (io|io/tokenizer|compute)/$own|mpi\\.h|hdf5\\.h|nlohmann/json(_fwd)?\\.hpp|xxhash\\.h
 io/tokenizer    (io|io/tokenizer|compute)/$own|nlohmann/json(_fwd)?\\.hpp|xxhash\\.h|pcre2\\.h|utf8proc\\.h
 compute         compute/$own|compute/cpu/(isa|kernels)\\.hpp

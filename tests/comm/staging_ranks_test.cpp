@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "comm/lane.hpp"
+#include "comm/mpi_library.hpp"
 #include "comm/transports/choice.hpp"
 #include "tests/mpi_main.hpp"
 
@@ -172,7 +173,7 @@ TEST(Staging, ChoiceIsByCanaryAndName) {
   EXPECT_EQ(choose_transport(world, TransportKind::pairwise_staged, &device),
             TransportKind::pairwise_staged);
   EXPECT_THROW(choose_transport(world, TransportKind::pairwise_staged), Error);
-  if (mpi_claims_device_memory()) {
+  if (mpi_library::claims_device_memory()) {
     EXPECT_EQ(choose_transport(world, TransportKind::pairwise, &device), TransportKind::pairwise);
   } else {
     EXPECT_EQ(choose_transport(world, std::nullopt, &device), TransportKind::pairwise_staged);

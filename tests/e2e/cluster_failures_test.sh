@@ -33,21 +33,6 @@ start_job() {
   failed "job $job: nothing finished in a minute"
   return 1
 }
-processes_left() { pgrep -f -- "atoll run .*$work" || true; }
-leaves_no_process() { # WHAT
-  for _ in {1..100}; do
-    [[ -n "$(processes_left)" ]] || break
-    sleep 0.1
-  done
-  if [[ -z "$(processes_left)" ]]; then passed; else failed "$1: processes stay: $(processes_left)"; fi
-}
-log_says() { # WHAT PATTERN
-  if grep -qE "$2" "$work/atoll-$job/log"; then
-    passed
-  else
-    failed "$1: the log has no '$2': $(tail -n 5 "$work/atoll-$job/log")"
-  fi
-}
 # goes_on_by_itself WHAT OUTPUT NODE-LEFT-OUT
 goes_on_by_itself() {
   ends_well "$1" || true
@@ -71,14 +56,6 @@ fails_and_goes_on() {
   same "$1" "$work/expected.jsonl" "$2"
 }
 
-# signal_on HOST SIGNAL: to all its ranks; hosts of a cluster see one another's processes.
-signal_on() {
-  # shellcheck disable=SC2016  # for the shell on the host
-  capture "$cluster" on "$1" sh -c 'for p in /proc/[0-9]*; do
-    if [ "$(cat $p/comm)" = atoll ] && [ $(readlink $p/ns/uts) = $(readlink /proc/self/ns/uts) ]; then
-      kill -'"$2"' ${p#/proc/}; fi; done 2>/dev/null; true'
-  succeeds "signal $2 on $1" || true
-}
 if start_job "$work/killed.jsonl"; then
   hurry
   signal_on h2 KILL

@@ -77,3 +77,27 @@ queue_again() {
   succeeds "requeue" || true
   release_job
 }
+processes_left() { pgrep -f -- "atoll run .*$work" || true; }
+leaves_no_process() { # WHAT
+  for _ in {1..100}; do
+    [[ -n "$(processes_left)" ]] || break
+    sleep 0.1
+  done
+  if [[ -z "$(processes_left)" ]]; then passed; else failed "$1: processes stay: $(processes_left)"; fi
+}
+log_says() { # WHAT PATTERN
+  if grep -qE "$2" "$work/atoll-$job/log"; then
+    passed
+  else
+    failed "$1: the log has no '$2': $(tail -n 5 "$work/atoll-$job/log")"
+  fi
+}
+
+# signal_on HOST SIGNAL: to all its ranks; hosts of a cluster see one another's processes.
+signal_on() {
+  # shellcheck disable=SC2016  # for the shell on the host
+  capture "$cluster" on "$1" sh -c 'for p in /proc/[0-9]*; do
+    if [ "$(cat $p/comm)" = atoll ] && [ $(readlink $p/ns/uts) = $(readlink /proc/self/ns/uts) ]; then
+      kill -'"$2"' ${p#/proc/}; fi; done 2>/dev/null; true'
+  succeeds "signal $2 on $1" || true
+}

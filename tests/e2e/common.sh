@@ -13,8 +13,11 @@ ATOLL="${ATOLL:-$ATOLL_SOURCE/build/cpu/app/atoll}"
   printf 'no executable at %s: build preset cpu, or set ATOLL\n' "$ATOLL" >&2
   exit 1
 }
-export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
-mpirun_flags=(--oversubscribe --bind-to none --mca mpi_yield_when_idle 1)
+# shellcheck source-path=SCRIPTDIR source=../../jobs/launcher.sh
+source "$ATOLL_SOURCE/jobs/launcher.sh"
+allow_root
+shared_machine_options mpirun
+mpirun_flags=("${launcher_options[@]}")
 
 # Seconds that one command may take; a hang is a failure like any other.
 command_limit=120

@@ -29,7 +29,10 @@ struct Fault {
 std::vector<Fault> faults_of_this_rank() {
   std::vector<Fault> faults;
   const char* text = std::getenv("ATOLL_FAULT");
-  const char* rank = std::getenv("OMPI_COMM_WORLD_RANK");
+  const char* rank = nullptr;
+  for (const char* name : {"OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID"}) {
+    if (rank == nullptr) rank = std::getenv(name);
+  }
   if (rank == nullptr) return faults;
   while (text != nullptr) {
     Fault fault;

@@ -25,7 +25,7 @@ submit() {
   job=$((job + 1))
   job_folder="$work/job-$job"
   capture env PATH="$work/bin:$PATH" ATOLL="$ATOLL" ATOLL_OPTIONS="$1" ATOLL_TRACE=no \
-    ATOLL_MPIRUN="--oversubscribe --bind-to none --mca mpi_yield_when_idle 1" SLURM_JOB_ID="$job" \
+    ATOLL_MPIRUN="${mpirun_flags[*]}" SLURM_JOB_ID="$job" \
     SLURM_NTASKS=4 SLURM_JOB_NODELIST="h[1-4]" ATOLL_JOB_FOLDER="$job_folder" \
     bash "$ATOLL_SOURCE/jobs/atoll.sbatch" "$model" "$2" "$3" --max-tokens 3 "${@:4}"
 }

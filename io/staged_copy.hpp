@@ -1,0 +1,23 @@
+#pragma once
+// A copy of a file on a disk that is nearer, made once and used again while the file stays the
+// same.
+
+#include <cstdint>
+#include <string>
+
+namespace atl::io {
+
+struct StagedCopy {
+  std::string path;
+  bool reused = false;
+  std::int64_t bytes = 0;
+  double seconds = 0;
+};
+
+/// Copies `file` into `folder`, unless a whole copy of it, as it is now, is there already;
+/// processes that do so at once wait for one another. What was written is read back and compared by
+/// checksum; a copy that is used again has size and time as they were then, and begins and ends
+/// like the file. Throws Error where there is no room or it differs.
+StagedCopy stage_copy(const std::string& file, const std::string& folder);
+
+}  // namespace atl::io
