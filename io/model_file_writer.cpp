@@ -88,10 +88,15 @@ void ModelFileWriter::Impl::create(const std::string& config_json, DType dtype,
     const Handle root = checked(H5Gopen2(file.get(), "/", H5P_DEFAULT), what);
     write_text_attribute(root.get(), "format", model_format);
     make_u64_attribute(root.get(), "format_version", 1);
-    const bool mixed = std::any_of(datasets.begin(), datasets.end(), [&](const Dataset& dataset) {
-      return dataset.dtype.value_or(dtype) != dtype;
-    });
-    const std::uint64_t* version = mixed                 ? &mixed_model_format_version
+    const auto any = [&](const auto& has) {
+      return std::any_of(datasets.begin(), datasets.end(), [&](const Dataset& dataset) {
+        return has(dataset.dtype.value_or(dtype));
+      });
+    };
+    const bool coded = any([](DType type) { return type == DType::uint8; });
+    const bool mixed = any([dtype](DType type) { return type != dtype; });
+    const std::uint64_t* version = coded                 ? &coded_model_format_version
+                                   : mixed               ? &mixed_model_format_version
                                    : attachments.empty() ? &plain_model_format_version
                                                          : &model_format_version;
     set_u64_attribute(root.get(), "format_version", version);

@@ -90,6 +90,7 @@ void write_slabs(const ImportPlan& plan, const ImportShare& share, io::ModelFile
   }
   Progress progress(bytes, share.rank == 0, warn);
   ReadBuffers buffers;
+  KeptBuffers kept_buffers;
   std::vector<std::byte> picked;
   std::int64_t counter = 0;
   for (std::size_t d = 0; d < plan.imports.size(); ++d) {
@@ -98,11 +99,22 @@ void write_slabs(const ImportPlan& plan, const ImportShare& share, io::ModelFile
       progress.add(slab_bytes_of(import.target));
       if (counter++ % share.num_ranks != share.rank) continue;
       const Source& source = import.slabs[slab];
+      const bool kept = import.target.coding.used();
+      if (kept) {
+        const auto values = read_kept_slab(plan.stored, import.target, source, kept_buffers);
+        writer.write_slab(d, static_cast<std::int64_t>(slab), values);
+      }
+      // What the codes say is known without decoding them, but for what is to be named.
+      if (kept && (import.target.scales ||
+                   !may_be_non_finite(plan.stored, source, plan.config.dtype, kept_buffers))) {
+        continue;
+      }
       const auto look = [&](std::span<const std::byte> read, DType type) {
         report.look(source, read, type);
       };
-      const DType dtype = import.target.dtype;
+      const DType dtype = kept ? plan.config.dtype : import.target.dtype;
       const std::span<const std::byte> values = read_as(plan.stored, source, dtype, buffers, look);
+      if (kept) continue;
       writer.write_slab(d, static_cast<std::int64_t>(slab),
                         source.picking.apply(values, dtype, picked));
     }
@@ -140,8 +152,9 @@ void write_import(const ImportPlan& plan, const std::string& output, const Impor
   report.tell(warn);
 }
 
-void import_hf(const std::string& folder, const std::string& output, const io::Warn& warn) {
-  write_import(plan_import(folder, warn), output, {}, warn);
+void import_hf(const std::string& folder, const std::string& output, const io::Warn& warn,
+               KeptWeights weights) {
+  write_import(plan_import(folder, weights, warn), output, {}, warn);
 }
 
 }  // namespace atl
