@@ -109,7 +109,10 @@ std::vector<std::pair<std::string, std::string>> CommandLine::items() const {
               {"config", init.config}, {"seed", std::to_string(init.seed)},
               {"output", init.output}, {"deadline", fmt::format("{}", init.deadline)}};
     case Command::import:
-      return {{"command", "import"}, {"folder", import.folder}, {"output", import.output}};
+      return {{"command", "import"},
+              {"folder", import.folder},
+              {"output", import.output},
+              {"weights", std::string(name_of(import.weights))}};
     case Command::inspect:
       return {{"command", "inspect"}, {"file", inspect.file}};
     case Command::diff:
@@ -332,6 +335,10 @@ CLI::App& add_import(CLI::App& app, ImportOptions& o) {
   CLI::App& import = *app.add_subcommand("import", "Convert a Hugging Face model folder");
   import.add_option("folder", o.folder, "Folder with config.json and *.safetensors")->required();
   import.add_option("--output", o.output, "Model file to write")->required();
+  add_choice(
+      import, "--weights", o.weights, {KeptWeights::none, KeptWeights::coded},
+      "What becomes of weights in FP8, MXFP4 or INT4: numbers of the folder's dtype, or they "
+      "stay as they are, in the file and in memory");
   return import;
 }
 

@@ -9,6 +9,7 @@
 
 #include "app/backend_kind.hpp"
 #include "app/mode.hpp"
+#include "app/model/kept_weights.hpp"
 #include "app/plan/balance_policy.hpp"
 #include "app/plan/gate_bias.hpp"
 #include "app/plan/interval.hpp"
@@ -97,6 +98,7 @@ struct InitOptions {
 struct ImportOptions {
   std::string folder;
   std::string output;
+  KeptWeights weights = KeptWeights::none;
 };
 
 struct LayoutOptions {

@@ -76,7 +76,7 @@ void execute_alone(const CommandLine& line) {
       return init_model(config_of(line.init), line.init.seed, line.init.output, 0, 1,
                         io::single_process);
     case Command::import:
-      return import_hf(line.import.folder, line.import.output);
+      return import_hf(line.import.folder, line.import.output, warn_of_import, line.import.weights);
     case Command::inspect:
       return fmt::print("{}", inspect_text(line.inspect.file, !line.inspect.no_verify));
     case Command::diff:
@@ -110,7 +110,7 @@ void import_together(const comm::Communicator& world, const ImportOptions& optio
     if (world.rank() == 0) warn_of_import(text);
   };
   std::optional<ImportPlan> plan;
-  world.agree([&] { plan.emplace(plan_import(options.folder, first)); });
+  world.agree([&] { plan.emplace(plan_import(options.folder, options.weights, first)); });
   world.agree([&] {
     write_import(*plan, options.output, {world.rank(), world.size(), world.fortran_handle()},
                  warn_of_import);

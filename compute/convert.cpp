@@ -167,6 +167,13 @@ std::optional<NonFinite> find_non_finite(std::span<const std::byte> bytes, DType
   return found;
 }
 
+std::optional<NonFinite> find_nan_codes(std::span<const std::byte> bytes, Code code) {
+  if (code != Code::fp8) return std::nullopt;
+  const NonFinite found = count_from<std::uint8_t>(bytes, 0x7f, 0x7e);
+  if (found.count == 0) return std::nullopt;
+  return found;
+}
+
 std::string text_of(const NonFinite& found, std::span<const std::int64_t> shape) {
   std::vector<std::int64_t> index(shape.size());
   std::int64_t left = found.first;

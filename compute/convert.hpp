@@ -54,6 +54,8 @@ std::optional<NonFinite> find_non_finite(std::span<const std::byte> bytes, DType
 inline std::optional<NonFinite> find_non_finite(std::span<const std::byte> bytes, DType type) {
   return find_non_finite(bytes, type, type);
 }
+/// The same of codes: E4M3 has NaN, the others have not.
+std::optional<NonFinite> find_nan_codes(std::span<const std::byte> bytes, Code code);
 
 /// For a message, e.g. "2 values that are not finite (1 NaN, 1 infinite), the first at [3, 0, 7]";
 /// `shape` is that of the whole tensor.

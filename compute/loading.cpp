@@ -1,7 +1,10 @@
 #include "compute/loading.hpp"
 
 #include <algorithm>
+#include <utility>
+#include <vector>
 
+#include "compute/convert.hpp"
 #include "compute/cpu/kernels.hpp"
 #include "compute/error.hpp"
 
@@ -131,7 +134,39 @@ BackendOptions options_of_chunk(const BackendOptions& options, int index) {
   return of_chunk;
 }
 
+namespace {
+
+/// Codes as elements of the tensor's type, in `buffer`.
+HostTensor decoded(const HostTensor& tensor, AlignedBuffer& buffer) {
+  const Coding& coding = tensor.coding;
+  const auto row_bytes = coding.row_bytes(tensor.cols);
+  const std::int64_t scales_bytes = coding.groups(tensor.cols) * coding.scale_bytes();
+  const std::size_t element = size_of(tensor.dtype);
+  buffer = AlignedBuffer(static_cast<std::size_t>(tensor.rows * tensor.cols) * element);
+  std::vector<float> row(static_cast<std::size_t>(tensor.cols));
+  for (std::int64_t r = 0; r < tensor.rows; ++r) {
+    const auto* codes = static_cast<const std::byte*>(tensor.data) + r * row_bytes;
+    const auto* scales = static_cast<const std::byte*>(tensor.scales) + r * scales_bytes;
+    for (std::int64_t c = 0; c < tensor.cols; ++c) {
+      row[static_cast<std::size_t>(c)] =
+          number_at(coding.code, codes, c) * scale_at(coding.code, scales, c / coding.group);
+    }
+    from_float(row, buffer.as<char>() + static_cast<std::size_t>(r * tensor.cols) * element,
+               tensor.dtype);
+  }
+  return {buffer.data(), tensor.dtype, tensor.rows, tensor.cols};
+}
+
+}  // namespace
+
 const void* converted(const HostTensor& tensor, DType to, AlignedBuffer& buffer) {
+  if (tensor.coding.used()) {
+    AlignedBuffer elements;
+    const HostTensor plain = decoded(tensor, elements);
+    const void* result = converted(plain, to, buffer);
+    if (result == plain.data) buffer = std::move(elements);
+    return buffer.data();
+  }
   if (tensor.dtype == to) return tensor.data;
   const CpuIsa isa = cpu_isa();
   const std::int64_t count = tensor.rows * tensor.cols;

@@ -25,7 +25,8 @@ void check_experts(const BackendOptions& options, const Chunk& chunk,
 const float* vector_as_floats(const BackendOptions& options, const HostTensor& tensor,
                               AlignedBuffer& rounded, AlignedBuffer& floats);
 
-/// `tensor` as elements of type `to`; `buffer` holds them if they had to be converted.
+/// `tensor` as elements of type `to`; `buffer` holds them if they had to be converted. What is kept
+/// as codes is first rounded to the tensor's type.
 const void* converted(const HostTensor& tensor, DType to, AlignedBuffer& buffer);
 
 }  // namespace atl::compute

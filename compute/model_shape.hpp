@@ -7,7 +7,13 @@
 #include <cstdint>
 #include <vector>
 
+#include "compute/coding.hpp"
+
 namespace atl {
+
+namespace compute {
+enum class Weight : std::uint8_t;
+}
 
 enum class Activation : std::uint8_t {
   gelu_tanh,  ///< down(gelu(up(x))), gelu in its tanh form
@@ -103,6 +109,14 @@ struct Router {
   bool operator==(const Router&) const = default;
 };
 
+/// A matrix that layers of one kind keep as codes.
+struct CodedWeight {
+  compute::Weight weight{};
+  Coding coding;
+
+  bool operator==(const CodedWeight&) const = default;
+};
+
 /// All numbers the arithmetic of one model needs. `T` is a count of tokens, `H` is `hidden`.
 struct ModelShape {
   int hidden = 0;
@@ -145,6 +159,10 @@ struct ModelShape {
   int index_top_k = 0;  ///< attention selects so many keys where there are more, which is not
                         ///< supported: max_positions is not above it; 0: it selects none
 
+  // What is kept as codes, which changes no result:
+  std::vector<std::vector<CodedWeight>> codings;  ///< kinds of layers; empty: nothing is
+  std::vector<std::uint8_t> coding_of;            ///< [num_layers], into `codings`
+
   bool is_dense(int layer) const { return layer_is_dense[static_cast<std::size_t>(layer)]; }
   int values_dim() const { return value_dim > 0 ? value_dim : head_dim; }
   int q_width() const { return num_heads * head_dim; }
@@ -155,6 +173,14 @@ struct ModelShape {
   AttentionKind attention(int layer) const {
     if (attentions.empty()) return {num_kv_heads, 0, false, 0};
     return attentions[attention_of[static_cast<std::size_t>(layer)]];
+  }
+  /// Of a weight of this layer.
+  Coding coding(compute::Weight weight, int layer) const {
+    if (codings.empty() || layer < 0) return {};
+    for (const CodedWeight& one : codings[coding_of[static_cast<std::size_t>(layer)]]) {
+      if (one.weight == weight) return one.coding;
+    }
+    return {};
   }
   std::size_t num_ropes() const { return ropes.empty() ? 1 : ropes.size(); }
   Rope rope(std::size_t index) const {

@@ -2,6 +2,8 @@
 
 #include <cstring>
 
+#include "compute/error.hpp"
+
 namespace atl::compute {
 
 namespace {
@@ -100,22 +102,68 @@ WeightInfo own_weight(const ModelShape& shape, const Part& part, const WeightInf
   return own;
 }
 
+namespace {
+
+/// Where the bytes of a part's columns lie in a row of the whole tensor.
+struct ByteRange {
+  std::size_t first = 0;
+  std::size_t count = 0;
+  std::size_t whole_row = 0;
+};
+
+/// Copies the cut's rows from `from` to `to`, and returns what is behind them there.
+char* copy_rows(const WeightCut& cut, const ByteRange& bytes, const void* from, char* to) {
+  const char* columns = static_cast<const char*>(from) + bytes.first;
+  for (const WeightCut::Range& range : cut.rows) {
+    for (std::int64_t r = range.first; r < range.first + range.count; ++r, to += bytes.count) {
+      std::memcpy(to, columns + static_cast<std::size_t>(r) * bytes.whole_row, bytes.count);
+    }
+  }
+  return to;
+}
+
+/// own_tensor() of codes.
+HostTensor own_codes(const WeightCut& cut, const WeightInfo& info, const HostTensor& tensor,
+                     AlignedBuffer& buffer) {
+  const Coding& coding = tensor.coding;
+  const std::int64_t first = cut.cols.first;
+  const bool whole_words = coding.code == Code::fp8 || first % 8 == 0;
+  require(first % coding.group == 0 && whole_words,
+          "cannot cut weight {} of layer {} at column {}: it is kept as {} in groups of {}; import "
+          "the model without --weights keep, or take another division",
+          name_of(info.id), info.layer, first, name_of(coding.code), coding.group);
+  const auto bytes = [](std::int64_t begin, std::int64_t count, std::int64_t all) {
+    return ByteRange{static_cast<std::size_t>(begin), static_cast<std::size_t>(count),
+                     static_cast<std::size_t>(all)};
+  };
+  const ByteRange codes =
+      bytes(coding.row_bytes(first), coding.row_bytes(cut.cols.count), coding.row_bytes(info.cols));
+  const std::int64_t scale = coding.scale_bytes();
+  const ByteRange scales =
+      bytes(first / coding.group * scale, coding.groups(cut.cols.count) * scale,
+            coding.groups(info.cols) * scale);
+  const auto rows = static_cast<std::size_t>(cut.num_rows());
+  buffer = AlignedBuffer(rows * (codes.count + scales.count));
+  HostTensor own{buffer.data(), tensor.dtype, cut.num_rows(), cut.cols.count, coding, nullptr};
+  char* behind = copy_rows(cut, codes, tensor.data, buffer.as<char>());
+  own.scales = behind;
+  copy_rows(cut, scales, tensor.scales, behind);
+  return own;
+}
+
+}  // namespace
+
 HostTensor own_tensor(const ModelShape& shape, const Part& part, const WeightInfo& info,
                       const HostTensor& tensor, AlignedBuffer& buffer) {
   const WeightCut cut = cut_of(shape, part, info);
   if (cut.num_rows() == info.rows && cut.cols.count == info.cols) return tensor;
+  if (tensor.coding.used()) return own_codes(cut, info, tensor, buffer);
   const std::size_t element = size_of(tensor.dtype);
-  const std::size_t whole_row = static_cast<std::size_t>(info.cols) * element;
-  const std::size_t own_row = static_cast<std::size_t>(cut.cols.count) * element;
-  buffer = AlignedBuffer(static_cast<std::size_t>(cut.num_rows()) * own_row);
-  const char* from =
-      static_cast<const char*>(tensor.data) + static_cast<std::size_t>(cut.cols.first) * element;
-  char* to = buffer.as<char>();
-  for (const WeightCut::Range& range : cut.rows) {
-    for (std::int64_t r = range.first; r < range.first + range.count; ++r, to += own_row) {
-      std::memcpy(to, from + static_cast<std::size_t>(r) * whole_row, own_row);
-    }
-  }
+  const ByteRange bytes{static_cast<std::size_t>(cut.cols.first) * element,
+                        static_cast<std::size_t>(cut.cols.count) * element,
+                        static_cast<std::size_t>(info.cols) * element};
+  buffer = AlignedBuffer(static_cast<std::size_t>(cut.num_rows()) * bytes.count);
+  copy_rows(cut, bytes, tensor.data, buffer.as<char>());
   return {buffer.data(), tensor.dtype, cut.num_rows(), cut.cols.count};
 }
 

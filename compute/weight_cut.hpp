@@ -29,7 +29,8 @@ WeightCut cut_of(const ModelShape& shape, const Part& part, const WeightInfo& in
 /// those of the whole weight.
 WeightInfo own_weight(const ModelShape& shape, const Part& part, const WeightInfo& info);
 
-/// What the part has of the whole `tensor`; `buffer` holds it where that is not all.
+/// What the part has of the whole `tensor`; `buffer` holds it where that is not all. Throws Error
+/// where the part's columns begin inside a group of codes.
 HostTensor own_tensor(const ModelShape& shape, const Part& part, const WeightInfo& info,
                       const HostTensor& tensor, AlignedBuffer& buffer);
 

@@ -63,7 +63,7 @@ class Rows {
  private:
   void add(Weight id, Use use, Cut cut, std::int64_t cols, std::vector<Dataset> datasets,
            const char* suffix) {
-    WeightInfo info{id, layer_, false, use, cut, 0, cols, std::move(datasets)};
+    WeightInfo info{id, layer_, false, use, cut, 0, cols, std::move(datasets), {}};
     for (Dataset& dataset : info.datasets) {
       dataset.path = prefix_ + dataset.path + suffix;
       info.rows += dataset.rows;
@@ -206,7 +206,29 @@ std::vector<WeightInfo> weights_of(const ModelShape& shape) {
   for (int layer = 0; layer < shape.num_layers; ++layer) add_layer(table, shape, layer);
   top.vector(Weight::final_norm, Cut::none, {"model/norm", hidden});
   top.matrix(Weight::lm_head, Cut::none, hidden, {{"lm_head", shape.vocab}});
+  for (WeightInfo& info : table) info.coding = shape.coding(info.id, info.layer);
   return table;
+}
+
+std::string scales_path(const std::string& path) {
+  return path.substr(0, path.rfind('/')) + "/scales";
+}
+
+bool may_be_coded(Weight weight) {
+  switch (weight) {
+    case Weight::qkv:
+    case Weight::o:
+    case Weight::q_up:
+    case Weight::gate:
+    case Weight::up:
+    case Weight::down:
+    case Weight::shared_gate:
+    case Weight::shared_up:
+    case Weight::shared_down:
+      return true;
+    default:
+      return false;
+  }
 }
 
 namespace {

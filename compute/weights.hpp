@@ -85,9 +85,17 @@ struct WeightInfo {
   std::int64_t rows = 0;
   std::int64_t cols = 0;
   std::vector<Dataset> datasets;  ///< one under the other: together they have `rows`
+  Coding coding{};                ///< then each dataset of codes has one of scales_path()
 
   std::int64_t num_elements() const { return rows * cols; }
 };
+
+/// The dataset of the scales of a dataset of codes.
+std::string scales_path(const std::string& path);
+
+/// Whether a weight may be kept as codes: the matrices that a layer's rows are multiplied by, but
+/// the router and those that latent attention uses by heads.
+bool may_be_coded(Weight weight);
 
 /// Every weight of the model, in the order of the model file.
 std::vector<WeightInfo> weights_of(const ModelShape& shape);

@@ -127,6 +127,8 @@ Handle file_type(DType type) {
       return make_float16(8, 7, 127);
     case DType::float16:
       return make_float16(5, 10, 15);
+    case DType::uint8:
+      return checked(H5Tcopy(H5T_STD_U8LE), "cannot make a type of bytes");
     case DType::float32:
       break;
   }
@@ -134,10 +136,10 @@ Handle file_type(DType type) {
 }
 
 DType dtype_of(hid_t type, const std::string& what) {
-  for (DType candidate : {DType::bfloat16, DType::float16, DType::float32}) {
+  for (DType candidate : {DType::bfloat16, DType::float16, DType::float32, DType::uint8}) {
     if (H5Tequal(type, file_type(candidate).get()) > 0) return candidate;
   }
-  fail("{}: elements are neither bfloat16, float16 nor float32 (little endian)", what);
+  fail("{}: elements are neither bfloat16, float16, float32 (little endian) nor uint8", what);
 }
 
 void write_text_attribute(hid_t object, const char* name, const std::string& text) {

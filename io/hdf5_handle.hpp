@@ -21,6 +21,8 @@ inline constexpr std::uint64_t model_format_version = 2;
 inline constexpr std::uint64_t plain_model_format_version = 1;
 /// The version of files whose tensors have several types, with or without attachments.
 inline constexpr std::uint64_t mixed_model_format_version = 3;
+/// The version of files that hold codes, with or without attachments.
+inline constexpr std::uint64_t coded_model_format_version = 4;
 /// Datasets below it are no tensors.
 inline constexpr std::string_view attachment_group = "/tokenizer/";
 inline constexpr const char* checksum_attribute = "xxh3_64";
@@ -67,7 +69,7 @@ std::int64_t check_is_hdf5(const std::string& path, const std::string& wanted);
 Handle open_for_reading(const std::string& path);
 
 /// The element type on file: IEEE float32, IEEE half, or bfloat16 (the upper half of a float32), a
-/// custom 16-bit float that HDF5's tools and h5py read as numbers. Little endian.
+/// custom 16-bit float that HDF5's tools and h5py read as numbers, or bytes. Little endian.
 Handle file_type(DType type);
 /// Which of our types `type` is; throws Error naming `what` when it is none of them.
 DType dtype_of(hid_t type, const std::string& what);

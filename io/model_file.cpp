@@ -111,10 +111,10 @@ void ModelFileReader::Impl::open() {
       read_u64_attribute(root.get(), "format_version",
                          fmt::format("cannot read {}: attribute \"format_version\" of /", path));
   require(version.size() == 1 && version[0] >= plain_model_format_version &&
-              version[0] <= mixed_model_format_version,
+              version[0] <= coded_model_format_version,
           "cannot read {}: format version {}, this build reads {} to {}; create the file again",
           path, version.empty() ? 0 : version[0], plain_model_format_version,
-          mixed_model_format_version);
+          coded_model_format_version);
   config = read_text_attribute(root.get(), "config",
                                fmt::format("cannot read {}: attribute \"config\" of /", path));
 }

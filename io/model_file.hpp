@@ -97,7 +97,9 @@ class ModelFileReader {
 /// Writes a model file with parallel HDF5: every rank of `mpi_comm` constructs it with the same
 /// arguments, writes some of the slabs, and calls close(). The bytes of the file do not depend on
 /// the number of ranks. Written under a temporary name (PATH.partial.XXXXXXXX) and renamed by
-/// close(); an unclosed file is removed. HDF5 is used from one thread at a time.
+/// close(); an unclosed file is removed. With a key, what a killed process has written stays in
+/// PATH.partial, for a writer of the same key to go on with. HDF5 is used from one thread at a
+/// time.
 class ModelFileWriter {
  public:
   struct Dataset {
@@ -109,10 +111,11 @@ class ModelFileWriter {
 
   /// `mpi_comm_f` is a communicator's Fortran handle (MPI_Comm_c2f), so that no caller needs mpi.h,
   /// or single_process. Collective. Throws Error on all ranks alike: `path` cannot be written, the
-  /// disk has not enough room. `attachments` are written here.
+  /// disk has not enough room. `attachments` are written here. `key`, one line, says what is
+  /// written where: equal keys, equal slabs.
   ModelFileWriter(const std::string& path, const std::string& config_json, DType dtype,
                   const std::vector<Dataset>& datasets, int mpi_comm_f,
-                  const std::vector<Attachment>& attachments = {});
+                  const std::vector<Attachment>& attachments = {}, const std::string& key = {});
   ~ModelFileWriter();
   ModelFileWriter(const ModelFileWriter&) = delete;
   ModelFileWriter& operator=(const ModelFileWriter&) = delete;
@@ -120,6 +123,11 @@ class ModelFileWriter {
   /// Writes one slab (independent of the other ranks) and remembers its checksum. After an Error
   /// here, pass its text to set_failed() and call close(), so that all ranks end together.
   void write_slab(std::size_t dataset, std::int64_t slab, std::span<const std::byte> bytes);
+  /// Whether an earlier writer has left the slab, whole: then it need not be written. `buffer` gets
+  /// its bytes.
+  bool written_before(std::size_t dataset, std::int64_t slab, std::vector<std::byte>& buffer);
+  /// How many there were, of which some may be damaged.
+  std::int64_t slabs_written_before() const;
   /// Remembers that this rank cannot go on: close() will remove the file and throw on every rank.
   void set_failed(const std::string& reason);
   /// Collective: exchanges checksums, requires that every slab was written once, flushes, renames.

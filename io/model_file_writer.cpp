@@ -1,10 +1,16 @@
-// Writing model files: the layout is made collectively, slabs go out independently, and close()
-// agrees on success before the file gets its name.
+// Writing model files: the layout is made collectively in a file of its own, slabs go out
+// independently to where the layout has them, and close() brings both together and agrees on
+// success before the file gets its name. So slabs stay where they are when writing is interrupted,
+// which would leave an HDF5 file that cannot be opened again.
 
+#include <fcntl.h>
 #include <fmt/format.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <optional>
 #include <set>
 
 #include "compute/error.hpp"
@@ -12,13 +18,9 @@
 #include "io/hdf5_handle.hpp"
 #include "io/model_file.hpp"
 #include "io/parallel_file.hpp"
+#include "io/slab_file.hpp"
 
 namespace atl::io {
-namespace {
-
-constexpr std::int64_t max_transfer_bytes = 1 << 30;  // MPI-IO counts bytes in an int
-
-}  // namespace
 
 struct ModelFileWriter::Impl {
   struct Output {
@@ -33,23 +35,25 @@ struct ModelFileWriter::Impl {
 
   std::string path;
   Writers writers;
-  std::string temporary;  ///< empty: there is no temporary file
-  std::string what;       ///< start of this file's messages
-  std::string failure;    ///< this rank's
+  std::string temporary;          ///< with HDF5's structures alone; empty: there is none
+  std::optional<SlabFile> slabs;  ///< the tensors, and in the end the whole file
+  std::string what;               ///< start of this file's messages
+  std::string failure;            ///< this rank's
   Handle file;
   std::vector<Output> outputs;
   std::vector<std::uint64_t> checksums;      ///< [slabs of all datasets]; 0 where not written
   std::vector<std::uint64_t> times_written;  ///< the same
 
   void create(const std::string& config_json, DType dtype, const std::vector<Dataset>& datasets,
-              const std::vector<Attachment>& attachments);
+              const std::vector<Attachment>& attachments, const std::string& key);
   void make_groups(const std::vector<std::string>& paths);
   void make_dataset(const Dataset& dataset, DType dtype);
-  void write(Output& output, std::int64_t slab, std::span<const std::byte> bytes);
-  void write_rows(const Output& output, std::int64_t slab, std::int64_t first, std::int64_t count,
-                  const std::byte* bytes);
+  void note(const Output& output, std::int64_t slab, std::uint64_t checksum);
+  void copy_structures() const;
   void require_all_written() const;
   bool close_handles();
+  /// Throws Error unless there is such a slab.
+  Output& output_of(std::size_t dataset, std::int64_t slab);
   /// Throws on all ranks when one has an error, after removing the file.
   void agree(const std::string& error);
 };
@@ -63,10 +67,14 @@ ModelFileWriter::Impl::~Impl() {
     file.release();
   }
   unlink(temporary.c_str());
+  if (slabs) slabs->remove(/*all=*/true);
 }
 
 void ModelFileWriter::Impl::agree(const std::string& error) {
-  throw_agreed(writers, error, temporary, [this] { close_handles(); });
+  throw_agreed(writers, error, temporary, [this] {
+    close_handles();
+    if (slabs && writers.first()) slabs->remove(/*all=*/true);
+  });
 }
 
 bool ModelFileWriter::Impl::close_handles() {
@@ -77,21 +85,30 @@ bool ModelFileWriter::Impl::close_handles() {
 
 void ModelFileWriter::Impl::create(const std::string& config_json, DType dtype,
                                    const std::vector<Dataset>& datasets,
-                                   const std::vector<Attachment>& attachments) {
-  temporary = path + writers.broadcast(random_suffix());
+                                   const std::vector<Attachment>& attachments,
+                                   const std::string& key) {
   what = fmt::format("cannot write {}", path);
+  slabs.emplace(path, key, writers);
+  temporary = slabs->name_of_structures();
   agree(error_of([&] {
-    if (writers.first()) create_exclusively(path, temporary);
+    if (!writers.first()) return;
+    unlink(temporary.c_str());  // of a killed process
+    create_exclusively(path, temporary);
   }));
   agree(error_of([&] {
     file = make_file(temporary, writers, what);
     const Handle root = checked(H5Gopen2(file.get(), "/", H5P_DEFAULT), what);
     write_text_attribute(root.get(), "format", model_format);
     make_u64_attribute(root.get(), "format_version", 1);
-    const bool mixed = std::any_of(datasets.begin(), datasets.end(), [&](const Dataset& dataset) {
-      return dataset.dtype.value_or(dtype) != dtype;
-    });
-    const std::uint64_t* version = mixed                 ? &mixed_model_format_version
+    const auto any = [&](const auto& has) {
+      return std::any_of(datasets.begin(), datasets.end(), [&](const Dataset& dataset) {
+        return has(dataset.dtype.value_or(dtype));
+      });
+    };
+    const bool coded = any([](DType type) { return type == DType::uint8; });
+    const bool mixed = any([dtype](DType type) { return type != dtype; });
+    const std::uint64_t* version = coded                 ? &coded_model_format_version
+                                   : mixed               ? &mixed_model_format_version
                                    : attachments.empty() ? &plain_model_format_version
                                                          : &model_format_version;
     set_u64_attribute(root.get(), "format_version", version);
@@ -108,15 +125,16 @@ void ModelFileWriter::Impl::create(const std::string& config_json, DType dtype,
       make_dataset(dataset, dataset.dtype.value_or(dtype));
     }
   }));
+  // Not H5Fget_filesize: the parallel driver no longer knows the size once the metadata cache has
+  // spilled.
+  std::int64_t bytes = 0;
+  for (Output& output : outputs) {
+    output.info.offset = static_cast<std::int64_t>(H5Dget_offset(output.data.get()));
+    bytes =
+        std::max(bytes, output.info.offset + output.info.num_slabs() * output.info.slab_bytes());
+  }
   agree(error_of([&] {
-    // Not H5Fget_filesize: the parallel driver no longer knows the size once the metadata cache has
-    // spilled.
-    hsize_t bytes = 0;
-    for (const Output& output : outputs) {
-      bytes = std::max<hsize_t>(
-          bytes, H5Dget_offset(output.data.get()) + H5Dget_storage_size(output.data.get()));
-    }
-    if (writers.first()) reserve_room(path, temporary, bytes);
+    if (writers.first()) slabs->reserve(static_cast<std::uint64_t>(bytes));
   }));
 }
 
@@ -164,41 +182,34 @@ void ModelFileWriter::Impl::make_dataset(const Dataset& dataset, DType dtype) {
   outputs.push_back(std::move(output));
 }
 
-/// Writes `count` entries, starting at `first`, of the first dimension that a slab spans.
-void ModelFileWriter::Impl::write_rows(const Output& output, std::int64_t slab, std::int64_t first,
-                                       std::int64_t count, const std::byte* bytes) {
-  const DatasetInfo& info = output.info;
-  const std::string problem = fmt::format("{}: dataset {}", what, info.path);
-  std::vector<hsize_t> start(info.shape.size(), 0);
-  std::vector<hsize_t> extent(info.shape.begin(), info.shape.end());
-  const std::size_t rows_dim = info.per_expert ? 1 : 0;
-  if (info.per_expert) {
-    start[0] = static_cast<hsize_t>(slab);
-    extent[0] = 1;
-  }
-  start[rows_dim] = static_cast<hsize_t>(first);
-  extent[rows_dim] = static_cast<hsize_t>(count);
-  const Handle space = checked(H5Dget_space(output.data.get()), problem);
-  check(H5Sselect_hyperslab(space.get(), H5S_SELECT_SET, start.data(), nullptr, extent.data(),
-                            nullptr),
-        problem);
-  hsize_t elements = 1;
-  for (hsize_t e : extent) elements *= e;
-  const Handle memory = checked(H5Screate_simple(1, &elements, nullptr), problem);
-  check(H5Dwrite(output.data.get(), file_type(info.dtype).get(), memory.get(), space.get(),
-                 H5P_DEFAULT, bytes),
-        problem + ": is the disk full?");
+void ModelFileWriter::Impl::note(const Output& output, std::int64_t slab, std::uint64_t checksum) {
+  const std::size_t place = output.first_slab + static_cast<std::size_t>(slab);
+  checksums[place] = checksum;
+  ++times_written[place];
 }
 
-void ModelFileWriter::Impl::write(Output& output, std::int64_t slab,
-                                  std::span<const std::byte> bytes) {
-  const std::int64_t num_rows = output.info.shape[output.info.per_expert ? 1 : 0];
-  const std::int64_t row_bytes = output.info.slab_bytes() / num_rows;
-  const std::int64_t rows_at_once = std::max<std::int64_t>(1, max_transfer_bytes / row_bytes);
-  for (std::int64_t row = 0; row < num_rows; row += rows_at_once) {
-    write_rows(output, slab, row, std::min(rows_at_once, num_rows - row),
-               bytes.data() + row * row_bytes);
+/// What lies between the tensors: HDF5's structures, and attachments. On the first rank.
+void ModelFileWriter::Impl::copy_structures() const {
+  const int from = ::open(temporary.c_str(), O_RDONLY | O_CLOEXEC);
+  require(from >= 0, "{}: {}", what, std::strerror(errno));
+  const off_t size = lseek(from, 0, SEEK_END);
+  std::vector<std::byte> bytes;
+  off_t at = 0;
+  const auto copy_to = [&](off_t end) {
+    bytes.resize(static_cast<std::size_t>(std::max<off_t>(0, end - at)));
+    const ssize_t got = pread(from, bytes.data(), bytes.size(), at);
+    const bool all = got == static_cast<ssize_t>(bytes.size());
+    if (!all) ::close(from);
+    require(all, "{}: its structures cannot be read again", what);
+    slabs->write(at, bytes);
+  };
+  for (const Output& output : outputs) {  // in order of their offsets
+    copy_to(output.info.offset);
+    at = output.info.offset + output.info.num_slabs() * output.info.slab_bytes();
   }
+  copy_to(size);
+  ::close(from);
+  require(truncate(slabs->name().c_str(), size) == 0, "{}: {}", what, std::strerror(errno));
 }
 
 void ModelFileWriter::Impl::require_all_written() const {
@@ -213,27 +224,51 @@ void ModelFileWriter::Impl::require_all_written() const {
 
 ModelFileWriter::ModelFileWriter(const std::string& path, const std::string& config_json,
                                  DType dtype, const std::vector<Dataset>& datasets, int mpi_comm_f,
-                                 const std::vector<Attachment>& attachments)
+                                 const std::vector<Attachment>& attachments, const std::string& key)
     : impl_(std::make_unique<Impl>(path, mpi_comm_f)) {
   prepare_hdf5();
-  impl_->create(config_json, dtype, datasets, attachments);
+  impl_->create(config_json, dtype, datasets, attachments, key);
 }
 
 ModelFileWriter::~ModelFileWriter() = default;
 
+ModelFileWriter::Impl::Output& ModelFileWriter::Impl::output_of(std::size_t dataset,
+                                                                std::int64_t slab) {
+  require(dataset < outputs.size(), "{}: there is no dataset {}", what, dataset);
+  Output& output = outputs[dataset];
+  require(slab >= 0 && slab < output.info.num_slabs(), "{}: dataset {} has slabs 0 to {}, not {}",
+          what, output.info.path, output.info.num_slabs() - 1, slab);
+  return output;
+}
+
+bool ModelFileWriter::written_before(std::size_t dataset, std::int64_t slab,
+                                     std::vector<std::byte>& buffer) {
+  Impl::Output& output = impl_->output_of(dataset, slab);
+  const auto number = output.first_slab + static_cast<std::size_t>(slab);
+  const std::uint64_t* expected = impl_->slabs->written_before(number);
+  if (expected == nullptr) return false;
+  const std::int64_t bytes = output.info.slab_bytes();
+  buffer.resize(static_cast<std::size_t>(bytes));
+  impl_->slabs->read(output.info.offset + slab * bytes, buffer);
+  if (checksum_of(buffer) != *expected) return false;
+  impl_->note(output, slab, *expected);
+  return true;
+}
+
+std::int64_t ModelFileWriter::slabs_written_before() const {
+  return static_cast<std::int64_t>(impl_->slabs->num_written_before());
+}
+
 void ModelFileWriter::write_slab(std::size_t dataset, std::int64_t slab,
                                  std::span<const std::byte> bytes) {
-  require(dataset < impl_->outputs.size(), "{}: there is no dataset {}", impl_->what, dataset);
-  Impl::Output& output = impl_->outputs[dataset];
-  require(slab >= 0 && slab < output.info.num_slabs(), "{}: dataset {} has slabs 0 to {}, not {}",
-          impl_->what, output.info.path, output.info.num_slabs() - 1, slab);
+  Impl::Output& output = impl_->output_of(dataset, slab);
   require(bytes.size() == static_cast<std::size_t>(output.info.slab_bytes()),
           "{}: dataset {}: a slab has {} bytes, not {}", impl_->what, output.info.path,
           output.info.slab_bytes(), bytes.size());
-  impl_->write(output, slab, bytes);
-  const std::size_t place = output.first_slab + static_cast<std::size_t>(slab);
-  impl_->checksums[place] = checksum_of(bytes);
-  ++impl_->times_written[place];
+  const std::uint64_t checksum = checksum_of(bytes);
+  impl_->slabs->write(output.info.offset + slab * output.info.slab_bytes(), bytes);
+  impl_->slabs->note(output.first_slab + static_cast<std::size_t>(slab), checksum);
+  impl_->note(output, slab, checksum);
 }
 
 void ModelFileWriter::set_failed(const std::string& reason) {
@@ -255,10 +290,17 @@ void ModelFileWriter::close() {
     check(H5Fflush(impl.file.get(), H5F_SCOPE_GLOBAL), impl.what + ": is the disk full?");
     if (!impl.close_handles()) fail("{}: is the disk full? (HDF5: {})", impl.what, hdf5_error());
   }));
+  // What other ranks wrote is on disk before the file gets its name.
+  impl.agree(error_of([&] { impl.slabs->sync(); }));
   impl.agree(error_of([&] {
-    if (impl.writers.first()) publish(impl.temporary, impl.path);
+    if (!impl.writers.first()) return;
+    impl.copy_structures();
+    publish(impl.slabs->name(), impl.path);
+    impl.slabs->remove(/*all=*/false);
+    unlink(impl.temporary.c_str());
   }));
   impl.temporary.clear();
+  impl.slabs.reset();  // with its lock
 }
 
 }  // namespace atl::io

@@ -24,6 +24,7 @@ inline reference::Round rounding_of(DType dtype) {
     case DType::float16:
       return reference::to_float16;
     case DType::float32:
+    case DType::uint8:
       break;
   }
   return to_float32;

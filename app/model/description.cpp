@@ -12,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+#include "app/model/kept_config.hpp"
 #include "compute/error.hpp"
 #include "compute/sampling.hpp"
 #include "io/json_shown.hpp"
@@ -360,6 +361,9 @@ ModelConfig config_of_description(const Json& json) {
   for (const int id : top.integers("stop_token_ids", 0, shape.vocab - 1)) {
     config.stop_token_ids.push_back(id);
   }
+  if (top.has(kept_kinds_key)) {
+    read_kept(top.at(kept_kinds_key), top.at(kept_of_layer_key), shape);
+  }
   top.done();
   check_shape_of(shape);
   return config;
@@ -412,6 +416,7 @@ Json description_of(const ModelConfig& config) {
     json["clamp_limit"] = shortest(shape.clamp_limit);
     json["clamp_alpha"] = shortest(shape.clamp_alpha);
   }
+  add_kept(shape, json);
   return json;
 }
 

@@ -342,7 +342,7 @@ void warn_of_import(const std::string& line) {
   fmt::print(stderr, "import: {}\n", line);
 }
 
-ImportPlan plan_import(const std::string& folder, const io::Warn& warn) {
+ImportPlan plan_import(const std::string& folder, KeptWeights weights, const io::Warn& warn) {
   const fs::path base(folder);
   const fs::path config_path = base / "config.json";
   std::error_code ignored;
@@ -360,9 +360,9 @@ ImportPlan plan_import(const std::string& folder, const io::Warn& warn) {
       family != nullptr ? nullptr : naming(config_path, [&] { return &architecture_of(hf, warn); });
   Quantisation quantisation;
   naming(config_path, [&] { return quantisation = take_quantisation(hf); });
-  const Json weights = hf.value("transformers_weights", Json());
+  const Json file = hf.value("transformers_weights", Json());
   io::Safetensors stored = io::Safetensors::open_folder(
-      folder, warn, weights.is_string() ? weights.get<std::string>() : std::string());
+      folder, warn, file.is_string() ? file.get<std::string>() : std::string());
   const std::string stored_dtype(name_of(stored_dtype_of(stored)));
   FamilyModel model;
   naming(config_path, [&] {
@@ -377,6 +377,7 @@ ImportPlan plan_import(const std::string& folder, const io::Warn& warn) {
   const FolderForm form = family != nullptr ? form_of(*family, model) : form_of(*architecture);
   std::vector<Import> imports =
       naming(base, [&] { return Importer(stored, model.config, form, quantisation, warn).plan(); });
+  if (weights == KeptWeights::coded) keep_codes(imports, model.config, warn);
   std::vector<io::Attachment> tokenizer = tokenizer_of(folder, model.config, warn);
   return {std::move(stored), std::move(model.config), std::move(imports), std::move(tokenizer)};
 }

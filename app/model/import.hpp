@@ -3,6 +3,7 @@
 
 #include <string>
 
+#include "app/model/kept_weights.hpp"
 #include "io/safetensors.hpp"
 
 namespace atl {
@@ -18,7 +19,7 @@ void warn_of_import(const std::string& line);
 /// of config.json. Throws Error naming what is missing, misshapen or not supported; then no file is
 /// left.
 void import_hf(const std::string& folder, const std::string& output,
-               const io::Warn& warn = warn_of_import);
+               const io::Warn& warn = warn_of_import, KeptWeights weights = KeptWeights::none);
 
 /// The configuration (as for ModelConfig::from_json) that a folder's config.json amounts to, with
 /// the defaults that the `transformers` library gives to absent keys. `stored_dtype` stands in for

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "app/model/import.hpp"
 #include "app/model/import_places.hpp"
 #include "app/model/model_config.hpp"
 #include "app/model/quantised.hpp"
@@ -45,7 +46,25 @@ struct ImportPlan {
 };
 
 /// Reads the headers of a folder. Throws Error as import_hf() does.
-ImportPlan plan_import(const std::string& folder, const io::Warn& warn);
+ImportPlan plan_import(const std::string& folder, KeptWeights weights, const io::Warn& warn);
+
+/// Lets what `imports`, of all tensors of `config`, have in few bits stay so, weight by weight
+/// where all of a weight is in one code: both get the datasets of codes and scales. `warn` hears
+/// what does not stay.
+void keep_codes(std::vector<Import>& imports, ModelConfig& config, const io::Warn& warn);
+
+/// Reads a slab of codes, or of their scales, as the model file has them; `buffers` hold it.
+struct KeptBuffers {
+  std::vector<std::byte> read;
+  std::vector<std::byte> picked;
+  std::vector<std::byte> scales;
+};
+std::span<const std::byte> read_kept_slab(const io::Safetensors& stored, const TensorInfo& target,
+                                          const Source& source, KeptBuffers& buffers);
+/// Whether elements of a slab may be other than finite, as float32 or rounded to `dtype`, by its
+/// codes and scales.
+bool may_be_non_finite(const io::Safetensors& stored, const Source& source, DType dtype,
+                       KeptBuffers& buffers);
 
 /// Who writes: the rank-th of several, each some of the slabs, or one alone.
 struct ImportShare {

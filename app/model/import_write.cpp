@@ -3,7 +3,9 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <filesystem>
 #include <optional>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -81,6 +83,26 @@ std::int64_t slab_bytes_of(const TensorInfo& target) {
   return info.slab_bytes();
 }
 
+/// One line that says what is written where: the model and its files, as they are now.
+std::string key_of(const ImportPlan& plan) {
+  namespace fs = std::filesystem;
+  std::string text = plan.config.to_json();
+  for (const Import& import : plan.imports) {
+    text += fmt::format("\n{} {} {}", import.target.path, name_of(import.target.dtype),
+                        fmt::join(import.target.shape, " "));
+    for (const Source& source : import.slabs) {
+      text += fmt::format(" {} {} {}", source.part.file, source.part.offset, source.part.bytes);
+    }
+  }
+  for (const std::string& file : plan.stored.files()) {
+    std::error_code ignored;
+    text += fmt::format("\n{} {} {}", file, fs::file_size(file, ignored),
+                        fs::last_write_time(file, ignored).time_since_epoch().count());
+  }
+  for (const io::Attachment& one : plan.tokenizer) text += one.path + one.bytes;
+  return fmt::format("atoll-import 1 {:016x}", io::checksum_of(std::as_bytes(std::span(text))));
+}
+
 /// This rank's slabs of all tensors, which are dealt out in turn.
 void write_slabs(const ImportPlan& plan, const ImportShare& share, io::ModelFileWriter& writer,
                  NonFiniteReport& report, const io::Warn& warn) {
@@ -90,6 +112,7 @@ void write_slabs(const ImportPlan& plan, const ImportShare& share, io::ModelFile
   }
   Progress progress(bytes, share.rank == 0, warn);
   ReadBuffers buffers;
+  KeptBuffers kept_buffers;
   std::vector<std::byte> picked;
   std::int64_t counter = 0;
   for (std::size_t d = 0; d < plan.imports.size(); ++d) {
@@ -97,12 +120,24 @@ void write_slabs(const ImportPlan& plan, const ImportShare& share, io::ModelFile
     for (std::size_t slab = 0; slab < import.slabs.size(); ++slab) {
       progress.add(slab_bytes_of(import.target));
       if (counter++ % share.num_ranks != share.rank) continue;
+      if (writer.written_before(d, static_cast<std::int64_t>(slab), picked)) continue;
       const Source& source = import.slabs[slab];
+      const bool kept = import.target.coding.used();
+      if (kept) {
+        const auto values = read_kept_slab(plan.stored, import.target, source, kept_buffers);
+        writer.write_slab(d, static_cast<std::int64_t>(slab), values);
+      }
+      // What the codes say is known without decoding them, but for what is to be named.
+      if (kept && (import.target.scales ||
+                   !may_be_non_finite(plan.stored, source, plan.config.dtype, kept_buffers))) {
+        continue;
+      }
       const auto look = [&](std::span<const std::byte> read, DType type) {
         report.look(source, read, type);
       };
-      const DType dtype = import.target.dtype;
+      const DType dtype = kept ? plan.config.dtype : import.target.dtype;
       const std::span<const std::byte> values = read_as(plan.stored, source, dtype, buffers, look);
+      if (kept) continue;
       writer.write_slab(d, static_cast<std::int64_t>(slab),
                         source.picking.apply(values, dtype, picked));
     }
@@ -121,7 +156,11 @@ void write_import(const ImportPlan& plan, const std::string& output, const Impor
   {
     const comm::Waiting waiting("creating the model file");
     writer.emplace(output, plan.config.to_json(), plan.config.dtype, datasets, share.mpi_comm_f,
-                   plan.tokenizer);
+                   plan.tokenizer, key_of(plan));
+  }
+  if (const std::int64_t before = writer->slabs_written_before(); before > 0 && share.rank == 0) {
+    warn(fmt::format("goes on with what an interrupted import of these files has left: {} matrices",
+                     before));
   }
   NonFiniteReport report;
   if (share.num_ranks == 1) {
@@ -140,8 +179,9 @@ void write_import(const ImportPlan& plan, const std::string& output, const Impor
   report.tell(warn);
 }
 
-void import_hf(const std::string& folder, const std::string& output, const io::Warn& warn) {
-  write_import(plan_import(folder, warn), output, {}, warn);
+void import_hf(const std::string& folder, const std::string& output, const io::Warn& warn,
+               KeptWeights weights) {
+  write_import(plan_import(folder, weights, warn), output, {}, warn);
 }
 
 }  // namespace atl

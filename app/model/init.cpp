@@ -95,11 +95,16 @@ void fill_random(std::uint64_t seed, std::string_view name, std::int64_t first, 
       return fill<std::uint16_t>(key, first, scale, bytes, compute::float16_of);
     case DType::float32:
       return fill<float>(key, first, scale, bytes, [](float value) { return value; });
+    case DType::uint8:
+      fail("internal: there are no random codes");
   }
 }
 
 void init_model(const ModelConfig& config, std::uint64_t seed, const std::string& output, int rank,
                 int num_ranks, int mpi_comm_f) {
+  require(config.shape.codings.empty(),
+          "cannot make a model of weights that are kept as codes, as its configuration's "
+          "\"kept_kinds\" says; take the key away, or import such a model with --weights keep");
   const std::vector<TensorInfo> tensors = tensors_of(config);
   std::vector<io::ModelFileWriter::Dataset> datasets;
   for (const TensorInfo& t : tensors) {

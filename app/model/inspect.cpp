@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <iterator>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <vector>
 
@@ -57,15 +58,18 @@ std::string table_of(const std::vector<io::DatasetInfo>& datasets) {
 }
 
 std::string totals_of(const std::vector<io::DatasetInfo>& datasets, const ModelConfig& config) {
+  ModelConfig unpacked = config;  // has a dataset of elements for each weight
+  unpacked.shape.codings.clear();
   std::int64_t parameters = 0;
   std::int64_t expert_parameters = 0;
-  std::int64_t bytes = 0;
-  for (const io::DatasetInfo& d : datasets) {
-    const std::int64_t elements = d.num_slabs() * d.slab_elements();
+  for (const TensorInfo& t : tensors_of(unpacked)) {
+    std::int64_t elements = 1;
+    for (const std::int64_t extent : t.shape) elements *= extent;
     parameters += elements;
-    expert_parameters += d.per_expert ? elements : 0;
-    bytes += bytes_of(d);
+    expert_parameters += t.per_expert ? elements : 0;
   }
+  std::int64_t bytes = 0;
+  for (const io::DatasetInfo& d : datasets) bytes += bytes_of(d);
   const std::int64_t active = parameters - expert_parameters +
                               expert_parameters / config.shape.num_experts * config.shape.top_k;
   return fmt::format(
@@ -80,7 +84,11 @@ struct Verification {
   std::vector<std::string> non_finite;  ///< tensors with values that are not finite
 };
 
-Verification verify(io::ModelFileReader& reader) {
+Verification verify(io::ModelFileReader& reader, const ModelConfig& config) {
+  std::map<std::string, Code> code_of;
+  for (const TensorInfo& t : tensors_of(config)) {
+    if (!t.scales) code_of[t.path] = t.coding.code;
+  }
   Verification result;
   std::vector<std::byte> bytes;
   for (const io::DatasetInfo& dataset : reader.datasets()) {
@@ -89,8 +97,10 @@ Verification verify(io::ModelFileReader& reader) {
     for (std::int64_t slab = 0; slab < dataset.num_slabs(); ++slab) {
       try {
         reader.read_slab(dataset, slab, bytes);
-        found.add(compute::find_non_finite(bytes, dataset.dtype).value_or(compute::NonFinite{}),
-                  slab * dataset.slab_elements());
+        const auto bad = dataset.dtype == DType::uint8
+                             ? compute::find_nan_codes(bytes, code_of[dataset.path])
+                             : compute::find_non_finite(bytes, dataset.dtype);
+        found.add(bad.value_or(compute::NonFinite{}), slab * dataset.slab_elements());
       } catch (const Error& error) {
         result.damage.emplace_back(error.what());
       }
@@ -102,8 +112,8 @@ Verification verify(io::ModelFileReader& reader) {
   return result;
 }
 
-std::string verification_of(io::ModelFileReader& reader) {
-  const Verification found = verify(reader);
+std::string verification_of(io::ModelFileReader& reader, const ModelConfig& config) {
+  const Verification found = verify(reader, config);
   require(found.damage.empty(), "{} of the slabs of {} are damaged:\n{}", found.damage.size(),
           reader.path(), fmt::join(found.damage, "\n"));
   std::string text = fmt::format("checksums: all good ({} bytes read)\n", reader.bytes_read());
@@ -177,7 +187,7 @@ std::string inspect_text(const std::string& path, bool verify) {
   if (const auto tokenizer = reader.attachments(); !tokenizer.empty()) {
     text += fmt::format("tokenizer: {}\n", io::description_of(io::from_attachments(tokenizer)));
   }
-  if (verify) text += verification_of(reader);
+  if (verify) text += verification_of(reader, config);
   return text;
 }
 

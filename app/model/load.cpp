@@ -37,13 +37,18 @@ struct Wanted {
   std::optional<WeightInfo> tied;  ///< takes the same tensor
 };
 
+/// Of bytes on file: what they are codes of, or none where they are scales.
+Code code_of(const Wanted& weight, const io::DatasetInfo& info) {
+  return info.path.ends_with("/scales") ? Code::none : weight.info.coding.code;
+}
+
 /// Loads weights one after the other: the next one is read while the last one is packed. A rank
 /// that fails still takes part in the exchanges, until the next agreement.
 class Loader {
  public:
   Loader(const comm::Communicator& world, const comm::Topology& topology, io::ModelFileReader& file,
-         DType dtype, compute::Backend& backend)
-      : world_(world), file_(file), dtype_(dtype), backend_(backend) {
+         DType stored_dtype, DType dtype, compute::Backend& backend)
+      : world_(world), file_(file), stored_dtype_(stored_dtype), dtype_(dtype), backend_(backend) {
     if (world.size() > 1) read_once_.emplace(world, topology);
     for (const io::DatasetInfo& dataset : file.datasets()) {
       index_of_.emplace(dataset.path, static_cast<std::int64_t>(index_of_.size()));
@@ -171,13 +176,20 @@ class Loader {
       cost.best_bytes_per_s =
           std::max(cost.best_bytes_per_s, static_cast<double>(bytes.size()) / seconds);
     }
-    const DType used_as = weight.info.use == compute::Use::vector ? DType::float32 : dtype_;
-    if (auto found = compute::find_non_finite(bytes, info.dtype, used_as)) {
+    if (auto found = non_finite(weight, info, bytes)) {
       const auto offset = static_cast<std::int64_t>(slice.first / size_of(info.dtype));
       compute::NonFinite in_slab;
       in_slab.add(*found, offset);
       result_.non_finite.push_back({index_of_.at(info.path), slab, offset, in_slab});
     }
+  }
+
+  std::optional<compute::NonFinite> non_finite(const Wanted& weight, const io::DatasetInfo& info,
+                                               std::span<const std::byte> bytes) const {
+    if (info.dtype == DType::uint8) return compute::find_nan_codes(bytes, code_of(weight, info));
+    const bool as_they_are =
+        weight.info.use == compute::Use::vector || weight.info.coding.used();  // or scales
+    return compute::find_non_finite(bytes, info.dtype, as_they_are ? DType::float32 : dtype_);
   }
 
   /// The slices that ranks have read, to all of them.
@@ -198,10 +210,17 @@ class Loader {
   void pack(const Wanted& weight, const Tensor& tensor, const std::vector<std::byte>& buffer) {
     const double begin = now_seconds();
     const auto give = [&](const WeightInfo& info) {
-      const HostTensor host{buffer.data(), tensor.dtype, info.rows, info.cols};
+      HostTensor host{buffer.data(), tensor.dtype, info.rows, info.cols};
+      std::int64_t bytes = info.num_elements() * static_cast<std::int64_t>(size_of(tensor.dtype));
+      if (info.coding.used()) {
+        const std::int64_t codes = info.rows * info.coding.row_bytes(info.cols);
+        host.dtype = stored_dtype_;
+        host.coding = info.coding;
+        host.scales = buffer.data() + codes;
+        bytes = codes + info.rows * info.coding.groups(info.cols) * info.coding.scale_bytes();
+      }
       backend_.load_weight(info.id, info.layer, weight.local_expert, host);
-      result_.cost.bytes_packed +=
-          info.num_elements() * static_cast<std::int64_t>(size_of(tensor.dtype));
+      result_.cost.bytes_packed += bytes;
     };
     give(weight.info);
     if (weight.tied) give(*weight.tied);
@@ -212,6 +231,7 @@ class Loader {
 
   const comm::Communicator& world_;
   io::ModelFileReader& file_;
+  DType stored_dtype_;  // that elements of codes are rounded to
   DType dtype_;
   compute::Backend& backend_;
   std::optional<comm::ReadOnce> read_once_;  // where there are others
@@ -235,6 +255,11 @@ std::vector<Wanted> wanted_of(const ModelConfig& config, const compute::Part& pa
           all.front().tied = info;
         } else {
           all.push_back({info, info.datasets, expert, local_expert, std::nullopt});
+          if (info.coding.used()) {  // all codes, then all their scales
+            for (const compute::Dataset& dataset : info.datasets) {
+              all.back().datasets.push_back({compute::scales_path(dataset.path), dataset.rows});
+            }
+          }
           if (tied) all.back().datasets = compute::weights_of(config.shape).front().datasets;
         }
       });
@@ -246,7 +271,7 @@ std::vector<Wanted> wanted_of(const ModelConfig& config, const compute::Part& pa
 LoadedModel load_weights(const comm::Communicator& world, const comm::Topology& topology,
                          io::ModelFileReader& file, const ModelConfig& config,
                          const compute::Part& part, DType dtype, compute::Backend& backend) {
-  Loader loader(world, topology, file, dtype, backend);
+  Loader loader(world, topology, file, config.dtype, dtype, backend);
   loader.load(wanted_of(config, part));
   world.agree([&] { backend.finish_loading(); });
   return loader.result();

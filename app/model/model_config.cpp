@@ -10,6 +10,7 @@
 #include <set>
 
 #include "app/model/description.hpp"
+#include "app/model/kept_config.hpp"
 #include "app/model/tensors.hpp"
 #include "compute/error.hpp"
 #include "compute/sampling.hpp"
@@ -323,6 +324,9 @@ ModelConfig ModelConfig::from_json(std::string_view text) {
   config.dtype = parse_dtype(keys);
   config.tie_word_embeddings = keys.flag("tie_word_embeddings", false);
   config.stop_token_ids = parse_stop_ids(keys, shape.vocab);
+  if (keys.has(kept_kinds_key)) {
+    read_kept(keys.at(kept_kinds_key), keys.at(kept_of_layer_key), shape);
+  }
   check_total_size(config);
   return config;
 }
@@ -356,6 +360,7 @@ std::string ModelConfig::to_json() const {
       {"eos_token_id", stop_token_ids},
   };
   if (shape.qk_norm == QkNorm::whole_row) json["qk_norm"] = "whole_row";
+  add_kept(shape, json);
   return json.dump();
 }
 

@@ -3,10 +3,8 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <cstring>
-#include <limits>
 
 #include "compute/convert.hpp"
 #include "compute/error.hpp"
@@ -164,27 +162,6 @@ std::vector<float> read_scales(const io::Safetensors& stored, const io::StoredTe
   return values;
 }
 
-float e2m1(unsigned bits) {
-  constexpr std::array<float, 8> values = {0, 0.5F, 1, 1.5F, 2, 3, 4, 6};
-  return (bits & 8U) != 0 ? -values[bits & 7U] : values[bits & 7U];
-}
-
-/// Number `col` of the row that begins at `row`.
-float number_at(Code code, const std::byte* row, std::int64_t col) {
-  const auto at = static_cast<unsigned>(col);
-  switch (code) {
-    case Code::fp8:
-      return fp8_e4m3(static_cast<std::uint8_t>(row[col]));
-    case Code::mxfp4:
-      return e2m1((static_cast<unsigned>(row[col / 2]) >> (at % 2 * 4)) & 15U);
-    default:
-      break;
-  }
-  std::uint32_t word = 0;
-  std::memcpy(&word, row + col / 8 * 4, sizeof word);
-  return static_cast<float>(static_cast<int>((word >> (at % 8 * 4)) & 15U) - 8);
-}
-
 }  // namespace
 
 Quantisation take_quantisation(Json& hf) {
@@ -250,26 +227,40 @@ void read_coded(const io::Safetensors& stored, const CodedMatrix& matrix,
     for (std::int64_t block = 0; block < scale_cols; ++block) {
       const std::int64_t end = std::min(matrix.cols, (block + 1) * matrix.block_cols);
       for (std::int64_t c = block * matrix.block_cols; c < end; ++c) {
-        to[c] = number_at(matrix.code, row, c) * of_row[block];
+        to[c] = compute::number_at(matrix.code, row, c) * of_row[block];
       }
     }
   }
 }
 
-float fp8_e4m3(std::uint8_t bits) {
-  static const std::array<float, 256> table = [] {
-    std::array<float, 256> values{};
-    for (unsigned code = 0; code < values.size(); ++code) {
-      const int exponent = static_cast<int>((code >> 3U) & 15U);
-      const int fraction = static_cast<int>(code & 7U);
-      float value = exponent == 0 ? std::ldexp(static_cast<float>(fraction), -9)
-                                  : std::ldexp(static_cast<float>(8 + fraction), exponent - 10);
-      if ((code & 127U) == 127U) value = std::numeric_limits<float>::quiet_NaN();
-      values[code] = (code & 128U) != 0 ? -value : value;
-    }
-    return values;
-  }();
-  return table[bits];
+Coding coding_of(const CodedMatrix& matrix) {
+  const std::int64_t all = (matrix.cols + 1) / 2 * 2;
+  const std::int64_t group = std::min(matrix.block_cols, all);
+  if (group % 2 != 0) return {};
+  return {matrix.code, static_cast<int>(group)};
+}
+
+void read_codes(const io::Safetensors& stored, const CodedMatrix& matrix,
+                std::vector<std::byte>& codes) {
+  codes.resize(static_cast<std::size_t>(matrix.numbers.bytes));
+  stored.read(matrix.numbers, codes);
+}
+
+void read_scales_of_rows(const io::Safetensors& stored, const CodedMatrix& matrix,
+                         std::vector<std::byte>& scales) {
+  if (matrix.code == Code::mxfp4) {  // exponents of rows as they are
+    scales.resize(static_cast<std::size_t>(matrix.scales.bytes));
+    return stored.read(matrix.scales, scales);
+  }
+  const std::vector<float> of_blocks = read_scales(stored, matrix.scales);
+  const auto groups = static_cast<std::size_t>(blocks(matrix.cols, matrix.block_cols));
+  scales.resize(static_cast<std::size_t>(matrix.rows) * groups * sizeof(float));
+  for (std::int64_t r = 0; r < matrix.rows; ++r) {
+    const auto row = static_cast<std::size_t>(r);
+    std::memcpy(scales.data() + row * groups * sizeof(float),
+                of_blocks.data() + static_cast<std::size_t>(r / matrix.block_rows) * groups,
+                groups * sizeof(float));
+  }
 }
 
 }  // namespace atl

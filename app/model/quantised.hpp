@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "compute/coding.hpp"
 #include "io/safetensors.hpp"
 
 namespace atl {
@@ -21,14 +22,8 @@ struct Quantisation {
 /// Takes quantization_config out of a configuration. Throws Error naming what is not supported.
 Quantisation take_quantisation(nlohmann::json& hf);
 
-enum class Code : std::uint8_t {
-  none,   ///< numbers as they are
-  fp8,    ///< E4M3, times the float32 or E8M0 scale of their block
-  mxfp4,  ///< 32 E2M1 numbers in 16 bytes, the low half first, times 2^(scale - 127)
-  int4,   ///< eight numbers + 8 in 32 bits, the lowest first, times the scale of their group
-};
-
-/// A stored matrix [rows, cols] of coded numbers.
+/// A stored matrix [rows, cols] of coded numbers, each row of which is as Coding says. Its scales
+/// are float32 (E8M0 too, of fp8) or what the folder has, one for each block.
 struct CodedMatrix {
   Code code = Code::none;
   io::StoredTensor numbers;  ///< or the part of it that is the matrix
@@ -51,7 +46,15 @@ CodedMatrix find_coded(const io::Safetensors& stored, const Quantisation& quanti
 void read_coded(const io::Safetensors& stored, const CodedMatrix& matrix,
                 std::vector<float>& values);
 
-/// An E4M3 number ("fn": no infinities, NaN by 0x7f and 0xff).
-float fp8_e4m3(std::uint8_t bits);
+/// How a model file may keep the matrix; code none where it cannot: groups of an odd number of
+/// columns.
+Coding coding_of(const CodedMatrix& matrix);
+
+/// codes [rows, coding.row_bytes(cols)], as they are.
+void read_codes(const io::Safetensors& stored, const CodedMatrix& matrix,
+                std::vector<std::byte>& codes);
+/// scales [rows, coding.groups(cols)] of coding_of(), for each row.
+void read_scales_of_rows(const io::Safetensors& stored, const CodedMatrix& matrix,
+                         std::vector<std::byte>& scales);
 
 }  // namespace atl

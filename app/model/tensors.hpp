@@ -18,11 +18,12 @@ struct TensorInfo {
   DType dtype = DType::bfloat16;
   compute::Weight weight = compute::Weight::embedding;  ///< what it holds, or holds rows of
   int layer = -1;
+  Coding coding{};      ///< where the weight is kept as codes: these, [.., bytes of a row],
+  bool scales = false;  ///< or their scales, [.., groups of columns]
 };
 
 /// Every dataset a model of this configuration has, in file order. A tied head has none. Models
-/// that version 1 does not describe have vectors and routers in float32. Models that version 1 does
-/// not describe have vectors and routers in float32.
+/// that version 1 does not describe have vectors and routers in float32.
 std::vector<TensorInfo> tensors_of(const ModelConfig& config);
 
 }  // namespace atl

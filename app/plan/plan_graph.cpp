@@ -17,6 +17,8 @@ std::string_view short_name(DType type) {
       return "f16";
     case DType::float32:
       return "f32";
+    case DType::uint8:
+      return "u8";
   }
   return "?";
 }

@@ -229,6 +229,7 @@ void CpuBackend::load_weight(Weight weight, int layer, int local_expert, const H
     AlignedBuffer buffer;
     const HostTensor own = own_tensor(options_.shape, options_.part, info, tensor, cut);
     const WeightInfo own_info = own_weight(options_.shape, options_.part, info);
+    if (own.coding.used()) return layers_.load_codes(own_info, local_expert, own);
     if (info.use == Use::matrix) {
       return layers_.load(own_info, local_expert, converted(own, options_.dtype, buffer));
     }

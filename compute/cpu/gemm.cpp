@@ -17,9 +17,17 @@ std::unique_ptr<Gemm> make_gemm(DType dtype, int num_threads, CpuIsa isa) {
   return std::make_unique<PanelGemm>(dtype, num_threads, isa);
 }
 
+PackedWeight Gemm::pack_codes(const HostTensor& /*weight*/) {
+  fail("internal: {} take no codes", description());
+}
+
+std::int64_t Gemm::bytes_of_codes(int /*n*/, int /*k*/, const Coding& /*coding*/) const {
+  fail("internal: {} take no codes", description());
+}
+
 bool wants_own_gemms(const ModelShape& shape) {
-  return shape.qkv_bias || shape.output_bias || shape.expert_bias || shape.latent.used() ||
-         shape.activation == Activation::swiglu_clamped;
+  return !shape.codings.empty() || shape.qkv_bias || shape.output_bias || shape.expert_bias ||
+         shape.latent.used() || shape.activation == Activation::swiglu_clamped;
 }
 
 std::unique_ptr<Gemm> make_gemm(const ModelShape& shape, DType dtype, int num_threads, CpuIsa isa) {

@@ -45,6 +45,8 @@ class PackedWeight {
   bool empty() const { return n_ == 0; }
 
   std::unique_ptr<Extra> extra;
+  Coding coding;                    ///< where it is kept as codes, and what its elements
+  DType rounded = DType::bfloat16;  ///< are rounded to
 
  private:
   int n_ = 0;
@@ -87,6 +89,7 @@ struct GemmUse {
   int n = 0;
   int k = 0;
   Finish finish = Finish::rounded;
+  Coding coding{};
 
   auto operator<=>(const GemmUse&) const = default;
 };
@@ -102,6 +105,10 @@ class Gemm {
 
   /// Bytes of such a weight, packed.
   virtual std::int64_t packed_bytes(int n, int k) const = 0;
+
+  /// The same of codes, which our own GEMMs take alone.
+  virtual PackedWeight pack_codes(const HostTensor& weight);
+  virtual std::int64_t bytes_of_codes(int n, int k, const Coding& coding) const;
 
   /// Creates everything run() needs for this weight (of swiglu, either) and finish.
   virtual void prepare(const PackedWeight& weight, Finish finish) = 0;
@@ -136,8 +143,8 @@ class Gemm {
 /// oneDNN's for bfloat16 with AMX, else our own.
 std::unique_ptr<Gemm> make_gemm(DType dtype, int num_threads, CpuIsa isa = cpu_isa());
 
-/// Whether a model's GEMMs are our own whatever the CPU has: it adds biases, or attends to latents,
-/// whose products of single heads are small.
+/// Whether a model's GEMMs are our own whatever the CPU has: it adds biases, keeps weights as
+/// codes, or attends to latents, whose products of single heads are small.
 bool wants_own_gemms(const ModelShape& shape);
 /// The GEMMs of a model.
 std::unique_ptr<Gemm> make_gemm(const ModelShape& shape, DType dtype, int num_threads,

@@ -114,6 +114,9 @@ struct PanelTask {
   std::int64_t c_stride = 0;
   float* scratch = nullptr;                     ///< [panel_scratch_floats]
   int slice_bytes = max_panel_slice_bytes / 2;  ///< of a panel, read by all rows in turn: for L1
+  Coding coding{};                  ///< where panels hold codes, of elements that are rounded
+  DType rounded = DType::bfloat16;  ///< to this
+  bool special = false;             ///< as pack_codes() says of any of them
 };
 
 /// Most groups of experts.
@@ -198,8 +201,21 @@ struct Kernels {
   int panel_step = 0;
   /// out = panel number `panel` of row-major weight [n, k].
   void (*pack_panel)(const void* weight, int n, int k, int panel, void* out);
+  /// out = panel number `panel` of a weight kept as codes, of coded_panel_bytes(). Returns whether
+  /// numbers or scales are such that they need more care: NaN, or scales that are not finite or
+  /// huge.
+  bool (*pack_codes)(const HostTensor& weight, int panel, void* out);
   void (*panel_gemm)(const PanelTask& task);
 };
+
+/// Bytes of a panel that holds codes: group after group, each its columns' scales and then codes, k
+/// after k; groups as of k rounded up to a multiple of panel_step.
+inline std::int64_t coded_panel_bytes(const Coding& coding, int k, const Kernels& kernels) {
+  const std::int64_t step = kernels.panel_step;
+  const std::int64_t padded = (k + step - 1) / step * step;
+  const std::int64_t codes = padded * kernels.panel_columns / (coding.code == Code::fp8 ? 1 : 2);
+  return kernels.panel_columns * coding.groups(k) * coding.scale_bytes() + codes;
+}
 
 /// Kernels whose T is `dtype`.
 const Kernels& kernels_for(DType dtype, CpuIsa isa);

@@ -60,12 +60,13 @@ class WeightSums {
   std::int64_t packed_bytes(const WeightInfo& info) {
     const int parts = num_parts(info.id, options_);
     const GemmUse use{static_cast<int>(info.rows) / parts, static_cast<int>(info.cols),
-                      finish_of(info.id, options_)};
+                      finish_of(info.id, options_), info.coding};
     const auto [found, is_new] = packed_.try_emplace(use, 0);
     if (is_new) {
-      found->second = gemm_->packed_bytes(use.n, use.k);
+      found->second = use.coding.used() ? gemm_->bytes_of_codes(use.n, use.k, use.coding)
+                                        : gemm_->packed_bytes(use.n, use.k);
       uses_.push_back(use);
-      if (parts > 1) uses_.push_back({use.n, use.k, finish_of_a_part});
+      if (parts > 1) uses_.push_back({use.n, use.k, finish_of_a_part, use.coding});
     }
     return parts * found->second;
   }

@@ -86,6 +86,8 @@ class CpuLayers {
   /// Packs one weight, already checked and converted to the activations' type.
   void load(const WeightInfo& info, int local_expert, const void* data);
   /// The same of a vector [rows].
+  /// The same of a matrix that is kept as codes.
+  void load_codes(const WeightInfo& info, int local_expert, const HostTensor& tensor);
   void load_vector(const WeightInfo& info, int local_expert, const float* data);
   /// Creates primitives and workspaces.
   void prepare();

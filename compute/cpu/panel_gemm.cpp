@@ -19,6 +19,9 @@ static_assert(tile_rows == panel_gemm_rows);
 constexpr std::int64_t sums_floats = std::int64_t{tile_rows} * 256;
 constexpr std::int64_t thread_floats = panel_scratch_floats + 2 * sums_floats;
 
+/// Of a weight of codes behind its panels.
+constexpr std::int64_t special_bytes = 64;
+
 /// So many panels keep one row's chains of multiply-adds busy.
 constexpr std::int64_t fewest_panels = 4;
 
@@ -85,6 +88,30 @@ PackedWeight PanelGemm::pack(const void* weight, int n, int k) {
   return packed;
 }
 
+std::int64_t PanelGemm::bytes_of_codes(int n, int k, const Coding& coding) const {
+  // Behind the panels: whether any is special, which experts that move take along.
+  return panels_of(n) * panel_bytes(k, coding) + special_bytes;
+}
+
+PackedWeight PanelGemm::pack_codes(const HostTensor& weight) {
+  const auto n = static_cast<int>(weight.rows);
+  const auto k = static_cast<int>(weight.cols);
+  const std::int64_t bytes = bytes_of_codes(n, k, weight.coding);
+  PackedWeight packed(n, k, static_cast<std::size_t>(bytes));
+  packed.coding = weight.coding;
+  packed.rounded = weight.dtype;
+  const std::int64_t each = panel_bytes(k, weight.coding);
+  std::atomic<bool> special = false;
+  parallel_ranges(num_threads_, panels_of(n), 1, [&](std::int64_t begin, std::int64_t end, int) {
+    for (std::int64_t panel = begin; panel < end; ++panel) {
+      void* to = static_cast<char*>(packed.data()) + panel * each;
+      if (kernels_.pack_codes(weight, static_cast<int>(panel), to)) special = true;
+    }
+  });
+  static_cast<char*>(packed.data())[bytes - special_bytes] = special ? 1 : 0;
+  return packed;
+}
+
 std::int64_t PanelGemm::buffer_bytes(std::span<const GemmUse> uses) const {
   return uses.empty() ? 0 : num_threads_ * thread_floats * static_cast<std::int64_t>(sizeof(float));
 }
@@ -132,7 +159,13 @@ void PanelGemm::multiply(const Product& product, const PackedWeight& weight, int
   task.rows = product.in;
   task.num_rows = product.rows;
   task.k = weight.k();
-  task.panels = static_cast<const char*>(weight.data()) + first * panel_bytes(weight.k());
+  const auto* panels = static_cast<const char*>(weight.data());
+  task.panels = panels + first * panel_bytes(weight.k(), weight.coding);
+  if (weight.coding.used()) {
+    task.coding = weight.coding;
+    task.rounded = weight.rounded;
+    task.special = panels[weight.bytes() - special_bytes] != 0;
+  }
   task.num_panels = count;
   task.c = c;
   task.c_stride = std::int64_t{count} * kernels_.panel_columns;

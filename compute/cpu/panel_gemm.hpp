@@ -18,6 +18,8 @@ class PanelGemm final : public Gemm {
 
   PackedWeight pack(const void* weight, int n, int k) override;
   std::int64_t packed_bytes(int n, int k) const override;
+  PackedWeight pack_codes(const HostTensor& weight) override;
+  std::int64_t bytes_of_codes(int n, int k, const Coding& coding) const override;
   void prepare(const PackedWeight& weight, Finish finish) override;
   using Gemm::run;
   void run(const PackedWeight& weight, const void* in, std::int64_t rows, void* out, Finish finish,
@@ -35,6 +37,9 @@ class PanelGemm final : public Gemm {
     const std::int64_t padded =
         (k + kernels_.panel_step - 1) / kernels_.panel_step * kernels_.panel_step;
     return padded * kernels_.panel_columns * static_cast<std::int64_t>(size_of(dtype_));
+  }
+  std::int64_t panel_bytes(int k, const Coding& coding) const {
+    return coding.used() ? coded_panel_bytes(coding, k, kernels_) : panel_bytes(k);
   }
   std::size_t result_bytes(Finish finish) const {
     const bool floats = finish == Finish::float32 || finish == Finish::add;

@@ -188,6 +188,18 @@ void CpuLayers::load(const WeightInfo& info, int local_expert, const void* data)
   }
 }
 
+void CpuLayers::load_codes(const WeightInfo& info, int local_expert, const HostTensor& tensor) {
+  const std::span<PackedWeight> parts = matrix_places(info, local_expert);
+  HostTensor some = tensor;
+  some.rows /= std::ssize(parts);
+  for (PackedWeight& part : parts) {
+    part = gemm_->pack_codes(some);
+    some.data = static_cast<const char*>(some.data) + some.rows * some.coding.row_bytes(some.cols);
+    some.scales = static_cast<const char*>(some.scales) +
+                  some.rows * some.coding.groups(some.cols) * some.coding.scale_bytes();
+  }
+}
+
 void CpuLayers::load_vector(const WeightInfo& info, int local_expert, const float* data) {
   const auto bytes = static_cast<std::size_t>(info.rows) * sizeof(float);
   AlignedBuffer floats(bytes);

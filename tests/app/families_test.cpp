@@ -198,15 +198,6 @@ TEST(Families, KeysThatNobodyKnowsAreNamed) {
   EXPECT_FALSE(contains(heard, "hidden_size"));
 }
 
-TEST(Quantised, E4m3HasItsValues) {
-  EXPECT_EQ(fp8_e4m3(0x38), 1);
-  EXPECT_EQ(fp8_e4m3(0x7e), 448);
-  EXPECT_EQ(fp8_e4m3(0xfe), -448);
-  EXPECT_EQ(fp8_e4m3(0x01), std::ldexp(1.0F, -9));
-  EXPECT_EQ(fp8_e4m3(0x08), std::ldexp(1.0F, -6));
-  EXPECT_TRUE(std::isnan(fp8_e4m3(0x7f)) && std::isnan(fp8_e4m3(0xff)));
-}
-
 TEST(Quantised, OnlyWhatIsUnderstoodIsTaken) {
   const auto refused = [](const char* text) {
     Json json{{"quantization_config", Json::parse(text)}};

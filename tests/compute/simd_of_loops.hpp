@@ -99,6 +99,20 @@ inline void store(Bf16* p, Vec a) {
     p[i].bits = static_cast<std::uint16_t>(std::isnan(value) ? 0x7fc0U : rounded);
   }
 }
+inline Vec load_e4m3(const std::uint8_t* p) {
+  return lanes_of([p](int i) {
+    const int word = static_cast<std::int8_t>(p[i]) * 128;
+    return _cvtsh_ss(static_cast<std::uint16_t>(word & 0xbfff));
+  });
+}
+inline void load_by_table(const std::uint8_t* p, const std::uint8_t (&table)[16], Vec& low,
+                          Vec& high) {
+  const auto widened = [&table](int code) {
+    return _cvtsh_ss(static_cast<std::uint16_t>(table[code] << 8));
+  };
+  low = lanes_of([&](int i) { return widened(p[i] & 15); });
+  high = lanes_of([&](int i) { return widened(p[i] >> 4); });
+}
 inline Vec load_even(const Bf16* p) {
   return lanes_of([p](int i) { return widened(p[2 * i]); });
 }

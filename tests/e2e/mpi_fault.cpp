@@ -106,6 +106,10 @@ INTERPOSE(MPI_Ialltoallv,
            MPI_Datatype to_type, MPI_Comm comm, MPI_Request* request),
           (from, from_counts, from_offsets, from_type, to, to_counts, to_offsets, to_type, comm,
            request))
+INTERPOSE(MPI_Allreduce,
+          (const void* from, void* to, int count, MPI_Datatype type, MPI_Op operation,
+           MPI_Comm comm),
+          (from, to, count, type, operation, comm))
 INTERPOSE(MPI_Isend,
           (const void* data, int count, MPI_Datatype type, int to, int tag, MPI_Comm comm,
            MPI_Request* request),

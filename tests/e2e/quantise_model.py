@@ -3,6 +3,7 @@ models are published, and one with what its numbers come to, in BF16.
 
 quantise_model.py METHOD FOLDER CODED PLAIN: METHOD is fp8 (blocks of 16 x 24, so that there are
 partial ones), mxfp4 (experts of gpt-oss) or int4 (experts' matrices, groups of 8).
+quantise_model.py --make-qwen FOLDER: writes a small Qwen3-MoE of random weights.
 """
 
 import json
@@ -134,7 +135,43 @@ METHODS = {
 }
 
 
+def make_qwen(folder):
+    config = {"architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "vocab_size": 256,
+              "hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
+              "num_hidden_layers": 3, "mlp_only_layers": [0], "intermediate_size": 96,
+              "moe_intermediate_size": 40, "num_experts": 8, "num_experts_per_tok": 2,
+              "norm_topk_prob": True, "max_position_embeddings": 512, "eos_token_id": 2,
+              "dtype": "bfloat16"}
+    shapes = {"model.embed_tokens.weight": [256, 64], "model.norm.weight": [64], "lm_head.weight": [256, 64]}
+    for layer in range(3):
+        prefix = f"model.layers.{layer}."
+        for name in ("input_layernorm", "post_attention_layernorm"):
+            shapes[f"{prefix}{name}.weight"] = [64]
+        for name, rows in (("q_proj", 64), ("k_proj", 32), ("v_proj", 32), ("o_proj", 64)):
+            shapes[f"{prefix}self_attn.{name}.weight"] = [rows, 64]
+        for name in ("q_norm", "k_norm"):
+            shapes[f"{prefix}self_attn.{name}.weight"] = [16]
+        mlps = {f"{prefix}mlp.": 96} if layer == 0 else {f"{prefix}mlp.experts.{e}.": 40 for e in range(8)}
+        if layer > 0:
+            shapes[f"{prefix}mlp.gate.weight"] = [8, 64]
+        for mlp, width in mlps.items():
+            shapes |= {f"{mlp}gate_proj.weight": [width, 64], f"{mlp}up_proj.weight": [width, 64],
+                       f"{mlp}down_proj.weight": [64, width]}
+    tensors = {}
+    for name, shape in shapes.items():
+        values = [1.0] * shape[0] if "norm" in name else [
+            random.gauss(0, 1 / math.sqrt(shape[1])) for _ in range(math.prod(shape))]
+        tensors[name] = ("BF16", shape, bfloat16(values))
+    os.makedirs(folder, exist_ok=True)
+    write(os.path.join(folder, "model.safetensors"), tensors)
+    with open(os.path.join(folder, "config.json"), "w", encoding="utf-8") as file:
+        json.dump(config, file)
+
+
 def main():
+    if sys.argv[1] == "--make-qwen":
+        random.seed(3)
+        return make_qwen(sys.argv[2])
     method, folder, to_coded, to_plain = sys.argv[1:]
     random.seed(7)
     make, wanted, description = METHODS[method]

@@ -312,12 +312,12 @@ TEST_F(ModelFile, RefusesOtherFormatsAndVersions) {
   const std::string file = path("model.h5");
   write_model(file);
   spoil(file, [](hid_t id) {
-    const std::uint64_t version = 4;
+    const std::uint64_t version = 5;
     const hid_t attribute = H5Aopen(id, "format_version", H5P_DEFAULT);
     H5Awrite(attribute, H5T_NATIVE_UINT64, &version);
     H5Aclose(attribute);
   });
-  EXPECT_TRUE(contains(error_of([&] { ModelFileReader reader(file); }), "format version 4"));
+  EXPECT_TRUE(contains(error_of([&] { ModelFileReader reader(file); }), "format version 5"));
   write_model(file);
   spoil(file, [](hid_t id) {
     const hid_t attribute = H5Aopen(id, "format", H5P_DEFAULT);

@@ -7,6 +7,7 @@
 // nor the cutting of k, rows and columns change it.
 
 #include "compute/cpu/kernels.hpp"
+#include "compute/cpu/kernels/codes.hpp"
 #include "compute/cpu/kernels/pack.hpp"
 #include "compute/cpu/kernels/rows.hpp"
 #include "compute/cpu/kernels/simd.hpp"
@@ -313,8 +314,45 @@ void panel_product(const PanelTask& task, int all_k) {
   }
 }
 
+/// panel_product() of panels that hold codes: a slice of a few panels becomes elements in L1, which
+/// are multiplied as they would be without codes.
+template <class T>
+void coded_product(const PanelTask& task) {
+  using Row = typename PanelElement<T>::type;
+  using Wide = typename UnpackedElement<T>::type;
+  alignas(64) Wide wide[max_panel_slice_bytes / sizeof(Wide)];
+  const CodedPanels<T> panels(task);
+  PanelRows<Row> rows;
+  const bool in_place = rows.find(task);
+  const int all_k = panels.steps();
+  const int rows_depth = in_place ? all_k : PanelRows<Row>::depth(task.num_rows);
+  for (int begin = 0; begin < all_k; begin += rows_depth) {
+    const int end = all_k - begin < rows_depth ? all_k : begin + rows_depth;
+    if (!in_place) rows.copy(task, begin, end - begin);
+    const int at_once = rows.count == 1 && task.num_rows <= panel_height / 3 ? 4 : 1;
+    const int depth = task.slice_bytes / (at_once * panel_columns) / static_cast<int>(sizeof(Wide));
+    for (int p = 0; p < task.num_panels; p += at_once) {
+      PanelBlock<Wide> block{};
+      block.num_panels = task.num_panels - p < at_once ? task.num_panels - p : at_once;
+      block.panels = wide;
+      block.panel_stride = std::int64_t{depth} * panel_columns;
+      block.c = task.c + p * panel_columns;
+      block.c_stride = task.c_stride;
+      for (int k = begin; k < end; k += depth) {
+        block.k = end - k < depth ? end - k : depth;
+        block.first = k == 0;
+        for (int i = 0; i < block.num_panels; ++i) {
+          panels.unpack(p + i, k, block.k, wide + i * block.panel_stride);
+        }
+        panel_slice(block, rows, k - begin, /*fetches=*/false);
+      }
+    }
+  }
+}
+
 template <class T>
 void panel_gemm(const PanelTask& task) {
+  if (task.coding.used()) return coded_product<T>(task);
   panel_product<typename PanelElement<T>::type>(task, (task.k + panel_step<T> - 1) / panel_step<T>);
 }
 

@@ -80,6 +80,27 @@ inline void store(Bf16* p, Vec a) {
 #endif
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), bits);
 }
+/// Numbers of E4M3 over 256: shifted, its fields are those of half precision. NaN becomes +-1.875,
+/// which no number gives.
+inline Vec load_e4m3(const std::uint8_t* p) {
+  const __m256i words = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  return _mm512_cvtph_ps(
+      _mm256_and_si256(_mm256_slli_epi16(words, 7), _mm256_set1_epi16(static_cast<short>(0xbfff))));
+}
+/// Numbers of four bits by a table of the upper bytes of halves: of the low halves of `lanes`
+/// bytes, and of the high ones.
+inline void load_by_table(const std::uint8_t* p, const std::uint8_t (&table)[16], Vec& low,
+                          Vec& high) {
+  const __m128i halves = _mm_loadu_si128(reinterpret_cast<const __m128i*>(table));
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  const __m128i mask = _mm_set1_epi8(15);
+  const auto widened = [halves](__m128i index) {
+    return _mm512_cvtph_ps(
+        _mm256_slli_epi16(_mm256_cvtepu8_epi16(_mm_shuffle_epi8(halves, index)), 8));
+  };
+  low = widened(_mm_and_si128(bytes, mask));
+  high = widened(_mm_and_si128(_mm_srli_epi16(bytes, 4), mask));
+}
 /// Pairs (even, odd) of bfloat16, 16 of them: the even or odd ones as float32.
 inline Vec load_even(const Bf16* p) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_loadu_si512(p), 16));
@@ -186,6 +207,22 @@ inline void store(Bf16* p, Vec a) {
   const __m128i packed =
       _mm_packus_epi32(_mm256_castsi256_si128(rounded), _mm256_extracti128_si256(rounded, 1));
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), packed);
+}
+inline Vec load_e4m3(const std::uint8_t* p) {
+  const __m128i words = _mm_cvtepi8_epi16(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+  return _mm256_cvtph_ps(
+      _mm_and_si128(_mm_slli_epi16(words, 7), _mm_set1_epi16(static_cast<short>(0xbfff))));
+}
+inline void load_by_table(const std::uint8_t* p, const std::uint8_t (&table)[16], Vec& low,
+                          Vec& high) {
+  const __m128i halves = _mm_loadu_si128(reinterpret_cast<const __m128i*>(table));
+  const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+  const __m128i mask = _mm_set1_epi8(15);
+  const auto widened = [halves](__m128i index) {
+    return _mm256_cvtph_ps(_mm_slli_epi16(_mm_cvtepu8_epi16(_mm_shuffle_epi8(halves, index)), 8));
+  };
+  low = widened(_mm_and_si128(bytes, mask));
+  high = widened(_mm_and_si128(_mm_srli_epi16(bytes, 4), mask));
 }
 inline Vec load_even(const Bf16* p) {
   const __m256i pairs = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));

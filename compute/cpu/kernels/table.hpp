@@ -4,6 +4,7 @@
 #include "compute/cpu/kernels.hpp"
 #include "compute/cpu/kernels/activation.hpp"
 #include "compute/cpu/kernels/attention.hpp"
+#include "compute/cpu/kernels/codes.hpp"
 #include "compute/cpu/kernels/log_probs.hpp"
 #include "compute/cpu/kernels/merge.hpp"
 #include "compute/cpu/kernels/norm.hpp"
@@ -47,6 +48,7 @@ Kernels make_table(const char* isa) {
   table.panel_columns = panel_columns;
   table.panel_step = panel_step<T>;
   table.pack_panel = &pack_panel<T>;
+  table.pack_codes = &pack_codes<T>;
   table.panel_gemm = &panel_gemm<T>;
   return table;
 }
@@ -61,6 +63,7 @@ const Kernels& table_of(DType dtype, const char* isa) {
     case DType::float16:
       return float16;
     case DType::float32:
+    case DType::uint8:
       break;
   }
   return float32;

@@ -349,6 +349,8 @@ void with_element(DType dtype, Action&& action) {
       return action(Element<__half>{});
     case DType::float32:
       return action(Element<float>{});
+    case DType::uint8:
+      break;  // on file only
   }
 }
 

@@ -1,0 +1,303 @@
+#pragma once
+// Weights kept as codes: into panels, and slices of these into elements. Included once per
+// instruction set (see simd.hpp for why all is anonymous).
+//
+// A panel has group after group of k: its columns' scales, then codes, panel_step k at a time. Of
+// those, column after column, `lanes` numbers are a vector; of codes of four bits two vectors share
+// `lanes` bytes, the first in the low halves.
+
+#include <type_traits>
+
+#include "compute/cpu/kernels.hpp"
+#include "compute/cpu/kernels/pack.hpp"
+#include "compute/cpu/kernels/simd.hpp"
+
+namespace atl::compute {
+namespace {
+
+/// What codes become: pairs of bfloat16, or float32 that T's have been rounded to.
+template <class T>
+struct UnpackedElement {
+  using type = std::conditional_t<panel_step<T> == 2, typename PanelElement<T>::type, float>;
+};
+
+/// Upper bytes of halves.
+constexpr std::uint8_t mxfp4_table[16] = {0x00, 0x38, 0x3c, 0x3e, 0x40, 0x42, 0x44, 0x46,
+                                          0x80, 0xb8, 0xbc, 0xbe, 0xc0, 0xc2, 0xc4, 0xc6};
+constexpr std::uint8_t int4_table[16] = {0xc8, 0xc7, 0xc6, 0xc5, 0xc4, 0xc2, 0xc0, 0xbc,
+                                         0x00, 0x3c, 0x40, 0x42, 0x44, 0x45, 0x46, 0x47};
+/// To the nearest bfloat16, ties to even, subnormal ones too; as float32.
+inline Vec rounded_to_bf16(Vec v) {
+  using Bits = std::uint32_t __attribute__((vector_size(sizeof(Vec))));
+  const Bits bits = reinterpret_cast<Bits>(v);
+  const Bits rounded = (bits + 0x7fffU + ((bits >> 16U) & 1U)) & 0xffff0000U;
+  const Bits nan = reinterpret_cast<Bits>(v != v);
+  return reinterpret_cast<Vec>((nan & (bits | 0x400000U)) | (~nan & rounded));
+}
+inline Vec rounded_to_f16(Vec v) {
+  F16 halves[lanes];
+  store(halves, v);
+  return load(halves);
+}
+
+/// The scales of a group's columns, one for each number of panel_step k.
+template <class T>
+inline void load_scales(Code code, const char* at, Vec (&scale)[2 * panel_step<T>]) {
+  constexpr int step = panel_step<T>;
+  alignas(64) float values[panel_columns * step];
+  for (int c = 0; c < panel_columns; ++c) {
+    float value = 0;
+    if (code == Code::mxfp4) {
+      const unsigned exponent = static_cast<std::uint8_t>(at[c]);
+      const std::uint32_t bits = exponent == 0 ? 0x400000U : exponent << 23U;
+      std::memcpy(&value, &bits, sizeof(value));
+    } else {
+      std::memcpy(&value, at + c * 4, sizeof(value));
+    }
+    for (int i = 0; i < step; ++i) values[c * step + i] = value;
+  }
+  for (int i = 0; i < 2 * step; ++i) scale[i] = load(values + i * lanes);
+}
+
+/// The panels of a task whose weight is kept as codes.
+template <class T>
+class CodedPanels {
+ public:
+  using Element = typename UnpackedElement<T>::type;
+
+  explicit CodedPanels(const PanelTask& task)
+      : task_(task),
+        steps_((task.k + step - 1) / step),
+        group_steps_(task.coding.group < steps_ * step ? task.coding.group / step : steps_),
+        step_bytes_(panel_columns * step / (task.coding.code == Code::fp8 ? 1 : 2)),
+        scales_bytes_(panel_columns * static_cast<int>(task.coding.scale_bytes())) {}
+
+  int steps() const { return steps_; }
+
+  /// Elements [first, first + count) of panel number `panel`.
+  void unpack(int panel, int first, int count, Element* out) const {
+    switch (task_.coding.code) {
+      case Code::fp8:
+        return unpack_by<Code::fp8>(panel, first, count, out);
+      case Code::mxfp4:
+        return unpack_by<Code::mxfp4>(panel, first, count, out);
+      case Code::int4:
+        return unpack_by<Code::int4>(panel, first, count, out);
+      case Code::none:
+        break;
+    }
+  }
+
+ private:
+  static constexpr int step = panel_step<T>;
+  static constexpr int vectors = 2 * step;
+  static constexpr int fetched_ahead = 2048;  // the hardware's prefetching ends with each 4 KiB
+
+  template <Code code>
+  void unpack_by(int panel, int first, int count, Element* out) const {
+    const int groups = (steps_ + group_steps_ - 1) / group_steps_;
+    const std::int64_t panel_bytes =
+        std::int64_t{groups} * scales_bytes_ + std::int64_t{steps_} * step_bytes_;
+    const char* codes = static_cast<const char*>(task_.panels) + panel * panel_bytes;
+    const bool special = code == Code::fp8 && task_.special;
+    for (const int end = first + count; first < end;) {
+      const int group = first / group_steps_;
+      const int of_group = (group + 1) * group_steps_ < end ? (group + 1) * group_steps_ : end;
+      const char* scales = codes + std::int64_t{group} * scales_bytes_ +
+                           std::int64_t{group} * group_steps_ * step_bytes_;
+      const char* from =
+          scales + scales_bytes_ + std::int64_t{first - group * group_steps_} * step_bytes_;
+      if (special) {
+        unpack_group<code, true>(scales, from, of_group - first, out);
+      } else {
+        unpack_group<code, false>(scales, from, of_group - first, out);
+      }
+      out += std::int64_t{of_group - first} * panel_columns;
+      first = of_group;
+    }
+  }
+
+  template <Code code, bool special>
+  void unpack_group(const char* scales, const char* from, int count, Element* out) const {
+    Vec scale[vectors];
+    load_scales<T>(code, scales, scale);
+    const bool rounds = !__is_same(T, Bf16) || task_.rounded != DType::bfloat16;
+    if (code == Code::fp8 && !special) {
+      for (Vec& one : scale) one *= broadcast(256);
+    }
+    for (int i = 0; i < count; ++i, from += step_bytes_, out += panel_columns) {
+      __builtin_prefetch(from + fetched_ahead);
+      const auto* at = reinterpret_cast<const std::uint8_t*>(from);
+      Vec v[vectors];
+#pragma GCC unroll 4
+      for (int j = 0; j < vectors; j += 2) {
+        if constexpr (code == Code::fp8) {
+          v[j] = load_e4m3(at + j * lanes);
+          v[j + 1] = load_e4m3(at + (j + 1) * lanes);
+        } else {
+          load_by_table(at + j / 2 * lanes, code == Code::mxfp4 ? mxfp4_table : int4_table, v[j],
+                        v[j + 1]);
+        }
+      }
+#pragma GCC unroll 4
+      for (int j = 0; j < vectors; ++j) {
+        if constexpr (special) v[j] = exact_e4m3(v[j]);
+        const Vec product = v[j] * scale[j];
+        store_element(rounds ? rounded(product) : product, out, j);
+      }
+    }
+  }
+
+  /// From over 256, and NaN again.
+  static Vec exact_e4m3(Vec v) {
+    alignas(64) float values[lanes];
+    store(values, v);
+    for (float& value : values) {
+      const bool is_nan = value == 1.875F || value == -1.875F;
+      value = is_nan ? __builtin_nanf("") : value * 256;
+    }
+    return load(values);
+  }
+
+  Vec rounded(Vec v) const {
+    if (task_.rounded == DType::bfloat16) return rounded_to_bf16(v);
+    return task_.rounded == DType::float16 ? rounded_to_f16(v) : v;
+  }
+
+  /// Rounds a vector of float32 to T, as the vector number j of a panel's step.
+  static void store_element(Vec v, Element* out, int j) {
+    if constexpr (step == 2) {
+      store(reinterpret_cast<Bf16*>(out) + j * lanes, v);
+    } else if constexpr (__is_same(T, Bf16)) {
+      store(out + j * lanes, rounded_to_bf16(v));
+    } else if constexpr (__is_same(T, F16)) {
+      store(out + j * lanes, rounded_to_f16(v));
+    } else {
+      store(out + j * lanes, v);
+    }
+  }
+
+  const PanelTask& task_;
+  int steps_;
+  int group_steps_;
+  int step_bytes_;
+  int scales_bytes_;
+};
+
+/// A panel's groups of codes, as Kernels::pack_codes() writes them.
+template <class T>
+class CodePacker {
+ public:
+  CodePacker(const HostTensor& weight, int panel)
+      : coding_(weight.coding),
+        k_(static_cast<int>(weight.cols)),
+        first_(panel * panel_columns),
+        columns_(weight.rows - first_ < panel_columns ? static_cast<int>(weight.rows) - first_
+                                                      : panel_columns),
+        row_bytes_(coding_.row_bytes(k_)),
+        rows_(static_cast<const std::uint8_t*>(weight.data) + first_ * row_bytes_),
+        scales_(static_cast<const std::uint8_t*>(weight.scales) +
+                first_ * coding_.groups(k_) * coding_.scale_bytes()) {}
+
+  bool pack(std::uint8_t* to) {
+    const int padded = (k_ + step - 1) / step * step;
+    for (int begin = 0; begin < padded; begin += coding_.group) {
+      const int end = padded - begin < coding_.group ? padded : begin + coding_.group;
+      pack_scales(begin / coding_.group, to);
+      to += panel_columns * coding_.scale_bytes();
+      if (coding_.code == Code::fp8) {
+        to = pack_bytes(begin, end, to);
+      } else {
+        to = pack_halves(begin, end, to);
+      }
+    }
+    return special_;
+  }
+
+ private:
+  static constexpr int step = panel_step<T>;
+
+  void pack_scales(int group, std::uint8_t* to) {
+    const auto bytes = static_cast<std::size_t>(coding_.scale_bytes());
+    std::memset(to, 0, panel_columns * bytes);
+    const std::int64_t groups = coding_.groups(k_);
+    for (int c = 0; c < columns_; ++c) {
+      const std::uint8_t* from = scales_ + (c * groups + group) * static_cast<std::int64_t>(bytes);
+      std::memcpy(to + static_cast<std::size_t>(c) * bytes, from, bytes);
+      if (coding_.code != Code::fp8) continue;
+      float scale = 0;
+      std::memcpy(&scale, from, sizeof(scale));
+      // 256 times it has to be finite.
+      special_ = special_ || !(scale < 0x1p119F && scale > -0x1p119F);
+    }
+  }
+
+  std::uint8_t* pack_bytes(int begin, int end, std::uint8_t* to) {
+    constexpr int step_bytes = panel_columns * step;
+    for (int c = 0; c < columns_; ++c) note_nan(rows_ + c * row_bytes_, begin, end < k_ ? end : k_);
+    int i = begin;
+    if constexpr (step == 2) {  // pairs of bytes are to a panel what halves are
+      constexpr int line = 32;
+      const auto* from = reinterpret_cast<const F16*>(rows_);
+      for (; columns_ == panel_columns && k_ % 2 == 0 && i + 2 * line <= end; i += 2 * line) {
+        for (int word = 0; word < panel_columns / 2; word += 4) {
+          pack_words(from + i / 2, k_ / 2, word, reinterpret_cast<F16*>(to));
+        }
+        to += line * step_bytes;
+      }
+    }
+    for (; i < end; ++i) {
+      for (int c = 0; c < panel_columns; ++c) {
+        to[c * step + i % step] = c < columns_ && i < k_ ? rows_[c * row_bytes_ + i] : 0;
+      }
+      if (i % step == step - 1) to += step_bytes;
+    }
+    return to;
+  }
+
+  void note_nan(const std::uint8_t* row, int begin, int end) {
+    unsigned found = 0;
+    for (int i = begin; i < end; ++i) found |= ((row[i] & 127U) + 1U) & 128U;
+    special_ = special_ || found != 0;
+  }
+
+  std::uint8_t* pack_halves(int begin, int end, std::uint8_t* to) const {
+    constexpr int step_bytes = panel_columns * step / 2;
+    for (int i = begin; i < end; i += step, to += step_bytes) {
+      std::uint8_t numbers[panel_columns * step];
+      for (int c = 0; c < panel_columns; ++c) {
+        for (int j = i; j < i + step; ++j) numbers[c * step + j - i] = half_at(c, j);
+      }
+      for (int v = 0; v < step; ++v) {
+        const std::uint8_t* low = numbers + 2 * v * lanes;
+        for (int lane = 0; lane < lanes; ++lane) {
+          to[v * lanes + lane] = static_cast<std::uint8_t>(low[lane] | low[lanes + lane] << 4);
+        }
+      }
+    }
+    return to;
+  }
+
+  std::uint8_t half_at(int column, int i) const {
+    if (column >= columns_ || i >= k_) return coding_.code == Code::int4 ? 8 : 0;  // number 0
+    return (rows_[column * row_bytes_ + i / 2] >> (i % 2 * 4)) & 15U;
+  }
+
+  const Coding coding_;
+  const int k_;
+  const int first_;
+  const int columns_;  // that there are; the others are 0
+  const std::int64_t row_bytes_;
+  const std::uint8_t* rows_;
+  const std::uint8_t* scales_;
+  bool special_ = false;
+};
+
+/// Kernels::pack_codes().
+template <class T>
+bool pack_codes(const HostTensor& weight, int panel, void* out) {
+  return CodePacker<T>(weight, panel).pack(static_cast<std::uint8_t*>(out));
+}
+
+}  // namespace
+}  // namespace atl::compute
