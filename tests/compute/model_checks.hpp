@@ -61,10 +61,22 @@ inline void expect_logprobs_agree(const RankOptions& options) {
     rows.push_back(t);
     targets.push_back(tokens[static_cast<std::size_t>(t) + 1]);
   }
-  std::vector<float> result(rows.size());
+  for (std::size_t t = 0; t < targets.size(); t += 3) {  // some that are the most probable ones
+    targets[t] = static_cast<std::int32_t>(std::ranges::max_element(truth[t]) - truth[t].begin());
+  }
+  std::vector<ScoredToken> result(rows.size());
   rank.finish(rank.backend().logprobs(rank.chunk(), rows, targets, result.data()));
   for (std::size_t i = 0; i < rows.size(); ++i) {
-    EXPECT_NEAR(result[i], truth[i][static_cast<std::size_t>(targets[i])], 1e-4);
+    const double expected = truth[i][static_cast<std::size_t>(targets[i])];
+    EXPECT_NEAR(result[i].logprob, expected, 1e-4);
+    const double best = *std::ranges::max_element(truth[i]);
+    if (expected < best - 1e-4) {
+      EXPECT_EQ(result[i].greedy, 0);
+    }
+    const auto close = std::ranges::count_if(truth[i], [&](double x) { return x > best - 1e-4; });
+    if (expected == best && close == 1) {
+      EXPECT_EQ(result[i].greedy, 1);
+    }
   }
 }
 
@@ -166,12 +178,12 @@ inline void expect_not_finite_told(const RankOptions& options) {
   const std::vector<SamplingRequest> how(rows.size());
   const std::vector<std::int32_t> targets(rows.size(), 1);
   std::vector<SampledToken> sampled(rows.size());
-  std::vector<float> logprobs(rows.size());
+  std::vector<ScoredToken> logprobs(rows.size());
   rank.finish(rank.backend().sample(rank.chunk(), rows, how, sampled.data()));
   rank.finish(rank.backend().logprobs(rank.chunk(), rows, targets, logprobs.data()));
   for (std::size_t i = 0; i < rows.size(); ++i) {
     EXPECT_EQ(sampled[i].token < 0, bad[i]) << "row " << rows[i];
-    EXPECT_EQ(std::isnan(logprobs[i]), bad[i]) << "row " << rows[i];
+    EXPECT_EQ(std::isnan(logprobs[i].logprob), bad[i]) << "row " << rows[i];
   }
 }
 
