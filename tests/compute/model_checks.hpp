@@ -147,16 +147,36 @@ inline void expect_sampled_from_logits(const reference::Model& model, const Rank
   for (std::size_t i = 0; i < rows.size(); ++i) {
     rows[i] = static_cast<std::int32_t>(rows.size() - 1 - i);
     if (i % 3 != 0) how[i] = {{0.9, i % 3 == 1 ? 1.0 : 0.8, i}, static_cast<std::int64_t>(i * i)};
+    if (i % 4 == 3) how[i].tops = 1 + static_cast<int>(i % 7);
   }
+  // Together more changes than a device takes at once, and rows in between that have none.
+  std::vector<std::vector<LogitChange>> changes(rows.size());
+  for (std::size_t i = 0; i < rows.size(); i += 2) {
+    for (std::size_t token = i % 5; token < vocab; token += 1 + i % 3) {
+      const auto generated = static_cast<std::int32_t>((token + i) % 3);
+      changes[i].push_back({static_cast<std::int32_t>(token), generated, 0.25F, true});
+    }
+    how[i].options.repetition_penalty = 1.5;
+    how[i].options.frequency_penalty = 0.5;
+    how[i].changes = changes[i];
+  }
+  const auto outcomes = std::accumulate(
+      how.begin(), how.end(), std::size_t{0},
+      [](std::size_t sum, const SamplingRequest& request) { return sum + request.outcomes(); });
   std::vector<float> logits(rows.size() * vocab);
-  std::vector<SampledToken> sampled(rows.size());
+  std::vector<SampledToken> sampled(outcomes);
   rank.finish(rank.backend().logits(rank.chunk(), rows, logits.data()));
   rank.finish(rank.backend().sample(rank.chunk(), rows, how, sampled.data()));
+  const SampledToken* got = sampled.data();
   for (std::size_t i = 0; i < rows.size(); ++i) {
-    const SampledToken expected =
-        compute::sample_row({logits.data() + i * vocab, vocab}, compute::draw_of(how[i]));
-    EXPECT_EQ(sampled[i].token, expected.token) << "row " << i;
-    EXPECT_FLOAT_EQ(sampled[i].logprob, expected.logprob) << "row " << i;
+    std::vector<SampledToken> expected(how[i].outcomes());
+    compute::sample_row({logits.data() + i * vocab, vocab}, compute::draw_of(how[i]),
+                        how[i].changes, expected.data());
+    for (const SampledToken& one : expected) {
+      EXPECT_EQ(got->token, one.token) << "row " << i;
+      EXPECT_FLOAT_EQ(got->logprob, one.logprob) << "row " << i;
+      ++got;
+    }
   }
   EXPECT_THROW(rank.backend().sample(rank.chunk(), rows, {}, sampled.data()), Error);
 }

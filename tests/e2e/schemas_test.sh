@@ -54,8 +54,11 @@ schemas = {path.name.removesuffix(".schema.json"): json.loads(path.read_text()) 
 assert set(schemas) == {"request", "result", "batch_request", "batch_result", "report"}, sorted(schemas)
 for schema in schemas.values():
     jsonschema.Draft202012Validator.check_schema(schema)
-resolver = jsonschema.RefResolver.from_schema({}, store={schema["$id"]: schema for schema in schemas.values()})
-validators = {name: jsonschema.Draft202012Validator(schema, resolver=resolver) for name, schema in schemas.items()}
+store = {schema["$id"]: schema for schema in schemas.values()}
+def validator(schema):
+    resolver = jsonschema.RefResolver.from_schema(schema, store=store)
+    return jsonschema.Draft202012Validator(schema, resolver=resolver)
+validators = {name: validator(schema) for name, schema in schemas.items()}
 def check(name, values):
     assert values
     for value in values:
