@@ -14,6 +14,11 @@ Needs Python's jinja2 (Debian: apt-get install python3-jinja2; else: pip install
 file the program atoll, which $ATOLL names, or is found on PATH or in this repository's build folder.
 """
 
+import sys
+
+# Python looks for modules beside a script first, and tokenize.py has the name of one of its own.
+sys.path = [path for path in sys.path if path not in (__file__.rpartition("/")[0] or ".", "")]
+
 import argparse
 import datetime
 import json
@@ -22,7 +27,6 @@ import pathlib
 import re
 import shutil
 import subprocess
-import sys
 
 # Beside the messages: what a template is told. tool_choice and parallel_tool_calls do nothing here.
 FOR_TEMPLATE = ("tools", "documents", "reasoning_effort")

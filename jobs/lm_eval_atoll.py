@@ -17,16 +17,22 @@ Needs `pip install lm_eval`, the program atoll ($ATOLL, on PATH, or in this repo
 --apply_chat_template Python's jinja2.
 """
 
+import sys
+
+HERE = __file__.rpartition("/")[0] or "."
+# Python looks for modules beside a script first, and jobs/tokenize.py has the name of one of its own.
+sys.path = [path for path in sys.path if path not in (HERE, "")]
+
 import hashlib
+import importlib.util
 import json
-import os
 import pathlib
 import shlex
 import subprocess
-import sys
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
-import chat as chat_templates  # jobs/chat.py
+spec = importlib.util.spec_from_file_location("atoll_chat", f"{HERE}/chat.py")
+chat_templates = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(chat_templates)
 
 try:
     from lm_eval.api.model import LM
@@ -71,8 +77,9 @@ class Atoll(LM):
         """What the model file says: positions, and the token that ends a text."""
         text = self.atoll(["inspect", "--no-verify", self.model])
         config = json.JSONDecoder().raw_decode(text.split("\nconfiguration\n", 1)[1])[0]
-        ends = config.get("stop_token_ids") or [0]
-        return {"max_positions": config["max_positions"], "end": ends[0]}
+        ends = config.get("stop_token_ids", config.get("eos_token_id")) or 0
+        positions = config.get("max_positions") or config["max_position_embeddings"]
+        return {"max_positions": positions, "end": ends[0] if isinstance(ends, list) else ends}
 
     def encode(self, texts, special=True):
         lines = "".join(json.dumps(text) + "\n" for text in texts)
