@@ -78,7 +78,8 @@ def of_model_file(path):
     """Templates by name and special tokens, of a model file."""
     done = subprocess.run([executable(), "tokenize", "--chat-template", path], capture_output=True, text=True)
     if done.returncode != 0:
-        sys.exit(f"chat.py: {done.stderr.strip().splitlines()[-1] if done.stderr.strip() else 'cannot read ' + path}")
+        said = done.stderr.strip().splitlines() or [f"cannot read {path}"]
+        sys.exit(f"chat.py: {said[-1].removeprefix('atoll: ')}")
     found = json.loads(done.stdout)
     return {"default": found["chat_template"]}, found["special_tokens"]
 
