@@ -39,6 +39,7 @@ std::vector<std::pair<std::string, std::string>> RunOptions::items() const {
           {"input", input},
           {"output", output},
           {"mode", text_of(mode)},
+          {"format", text_of(format)},
           {"max-tokens", std::to_string(max_tokens)},
           {"seed", std::to_string(seed)},
           {"backend", text_of(backend)},
@@ -165,6 +166,9 @@ void add_run(CLI::App& app, RunOptions& o) {
   app.add_option("--model", o.model, "Model file (HDF5, from init or import)")->required();
   app.add_option("--input", o.input, "Requests, one JSON object a line")->required();
   app.add_option("--output", o.output, "Results, one JSON object a line")->required();
+  add_choice(app, "--format", o.format,
+             {std::nullopt, io::LineFormat::atoll, io::LineFormat::openai},
+             "Form of requests and results; openai: OpenAI's batch format; auto: the first line's");
   add_choice(app, "--mode", o.mode, {Mode::generate, Mode::score},
              "generate text, or score the prompts");
   app.add_option("--max-tokens", o.max_tokens, "New tokens for requests that name no number")
@@ -383,6 +387,10 @@ CLI::App& add_tokenize(CLI::App& app, TokenizeOptions& o) {
       ->capture_default_str();
   CLI::Option* back =
       tokenize.add_flag("--detokenize", o.detokenize, "From ids ([1, 2, 3]) to text");
+  tokenize
+      .add_flag("--chat-template", o.chat_template,
+                "Instead: the model's chat template and special tokens, as JSON")
+      ->excludes(back);
   tokenize.add_flag("--json-lines", o.json_lines, "Each line is a JSON string, or a list of ids");
   tokenize.add_flag("--pieces", o.pieces, "A line for each token, with its text")->excludes(back);
   tokenize.add_flag("--no-special-tokens", o.no_special_tokens,

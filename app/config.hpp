@@ -20,6 +20,7 @@
 #include "comm/transports/kind.hpp"
 #include "compute/cpu/isa.hpp"
 #include "compute/types.hpp"
+#include "io/line_format.hpp"
 
 namespace atl {
 
@@ -30,6 +31,7 @@ struct RunOptions {
   std::string model;
   std::string input;
   std::string output;
+  std::optional<io::LineFormat> format;  ///< none: auto, the first line's
   Mode mode = Mode::generate;
   int max_tokens = 64;
   std::uint64_t seed = 0;              ///< for the draws of requests that name none
@@ -168,6 +170,7 @@ struct TokenizeOptions {
   bool json_lines = false;         ///< each line is a JSON string, or a list of ids
   bool pieces = false;             ///< a line for each token, with its text
   bool no_special_tokens = false;  ///< add none, or leave them out
+  bool chat_template = false;      ///< this instead
 };
 
 enum class Command : std::uint8_t {

@@ -270,9 +270,10 @@ class Backend {
   /// x += weighted sum of combine_recv, or of across_return, as the last route says.
   virtual Event merge(Chunk& chunk, int layer) = 0;
 
-  /// out[i] = the next token after row rows[i], chosen from lm_head · RMSNorm(x[rows[i]]) (float32)
-  /// as how[i] says; -1 where one of the row's logits is not finite. All three live until
-  /// completion.
+  /// out = for each row i the next token after row rows[i], chosen from
+  /// lm_head · RMSNorm(x[rows[i]]) (float32) as how[i] says, followed by the how[i].tops most
+  /// probable ones; -1 where one of the row's logits is not finite. All three, and the changes that
+  /// `how` points to, live until completion.
   virtual Event sample(Chunk& chunk, std::span<const std::int32_t> rows,
                        std::span<const SamplingRequest> how, SampledToken* out) = 0;
 
@@ -280,10 +281,10 @@ class Backend {
   /// them on the host.
   virtual Event logits(Chunk& chunk, std::span<const std::int32_t> rows, float* logits) = 0;
 
-  /// logprobs[i] = log softmax(lm_head · RMSNorm(x[rows[i]]))[targets[i]], in float32; NaN where
+  /// out[i].logprob = log softmax(lm_head · RMSNorm(x[rows[i]]))[targets[i]], in float32; NaN where
   /// one of the row's logits is not finite.
   virtual Event logprobs(Chunk& chunk, std::span<const std::int32_t> rows,
-                         std::span<const std::int32_t> targets, float* logprobs) = 0;
+                         std::span<const std::int32_t> targets, ScoredToken* out) = 0;
 
   /// Copies x [T, H], as it is then, to host memory.
   virtual Event save_x(const Chunk& chunk, float* x) = 0;

@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "compute/both.hpp"
+#include "compute/sampling.hpp"
 
 namespace atl::compute {
 
@@ -67,6 +68,45 @@ ATOLL_BOTH inline std::uint64_t weight_of(float logit, float best, double scale)
   return static_cast<std::uint64_t>(static_cast<std::int64_t>(p * power + 0.5F));
 }
 
+/// Weights of one draw's tokens.
+struct Weights {
+  float best = 0;  ///< the largest logit
+  double scale = 0;
+  std::uint64_t least = 0;  ///< what weighs less is left out
+
+  ATOLL_BOTH std::uint64_t operator()(float logit) const {
+    const std::uint64_t weight = weight_of(logit, best, scale);
+    return weight < least ? 0 : weight;
+  }
+};
+
+/// A logit as it is drawn from: finite whatever is asked for.
+ATOLL_BOTH inline float changed_logit(float logit, const LogitChange& change, const Draw& draw) {
+  constexpr double largest = 3.4028234663852886e38;
+  if (change.banned) return static_cast<float>(-largest);
+  double x = static_cast<double>(logit) + static_cast<double>(change.bias);
+  if (change.repeated) {
+    x = x > 0 ? x / draw.repetition_penalty : x * draw.repetition_penalty;
+  }
+  const double by_frequency = draw.frequency_penalty * static_cast<double>(change.generated);
+  x = x - by_frequency;
+  if (change.generated > 0) x = x - draw.presence_penalty;
+  if (x > largest) x = largest;
+  if (x < -largest) x = -largest;
+  return static_cast<float>(x);
+}
+
+/// Orders tokens by falling logit, then by id: the larger is more probable. Never 0.
+ATOLL_BOTH inline std::uint64_t rank_of(float logit, std::int32_t id) {
+  return (std::uint64_t{key_of(logit)} << 32U) | static_cast<std::uint32_t>(~id);
+}
+ATOLL_BOTH inline std::int32_t token_of_rank(std::uint64_t rank) {
+  return static_cast<std::int32_t>(~static_cast<std::uint32_t>(rank));
+}
+ATOLL_BOTH inline float logit_of_rank(std::uint64_t rank) {
+  return logit_of(static_cast<std::uint32_t>(rank >> 32U));
+}
+
 /// The weight that the kept tokens must reach, between 1 and `total`.
 ATOLL_BOTH inline std::uint64_t wanted_weight(std::uint64_t total, double top_p) {
   const double exact = top_p * static_cast<double>(total);
@@ -76,15 +116,16 @@ ATOLL_BOTH inline std::uint64_t wanted_weight(std::uint64_t total, double top_p)
   return wanted < total ? wanted : total;
 }
 
-/// What top-p keeps: every token whose key is above `key`, and of those with this key the `equals`
-/// lowest ids. `weight` is the sum of all that.
+/// What top-k or top-p keeps: every token whose key is above `key`, and of those with this key the
+/// `equals` lowest ids. `weight` is the sum of all that.
 struct Kept {
   std::uint32_t key = 0;
   std::uint64_t equals = 0;
   std::uint64_t weight = 0;
 };
 
-/// What reaches `wanted`, once tokens above `key` weigh `above` < wanted, and one with it `each`.
+/// What reaches `wanted`, once tokens above `key` weigh `above` < wanted, and one with it `each`
+/// (above 0).
 ATOLL_BOTH inline Kept kept_of(std::uint32_t key, std::uint64_t above, std::uint64_t each,
                                std::uint64_t wanted) {
   const std::uint64_t equals = (wanted - above + each - 1) / each;

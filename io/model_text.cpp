@@ -57,6 +57,13 @@ std::vector<TokenId> ModelText::encode(std::string_view text, bool add_special,
   return ids;
 }
 
+std::string ModelText::bytes_of(TokenId id, bool special_tokens) const {
+  if (tokenizer_) return tokenizer_->bytes_of(id, special_tokens);
+  if (decoder_) return decoder_->bytes_of(id, special_tokens);
+  require(bytes_, "there is no text: {}", why_not_);
+  return std::string(1, static_cast<char>(id >= 0 && id < byte_vocab ? id : 0xff));
+}
+
 std::string ModelText::decode(std::span<const TokenId> ids, const DecodeOptions& options) const {
   if (tokenizer_) return tokenizer_->decode(ids, options);
   if (decoder_) return decoder_->decode(ids, options);

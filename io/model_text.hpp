@@ -31,6 +31,9 @@ class ModelText {
   std::vector<TokenId> encode(std::string_view text, bool add_special, EncodeMemory& memory) const;
   /// The text of `ids`, as a whole. There must be text.
   std::string decode(std::span<const TokenId> ids, const DecodeOptions& options) const;
+  /// What one id gives to a text that goes on: its bytes, which need not be UTF-8. There must be
+  /// text.
+  std::string bytes_of(TokenId id, bool special_tokens) const;
 
  private:
   std::string why_not_;

@@ -1,5 +1,6 @@
 #include "io/request_prompts.hpp"
 
+#include <fmt/format.h>
 #include <sched.h>
 
 #include <algorithm>
@@ -7,9 +8,12 @@
 #include <exception>
 #include <functional>
 #include <mutex>
+#include <nlohmann/json.hpp>
 #include <thread>
+#include <utility>
 
 #include "compute/error.hpp"
+#include "io/json_shown.hpp"
 #include "io/model_text.hpp"
 
 namespace atl::io {
@@ -46,16 +50,49 @@ void check_length(const Request& request, const RequestLimits& limits) {
           prompt, generated, limits.max_positions, why);
 }
 
+void PromptEncoder::require_known(const std::vector<std::int32_t>& tokens, const char* what) const {
+  const auto beyond =
+      std::ranges::find_if(tokens, [&](std::int32_t token) { return token >= limits_.vocab; });
+  require(beyond == tokens.end(),
+          "the tokenizer gives the {0} the token id {1}, and the model has {2}; take that token "
+          "out of the {0}",
+          what, beyond == tokens.end() ? 0 : *beyond, limits_.vocab);
+}
+
+void PromptEncoder::encode_prompt(Request& request, EncodeMemory& memory) const {
+  request.tokens = text_.encode(*request.prompt, request.add_special_tokens, memory);
+  require_known(request.tokens, "prompt");
+  check_length(request, limits_);
+}
+
+/// The text's tokens after those of a prompt are what both together have beyond the prompt's
+/// number, as evaluations count them; after a prompt of ids it stands by itself.
+void PromptEncoder::encode_continuation(const Request& request, Continuation& continuation,
+                                        EncodeMemory& memory) const {
+  if (!continuation.text) return;
+  const bool joined = request.prompt.has_value();
+  continuation.tokens =
+      text_.encode(joined ? *request.prompt + *continuation.text : *continuation.text,
+                   joined && request.add_special_tokens, memory);
+  if (joined) {
+    const auto prompt = std::min(request.tokens.size(), continuation.tokens.size());
+    continuation.tokens.erase(continuation.tokens.begin(),
+                              continuation.tokens.begin() + static_cast<std::ptrdiff_t>(prompt));
+  }
+  require(!continuation.tokens.empty(),
+          "the continuation {} has no token of its own after the prompt; move the prompt's last "
+          "characters into it",
+          shown(nlohmann::json(*continuation.text)));
+  require_known(continuation.tokens, "continuation");
+  continuation.text.reset();
+}
+
 void PromptEncoder::encode_one(Request& request, EncodeMemory& memory) const {
   try {
-    request.tokens = text_.encode(*request.prompt, request.add_special_tokens, memory);
-    const auto beyond = std::ranges::find_if(
-        request.tokens, [&](std::int32_t token) { return token >= limits_.vocab; });
-    require(beyond == request.tokens.end(),
-            "the tokenizer gives the prompt the token id {}, and the model has {}; take that token "
-            "out of the prompt",
-            beyond == request.tokens.end() ? 0 : *beyond, limits_.vocab);
-    check_length(request, limits_);
+    if (request.prompt) encode_prompt(request, memory);
+    for (Continuation& continuation : request.continuations) {
+      encode_continuation(request, continuation, memory);
+    }
   } catch (const Error& error) {
     request.error = error.what();
   }
@@ -84,17 +121,73 @@ void PromptEncoder::encode_all(const std::vector<Request*>& waiting, std::size_t
   if (failure) std::rethrow_exception(failure);
 }
 
+namespace {
+
+/// Continuations together with their prompt.
+void check_continuations(Request& request, const RequestLimits& limits) {
+  const std::size_t prompt = request.tokens.size();
+  for (const Continuation& continuation : request.continuations) {
+    const std::size_t tokens = prompt + continuation.tokens.size();
+    if (tokens <= static_cast<std::size_t>(limits.max_positions)) continue;
+    request.error = fmt::format(
+        "the prompt and a continuation have {} tokens, the model has {} positions; shorten it",
+        tokens, limits.max_positions);
+    return;
+  }
+}
+
+void make_part(Request& request, int part, const std::vector<Continuation>& continuations,
+               const RequestLimits& limits) {
+  request.part = part;
+  if (request.own_seed) {
+    request.seed += static_cast<std::uint64_t>(part);
+  } else if (part > 0) {
+    request.seed = sample_seed(limits.seed, request.id, static_cast<std::uint64_t>(part));
+  }
+  if (continuations.empty()) return;
+  request.scored_from = std::ssize(request.tokens);
+  const auto& tokens = continuations[static_cast<std::size_t>(part)].tokens;
+  request.tokens.insert(request.tokens.end(), tokens.begin(), tokens.end());
+}
+
+}  // namespace
+
+std::vector<Request> in_parts(std::vector<Request> requests, const RequestLimits& limits) {
+  std::vector<Request> all;
+  all.reserve(requests.size());
+  for (Request& request : requests) {
+    check_continuations(request, limits);
+    const std::vector<Continuation> continuations = std::exchange(request.continuations, {});
+    if (!continuations.empty()) request.parts = static_cast<int>(continuations.size());
+    if (!request.error.empty()) {
+      request.parts = 1;
+      all.push_back(std::move(request));
+      continue;
+    }
+    for (int part = 0; part + 1 < request.parts; ++part) {
+      make_part(all.emplace_back(request), part, continuations, limits);
+    }
+    make_part(request, request.parts - 1, continuations, limits);
+    all.push_back(std::move(request));
+  }
+  return all;
+}
+
 void PromptEncoder::encode(std::vector<Request>& requests, bool all_cores) {
   std::vector<Request*> waiting;
   std::size_t bytes = 0;
   for (Request& request : requests) {
-    if (!request.prompt) continue;
     if (!request.error.empty()) {
       request.prompt.reset();
       continue;
     }
-    bytes += request.prompt->size();
-    waiting.push_back(&request);
+    const std::size_t before = bytes;
+    const std::size_t prompt = request.prompt ? request.prompt->size() : 0;
+    bytes += prompt;
+    for (const Continuation& continuation : request.continuations) {
+      if (continuation.text) bytes += prompt + continuation.text->size();
+    }
+    if (bytes > before) waiting.push_back(&request);
   }
   if (waiting.empty()) return;
   const std::size_t useful =

@@ -26,12 +26,20 @@ class PromptEncoder {
 
  private:
   void encode_one(Request& request, EncodeMemory& memory) const;
+  void encode_prompt(Request& request, EncodeMemory& memory) const;
+  void encode_continuation(const Request& request, Continuation& continuation,
+                           EncodeMemory& memory) const;
+  void require_known(const std::vector<std::int32_t>& tokens, const char* what) const;
   void encode_all(const std::vector<Request*>& waiting, std::size_t num_threads);
 
   const RequestLimits& limits_;
   const ModelText& text_;
   std::deque<EncodeMemory> memories_;  // a thread's each
 };
+
+/// Each request that asks for several samples, or for continuations, as one for each of them. A
+/// continuation that does not fit the model refuses its line.
+std::vector<Request> in_parts(std::vector<Request> requests, const RequestLimits& limits);
 
 /// Throws Error when the prompt is empty, or does not fit the model's positions together with what
 /// is to be generated.

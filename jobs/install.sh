@@ -22,6 +22,7 @@ packages=(
   libboost-context-dev                         # fibers of the emulated CUDA device in the tests
   python3 procps                               # tables of the job scripts, processes in tests
   python3-matplotlib                           # plots of perf/harness
+  python3-jinja2 python3-jsonschema            # chats, and the tests of io/schemas
 )
 
 wrong_use() {

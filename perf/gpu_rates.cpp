@@ -382,6 +382,7 @@ SampleKernel::SampleKernel(int rows, int vocab, const SamplingOptions& options)
   std::memcpy(logits_host_.data(), values.data(), values.size());
   for (int row = 0; row < rows; ++row) {
     draws_host_.push_back(compute::draw_of({options, row}));
+    draws_host_.back().first_outcome = row;
   }
   logits_ = on_device(values.data(), values.size());
   draws_ = on_device(draws_host_.data(), draws_host_.size() * sizeof(compute::Draw));
@@ -389,8 +390,8 @@ SampleKernel::SampleKernel(int rows, int vocab, const SamplingOptions& options)
 }
 
 void SampleKernel::launch() {
-  compute::cuda::sample(stream_.raw(), static_cast<const float*>(logits_.data()),
-                        static_cast<const compute::Draw*>(draws_.data()),
+  compute::cuda::sample(stream_.raw(), static_cast<float*>(logits_.data()),
+                        static_cast<const compute::Draw*>(draws_.data()), nullptr,
                         static_cast<SampledToken*>(sampled_.data()),
                         static_cast<int>(draws_host_.size()), vocab_);
 }

@@ -94,11 +94,11 @@ class PacedBackend final : public compute::Backend {
     std::fill_n(out, rows.size(), SampledToken{});
     return enqueue(0);
   }
-  compute::Event logits(compute::Chunk&, std::span<const std::int32_t>, float*) override {
+  compute::Event logits(compute::Chunk&, std::span<const std::int32_t>, ScoredToken*) override {
     fail("a paced backend has no logits");
   }
   compute::Event logprobs(compute::Chunk&, std::span<const std::int32_t>,
-                          std::span<const std::int32_t>, float*) override {
+                          std::span<const std::int32_t>, ScoredToken*) override {
     fail("a paced backend has no log-probabilities");
   }
   compute::Event save_x(const compute::Chunk&, float*) override {

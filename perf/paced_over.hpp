@@ -70,8 +70,8 @@ class PacedOver : public compute::Backend {
     return take(real_->logits(chunk, rows, logits), pace_.head(rows.size()));
   }
   compute::Event logprobs(compute::Chunk& chunk, std::span<const std::int32_t> rows,
-                          std::span<const std::int32_t> targets, float* logprobs) override {
-    return take(real_->logprobs(chunk, rows, targets, logprobs), pace_.head(rows.size()));
+                          std::span<const std::int32_t> targets, ScoredToken* out) override {
+    return take(real_->logprobs(chunk, rows, targets, out), pace_.head(rows.size()));
   }
   compute::Event save_x(const compute::Chunk& chunk, float* x) override {
     return take(real_->save_x(chunk, x), 0);

@@ -31,6 +31,7 @@ PlannedWorkload workload_of(const RunOptions& options, const OpenModel& model) {
   limits.default_max_tokens = options.max_tokens;
   limits.scoring = options.mode == Mode::score;
   limits.text = &text;
+  limits.format = options.format;
   io::RequestReader reader(options.input, limits);
   PlannedWorkload work;
   work.scoring = limits.scoring;

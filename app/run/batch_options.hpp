@@ -7,6 +7,10 @@
 #include "app/plan/chunking.hpp"
 #include "compute/types.hpp"
 
+namespace atl::io {
+class ModelText;
+}
+
 namespace atl {
 
 /// How requests become batches, the same on all ranks.
@@ -21,6 +25,7 @@ struct BatchOptions : ChunkLimits {
   std::int64_t num_pages = 0;                ///< KV pages of one rank
   std::vector<std::int32_t> stop_token_ids;  ///< of the model
   DType dtype = DType::bfloat16;             ///< of the activations, for messages
+  const io::ModelText* text = nullptr;       ///< what tokens are, for texts that end results
 };
 
 }  // namespace atl

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "app/run/request_needs.hpp"
+#include "io/model_text.hpp"
 
 namespace atl {
 
@@ -13,10 +14,11 @@ namespace {
 
 /// Why a sequence ends whose next logits, or the log-probability made of them, are not finite.
 std::string not_finite(const Sequence& sequence, const BatchOptions& options) {
-  // In scoring a log-probability for each position before this one is there.
-  const auto position = options.mode == Mode::score
-                            ? static_cast<std::int64_t>(sequence.logprobs.size())
-                            : std::int64_t{sequence.length()} - 1;
+  // In scoring a log-probability for each position before this one is there, of a continuation for
+  // each from the prompt's last on.
+  const std::int64_t first = std::max<std::int64_t>(0, sequence.asked.scored_from - 1);
+  const auto position = options.mode == Mode::score ? first + std::ssize(sequence.logprobs)
+                                                    : std::int64_t{sequence.length()} - 1;
   const std::int64_t generated = position - sequence.prompt_length + 1;
   const std::string where = generated > 0 ? fmt::format("generated token {}", generated)
                                           : fmt::format("token {} of the prompt's {}", position + 1,
@@ -84,13 +86,15 @@ void Batcher::take_up(Admitted admitted, std::vector<std::int32_t> forced) {
   if (!weights_.empty()) sequence.first_weights = weights_.size() - 1;
   sequence.asked = std::move(admitted.asked);
   sequence.asked.tokens = {};
+  sequence.changes.begin(sequence.asked, sequence.tokens, options_.stop_token_ids);
+  sequence.stops.begin(sequence.asked.stop);
   sequence.forced = std::move(forced);
   if (admitted.cached > 0) restore(sequence, admitted.cached);
 }
 
 void Batcher::restore(Sequence& sequence, std::int32_t cached) {
   const SavedSequence saved = restore_(sequence.request, sequence.pages);
-  sequence.tokens.insert(sequence.tokens.end(), saved.generated.begin(), saved.generated.end());
+  for (const std::int32_t token : saved.generated) grow(sequence, token);
   sequence.logprobs = saved.logprobs;
   sequence.cached = cached;
   sequence.times.first_token = -1;  // in another run
@@ -100,9 +104,11 @@ SamplingRequest Batcher::sampling_of(const HeadRow& head) const {
   const Sequence& sequence = sequences_.in_slot(head.slot);
   const io::Request& asked = sequence.asked;
   const std::int32_t at = sequence.num_generated();
-  return {{asked.temperature, asked.top_p, asked.seed},
+  return {asked.sampling(),
           at,
-          sequence.forced.empty() ? -1 : sequence.forced[static_cast<std::size_t>(at)]};
+          sequence.forced.empty() ? -1 : sequence.forced[static_cast<std::size_t>(at)],
+          {},
+          asked.top_logprobs};
 }
 
 bool Batcher::is_stop(const Sequence& sequence, std::int32_t token) const {
@@ -120,10 +126,16 @@ PassTokens Batcher::finish_pass(double now) {
         std::string error = not_finite(sequence, options_);
         finish(sequence, "error").error = std::move(error);
       } else if (options_.mode == Mode::score) {
-        sequence.logprobs.push_back(chunk.logprobs[i]);
+        const ScoredToken& scored = chunk.scored[chunk.head[i].outcome];
+        sequence.logprobs.push_back(scored.logprob);
+        sequence.greedy = sequence.greedy && scored.greedy != 0;
       } else {
         ++tokens.generated;
-        take_sampled(sequence, chunk.sampled[i], now);
+        take_sampled(
+            sequence,
+            std::span(chunk.sampled)
+                .subspan(chunk.head[i].outcome, 1 + static_cast<std::size_t>(chunk.head[i].tops)),
+            now);
       }
     }
   }
@@ -132,15 +144,28 @@ PassTokens Batcher::finish_pass(double now) {
   return tokens;
 }
 
-void Batcher::take_sampled(Sequence& sequence, const SampledToken& sampled, double now) {
+bool Batcher::grow(Sequence& sequence, std::int32_t token) const {
+  sequence.tokens.push_back(token);
+  sequence.changes.add(token);
+  if (!sequence.stops.any()) return false;
+  const bool found = sequence.stops.add(options_.text->bytes_of(token, /*special_tokens=*/false));
+  return found && sequence.num_generated() >= sequence.asked.min_tokens;
+}
+
+void Batcher::take_sampled(Sequence& sequence, std::span<const SampledToken> sampled, double now) {
   if (sequence.num_generated() == 0) sequence.times.first_token = now;
-  if (is_stop(sequence, sampled.token)) {
+  const std::int32_t token = sampled[0].token;
+  if (is_stop(sequence, token)) {
     finish(sequence, "stop");
     return;
   }
   sequence.times.last_token = now;
-  sequence.tokens.push_back(sampled.token);
-  sequence.logprobs.push_back(sampled.logprob);
+  sequence.logprobs.push_back(sampled[0].logprob);
+  sequence.tops.insert(sequence.tops.end(), sampled.begin() + 1, sampled.end());
+  if (grow(sequence, token)) {
+    finish(sequence, "stop").result.bytes_before_stop = sequence.stops.found_at();
+    return;
+  }
   if (sequence.num_generated() == sequence.max_new) finish(sequence, "length");
 }
 
@@ -160,19 +185,20 @@ std::string Batcher::weights_of(const Sequence& sequence) const {
 FinishedRequest& Batcher::finish(Sequence& sequence, const char* reason) {
   FinishedRequest& done = finished_.emplace_back();
   done.request = sequence.request;
-  done.line = sequence.asked.line;
-  done.id = sequence.asked.id;
-  done.batch = sequence.asked.batch;
+  done.asked = sequence.asked;
   done.times = sequence.times;
   done.weights = weights_of(sequence);
   done.result.finish_reason = reason;
   done.result.prompt_tokens = sequence.prompt_length;
   done.result.logprobs = sequence.logprobs;
+  done.result.tops = sequence.tops;
+  done.result.greedy = sequence.greedy;
   if (options_.mode == Mode::generate) {
     const auto generated = sequence.generated();
     done.result.tokens.assign(generated.begin(), generated.end());
   } else {
-    done.result.tokens = sequence.tokens;
+    done.result.tokens.assign(sequence.tokens.begin() + sequence.asked.scored_from,
+                              sequence.tokens.end());
   }
   for (const std::int32_t page : sequence.pages) pages_->give_back(page);
   sequence.request = -1;

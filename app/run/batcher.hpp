@@ -53,7 +53,11 @@ class Batcher {
   int num_chunks() const { return pass_.num_chunks(); }   ///< of this pass, equal on all ranks
   bool has_prompt_tokens() const { return has_prompt_; }  ///< on any rank in this pass
   ChunkBatch& chunk(int index) { return pass_.chunk(index); }
+  /// How the token after a head row is drawn, but for the changes, which are apart.
   SamplingRequest sampling_of(const HeadRow& head) const;
+  std::span<const LogitChange> changes_of(const HeadRow& head) const {
+    return sequences_.in_slot(head.slot).changes.all();
+  }
 
   /// Sequences under way on this rank, between two passes.
   const Sequences& sequences() const { return sequences_; }
@@ -68,7 +72,10 @@ class Batcher {
 
  private:
   void restore(Sequence& sequence, std::int32_t cached);
-  void take_sampled(Sequence& sequence, const SampledToken& sampled, double now);
+  /// A token was generated, in this run or an earlier one. True where a text now ends the result.
+  bool grow(Sequence& sequence, std::int32_t token) const;
+  /// `sampled`: the token, then the most probable ones that were asked for.
+  void take_sampled(Sequence& sequence, std::span<const SampledToken> sampled, double now);
   FinishedRequest& finish(Sequence& sequence, const char* reason);
   void finish_scored(double now);
   bool is_stop(const Sequence& sequence, std::int32_t token) const;

@@ -20,6 +20,12 @@ using nlohmann::ordered_json;
 
 namespace {
 
+/// Whether a checkpoint cannot keep all that the request's result says: it then starts from its
+/// beginning where the run is resumed.
+bool starts_anew(const io::Request& asked) {
+  return asked.top_logprobs > 0 || asked.is_continuation();
+}
+
 /// That a sequence of a checkpoint is one that its request can have.
 void require_possible(const io::CheckpointSequence& s, const std::vector<io::Request>& requests,
                       bool scoring, const std::string& path) {
@@ -241,6 +247,7 @@ void Checkpoints::list_sequences(const CheckpointSource& source, io::CheckpointC
     for (const std::int32_t slot : sequences.taken()) {
       const Sequence& sequence = sequences.in_slot(slot);
       if (is_twin(sequence.request)) continue;  // its request makes it again
+      if (starts_anew(sequence.asked)) continue;
       add({sequence.request, sequence.num_generated(),
            static_cast<std::int64_t>(sequence.logprobs.size()), sequence.cached, 0},
           sequence.generated(), sequence.logprobs);

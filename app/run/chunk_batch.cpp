@@ -5,9 +5,16 @@
 
 namespace atl {
 
+void ChunkBatch::add_head(HeadRow row) {
+  row.outcome = outcomes;
+  outcomes += 1 + static_cast<std::size_t>(row.tops);
+  head.push_back(row);
+}
+
 bool ChunkBatch::finite(std::size_t head_row) const {
-  if (sampled.empty()) return std::isfinite(logprobs[head_row]);
-  return sampled[head_row].token >= 0 && std::isfinite(sampled[head_row].logprob);
+  const std::size_t at = head[head_row].outcome;
+  if (sampled.empty()) return std::isfinite(scored[at].logprob);
+  return sampled[at].token >= 0 && std::isfinite(sampled[at].logprob);
 }
 
 HeadRange heads_in(const ChunkBatch& chunk, std::int64_t first_row, std::int64_t count) {
@@ -21,13 +28,22 @@ HeadRange heads_in(const ChunkBatch& chunk, std::int64_t first_row, std::int64_t
   return {first, before(first_row + count) - first};
 }
 
+OutcomeRange outcomes_of(const ChunkBatch& chunk, const HeadRange& heads) {
+  const auto before = [&](std::size_t head) {
+    return head < chunk.head.size() ? chunk.head[head].outcome : chunk.outcomes;
+  };
+  const std::size_t first = before(heads.first);
+  return {first, before(heads.first + heads.count) - first};
+}
+
 void ChunkBatch::clear() {
   tokens.clear();
   segments.clear();
   requests.clear();
   head.clear();
   sampled.clear();
-  logprobs.clear();
+  scored.clear();
+  outcomes = 0;
 }
 
 }  // namespace atl

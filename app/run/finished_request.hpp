@@ -1,7 +1,6 @@
 #pragma once
 
 #include <cstdint>
-#include <optional>
 #include <string>
 
 #include "io/requests.hpp"
@@ -16,9 +15,7 @@ struct RequestTimes {
 
 struct FinishedRequest {
   std::int32_t request = 0;  ///< index into the requests
-  std::int64_t line = 0;     ///< its line in the input
-  std::string id;
-  std::optional<io::BatchLine> batch;  ///< as in its io::Request
+  io::Request asked;         ///< what was asked for, without the prompt
   io::Result result;
   RequestTimes times;
   std::string error;    ///< set: the request has no result, for this reason

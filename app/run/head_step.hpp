@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "app/run/batcher.hpp"
@@ -14,15 +15,18 @@ class HeadStep {
  public:
   HeadStep(Mode mode, std::size_t max_rows);
 
-  /// `batch` is a chunk of `batcher`'s pass; its `sampled` or `logprobs` are filled where rows are
+  /// `batch` is a chunk of `batcher`'s pass; its `sampled` or `scored` are filled where rows are
   /// among those of `chunk`.
   compute::Event launch(compute::Backend& backend, compute::Chunk& chunk, const Batcher& batcher,
                         ChunkBatch& batch);
 
  private:
+  void ask(const Batcher& batcher, std::span<const HeadRow> heads);
+
   Mode mode_;
   std::vector<std::int32_t> rows_, targets_;
   std::vector<SamplingRequest> how_;
+  std::vector<LogitChange> changes_;  // of all rows
 };
 
 }  // namespace atl

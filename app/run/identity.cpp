@@ -17,6 +17,27 @@ constexpr const char* sampler_version = "3";
 /// 1 rounded the residual stream to the activations' type (and was not named).
 constexpr const char* arithmetic_version = "3 (norms of whole rows add up head by head)";
 
+/// What decides how tokens are drawn and when they end, where it is not as usual.
+std::string draw_text(const io::Request& r) {
+  std::string text;
+  if (r.top_k != 0 || r.min_p != 0) text += fmt::format("kept {} {:a}\n", r.top_k, r.min_p);
+  if (r.sampling().penalises()) {
+    text += fmt::format("penalties {:a} {:a} {:a}\n", r.repetition_penalty, r.presence_penalty,
+                        r.frequency_penalty);
+  }
+  for (const auto& [token, bias] : r.logit_bias) text += fmt::format("bias {} {:a}\n", token, bias);
+  if (r.top_logprobs != 0 || r.min_tokens != 0) {
+    text += fmt::format("tops {} at least {}\n", r.top_logprobs, r.min_tokens);
+  }
+  for (const std::string& stop : r.stop) text += fmt::format("stop {} {}\n", stop.size(), stop);
+  return text;
+}
+
+std::string parts_text(const io::Request& r) {
+  return r.in_parts() ? fmt::format("part {} of {}, from {}\n", r.part, r.parts, r.scored_from)
+                      : "";
+}
+
 }  // namespace
 
 std::string identity_text(const io::Request& r) {
@@ -26,7 +47,11 @@ std::string identity_text(const io::Request& r) {
                                  fmt::join(r.stop_token_ids, ","), r.error.size(), r.error);
   // It decides the form of the result.
   if (r.batch) text += fmt::format("batch {} {}\n", r.batch->model, r.batch->logprobs);
-  return text;
+  if (r.batch && (r.batch->chat || r.batch->echo)) {
+    text += fmt::format("form {} {} {} {}\n", r.batch->chat, r.batch->echo, r.batch->prompt.size(),
+                        r.batch->prompt);
+  }
+  return text + draw_text(r) + parts_text(r);
 }
 
 bool draws_without_seed(const io::Request& r) {

@@ -16,7 +16,7 @@ Pass::Pass(const BatchOptions& options)
     chunk.requests.reserve(sequences + 1);
     chunk.head.reserve(rows);
     chunk.sampled.reserve(sequences);
-    chunk.logprobs.reserve(rows);
+    chunk.scored.reserve(rows);
   }
 }
 
@@ -68,9 +68,9 @@ void Pass::add_head_row(ChunkBatch& chunk, const Sequence& sequence, std::int32_
                         std::int32_t row, std::int32_t position) const {
   const bool last = position + 1 == sequence.length();
   if (mode_ == Mode::generate) {
-    if (last) chunk.head.push_back({row, slot, -1});
-  } else if (!last) {
-    chunk.head.push_back({row, slot, sequence.tokens[static_cast<std::size_t>(position) + 1]});
+    if (last) chunk.add_head({row, slot, -1, sequence.asked.top_logprobs});
+  } else if (!last && position + 1 >= sequence.asked.scored_from) {
+    chunk.add_head({row, slot, sequence.tokens[static_cast<std::size_t>(position) + 1]});
   }
 }
 

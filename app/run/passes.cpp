@@ -40,9 +40,11 @@ Passes::Passes(const PassesInput& input)
                     in_.options.trace.empty() ? 0 : max_trace_events, in_.sizes.batch.num_flights);
   Workload& work = in_.work;
   const auto pages = std::make_shared<PagePool>(in_.sizes.batch.num_pages);
+  BatchOptions batch = in_.sizes.batch;
+  batch.text = &work.text();
   flights_.resize(static_cast<std::size_t>(in_.sizes.batch.num_flights));
   for (std::size_t f = 0; f < flights_.size(); ++f) {
-    batchers_.push_back(std::make_unique<Batcher>(in_.sizes.batch, in_.sizes.room,
+    batchers_.push_back(std::make_unique<Batcher>(batch, in_.sizes.room,
                                                   work.checkpoints.restore_into(kv_), pages));
   }
   driver_.emplace(in_.backend, in_.groups, in_.model.config.shape, in_.placement, driver,

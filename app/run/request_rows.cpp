@@ -8,7 +8,7 @@ RequestRows request_rows(const std::vector<io::Request>& requests, Mode mode, in
   RequestRows rows;
   rows.first_row.push_back(0);
   for (const io::Request& request : requests) {
-    rows.ids.push_back(request.id);
+    rows.ids.push_back(io::name_of(request));
     const auto prompt = static_cast<std::int64_t>(request.tokens.size());
     rows.prompt_lengths.push_back(prompt);
     const int new_tokens = mode == Mode::score ? 1 : request.max_tokens.value_or(max_tokens);

@@ -15,7 +15,7 @@ namespace atl {
 /// One row for every token of a request that may go through the layers, which the last one
 /// generated does not. A request that is refused has none.
 struct RequestRows {
-  std::vector<std::string> ids;              ///< [requests]
+  std::vector<std::string> ids;              ///< [requests], as io::name_of() has them
   std::vector<std::int64_t> prompt_lengths;  ///< [requests], tokens
   std::vector<std::int64_t> first_row;       ///< [requests + 1]
 };

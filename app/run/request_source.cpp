@@ -53,7 +53,7 @@ struct RequestSource::Reading {
   io::RequestReader reader;
   std::optional<Shard> shard;
   io::RunningChecksum sum;
-  std::int64_t number = 0;  // of the next request in the file, from 0
+  std::int64_t number = 0;  // of the next line in the file, from 0
   bool at_end = false;
 
   std::mutex mutex;
@@ -66,19 +66,21 @@ struct RequestSource::Reading {
   std::thread thread;
 };
 
-/// Up to `most` requests of the file; fewer at its end.
+/// The requests of up to `most` lines of the file; of fewer at its end.
 RequestSource::Block RequestSource::Reading::next_block(std::int64_t most, bool all_cores) {
   Block block;
   std::vector<io::Request> requests = reader.read(most, all_cores);
-  at_end = static_cast<std::int64_t>(requests.size()) < most;
+  at_end = reader.at_end();
   for (io::Request& request : requests) {
     const std::string text = identity_text(request);
     sum.add(std::as_bytes(std::span(text)));
-    block.sums.push_back(sum.value());
     if (!block.first_drawing && draws_without_seed(request)) block.first_drawing = number;
+    const bool line_ends = request.part + 1 == request.parts;
     if (!shard || shard->has(number)) {
       block.requests.push_back(std::move(request));
     }
+    if (!line_ends) continue;
+    block.sums.push_back(sum.value());
     ++number;
   }
   return block;

@@ -36,7 +36,7 @@ class RequestSource {
   void take_ready();
 
   bool all_taken() const { return all_taken_; }
-  /// Requests taken, those of other shards with them.
+  /// Lines whose requests were taken, those of other shards with them.
   std::int64_t num_taken() const { return static_cast<std::int64_t>(sums_.size()); }
 
   /// What the identity of a run says of the requests taken so far.
@@ -50,7 +50,7 @@ class RequestSource {
   /// A few requests with what the identity needs of them.
   struct Block {
     std::vector<io::Request> requests;
-    std::vector<std::uint64_t> sums;  // after each, those of other shards with them
+    std::vector<std::uint64_t> sums;  // after each line, those of other shards with them
     std::optional<std::int64_t> first_drawing;
   };
   void take(Block& block);
@@ -58,7 +58,7 @@ class RequestSource {
   bool draws(std::int64_t first_requests) const;
 
   std::vector<io::Request> requests_;
-  std::vector<std::uint64_t> sums_;  // [taken], checksum over all up to each
+  std::vector<std::uint64_t> sums_;  // [lines], checksum over all requests up to each
   std::optional<std::int64_t> first_drawing_;
   bool all_taken_ = false;
   std::unique_ptr<Reading> reading_;

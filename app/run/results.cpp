@@ -10,6 +10,7 @@
 
 #include "app/run/identity.hpp"
 #include "io/json_shown.hpp"
+#include "io/utf8.hpp"
 
 namespace atl {
 
@@ -20,13 +21,16 @@ namespace {
 
 constexpr const char* journal_format = "atoll-journal";
 constexpr int journal_version = 1;
-constexpr io::DecodeOptions each_token = {.special_tokens = true, .continues = true};
+// Lines of the input are fewer.
+constexpr int part_shift = 40;
+
+/// What the journal calls a request: its line, and above that its part.
+std::int64_t journal_key(const io::Request& request) {
+  return request.line + (std::int64_t{request.part} << part_shift);
+}
 
 std::string line_of(const FinishedRequest& finished, bool scoring) {
-  io::Request request;
-  request.line = finished.line;
-  request.id = finished.id;
-  request.batch = finished.batch;
+  io::Request request = finished.asked;
   request.error = finished.error;
   std::string line = finished.error.empty() ? io::result_line(request, finished.result, scoring)
                                             : io::error_line(request);
@@ -96,7 +100,7 @@ std::vector<bool> ResultStore::begin(const std::vector<io::Request>& requests,
     }
     if (!resume || journal_->num_results() == 0) return journal_->start(header());
     for (std::size_t i = 0; i < requests.size(); ++i) {
-      if (!journal_->has(requests[i].line) || (keeps && !keeps(requests[i]))) continue;
+      if (!journal_->has(journal_key(requests[i])) || (keeps && !keeps(requests[i]))) continue;
       finished[i] = true;
       resumed_.push_back(i);
     }
@@ -112,18 +116,32 @@ void ResultStore::add_text(FinishedRequest& finished) const {
   io::Result& result = finished.result;
   const bool has_text = text_->why_not().empty();
   if (mode_ == Mode::generate && finished.error.empty() && has_text) {
-    result.text = text_->decode(result.tokens, {.continues = true});
+    result.text = result.bytes_before_stop ? text_before_stop(result)
+                                           : text_->decode(result.tokens, {.continues = true});
   }
-  if (!finished.batch || !finished.batch->logprobs) return;
+  const auto& batch = finished.asked.batch;
+  if (!batch || !batch->logprobs) return;
+  const auto add = [&](std::int32_t token) {
+    const bool known = has_text && token >= 0;
+    result.token_bytes.push_back(known ? text_->bytes_of(token, /*special_tokens=*/true) : "");
+  };
+  for (const std::int32_t token : result.tokens) add(token);
+  for (const SampledToken& top : result.tops) add(top.token);
+}
+
+std::string ResultStore::text_before_stop(const io::Result& result) const {
+  std::string bytes;
   for (const std::int32_t token : result.tokens) {
-    result.token_texts.push_back(has_text ? text_->decode({&token, 1}, each_token) : "");
+    bytes += text_->bytes_of(token, /*special_tokens=*/false);
   }
+  return io::mended_utf8(std::string_view(bytes).substr(0, *result.bytes_before_stop));
 }
 
 void ResultStore::take(std::vector<FinishedRequest>& finished) {
   for (FinishedRequest& f : finished) {
     add_text(f);
-    const std::string line = io::journal_line(f.line, line_of(f, mode_ == Mode::score));
+    const std::string line =
+        io::journal_line(journal_key(f.asked), line_of(f, mode_ == Mode::score));
     Outcome outcome;
     outcome.request = f.request;
     outcome.failed = !f.error.empty();
@@ -183,15 +201,12 @@ ResultStore::Outcome ResultStore::kept_outcome(std::size_t request) const {
   Outcome outcome;
   outcome.request = static_cast<std::int32_t>(request);
   outcome.times.first_token = -1;
-  const std::string line = journal_->result((*requests_)[request].line);
+  const std::string line = journal_->result(journal_key((*requests_)[request]));
   outcome.failed = io::error_in(line).has_value();
   if (mode_ != Mode::score || outcome.failed) return outcome;
-  const json result = json::parse(line);
-  for (const json& logprob : result.at("prompt_logprobs")) {
-    if (logprob.is_null()) continue;
-    outcome.logprob_sum += logprob.get<float>();
-    ++outcome.scored;
-  }
+  const std::vector<float> logprobs = io::scored_in(line);
+  for (const float logprob : logprobs) outcome.logprob_sum += logprob;
+  outcome.scored = std::ssize(logprobs);
   return outcome;
 }
 
@@ -227,17 +242,33 @@ RequestSummary ResultStore::summary() const {
   return summary;
 }
 
+std::string ResultStore::part_line(const io::Request& request) const {
+  const bool finished = journal_->has(journal_key(request));
+  require(finished || !request.error.empty(), "internal: request {} (line {}) was never finished",
+          request.id, request.line);
+  return finished ? journal_->result(journal_key(request)) : io::error_line(request);
+}
+
+std::string ResultStore::whole_line(std::size_t& at) const {
+  const io::Request& first = (*requests_)[at];
+  if (!first.in_parts()) return part_line((*requests_)[at++]);
+  std::vector<std::string> parts;
+  const std::size_t end = at + static_cast<std::size_t>(first.parts);
+  while (at < end) parts.push_back(part_line((*requests_)[at++]));
+  return io::joined_line(first, parts);
+}
+
 void ResultStore::write() {
   journal_->sync();
   std::optional<io::TextFile> file;
   if (!pipe_) file.emplace(output_);
   io::TextFile& output = pipe_ ? *pipe_ : *file;
   if (part_) output.write(part_header(part_()));
-  for (const io::Request& request : *requests_) {
-    const bool finished = journal_->has(request.line);
-    require(finished || !request.error.empty(), "internal: request {} (line {}) was never finished",
-            request.id, request.line);
-    const std::string line = finished ? journal_->result(request.line) : io::error_line(request);
+  num_lines_ = 0;
+  for (std::size_t at = 0; at < requests_->size();) {
+    const io::Request& request = (*requests_)[at];
+    const std::string line = whole_line(at);
+    ++num_lines_;
     if (const auto error = io::error_in(line)) {
       if (num_errors_ == 0) first_error_ = fmt::format("line {}: {}", request.line, *error);
       ++num_errors_;
@@ -249,7 +280,7 @@ void ResultStore::write() {
 
 void ResultStore::require_served() const {
   if (num_errors_ == 0) return;
-  const auto all = static_cast<std::int64_t>(requests_->size());
+  const std::int64_t all = num_lines_;
   if (num_errors_ == all && !part_) {  // of all parts, `atoll join` says it
     throw NothingServed(
         fmt::format("no request could be served ({} of {} failed, the first in {}); mend them and "

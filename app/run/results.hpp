@@ -101,6 +101,12 @@ class ResultStore {
   /// Takes what a rank had for rank 0 apart, and notes its outcomes.
   void add_lines(std::string_view message, std::string& lines);
   Outcome kept_outcome(std::size_t request) const;
+  std::string text_before_stop(const io::Result& result) const;
+  /// Its own line of results, or that of its error.
+  std::string part_line(const io::Request& request) const;
+  /// The line of results of the request at `at`, with all parts of its line; then `at` is behind
+  /// them.
+  std::string whole_line(std::size_t& at) const;
 
   const comm::Communicator& world_;
   const std::vector<io::Request>* requests_ = nullptr;  // rank 0
@@ -115,6 +121,7 @@ class ResultStore {
   std::string waiting_;               // for rank 0: an Outcome and a journal line of each request
   std::vector<Outcome> outcomes_;     // rank 0
   std::vector<std::size_t> resumed_;  // rank 0: requests that an earlier run finished
+  std::int64_t num_lines_ = 0;        // rank 0, as written
   std::int64_t num_errors_ = 0;       // rank 0, as written: results that are errors
   std::string first_error_;           // the first of them, with its line
 };

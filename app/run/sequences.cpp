@@ -28,6 +28,8 @@ Sequence& Sequences::start(std::int32_t request, std::span<const std::int32_t> p
   sequence.cached = 0;
   sequence.max_new = max_new;
   sequence.logprobs.clear();
+  sequence.tops.clear();
+  sequence.greedy = true;
   sequence.times = {};
   taken_.push_back(static_cast<std::int32_t>(free - slots_.begin()));
   return sequence;

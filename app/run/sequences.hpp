@@ -8,6 +8,8 @@
 
 #include "app/plan/rank_load.hpp"
 #include "app/run/finished_request.hpp"
+#include "app/run/logit_changes.hpp"
+#include "app/run/stop_texts.hpp"
 
 namespace atl {
 
@@ -22,6 +24,10 @@ struct Sequence {
   std::vector<std::int32_t> forced;  ///< those it generates; empty: what is drawn
   std::size_t first_weights = 0;     ///< that computed some of it, see Batcher::begin_weights()
   std::vector<float> logprobs;
+  std::vector<SampledToken> tops;  ///< [generated, asked.top_logprobs]
+  bool greedy = true;              ///< in scoring: all scored tokens were the most probable ones
+  LogitChanges changes;
+  StopTexts stops;
   RequestTimes times;
 
   std::int32_t length() const { return static_cast<std::int32_t>(tokens.size()); }

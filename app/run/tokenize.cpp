@@ -24,16 +24,36 @@ namespace {
 
 using Json = nlohmann::json;
 
-io::ModelText text_of(const std::string& path) {
+bool is_folder(const std::string& path) {
   std::error_code ignored;
-  if (std::filesystem::is_directory(path, ignored)) {
-    auto spec = io::tokenizer_of_folder(path);
-    require(spec.has_value(),
-            "{} has no tokenizer.json, tiktoken.model or tekken.json; give a model file, or a "
-            "folder with one of these",
-            path);
-    return io::ModelText(std::move(*spec));
+  return std::filesystem::is_directory(path, ignored);
+}
+
+io::TokenizerSpec spec_of_folder(const std::string& path) {
+  auto spec = io::tokenizer_of_folder(path);
+  require(spec.has_value(),
+          "{} has no tokenizer.json, tiktoken.model or tekken.json; give a model file, or a "
+          "folder with one of these",
+          path);
+  return std::move(*spec);
+}
+
+/// What jobs/chat.py needs.
+void print_chat_template(const std::string& path) {
+  io::TokenizerSpec spec;
+  if (is_folder(path)) {
+    spec = spec_of_folder(path);
+  } else {
+    const auto attachments = io::ModelFileReader(path).attachments();
+    require(!attachments.empty(), "{} has no tokenizer, and so no chat template", path);
+    spec = io::from_attachments(attachments);
   }
+  fmt::print("{}\n", io::json_text(Json({{"chat_template", spec.chat_template},
+                                         {"special_tokens", spec.special_tokens}})));
+}
+
+io::ModelText text_of(const std::string& path) {
+  if (is_folder(path)) return io::ModelText(spec_of_folder(path));
   const io::ModelFileReader reader(path);
   return {reader, checked_config(reader).shape.vocab, /*encodes=*/true};
 }
@@ -113,7 +133,11 @@ class Tokenize {
 }  // namespace
 
 void tokenize(const TokenizeOptions& options) {
-  Tokenize(options).run();
+  if (options.chat_template) {
+    print_chat_template(options.model);
+  } else {
+    Tokenize(options).run();
+  }
   require(std::fflush(stdout) == 0, "cannot write to standard output");
 }
 

@@ -22,7 +22,7 @@ void Twins::take(std::vector<FinishedRequest>& finished) {
   for (const FinishedRequest& done : finished) {
     if (is_twin(done.request)) {
       compare(done);
-    } else if (is_sampled(done.line)) {
+    } else if (is_sampled(done.asked.line)) {
       make(done);
     }
   }
@@ -32,7 +32,7 @@ void Twins::take(std::vector<FinishedRequest>& finished) {
 void Twins::make(const FinishedRequest& done) {
   auto prompt = prompts_.extract(done.request);
   if (!done.error.empty() || done.result.logprobs.empty() || prompt.empty()) {
-    return count(done.line, {});
+    return count(done.asked.line, {});
   }
   Twin& twin = twins_[done.request];
   twin.asked = std::move(prompt.mapped());
@@ -65,7 +65,7 @@ void Twins::compare(const FinishedRequest& done) {
   }
   ++compared_;
   all_ += drift;
-  count(done.line, drift);
+  count(done.asked.line, drift);
 }
 
 void Twins::count(std::int64_t line, const Drift& drift) {

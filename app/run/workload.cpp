@@ -125,6 +125,7 @@ void Workload::read_files(const ModelShape& shape) {
   limits.default_max_tokens = options_.max_tokens;
   limits.scoring = mode_ == Mode::score;
   limits.seed = options_.seed;
+  limits.format = options_.format;
   limits.text = &*text_;
   const std::string output = written(options_.output);
   require_separate_files(options_, output);

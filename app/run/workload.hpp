@@ -49,6 +49,8 @@ class Workload {
   bool any_to_serve(const BatchOptions& batch, const std::string& limit);
 
   Mode mode() const { return mode_; }
+  /// After read(), on all ranks: what tokens are as text.
+  const io::ModelText& text() const { return *text_; }
   const Arithmetic& arithmetic() const { return arithmetic_; }
   /// Of rank 0, none elsewhere: the requests that have been read, and whether these are all.
   const std::vector<io::Request>& requests() const;

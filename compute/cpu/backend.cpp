@@ -103,13 +103,13 @@ class CpuBackend final : public Backend {
   }
 
   Event logprobs(Chunk& chunk, std::span<const std::int32_t> rows,
-                 std::span<const std::int32_t> targets, float* logprobs) override {
+                 std::span<const std::int32_t> targets, ScoredToken* out) override {
     require(rows.size() == targets.size(), "logprobs of {} rows got {} targets", rows.size(),
             targets.size());
     CpuOp op = op_of(CpuOp::Kind::logprobs, chunk, 0);
     op.rows = rows;
     op.targets = targets;
-    op.out = logprobs;
+    op.scored = out;
     return queue_.enqueue(op);
   }
 

@@ -23,7 +23,7 @@ void CpuLayers::logits(CpuChunk& chunk, std::span<const std::int32_t> rows, floa
   }
 }
 
-/// Calls visit(i, logits [vocab] of rows[i]) for every row, on several threads.
+/// Calls visit(i, logits [vocab] of rows[i]) for every row, on several threads; it may change them.
 template <class Visit>
 void CpuLayers::for_logits(CpuChunk& chunk, std::span<const std::int32_t> rows,
                            const Visit& visit) {
@@ -43,17 +43,38 @@ void CpuLayers::for_logits(CpuChunk& chunk, std::span<const std::int32_t> rows,
   }
 }
 
+namespace {
+
+/// Whether the target is the first of the largest logits.
+bool is_greedy(std::span<const float> logits, std::int32_t target) {
+  const float own = logits[static_cast<std::size_t>(target)];
+  const auto before = logits.first(static_cast<std::size_t>(target));
+  return std::ranges::none_of(before, [own](float x) { return x >= own; }) &&
+         std::ranges::none_of(logits.subspan(before.size()), [own](float x) { return x > own; });
+}
+
+}  // namespace
+
 void CpuLayers::logprobs(CpuChunk& chunk, std::span<const std::int32_t> rows,
-                         std::span<const std::int32_t> targets, float* out) {
-  for_logits(chunk, rows, [&](std::size_t i, const float* logits) {
-    out[i] = kernels_.log_prob(logits, shape_.vocab, targets[i]);
+                         std::span<const std::int32_t> targets, ScoredToken* out) {
+  const auto vocab = static_cast<std::size_t>(shape_.vocab);
+  for_logits(chunk, rows, [&](std::size_t i, float* logits) {
+    out[i] = {kernels_.log_prob(logits, shape_.vocab, targets[i]),
+              is_greedy({logits, vocab}, targets[i]) ? 1 : 0};
   });
 }
 
 void CpuLayers::sample(CpuChunk& chunk, std::span<const std::int32_t> rows,
                        std::span<const SamplingRequest> how, SampledToken* out) {
-  for_logits(chunk, rows, [&](std::size_t i, const float* logits) {
-    out[i] = sample_row({logits, static_cast<std::size_t>(shape_.vocab)}, draw_of(how[i]));
+  const auto vocab = static_cast<std::size_t>(shape_.vocab);
+  outcome_of_.clear();
+  std::size_t outcomes = 0;
+  for (const SamplingRequest& request : how) {
+    outcome_of_.push_back(outcomes);
+    outcomes += request.outcomes();
+  }
+  for_logits(chunk, rows, [&](std::size_t i, float* logits) {
+    sample_row({logits, vocab}, draw_of(how[i]), how[i].changes, out + outcome_of_[i]);
   });
 }
 

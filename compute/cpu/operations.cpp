@@ -43,7 +43,7 @@ void CpuLayers::execute(const CpuOp& op) {
     case CpuOp::Kind::logits:
       return logits(*op.chunk, op.rows, op.out);
     case CpuOp::Kind::logprobs:
-      return logprobs(*op.chunk, op.rows, op.targets, op.out);
+      return logprobs(*op.chunk, op.rows, op.targets, op.scored);
     case CpuOp::Kind::save_x:
       std::memcpy(
           op.x, op.chunk->memory.x.data(),

@@ -173,7 +173,7 @@ class CpuLayers {
               std::span<const SamplingRequest> how, SampledToken* out);
   void logits(CpuChunk& chunk, std::span<const std::int32_t> rows, float* out);
   void logprobs(CpuChunk& chunk, std::span<const std::int32_t> rows,
-                std::span<const std::int32_t> targets, float* out);
+                std::span<const std::int32_t> targets, ScoredToken* out);
 
   void move_kv(const CpuOp& op);
   /// positions_ and pages_ of the chunk's rows.
@@ -252,6 +252,7 @@ class CpuLayers {
   std::vector<LatentRow> latent_rows_;
   std::vector<std::int32_t> positions_;  // [max_tokens]
   std::vector<std::int32_t> pages_;      // [max_tokens]
+  std::vector<std::size_t> outcome_of_;  // [rows to sample], where each row's tokens begin
   AttendPlan attend_plan_;
 };
 

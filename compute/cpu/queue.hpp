@@ -47,7 +47,8 @@ struct CpuOp {
   NodeRows node_rows;  // regroup and fold
   std::span<const RowBlock> blocks;
   std::span<const std::int32_t> rows;
-  std::span<const std::int32_t> targets;
+  std::span<const std::int32_t> targets;  // logprobs
+  ScoredToken* scored = nullptr;          // logprobs
   float* out = nullptr;
   std::span<const SamplingRequest> how;  // sample
   SampledToken* sampled = nullptr;

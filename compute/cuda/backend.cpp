@@ -151,10 +151,10 @@ class CudaBackend final : public Backend {
     return layers_.logits(known(chunk), rows, logits);
   }
   Event logprobs(Chunk& chunk, std::span<const std::int32_t> rows,
-                 std::span<const std::int32_t> targets, float* logprobs) override {
+                 std::span<const std::int32_t> targets, ScoredToken* out) override {
     require(rows.size() == targets.size(), "logprobs of {} rows got {} targets", rows.size(),
             targets.size());
-    return layers_.logprobs(known(chunk), rows, targets, logprobs);
+    return layers_.logprobs(known(chunk), rows, targets, out);
   }
   Event save_x(const Chunk& chunk, float* x) override {
     return layers_.save_x(static_cast<const cuda::CudaChunk&>(chunk), x);

@@ -48,7 +48,7 @@ CudaChunk::CudaChunk(const BackendOptions& options, int index,
                      std::shared_ptr<std::int64_t> account)
     : counts(static_cast<std::size_t>(most_counts(options)) * sizeof(std::int32_t)),
       head_uploads(head_bytes(options)),
-      sampled(static_cast<std::size_t>(options.max_chunk_tokens) * sizeof(SampledToken)),
+      sampled(static_cast<std::size_t>(most_outcomes(options)) * sizeof(SampledToken)),
       options_(options),
       attended_(attended_shape(options)),
       account_(std::move(account)),

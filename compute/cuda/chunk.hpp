@@ -66,7 +66,7 @@ class CudaChunk final : public Chunk {
   DeviceBuffer inner;                  ///< of experts, where options.split_experts; see inner_bytes
   PinnedBuffer counts;                 ///< see RouteArgs::counts
   UploadRing head_uploads;
-  PinnedBuffer sampled;  ///< [T], what the device chose, on its way to the caller
+  PinnedBuffer sampled;  ///< [most_outcomes()], what the device chose, on its way to the caller
   CudaEvent computed{CudaEvent::Timing::off};  ///< the head's results, for their way to the host
 
  private:

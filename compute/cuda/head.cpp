@@ -19,7 +19,14 @@ CudaLayers::HeadInputs CudaLayers::upload_head(const Stream& stream, CudaChunk& 
           chunk.max_tokens());
   std::byte* const host = chunk.head_uploads.next();
   std::byte* const device = chunk.memory.head;
-  std::transform(how.begin(), how.end(), reinterpret_cast<Draw*>(host), draw_of);
+  auto* const draws = reinterpret_cast<Draw*>(host);
+  std::int64_t outcomes = 0;
+  for (std::size_t i = 0; i < how.size(); ++i) {
+    draws[i] = draw_of(how[i]);
+    draws[i].first_outcome = outcomes;
+    outcomes += static_cast<std::int64_t>(how[i].outcomes());
+  }
+  place_changes(how, draws);
   std::copy(targets.begin(), targets.end(), reinterpret_cast<std::int32_t*>(host));
   const std::size_t at = how.size() * sizeof(Draw) + targets.size_bytes();
   std::copy(rows.begin(), rows.end(), reinterpret_cast<std::int32_t*>(host + at));
@@ -64,7 +71,7 @@ Event CudaLayers::logits(CudaChunk& chunk, std::span<const std::int32_t> rows, f
 }
 
 Event CudaLayers::logprobs(CudaChunk& chunk, std::span<const std::int32_t> rows,
-                           std::span<const std::int32_t> targets, float* out) {
+                           std::span<const std::int32_t> targets, ScoredToken* out) {
   Op op(queue_, "head", -1, &chunk.order);
   if (rows.empty()) {
     op.begin(StreamId::compute);
@@ -83,8 +90,56 @@ Event CudaLayers::logprobs(CudaChunk& chunk, std::span<const std::int32_t> rows,
   chunk.computed.record(stream);
   const Stream& copying = op.begin_beside(StreamId::host);
   chunk.computed.hold(copying);
-  to_host(copying, out, chunk.memory.logprobs, rows.size() * sizeof(float));
+  to_host(copying, out, chunk.memory.logprobs, rows.size() * sizeof(ScoredToken));
   return op.close();
+}
+
+std::size_t CudaLayers::rows_with_room(std::span<const SamplingRequest> how, std::size_t first,
+                                       std::size_t end) const {
+  const auto room = static_cast<std::size_t>(shape_.vocab);
+  std::size_t used = 0;
+  std::size_t next = first;
+  do {
+    used += how[next++].changes.size();
+  } while (next < end && used + how[next].changes.size() <= room);
+  return next - first;
+}
+
+/// As for_logits() and sample_piece() will take the rows.
+void CudaLayers::place_changes(std::span<const SamplingRequest> how, Draw* draws) const {
+  const auto step = static_cast<std::size_t>(work_.vocab_rows);
+  for (std::size_t first = 0; first < how.size();) {
+    const std::size_t end = std::min(how.size(), (first / step + 1) * step);
+    const std::size_t count = rows_with_room(how, first, end);
+    std::int64_t used = 0;
+    for (std::size_t i = first; i < first + count; ++i) {
+      draws[i].first_change = used;
+      used += std::ssize(how[i].changes);
+    }
+    first += count;
+  }
+}
+
+void CudaLayers::sample_piece(const Stream& stream, CudaChunk& chunk, const Draw* draws,
+                              std::span<const SamplingRequest> how, std::size_t first,
+                              std::size_t count) {
+  const auto vocab = static_cast<std::size_t>(shape_.vocab);
+  for (std::size_t begin = first; begin < first + count;) {
+    const std::size_t rows = rows_with_room(how, begin, first + count);
+    const auto piece = how.subspan(begin, rows);
+    if (std::ranges::any_of(piece, [](const auto& request) { return !request.changes.empty(); })) {
+      auto* const host = reinterpret_cast<LogitChange*>(change_uploads_.next());
+      LogitChange* end = host;
+      for (const SamplingRequest& request : piece) {
+        end = std::copy(request.changes.begin(), request.changes.end(), end);
+      }
+      change_uploads_.copy(stream, work_.changes,
+                           static_cast<std::size_t>(end - host) * sizeof(LogitChange));
+    }
+    cuda::sample(stream.raw(), work_.logits + (begin - first) * vocab, draws + begin, work_.changes,
+                 chunk.memory.sampled, static_cast<int>(rows), shape_.vocab);
+    begin += rows;
+  }
 }
 
 Event CudaLayers::sample(CudaChunk& chunk, std::span<const std::int32_t> rows,
@@ -97,14 +152,15 @@ Event CudaLayers::sample(CudaChunk& chunk, std::span<const std::int32_t> rows,
   const HeadInputs inputs = upload_head(op.begin(StreamId::copy), chunk, rows, how, {});
   const Stream& stream = op.begin(StreamId::compute);
   for_logits(stream, chunk, inputs.rows, rows.size(), [&](std::size_t first, int count) {
-    cuda::sample(stream.raw(), work_.logits, inputs.draws + first, chunk.memory.sampled + first,
-                 count, shape_.vocab);
+    sample_piece(stream, chunk, inputs.draws, how, first, static_cast<std::size_t>(count));
   });
   chunk.computed.record(stream);
   const Stream& copying = op.begin_beside(StreamId::host);
   chunk.computed.hold(copying);
-  to_host(copying, chunk.sampled.data(), chunk.memory.sampled, rows.size() * sizeof(SampledToken));
-  op.run_on_host([from = chunk.sampled.as<SampledToken>(), out, count = rows.size()] {
+  std::size_t outcomes = 0;
+  for (const SamplingRequest& request : how) outcomes += request.outcomes();
+  to_host(copying, chunk.sampled.data(), chunk.memory.sampled, outcomes * sizeof(SampledToken));
+  op.run_on_host([from = chunk.sampled.as<SampledToken>(), out, count = outcomes] {
     std::copy_n(from, count, out);
   });
   return op.close();

@@ -261,13 +261,15 @@ struct MergeArgs {
 };
 void merge(cudaStream_t stream, DType dtype, const MergeArgs& args);
 
-/// out[i] = log softmax(logits[i])[targets[i]]; logits float32 [rows, vocab].
-void log_probs(cudaStream_t stream, const float* logits, const std::int32_t* targets, float* out,
-               int num_rows, int vocab);
+/// out[i] = log softmax(logits[i])[targets[i]], and whether that is the first of the largest;
+/// logits float32 [rows, vocab].
+void log_probs(cudaStream_t stream, const float* logits, const std::int32_t* targets,
+               ScoredToken* out, int num_rows, int vocab);
 
-/// out[i] = what sample_row() chooses from logits[i] by draws[i]; logits float32 [rows, vocab].
-void sample(cudaStream_t stream, const float* logits, const Draw* draws, SampledToken* out,
-            int num_rows, int vocab);
+/// What sample_row() makes of logits[i] by draws[i], with the changes and to the place in `out`
+/// that this says; logits float32 [rows, vocab].
+void sample(cudaStream_t stream, float* logits, const Draw* draws, LogitChange* changes,
+            SampledToken* out, int num_rows, int vocab);
 
 /// Rows [n, kv_heads, head_dim] of keys and of values of one sequence from (to) its pages;
 /// positions first_position.. first_position + num_positions - 1.

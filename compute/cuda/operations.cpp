@@ -43,7 +43,8 @@ CudaLayers::CudaLayers(const BackendOptions& options)
       logits_free_(CudaEvent::Timing::off),
       kv_moved_(CudaEvent::Timing::off),
       bounce_(std::size_t{4} << 20),
-      page_uploads_(static_cast<std::size_t>(most_pages(options)) * sizeof(std::int32_t)) {
+      page_uploads_(static_cast<std::size_t>(most_pages(options)) * sizeof(std::int32_t)),
+      change_uploads_(static_cast<std::size_t>(options.shape.vocab) * sizeof(LogitChange)) {
   runs_.reserve(64);
 }
 

@@ -50,7 +50,7 @@ class CudaLayers {
                std::span<const SamplingRequest> how, SampledToken* out);
   Event logits(CudaChunk& chunk, std::span<const std::int32_t> rows, float* out);
   Event logprobs(CudaChunk& chunk, std::span<const std::int32_t> rows,
-                 std::span<const std::int32_t> targets, float* out);
+                 std::span<const std::int32_t> targets, ScoredToken* out);
   Event save_x(const CudaChunk& chunk, float* x);
   Event save_choices(const CudaChunk& chunk, std::int32_t* experts, float* weights,
                      float* given_up);
@@ -159,6 +159,16 @@ class CudaLayers {
   template <class Work>
   void for_logits(const Stream& stream, CudaChunk& chunk, const std::int32_t* rows,
                   std::size_t num_rows, const Work& work);
+  /// Says to draws where their changes will lie.
+  void place_changes(std::span<const SamplingRequest> how, Draw* draws) const;
+  /// Samples rows [first, first + count) of `how`, whose logits are in the workspace, as many at
+  /// once as there is room for their changes.
+  void sample_piece(const Stream& stream, CudaChunk& chunk, const Draw* draws,
+                    std::span<const SamplingRequest> how, std::size_t first, std::size_t count);
+  /// How many rows from `first` on, up to `end`, have changes that find room together; at least
+  /// one.
+  std::size_t rows_with_room(std::span<const SamplingRequest> how, std::size_t first,
+                             std::size_t end) const;
   /// Copies results to host memory on `stream`, through pinned memory where the host's is not.
   void to_host(const Stream& stream, void* host, const void* device, std::size_t bytes);
   const std::int32_t* upload_pages(const Stream& stream, std::span<const std::int32_t> pages);
@@ -187,6 +197,7 @@ class CudaLayers {
   CudaEvent kv_moved_;     // what lay in its qkv is
   PinnedBuffer bounce_;    // used by the host stream, one piece after the other
   UploadRing page_uploads_;
+  UploadRing change_uploads_;
   CudaQueue queue_;  // last: waits for what is under way before memory goes
 };
 

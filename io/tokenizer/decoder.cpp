@@ -112,6 +112,24 @@ void TokenDecoder::apply(const DecodeStep& step, const DecodeOptions& options,
   }
 }
 
+std::string TokenDecoder::bytes_of(TokenId id, bool special_tokens) const {
+  const DecodeOptions options{special_tokens, /*continues=*/true};
+  std::string_view text;
+  if (!token_text(id, options, text)) return "";
+  std::vector<std::string> tokens = {std::string(text)};
+  if (spec_.byte_level) return tokens[0];
+  for (const DecodeStep& step : spec_.decode) {
+    const int byte = fallback_byte(tokens[0]);
+    if (step.kind == DecodeStep::Kind::byte_fallback && byte >= 0) {
+      return std::string(1, static_cast<char>(byte));
+    }
+    if (step.kind == DecodeStep::Kind::replace || step.kind == DecodeStep::Kind::metaspace) {
+      apply(step, options, tokens);
+    }
+  }
+  return tokens[0];
+}
+
 std::string TokenDecoder::decode(std::span<const TokenId> ids, const DecodeOptions& options) const {
   if (spec_.byte_level) {  // nothing comes between the pieces and their bytes
     std::string bytes;

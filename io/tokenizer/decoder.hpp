@@ -25,6 +25,9 @@ class TokenDecoder {
 
   /// The text of `ids` as a whole, in UTF-8. Ids that the tokenizer does not have give nothing.
   std::string decode(std::span<const TokenId> ids, const DecodeOptions& options) const;
+  /// What one token gives to a text that goes on: its bytes, which need not be whole characters.
+  /// What decoders do over several tokens (but for joining bytes) is left out.
+  std::string bytes_of(TokenId id, bool special_tokens) const;
 
  private:
   /// False: the token gives nothing.

@@ -40,6 +40,9 @@ class Tokenizer {
   std::string decode(std::span<const TokenId> ids, const DecodeOptions& options) const {
     return decoder_.decode(ids, options);
   }
+  std::string bytes_of(TokenId id, bool special_tokens) const {
+    return decoder_.bytes_of(id, special_tokens);
+  }
   const TokenizerSpec& spec() const { return *spec_; }
 
  private:

@@ -107,9 +107,8 @@ class Fleet {
         const bool bad = std::count(prefix_at[head.row].begin(), prefix_at[head.row].end(),
                                     overflowing_token) > 0;
         if (options_.mode == Mode::score) {
-          chunk.logprobs.push_back(
-              bad ? std::nanf("")
-                  : static_cast<float>(head.target == next_target(prefix_at[head.row])));
+          const bool right = head.target == next_target(prefix_at[head.row]);
+          chunk.scored.push_back({bad ? std::nanf("") : static_cast<float>(right), right ? 1 : 0});
         } else {
           chunk.sampled.push_back({bad ? -1 : next_token(prefix_at[head.row]), -1.0F});
         }

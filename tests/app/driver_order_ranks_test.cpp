@@ -108,7 +108,7 @@ class CostedBackend final : public compute::Backend {
     fail("no logits");
   }
   compute::Event logprobs(compute::Chunk&, std::span<const std::int32_t>,
-                          std::span<const std::int32_t>, float*) override {
+                          std::span<const std::int32_t>, ScoredToken*) override {
     fail("no log-probabilities");
   }
   compute::Event save_x(const compute::Chunk&, float*) override { fail("no activations"); }

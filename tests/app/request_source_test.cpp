@@ -231,7 +231,19 @@ TEST(Admitted, ArrivesAsItWasSent) {
   first.asked.seed = ~0ULL;
   first.asked.own_seed = true;
   first.asked.stop_token_ids = {10};
-  first.asked.batch = {"a model", true};
+  first.asked.batch = {"a model", true, true, true, "its prompt"};
+  first.asked.top_k = 5;
+  first.asked.min_p = 0.25;
+  first.asked.repetition_penalty = 1.25;
+  first.asked.presence_penalty = -1;
+  first.asked.frequency_penalty = 2;
+  first.asked.logit_bias = {{1, -0.5F}, {7, 3.0F}};
+  first.asked.top_logprobs = 3;
+  first.asked.min_tokens = 2;
+  first.asked.stop = {"a", std::string("b\0c", 3)};
+  first.asked.parts = 4;
+  first.asked.part = 3;
+  first.asked.scored_from = 2;
   Admitted second;
   second.asked.id = "none";
   second.asked.max_tokens = 4;
@@ -243,10 +255,12 @@ TEST(Admitted, ArrivesAsItWasSent) {
   append_to(text, third);
   const std::vector<Admitted> got = admitted_from(text);
   ASSERT_EQ(got.size(), 3U);
-  const auto same_batch = [](const io::Request& a, const io::Request& b) {
-    return a.batch.has_value() == b.batch.has_value() &&
-           (!a.batch ||
-            (a.batch->model == b.batch->model && a.batch->logprobs == b.batch->logprobs));
+  const auto same_draw = [](const io::Request& a, const io::Request& b) {
+    return a.top_k == b.top_k && a.min_p == b.min_p &&
+           a.repetition_penalty == b.repetition_penalty &&
+           a.presence_penalty == b.presence_penalty && a.frequency_penalty == b.frequency_penalty &&
+           a.logit_bias == b.logit_bias && a.top_logprobs == b.top_logprobs &&
+           a.min_tokens == b.min_tokens && a.stop == b.stop;
   };
   const auto same = [&](const Admitted& a, const Admitted& b) {
     return a.request == b.request && a.cached == b.cached && a.asked.line == b.asked.line &&
@@ -254,7 +268,9 @@ TEST(Admitted, ArrivesAsItWasSent) {
            a.asked.max_tokens == b.asked.max_tokens && a.asked.temperature == b.asked.temperature &&
            a.asked.top_p == b.asked.top_p && a.asked.seed == b.asked.seed &&
            a.asked.own_seed == b.asked.own_seed &&
-           a.asked.stop_token_ids == b.asked.stop_token_ids && same_batch(a.asked, b.asked);
+           a.asked.stop_token_ids == b.asked.stop_token_ids && same_draw(a.asked, b.asked) &&
+           a.asked.parts == b.asked.parts && a.asked.part == b.asked.part &&
+           a.asked.scored_from == b.asked.scored_from && a.asked.batch == b.asked.batch;
   };
   EXPECT_TRUE(same(got[0], first));
   EXPECT_TRUE(same(got[1], second));

@@ -44,8 +44,8 @@ IdentityLike identity(const char* model) {
 FinishedRequest finished(int request, float logprob) {
   FinishedRequest done;
   done.request = request;
-  done.line = 2 * request + 1;
-  done.id = "r" + std::to_string(request);
+  done.asked.line = 2 * request + 1;
+  done.asked.id = "r" + std::to_string(request);
   done.result.tokens = {1, 2, 3};
   done.result.logprobs = {logprob, logprob};
   done.result.finish_reason = "length";

@@ -229,7 +229,7 @@ void expect_no_allocation(const ModelShape& shape) {
                                              {start[1].sequence, token}};
     const std::vector<SamplingRequest> how = {{}, {{0.8, 0.9, 5}, 1}};
     std::vector<SampledToken> sampled(2);
-    std::vector<float> logprobs(2);
+    std::vector<ScoredToken> logprobs(2);
     const auto pass = [&] {
       rank.set_chunk(pieces);
       rank.run_layers();

@@ -61,10 +61,22 @@ inline void expect_logprobs_agree(const RankOptions& options) {
     rows.push_back(t);
     targets.push_back(tokens[static_cast<std::size_t>(t) + 1]);
   }
-  std::vector<float> result(rows.size());
+  for (std::size_t t = 0; t < targets.size(); t += 3) {  // some that are the most probable ones
+    targets[t] = static_cast<std::int32_t>(std::ranges::max_element(truth[t]) - truth[t].begin());
+  }
+  std::vector<ScoredToken> result(rows.size());
   rank.finish(rank.backend().logprobs(rank.chunk(), rows, targets, result.data()));
   for (std::size_t i = 0; i < rows.size(); ++i) {
-    EXPECT_NEAR(result[i], truth[i][static_cast<std::size_t>(targets[i])], 1e-4);
+    const double expected = truth[i][static_cast<std::size_t>(targets[i])];
+    EXPECT_NEAR(result[i].logprob, expected, 1e-4);
+    const double best = *std::ranges::max_element(truth[i]);
+    if (expected < best - 1e-4) {
+      EXPECT_EQ(result[i].greedy, 0);
+    }
+    const auto close = std::ranges::count_if(truth[i], [&](double x) { return x > best - 1e-4; });
+    if (expected == best && close == 1) {
+      EXPECT_EQ(result[i].greedy, 1);
+    }
   }
 }
 
@@ -135,16 +147,36 @@ inline void expect_sampled_from_logits(const reference::Model& model, const Rank
   for (std::size_t i = 0; i < rows.size(); ++i) {
     rows[i] = static_cast<std::int32_t>(rows.size() - 1 - i);
     if (i % 3 != 0) how[i] = {{0.9, i % 3 == 1 ? 1.0 : 0.8, i}, static_cast<std::int64_t>(i * i)};
+    if (i % 4 == 3) how[i].tops = 1 + static_cast<int>(i % 7);
   }
+  // Together more changes than a device takes at once, and rows in between that have none.
+  std::vector<std::vector<LogitChange>> changes(rows.size());
+  for (std::size_t i = 0; i < rows.size(); i += 2) {
+    for (std::size_t token = i % 5; token < vocab; token += 1 + i % 3) {
+      const auto generated = static_cast<std::int32_t>((token + i) % 3);
+      changes[i].push_back({static_cast<std::int32_t>(token), generated, 0.25F, true});
+    }
+    how[i].options.repetition_penalty = 1.5;
+    how[i].options.frequency_penalty = 0.5;
+    how[i].changes = changes[i];
+  }
+  const auto outcomes = std::accumulate(
+      how.begin(), how.end(), std::size_t{0},
+      [](std::size_t sum, const SamplingRequest& request) { return sum + request.outcomes(); });
   std::vector<float> logits(rows.size() * vocab);
-  std::vector<SampledToken> sampled(rows.size());
+  std::vector<SampledToken> sampled(outcomes);
   rank.finish(rank.backend().logits(rank.chunk(), rows, logits.data()));
   rank.finish(rank.backend().sample(rank.chunk(), rows, how, sampled.data()));
+  const SampledToken* got = sampled.data();
   for (std::size_t i = 0; i < rows.size(); ++i) {
-    const SampledToken expected =
-        compute::sample_row({logits.data() + i * vocab, vocab}, compute::draw_of(how[i]));
-    EXPECT_EQ(sampled[i].token, expected.token) << "row " << i;
-    EXPECT_FLOAT_EQ(sampled[i].logprob, expected.logprob) << "row " << i;
+    std::vector<SampledToken> expected(how[i].outcomes());
+    compute::sample_row({logits.data() + i * vocab, vocab}, compute::draw_of(how[i]),
+                        how[i].changes, expected.data());
+    for (const SampledToken& one : expected) {
+      EXPECT_EQ(got->token, one.token) << "row " << i;
+      EXPECT_FLOAT_EQ(got->logprob, one.logprob) << "row " << i;
+      ++got;
+    }
   }
   EXPECT_THROW(rank.backend().sample(rank.chunk(), rows, {}, sampled.data()), Error);
 }
@@ -166,12 +198,12 @@ inline void expect_not_finite_told(const RankOptions& options) {
   const std::vector<SamplingRequest> how(rows.size());
   const std::vector<std::int32_t> targets(rows.size(), 1);
   std::vector<SampledToken> sampled(rows.size());
-  std::vector<float> logprobs(rows.size());
+  std::vector<ScoredToken> logprobs(rows.size());
   rank.finish(rank.backend().sample(rank.chunk(), rows, how, sampled.data()));
   rank.finish(rank.backend().logprobs(rank.chunk(), rows, targets, logprobs.data()));
   for (std::size_t i = 0; i < rows.size(); ++i) {
     EXPECT_EQ(sampled[i].token < 0, bad[i]) << "row " << rows[i];
-    EXPECT_EQ(std::isnan(logprobs[i]), bad[i]) << "row " << rows[i];
+    EXPECT_EQ(std::isnan(logprobs[i].logprob), bad[i]) << "row " << rows[i];
   }
 }
 

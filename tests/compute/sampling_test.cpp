@@ -143,6 +143,72 @@ TEST(Sampling, GivesThePlainSamplersTokens) {
   }
 }
 
+TEST(Sampling, TopKAndMinPKeepTheirTokensAndProportions) {
+  const auto p = probabilities(1);
+  SamplingOptions options{1.0, 1.0, 3, 3};
+  const double three = p[1] + p[3] + p[2];
+  expect_shares(options, {0, p[1] / three, p[2] / three, p[3] / three, 0});
+  options.top_k = 1;  // of two that are equally probable the lower id
+  expect_shares(options, {0, 1, 0, 0, 0});
+  options.top_k = 5;
+  options.min_p = p[2] / p[1] * 0.99;
+  expect_shares(options, {0, p[1] / three, p[2] / three, p[3] / three, 0});
+  options.min_p = p[2] / p[1] * 1.01;
+  expect_shares(options, {0, 0.5, 0, 0.5, 0});
+  // top_p is of what the two leave: here two thirds of three.
+  options = {1.0, (p[1] + p[3]) / three * 0.99, 3, 3};
+  expect_shares(options, {0, 0.5, 0, 0.5, 0});
+}
+
+TEST(Sampling, PenaltiesAndBiasesMoveTheDistribution) {
+  std::vector<LogitChange> changes = {{1, 2, 0, true, false},  // generated twice
+                                      {2, 0, 0, true, false},  // of the prompt
+                                      {0, 0, 4.0F, false, false},
+                                      {3, 0, 0, false, true}};  // banned
+  SamplingRequest request{{1.0, 1.0, 8}, 0, -1, changes};
+  request.options.repetition_penalty = 2;
+  request.options.presence_penalty = 0.25;
+  request.options.frequency_penalty = 0.5;
+  const std::vector<double> moved = {4.0, 2.0 / 2 - 0.25 - 2 * 0.5, 1.0 / 2, -HUGE_VAL, -1.0};
+  double sum = 0;
+  for (const double x : moved) sum += std::exp(x);
+  constexpr int draws = 40000;
+  std::map<int, int> seen;
+  for (; request.index < draws; ++request.index) {
+    auto row = logits;
+    SampledToken token;
+    compute::sample_row(row, compute::draw_of(request), request.changes, &token);
+    ++seen[token.token];
+    // That of the model's own distribution.
+    ASSERT_NEAR(token.logprob, std::log(probabilities(1)[static_cast<std::size_t>(token.token)]),
+                1e-6);
+  }
+  for (int token = 0; token < 5; ++token) {
+    const double p = std::exp(moved[static_cast<std::size_t>(token)]) / sum;
+    EXPECT_NEAR(seen[token] / double(draws), p, 5 * std::sqrt(p * (1 - p) / draws)) << token;
+  }
+}
+
+TEST(Sampling, ChangesAndTopsAreThePlainSamplers) {
+  std::mt19937 generator(6);
+  for (const int vocab : {1, 2, 19, 256, 3000}) {
+    std::normal_distribution<float> normal(1, 3);
+    std::vector<float> row(static_cast<std::size_t>(vocab));
+    for (float& x : row) x = std::round(4 * normal(generator)) / 4;
+    std::vector<std::vector<LogitChange>> room;
+    for (const SamplingRequest& request : changed_requests(vocab, room)) {
+      const auto expected = plain_outcomes(row, request);
+      auto changed = row;
+      std::vector<SampledToken> got(request.outcomes());
+      compute::sample_row(changed, compute::draw_of(request), request.changes, got.data());
+      for (std::size_t i = 0; i < got.size(); ++i) {
+        ASSERT_EQ(got[i].token, expected[i].token) << vocab << " " << i;
+        ASSERT_NEAR(got[i].logprob, expected[i].logprob, 2e-6);
+      }
+    }
+  }
+}
+
 TEST(Sampling, MarksWhatIsNotFinite) {
   const float infinite = std::numeric_limits<float>::infinity();
   for (const float bad : {infinite, -infinite, std::numeric_limits<float>::quiet_NaN()}) {

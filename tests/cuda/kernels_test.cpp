@@ -276,11 +276,15 @@ TEST_P(CudaKernels, KvRowsGoToTheirPagesAndBack) {
 TEST_P(CudaKernels, LogProbs) {
   if (dtype_ != DType::float32) return;  // logits are float32 whatever the model's type
   for (const int vocab : {1, 2, 17, 256, 1001, 5000}) {
-    const auto logits = random_.vector(2 * vocab, 50, 10);
+    auto logits = random_.vector(2 * vocab, 50, 10);
+    for (int i = 0; i < vocab; ++i) {  // the second row's largest are its last two
+      double& x = logits[static_cast<std::size_t>(vocab + i)];
+      x = i + 2 < vocab ? std::min(x, 90.0) : 90.0;
+    }
     const auto on_device = floats(logits);
-    const std::vector<std::int32_t> targets = {vocab / 2, 0};
+    const std::vector<std::int32_t> targets = {vocab / 2, vocab - 1};
     const DeviceArray<std::int32_t> device_targets(targets);
-    const DeviceArray<float> out(2);
+    const DeviceArray<ScoredToken> out(2);
     cuda::log_probs(nullptr, on_device.get(), device_targets.get(), out.get(), 2, vocab);
     const auto got = out.host();
     for (int r = 0; r < 2; ++r) {
@@ -288,7 +292,9 @@ TEST_P(CudaKernels, LogProbs) {
       double sum = 0;
       for (const double value : row) sum += std::exp(value);
       const auto at = static_cast<std::size_t>(r);
-      EXPECT_NEAR(got[at], row[static_cast<std::size_t>(targets[at])] - std::log(sum), 4e-5);
+      const auto target = row.begin() + targets[at];
+      EXPECT_NEAR(got[at].logprob, *target - std::log(sum), 4e-5);
+      EXPECT_EQ(got[at].greedy, std::ranges::max_element(row) == target ? 1 : 0) << vocab;
     }
   }
 }
@@ -302,10 +308,10 @@ TEST_P(CudaKernels, LogProbsAreNaNWhereALogitIsNotFinite) {
         logits[static_cast<std::size_t>(at)] = bad;
         const auto on_device = floats(logits);
         const DeviceArray<std::int32_t> targets(std::vector<std::int32_t>{vocab / 2, 0});
-        const DeviceArray<float> out(2);
+        const DeviceArray<ScoredToken> out(2);
         cuda::log_probs(nullptr, on_device.get(), targets.get(), out.get(), 2, vocab);
-        EXPECT_TRUE(std::isnan(out.host()[0])) << bad << " at " << at;
-        EXPECT_TRUE(std::isfinite(out.host()[1]));
+        EXPECT_TRUE(std::isnan(out.host()[0].logprob)) << bad << " at " << at;
+        EXPECT_TRUE(std::isfinite(out.host()[1].logprob));
       }
     }
   }

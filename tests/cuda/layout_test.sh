@@ -15,11 +15,15 @@ with open(f"{sys.argv[2]}/score.jsonl", "w", encoding="utf-8") as file:
     for number, text in enumerate(heldout):
         text["prompt"] = text["prompt"][:[70, 9, 150, 1][number % 4]]
         file.write(json.dumps(text) + "\n")
+    file.write(json.dumps({"id": "parts", "prompt": "Ge1:1 In the", "continuations": [" beginning", "x", [1, 2]]}) + "\n")
 with open(f"{sys.argv[2]}/generate.jsonl", "w", encoding="utf-8") as file:
     for number, text in enumerate(heldout[:6]):
         request = {"id": text["id"], "prompt": text["prompt"][:[1, 20, 66][number % 3]],
                    "max_tokens": 4, "temperature": 0.8 * (number % 2), "seed": number,
                    "top_p": [1, 0.9, 1, 0.6, 1, 1][number]}
+        if number in (2, 3):
+            request |= {"n": number, "top_k": 20, "min_p": 0.001, "repetition_penalty": 1.3, "presence_penalty": 0.4,
+                        "frequency_penalty": 0.1, "logit_bias": {"32": 2, "101": -1}, "top_logprobs": 3}
         file.write(json.dumps(request) + "\n")
 with open(f"{sys.argv[2]}/small.json", "w", encoding="utf-8") as file:
     json.dump({"model_type": "qwen3_moe", "architectures": ["Qwen3MoeForCausalLM"], "vocab_size": 256,

@@ -22,16 +22,27 @@ class CudaSample : public ::testing::Test {
  protected:
   void SetUp() override { skip_without_device(); }
 
+  /// One row's outcomes after the other's.
   static std::vector<SampledToken> sample(const std::vector<Row>& rows,
                                           const std::vector<SamplingRequest>& requests) {
     Row flat;
     for (const Row& row : rows) flat.insert(flat.end(), row.begin(), row.end());
     std::vector<compute::Draw> draws;
-    for (const SamplingRequest& request : requests) draws.push_back(compute::draw_of(request));
+    std::vector<LogitChange> changes;
+    std::size_t outcomes = 0;
+    for (const SamplingRequest& request : requests) {
+      draws.push_back(compute::draw_of(request));
+      draws.back().first_change = std::ssize(changes);
+      draws.back().first_outcome = static_cast<std::int64_t>(outcomes);
+      changes.insert(changes.end(), request.changes.begin(), request.changes.end());
+      outcomes += request.outcomes();
+    }
+    changes.emplace_back();  // a device has no empty arrays
     const DeviceArray<float> logits(flat);
     const DeviceArray<compute::Draw> device_draws(draws);
-    const DeviceArray<SampledToken> out(rows.size());
-    cuda::sample(nullptr, logits.get(), device_draws.get(), out.get(),
+    const DeviceArray<LogitChange> device_changes(changes);
+    const DeviceArray<SampledToken> out(outcomes);
+    cuda::sample(nullptr, logits.get(), device_draws.get(), device_changes.get(), out.get(),
                  static_cast<int>(rows.size()), static_cast<int>(rows[0].size()));
     return out.host();
   }
@@ -50,14 +61,19 @@ class CudaSample : public ::testing::Test {
   static void expect_plain(const std::vector<Row>& rows,
                            const std::vector<SamplingRequest>& requests) {
     const auto got = sample(rows, requests);
+    auto outcome = got.begin();
     for (std::size_t i = 0; i < rows.size(); ++i) {
-      const SampledToken expected = plain_sample(rows[i], requests[i]);
-      EXPECT_EQ(got[i].token, expected.token)
-          << "row " << i << " of " << rows[i].size() << ", temperature "
-          << requests[i].options.temperature << ", top_p " << requests[i].options.top_p;
-      // Weights are exact to 24 bits, the result to as many.
-      EXPECT_NEAR(got[i].logprob, expected.logprob, 1e-6 * (2 + std::abs(expected.logprob)));
+      for (const SampledToken& expected : plain_outcomes(rows[i], requests[i])) {
+        EXPECT_EQ(outcome->token, expected.token)
+            << "row " << i << " of " << rows[i].size() << ", temperature "
+            << requests[i].options.temperature << ", top_p " << requests[i].options.top_p
+            << ", top_k " << requests[i].options.top_k;
+        // Weights are exact to 24 bits, the result to as many.
+        EXPECT_NEAR(outcome->logprob, expected.logprob, 1e-6 * (2 + std::abs(expected.logprob)));
+        ++outcome;
+      }
     }
+    EXPECT_EQ(outcome, got.end());
   }
 
   std::mt19937 generator_{7};
@@ -70,6 +86,16 @@ TEST_F(CudaSample, AnyVocabularyAnyRequest) {
     for (std::size_t i = 0; i < requests.size(); ++i) {
       rows.push_back(random_row(vocab, std::array{0.0F, 0.5F, 4.0F}[i % 3]));
     }
+    expect_plain(rows, requests);
+  }
+}
+
+TEST_F(CudaSample, ChangedLogits) {
+  for (const int vocab : {1, 2, 17, 1000}) {
+    std::vector<std::vector<LogitChange>> room;
+    const auto requests = changed_requests(vocab, room);
+    std::vector<Row> rows;
+    for (std::size_t i = 0; i < requests.size(); ++i) rows.push_back(random_row(vocab, 0.25F));
     expect_plain(rows, requests);
   }
 }
@@ -144,6 +170,7 @@ TEST_F(CudaSample, ARowsTokenDoesNotDependOnItsNeighbours) {
   for (const int vocab : {999, 1000}) {  // rows aligned to 16 bytes, and not
     std::vector<Row> rows;
     std::vector<SamplingRequest> requests = many_requests();
+    for (SamplingRequest& request : requests) request.tops = 0;  // one outcome a row
     for (std::size_t i = 0; i < requests.size(); ++i) rows.push_back(random_row(vocab, 0));
     const auto together = sample(rows, requests);
     for (const std::size_t i : {std::size_t{0}, std::size_t{15}, rows.size() - 1}) {

@@ -15,14 +15,14 @@ bodies = [
     {"prompt": "Ge1:1 In the", "max_tokens": 8, "temperature": 0},
     {"prompt": "def f(", "max_tokens": 6, "temperature": 0.8, "top_p": 0.9, "seed": 3, "logprobs": 0},
     {"prompt": [71, 101, 49], "max_tokens": 4, "temperature": 0.7},
-    {"prompt": "x", "stop": ["y"]},
+    {"prompt": "x", "wings": ["y"]},
     {"messages": [{"role": "user", "content": "Hi"}]},
 ]
 with open(work / "batch.jsonl", "w") as batch, open(work / "own.jsonl", "w") as own:
     for number, body in enumerate(bodies):
         line = {"custom_id": f"request-{number}", "method": "POST", "url": "/v1/completions", "body": {"model": "m"} | body}
         batch.write(json.dumps(line) + "\n")
-        plain = {key: value for key, value in body.items() if key not in ("logprobs", "stop", "messages")}
+        plain = {key: value for key, value in body.items() if key not in ("logprobs", "wings", "messages")}
         if isinstance(plain.get("prompt"), list):
             plain["tokens"] = plain.pop("prompt")
         if number < 3:
@@ -46,15 +46,85 @@ for response, plain, prompt_tokens in zip(batch, own, (12, 6, 3)):
     assert body["usage"]["completion_tokens"] == len(plain["tokens"])
     assert body["usage"]["prompt_tokens"] == prompt_tokens
 assert batch[1]["response"]["body"]["choices"][0]["logprobs"]["token_logprobs"] == own[1]["logprobs"]
-assert "stop" in batch[3]["error"]["message"] and "chat template" in batch[4]["error"]["message"]
+assert "wings" in batch[3]["error"]["message"] and "chat template" in batch[4]["error"]["message"]
 assert all(line["response"]["status_code"] == 400 for line in batch[3:])
 PY
+# --- samples, texts that end, probabilities and echo; chats whose messages jobs/chat.py has rendered
+cat >"$work/chat.jinja" <<'EOT'
+{%- for message in messages %}
+    {%- if message.role == "nobody" %}{{ raise_exception("there is no " + message.role) }}{% endif %}
+{{- "<" + message.role + ">" + message.content }}
+{% endfor %}
+{%- if add_generation_prompt %}<assistant> {{ strftime_now("%d %b %Y") }}{{ tools | tojson if tools }}{% endif %}
+EOT
+python3 - "$work" <<'PY'
+import json, pathlib, sys
+
+work = pathlib.Path(sys.argv[1])
+def line(number, url, body):
+    return {"custom_id": str(number), "method": "POST", "url": "/v1/" + url, "body": {"model": "m"} | body}
+user = [{"role": "user", "content": "Ge1:1 In the beginning"}]
+tool = {"type": "function", "function": {"name": "f\u00e9", "parameters": {"type": "object"}}}
+more = [
+    line(0, "completions", {"prompt": "Ge1:1 In the", "n": 3, "seed": 5, "max_tokens": 9, "stop": [" "], "logprobs": 3}),
+    line(1, "completions", {"prompt": "Ge1:1 In the", "echo": True, "max_completion_tokens": 4, "temperature": 0}),
+    line(2, "completions", {"prompt": "Ge1:1 In the", "max_tokens": 4, "temperature": 0, "logit_bias": {"65": 100}}),
+    line(3, "chat/completions", {"messages": user, "max_tokens": 8, "n": 2, "logprobs": True, "top_logprobs": 2}),
+    line(4, "chat/completions", {"messages": [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}], "tools": [tool],
+                                 "tool_choice": "auto", "temperature": 0, "max_completion_tokens": 5}),
+    line(5, "chat/completions", {"messages": [{"role": "nobody", "content": "x"}]}),
+    line(6, "chat/completions", {"messages": user, "stream": True}),
+]
+(work / "more.jsonl").write_text("".join(json.dumps(one) + "\n" for one in more))
+own = [{"id": "4", "prompt": "<user>Hi\n<assistant> 31 Jan 2026" + json.dumps([tool], ensure_ascii=False), "max_tokens": 5},
+       {"id": "3", "prompt": "<user>Ge1:1 In the beginning\n<assistant> 31 Jan 2026", "max_tokens": 8, "n": 2, "temperature": 1}]
+(work / "plain.jsonl").write_text("".join(json.dumps(one) + "\n" for one in own))
+PY
+if python3 -c 'import jinja2' 2>/dev/null; then
+  capture sh -c "python3 '$ATOLL_SOURCE/jobs/chat.py' '$work/chat.jinja' --date 2026-01-31 <'$work/more.jsonl' >'$work/rendered.jsonl'"
+  succeeds "rendering chats"
+  for ranks in 1 3; do
+    atoll_on "$ranks" run --model "$model" --input "$work/rendered.jsonl" --output "$work/more.$ranks.jsonl" --format openai
+    succeeds "completions and chats on $ranks ranks"
+  done
+  same "completions and chats on 1 and 3 ranks" "$work/more.1.jsonl" "$work/more.3.jsonl"
+  atoll_on 2 run --model "$model" --input "$work/plain.jsonl" --output "$work/plain.results.jsonl"
+  succeeds "the same chats in Atoll's own form"
+  json_check "their responses" "$work/more.1.jsonl" "$work/plain.results.jsonl" <<'PY'
+more, plain = lines
+bodies = [line["response"]["body"] for line in more]
+assert [line["response"]["status_code"] for line in more] == [200] * 5 + [400] * 2, more
+samples = bodies[0]["choices"]
+assert [choice["index"] for choice in samples] == [0, 1, 2] and bodies[0]["usage"]["prompt_tokens"] == 12
+assert bodies[0]["usage"]["completion_tokens"] == sum(len(choice["token_ids"]) for choice in samples)
+for choice in samples:
+    whole = bytes(choice["token_ids"]).decode()
+    assert choice["text"] == whole.split(" ")[0] and (choice["finish_reason"] == "stop") == (" " in whole), choice
+    assert choice["logprobs"]["tokens"] == list(whole) and all(3 <= len(tops) <= 4 for tops in choice["logprobs"]["top_logprobs"])
+assert bodies[1]["choices"][0]["text"].startswith("Ge1:1 In the") and bodies[1]["usage"]["completion_tokens"] == 4
+assert bodies[2]["choices"][0]["text"] == "AAAA"
+content = bodies[3]["choices"][1]["logprobs"]["content"]
+assert bodies[3]["object"] == "chat.completion" and len(content) == 8 and all(len(token["top_logprobs"]) == 2 for token in content)
+assert [choice["token_ids"] for choice in bodies[3]["choices"]] == [sample["tokens"] for sample in plain[1]["samples"]]
+assert bodies[4]["choices"][0]["message"] == {"role": "assistant", "content": plain[0]["text"], "refusal": None}
+assert "there is no nobody" in more[5]["error"]["message"] and '"stream"' in more[6]["error"]["message"]
+PY
+else
+  printf 'left out: chats, since Python has no module jinja2 here (package python3-jinja2)\n'
+fi
 if python3 -c 'import openai' 2>/dev/null; then
-  json_check "the client library's types" "$work/results.1.jsonl" <<'PY'
+  json_check "the client library's types" "$work/results.1.jsonl" "$work/more.1.jsonl" <<'PY'
 from openai.types import Completion
-for line in lines[0][:3]:
-    completion = Completion.model_validate(line["response"]["body"])
-    assert completion.choices[0].text == line["response"]["body"]["choices"][0]["text"]
+from openai.types.chat import ChatCompletion
+for line in lines[0][:3] + lines[1][:5]:
+    body = line["response"]["body"]
+    kind = ChatCompletion if body["object"] == "chat.completion" else Completion
+    read = kind.model_validate(body, strict=True)
+    assert len(read.choices) == len(body["choices"]) and read.usage.total_tokens == body["usage"]["total_tokens"]
+    if kind is Completion:
+        assert read.choices[0].text == body["choices"][0]["text"]
+    else:
+        assert read.choices[0].message.content == body["choices"][0]["message"]["content"]
 PY
 else
   printf "left out: the client library's types, since Python has no module openai here\n"

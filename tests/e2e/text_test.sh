@@ -81,6 +81,22 @@ check "the texts come back" diff "$work/stdout" "$work/texts"
 capture "$ATOLL" tokenize "$work/good" --input "$work/texts" --json-lines
 succeeds "tokenize with a folder"
 check "a folder gives the same" diff "$work/stdout" "$work/ids"
+capture "$ATOLL" tokenize "$work/good.h5" --chat-template
+succeeds "the chat template"
+cp "$work/stdout" "$work/template.json"
+json_check "the chat template is the folder's" "$work/template.json" <<'PY'
+assert lines[0]["chat_template"] == "{{ messages }}" and isinstance(lines[0]["special_tokens"], dict), lines
+PY
+if python3 -c 'import jinja2' 2>/dev/null; then
+  printf '{"id": "a", "messages": [{"role": "u", "content": "x"}]}\n' >"$work/chats"
+  for source in good good.h5; do
+    capture sh -c "ATOLL='$ATOLL' python3 '$ATOLL_SOURCE/jobs/chat.py' '$work/$source' <'$work/chats'"
+    succeeds "rendering with $source"
+    check "what is rendered with $source" grep -qF "\"prompt\": \"[{'role': 'u', 'content': 'x'}]\"" "$work/stdout"
+  done
+else
+  printf 'left out: rendering chats, since Python has no module jinja2 here (package python3-jinja2)\n'
+fi
 printf '[1,\n' >"$work/broken"
 capture "$ATOLL" tokenize "$work/good.h5" --input "$work/broken" --json-lines --detokenize
 check "a broken line is named" grep -q "line 1 of the input: it is no JSON list" "$work/stderr"

@@ -216,7 +216,9 @@ WORDS = {
                     '"F32"', '"F8_E4M3"', "[", "]", "{", "}", "9223372036854775807", "-1", "1e400"],
     "requests": ['"id"', '"prompt"', '"tokens"', '"max_tokens"', '"temperature"', '"top_p"',
                  '"seed"', '"stop_token_ids"', "null", "true", "1e400", "-1", "256", "\\u0000",
-                 "18446744073709551616", '"custom_id"', '"body"', '"logprobs"', '"n"', '"stop"', '"url"'],
+                 "18446744073709551616", '"custom_id"', '"body"', '"logprobs"', '"n"', '"stop"', '"url"', '"top_k"',
+                 '"min_p"', '"logit_bias"', '"repetition_penalty"', '"presence_penalty"', '"top_logprobs"',
+                 '"min_tokens"', '"continuations"', '"echo"', '"/v1/chat/completions"', '"render_error"'],
     "model_config": sorted({f'"{key}"' for key in OURS | QWEN | MIXTRAL | OLMOE | DESCRIBED | DEEPSEEK | GPT_OSS})
     + ['"silu"', '"float32"', "null", "true", "false", "2147483647", "-1", "1e400", "0.5"],
     "options_file": ["mode", "chunks", "max-tokens", "no-overlap", "deadline", "transport",

@@ -24,9 +24,15 @@ void check(const atl::io::Request& request, const atl::io::RequestLimits& limits
   io::Result result;
   result.tokens = request.tokens;
   result.logprobs.assign(request.tokens.size() - (limits.scoring ? 1 : 0), -0.5F);
-  result.token_texts.assign(request.tokens.size(), "x");
+  const auto tops = static_cast<std::size_t>(request.top_logprobs);
+  result.tops.assign(request.tokens.size() * tops, {1, -0.5F});
+  result.token_bytes.assign(request.tokens.size() * (1 + tops), "\xc3");
   result.finish_reason = "length";
-  expect_json(io::result_line(request, result, limits.scoring));
+  const std::string line = io::result_line(request, result, limits.scoring);
+  expect_json(line);
+  fuzz::expect(request.part >= 0 && request.part < request.parts);
+  fuzz::expect(request.min_p >= 0 && request.min_p <= 1 && request.top_k >= 0);
+  if (request.in_parts()) expect_json(io::joined_line(request, std::vector(2, line)));
 }
 
 }  // namespace

@@ -70,10 +70,18 @@ TEST_F(OpenAiBatch, NamesWhatIsNotSupported) {
   const std::vector<std::pair<Json, const char*>> cases = {
       {{{"messages", Json::array()}}, "chat template"},
       {{{"prompt", {"a", "b"}}}, "a list of 2"},
-      {{{"prompt", "a"}, {"n", 2}}, "\"n\" is 2"},
-      {{{"prompt", "a"}, {"stop", "x"}}, "\"stop\" is \"x\""},
-      {{{"prompt", "a"}, {"logprobs", 5}}, "\"logprobs\" is 5"},
-      {{{"prompt", "a"}, {"echo", true}}, "\"echo\" is true"},
+      {{{"prompt", "a"}, {"n", 0}}, "\"n\" is 0"},
+      {{{"prompt", "a"}, {"n", 2}, {"best_of", 3}}, "\"best_of\" is 3"},
+      {{{"prompt", "a"}, {"stop", 5}}, "\"stop\" has 5"},
+      {{{"prompt", "a"}, {"logprobs", 21}}, "\"top_logprobs\" is 21"},
+      {{{"prompt", "a"}, {"logprobs", true}}, "\"logprobs\" is true"},
+      {{{"prompt", "a"}, {"top_logprobs", 2}}, "for chats"},
+      {{{"prompt", "a"}, {"echo", true}, {"logprobs", 1}}, "\"echo\" with \"logprobs\""},
+      {{{"prompt", "a"}, {"logit_bias", {{"256", 1}}}}, "the key \"256\""},
+      {{{"prompt", "a"}, {"max_tokens", 1}, {"max_completion_tokens", 2}}, "differ"},
+      {{{"prompt", "a"}, {"stream", true}}, "\"stream\" is true"},
+      {{{"prompt", "a"}, {"continuations", {"b"}}}, "\"continuations\" is not supported"},
+      {{{"messages", Json::array()}, {"render_error", "no user"}}, "no user"},
       {{{"prompt", "a"}, {"wings", 2}}, "\"wings\" is not supported"},
       {{{"prompt", "a"}, {"temperature", -1}}, "\"temperature\" is -1"},
       {{{"max_tokens", 3}}, "no \"prompt\""},
@@ -117,7 +125,7 @@ TEST_F(OpenAiBatch, WritesResponses) {
   Result result;
   result.prompt_tokens = 2;
   result.tokens = {0xc3, 0xa9, 'x'};
-  result.token_texts = {"\xef\xbf\xbd", "\xef\xbf\xbd", "x"};
+  result.token_bytes = {"\xc3", "\xa9", "x"};
   result.text = "\xc3\xa9x\",\"error\":{\"code\":";
   result.logprobs = {-0.1F, -0.25F, -3};
   result.finish_reason = "length";
@@ -136,6 +144,130 @@ TEST_F(OpenAiBatch, WritesResponses) {
   EXPECT_EQ(choice["finish_reason"], "length");
   EXPECT_EQ(choice["logprobs"]["text_offset"], (Json{0, 1, 2}));
   EXPECT_EQ(choice["logprobs"]["token_logprobs"][0].get<float>(), -0.1F);
+  EXPECT_EQ(choice["logprobs"]["tokens"][0], "\xef\xbf\xbd");
+  EXPECT_TRUE(choice["logprobs"]["top_logprobs"].is_null());
+}
+
+TEST_F(OpenAiBatch, AsksForWhatItsNamesSay) {
+  const Request request = read(line("a", {{"prompt", "Hi"},
+                                          {"n", 3},
+                                          {"best_of", 3},
+                                          {"seed", 5},
+                                          {"max_completion_tokens", 4},
+                                          {"stop", {"x", "yz"}},
+                                          {"logprobs", 2},
+                                          {"top_k", -1},
+                                          {"min_p", 0.1},
+                                          {"presence_penalty", 0.5},
+                                          {"frequency_penalty", -0.5},
+                                          {"repetition_penalty", 1.5},
+                                          {"logit_bias", {{"7", -100}, {"3", 1.5}}},
+                                          {"min_tokens", 2},
+                                          {"stream", false},
+                                          {"metadata", {{"a", "b"}}}}))
+                              .at(2);
+  ASSERT_EQ(request.error, "");
+  EXPECT_EQ(request.parts, 3);
+  EXPECT_EQ(request.part, 2);
+  EXPECT_EQ(request.seed, 7U);
+  EXPECT_EQ(request.max_tokens, 4);
+  EXPECT_EQ(request.stop, (std::vector<std::string>{"x", "yz"}));
+  EXPECT_EQ(request.top_logprobs, 2);
+  EXPECT_EQ(request.top_k, 0);
+  EXPECT_EQ(request.min_p, 0.1);
+  EXPECT_EQ(request.presence_penalty, 0.5);
+  EXPECT_EQ(request.frequency_penalty, -0.5);
+  EXPECT_EQ(request.repetition_penalty, 1.5);
+  EXPECT_EQ(request.logit_bias,
+            (std::vector<std::pair<std::int32_t, float>>{{3, 1.5F}, {7, -100.0F}}));
+  EXPECT_EQ(request.min_tokens, 2);
+}
+
+/// A chat whose messages jobs/chat.py has rendered: a prompt under the url of chats.
+TEST_F(OpenAiBatch, ChatsAreRenderedPromptsWithResponsesOfTheirOwn) {
+  const auto chat = [](Json body) {
+    return Json({{"custom_id", "c"}, {"url", "/v1/chat/completions"}, {"body", body}}).dump() +
+           "\n";
+  };
+  const Json body = {{"model", "m"},
+                     {"prompt", "<u>Hi"},
+                     {"add_special_tokens", false},
+                     {"logprobs", true},
+                     {"top_logprobs", 1},
+                     {"n", 2},
+                     {"response_format", {{"type", "text"}}}};
+  const auto requests = read(chat(body));
+  ASSERT_EQ(requests.size(), 2U);
+  ASSERT_EQ(requests[0].error, "");
+  EXPECT_TRUE(requests[0].batch->chat);
+  std::vector<std::string> lines;
+  for (const Request& request : requests) {
+    Result result;
+    result.prompt_tokens = 5;
+    result.tokens = {'o', 0xc3};
+    result.token_bytes = {"o", "\xc3", "o", "k"};
+    result.logprobs = {-0.5F, -2.0F};
+    result.tops = {{'o', -0.5F}, {'k', -1.0F}};
+    result.text = "o\xef\xbf\xbd";
+    result.finish_reason = request.part == 0 ? "stop" : "length";
+    lines.push_back(result_line(request, result, /*scoring=*/false));
+  }
+  const Json joined = Json::parse(joined_line(requests[0], lines));
+  const Json& response = joined["response"]["body"];
+  EXPECT_EQ(joined["custom_id"], "c");
+  EXPECT_EQ(response["object"], "chat.completion");
+  ASSERT_EQ(response["choices"].size(), 2U);
+  EXPECT_EQ(response["choices"][1]["index"], 1);
+  EXPECT_EQ(response["choices"][1]["finish_reason"], "length");
+  EXPECT_EQ(response["choices"][0]["message"]["role"], "assistant");
+  EXPECT_EQ(response["choices"][0]["message"]["content"], "o\xef\xbf\xbd");
+  const Json& second = response["choices"][0]["logprobs"]["content"][1];
+  EXPECT_EQ(second["bytes"], (Json{0xc3}));
+  EXPECT_EQ(second["top_logprobs"][0]["token"], "k");
+  EXPECT_EQ(response["usage"],
+            (Json{{"prompt_tokens", 5}, {"completion_tokens", 4}, {"total_tokens", 9}}));
+
+  for (const auto& [key, value, message] : {std::tuple{"logprobs", Json(2), "true or false"},
+                                            {"echo", Json(true), "for completions"},
+                                            {"tools", Json::array({1}), "\"tools\" is [1]"}}) {
+    Json bad = body;
+    bad[key] = value;
+    EXPECT_NE(read(chat(bad)).at(0).error.find(message), std::string::npos) << message;
+  }
+}
+
+TEST_F(OpenAiBatch, MostProbableTokensStandBesideTheChosen) {
+  const Request request = read(line("a", {{"prompt", "Hi"}, {"logprobs", 2}})).at(0);
+  Result result;
+  result.tokens = {5, 6};
+  result.logprobs = {-3, -1};
+  result.tops = {{1, -0.5F}, {2, -0.75F}, {6, -1}, {3, -2}};
+  result.token_bytes = {"five", "six", "one", "two", "six", "six"};  // two tokens with one text
+  result.text = "fivesix";
+  const Json json = Json::parse(result_line(request, result, false));
+  const Json& tops = json["response"]["body"]["choices"][0]["logprobs"]["top_logprobs"];
+  EXPECT_EQ(tops, (Json{{{"one", -0.5}, {"two", -0.75}, {"five", -3}}, {{"six", -1}}}));
+}
+
+TEST_F(OpenAiBatch, EchoPutsThePromptBeforeEachChoice) {
+  const auto requests = read(line("a", {{"prompt", "Hi"}, {"echo", true}}) +
+                             line("b", {{"prompt", {72, 105}}, {"echo", true}}));
+  for (const Request& request : requests) {
+    ASSERT_EQ(request.error, "");
+    Result result;
+    result.text = " there";
+    const Json json = Json::parse(result_line(request, result, false));
+    EXPECT_EQ(json["response"]["body"]["choices"][0]["text"], "Hi there");
+  }
+}
+
+TEST_F(OpenAiBatch, TheFormatMayBeSaid) {
+  limits_.format = LineFormat::openai;
+  EXPECT_NE(read("{\"id\": \"b\", \"prompt\": \"x\"}\n").at(0).error.find("OpenAI's batch format"),
+            std::string::npos);
+  EXPECT_EQ(read(line("a", {{"prompt", "x"}})).at(0).error, "");
+  limits_.format = LineFormat::atoll;
+  EXPECT_NE(read(line("a", {{"prompt", "x"}})).at(0).error.find("envelope"), std::string::npos);
 }
 
 }  // namespace

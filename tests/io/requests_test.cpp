@@ -111,7 +111,7 @@ TEST_F(Requests, RefusesLinesWithTheirReason) {
   EXPECT_TRUE(
       contains(refusal(R"({"id":"a","prompt":"x","max_tokens":2147483648})"), "max_tokens"));
   EXPECT_TRUE(contains(refusal(R"({"id":"a","prompt":"x","stop_token_ids":[256]})"), "stop_token"));
-  EXPECT_TRUE(contains(refusal(R"({"id":"a","prompt":"x","n":2})"), "unknown key \"n\""));
+  EXPECT_TRUE(contains(refusal(R"({"id":"a","prompt":"x","m":2})"), "unknown key \"m\""));
 }
 
 TEST_F(Requests, NullIsNotGiven) {

@@ -87,6 +87,24 @@ TEST(Tokenizer, GivesTheIdsAndTextsOfHuggingFace) {
   }
 }
 
+/// Texts of whole characters: joined bytes that are none are mended in another number of places.
+TEST(Tokenizer, TokensGiveTheBytesOfTheirText) {
+  const Json expected = Json::parse(data_file("expected.json"));
+  for (const Json& variant : expected) {
+    const Tokenizer tokenizer = tokenizer_of(changed(base(variant["base"]), variant["change"]));
+    for (const Json& pair : variant["encoded"]) {
+      const Ids ids = encoded(tokenizer, pair[0].get<std::string>());
+      for (const bool special : {false, true}) {
+        std::string bytes;
+        for (const TokenId id : ids) bytes += tokenizer.bytes_of(id, special);
+        if (!is_utf8(bytes)) continue;
+        EXPECT_EQ(bytes, tokenizer.decode(ids, {.special_tokens = special, .continues = true}))
+            << variant["base"] << ", " << variant["name"];
+      }
+    }
+  }
+}
+
 TEST(Tokenizer, LongWordsAreMergedAsShortOnes) {
   // Words of all lengths around the one from which on a heap takes over: each is a whole word of
   // the vocabulary's letters, and cutting at a merge's border cannot change what is left of it.

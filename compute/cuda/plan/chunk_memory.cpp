@@ -25,6 +25,10 @@ std::size_t head_bytes(const BackendOptions& options) {
   return static_cast<std::size_t>(options.max_chunk_tokens) * (sizeof(Draw) + sizeof(std::int32_t));
 }
 
+std::int64_t most_outcomes(const BackendOptions& options) {
+  return std::int64_t{options.max_chunk_tokens} * (1 + most_tops);
+}
+
 std::int64_t row_bytes(const BackendOptions& options) {
   return options.shape.hidden * static_cast<std::int64_t>(size_of(options.dtype));
 }
@@ -118,8 +122,8 @@ ChunkMemory::ChunkMemory(const BackendOptions& options, Arena& arena) {
   counts = arena.take<std::int32_t>(most_counts(options));
   inputs = arena.take<std::byte>(static_cast<std::int64_t>(input_bytes(options)));
   head = arena.take<std::byte>(static_cast<std::int64_t>(head_bytes(options)));
-  logprobs = arena.take<float>(tokens);
-  sampled = arena.take<SampledToken>(tokens);
+  logprobs = arena.take<ScoredToken>(tokens);
+  sampled = arena.take<SampledToken>(most_outcomes(options));
   if (!options.across) return;
   const AcrossRow form = across_row(shape.hidden, options.dtype, shape.top_k);
   across_send =

@@ -42,8 +42,8 @@ struct ChunkMemory {
   std::int32_t* counts = nullptr;   // most_counts()
   std::byte* inputs = nullptr;      // what an upload brings
   std::byte* head = nullptr;        // what an upload for the head brings
-  float* logprobs = nullptr;        // [T]
-  SampledToken* sampled = nullptr;  // [T]
+  ScoredToken* logprobs = nullptr;  // [T]
+  SampledToken* sampled = nullptr;  // [most_outcomes()]
 
   // With BackendOptions::across:
   void* across_send = nullptr;    // [T * min(top_k, nodes)], rows with tails
@@ -84,6 +84,8 @@ int most_counts(const BackendOptions& options);
 std::size_t input_bytes(const BackendOptions& options);
 /// Most bytes of one upload for the head: for each row what is done with it, and which it is.
 std::size_t head_bytes(const BackendOptions& options);
+/// Tokens that sampling of a chunk can give.
+std::int64_t most_outcomes(const BackendOptions& options);
 
 /// Each part of an upload begins at a multiple of 16 bytes.
 constexpr std::size_t upload_aligned(std::size_t bytes) {

@@ -54,6 +54,7 @@ Workspace::Workspace(const BackendOptions& options, Arena& arena) {
   results = rows_of(mlp_rows, shape.hidden);
   head = rows_of(vocab_rows, shape.hidden);
   logits = arena.take<float>(std::int64_t{vocab_rows} * shape.vocab);
+  changes = arena.take<LogitChange>(shape.vocab);
   router = arena.take<float>(tokens * shape.num_experts);
   const int places = options.part.most_places();
   route_scratch =

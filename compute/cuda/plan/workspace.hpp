@@ -24,19 +24,20 @@ struct Workspace {
   Workspace() = default;
   Workspace(const BackendOptions& options, Arena& arena);
 
-  int mlp_rows = 0;              // rows of an MLP at once
-  int vocab_rows = 0;            // rows of logits at once
-  void* kv_rows = nullptr;       // [2, T, kv_heads * head_dim], on their way from or to the host
-  void* out = nullptr;           // [T, H]
-  float* qkv_sums = nullptr;     // [attention's rows, qkv], where a bias is added before rounding
-  void* heads = nullptr;         // [rows, heads * head_dim] of all ranks that share attention
-  void* inner = nullptr;         // [mlp_rows, widest MLP]
-  float* inner_float = nullptr;  // [mlp_rows, widest MLP]
-  void* gathered = nullptr;      // [mlp_rows, H], short runs of one expert's rows
-  void* results = nullptr;       // [mlp_rows, H]
-  void* head = nullptr;          // [vocab_rows, H]
-  float* logits = nullptr;       // [vocab_rows, vocab]
-  float* router = nullptr;       // [T, num_experts]
+  int mlp_rows = 0;                // rows of an MLP at once
+  int vocab_rows = 0;              // rows of logits at once
+  void* kv_rows = nullptr;         // [2, T, kv_heads * head_dim], on their way from or to the host
+  void* out = nullptr;             // [T, H]
+  float* qkv_sums = nullptr;       // [attention's rows, qkv], where a bias is added before rounding
+  void* heads = nullptr;           // [rows, heads * head_dim] of all ranks that share attention
+  void* inner = nullptr;           // [mlp_rows, widest MLP]
+  float* inner_float = nullptr;    // [mlp_rows, widest MLP]
+  void* gathered = nullptr;        // [mlp_rows, H], short runs of one expert's rows
+  void* results = nullptr;         // [mlp_rows, H]
+  void* head = nullptr;            // [vocab_rows, H]
+  float* logits = nullptr;         // [vocab_rows, vocab]
+  LogitChange* changes = nullptr;  // [vocab], of some rows of logits
+  float* router = nullptr;         // [T, num_experts]
   std::int32_t* route_scratch = nullptr;
   std::int32_t* forward_scratch = nullptr;  // pack stream, with BackendOptions::across
   float* attention = nullptr;
