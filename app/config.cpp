@@ -13,6 +13,7 @@
 #include "app/config_layout.hpp"
 #include "app/config_place.hpp"
 #include "app/config_plan.hpp"
+#include "app/config_prompts.hpp"
 #include "app/model/model_config.hpp"
 #include "app/run/shards.hpp"
 #include "app/version.hpp"
@@ -81,6 +82,7 @@ std::vector<std::pair<std::string, std::string>> RunOptions::items() const {
           {"activations", activations},
           {"record-routing", record_routing},
           {"replay-routing", replay_routing},
+          {"share-prefixes", text_of(share_prefixes)},
           {"max-sequences", std::to_string(max_sequences)},
           {"step-tokens", std::to_string(step_tokens)},
           {"min-chunk-tokens", std::to_string(min_chunk_tokens)},
@@ -436,6 +438,7 @@ CommandLine parse_command_line(int argc, const char* const* argv) {
   add_run_balance(run, line.run);
   add_run_files(run, line.run);
   add_run_sizes(run, line.run);
+  add_run_prompts(run, line.run);
   add_run_updates(run, line.run);
   CLI::App& init = add_init(app, line.init);
   CLI::App& import = add_import(app, line.import);

@@ -17,6 +17,7 @@
 #include "app/plan/schedule.hpp"
 #include "app/plan/update_policy.hpp"
 #include "app/progress_style.hpp"
+#include "app/share_prefixes.hpp"
 #include "comm/transports/kind.hpp"
 #include "compute/cpu/isa.hpp"
 #include "compute/types.hpp"
@@ -66,8 +67,9 @@ struct RunOptions {
   std::string activations;       ///< file for them
   std::string record_routing;    ///< file for what the routers choose; empty: none
   std::string replay_routing;    ///< file of choices that take their place; empty: none
-  int max_sequences = 64;        ///< per rank at once
-  int step_tokens = 2048;        ///< per rank and pass
+  SharePrefixes share_prefixes = SharePrefixes::automatic;
+  int max_sequences = 64;  ///< per rank at once
+  int step_tokens = 2048;  ///< per rank and pass
   int min_chunk_tokens = 32;
   double memory_gb = 0;                   ///< a rank takes at most, in 10^9 bytes; 0: what is there
   std::int64_t kv_tokens = 0;             ///< KV cache per rank in tokens; 0: from the requests

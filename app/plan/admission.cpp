@@ -5,15 +5,26 @@
 
 namespace atl {
 
-int rank_for(const WaitingRequest& request, std::span<const RankLoad> loads) {
+namespace {
+
+HeldPrefix held_on(std::size_t rank, std::span<const HeldPrefix> held) {
+  return held.empty() ? HeldPrefix() : held[rank];
+}
+
+}  // namespace
+
+int rank_for(const WaitingRequest& request, std::span<const RankLoad> loads,
+             std::span<const HeldPrefix> held) {
   int best = -1;
   std::int64_t least = 0;
   for (std::size_t rank = 0; rank < loads.size(); ++rank) {
     const RankLoad& load = loads[rank];
-    if (load.free_sequences == 0 || load.free_pages < request.pages) continue;
-    if (best >= 0 && load.remaining_work >= least) continue;
+    const HeldPrefix here = held_on(rank, held);
+    if (load.free_sequences == 0 || load.free_pages < request.pages - here.pages) continue;
+    const std::int64_t work = load.remaining_work - here.tokens;
+    if (best >= 0 && work >= least) continue;
     best = static_cast<int>(rank);
-    least = load.remaining_work;
+    least = work;
   }
   return best;
 }
@@ -30,16 +41,18 @@ void Admission::add(std::span<const WaitingRequest> requests) {
   for (const WaitingRequest& waiting : requests) work_ += waiting.work();
 }
 
-std::optional<Admission::Grant> Admission::next(std::span<RankLoad> loads) {
+std::optional<Admission::Grant> Admission::next(std::span<RankLoad> loads,
+                                                std::span<const HeldPrefix> held) {
   if (next_ == queue_.size()) return std::nullopt;
   const WaitingRequest& waiting = queue_[next_];
-  const int rank = rank_for(waiting, loads);
+  const int rank = rank_for(waiting, loads, held);
   if (rank < 0) return std::nullopt;
   RankLoad& load = loads[static_cast<std::size_t>(rank)];
-  load.prompt_tokens += waiting.prompt_tokens;
+  const HeldPrefix here = held_on(static_cast<std::size_t>(rank), held);
+  load.prompt_tokens += waiting.prompt_tokens;  // at most: what is held may not be computed yet
   if (waiting.prompt_tokens == 0) load.decoding += 1;
-  load.remaining_work += waiting.work();
-  load.free_pages -= waiting.pages;
+  load.remaining_work += waiting.work() - here.tokens;
+  load.free_pages -= waiting.pages - here.pages;
   load.free_sequences -= 1;
   work_ -= waiting.work();
   ++next_;

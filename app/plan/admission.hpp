@@ -22,9 +22,16 @@ struct WaitingRequest {
   std::int64_t work() const { return prompt_tokens + new_tokens; }
 };
 
-/// Of the ranks with a free sequence and enough free pages the one with the least work, of equals
-/// the lowest; -1: none has room.
-int rank_for(const WaitingRequest& request, std::span<const RankLoad> loads);
+/// What of a request's prompt lies on a rank already, for others that are under way there.
+struct HeldPrefix {
+  std::int64_t pages = 0;   ///< that it need not take
+  std::int64_t tokens = 0;  ///< that need not be processed
+};
+
+/// Of the ranks with a free sequence and enough free pages the one that would have the least work
+/// with it, of equals the lowest; -1: none has room. `held`: of each rank; empty: nothing is.
+int rank_for(const WaitingRequest& request, std::span<const RankLoad> loads,
+             std::span<const HeldPrefix> held = {});
 
 /// The queue of waiting requests. They are given out in order: one that fits nowhere keeps the
 /// smaller ones behind it waiting, so that none waits for ever.
@@ -42,8 +49,8 @@ class Admission {
     int rank;
   };
   /// Gives the next request to a rank and adds it to that rank's load; none when the queue is empty
-  /// or no rank has room.
-  std::optional<Grant> next(std::span<RankLoad> loads);
+  /// or no rank has room. `held`: see rank_for().
+  std::optional<Grant> next(std::span<RankLoad> loads, std::span<const HeldPrefix> held = {});
 
   std::span<const WaitingRequest> waiting() const { return std::span(queue_).subspan(next_); }
   /// Tokens of the waiting requests, of prompts and still to generate.

@@ -43,6 +43,7 @@ struct RankLoad {
   std::int32_t stop_signal = 0;   ///< that this rank was sent; 0: none
   std::int32_t checkpoint = 0;    ///< a CheckpointPhase
   std::int32_t update = 0;        ///< an UpdatePhase
+  std::int64_t prompt_saved = 0;  ///< tokens of prompts so far that had been computed for others
   std::int64_t result_bytes = 0;  ///< of requests finished since the last pass, for rank 0
   PassCost cost;                  ///< of the last pass; rank 0's decides how the next one runs
   MoveState moves;

@@ -42,12 +42,21 @@ bool contains(const std::vector<std::int32_t>& ids, std::int32_t token) {
 
 // All that a pass touches is sized here, so that passes do not allocate.
 Batcher::Batcher(const BatchOptions& options, const SequenceRoom& room, Restore restore,
-                 std::shared_ptr<PagePool> pages)
+                 std::shared_ptr<PrefixPages> pages)
     : options_(options),
       restore_(std::move(restore)),
-      pages_(pages ? std::move(pages) : std::make_shared<PagePool>(options.num_pages)),
+      pages_(pages ? std::move(pages) : std::make_shared<PrefixPages>(options)),
       sequences_(room),
       pass_(options) {}
+
+void Batcher::begin_weights(const std::string& name) {
+  weights_.push_back(name);
+  pages_->forget();
+}
+
+void Batcher::take_shared() {
+  for (const std::int32_t slot : sequences_.taken()) pages_->join(sequences_.in_slot(slot));
+}
 
 RankLoad Batcher::load() const {
   RankLoad load = sequences_.load();
@@ -80,16 +89,16 @@ void Batcher::take_up(Admitted admitted, std::vector<std::int32_t> forced) {
   const io::Request& asked = admitted.asked;
   Sequence& sequence =
       sequences_.start(admitted.request, asked.tokens, new_tokens_of(asked, options_));
-  for (std::int64_t left = pages_needed(asked, options_); left > 0; --left) {
-    sequence.pages.push_back(pages_->take());
-  }
+  const std::int64_t pages = pages_needed(asked, options_);
   if (!weights_.empty()) sequence.first_weights = weights_.size() - 1;
   sequence.asked = std::move(admitted.asked);
   sequence.asked.tokens = {};
   sequence.changes.begin(sequence.asked, sequence.tokens, options_.stop_token_ids);
   sequence.stops.begin(sequence.asked.stop);
   sequence.forced = std::move(forced);
-  if (admitted.cached > 0) restore(sequence, admitted.cached);
+  if (admitted.cached == 0) return pages_->begin(sequence, pages);
+  pages_->begin_alone(sequence, pages);
+  restore(sequence, admitted.cached);
 }
 
 void Batcher::restore(Sequence& sequence, std::int32_t cached) {
@@ -98,6 +107,7 @@ void Batcher::restore(Sequence& sequence, std::int32_t cached) {
   sequence.logprobs = saved.logprobs;
   sequence.cached = cached;
   sequence.times.first_token = -1;  // in another run
+  pages_->landed(sequence);
 }
 
 SamplingRequest Batcher::sampling_of(const HeadRow& head) const {
@@ -141,6 +151,8 @@ PassTokens Batcher::finish_pass(double now) {
   }
   if (options_.mode == Mode::score) finish_scored(now);
   sequences_.drop_ended();
+  for (const std::int32_t slot : sequences_.taken()) pages_->landed(sequences_.in_slot(slot));
+  pages_->count_computed(pass_.prompt_rows());
   return tokens;
 }
 
@@ -200,7 +212,7 @@ FinishedRequest& Batcher::finish(Sequence& sequence, const char* reason) {
     done.result.tokens.assign(sequence.tokens.begin() + sequence.asked.scored_from,
                               sequence.tokens.end());
   }
-  for (const std::int32_t page : sequence.pages) pages_->give_back(page);
+  pages_->release(sequence);
   sequence.request = -1;
   return done;
 }

@@ -15,9 +15,9 @@
 #include "app/run/batch_options.hpp"
 #include "app/run/finished_request.hpp"
 #include "app/run/kept_progress.hpp"
-#include "app/run/page_pool.hpp"
 #include "app/run/pass.hpp"
 #include "app/run/pass_tokens.hpp"
+#include "app/run/prefix_pages.hpp"
 #include "app/run/sequences.hpp"
 #include "io/requests.hpp"
 
@@ -28,13 +28,17 @@ class Batcher {
   /// `restore` fetches what was kept of requests that were under way when the run began. Batchers
   /// of one rank may share their KV pages.
   Batcher(const BatchOptions& options, const SequenceRoom& room, Restore restore = {},
-          std::shared_ptr<PagePool> pages = nullptr);
+          std::shared_ptr<PrefixPages> pages = nullptr);
 
   /// From now on these weights compute, and results name them: those with which their request
   /// began, and with commas all that followed until it ended. Never called: results name none.
-  void begin_weights(const std::string& name) { weights_.push_back(name); }
+  void begin_weights(const std::string& name);
 
   RankLoad load() const;
+
+  /// Before load(): sequences that wait for the beginning of their prompt take what is computed of
+  /// it.
+  void take_shared();
 
   /// This rank takes up a request. Throws Error where it has no room for it. `forced`: the tokens
   /// that it generates, whatever the model would.
@@ -83,7 +87,7 @@ class Batcher {
 
   BatchOptions options_;
   Restore restore_;
-  std::shared_ptr<PagePool> pages_;
+  std::shared_ptr<PrefixPages> pages_;
   Sequences sequences_;
   Pass pass_;
   std::vector<FinishedRequest> finished_;

@@ -39,13 +39,15 @@ Passes::Passes(const PassesInput& input)
   timeline_.emplace(in_.world.size(), comm::clock_offset(in_.world, in_.ranks.topology),
                     in_.options.trace.empty() ? 0 : max_trace_events, in_.sizes.batch.num_flights);
   Workload& work = in_.work;
-  const auto pages = std::make_shared<PagePool>(in_.sizes.batch.num_pages);
   BatchOptions batch = in_.sizes.batch;
   batch.text = &work.text();
+  pages_ = std::make_shared<PrefixPages>(
+      batch,
+      [this](std::int32_t from, std::int32_t to, std::int32_t rows) { kv_.copy(from, to, rows); });
   flights_.resize(static_cast<std::size_t>(in_.sizes.batch.num_flights));
   for (std::size_t f = 0; f < flights_.size(); ++f) {
     batchers_.push_back(std::make_unique<Batcher>(batch, in_.sizes.room,
-                                                  work.checkpoints.restore_into(kv_), pages));
+                                                  work.checkpoints.restore_into(kv_), pages_));
   }
   driver_.emplace(in_.backend, in_.groups, in_.model.config.shape, in_.placement, driver,
                   *timeline_);
@@ -228,6 +230,7 @@ RunProgress Passes::progress_at(double seconds) const {
   now.requests = std::ssize(in_.work.requests());
   now.finished = in_.work.results.num_finished();
   now.waiting = std::ssize(queue.waiting());
+  for (const RankLoad& load : loads_) now.saved += load.prompt_saved;
   if (!in_.work.all_read()) return now;
   now.total = queue.total_work();
   now.left = queue.work();
@@ -273,7 +276,8 @@ bool Passes::agree_on_pass(int flight) {
   double agreed = now_seconds();
   pass.sequences = 0;
   for (const RankLoad& load : loads_) pass.sequences += load.sequences;
-  in_.work.results.collect(loads_);
+  const auto finished = in_.work.results.collect(loads_);
+  if (root()) in_.work.queue().finished(finished);
   watch_.add(loads_);
   if (loads_[0].status_due != 0) write_status("running");
   stop_if_asked();
@@ -410,8 +414,10 @@ CheckpointSource Passes::checkpoint_source() {
 RankLoad Passes::load_of_rank(int flight) {
   RankLoad load;
   if (gate_) gate_->take_up(*batchers_[index(flight)]);
+  batchers_[index(flight)]->take_shared();
   if (speaks_) {
     load = batchers_[index(flight)]->load();
+    load.prompt_saved = pages_->counts().rows_saved;
     load.remaining_work = 0;
     for (const auto& batcher : batchers_) load.remaining_work += batcher->load().remaining_work;
   }

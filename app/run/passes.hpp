@@ -70,6 +70,9 @@ class Passes {
   /// and where neither is.
   nlohmann::json routing_report() const;
 
+  /// What shared beginnings of prompts saved, for the report: collective; on rank 0.
+  nlohmann::json prefix_report() const;
+
   /// How balanced the run was, for the report: collective; on rank 0.
   nlohmann::json balance_report() const;
 
@@ -129,6 +132,7 @@ class Passes {
   std::optional<ActivationDump> dump_;
   std::optional<RoutingRecord> record_;
   std::optional<Timeline> timeline_;
+  std::shared_ptr<PrefixPages> pages_;
   std::vector<std::unique_ptr<Batcher>> batchers_;  // [flights]
   std::optional<Driver> driver_;
   PassChoices choices_;

@@ -6,6 +6,7 @@
 #include <span>
 
 #include "app/run/passes.hpp"
+#include "app/run/prefix_report.hpp"
 
 namespace atl {
 
@@ -22,6 +23,10 @@ void Passes::close_dump() {
 
 void Passes::close_record() {
   if (record_) record_->close();
+}
+
+nlohmann::json Passes::prefix_report() const {
+  return gather_prefix_report(in_.world, in_.options, speaks_, pages_->counts());
 }
 
 nlohmann::json Passes::routing_report() const {

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "app/plan/part.hpp"
+#include "app/run/prefix_report.hpp"
 #include "app/run/route.hpp"
 
 namespace atl {
@@ -17,6 +18,7 @@ BatchOptions batch_options(const RunOptions& options, const RankModel& model, Mo
   batch.max_chunks = batch.num_flights > 1 ? 1 : most_chunks(options, model.job);
   batch.page_tokens = page_tokens;
   batch.dtype = model.dtype;
+  batch.share_prefixes = why_no_prefixes(options).empty();
   return batch;
 }
 

@@ -14,7 +14,8 @@ RequestQueue::RequestQueue(std::vector<io::Request>& requests, std::span<const K
       kept_(kept.begin(), kept.end()),
       options_(options),
       sized_by_(sized_by),
-      more_(std::move(more)) {
+      more_(std::move(more)),
+      homes_(options.page_tokens) {
   take_new();
 }
 
@@ -70,16 +71,43 @@ std::int64_t RequestQueue::oldest_line() const {
   return oldest;
 }
 
-std::int64_t RequestQueue::next_pages() const {
-  return admission_.waiting().empty() || held_back() ? 0 : admission_.waiting().front().pages;
+/// A request that was under way has pages of its own, which other ranks know nothing of.
+void RequestQueue::find_held(std::size_t num_ranks) {
+  const WaitingRequest& next = admission_.waiting().front();
+  held_.clear();
+  if (!options_.share_prefixes || next.resumed) return;
+  held_.resize(num_ranks);
+  if (keys_of_ != next.request) {
+    keys_of_ = next.request;
+    keys_ =
+        page_keys(requests_[static_cast<std::size_t>(next.request)].tokens, options_.page_tokens);
+  }
+  homes_.held_of(keys_, held_);
+}
+
+std::int64_t RequestQueue::next_pages() {
+  if (!has_next()) return 0;
+  const std::int64_t pages = admission_.waiting().front().pages;
+  find_held(num_ranks_);
+  std::int64_t most = 0;
+  for (const HeldPrefix& held : held_) most = std::max(most, held.pages);
+  return std::max<std::int64_t>(1, pages - most);
+}
+
+void RequestQueue::finished(std::span<const std::int32_t> requests) {
+  for (const std::int32_t request : requests) homes_.finished(request);
 }
 
 std::vector<RequestQueue::Grant> RequestQueue::grant(std::span<RankLoad> loads, std::int64_t most) {
   std::vector<Grant> grants;
-  while (next_pages() > 0 && std::ssize(grants) < most) {
-    if (!admits_new(loads) && !admission_.waiting().front().resumed) break;
-    const auto grant = admission_.next(loads);
+  num_ranks_ = loads.size();
+  while (has_next() && std::ssize(grants) < most) {
+    const bool resumed = admission_.waiting().front().resumed;
+    if (!admits_new(loads) && !resumed) break;
+    find_held(num_ranks_);
+    const auto grant = admission_.next(loads, held_);
     if (!grant) break;
+    if (options_.share_prefixes && !resumed) homes_.given(grant->request, grant->rank, keys_);
     const auto index = static_cast<std::size_t>(grant->request);
     io::Request asked = requests_[index];
     requests_[index].tokens = {};  // with their memory

@@ -12,6 +12,7 @@
 #include "app/run/admitted.hpp"
 #include "app/run/batch_options.hpp"
 #include "app/run/kept_progress.hpp"
+#include "app/run/prefix_homes.hpp"
 #include "io/requests.hpp"
 
 namespace atl {
@@ -32,8 +33,9 @@ class RequestQueue {
   bool held_back() const;
   /// The first line of the input of which a request waits; the largest number where none does.
   std::int64_t oldest_line() const;
-  /// KV pages of the request that is next; 0 when none of those read waits, or it is held back.
-  std::int64_t next_pages() const;
+  /// KV pages that the request that is next takes of some rank at least; 0 when none of those read
+  /// waits, or it is held back.
+  std::int64_t next_pages();
   /// Waits until there is a next one; false when there will be none.
   bool wait_for_next();
 
@@ -45,6 +47,9 @@ class RequestQueue {
   /// ranks' loads. Those that no run has begun stay where admits_new() says so.
   std::vector<Grant> grant(std::span<RankLoad> loads,
                            std::int64_t most = std::numeric_limits<std::int64_t>::max());
+
+  /// Requests of which the results have come: their ranks have room again.
+  void finished(std::span<const std::int32_t> requests);
 
   /// Notes which requests were read since the last call.
   void take_new();
@@ -61,6 +66,10 @@ class RequestQueue {
  private:
   KeptProgress kept_of(std::size_t request) const;
   WaitingRequest waiting_of(std::size_t request) const;
+  /// Whether a request waits, and may be given out.
+  bool has_next() const { return !admission_.waiting().empty() && !held_back(); }
+  /// What ranks have of the next one's prompt, into held_.
+  void find_held(std::size_t num_ranks);
 
   std::vector<io::Request>& requests_;
   std::vector<KeptProgress> kept_;
@@ -71,6 +80,11 @@ class RequestQueue {
   std::int64_t last_line_ = std::numeric_limits<std::int64_t>::max();
   std::int64_t total_work_ = 0;
   Admission admission_;
+  std::size_t num_ranks_ = 0;  // of the last grants
+  PrefixHomes homes_;
+  std::int32_t keys_of_ = -1;     // the request, of
+  std::vector<PrefixKey> keys_;   // its prompt's
+  std::vector<HeldPrefix> held_;  // [ranks]; empty: nothing is shared
 };
 
 }  // namespace atl

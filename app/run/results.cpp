@@ -174,11 +174,11 @@ void ResultStore::add_lines(std::string_view message, std::string& lines) {
   }
 }
 
-void ResultStore::collect(std::span<const RankLoad> loads) {
+std::vector<std::int32_t> ResultStore::collect(std::span<const RankLoad> loads) {
   std::vector<std::uint64_t> sizes;
   std::uint64_t all = 0;
   for (const RankLoad& load : loads) all += static_cast<std::uint64_t>(load.result_bytes);
-  if (all == 0) return;
+  if (all == 0) return {};
   sizes.reserve(loads.size());
   for (const RankLoad& load : loads) {
     sizes.push_back(static_cast<std::uint64_t>(load.result_bytes));
@@ -187,8 +187,12 @@ void ResultStore::collect(std::span<const RankLoad> loads) {
   waiting_.clear();
   std::string lines;
   lines.reserve(all);
+  const std::size_t before = outcomes_.size();
   for (const std::string& message : messages) add_lines(message, lines);
   if (root()) journal_->append(lines);
+  std::vector<std::int32_t> requests;
+  for (std::size_t i = before; i < outcomes_.size(); ++i) requests.push_back(outcomes_[i].request);
+  return requests;
 }
 
 void ResultStore::sync() {

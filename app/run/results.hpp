@@ -65,7 +65,8 @@ class ResultStore {
   /// Bytes that this rank has for rank 0, for RankLoad::result_bytes.
   std::int64_t waiting_bytes() const { return static_cast<std::int64_t>(waiting_.size()); }
   /// Collective, with all ranks' loads: afterwards the results taken so far are in the journal.
-  void collect(std::span<const RankLoad> loads);
+  /// Returns on rank 0 of which requests they are.
+  std::vector<std::int32_t> collect(std::span<const RankLoad> loads);
   /// On rank 0: returns when the journal is on the disk.
   void sync();
 

@@ -208,6 +208,8 @@ class Job {
       report = gather_report(world_, facts(), measurements(), summary);
       const json routing = passes_->routing_report();
       if (!routing.is_null()) report["routing"] = routing;
+      const json prefixes = passes_->prefix_report();
+      if (root()) report["prefixes"] = prefixes;
       const json balance = passes_->balance_report();
       if (root()) report["balance"] = balance;
       if (root() && updates_) report["updates"] = updates_->report();

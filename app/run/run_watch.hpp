@@ -25,6 +25,7 @@ struct RunProgress {
   std::int64_t requests = 0;  ///< read so far
   std::int64_t finished = 0;  ///< of these
   std::int64_t waiting = 0;   ///< that no rank has taken
+  std::int64_t saved = 0;     ///< tokens of prompts that had been computed for others
 };
 
 /// Says in the --status file no more than that a run has started, or had nothing to do. Throws

@@ -26,6 +26,10 @@ Sequence& Sequences::start(std::int32_t request, std::span<const std::int32_t> p
   sequence.pages.clear();
   sequence.prompt_length = static_cast<std::int32_t>(prompt.size());
   sequence.cached = 0;
+  sequence.shared_pages = 0;
+  sequence.donor = -1;
+  sequence.awaited = 0;
+  sequence.landed = 0;
   sequence.max_new = max_new;
   sequence.logprobs.clear();
   sequence.tops.clear();
@@ -43,8 +47,9 @@ RankLoad Sequences::load() const {
   RankLoad load;
   for (const std::int32_t slot : taken_) {
     const Sequence& sequence = in_slot(slot);
-    const std::int32_t prompt_left = std::max(0, sequence.prompt_length - sequence.cached);
-    load.prompt_tokens += prompt_left;
+    const std::int32_t done = std::max(sequence.cached, sequence.awaited);
+    const std::int32_t prompt_left = std::max(0, sequence.prompt_length - done);
+    if (sequence.awaited == 0) load.prompt_tokens += prompt_left;
     if (!sequence.prefilling()) ++load.decoding;
     load.remaining_work += prompt_left + sequence.max_new - sequence.num_generated();
   }

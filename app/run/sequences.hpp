@@ -19,7 +19,12 @@ struct Sequence {
   std::vector<std::int32_t> tokens;  ///< prompt, then generated
   std::vector<std::int32_t> pages;   ///< of the KV cache, for its whole life
   std::int32_t prompt_length = 0;
-  std::int32_t cached = 0;           ///< tokens whose keys and values are in the cache
+  std::int32_t cached = 0;  ///< tokens whose keys and values are in the cache
+  // Of the beginning that it has in common with others, see PrefixPages:
+  std::int32_t shared_pages = 0;  ///< of `pages`, the first: another computes them
+  std::int32_t donor = -1;        ///< page of another whose first rows it will copy; -1: none
+  std::int32_t awaited = 0;  ///< tokens that it takes once they are computed; till then it waits
+  std::int32_t landed = 0;   ///< tokens of its prompt that others may take
   std::int32_t max_new = 0;          ///< tokens that it may generate
   std::vector<std::int32_t> forced;  ///< those it generates; empty: what is drawn
   std::size_t first_weights = 0;     ///< that computed some of it, see Batcher::begin_weights()
@@ -36,9 +41,9 @@ struct Sequence {
     return std::span(tokens).subspan(static_cast<std::size_t>(prompt_length));
   }
   bool prefilling() const { return cached < prompt_length; }
-  /// Tokens that have not gone through the layers: what is left of the prompt, or what was
-  /// generated last.
-  std::int32_t uncached() const { return length() - cached; }
+  /// Tokens that can go through the layers now: what is left of the prompt, or what was generated
+  /// last.
+  std::int32_t uncached() const { return awaited > 0 ? 0 : length() - cached; }
 };
 
 /// Room for sequences, so that nothing is allocated while they grow.

@@ -171,4 +171,16 @@ void SharedKv::load(int layer, std::span<const std::int32_t> pages, std::int64_t
   load_from(own_keys_.data(), own_values_.data());
 }
 
+void SharedKv::copy(std::int32_t from, std::int32_t to, std::int32_t rows) {
+  for (int layer = part_.first_layer; layer < part_.end_layer; ++layer) {
+    const KvWidths own = own_widths(layer);
+    own_keys_.resize(static_cast<std::size_t>(rows * own.keys) * element_);
+    own_values_.resize(static_cast<std::size_t>(rows * own.values) * element_);
+    backend_.finish(
+        backend_.save_kv(layer, {&from, 1}, 0, rows, own_keys_.data(), own_values_.data()));
+    backend_.finish(
+        backend_.load_kv(layer, {&to, 1}, 0, rows, own_keys_.data(), own_values_.data()));
+  }
+}
+
 }  // namespace atl

@@ -46,6 +46,9 @@ class SharedKv {
   void load(int layer, std::span<const std::int32_t> pages, std::int64_t first, std::int64_t count,
             std::span<const std::byte> keys, std::span<const std::byte> values);
 
+  /// On one rank, of what it has: the first `rows` positions of a page to another.
+  void copy(std::int32_t from, std::int32_t to, std::int32_t rows);
+
  private:
   bool has(int layer) const { return layer >= part_.first_layer && layer < part_.end_layer; }
   /// Elements of this rank.
