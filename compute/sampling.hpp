@@ -48,8 +48,8 @@ struct SamplingRequest {
   SamplingOptions options;
   std::int64_t index = 0;    ///< tokens generated so far; with the seed it fixes the random number
   std::int32_t target = -1;  ///< a token that takes the place of the draw; -1: none
-  std::span<LogitChange> changes;  ///< each of another token; who draws writes model_logit
-  int tops = 0;                    ///< most probable tokens wanted with it, up to most_tops
+  std::span<LogitChange> changes{};  ///< each of another token; who draws writes model_logit
+  int tops = 0;                      ///< most probable tokens wanted with it, up to most_tops
 
   std::size_t outcomes() const { return 1 + static_cast<std::size_t>(tops); }
 };

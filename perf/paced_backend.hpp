@@ -94,7 +94,7 @@ class PacedBackend final : public compute::Backend {
     std::fill_n(out, rows.size(), SampledToken{});
     return enqueue(0);
   }
-  compute::Event logits(compute::Chunk&, std::span<const std::int32_t>, ScoredToken*) override {
+  compute::Event logits(compute::Chunk&, std::span<const std::int32_t>, float*) override {
     fail("a paced backend has no logits");
   }
   compute::Event logprobs(compute::Chunk&, std::span<const std::int32_t>,
