@@ -147,7 +147,8 @@ void require_joined(int size) {
   const std::string why = why_split(size, own_environment(), getpid(), slurm_step_daemon());
   require(why.empty(),
           "{}, and MPI ({}) knows of {}, so that each would do the whole job; under Slurm use srun "
-          "--mpi=pmix, for MPICH --mpi=pmi2 (srun --mpi=list shows what there is), or mpirun inside the allocation, "
+          "--mpi=pmix, for MPICH --mpi=pmi2 (srun --mpi=list shows what there is), or mpirun "
+          "inside the allocation, "
           "elsewhere the mpirun of this MPI library; a run that is to be one process: mpirun -n 1",
           why, Environment::library(), size);
 }

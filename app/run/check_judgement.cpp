@@ -17,7 +17,7 @@ namespace {
 // above: rates are by processor time and the best of several tries.
 constexpr double slow_core = 0.7;
 constexpr double slow_memory = 0.5;
-constexpr double slow_link = 0.6;
+constexpr double slow_link = 0.5;
 constexpr double slow_folder = 0.1;
 constexpr double few_cores = 0.75;  // of a rank's part of its node
 constexpr double little_memory = 0.5;

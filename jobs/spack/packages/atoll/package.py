@@ -34,6 +34,7 @@ class Atoll(CMakePackage, CudaPackage):
 
     generator("ninja")
 
+    def cmake_args(self):
         args = [
             self.define_from_variant("ATOLL_CUDA", "cuda"),
             self.define_from_variant("ATOLL_BUILD_TESTS", "tests"),
