@@ -56,6 +56,22 @@ void Batcher::take_shared() {
   for (const std::int32_t slot : sequences_.taken()) pages_->join(sequences_.in_slot(slot));
 }
 
+void Batcher::look_ahead() {
+  if (options_.speculate == 0 || options_.mode == Mode::score) return;
+  // Each sequence's own row is certain of its place.
+  std::int64_t room = options_.max_pass_tokens - std::ssize(sequences_.taken());
+  for (const std::int32_t slot : sequences_.taken()) {
+    Sequence& sequence = sequences_.in_slot(slot);
+    sequence.proposed.clear();
+    if (sequence.prefilling() || !sequence.forced.empty()) continue;
+    // What is drawn after the last of them is a token, too.
+    const std::int64_t left = sequence.max_new - sequence.num_generated() - 1;
+    sequence.lookup.propose(sequence.tokens, static_cast<int>(std::min(room, left)),
+                            sequence.proposed);
+    room -= std::ssize(sequence.proposed);
+  }
+}
+
 RankLoad Batcher::load() const {
   RankLoad load = sequences_.load();
   load.free_pages = pages_->num_free();
@@ -109,7 +125,7 @@ void Batcher::restore(Sequence& sequence, std::int32_t cached) {
 SamplingRequest Batcher::sampling_of(const HeadRow& head) const {
   const Sequence& sequence = sequences_.in_slot(head.slot);
   const io::Request& asked = sequence.asked;
-  const std::int32_t at = sequence.num_generated();
+  const std::int32_t at = sequence.num_generated() + head.ahead;
   return {{asked.temperature, asked.top_p, asked.seed},
           at,
           sequence.forced.empty() ? -1 : sequence.forced[static_cast<std::size_t>(at)]};
@@ -126,6 +142,9 @@ PassTokens Batcher::finish_pass(double now) {
     for (std::size_t i = 0; i < chunk.head.size(); ++i) {
       Sequence& sequence = sequences_.in_slot(chunk.head[i].slot);
       if (sequence.request < 0) continue;  // ended at an earlier row of this pass
+      const std::int32_t ahead = chunk.head[i].ahead;
+      if (ahead > 0) ++speculation_.proposed;
+      if (ahead > sequence.agreed) continue;  // of a token that was not drawn
       if (!chunk.finite(i)) {
         std::string error = not_finite(sequence, options_);
         finish(sequence, "error").error = std::move(error);
@@ -133,12 +152,19 @@ PassTokens Batcher::finish_pass(double now) {
         sequence.logprobs.push_back(chunk.logprobs[i]);
       } else {
         ++tokens.generated;
+        (ahead > 0 ? speculation_.accepted : speculation_.alone) += 1;
+        const std::int32_t token = chunk.sampled[i].token;
         take_sampled(sequence, chunk.sampled[i], now);
+        if (ahead < std::ssize(sequence.proposed) &&
+            sequence.proposed[static_cast<std::size_t>(ahead)] == token) {
+          sequence.agreed = ahead + 1;
+        }
       }
     }
   }
   if (options_.mode == Mode::score) finish_scored(now);
   sequences_.drop_ended();
+  judge_proposals();
   for (const std::int32_t slot : sequences_.taken()) pages_->landed(sequences_.in_slot(slot));
   pages_->count_computed(pass_.prompt_rows());
   return tokens;
@@ -154,6 +180,19 @@ void Batcher::take_sampled(Sequence& sequence, const SampledToken& sampled, doub
   sequence.tokens.push_back(sampled.token);
   sequence.logprobs.push_back(sampled.logprob);
   if (sequence.num_generated() == sequence.max_new) finish(sequence, "length");
+}
+
+/// Keys and values of those that were not drawn are written anew when their positions come.
+void Batcher::judge_proposals() {
+  if (options_.speculate == 0) return;
+  for (const std::int32_t slot : sequences_.taken()) {
+    Sequence& sequence = sequences_.in_slot(slot);
+    if (sequence.proposed.empty()) continue;
+    sequence.lookup.judge(static_cast<int>(std::ssize(sequence.proposed)), sequence.agreed);
+    sequence.cached = std::min(sequence.cached, sequence.length() - 1);
+    sequence.proposed.clear();
+    sequence.agreed = 0;
+  }
 }
 
 void Batcher::finish_scored(double now) {

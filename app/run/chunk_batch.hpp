@@ -13,6 +13,7 @@ struct HeadRow {
   std::int32_t row = 0;
   std::int32_t slot = 0;     ///< sequence
   std::int32_t target = -1;  ///< score: the id whose log-probability is wanted
+  std::int32_t ahead = 0;    ///< generate: proposed tokens of the sequence up to this row
 };
 
 /// One chunk of one pass: the tokens of its owner, a rank or those that share attention.
