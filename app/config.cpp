@@ -83,6 +83,7 @@ std::vector<std::pair<std::string, std::string>> RunOptions::items() const {
           {"record-routing", record_routing},
           {"replay-routing", replay_routing},
           {"share-prefixes", text_of(share_prefixes)},
+          {"speculate", std::to_string(speculate)},
           {"max-sequences", std::to_string(max_sequences)},
           {"step-tokens", std::to_string(step_tokens)},
           {"min-chunk-tokens", std::to_string(min_chunk_tokens)},

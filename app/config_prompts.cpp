@@ -9,6 +9,12 @@ void add_run_prompts(CLI::App& app, RunOptions& o) {
              {SharePrefixes::automatic, SharePrefixes::off},
              "What prompts have in common at their beginning is computed once by each rank that "
              "has them");
+  app.add_option(
+         "--speculate", o.speculate,
+         "Guess so many tokens at most that a sequence generates next, from what followed the "
+         "last ones before, and check them in one pass; 0: none")
+      ->check(CLI::Range(0, 64))
+      ->capture_default_str();
 }
 
 }  // namespace atl

@@ -37,13 +37,15 @@ struct RankLoad {
   std::int64_t prompt_tokens = 0;   ///< of the pass's sequences, not yet processed
   std::int64_t remaining_work = 0;  ///< of all: prompt tokens plus tokens it may still generate
   std::int64_t free_pages = 0;
-  std::int32_t decoding = 0;  ///< sequences of the pass that generate
+  std::int32_t decoding = 0;  ///< rows of the pass's sequences that generate
   std::int32_t free_sequences = 0;
   std::int32_t sequences = 0;     ///< of the pass
   std::int32_t stop_signal = 0;   ///< that this rank was sent; 0: none
   std::int32_t checkpoint = 0;    ///< a CheckpointPhase
   std::int32_t update = 0;        ///< an UpdatePhase
   std::int64_t prompt_saved = 0;  ///< tokens of prompts so far that had been computed for others
+  std::int64_t proposed = 0;      ///< tokens so far by PromptLookup
+  std::int64_t accepted = 0;      ///< of these, that were drawn as well
   std::int64_t result_bytes = 0;  ///< of requests finished since the last pass, for rank 0
   PassCost cost;                  ///< of the last pass; rank 0's decides how the next one runs
   MoveState moves;

@@ -23,6 +23,7 @@ struct BatchOptions : ChunkLimits {
   int num_flights = 1;
   int page_tokens = 64;
   std::int64_t num_pages = 0;                ///< KV pages of one rank
+  int speculate = 0;                         ///< tokens proposed for a sequence at once
   bool share_prefixes = false;               ///< see PrefixPages
   std::vector<std::int32_t> stop_token_ids;  ///< of the model
   DType dtype = DType::bfloat16;             ///< of the activations, for messages

@@ -58,6 +58,23 @@ void Batcher::take_shared() {
   for (const std::int32_t slot : sequences_.taken()) pages_->join(sequences_.in_slot(slot));
 }
 
+void Batcher::look_ahead() {
+  if (options_.speculate == 0 || options_.mode == Mode::score) return;
+  // Each sequence's own row is certain of its place.
+  std::int64_t room = options_.max_pass_tokens - std::ssize(sequences_.taken());
+  for (const std::int32_t slot : sequences_.taken()) {
+    Sequence& sequence = sequences_.in_slot(slot);
+    sequence.proposed.clear();
+    // Logits that change with what was drawn are those of one row alone.
+    if (sequence.prefilling() || !sequence.forced.empty() || sequence.changes.vary()) continue;
+    // What is drawn after the last of them is a token, too.
+    const std::int64_t left = sequence.max_new - sequence.num_generated() - 1;
+    sequence.lookup.propose(sequence.tokens, static_cast<int>(std::min(room, left)),
+                            sequence.proposed);
+    room -= std::ssize(sequence.proposed);
+  }
+}
+
 RankLoad Batcher::load() const {
   RankLoad load = sequences_.load();
   load.free_pages = pages_->num_free();
@@ -113,7 +130,7 @@ void Batcher::restore(Sequence& sequence, std::int32_t cached) {
 SamplingRequest Batcher::sampling_of(const HeadRow& head) const {
   const Sequence& sequence = sequences_.in_slot(head.slot);
   const io::Request& asked = sequence.asked;
-  const std::int32_t at = sequence.num_generated();
+  const std::int32_t at = sequence.num_generated() + head.ahead;
   return {asked.sampling(),
           at,
           sequence.forced.empty() ? -1 : sequence.forced[static_cast<std::size_t>(at)],
@@ -132,6 +149,9 @@ PassTokens Batcher::finish_pass(double now) {
     for (std::size_t i = 0; i < chunk.head.size(); ++i) {
       Sequence& sequence = sequences_.in_slot(chunk.head[i].slot);
       if (sequence.request < 0) continue;  // ended at an earlier row of this pass
+      const std::int32_t ahead = chunk.head[i].ahead;
+      if (ahead > 0) ++speculation_.proposed;
+      if (ahead > sequence.agreed) continue;  // of a token that was not drawn
       if (!chunk.finite(i)) {
         std::string error = not_finite(sequence, options_);
         finish(sequence, "error").error = std::move(error);
@@ -141,16 +161,21 @@ PassTokens Batcher::finish_pass(double now) {
         sequence.greedy = sequence.greedy && scored.greedy != 0;
       } else {
         ++tokens.generated;
-        take_sampled(
-            sequence,
-            std::span(chunk.sampled)
-                .subspan(chunk.head[i].outcome, 1 + static_cast<std::size_t>(chunk.head[i].tops)),
-            now);
+        (ahead > 0 ? speculation_.accepted : speculation_.alone) += 1;
+        const HeadRow& head = chunk.head[i];
+        const auto sampled = std::span(chunk.sampled)
+                                 .subspan(head.outcome, 1 + static_cast<std::size_t>(head.tops));
+        take_sampled(sequence, sampled, now);
+        if (ahead < std::ssize(sequence.proposed) &&
+            sequence.proposed[static_cast<std::size_t>(ahead)] == sampled[0].token) {
+          sequence.agreed = ahead + 1;
+        }
       }
     }
   }
   if (options_.mode == Mode::score) finish_scored(now);
   sequences_.drop_ended();
+  judge_proposals();
   for (const std::int32_t slot : sequences_.taken()) pages_->landed(sequences_.in_slot(slot));
   pages_->count_computed(pass_.prompt_rows());
   return tokens;
@@ -179,6 +204,19 @@ void Batcher::take_sampled(Sequence& sequence, std::span<const SampledToken> sam
     return;
   }
   if (sequence.num_generated() == sequence.max_new) finish(sequence, "length");
+}
+
+/// Keys and values of those that were not drawn are written anew when their positions come.
+void Batcher::judge_proposals() {
+  if (options_.speculate == 0) return;
+  for (const std::int32_t slot : sequences_.taken()) {
+    Sequence& sequence = sequences_.in_slot(slot);
+    if (sequence.proposed.empty()) continue;
+    sequence.lookup.judge(static_cast<int>(std::ssize(sequence.proposed)), sequence.agreed);
+    sequence.cached = std::min(sequence.cached, sequence.length() - 1);
+    sequence.proposed.clear();
+    sequence.agreed = 0;
+  }
 }
 
 void Batcher::finish_scored(double now) {

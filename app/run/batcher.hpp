@@ -39,6 +39,10 @@ class Batcher {
   /// Before load(): sequences that wait for the beginning of their prompt take what is computed of
   /// it.
   void take_shared();
+  /// Before load(): tokens that sequences may generate next are proposed, to go through the layers
+  /// in the same pass as the one before them.
+  void look_ahead();
+  const SpeculationCounts& speculation() const { return speculation_; }
 
   /// This rank takes up a request. Throws Error where it has no room for it. `forced`: the tokens
   /// that it generates, whatever the model would.
@@ -82,6 +86,7 @@ class Batcher {
   void take_sampled(Sequence& sequence, std::span<const SampledToken> sampled, double now);
   FinishedRequest& finish(Sequence& sequence, const char* reason);
   void finish_scored(double now);
+  void judge_proposals();
   bool is_stop(const Sequence& sequence, std::int32_t token) const;
   std::string weights_of(const Sequence& sequence) const;
 
@@ -92,6 +97,7 @@ class Batcher {
   Pass pass_;
   std::vector<FinishedRequest> finished_;
   std::vector<std::string> weights_;  // names, in order
+  SpeculationCounts speculation_;
   bool has_prompt_ = false;
   std::int64_t most_rows_ = 0;
 };

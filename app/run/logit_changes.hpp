@@ -22,6 +22,8 @@ class LogitChanges {
   /// A token was generated.
   void add(std::int32_t token);
 
+  /// Whether the next token changes them.
+  bool vary() const { return penalises_ || banned_for_ > 0; }
   std::span<const LogitChange> all() const { return changes_; }
 
  private:

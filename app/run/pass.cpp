@@ -10,12 +10,14 @@ Pass::Pass(const BatchOptions& options)
       chunks_(static_cast<std::size_t>(options.max_chunks)) {
   const auto rows = static_cast<std::size_t>(max_rows_);
   const auto sequences = static_cast<std::size_t>(options.max_sequences);
+  const std::size_t sampled =
+      std::min(rows, sequences * (1 + static_cast<std::size_t>(options.speculate)));
   for (ChunkBatch& chunk : chunks_) {
     chunk.tokens.reserve(rows);
     chunk.segments.reserve(sequences + 1);
     chunk.requests.reserve(sequences + 1);
     chunk.head.reserve(rows);
-    chunk.sampled.reserve(sequences);
+    chunk.sampled.reserve(std::max(sequences, sampled));
     chunk.scored.reserve(rows);
   }
 }
@@ -26,14 +28,14 @@ void Pass::build(Sequences& sequences, int num_chunks) {
   rows_ = 0;
   prompt_rows_ = 0;
   std::int64_t wanted = 0;
-  for (const std::int32_t slot : sequences.taken()) wanted += sequences.in_slot(slot).uncached();
+  for (const std::int32_t slot : sequences.taken()) wanted += sequences.in_slot(slot).rows();
   const std::int64_t all_rows = std::min<std::int64_t>(wanted, max_rows_);
   for (const bool prefill : {false, true}) {
     const std::int64_t before = rows_;
     for (const std::int32_t slot : sequences.taken()) {
       Sequence& sequence = sequences.in_slot(slot);
       if (sequence.prefilling() != prefill) continue;
-      const auto count = std::min<std::int64_t>(sequence.uncached(), all_rows - rows_);
+      const auto count = std::min<std::int64_t>(sequence.rows(), all_rows - rows_);
       add(sequence, slot, static_cast<std::int32_t>(count), all_rows);
     }
     if (prefill) prompt_rows_ = rows_ - before;
@@ -54,7 +56,7 @@ void Pass::add(Sequence& sequence, std::int32_t slot, std::int32_t count, std::i
     chunk.requests.push_back(sequence.request);
     for (std::int32_t i = 0; i < rows; ++i) {
       const std::int32_t position = sequence.cached + i;
-      chunk.tokens.push_back(sequence.tokens[static_cast<std::size_t>(position)]);
+      chunk.tokens.push_back(sequence.token_at(position));
       add_head_row(chunk, sequence, slot, first_row + i, position);
     }
     sequence.cached += rows;
@@ -63,13 +65,14 @@ void Pass::add(Sequence& sequence, std::int32_t slot, std::int32_t count, std::i
   }
 }
 
-/// Scoring wants the logits before every known token, generating those after the last one.
+/// Scoring wants the logits before every known token, generating those after the last one and after
+/// every proposed one.
 void Pass::add_head_row(ChunkBatch& chunk, const Sequence& sequence, std::int32_t slot,
                         std::int32_t row, std::int32_t position) const {
-  const bool last = position + 1 == sequence.length();
+  const std::int32_t ahead = position + 1 - sequence.length();
   if (mode_ == Mode::generate) {
-    if (last) chunk.add_head({row, slot, -1, sequence.asked.top_logprobs});
-  } else if (!last && position + 1 >= sequence.asked.scored_from) {
+    if (ahead >= 0) chunk.add_head({row, slot, -1, sequence.asked.top_logprobs, ahead});
+  } else if (ahead < 0 && position + 1 >= sequence.asked.scored_from) {
     chunk.add_head({row, slot, sequence.tokens[static_cast<std::size_t>(position) + 1]});
   }
 }

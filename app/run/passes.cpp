@@ -103,7 +103,8 @@ DriverOptions Passes::driver_options() {
   driver.stage.experts_shared = part.expert_share.shared();
   driver.stage.sequences_shared = in_.groups.members(Share::sequences).size() > 1;
   driver.max_chunk_tokens = sizes.backend.max_chunk_tokens;
-  driver.max_head_rows = std::min(sizes.batch.max_sequences, sizes.backend.max_chunk_tokens);
+  driver.max_head_rows = std::min(sizes.batch.max_sequences * (1 + sizes.batch.speculate),
+                                  sizes.backend.max_chunk_tokens);
   if (!in_.dumped_layers.empty()) open_dump(driver);
   if (!in_.options.record_routing.empty()) open_record(driver);
   if (in_.options.balance == Balance::bias) open_gate(driver);
@@ -230,7 +231,11 @@ RunProgress Passes::progress_at(double seconds) const {
   now.requests = std::ssize(in_.work.requests());
   now.finished = in_.work.results.num_finished();
   now.waiting = std::ssize(queue.waiting());
-  for (const RankLoad& load : loads_) now.saved += load.prompt_saved;
+  for (const RankLoad& load : loads_) {
+    now.saved += load.prompt_saved;
+    now.proposed += load.proposed;
+    now.accepted += load.accepted;
+  }
   if (!in_.work.all_read()) return now;
   now.total = queue.total_work();
   now.left = queue.work();
@@ -415,11 +420,16 @@ RankLoad Passes::load_of_rank(int flight) {
   RankLoad load;
   if (gate_) gate_->take_up(*batchers_[index(flight)]);
   batchers_[index(flight)]->take_shared();
+  batchers_[index(flight)]->look_ahead();
   if (speaks_) {
     load = batchers_[index(flight)]->load();
     load.prompt_saved = pages_->counts().rows_saved;
     load.remaining_work = 0;
-    for (const auto& batcher : batchers_) load.remaining_work += batcher->load().remaining_work;
+    for (const auto& batcher : batchers_) {
+      load.remaining_work += batcher->load().remaining_work;
+      load.proposed += batcher->speculation().proposed;
+      load.accepted += batcher->speculation().accepted;
+    }
   }
   load.stop_signal = stop_signal();
   load.checkpoint = in_.work.checkpoints.phase();

@@ -72,6 +72,8 @@ class Passes {
 
   /// What shared beginnings of prompts saved, for the report: collective; on rank 0.
   nlohmann::json prefix_report() const;
+  /// What guessing tokens brought: the same.
+  nlohmann::json speculation_report() const;
 
   /// How balanced the run was, for the report: collective; on rank 0.
   nlohmann::json balance_report() const;

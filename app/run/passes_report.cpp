@@ -7,6 +7,7 @@
 
 #include "app/run/passes.hpp"
 #include "app/run/prefix_report.hpp"
+#include "app/run/speculation.hpp"
 
 namespace atl {
 
@@ -27,6 +28,16 @@ void Passes::close_record() {
 
 nlohmann::json Passes::prefix_report() const {
   return gather_prefix_report(in_.world, in_.options, speaks_, pages_->counts());
+}
+
+nlohmann::json Passes::speculation_report() const {
+  SpeculationCounts counts;
+  for (const auto& batcher : batchers_) {
+    counts.alone += batcher->speculation().alone;
+    counts.proposed += batcher->speculation().proposed;
+    counts.accepted += batcher->speculation().accepted;
+  }
+  return gather_speculation_report(in_.world, in_.options, speaks_, counts);
 }
 
 nlohmann::json Passes::routing_report() const {

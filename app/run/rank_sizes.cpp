@@ -5,6 +5,7 @@
 #include "app/plan/part.hpp"
 #include "app/run/prefix_report.hpp"
 #include "app/run/route.hpp"
+#include "app/run/speculation.hpp"
 
 namespace atl {
 
@@ -18,6 +19,7 @@ BatchOptions batch_options(const RunOptions& options, const RankModel& model, Mo
   batch.max_chunks = batch.num_flights > 1 ? 1 : most_chunks(options, model.job);
   batch.page_tokens = page_tokens;
   batch.dtype = model.dtype;
+  if (why_no_speculation(options).empty()) batch.speculate = options.speculate;
   batch.share_prefixes = why_no_prefixes(options).empty();
   return batch;
 }

@@ -50,7 +50,8 @@ RequestNeeds needs_of(const std::vector<io::Request>& requests, bool all_read, i
 
 SequenceRoom room_for(const RequestNeeds& needs, const BatchOptions& options) {
   const std::int64_t pages = std::min(needs.pages.largest, options.num_pages);
-  return {options.max_sequences, std::min(needs.longest, pages * options.page_tokens), pages};
+  return {options.max_sequences, std::min(needs.longest, pages * options.page_tokens), pages,
+          options.speculate};
 }
 
 }  // namespace atl

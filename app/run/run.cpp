@@ -210,6 +210,8 @@ class Job {
       if (!routing.is_null()) report["routing"] = routing;
       const json prefixes = passes_->prefix_report();
       if (root()) report["prefixes"] = prefixes;
+      const json speculation = passes_->speculation_report();
+      if (root()) report["speculation"] = speculation;
       const json balance = passes_->balance_report();
       if (root()) report["balance"] = balance;
       if (root() && updates_) report["updates"] = updates_->report();

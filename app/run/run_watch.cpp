@@ -208,6 +208,7 @@ void RunWatch::write_status(std::string_view state, const RunProgress& progress,
       {"read", progress.requests}, {"finished", progress.finished}, {"waiting", progress.waiting}};
   status["tokens"] = tokens_json(progress, last_);
   status["prompt_tokens_saved"] = progress.saved;
+  status["speculation"] = {{"proposed", progress.proposed}, {"accepted", progress.accepted}};
   status["balance"] = balance();
   status["hot_experts"] = json::array();
   for (const HotExpert& hot : hot_experts(recent, num_experts_, most_hot_experts)) {

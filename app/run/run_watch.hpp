@@ -26,6 +26,8 @@ struct RunProgress {
   std::int64_t finished = 0;  ///< of these
   std::int64_t waiting = 0;   ///< that no rank has taken
   std::int64_t saved = 0;     ///< tokens of prompts that had been computed for others
+  std::int64_t proposed = 0;  ///< tokens that were guessed
+  std::int64_t accepted = 0;  ///< of these, that were drawn as well
 };
 
 /// Says in the --status file no more than that a run has started, or had nothing to do. Throws

@@ -11,6 +11,8 @@ Sequences::Sequences(const SequenceRoom& room) : slots_(static_cast<std::size_t>
     sequence.tokens.reserve(static_cast<std::size_t>(room.longest));
     sequence.logprobs.reserve(static_cast<std::size_t>(room.longest));
     sequence.pages.reserve(static_cast<std::size_t>(room.most_pages));
+    sequence.lookup = PromptLookup(room.speculate, room.longest);
+    sequence.proposed.reserve(static_cast<std::size_t>(room.speculate));
   }
   taken_.reserve(slots_.size());
 }
@@ -34,6 +36,9 @@ Sequence& Sequences::start(std::int32_t request, std::span<const std::int32_t> p
   sequence.logprobs.clear();
   sequence.tops.clear();
   sequence.greedy = true;
+  sequence.lookup.begin();
+  sequence.proposed.clear();
+  sequence.agreed = 0;
   sequence.times = {};
   taken_.push_back(static_cast<std::int32_t>(free - slots_.begin()));
   return sequence;
@@ -50,7 +55,7 @@ RankLoad Sequences::load() const {
     const std::int32_t done = std::max(sequence.cached, sequence.awaited);
     const std::int32_t prompt_left = std::max(0, sequence.prompt_length - done);
     if (sequence.awaited == 0) load.prompt_tokens += prompt_left;
-    if (!sequence.prefilling()) ++load.decoding;
+    if (!sequence.prefilling()) load.decoding += sequence.rows();
     load.remaining_work += prompt_left + sequence.max_new - sequence.num_generated();
   }
   load.sequences = static_cast<std::int32_t>(taken_.size());

@@ -9,6 +9,7 @@
 #include "app/plan/rank_load.hpp"
 #include "app/run/finished_request.hpp"
 #include "app/run/logit_changes.hpp"
+#include "app/run/prompt_lookup.hpp"
 #include "app/run/stop_texts.hpp"
 
 namespace atl {
@@ -33,6 +34,10 @@ struct Sequence {
   bool greedy = true;              ///< in scoring: all scored tokens were the most probable ones
   LogitChanges changes;
   StopTexts stops;
+  PromptLookup lookup{0, 0};
+  std::vector<std::int32_t>
+      proposed;             ///< tokens that go through the layers behind its own, unasked
+  std::int32_t agreed = 0;  ///< of these, the first, which were drawn as well
   RequestTimes times;
 
   std::int32_t length() const { return static_cast<std::int32_t>(tokens.size()); }
@@ -44,6 +49,13 @@ struct Sequence {
   /// Tokens that can go through the layers now: what is left of the prompt, or what was generated
   /// last.
   std::int32_t uncached() const { return awaited > 0 ? 0 : length() - cached; }
+  /// The same with those that are proposed.
+  std::int32_t rows() const { return uncached() + static_cast<std::int32_t>(proposed.size()); }
+  /// Of a position, which may be that of a proposed one.
+  std::int32_t token_at(std::int32_t position) const {
+    return position < length() ? tokens[static_cast<std::size_t>(position)]
+                               : proposed[static_cast<std::size_t>(position - length())];
+  }
 };
 
 /// Room for sequences, so that nothing is allocated while they grow.
@@ -51,6 +63,7 @@ struct SequenceRoom {
   int max = 0;                  ///< at once
   std::int64_t longest = 1;     ///< tokens of one
   std::int64_t most_pages = 1;  ///< of one
+  int speculate = 0;            ///< tokens proposed for one at once
 };
 
 /// The sequences of this rank, each in a slot.

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <map>
 #include <memory>
 #include <set>
@@ -63,12 +64,16 @@ class Fleet {
   }
 
   std::map<int, io::Result> run(std::vector<io::Request> requests) {
+    for (std::size_t i = 0; i < requests.size(); ++i) {
+      prompt_length_[static_cast<std::int32_t>(i)] = std::ssize(requests[i].tokens);
+    }
     RequestQueue queue(requests, {}, options_, "");
     for (int pass = 0;; ++pass) {
       EXPECT_LT(pass, 100000);
       std::vector<RankLoad> loads;
       for (const auto& rank : ranks_) {
         rank->take_shared();
+        rank->look_ahead();
         loads.push_back(rank->load());
         most_sequences = std::max(most_sequences, loads.back().sequences);
       }
@@ -87,6 +92,7 @@ class Fleet {
         chunk_counts.insert(ranks_[r]->num_chunks());
       }
       if (!more) break;
+      ++passes;
       EXPECT_EQ(chunk_counts.size(), 1U);
       for (std::size_t r = 0; r < ranks_.size(); ++r) compute(r);
     }
@@ -117,6 +123,24 @@ class Fleet {
 
   std::map<int, std::string> errors;  ///< of the requests that failed
   std::int32_t most_sequences = 0;    ///< on one rank at once
+  int passes = 0;
+  /// Whether the logits after these tokens are not finite; of how many rows they were not.
+  std::function<bool(const std::vector<std::int32_t>&)> overflows =
+      [](const std::vector<std::int32_t>& prefix) {
+        return std::count(prefix.begin(), prefix.end(), overflowing_token) > 0;
+      };
+  int overflowed = 0;
+  std::function<std::int32_t(const std::vector<std::int32_t>&)> model = next_token;
+
+  SpeculationCounts speculation() const {
+    SpeculationCounts sum;
+    for (const auto& rank : ranks_) {
+      sum.alone += rank->speculation().alone;
+      sum.proposed += rank->speculation().proposed;
+      sum.accepted += rank->speculation().accepted;
+    }
+    return sum;
+  }
 
  private:
   void compute(std::size_t r) {
@@ -138,18 +162,26 @@ class Fleet {
       }
       EXPECT_EQ(row, static_cast<std::int32_t>(chunk.tokens.size()));
       for (const HeadRow& head : chunk.head) {
-        const bool bad = std::count(prefix_at[head.row].begin(), prefix_at[head.row].end(),
-                                    overflowing_token) > 0;
+        const bool bad = overflows(prefix_at[head.row]);
+        if (bad) ++overflowed;
         if (options_.mode == Mode::score) {
           chunk.scored.push_back(
               {bad ? std::nanf("") : logprob_of(prefix_at[head.row], head.target), 0});
         } else {
-          chunk.sampled.push_back({bad ? -1 : next_token(prefix_at[head.row]), -1.0F});
+          const auto prompt = prompt_length_.at(request_at(chunk, head.row));
+          EXPECT_EQ(rank.sampling_of(head).index, std::ssize(prefix_at[head.row]) - prompt);
+          chunk.sampled.push_back({bad ? -1 : model(prefix_at[head.row]), -1.0F});
         }
       }
     }
     EXPECT_LE(rows, options_.max_pass_tokens);
     rank.finish_pass(0);
+  }
+
+  static std::int32_t request_at(const ChunkBatch& chunk, std::int32_t row) {
+    std::size_t i = 0;
+    while (chunk.segments[i].first_row + chunk.segments[i].num_rows <= row) ++i;
+    return chunk.requests[i];
   }
 
   /// Requests that have ended since the last call, as rank 0 hears of them.
@@ -173,12 +205,15 @@ class Fleet {
   std::vector<std::shared_ptr<PrefixPages>> pages_;
   std::vector<std::unique_ptr<Batcher>> ranks_;
   std::set<std::int32_t> told_;
+  std::map<std::int32_t, std::ptrdiff_t> prompt_length_;
   std::vector<std::map<std::pair<std::int32_t, std::int32_t>, std::int32_t>> cache_;
 };
 
-inline std::vector<std::int32_t> expected_tokens(const io::Request& request) {
+inline std::vector<std::int32_t> expected_tokens(
+    const io::Request& request,
+    const std::function<std::int32_t(const std::vector<std::int32_t>&)>& model = next_token) {
   auto tokens = request.tokens;
-  for (int i = 0; i < *request.max_tokens; ++i) tokens.push_back(next_token(tokens));
+  for (int i = 0; i < *request.max_tokens; ++i) tokens.push_back(model(tokens));
   return {tokens.begin() + static_cast<std::ptrdiff_t>(request.tokens.size()), tokens.end()};
 }
 
