@@ -21,8 +21,7 @@ int layers_with(const ModelShape& shape, int num_stages, int layers) {
 ModelShape first_layers(ModelShape shape, int num_layers) {
   shape.num_layers = num_layers;
   shape.layer_is_dense.resize(static_cast<std::size_t>(num_layers));
-  if (!shape.attention_of.empty())
-    shape.attention_of.resize(static_cast<std::size_t>(num_layers));
+  if (!shape.attention_of.empty()) shape.attention_of.resize(static_cast<std::size_t>(num_layers));
   return shape;
 }
 
@@ -35,8 +34,8 @@ LayoutSetup with_shape(LayoutSetup setup, const ModelShape& shape) {
 }  // namespace
 
 bool LayerSample::pays(const ModelShape& shape, int num_stages) {
-  const int simulated = layers_with(shape, num_stages, few_layers) +
-                        layers_with(shape, num_stages, more_layers);
+  const int simulated =
+      layers_with(shape, num_stages, few_layers) + layers_with(shape, num_stages, more_layers);
   return 3 * simulated <= 2 * shape.num_layers;
 }
 
@@ -54,7 +53,7 @@ PassPrice LayerSample::price(const std::vector<PassLoad>& loads, const PassForm&
                              const SimulationDetail& detail) const {
   const PassPrice few = few_pricer_.price(loads, form, detail);
   PassPrice price = more_pricer_.price(loads, form, detail);
-  for (double PassPrice::* const figure :
+  for (double PassPrice::*const figure :
        {&PassPrice::seconds, &PassPrice::flops, &PassPrice::arithmetic_limit_s,
         &PassPrice::busiest_arithmetic_s, &PassPrice::link_limit_s,
         &PassPrice::busiest_link_bytes}) {

@@ -181,8 +181,7 @@ PassPrice LayoutPricer::price(const std::vector<PassLoad>& loads, const PassForm
   });
   for (std::size_t i = 0; i < parts.size(); ++i) {
     if (!detail.bound) {
-      price.seconds =
-          std::max(price.seconds, seconds_between(results[i].passes, s_.num_flights));
+      price.seconds = std::max(price.seconds, seconds_between(results[i].passes, s_.num_flights));
       add_result(parts[i], num_ranks, static_cast<double>(loads.size()), results[i], price);
     }
     price.flops += needs[i].flops * networks_alike;

@@ -163,8 +163,8 @@ PassTokens Batcher::finish_pass(double now) {
         ++tokens.generated;
         (ahead > 0 ? speculation_.accepted : speculation_.alone) += 1;
         const HeadRow& head = chunk.head[i];
-        const auto sampled = std::span(chunk.sampled)
-                                 .subspan(head.outcome, 1 + static_cast<std::size_t>(head.tops));
+        const auto sampled =
+            std::span(chunk.sampled).subspan(head.outcome, 1 + static_cast<std::size_t>(head.tops));
         take_sampled(sequence, sampled, now);
         if (ahead < std::ssize(sequence.proposed) &&
             sequence.proposed[static_cast<std::size_t>(ahead)] == sampled[0].token) {

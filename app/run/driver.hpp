@@ -78,7 +78,8 @@ class Driver {
   /// in the same order on all ranks.
   void start(int flight, Batcher& batch, const PassForm& form);
   void land(int flight);
-  /// While the caller waits for messages of its own: flights under way go on, or this rests a little.
+  /// While the caller waits for messages of its own: flights under way go on, or this rests a
+  /// little.
   void meanwhile();
   /// The first of the chunks, as save_x and the like count them, that a flight has.
   int first_slot(int flight) const { return flight; }

@@ -81,8 +81,7 @@ DriverOptions Passes::driver_options() {
   DriverOptions driver;
   driver.num_chunks = in_.sizes.batch.max_chunks;
   driver.num_flights = in_.sizes.batch.num_flights;
-  driver.flights_at_once =
-      flights_of_stage(driver.num_flights, in_.groups.job().division().pp);
+  driver.flights_at_once = flights_of_stage(driver.num_flights, in_.groups.job().division().pp);
   driver.overlap = !in_.options.no_overlap;
   driver.transport = in_.transport;
   driver.shares_cores = in_.ranks.given.mine.cores < 1;

@@ -192,7 +192,8 @@ RankedLayouts rank_layouts(const PlanInput& input) {
     const std::size_t count = std::min(at_once, bounds.size());
     for (std::size_t i = 0; i < count; ++i) next.push_back(bounds[i].division);
     bounds.erase(bounds.begin(), bounds.begin() + static_cast<std::ptrdiff_t>(count));
-    for (PlannedLayout& layout : plan_all(next, detail)) ranked.fitting.push_back(std::move(layout));
+    for (PlannedLayout& layout : plan_all(next, detail))
+      ranked.fitting.push_back(std::move(layout));
     std::stable_sort(ranked.fitting.begin(), ranked.fitting.end(), better);
   }
   ranked.bounded = std::move(bounds);

@@ -26,7 +26,7 @@ struct Sequence {
   std::int32_t donor = -1;        ///< page of another whose first rows it will copy; -1: none
   std::int32_t awaited = 0;  ///< tokens that it takes once they are computed; till then it waits
   std::int32_t landed = 0;   ///< tokens of its prompt that others may take
-  std::int32_t max_new = 0;          ///< tokens that it may generate
+  std::int32_t max_new = 0;  ///< tokens that it may generate
   std::vector<std::int32_t> forced;  ///< those it generates; empty: what is drawn
   std::size_t first_weights = 0;     ///< that computed some of it, see Batcher::begin_weights()
   std::vector<float> logprobs;
