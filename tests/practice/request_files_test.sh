@@ -123,7 +123,7 @@ nothing no-ids 4 "no \"id\""
 nothing csv 5 "table or plain text"
 nothing text 2 "table or plain text"
 nothing python 4 "Python"
-nothing other-keys 4 "unknown key \"messages\""
+nothing other-keys 4 "jobs/chat.py"
 
 # What the advice leads to is served.
 iconv -f UTF-16LE -t UTF-8 "$work/files/utf-16" >"$work/advised"
