@@ -10,6 +10,8 @@ namespace {
 
 /// Tokens that have to stand there again.
 constexpr std::int32_t context = 3;
+/// The first guess is a small one: most texts that seem to repeat themselves do not go on so.
+constexpr int first_at_once = 2;
 constexpr std::int64_t most_slots = std::int64_t{1} << 16;
 /// So many guesses in a row that were all wrong make a pause, twice as long from time to time.
 constexpr int patience = 3;
@@ -27,7 +29,7 @@ PromptLookup::PromptLookup(int most, std::int64_t longest) : most_(most) {
 void PromptLookup::begin() {
   std::ranges::fill(after_, 0);
   learnt_ = 0;
-  at_once_ = most_;
+  at_once_ = std::min(first_at_once, most_);
   misses_ = 0;
   pause_ = 0;
 }
