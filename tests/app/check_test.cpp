@@ -103,6 +103,15 @@ TEST(Check, NamesSlowLinks) {
               "h2 and h4: ", "100 MB/s between them");
 }
 
+TEST(Check, DoesNotJudgeAPairWhileCoresAreBusy) {
+  MachineFacts machine = sound();
+  machine.pairs[2].bytes_per_s = 1e8;
+  EXPECT_EQ(judge(machine).problems.size(), 1U);
+  for (RankFacts& facts : machine.ranks) facts.share = 0.4;
+  EXPECT_TRUE(judge(machine).problems.empty());
+  EXPECT_EQ(judge(machine).notes.size(), 1U);
+}
+
 TEST(Check, NamesCoresThatAreSharedOrFew) {
   EXPECT_SAYS(only_problem([](MachineFacts& m) { m.ranks[2].cores = m.ranks[3].cores = {0}; }),
               "h2: ranks 2-3 ", "share core 0: 2 ranks on 1");

@@ -67,6 +67,13 @@ report "no file above 500 lines" \
 report "headers start with #pragma once" \
   "$(sources | grep -E '\.(hpp|cuh)$' | xargs grep -L '^#pragma once' || true)"
 
+# The virtual cluster sets up Open MPI for its hosts, and one script builds it.
+report "what only comm/mpi_library.* and jobs/launcher.sh are to know of MPI libraries and launchers" \
+  "$(grep -rnE 'OMPI_MCA_|MPIX_|mpi-ext|MPIR_CVAR|--mca |--oversubscribe' app comm compute io jobs \
+    CMakeLists.txt tests/CMakeLists.txt perf/CMakeLists.txt \
+    --include='*.hpp' --include='*.cpp' --include='*.sh' --include='*.sbatch' --include=CMakeLists.txt |
+    grep -vE '^(comm/mpi_library\.|jobs/(launcher|build-openmpi-cuda)\.sh:|jobs/cluster/)' || true)"
+
 # Nothing may lead to one person's machine.
 report "no paths of one machine" "$(grep -rnE '(^|[^[:alnum:]_.])/(home|root|work|Users)/[[:alnum:]_.]' \
   app comm compute io tests perf jobs README.md CMakeLists.txt CMakePresets.json \

@@ -37,7 +37,7 @@ if (($(wc -l <results.jsonl) == 24)); then passed; else failed "results"; fi
 # Each command is in the man page with all its options, and completed.
 if command -v groff >/dev/null; then
   groff -man -Tutf8 -ww "$prefix/share/man/man1/atoll.1" 2>"$work/warnings" |
-    sed 's/\x1b\[[0-9;]*m//g' >"$work/page" # without bold
+    sed -e 's/\x1b\[[0-9;]*m//g' -e 's/.\x08//g' >"$work/page" # without bold
   if [[ -s "$work/warnings" ]]; then failed "the man page: $(head -n 3 "$work/warnings")"; else passed; fi
   for word in ATOLL --checkpoint-every detokenize 'EXIT STATUS'; do
     if grep -q -- "$word" "$work/page"; then passed; else failed "the man page has no '$word'"; fi
