@@ -104,6 +104,21 @@ if start_job "$work/lost.jsonl"; then
   leaves_no_process "ranks of a node killed under srun"
 fi
 
+# An array: its tasks share the requests, the last one joins, and the machine is looked at first.
+job=0
+ATOLL_CHECK=warn submit --array=0-2 --nodes=1 --ntasks-per-node=2 "$jobs/atoll-array.sbatch" "$model" "$prompts" \
+  "$work/array.jsonl" || true
+for _ in {1..300}; do
+  if [[ -f "$work/array.jsonl" && ! -e "$work/array.jsonl.joining" ]]; then break; fi
+  sleep 0.1
+done
+same "an array" "$work/expected-${prompts##*/}" "$work/array.jsonl"
+if [[ -s "$work/atoll-$job-2/report.json" && -s "$work/atoll-$job-2/check.json" ]]; then
+  passed
+else
+  failed "an array's task: $(tail -n 3 "$work/atoll-$job-2.out")"
+fi
+
 capture "$cluster" down
 succeeds "down" || true
 finish
