@@ -95,7 +95,9 @@ if start_job "$work/requeued.jsonl"; then
   log_says "queued again" 'resuming: [1-9]'
   same "a job under srun that was queued again" "$work/expected-requests.jsonl" "$work/requeued.jsonl"
 fi
-if start_job "$work/lost.jsonl"; then
+if ((all_sweeps == 0)); then
+  printf 'left out: a node that is lost, which only --all has\n'
+elif start_job "$work/lost.jsonl"; then
   hurry
   signal_on h2 KILL
   ends_well "ranks of a node killed under srun" || true
