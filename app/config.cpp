@@ -16,7 +16,6 @@
 #include "app/config_prompts.hpp"
 #include "app/model/model_config.hpp"
 #include "app/run/shards.hpp"
-#include "app/version.hpp"
 #include "compute/error.hpp"
 
 namespace atl {
@@ -429,7 +428,7 @@ CommandLine parse_command_line(int argc, const char* const* argv) {
       "Atoll runs Mixture-of-Experts transformer inference as an MPI job: one rank per GPU or per "
       "share of a CPU, each owning its share of the experts of every MoE layer.",
       "atoll");
-  app.set_version_flag("--version", version_text, "Version, build, libraries and features");
+  app.set_version_flag("--version", "atoll", "Version, build, libraries and features");
   app.require_subcommand(1);
   app.option_defaults()->take_last();
 
@@ -463,6 +462,7 @@ CommandLine parse_command_line(int argc, const char* const* argv) {
     return line;
   } catch (const CLI::CallForVersion& version) {
     line.text = std::string(version.what()) + "\n";
+    line.version = true;
     return line;
   } catch (const CLI::ParseError& error) {
     throw UsageError(fmt::format("{}; see atoll --help", error.what()));

@@ -212,7 +212,8 @@ struct CommandLine {
   PlaceOptions place;
   PlanOptions plan;
   CheckOptions check;
-  std::string text;  ///< help or version
+  std::string text;      ///< help, or the program's name where its version is wanted
+  bool version = false;  ///< see version_text()
 
   /// The command and all its options as text, in a fixed order.
   std::vector<std::pair<std::string, std::string>> items() const;

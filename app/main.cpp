@@ -27,6 +27,7 @@
 #include "app/run/show_layout.hpp"
 #include "app/run/stop.hpp"
 #include "app/run/tokenize.hpp"
+#include "app/version.hpp"
 #include "comm/allotment.hpp"
 #include "comm/communicator.hpp"
 #include "comm/environment.hpp"
@@ -92,7 +93,7 @@ void execute_alone(const CommandLine& line) {
     case Command::plan:
       return fmt::print("{}", plan_job(line.plan));
     case Command::none:
-      return fmt::print("{}", line.text);
+      return fmt::print("{}", line.version ? version_text() + "\n" : line.text);
     case Command::run:
     case Command::check:
       break;

@@ -7,7 +7,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 jobs="$ATOLL_SOURCE/jobs"
 
 # Options. Those of other programs that the scripts call are few, and listed.
-others=" --sequences --prompt-tokens --vocab --format --short --untracked-files "
+others=" --array --sequences --prompt-tokens --vocab --format --short --untracked-files "
 help="$(for command in "" run init check join; do "$ATOLL" ${command:+"$command"} --help; done)"
 used="$(sed 's/^ *#.*//' "$jobs"/*.sbatch "$jobs/env.sh" "$jobs/workload.sh" |
   grep -oE -- '(^|[ ("])--[a-z][a-z-]+' | tr -d ' ("' | sort -u)"

@@ -95,13 +95,30 @@ if start_job "$work/requeued.jsonl"; then
   log_says "queued again" 'resuming: [1-9]'
   same "a job under srun that was queued again" "$work/expected-requests.jsonl" "$work/requeued.jsonl"
 fi
-if start_job "$work/lost.jsonl"; then
+if ((all_sweeps == 0)); then
+  printf 'left out: a node that is lost, which only --all has\n'
+elif start_job "$work/lost.jsonl"; then
   hurry
   signal_on h2 KILL
   ends_well "ranks of a node killed under srun" || true
   log_says "ranks of a node killed under srun" "left out: h2; going on with 4 ranks on 2 nodes"
   same "ranks of a node killed under srun" "$work/expected-requests.jsonl" "$work/lost.jsonl"
   leaves_no_process "ranks of a node killed under srun"
+fi
+
+# An array: its tasks share the requests, the last one joins, and the machine is looked at first.
+job=0
+ATOLL_CHECK=warn submit --array=0-2 --nodes=1 --ntasks-per-node=2 "$jobs/atoll-array.sbatch" "$model" "$prompts" \
+  "$work/array.jsonl" || true
+for _ in {1..300}; do
+  if [[ -f "$work/array.jsonl" && ! -e "$work/array.jsonl.joining" ]]; then break; fi
+  sleep 0.1
+done
+same "an array" "$work/expected-${prompts##*/}" "$work/array.jsonl"
+if [[ -s "$work/atoll-$job-2/report.json" && -s "$work/atoll-$job-2/check.json" ]]; then
+  passed
+else
+  failed "an array's task: $(tail -n 3 "$work/atoll-$job-2.out")"
 fi
 
 capture "$cluster" down
