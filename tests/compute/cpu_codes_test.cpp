@@ -174,6 +174,21 @@ TEST_P(CpuCodes, MultiplyAsTheirElements) {
   expect_same(coded(Code::int4, 32, DType::bfloat16, 33, 576, false), 53);
 }
 
+/// As published: a scale for each block of rows and columns, where columns of a panel have one.
+TEST_P(CpuCodes, MultiplyAsTheirElementsWithScalesOfBlocks) {
+  for (const bool with_nan : {false, true}) {
+    Coded w = coded(Code::fp8, 128, DType::bfloat16, 150, 300, with_nan);
+    const std::int64_t groups = w.coding.groups(w.k);
+    for (int row = 0; row < w.n; ++row) {
+      for (std::int64_t g = 0; g < groups; ++g) {
+        const float scale = g == 1 ? -0.0071F : 0.013F + static_cast<float>(row / 128);
+        std::memcpy(w.scales.data() + (row * groups + g) * 4, &scale, 4);
+      }
+    }
+    expect_same(w, 14);
+  }
+}
+
 TEST_P(CpuCodes, StayNanAndInfinite) {
   expect_same(coded(Code::fp8, 128, DType::bfloat16, 39, 300, true), 3);
   Coded huge = coded(Code::fp8, 16, DType::bfloat16, 40, 64, false);

@@ -3,14 +3,19 @@
 // instruction set (see simd.hpp for why all is anonymous).
 //
 // A panel has group after group of k: its columns' scales, then codes, panel_step k at a time. Of
-// those, column after column, `lanes` numbers are a vector; of codes of four bits two vectors share
-// `lanes` bytes, the first in the low halves.
+// those, column after column, `lanes` numbers are a vector. Codes of four bits lie in the low
+// halves of bytes for the first panel_step vectors, in the high ones for the others.
 
 #include <type_traits>
 
 #include "compute/cpu/kernels.hpp"
 #include "compute/cpu/kernels/pack.hpp"
 #include "compute/cpu/kernels/simd.hpp"
+
+#if defined(ATL_BF16_PAIRS) && !defined(ATL_SIMD_OF_LOOPS)
+#define ATL_CODES_TO_PAIRS
+#include "compute/cpu/kernels/codes_to_pairs.hpp"
+#endif
 
 namespace atl::compute {
 namespace {
@@ -26,6 +31,26 @@ constexpr std::uint8_t mxfp4_table[16] = {0x00, 0x38, 0x3c, 0x3e, 0x40, 0x42, 0x
                                           0x80, 0xb8, 0xbc, 0xbe, 0xc0, 0xc2, 0xc4, 0xc6};
 constexpr std::uint8_t int4_table[16] = {0xc8, 0xc7, 0xc6, 0xc5, 0xc4, 0xc2, 0xc0, 0xbc,
                                          0x00, 0x3c, 0x40, 0x42, 0x44, 0x45, 0x46, 0x47};
+#if defined(ATL_CODES_TO_PAIRS)
+const bool has_vbmi = __builtin_cpu_supports("avx512vbmi") != 0;
+
+/// The numbers of E4M3 codes without sign.
+struct Fp8Numbers {
+  alignas(64) float of[128] = {};
+  constexpr Fp8Numbers() {
+    float power = 1.0F / 512;
+    for (int code = 0; code < 127; ++code) {
+      const int fraction = code % 8;
+      if (code >= 16 && fraction == 0) power *= 2;
+      of[code] = power * static_cast<float>(code < 8 ? fraction : 8 + fraction);
+    }
+    of[127] = __builtin_nanf("");
+  }
+};
+constexpr Fp8Numbers fp8_table;
+constexpr const float (&fp8_numbers)[128] = fp8_table.of;
+#endif
+
 /// To the nearest bfloat16, ties to even, subnormal ones too; as float32.
 inline Vec rounded_to_bf16(Vec v) {
   using Bits = std::uint32_t __attribute__((vector_size(sizeof(Vec))));
@@ -121,6 +146,11 @@ class CodedPanels {
   void unpack_group(const char* scales, const char* from, int count, Element* out) const {
     Vec scale[vectors];
     load_scales<T>(code, scales, scale);
+#if defined(ATL_CODES_TO_PAIRS)
+    if constexpr (step == 2) {
+      if (group_to_pairs<code>(scales, scale, from, count, out)) return;
+    }
+#endif
     const bool rounds = !__is_same(T, Bf16) || task_.rounded != DType::bfloat16;
     if (code == Code::fp8 && !special) {
       for (Vec& one : scale) one *= broadcast(256);
@@ -135,8 +165,8 @@ class CodedPanels {
           v[j] = load_e4m3(at + j * lanes);
           v[j + 1] = load_e4m3(at + (j + 1) * lanes);
         } else {
-          load_by_table(at + j / 2 * lanes, code == Code::mxfp4 ? mxfp4_table : int4_table, v[j],
-                        v[j + 1]);
+          load_by_table(at + j / 2 * lanes, code == Code::mxfp4 ? mxfp4_table : int4_table,
+                        v[j / 2], v[j / 2 + step]);
         }
       }
 #pragma GCC unroll 4
@@ -147,6 +177,39 @@ class CodedPanels {
       }
     }
   }
+
+#if defined(ATL_CODES_TO_PAIRS)
+  /// unpack_group() where the shorter ways of codes_to_pairs.hpp do.
+  template <Code code>
+  bool group_to_pairs(const char* scales, const StepScales& scale, const char* from, int count,
+                      Element* out) const {
+    if (task_.rounded != DType::bfloat16) return false;
+    if (code == Code::fp8 && has_vbmi) {
+      float one = 0;
+      std::memcpy(&one, scales, sizeof(one));
+      unsigned others = 0;
+      for (const Vec some : scale) {
+        others |= _mm512_cmp_ps_mask(some, broadcast(one), _CMP_NEQ_UQ);
+      }
+      if (others == 0) {
+        fp8_to_pairs_by_table(byte_tables(fp8_numbers, one), from, count, out);
+        return true;
+      }
+    }
+    if (code != Code::int4 && task_.special) return false;
+    if (code == Code::fp8) {
+      const Vec factor = broadcast(256);
+      const StepScales times_256 = {scale[0] * factor, scale[1] * factor, scale[2] * factor,
+                                    scale[3] * factor};
+      fp8_to_pairs(times_256, from, count, out);
+    } else if (code == Code::mxfp4) {
+      mxfp4_to_pairs(scale, from, count, out);
+    } else {
+      halves_to_pairs(int4_table, scale, from, count, out);
+    }
+    return true;
+  }
+#endif
 
   /// From over 256, and NaN again.
   static Vec exact_e4m3(Vec v) {
@@ -219,16 +282,18 @@ class CodePacker {
 
   void pack_scales(int group, std::uint8_t* to) {
     const auto bytes = static_cast<std::size_t>(coding_.scale_bytes());
-    std::memset(to, 0, panel_columns * bytes);
     const std::int64_t groups = coding_.groups(k_);
-    for (int c = 0; c < columns_; ++c) {
-      const std::uint8_t* from = scales_ + (c * groups + group) * static_cast<std::int64_t>(bytes);
+    for (int c = 0; c < panel_columns; ++c) {
+      const int of = c < columns_ ? c : 0;  // columns that are not there have numbers 0
+      const std::uint8_t* from = scales_ + (of * groups + group) * static_cast<std::int64_t>(bytes);
       std::memcpy(to + static_cast<std::size_t>(c) * bytes, from, bytes);
-      if (coding_.code != Code::fp8) continue;
-      float scale = 0;
-      std::memcpy(&scale, from, sizeof(scale));
-      // 256 times it has to be finite.
-      special_ = special_ || !(scale < 0x1p119F && scale > -0x1p119F);
+      if (coding_.code == Code::mxfp4) {  // numbers stay normal ones
+        special_ = special_ || *from < 2 || *from > 252;
+      } else if (coding_.code == Code::fp8) {  // 256 times it has to be finite
+        float scale = 0;
+        std::memcpy(&scale, from, sizeof(scale));
+        special_ = special_ || !(scale < 0x1p119F && scale > -0x1p119F);
+      }
     }
   }
 
@@ -269,9 +334,10 @@ class CodePacker {
         for (int j = i; j < i + step; ++j) numbers[c * step + j - i] = half_at(c, j);
       }
       for (int v = 0; v < step; ++v) {
-        const std::uint8_t* low = numbers + 2 * v * lanes;
+        const std::uint8_t* low = numbers + v * lanes;
+        const std::uint8_t* high = low + step * lanes;
         for (int lane = 0; lane < lanes; ++lane) {
-          to[v * lanes + lane] = static_cast<std::uint8_t>(low[lane] | low[lanes + lane] << 4);
+          to[v * lanes + lane] = static_cast<std::uint8_t>(low[lane] | high[lane] << 4);
         }
       }
     }
