@@ -32,75 +32,89 @@ std::string text_of(const T& value) {
   return text_of_choice(value);
 }
 
-}  // namespace
+using Items = std::vector<std::pair<std::string, std::string>>;
 
-std::vector<std::pair<std::string, std::string>> RunOptions::items() const {
-  return {{"model", model},
-          {"input", input},
-          {"output", output},
-          {"mode", text_of(mode)},
-          {"format", text_of(format)},
-          {"max-tokens", std::to_string(max_tokens)},
-          {"seed", std::to_string(seed)},
-          {"backend", text_of(backend)},
-          {"dtype", text_of(dtype)},
-          {"isa", text_of(isa)},
-          {"chunks", text_of(chunks)},
-          {"route", text_of(route)},
-          {"slots", std::to_string(slots)},
-          {"placement", placement},
-          {"balance", text_of(balance)},
-          {"balance-above", fmt::format("{}", balance_when.above)},
-          {"balance-every", std::to_string(balance_when.every)},
-          {"balance-pays-in", std::to_string(balance_when.pays_in)},
-          {"balance-straggler", fmt::format("{}", balance_when.straggler)},
-          {"check-experts", std::to_string(check_experts)},
-          {"bias-block", std::to_string(bias.block)},
-          {"max-bias", fmt::format("{}", bias.max_bias)},
-          {"max-drift", fmt::format("{}", bias.max_drift)},
-          {"bias-sample", std::to_string(bias.sample)},
-          {"node-ranks", node_ranks},
-          {"layout", layout},
-          {"machine", machine},
-          {"foreign-machine", foreign_machine ? "true" : "false"},
-          {"replicas", std::to_string(division.replicas)},
-          {"pp", std::to_string(division.pp)},
-          {"tp", std::to_string(division.tp)},
-          {"expert-tp", text_of(expert_tp)},
-          {"tp-output", text_of(tp_output)},
-          {"show-layout", show_layout ? "true" : "false"},
-          {"no-overlap", no_overlap ? "true" : "false"},
-          {"threads", std::to_string(threads)},
-          {"transport", text_of(transport)},
-          {"cluster", cluster},
-          {"measure-links", measure_links ? "true" : "false"},
-          {"report", report},
-          {"status", status},
-          {"trace", trace},
-          {"dump-activations", dump_activations},
-          {"activations", activations},
-          {"record-routing", record_routing},
-          {"replay-routing", replay_routing},
-          {"share-prefixes", text_of(share_prefixes)},
-          {"speculate", std::to_string(speculate)},
-          {"max-sequences", std::to_string(max_sequences)},
-          {"step-tokens", std::to_string(step_tokens)},
-          {"min-chunk-tokens", std::to_string(min_chunk_tokens)},
-          {"memory-limit", fmt::format("{}", memory_gb)},
-          {"kv-tokens", std::to_string(kv_tokens)},
-          {"deadline", fmt::format("{}", deadline)},
-          {"peak-tflops", fmt::format("{}", peak_tflops)},
-          {"progress", text_of(progress)},
-          {"checkpoint-dir", checkpoint_dir},
-          {"checkpoint-every", checkpoint_every},
-          {"resume", resume ? "true" : "false"},
-          {"shard", shard},
-          {"stage", stage},
-          {"control", control},
-          {"update", text_of(update)}};
+/// What a run computes, and how.
+Items items_of_work(const RunOptions& o) {
+  return {{"model", o.model},
+          {"input", o.input},
+          {"output", o.output},
+          {"mode", text_of(o.mode)},
+          {"format", text_of(o.format)},
+          {"max-tokens", std::to_string(o.max_tokens)},
+          {"seed", std::to_string(o.seed)},
+          {"backend", text_of(o.backend)},
+          {"dtype", text_of(o.dtype)},
+          {"isa", text_of(o.isa)},
+          {"chunks", text_of(o.chunks)},
+          {"route", text_of(o.route)},
+          {"slots", std::to_string(o.slots)},
+          {"placement", o.placement},
+          {"balance", text_of(o.balance)},
+          {"balance-above", fmt::format("{}", o.balance_when.above)},
+          {"balance-every", std::to_string(o.balance_when.every)},
+          {"balance-pays-in", std::to_string(o.balance_when.pays_in)},
+          {"balance-straggler", fmt::format("{}", o.balance_when.straggler)},
+          {"check-experts", std::to_string(o.check_experts)},
+          {"bias-block", std::to_string(o.bias.block)},
+          {"max-bias", fmt::format("{}", o.bias.max_bias)},
+          {"max-drift", fmt::format("{}", o.bias.max_drift)},
+          {"bias-sample", std::to_string(o.bias.sample)},
+          {"node-ranks", o.node_ranks},
+          {"layout", o.layout},
+          {"machine", o.machine},
+          {"foreign-machine", o.foreign_machine ? "true" : "false"},
+          {"replicas", std::to_string(o.division.replicas)},
+          {"pp", std::to_string(o.division.pp)},
+          {"tp", std::to_string(o.division.tp)},
+          {"expert-tp", text_of(o.expert_tp)},
+          {"tp-output", text_of(o.tp_output)},
+          {"show-layout", o.show_layout ? "true" : "false"},
+          {"no-overlap", o.no_overlap ? "true" : "false"},
+          {"threads", std::to_string(o.threads)},
+          {"transport", text_of(o.transport)}};
 }
 
-std::vector<std::pair<std::string, std::string>> CommandLine::items() const {
+/// What it reads, writes and keeps beside that, and how much room it takes.
+Items items_of_files_and_room(const RunOptions& o) {
+  return {{"cluster", o.cluster},
+          {"measure-links", o.measure_links ? "true" : "false"},
+          {"report", o.report},
+          {"status", o.status},
+          {"trace", o.trace},
+          {"dump-activations", o.dump_activations},
+          {"activations", o.activations},
+          {"record-routing", o.record_routing},
+          {"replay-routing", o.replay_routing},
+          {"share-prefixes", text_of(o.share_prefixes)},
+          {"speculate", std::to_string(o.speculate)},
+          {"max-sequences", std::to_string(o.max_sequences)},
+          {"step-tokens", std::to_string(o.step_tokens)},
+          {"min-chunk-tokens", std::to_string(o.min_chunk_tokens)},
+          {"memory-limit", fmt::format("{}", o.memory_gb)},
+          {"kv-tokens", std::to_string(o.kv_tokens)},
+          {"deadline", fmt::format("{}", o.deadline)},
+          {"peak-tflops", fmt::format("{}", o.peak_tflops)},
+          {"progress", text_of(o.progress)},
+          {"checkpoint-dir", o.checkpoint_dir},
+          {"checkpoint-every", o.checkpoint_every},
+          {"resume", o.resume ? "true" : "false"},
+          {"shard", o.shard},
+          {"stage", o.stage},
+          {"control", o.control},
+          {"update", text_of(o.update)}};
+}
+
+}  // namespace
+
+Items RunOptions::items() const {
+  Items all = items_of_work(*this);
+  const Items more = items_of_files_and_room(*this);
+  all.insert(all.end(), more.begin(), more.end());
+  return all;
+}
+
+Items CommandLine::items() const {
   switch (command) {
     case Command::run: {
       auto all = run.items();

@@ -14,6 +14,7 @@
 
 #include "app/build_info.hpp"
 #include "app/run/devices.hpp"
+#include "app/run/system_files.hpp"
 #include "comm/allotment.hpp"
 #include "comm/environment.hpp"
 #include "comm/launcher.hpp"
@@ -35,16 +36,6 @@ std::string first_line(const fs::path& path) {
   std::ifstream file(path);
   std::getline(file, line);
   return line;
-}
-
-std::vector<fs::path> entries_of(const fs::path& folder) {
-  std::vector<fs::path> entries;
-  std::error_code ignored;
-  for (const fs::directory_entry& entry : fs::directory_iterator(folder, ignored)) {
-    entries.push_back(entry.path());
-  }
-  std::sort(entries.begin(), entries.end());
-  return entries;
 }
 
 /// "0-3,8" as 0 1 2 3 8.

@@ -12,6 +12,8 @@
 #include <functional>
 #include <span>
 
+#include "app/run/system_files.hpp"
+
 namespace atl {
 
 using nlohmann::json;
@@ -32,16 +34,6 @@ std::string word_in(const fs::path& path) {
   std::string word;
   std::ifstream(path) >> word;
   return word;
-}
-
-std::vector<fs::path> entries_of(const fs::path& folder) {
-  std::vector<fs::path> entries;
-  std::error_code ignored;
-  for (const fs::directory_entry& entry : fs::directory_iterator(folder, ignored)) {
-    entries.push_back(entry.path());
-  }
-  std::sort(entries.begin(), entries.end());
-  return entries;
 }
 
 /// NVML's calls, of the library that comes with the driver.

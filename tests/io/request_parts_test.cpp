@@ -10,7 +10,7 @@
 
 #include "compute/error.hpp"
 #include "io/requests.hpp"
-#include "tests/fixtures.hpp"
+#include "tests/io/requests_fixture.hpp"
 
 namespace atl::io {
 namespace {
@@ -21,30 +21,7 @@ bool contains(const std::string& text, const std::string& part) {
   return text.find(part) != std::string::npos;
 }
 
-class RequestParts : public FolderTest {
- protected:
-  void SetUp() override {
-    limits_.vocab = 256;
-    limits_.max_positions = 100;
-    limits_.default_max_tokens = 10;
-  }
-
-  std::vector<Request> read(const std::string& text) const {
-    const std::string file = path("requests.jsonl");
-    std::ofstream(file, std::ios::binary) << text;
-    return read_requests(file, limits_);
-  }
-
-  /// The reason for which the only line is refused.
-  std::string refusal(const std::string& line) const {
-    const std::vector<Request> requests = read(line + "\n");
-    EXPECT_EQ(requests.size(), 1U);
-    EXPECT_FALSE(requests.at(0).error.empty()) << line;
-    return requests.at(0).error;
-  }
-
-  RequestLimits limits_;
-};
+using RequestParts = RequestLines;
 
 TEST_F(RequestParts, SamplesArePartsWithSeedsOfTheirOwn) {
   limits_.seed = 9;
