@@ -151,7 +151,10 @@ Items CommandLine::items() const {
     case Command::plan:
       return {{"command", "plan"}, {"cluster", plan.cluster}, {"output", plan.output}};
     case Command::check:
-      return {{"command", "check"}, {"folder", check.folder}, {"report", check.report}};
+      return {{"command", "check"},
+              {"folder", check.folder},
+              {"report", check.report},
+              {"no-rates", check.no_rates ? "true" : "false"}};
     case Command::none:
       break;
   }

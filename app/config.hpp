@@ -152,6 +152,7 @@ struct InspectOptions {
 struct CheckOptions {
   std::string folder = ".";  ///< that all ranks are to see
   std::string report;
+  bool no_rates = false;
 };
 
 struct DiffOptions {

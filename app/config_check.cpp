@@ -11,6 +11,10 @@ CLI::App& add_check(CLI::App& app, CheckOptions& o) {
                   "written there and removed")
       ->capture_default_str();
   check.add_option("--report", o.report, "Write all that was found here (JSON)");
+  check.add_flag(
+      "--no-rates", o.no_rates,
+      "Leave out what cores and links between nodes are measured to do, which other work "
+      "on the machine would disturb");
   return check;
 }
 

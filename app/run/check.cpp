@@ -150,20 +150,22 @@ void measure_cores(const comm::Communicator& world, RankFacts& facts) {
 }
 
 /// On rank 0; elsewhere only what all ranks have.
-MachineFacts look(const comm::Communicator& world, const std::string& folder) {
+MachineFacts look(const comm::Communicator& world, const CheckOptions& options) {
   const comm::Topology topology = comm::discover_topology(world);
   MachineFacts machine;
   machine.nodes = topology.node_names;
   RankFacts facts;
   world.agree([&] { facts = own_facts(); });
   take_allotment(world, topology, facts);
-  measure_cores(world, facts);
-  machine.pairs = comm::measure_pairs(world, topology);
+  if (!options.no_rates) {
+    measure_cores(world, facts);
+    machine.pairs = comm::measure_pairs(world, topology);
+  }
   facts.unheard = comm::unheard_by_udp(world, topology);
   for (const comm::TransportInfo& transport : comm::transports) {
     if (!transport.staged) machine.transports.push_back(checked_transport(world, transport));
   }
-  look_at_folder(world, folder, facts, machine);
+  look_at_folder(world, options.folder, facts, machine);
   for (const std::string& text : world.gather(io::json_text(nlohmann::json(facts)), 0)) {
     machine.ranks.push_back(nlohmann::json::parse(text).get<RankFacts>());
   }
@@ -177,7 +179,7 @@ void check_machine(const comm::Communicator& world, const CheckOptions& options)
   world.agree([&] {
     if (world.rank() == 0 && !options.report.empty()) report.emplace(options.report);
   });
-  const MachineFacts machine = look(world, options.folder);
+  const MachineFacts machine = look(world, options);
   world.agree([&] {
     if (world.rank() != 0) return;
     const Verdict verdict = judge(machine);

@@ -36,18 +36,23 @@ std::string heading(const MachineFacts& machine) {
       first.open_files < 0 ? "unlimited" : fmt::format("{:.0f}", first.open_files));
 }
 
+/// "-" where it was not measured.
+std::string giga_text(double rate) {
+  return rate > 0 ? fmt::format("{:.1f}", rate / 1e9) : "-";
+}
+
 std::string table_of_ranks(const MachineFacts& machine) {
   std::string text =
       fmt::format("{:>5} {:<16} {:<12} {:<5} {:>8} {:>7} {:>7} {:>9} {:>8}  {}\n", "rank", "node",
                   "cores", "NUMA", "GFLOP/s", "GB/s", "GB", "shm MB", "file MB/s", "GPU; card");
   for (std::size_t r = 0; r < std::min(machine.ranks.size(), most_ranks_shown); ++r) {
     const RankFacts& facts = machine.ranks[r];
-    text += fmt::format(
-        "{:>5} {:<16} {:<12} {:<5} {:>8.1f} {:>7.1f} {:>7.1f} {:>9.0f} {:>8.0f}  {}; {}\n", r,
-        machine.nodes[static_cast<std::size_t>(facts.node)], list_text(facts.cores),
-        list_text(facts.numa), facts.flops_per_s / 1e9, facts.read_bytes_per_s / 1e9,
-        facts.memory_given / 1e9, facts.shm_free / 1e6, facts.folder_bytes_per_s / 1e6, facts.gpu,
-        facts.card);
+    text +=
+        fmt::format("{:>5} {:<16} {:<12} {:<5} {:>8} {:>7} {:>7.1f} {:>9.0f} {:>8.0f}  {}; {}\n", r,
+                    machine.nodes[static_cast<std::size_t>(facts.node)], list_text(facts.cores),
+                    list_text(facts.numa), giga_text(facts.flops_per_s),
+                    giga_text(facts.read_bytes_per_s), facts.memory_given / 1e9,
+                    facts.shm_free / 1e6, facts.folder_bytes_per_s / 1e6, facts.gpu, facts.card);
   }
   if (machine.ranks.size() > most_ranks_shown) {
     text += fmt::format("      and {} more ranks (--report has all)\n",

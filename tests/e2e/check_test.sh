@@ -31,11 +31,15 @@ cd "$work"
 capture "$cluster" up 4 --rate 500mbit --no-slurm
 succeeds "up" || finish
 
-# looked WHAT RANKS COMMAND...: runs a check on all four hosts.
+# What cores and links do is judged by measuring, which other work disturbs: with ATOLL_ALL everywhere, else
+# only where the slower link has to be found.
+rates=(--no-rates)
+[[ -z "${ATOLL_ALL:-}" ]] || rates=()
+# looked RANKS COMMAND...: runs a check on all four hosts.
 looked() {
   local ranks="$1"
   shift
-  capture "$cluster" run -n "$ranks" "$@" "$ATOLL" check --folder "$work/shared" --report "$work/report.json"
+  capture "$cluster" run -n "$ranks" "$@" "$ATOLL" check --folder "$work/shared" --report "$work/report.json" "${rates[@]}"
 }
 # finds WHAT PATTERN: the last check found this and nothing else.
 finds() {
@@ -57,15 +61,26 @@ succeeds "a sound cluster" || true
 if grep -qx 'no problem found' "$work/stdout"; then passed; else failed "sound: $(cat "$work/stdout")"; fi
 json_check "report of four" "$work/report.json" <<'PY'
 (report,) = lines
-assert report["nodes"] == ["h1", "h2", "h3", "h4"] and len(report["pairs"]) == 6, report
-assert all(2e7 < pair["bytes_per_s"] < 7e7 for pair in report["pairs"]), report["pairs"]
+assert report["nodes"] == ["h1", "h2", "h3", "h4"] and len(report["pairs"]) in (0, 6), report
 assert report["folder"]["locks"] and all(rank["sees_lock"] for rank in report["ranks"]), report["ranks"]
 assert all(transport["passed"] for transport in report["transports"])
 PY
 
 on_host h2 tc qdisc change dev eth0 root tbf rate 50mbit burst 72k latency 50ms
+quick=("${rates[@]}") rates=()
 looked 4
-finds "a slower link" 'h2: its link carries .* MB/s where others'
+rates=("${quick[@]}")
+if ((code == 1)) && grep -qE '^problem: h2: its link carries .* MB/s where others' "$work/stdout"; then
+  passed
+else
+  failed "a slower link: exit code $code"
+  show_output
+fi
+json_check "pairs of a slower link" "$work/report.json" <<'PY'
+(report,) = lines
+rate = {tuple(pair["nodes"]): pair["bytes_per_s"] for pair in report["pairs"]}
+assert len(rate) == 6 and all(rate > 0 for rate in rate.values()), report["pairs"]
+PY
 on_host h2 tc qdisc change dev eth0 root tbf rate 500mbit burst 72k latency 50ms
 
 if (($(nproc) > 1)); then
