@@ -130,6 +130,14 @@ void measure_round(const Communicator& world, const std::vector<int>& first, con
 
 }  // namespace
 
+std::vector<PairRate> pairs_of_nodes(const Topology& topology) {
+  std::vector<PairRate> list;
+  for (const Pairs& pairs : rounds_of(topology.num_nodes())) {
+    for (const auto& [a, b] : pairs) list.push_back({a, b, 0, 0});
+  }
+  return list;
+}
+
 std::vector<PairRate> measure_pairs(const Communicator& world, const Topology& topology) {
   const Waiting waiting("measuring pairs of nodes");
   const std::vector<int> first = first_ranks(topology);

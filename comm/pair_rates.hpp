@@ -20,6 +20,9 @@ struct PairRate {
 /// once.
 inline constexpr int most_nodes_for_all_pairs = 8;
 
+/// Those pairs, without rates.
+std::vector<PairRate> pairs_of_nodes(const Topology& topology);
+
 /// Collective. The same on all ranks; empty on one node.
 std::vector<PairRate> measure_pairs(const Communicator& world, const Topology& topology);
 

@@ -157,10 +157,9 @@ MachineFacts look(const comm::Communicator& world, const CheckOptions& options) 
   RankFacts facts;
   world.agree([&] { facts = own_facts(); });
   take_allotment(world, topology, facts);
-  if (!options.no_rates) {
-    measure_cores(world, facts);
-    machine.pairs = comm::measure_pairs(world, topology);
-  }
+  if (!options.no_rates) measure_cores(world, facts);
+  machine.pairs =
+      options.no_rates ? comm::pairs_of_nodes(topology) : comm::measure_pairs(world, topology);
   facts.unheard = comm::unheard_by_udp(world, topology);
   for (const comm::TransportInfo& transport : comm::transports) {
     if (!transport.staged) machine.transports.push_back(checked_transport(world, transport));

@@ -70,6 +70,7 @@ std::string links_text(const MachineFacts& machine) {
     slowest_trip = std::max(slowest_trip, pair.round_trip_s);
   }
   std::sort(rates.begin(), rates.end());
+  if (rates.back() <= 0) return "";  // not measured
   return fmt::format(
       "{} pairs of nodes: {:.4g} to {:.4g} MB/s each way, median {:.4g}; round trips up to {:.0f} "
       "us\n",
