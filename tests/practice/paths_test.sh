@@ -7,7 +7,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 import_sample "$work/model.h5"
 head -n 2 "$ATOLL_SOURCE/jobs/sample-prompts.jsonl" >"$work/requests.jsonl"
-run_one --model "$work/model.h5" --input "$work/requests.jsonl" --output "$work/want.jsonl" --max-tokens 4
+run_one --model "$work/model.h5" --input "$work/requests.jsonl" --output "$work/want.jsonl" --max-tokens 30
 succeeds "plain names"
 
 names=($'mod\xe8le' $'two words\nand lines' '100%s {}:%n' '"quoted" \back')
@@ -17,7 +17,7 @@ for name in "${names[@]}"; do
   mkdir -- "$folder"
   cp -- "$work/model.h5" "$folder/m.h5"
   cp -- "$work/requests.jsonl" "$folder/r.jsonl"
-  options=(--max-tokens 4 --progress none --model "$folder/m.h5" --input "$folder/r.jsonl"
+  options=(--max-tokens 30 --progress none --model "$folder/m.h5" --input "$folder/r.jsonl"
     --output "$folder/o.jsonl" --report "$folder/report.json" --trace "$folder/trace.json"
     --cluster "$folder/cluster.json" --checkpoint-dir "$folder/checkpoints" --checkpoint-every 1)
   for ranks in 1 2; do
@@ -33,8 +33,10 @@ PY
   ln -s /dev/full "$folder/full"
   capture "$ATOLL" run "${options[@]}" --report "$folder/full"
   refused "$shown: a report on a full disk" 1 "space"
-  head -n 1 "$folder/o.jsonl.journal" >"$work/header"
-  cat "$work/header" >"$folder/o.jsonl.journal"
+  rm -rf "$folder/o.jsonl.journal" "$folder/checkpoints"
+  capture mpirun "${mpirun_flags[@]}" -n 2 -x LD_PRELOAD="$fault_library" \
+    -x ATOLL_FAULT="0 MPI_Iallgather 45 usr1" "$ATOLL" run "${options[@]}"
+  refused "$shown: stopped" 75 "stopped by SIGUSR1"
   atoll_on 2 run "${options[@]}" --resume
   succeeds "$shown: resumed"
   check "$shown: from its checkpoint" env LC_ALL=C grep -qaz "resuming from .*checkpoint-" "$work/stderr"
@@ -58,16 +60,16 @@ for name in -x "~"; do
   cp -- model.h5 "$name/m.h5"
   cp -- requests.jsonl "$name/r.jsonl"
 done
-capture "$ATOLL" run --max-tokens 4 --model=-x/m.h5 --input=-x/r.jsonl --output=-x/relative.jsonl
+capture "$ATOLL" run --max-tokens 30 --model=-x/m.h5 --input=-x/r.jsonl --output=-x/relative.jsonl
 succeeds "names that begin with -"
 same "names that begin with -" want.jsonl ./-x/relative.jsonl
-capture "$ATOLL" run --max-tokens 4 --model \~/m.h5 --input \~/r.jsonl --output \~/relative.jsonl
+capture "$ATOLL" run --max-tokens 30 --model \~/m.h5 --input \~/r.jsonl --output \~/relative.jsonl
 succeeds "names that begin with ~"
 same "names that begin with ~" want.jsonl \~/relative.jsonl
 
 # --- names in a file of options, and of that file
 for name in $'mod\xe8le' '100%s {}:%n' -x; do
-  printf '# options\r\nmodel = "%s/m.h5"\r\ninput = "%s/r.jsonl"\noutput = "%s/o.jsonl"\nmax-tokens = 4\n' \
+  printf '# options\r\nmodel = "%s/m.h5"\r\ninput = "%s/r.jsonl"\noutput = "%s/o.jsonl"\nmax-tokens = 30\n' \
     "$name" "$name" "$name" >"./$name/options.toml"
   rm -f -- "$name/o.jsonl"
   capture "$ATOLL" run "--config=$name/options.toml"
