@@ -122,7 +122,8 @@ void add_run_sizes(CLI::App& app, RunOptions& o) {
       ->capture_default_str();
   app.add_option("--stage", o.stage,
                  "Folder of each node's own, such as a local disk: the model is copied there once, "
-                 "and read from there");
+                 "and read from there")
+      ->check([](const std::string& text) { return text.empty() ? "which folder?" : ""; });
   app.add_flag("--resume", o.resume, "Go on where an interrupted run of the same job stopped");
   app.add_option("--shard", o.shard,
                  "K/N, K from 0: compute every Nth request, for join; N such runs are one");

@@ -63,7 +63,7 @@ std::map<std::string, int, std::less<>> parts_of(const std::string& text) {
 
 }  // namespace
 
-void add_run_layout(CLI::App& app, RunOptions& o) {
+void add_layout_parts(CLI::App& app, RunOptions& o) {
   add_choice(app, "--route", o.route, {std::nullopt, Route::flat, Route::nodes},
              "How tokens reach their experts: each row straight to its rank, or once to each node");
   CLI::Option* slots =
@@ -104,17 +104,34 @@ void add_run_layout(CLI::App& app, RunOptions& o) {
       ->expected(0, 1)
       ->check(problem_of_sum)
       ->excludes(output);
-  CLI::Option* layout = app.add_option(
-      "--layout", o.layout,
-      "All of it in one word, e.g. ep16, ep64-tp8, or tp8-pp2 with experts cut over the 8; auto: "
-      "what the planner ranks first");
+  CLI::Option* layout =
+      app.add_option("--layout", o.layout,
+                     "All of it in one word, e.g. ep16, ep64-tp8, or tp8-pp2 with experts cut over "
+                     "the 8");
+  for (const char* name : {"--replicas", "--pp", "--tp", "--expert-tp"})
+    layout->excludes(app.get_option(name));
+}
+
+void add_foreign_machine(CLI::App& app, RunOptions& o) {
+  app.add_flag("--foreign-machine", o.foreign_machine,
+               "Plan with a machine that was measured on another processor than this one");
+}
+
+void refuse_auto_layout(CLI::App& app) {
+  app.get_option("--layout")->check([](const std::string& text) {
+    return text == "auto" ? "auto is for `atoll run`; `atoll plan --all-layouts` ranks layouts"
+                          : "";
+  });
+}
+
+void add_run_layout(CLI::App& app, RunOptions& o) {
+  add_layout_parts(app, o);
+  CLI::Option* layout = app.get_option("--layout");
+  layout->description(layout->get_description() + "; auto: what the planner ranks first");
   app.add_option("--machine", o.machine,
                  "With --layout auto: the machine, a file of perf/calibrate")
       ->needs(layout);
-  app.add_flag("--foreign-machine", o.foreign_machine,
-               "Plan with a machine that was measured on another processor than this one");
-  for (const char* name : {"--replicas", "--pp", "--tp", "--expert-tp"})
-    layout->excludes(app.get_option(name));
+  add_foreign_machine(app, o);
   app.add_flag("--show-layout", o.show_layout, "Say who is with whom, and stop");
 }
 
@@ -138,7 +155,8 @@ CLI::App& add_layout(CLI::App& app, LayoutOptions& o) {
   add_choice(layout, "--dtype", o.run.dtype,
              {std::nullopt, DType::bfloat16, DType::float16, DType::float32},
              "Activations and GEMM operands; auto: as the model's");
-  add_run_layout(layout, o.run);
+  add_layout_parts(layout, o.run);
+  refuse_auto_layout(layout);
   add_pass_sizes(layout, o.run);
   return layout;
 }

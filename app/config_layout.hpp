@@ -9,7 +9,13 @@
 
 namespace atl {
 
+/// Who does what, in parts or by --layout.
+void add_layout_parts(CLI::App& app, RunOptions& options);
+/// The same with what a run may ask the planner.
 void add_run_layout(CLI::App& app, RunOptions& options);
+void add_foreign_machine(CLI::App& app, RunOptions& options);
+/// Of an app that has --layout, and nobody who would choose one.
+void refuse_auto_layout(CLI::App& app);
 
 /// --chunks and --no-overlap.
 void add_chunks(CLI::App& app, RunOptions& options);

@@ -37,13 +37,17 @@ CLI::App& add_plan(CLI::App& app, PlanOptions& o) {
       ->check(CLI::Range(0.0, 10.0))
       ->excludes(routing)
       ->capture_default_str();
-  plan.add_flag("--all-layouts", o.all_layouts, "Rank all layouts that fit");
   plan.add_option("--output", o.output, "Folder for the answer and its drawings; made if need be");
   add_choice(plan, "--dtype", o.run.dtype,
              {std::nullopt, DType::bfloat16, DType::float16, DType::float32},
              "Activations and GEMM operands; auto: as the model's");
   add_chunks(plan, o.run);
-  add_run_layout(plan, o.run);
+  add_layout_parts(plan, o.run);
+  refuse_auto_layout(plan);
+  add_foreign_machine(plan, o.run);
+  CLI::Option* all = plan.add_flag("--all-layouts", o.all_layouts, "Rank all layouts that fit");
+  for (const char* name : {"--layout", "--replicas", "--pp", "--tp", "--expert-tp"})
+    all->excludes(plan.get_option(name));
   add_pass_sizes(plan, o.run);
   plan.add_option("--seed", o.seed, "Seed of loads and workload")->capture_default_str();
   return plan;

@@ -337,6 +337,10 @@ void parse_line(const std::string& line, const RequestLimits& limits, const Mode
   parse_sampling(json, limits, request);
   parse_stops(json, limits, text, request);
   parse_continuations(json, limits, text, request);
+  require(!request.batch || !request.batch->logprobs || text.why_not().empty(),
+          "\"logprobs\" of a batch line are by tokens' texts, and this model has none ({}); a line "
+          "of Atoll's own with \"top_logprobs\" has them by ids",
+          text.why_not());
   if (request.batch && request.batch->echo) {
     request.batch->prompt =
         request.prompt ? *request.prompt : text.decode(request.tokens, {.special_tokens = true});

@@ -132,6 +132,16 @@ void copy_checked(const File& source, const std::string& partial) {
           partial);
 }
 
+/// What somebody else put there is not this function's to remove, the file itself least of all.
+void require_no_other(const std::string& file, const std::string& copy, const std::string& note) {
+  std::error_code ignored;
+  if (!fs::exists(fs::symlink_status(copy, ignored))) return;
+  require(!fs::equivalent(file, copy, ignored),
+          "{} is the model itself; leave --stage out, or give it a folder on another disk", copy);
+  require(fs::is_regular_file(fs::symlink_status(copy, ignored)) && fs::exists(note, ignored),
+          "{} is there already, and no copy that --stage made; give --stage another folder", copy);
+}
+
 }  // namespace
 
 StagedCopy stage_copy(const std::string& file, const std::string& folder) {
@@ -147,11 +157,12 @@ StagedCopy stage_copy(const std::string& file, const std::string& folder) {
   const struct stat status = source.status();
   require(S_ISREG(status.st_mode), "{} is no file; check --model", file);
   staged.bytes = status.st_size;
+  require_no_other(file, staged.path, note);
   const std::string whole = fs::absolute(file);
   staged.reused = is_copy(staged.path, note, whole, source);
   if (!staged.reused) {
-    unlink(note.c_str());
     unlink(staged.path.c_str());
+    unlink(note.c_str());
     struct statvfs room {};
     if (statvfs(folder.c_str(), &room) == 0) {
       const double free = static_cast<double>(room.f_bavail) * static_cast<double>(room.f_frsize);
@@ -163,10 +174,12 @@ StagedCopy stage_copy(const std::string& file, const std::string& folder) {
     try {
       copy_checked(source, partial);
       require(time_of(source.status()) == time_of(status), "{} changed while it was copied", file);
+      {  // first, so that what is there always has one
+        const File there(partial, O_RDONLY | O_CLOEXEC);
+        std::ofstream stream(note, std::ios::binary);
+        stream << note_of(whole, status, there.status());
+      }
       fs::rename(partial, staged.path);
-      const File there(staged.path, O_RDONLY | O_CLOEXEC);
-      std::ofstream stream(note, std::ios::binary);
-      stream << note_of(whole, status, there.status());
     } catch (...) {
       unlink(partial.c_str());
       throw;

@@ -17,7 +17,8 @@ struct StagedCopy {
 /// Copies `file` into `folder`, unless a whole copy of it, as it is now, is there already;
 /// processes that do so at once wait for one another. What was written is read back and compared by
 /// checksum; a copy that is used again has size and time as they were then, and begins and ends
-/// like the file. Throws Error where there is no room or it differs.
+/// like the file. Throws Error where there is no room, it differs, or
+/// something of that name is there which is no such copy.
 StagedCopy stage_copy(const std::string& file, const std::string& folder);
 
 }  // namespace atl::io

@@ -223,6 +223,7 @@ std::string processor_in(const json& file, const std::string& name) {
   const json& measured = file["measured"];
   require(measured.is_object(),
           "{}: \"measured\" is no object of \"at\", \"commit\" and \"processor\"", name);
+  require(!measured.empty(), "{}: \"measured\" says neither when nor where", name);
   if (!measured.contains("processor")) return {};
   require(measured["processor"].is_string(), "{}: \"measured\": \"processor\" is no text", name);
   return measured["processor"];

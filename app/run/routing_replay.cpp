@@ -135,15 +135,24 @@ RoutingReplay::RoutingReplay(ReplayFile& file, RequestRows requests, const Model
 void RoutingReplay::find_by_id() {
   const std::vector<std::int64_t>& first_row = requests_.first_row;
   const io::RoutingLayout& layout = file_.reader().layout();
-  std::map<std::string_view, std::size_t> entries;
-  for (std::size_t e = 0; e < layout.requests.size(); ++e) entries.emplace(layout.requests[e], e);
+  // Two requests may have one name: the first of them has the first entry of that name.
+  struct Named {
+    std::vector<std::size_t> entries;
+    std::size_t taken = 0;
+  };
+  std::map<std::string_view, Named> named;
+  for (std::size_t e = 0; e < layout.requests.size(); ++e) {
+    named[layout.requests[e]].entries.push_back(e);
+  }
   for (std::size_t r = 0; r < requests_.ids.size(); ++r) {
     const std::int64_t wanted = first_row[r + 1] - first_row[r];
+    const auto found = named.find(requests_.ids[r]);
+    const bool there = found != named.end() && found->second.taken < found->second.entries.size();
+    require(there || wanted == 0, "cannot replay {}: it has no request \"{}\"{}", file_.path(),
+            requests_.ids[r], found == named.end() ? "" : " more of that name");
+    if (!there) continue;
+    const std::size_t entry = found->second.entries[found->second.taken++];
     if (wanted == 0) continue;
-    const auto found = entries.find(requests_.ids[r]);
-    require(found != entries.end(), "cannot replay {}: it has no request \"{}\"", file_.path(),
-            requests_.ids[r]);
-    const std::size_t entry = found->second;
     const std::int64_t rows = file_.reader().num_rows(entry);
     const bool ended_early = rows < layout.first_row[entry + 1] - layout.first_row[entry];
     const std::int64_t prompt = requests_.prompt_lengths[r];

@@ -132,6 +132,10 @@ plan --preset moe-16l-tiny --cluster "$work/absurd.json" --workload "$work/work.
 refused "an absurd rate" 1 "peak_flops_per_s.*no machine has"
 plan --preset moe-16l-tiny --cluster "$work/unknown.json" --workload "$work/work.json"
 refused "an unknown figure" 1 "bandwith.*it may have"
+plan --preset moe-16l-tiny "${job[@]}" --layout auto
+refused "a layout that nobody chooses" 2 "auto is for .atoll run"
+plan --preset moe-16l-tiny "${job[@]}" --all-layouts --layout tp2-pp2
+refused "all layouts and one" 2 "all-layouts"
 plan --model "$model" --workload "$work/work.json" --cluster "$work/foreign.json"
 refused "figures of another processor" 1 "measured on another, family 1.*--foreign-machine"
 plan --model "$model" --workload "$work/work.json" --cluster "$work/foreign.json" --foreign-machine

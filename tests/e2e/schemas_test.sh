@@ -41,6 +41,12 @@ for name in generate score openai; do
     --report "$work/$name.report.json"
   succeeds "the run of $name"
 done
+for layout in "--tp 2" "--tp 2 --tp-sum" "--pp 2"; do # each says other things of itself
+  read -r -a options <<<"$layout"
+  atoll_on 2 run --model "$model" --input "$work/generate.jsonl" --output "$work/in-layout.jsonl" "${options[@]}" \
+    --report "$work/$layout.report.json"
+  succeeds "the run of $layout"
+done
 
 export ATOLL_SCHEMAS="$ATOLL_SOURCE/io/schemas"
 cat >"$work/schemas.py" <<'PY'
@@ -91,7 +97,8 @@ assert [line["response"]["status_code"] for line in results] == [200] * 5 + [400
 refuse("batch_request", {"custom_id": "a", "body": {"prompt": "x", "wings": 2}})
 refuse("batch_result", results[0] | {"error": "no"})
 PY
-checked "reports" "$work/generate.report.json" "$work/score.report.json" <<'PY'
+checked "reports" "$work/generate.report.json" "$work/score.report.json" "$work/--tp 2.report.json" \
+  "$work/--tp 2 --tp-sum.report.json" "$work/--pp 2.report.json" <<'PY'
 check("report", lines)
 refuse("report", {key: value for key, value in lines[0].items() if key != "requests"})
 PY

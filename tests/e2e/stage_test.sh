@@ -34,6 +34,17 @@ if [[ -z "$(find "$work/near" -name '*.partial.*')" ]]; then passed; else failed
 capture "$ATOLL" run --model "$model" --input "$input" --output "$work/results.jsonl" --stage /proc/none
 refused "a folder that cannot be" 1 'check --stage'
 
+mkdir "$work/others"
+echo precious >"$work/others/model.h5"
+for folder in "$work/others" "$work"; do # somebody's file of that name, and the model itself
+  cp "$folder/model.h5" "$work/before"
+  capture "$ATOLL" run --model "$model" --input "$input" --output "$work/results.jsonl" --stage "$folder"
+  refused "what --stage did not make, in $folder" 1 'model.h5 is (there already|the model itself)'
+  same "what --stage did not make, in $folder" "$work/before" "$folder/model.h5"
+done
+capture "$ATOLL" run --model "$model" --input "$input" --output "$work/results.jsonl" --stage ""
+refused "no folder" 2 '--stage'
+
 cluster="$ATOLL_SOURCE/jobs/cluster/cluster"
 export TMPDIR="$work" ATOLL_CLUSTER="stage-$$"
 if ! reason="$("$cluster" probe --no-slurm)"; then
