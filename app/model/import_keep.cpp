@@ -118,10 +118,10 @@ std::span<const std::byte> read_kept_slab(const io::Safetensors& stored, const T
   return picking.apply(buffers.read, DType::uint8, buffers.picked);
 }
 
-bool may_be_non_finite(const io::Safetensors& stored, const Source& source, DType dtype,
-                       KeptBuffers& buffers) {
+bool may_be_non_finite(const io::Safetensors& stored, const Source& source,
+                       std::span<const std::byte> codes, DType dtype, KeptBuffers& buffers) {
   const Code code = source.coded.code;
-  if (compute::find_nan_codes(buffers.read, code)) return true;
+  if (compute::find_nan_codes(codes, code)) return true;
   read_scales_of_rows(stored, source.coded, buffers.scales);
   return compute::find_non_finite_scales(buffers.scales, code, dtype, dtype).has_value();
 }

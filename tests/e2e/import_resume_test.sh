@@ -84,6 +84,29 @@ succeeds "of other files" || true
 if grep -q "goes on" "$work/stderr"; then failed "it went on with what other files left"; else passed; fi
 same "of other files" "$work/expected.h5" "$output"
 
+# Values that are not finite are named whoever wrote them, before or now.
+python3 - "$weights" <<'EOP'
+import json, struct, sys
+
+with open(sys.argv[1], "r+b") as file:
+    size = struct.unpack("<Q", file.read(8))[0]
+    header = json.loads(file.read(size))
+    for name, tensor in header.items():
+        if name.endswith(("layernorm.weight", "o_proj.weight", "down_proj.weight")):
+            file.seek(8 + size + tensor["data_offsets"][0] + 6)
+            file.write(b"\xc0\x7f")
+EOP
+touch -r "$work/weights" "$weights"
+named() { grep -E "tensor .* not finite|more tensors" "$work/stderr" || true; }
+capture "$ATOLL" import "$folder" --output "$work/expected.h5"
+succeeds "import of NaN in one go"
+named >"$work/expected.named"
+if (($(grep -c "1 NaN" "$work/expected.named") >= 8)); then passed; else failed "NaN is not named"; fi
+killed
+goes_on "of NaN" 1
+named >"$work/named"
+same "the names of what has NaN" "$work/expected.named" "$work/named"
+
 # Two at once.
 : >"$partial"
 exec 9<"$partial"
