@@ -70,6 +70,19 @@ std::uint32_t overflow_of(DType type) {
   return type == DType::float16 ? 0x477ff000U : type == DType::bfloat16 ? 0x7f7f8000U : 0x7f800000U;
 }
 
+/// The least scale with which the code's largest number becomes infinite as `type`, as bits.
+std::uint32_t overflow_of_scale(Code code, DType type) {
+  const float largest_number = code == Code::fp8 ? 448.0F : code == Code::mxfp4 ? 6.0F : 8.0F;
+  std::uint32_t below = 0;
+  std::uint32_t limit = overflow_of(type);
+  while (limit - below > 1) {
+    const std::uint32_t middle = below + (limit - below) / 2;
+    const float product = std::bit_cast<float>(middle) * largest_number;
+    (std::bit_cast<std::uint32_t>(product) < overflow_of(type) ? below : limit) = middle;
+  }
+  return limit;
+}
+
 }  // namespace
 
 std::uint16_t float16_of(float value) {
@@ -171,6 +184,26 @@ std::optional<NonFinite> find_nan_codes(std::span<const std::byte> bytes, Code c
   if (code != Code::fp8) return std::nullopt;
   const NonFinite found = count_from<std::uint8_t>(bytes, 0x7f, 0x7e);
   if (found.count == 0) return std::nullopt;
+  return found;
+}
+
+std::optional<NonFinite> find_non_finite_scales(std::span<const std::byte> scales, Code code,
+                                                DType type, DType used_as) {
+  std::vector<std::uint32_t> powers;
+  if (code == Code::mxfp4) {  // exponents of float32s; 0xff stands for NaN
+    powers.reserve(scales.size());
+    for (const std::byte scale : scales) {
+      const auto exponent = static_cast<std::uint32_t>(scale);
+      powers.push_back(exponent == 0xffU ? 0x7fc00000U : exponent << 23U);
+    }
+    scales = std::as_bytes(std::span(powers));
+  }
+  constexpr std::uint32_t infinity = 0x7f800000U;
+  const std::uint32_t stored_limit = overflow_of_scale(code, type);
+  const std::uint32_t limit = std::min(stored_limit, overflow_of_scale(code, used_as));
+  NonFinite found = count_from(scales, limit, infinity);
+  if (found.count == 0) return std::nullopt;
+  found.num_infinite = count_from(scales, stored_limit, infinity).count - found.num_nan;
   return found;
 }
 

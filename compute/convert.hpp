@@ -9,6 +9,7 @@
 #include <span>
 #include <string>
 
+#include "compute/coding.hpp"
 #include "compute/types.hpp"
 
 namespace atl::compute {
@@ -56,6 +57,11 @@ inline std::optional<NonFinite> find_non_finite(std::span<const std::byte> bytes
 }
 /// The same of codes: E4M3 has NaN, the others have not.
 std::optional<NonFinite> find_nan_codes(std::span<const std::byte> bytes, Code code);
+/// The same of codes' scales, for elements of `type` that will be used as `used_as`. As infinite
+/// counts a scale with which the code's largest number is so in `type`, as too large one with which
+/// it is so only in `used_as`: the numbers that are there may be smaller.
+std::optional<NonFinite> find_non_finite_scales(std::span<const std::byte> scales, Code code,
+                                                DType type, DType used_as);
 
 /// For a message, e.g. "2 values that are not finite (1 NaN, 1 infinite), the first at [3, 0, 7]";
 /// `shape` is that of the whole tensor.

@@ -3,8 +3,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cmath>
-#include <cstring>
 #include <map>
 #include <set>
 #include <string>
@@ -74,11 +72,6 @@ std::set<std::string> unpacked_names(const std::map<LayerWeight, Common>& all,
   return names;
 }
 
-/// The largest magnitude of a code's numbers.
-float largest_number(Code code) {
-  return code == Code::fp8 ? 448 : code == Code::mxfp4 ? 6 : 8;
-}
-
 }  // namespace
 
 void keep_codes(std::vector<Import>& imports, ModelConfig& config, const io::Warn& warn) {
@@ -125,18 +118,12 @@ std::span<const std::byte> read_kept_slab(const io::Safetensors& stored, const T
   return picking.apply(buffers.read, DType::uint8, buffers.picked);
 }
 
-bool may_be_non_finite(const io::Safetensors& stored, const Source& source, DType dtype,
-                       KeptBuffers& buffers) {
+bool may_be_non_finite(const io::Safetensors& stored, const Source& source,
+                       std::span<const std::byte> codes, DType dtype, KeptBuffers& buffers) {
   const Code code = source.coded.code;
-  if (compute::find_nan_codes(buffers.read, code)) return true;
+  if (compute::find_nan_codes(codes, code)) return true;
   read_scales_of_rows(stored, source.coded, buffers.scales);
-  const Coding coding = coding_of(source.coded);
-  const auto count = static_cast<std::int64_t>(buffers.scales.size()) / coding.scale_bytes();
-  const float most = (dtype == DType::float16 ? 65504.0F : 3.3e38F) / largest_number(code);
-  for (std::int64_t i = 0; i < count; ++i) {
-    if (!(std::abs(compute::scale_at(code, buffers.scales.data(), i)) <= most)) return true;
-  }
-  return false;
+  return compute::find_non_finite_scales(buffers.scales, code, dtype, dtype).has_value();
 }
 
 }  // namespace atl

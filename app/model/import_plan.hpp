@@ -62,9 +62,9 @@ struct KeptBuffers {
 std::span<const std::byte> read_kept_slab(const io::Safetensors& stored, const TensorInfo& target,
                                           const Source& source, KeptBuffers& buffers);
 /// Whether elements of a slab may be other than finite, as float32 or rounded to `dtype`, by its
-/// codes and scales.
-bool may_be_non_finite(const io::Safetensors& stored, const Source& source, DType dtype,
-                       KeptBuffers& buffers);
+/// `codes`, from read_kept_slab(), and the folder's scales.
+bool may_be_non_finite(const io::Safetensors& stored, const Source& source,
+                       std::span<const std::byte> codes, DType dtype, KeptBuffers& buffers);
 
 /// Who writes: the rank-th of several, each some of the slabs, or one alone.
 struct ImportShare {

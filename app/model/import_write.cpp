@@ -120,24 +120,26 @@ void write_slabs(const ImportPlan& plan, const ImportShare& share, io::ModelFile
     for (std::size_t slab = 0; slab < import.slabs.size(); ++slab) {
       progress.add(slab_bytes_of(import.target));
       if (counter++ % share.num_ranks != share.rank) continue;
-      if (writer.written_before(d, static_cast<std::int64_t>(slab), picked)) continue;
       const Source& source = import.slabs[slab];
       const bool kept = import.target.coding.used();
-      if (kept) {
-        const auto values = read_kept_slab(plan.stored, import.target, source, kept_buffers);
-        writer.write_slab(d, static_cast<std::int64_t>(slab), values);
+      const bool before = writer.written_before(d, static_cast<std::int64_t>(slab), picked);
+      std::span<const std::byte> there = picked;
+      if (kept && !before) {
+        there = read_kept_slab(plan.stored, import.target, source, kept_buffers);
+        writer.write_slab(d, static_cast<std::int64_t>(slab), there);
       }
-      // What the codes say is known without decoding them, but for what is to be named.
-      if (kept && (import.target.scales ||
-                   !may_be_non_finite(plan.stored, source, plan.config.dtype, kept_buffers))) {
+      // Codes are not decoded, nor what an earlier import wrote read again, but for the names.
+      if (kept && (import.target.scales || !may_be_non_finite(plan.stored, source, there,
+                                                              plan.config.dtype, kept_buffers))) {
         continue;
       }
+      if (!kept && before && !compute::find_non_finite(there, import.target.dtype)) continue;
       const auto look = [&](std::span<const std::byte> read, DType type) {
         report.look(source, read, type);
       };
       const DType dtype = kept ? plan.config.dtype : import.target.dtype;
       const std::span<const std::byte> values = read_as(plan.stored, source, dtype, buffers, look);
-      if (kept) continue;
+      if (kept || before) continue;
       writer.write_slab(d, static_cast<std::int64_t>(slab),
                         source.picking.apply(values, dtype, picked));
     }

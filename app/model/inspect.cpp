@@ -6,6 +6,10 @@
 #include <iterator>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <optional>
+#include <span>
+#include <string>
+#include <utility>
 #include <vector>
 
 #include "app/model/checked_config.hpp"
@@ -84,11 +88,16 @@ struct Verification {
   std::vector<std::string> non_finite;  ///< tensors with values that are not finite
 };
 
+std::optional<compute::NonFinite> non_finite(std::span<const std::byte> bytes,
+                                             const TensorInfo& tensor, DType dtype) {
+  if (!tensor.coding.used()) return compute::find_non_finite(bytes, tensor.dtype);
+  if (!tensor.scales) return compute::find_nan_codes(bytes, tensor.coding.code);
+  return compute::find_non_finite_scales(bytes, tensor.coding.code, dtype, dtype);
+}
+
 Verification verify(io::ModelFileReader& reader, const ModelConfig& config) {
-  std::map<std::string, Code> code_of;
-  for (const TensorInfo& t : tensors_of(config)) {
-    if (!t.scales) code_of[t.path] = t.coding.code;
-  }
+  std::map<std::string, TensorInfo> tensors;
+  for (TensorInfo& t : tensors_of(config)) tensors.emplace(t.path, std::move(t));
   Verification result;
   std::vector<std::byte> bytes;
   for (const io::DatasetInfo& dataset : reader.datasets()) {
@@ -97,9 +106,7 @@ Verification verify(io::ModelFileReader& reader, const ModelConfig& config) {
     for (std::int64_t slab = 0; slab < dataset.num_slabs(); ++slab) {
       try {
         reader.read_slab(dataset, slab, bytes);
-        const auto bad = dataset.dtype == DType::uint8
-                             ? compute::find_nan_codes(bytes, code_of[dataset.path])
-                             : compute::find_non_finite(bytes, dataset.dtype);
+        const auto bad = non_finite(bytes, tensors.at(dataset.path), config.dtype);
         found.add(bad.value_or(compute::NonFinite{}), slab * dataset.slab_elements());
       } catch (const Error& error) {
         result.damage.emplace_back(error.what());

@@ -37,11 +37,6 @@ struct Wanted {
   std::optional<WeightInfo> tied;  ///< takes the same tensor
 };
 
-/// Of bytes on file: what they are codes of, or none where they are scales.
-Code code_of(const Wanted& weight, const io::DatasetInfo& info) {
-  return info.path.ends_with("/scales") ? Code::none : weight.info.coding.code;
-}
-
 /// Loads weights one after the other: the next one is read while the last one is packed. A rank
 /// that fails still takes part in the exchanges, until the next agreement.
 class Loader {
@@ -186,10 +181,13 @@ class Loader {
 
   std::optional<compute::NonFinite> non_finite(const Wanted& weight, const io::DatasetInfo& info,
                                                std::span<const std::byte> bytes) const {
-    if (info.dtype == DType::uint8) return compute::find_nan_codes(bytes, code_of(weight, info));
-    const bool as_they_are =
-        weight.info.use == compute::Use::vector || weight.info.coding.used();  // or scales
-    return compute::find_non_finite(bytes, info.dtype, as_they_are ? DType::float32 : dtype_);
+    const Coding& coding = weight.info.coding;
+    if (coding.used()) {
+      if (!info.path.ends_with("/scales")) return compute::find_nan_codes(bytes, coding.code);
+      return compute::find_non_finite_scales(bytes, coding.code, stored_dtype_, dtype_);
+    }
+    const bool as_it_is = weight.info.use == compute::Use::vector;
+    return compute::find_non_finite(bytes, info.dtype, as_it_is ? DType::float32 : dtype_);
   }
 
   /// The slices that ranks have read, to all of them.

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <utility>
 #include <vector>
 
 namespace atl::compute {
@@ -77,6 +78,54 @@ TEST(FindNonFinite, FindsWhatIsTooLargeForItsUse) {
   EXPECT_FALSE(
       find_non_finite(stored({3.3e38F}, DType::bfloat16), DType::bfloat16, DType::float32));
   EXPECT_TRUE(find_non_finite(stored({nan}, DType::float16), DType::float16, DType::float32));
+}
+
+/// A scale is named from the least on with which the code's largest number becomes infinite.
+TEST(FindNonFiniteScales, FindsWhatMakesTheLargestNumberInfinite) {
+  constexpr float below_half = 65519.996F;  // the next float32 rounds to infinity
+  const auto scale = [](float value) { return stored({1e-3F, value}, DType::float32); };
+  for (const auto& [code, largest] : {std::pair(Code::fp8, 448.0F), std::pair(Code::int4, 8.0F)}) {
+    for (const float sign : {1.0F, -1.0F}) {
+      const auto fits = scale(sign * below_half / largest);
+      EXPECT_FALSE(find_non_finite_scales(fits, code, DType::float16, DType::float16));
+      const auto large = scale(sign * 65521.0F / largest);
+      EXPECT_FALSE(find_non_finite_scales(large, code, DType::bfloat16, DType::float32));
+      const auto used = find_non_finite_scales(large, code, DType::bfloat16, DType::float16);
+      ASSERT_TRUE(used);
+      EXPECT_EQ(text_of(*used, std::vector<std::int64_t>{2, 1}),
+                "1 value that is not finite (1 too large), the first at [1, 0]");
+      const auto infinite = find_non_finite_scales(large, code, DType::float16, DType::float32);
+      ASSERT_TRUE(infinite);
+      EXPECT_EQ(infinite->num_infinite, 1);
+      EXPECT_FALSE(find_non_finite_scales(scale(sign * 3.389e38F / largest), code, DType::bfloat16,
+                                          DType::bfloat16));
+      EXPECT_TRUE(find_non_finite_scales(scale(sign * 3.397e38F / largest), code, DType::bfloat16,
+                                         DType::float32));
+    }
+  }
+  const auto found = find_non_finite_scales(stored({nan, infinity, 1.0F, 2e38F}, DType::float32),
+                                            Code::fp8, DType::bfloat16, DType::float16);
+  ASSERT_TRUE(found);
+  EXPECT_EQ(found->count, 3);
+  EXPECT_EQ(found->num_nan, 1);
+  EXPECT_EQ(found->num_infinite, 2);
+}
+
+TEST(FindNonFiniteScales, ReadsExponents) {
+  const auto of = [](int scale, DType type, DType used_as) {
+    const std::vector<std::byte> scales = {std::byte{0}, static_cast<std::byte>(scale)};
+    return find_non_finite_scales(scales, Code::mxfp4, type, used_as).value_or(NonFinite{});
+  };
+  const DType brain = DType::bfloat16;
+  EXPECT_EQ(of(0xfc, brain, brain).count, 0);  // 6 x 2^125
+  EXPECT_EQ(of(0xfd, brain, brain).num_infinite, 1);
+  EXPECT_EQ(of(0xfe, brain, brain).num_infinite, 1);
+  EXPECT_EQ(of(0xff, brain, brain).num_nan, 1);
+  EXPECT_EQ(of(0xff, brain, brain).first, 1);
+  EXPECT_EQ(of(127 + 13, brain, DType::float16).count, 0);
+  const NonFinite used = of(127 + 14, brain, DType::float16);
+  EXPECT_EQ(used.count, 1);
+  EXPECT_EQ(used.num_infinite, 0);
 }
 
 TEST(FindNonFinite, AddsSlabsInAnyOrder) {

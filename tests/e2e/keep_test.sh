@@ -42,6 +42,39 @@ in_layout() {
   same "$1" "$work/plain.jsonl" "$work/kept.jsonl"
 }
 
+# damaged_scale KIND VALUE: both models with a scale, the first of experts, that is NaN or too large, which
+# import, inspect and run say; what is asked for then is another import, not another type.
+damaged_scale() {
+  local kind="$1" value="$2" what="$1, a scale of $2"
+  cp "$work/coded/model.safetensors" "$work/whole"
+  python3 - "$work/coded/model.safetensors" "$value" <<'EOP'
+import json, struct, sys
+
+with open(sys.argv[1], "r+b") as file:
+    size = struct.unpack("<Q", file.read(8))[0]
+    header = json.loads(file.read(size))
+    name = next(n for n in header if "experts" in n and n.endswith(("_scale_inv", "_scales")))
+    file.seek(8 + size + header[name]["data_offsets"][0])
+    value = float(sys.argv[2])
+    exponent = bytes([255 if value != value else 253])  # 6 x 2^126
+    file.write(exponent if header[name]["dtype"] == "U8" else struct.pack("<f", value))
+EOP
+  capture "$ATOLL" import "$work/coded" --output "$work/damaged.h5" --weights keep
+  mv "$work/whole" "$work/coded/model.safetensors"
+  succeeds "$what: import" || true
+  if grep -q "experts.*not finite" "$work/stderr"; then passed; else failed "$what: import does not say it"; fi
+  local place="scales: [0-9]* values* .*not finite ([0-9]* $3)"
+  capture "$ATOLL" inspect "$work/damaged.h5"
+  succeeds "$what: inspect" || true
+  if grep -q "$place" "$work/stdout"; then passed; else failed "$what: inspect does not name it"; fi
+  capture "$ATOLL" run --backend cpu --model "$work/damaged.h5" --input "$work/requests.jsonl" \
+    --output "$work/damaged.jsonl"
+  if grep -q "$place" "$work/stderr"; then passed; else failed "$what: run does not name it"; fi
+  if grep -q "were not finite in .*make the file again" "$work/stderr"; then passed; else
+    failed "$what: run does not ask for another import"
+  fi
+}
+
 isas=(avx2)
 for isa in avx512 avx512_bf16; do
   flag="${isa/#avx512/avx512f}"
@@ -79,6 +112,10 @@ for kind in "fp8 deepseek_v3" "int4 deepseek_v3" "mxfp4 gpt_oss" "fp8 qwen3_moe"
   in_layout "$kind, cut prompts, threads" 1 --step-tokens 5 --threads 2
   in_layout "$kind, 3 ranks" 3 --chunks 2 --min-chunk-tokens 1 --step-tokens 40
   in_layout "$kind, --tp 2 --expert-tp 2" 4 --tp 2 --expert-tp 2 --tp-output columns
+  case "$kind" in
+    "fp8 deepseek_v3") damaged_scale "$kind" 2e38 infinite ;;
+    mxfp4*) damaged_scale "$kind" nan NaN ;;
+  esac
   ((all_sweeps)) || continue
   in_layout "$kind, --tp 2, either" 2 --tp 2 --step-tokens 33
   in_layout "$kind, --tp 4 --pp 3" 12 --tp 4 --pp 3 --tp-output rows
