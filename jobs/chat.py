@@ -34,6 +34,7 @@ FOR_TEMPLATE = ("tools", "documents", "reasoning_effort")
 REASONING = ("reasoning_content", "thinking", "reasoning")
 END = "END_OF_THE_LAST_MESSAGE "
 URL = "/v1/chat/completions"
+SURROGATE = re.compile("[\ud800-\udfff]")  # half of a pair, or a byte of the input that is no UTF-8
 
 
 class CannotRender(Exception):
@@ -249,14 +250,21 @@ class Chat:
         self.sources, self.tokens = load(options.model)
         self.jinja = environment(options.date)
         self.kwargs = options.kwargs
-        self.templates = {}
+        self.templates = {name: self.compiled(options.model, name) for name in ("default", "tool_use")
+                          if self.sources.get(name)}
+
+    def compiled(self, model, name):
+        try:
+            return self.jinja.from_string(self.sources[name])
+        except Exception as error:  # no type is common to what Jinja's parser says
+            place = f"line {error.lineno}: " if getattr(error, "lineno", None) else ""
+            said = getattr(error, "message", None) or str(error) or type(error).__name__
+            sys.exit(f"chat.py: {model}: the chat template is not Jinja: {place}{said}")
 
     def template(self, tools):
-        name = "tool_use" if tools and "tool_use" in self.sources else "default"
-        if name not in self.sources:
-            raise CannotRender(f"the model has several chat templates ({', '.join(self.sources)}) and no default")
+        name = "tool_use" if tools and "tool_use" in self.templates else "default"
         if name not in self.templates:
-            self.templates[name] = self.jinja.from_string(self.sources[name])
+            raise CannotRender(f"the model has several chat templates ({', '.join(self.sources)}) and no default")
         return self.templates[name], takes_parts(self.sources[name])
 
     def render(self, asked):
@@ -268,10 +276,14 @@ class Chat:
             raise CannotRender('"tool_choice" must be "auto" or "none": no tool can be forced')
         asked.pop("parallel_tool_calls", None)
         continues = asked.pop("continue_final_message", False)
-        told["add_generation_prompt"] = asked.pop("add_generation_prompt", not continues)
+        adds = asked.pop("add_generation_prompt", None)
+        told["add_generation_prompt"] = not continues if adds is None else adds
         if continues and told["add_generation_prompt"]:
             raise CannotRender('"continue_final_message" and "add_generation_prompt" exclude each other')
-        told |= self.tokens | self.kwargs | (asked.pop("chat_template_kwargs", None) or {})
+        more = asked.pop("chat_template_kwargs", None)
+        if more is not None and not isinstance(more, dict):
+            raise CannotRender(f'"chat_template_kwargs" is {json.dumps(more)}, must be an object')
+        told |= self.tokens | self.kwargs | (more or {})
         template, parts = self.template(told.get("tools"))
         def rendered(objects):
             given = prepared(messages, parts, objects)
@@ -289,41 +301,58 @@ class Chat:
         return until_mark(text) if continues else text
 
     def convert(self, line):
-        """The line with its messages rendered."""
+        """Renders the line's messages; gives what is wrong with them, if anything."""
         asked = line.get("body") if "custom_id" in line and isinstance(line.get("body"), dict) else line
-        if "messages" not in asked:
-            return
+        if asked.get("messages") is None:
+            return None
         if asked is not line and line.get("url", URL) != URL:
-            return  # its url says why it is refused
-        try:
-            asked["prompt"] = self.render(asked)
-            asked["add_special_tokens"] = False  # the template has them
-        except CannotRender as error:
-            asked["render_error"] = str(error)
+            return None  # its url says why it is refused
         if asked is not line:
             line["url"] = URL
+        try:
+            prompt = self.render(asked)
+            if SURROGATE.search(prompt):
+                raise CannotRender("the prompt has half of a surrogate pair, or a byte that is no UTF-8")
+        except CannotRender as error:
+            asked["render_error"] = SURROGATE.sub("\ufffd", str(error))
+            return asked["render_error"]
+        asked["prompt"] = prompt
+        asked["add_special_tokens"] = False  # the template has them
+        return None
+
+
+def written(line):
+    """A line as JSON; what UTF-8 cannot hold as an escape, of which the job says what is wrong with it."""
+    text = json.dumps(line, ensure_ascii=False)
+    return json.dumps(line) if SURROGATE.search(text) else text
+
+
+def converted(chat, text):
+    """A line as it is to be written, and why it could not be rendered, if so."""
+    try:
+        line = json.loads(text)
+        error = chat.convert(line) if isinstance(line, dict) else None
+        return written(line), error
+    except (ValueError, RecursionError):  # no JSON, or too deep; the job says what is wrong with it
+        return text.rstrip("\n"), None
 
 
 def main():
     options = arguments()
     chat = Chat(options)
+    # A byte that is no UTF-8 is its line's error, not the end of all; the locale has no say.
+    sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape", newline="\n")
+    sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape", newline="\n")
     failed = 0
     for number, text in enumerate(sys.stdin, 1):
         if not text.strip():
             continue
-        try:
-            line = json.loads(text)
-        except ValueError:
-            print(text, end="" if text.endswith("\n") else "\n")  # the job says what is wrong with it
-            continue
-        if isinstance(line, dict):
-            chat.convert(line)
-            error = (line.get("body") if isinstance(line.get("body"), dict) else line).get("render_error")
-            if error is not None:
-                failed += 1
-                if failed == 1:
-                    print(f"chat.py: line {number}: {error}", file=sys.stderr)
-        print(json.dumps(line, ensure_ascii=False))
+        line, error = converted(chat, text)
+        if error is not None:
+            failed += 1
+            if failed == 1:
+                print(f"chat.py: line {number}: {error}", file=sys.stderr)
+        print(line)
     if failed:
         print(f"chat.py: {failed} lines could not be rendered; each gets its reason in the results", file=sys.stderr)
 

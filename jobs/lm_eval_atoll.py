@@ -12,6 +12,7 @@ Options in --model_args:
   max_length=N     tokens of prompt and answer together (what the model has)
   max_gen_toks=N   tokens of answers for tasks that name no number (256)
   chat=PATH        Hugging Face folder or .jinja with the chat template, for --apply_chat_template (the model file)
+  date=DATE        what chat templates that ask for the day are told (2026-01-01), so that a day changes no prompt
 
 Needs `pip install lm_eval`, the program atoll ($ATOLL, on PATH, or in this repository's build folder), and for
 --apply_chat_template Python's jinja2.
@@ -23,6 +24,7 @@ HERE = __file__.rpartition("/")[0] or "."
 # Python looks for modules beside a script first, and jobs/tokenize.py has the name of one of its own.
 sys.path = [path for path in sys.path if path not in (HERE, "")]
 
+import datetime
 import hashlib
 import importlib.util
 import json
@@ -42,14 +44,36 @@ except ImportError:
     sys.exit("lm_eval_atoll.py: Python's module lm_eval is missing; run: pip install lm_eval")
 
 
+CONTINUATIONS_AT_ONCE = 1000  # of one request; more become several with the same prompt
+BYTES_AT_ONCE = 512 * 1024  # of its continuations, as JSON
+
+
 class JobFailed(Exception):
     """A job did not answer."""
+
+
+def split(continuations):
+    """Continuations, in their order, in lists that one request takes."""
+    lists, size = [], 0
+    for one in continuations:
+        more = len(json.dumps(one))
+        if not lists or len(lists[-1]) == CONTINUATIONS_AT_ONCE or size + more > BYTES_AT_ONCE:
+            lists.append([])
+            size = 0
+        lists[-1].append(one)
+        size += more
+    return lists
+
+
+def sound(text):
+    """A text with U+FFFD for halves of surrogate pairs, which no tokenizer and no file can hold."""
+    return chat_templates.SURROGATE.sub("\ufffd", text)
 
 
 @register_model("atoll")
 class Atoll(LM):
     def __init__(self, model, ranks=1, launcher=None, folder="atoll-eval", options="", max_length=None,
-                 max_gen_toks=256, chat=None, batch_size=None, max_batch_size=None, device=None, **ignored):
+                 max_gen_toks=256, chat=None, date="2026-01-01", batch_size=None, max_batch_size=None, device=None, **ignored):
         super().__init__()
         self.model = str(model)
         self.program = chat_templates.executable()
@@ -57,10 +81,15 @@ class Atoll(LM):
         self.folder = pathlib.Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.options = shlex.split(options)
+        self.version = self.atoll(["--version"])
         self.facts = self.inspect()
         self.max_length = int(max_length) if max_length else self.facts["max_positions"]
         self.max_gen_toks = int(max_gen_toks)
         self.chat_source = chat or self.model
+        try:
+            self.date = datetime.datetime.fromisoformat(str(date))
+        except ValueError:
+            sys.exit(f"lm_eval_atoll.py: date is {date}, must be like 2026-01-31")
         self.templates = None
         prefix = self.encode([""])[0]
         self.prefix = prefix[:1] or [self.facts["end"]]  # what stands before a text without a context
@@ -74,12 +103,13 @@ class Atoll(LM):
         return done.stdout
 
     def inspect(self):
-        """What the model file says: positions, and the token that ends a text."""
+        """What the model file says: its identity, positions, and the token that ends a text."""
         text = self.atoll(["inspect", "--no-verify", self.model])
+        identity = next(line for line in text.splitlines() if line.startswith("identity "))
         config = json.JSONDecoder().raw_decode(text.split("\nconfiguration\n", 1)[1])[0]
         ends = config.get("stop_token_ids", config.get("eos_token_id")) or 0
         positions = config.get("max_positions") or config["max_position_embeddings"]
-        return {"max_positions": positions, "end": ends[0] if isinstance(ends, list) else ends}
+        return {"identity": identity, "max_positions": positions, "end": ends[0] if isinstance(ends, list) else ends}
 
     def encode(self, texts, special=True):
         lines = "".join(json.dumps(text) + "\n" for text in texts)
@@ -88,10 +118,12 @@ class Atoll(LM):
         return [json.loads(line) for line in found.splitlines()]
 
     def run(self, requests, mode):
-        """Results by id. A file's name is that of what is asked, so that a harness that is started again, or
-        asks again, takes up what is there."""
+        """Results by id. A file's name is that of what is asked, of the model and of the program, so that a
+        harness that is started again, or asks again, takes up what is there, and nothing of another model
+        that took the file's place."""
         text = "".join(json.dumps(request, ensure_ascii=False) + "\n" for request in requests)
-        name = hashlib.sha256("\0".join([mode, self.model, *self.options, text]).encode()).hexdigest()[:16]
+        of = [mode, self.facts["identity"], self.version, *self.options, text]
+        name = hashlib.sha256("\0".join(of).encode()).hexdigest()[:16]
         asked, answers = self.folder / f"{mode}-{name}.jsonl", self.folder / f"{mode}-{name}.results.jsonl"
         if not answers.exists():
             asked.write_text(text, encoding="utf-8")
@@ -113,19 +145,23 @@ class Atoll(LM):
     def score(self, groups):
         """Of (prompt, continuations) pairs the (log-probability, greedy) of each continuation. A prompt is a
         text, or ids."""
-        requests = []
+        requests, owners = [], []
         for number, (prompt, continuations) in enumerate(groups):
             key = "prompt" if isinstance(prompt, str) else "tokens"
-            requests.append({"id": str(number), key: prompt, "continuations": continuations})
+            for some in split(continuations):
+                requests.append({"id": str(len(requests)), key: prompt, "continuations": some})
+                owners.append(number)
         results = self.run(requests, "score") if requests else {}
-        return [[(part["logprob"], part["greedy"]) for part in results[str(number)]["continuations"]]
-                for number in range(len(groups))]
+        scores = [[] for _ in groups]
+        for request, owner in zip(requests, owners):
+            scores[owner] += [(part["logprob"], part["greedy"]) for part in results[request["id"]]["continuations"]]
+        return scores
 
     def loglikelihood(self, requests):
         """All continuations of one context in one request, whose context is then computed once."""
         places, groups = [], {}
         for request in requests:
-            context, continuation = request.args[:2]
+            context, continuation = map(sound, request.args[:2])
             spaces = len(context) - len(context.rstrip())
             if spaces:  # they belong to the first word that is scored
                 context, continuation = context[:-spaces], context[-spaces:] + continuation
@@ -153,7 +189,7 @@ class Atoll(LM):
         return (context, continuations) if len(tokens) <= room else (tokens[len(tokens) - room:], ids)
 
     def loglikelihood_rolling(self, requests):
-        texts = [request.args[0] for request in requests]
+        texts = [sound(request.args[0]) for request in requests]
         windows, owner = [], []
         for number, tokens in enumerate(self.encode(texts, special=False) if texts else []):
             for window in get_rolling_token_windows(token_list=tokens, prefix_token=self.prefix[0],
@@ -171,16 +207,18 @@ class Atoll(LM):
     def generate_until(self, requests):
         lines = []
         for number, request in enumerate(requests):
-            context, wanted = request.args[0], dict(request.args[1])
+            context, wanted = sound(request.args[0]), dict(request.args[1])
             until = wanted.pop("until", None) or []
-            until = [until] if isinstance(until, str) else [text for text in until if text]
+            until = [sound(text) for text in ([until] if isinstance(until, str) else until) if text]
             samples = wanted.pop("do_sample", None)
             line = {"id": str(number), "max_tokens": int(wanted.pop("max_gen_toks", self.max_gen_toks))}
             line |= {"prompt": context} if context else {"tokens": self.prefix}
             if until:
                 line["stop"] = until
-            temperature = float(wanted.pop("temperature", 0) or 0)
-            line["temperature"] = temperature if samples is not False else 0
+            temperature = wanted.pop("temperature", None)
+            if temperature is None:
+                temperature = 1 if samples else 0  # as transformers takes it
+            line["temperature"] = float(temperature) if samples is not False else 0
             for key in ("top_p", "top_k", "min_p", "seed", "repetition_penalty", "presence_penalty",
                         "frequency_penalty"):
                 if wanted.get(key) is not None:
@@ -209,7 +247,7 @@ class Atoll(LM):
 
     def apply_chat_template(self, chat_history, add_generation_prompt=True):
         if self.templates is None:
-            options = chat_templates.Options(self.chat_source)
+            options = chat_templates.Options(self.chat_source, self.date)
             self.templates = chat_templates.Chat(options)
         asked = {"messages": chat_history, "add_generation_prompt": add_generation_prompt}
         if not add_generation_prompt:

@@ -109,6 +109,40 @@ assert [choice["token_ids"] for choice in bodies[3]["choices"]] == [sample["toke
 assert bodies[4]["choices"][0]["message"] == {"role": "assistant", "content": plain[0]["text"], "refusal": None}
 assert "there is no nobody" in more[5]["error"]["message"] and '"stream"' in more[6]["error"]["message"]
 PY
+  # Lines that cannot be rendered, or are no lines, end neither the rendering nor the job.
+  python3 - "$work" <<'PY'
+import json, pathlib, sys
+
+user = [{"role": "user", "content": "x"}]
+lines = [{"messages": [{"role": "user", "content": "half a pair: \ud83d"}]},
+         {"messages": user, "chat_template_kwargs": [1]},
+         {"messages": user, "chat_template_kwargs": None, "add_generation_prompt": None},
+         {"messages": None, "prompt": "Ge1:1 In the"}]
+chats = [json.dumps({"id": str(number), "max_tokens": 4} | line).encode() for number, line in enumerate(lines)]
+chats += [b"[" * 200000, b'{"id": "5", "messages": [{"role": "user", "content": "\xff"}]}', b"\xff"]
+(pathlib.Path(sys.argv[1]) / "hard.jsonl").write_bytes(b"\n".join(chats) + b"\n")
+PY
+  capture sh -c "LC_ALL=C python3 '$ATOLL_SOURCE/jobs/chat.py' '$work/chat.jinja' --date 2026-01-31 <'$work/hard.jsonl' >'$work/hard.rendered.jsonl'"
+  succeeds "rendering with lines that cannot be"
+  atoll_on 1 run --model "$model" --input "$work/hard.rendered.jsonl" --output "$work/hard.results.jsonl"
+  succeeds "a job of these lines"
+  json_check "their results" "$work/hard.results.jsonl" <<'PY'
+(results,) = lines
+errors = [line.get("error") for line in results]
+assert [line.get("id") for line in results] == ["0", "1", "2", "3", None, "5", None], results
+assert errors[2:4] == [None, None], errors
+said = {0: "surrogate pair", 1: '"chat_template_kwargs" is [1]', 4: "nested", 5: "no UTF-8", 6: "not UTF-8"}
+assert all(text in errors[number] for number, text in said.items()), errors
+PY
+  printf '{%% for %%}' >"$work/wrong.jinja"
+  capture sh -c "python3 '$ATOLL_SOURCE/jobs/chat.py' '$work/wrong.jinja' <'$work/hard.jsonl'"
+  if ((code == 1)) && [[ "$(wc -l <"$work/stderr")" == 1 ]] &&
+    grep -q "wrong.jinja: the chat template is not Jinja: line 1: " "$work/stderr"; then
+    passed
+  else
+    failed "a template that is not Jinja: exit code $code"
+    show_output
+  fi
 else
   printf 'left out: chats, since Python has no module jinja2 here (package python3-jinja2)\n'
 fi

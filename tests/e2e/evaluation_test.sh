@@ -19,8 +19,11 @@ adapter = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(adapter)
 from lm_eval.api.instance import Instance
 
+def atoll(**more):
+    return adapter.Atoll(model=work / "model.h5", launcher="env", folder=work / "asked", options="--threads 1", **more)
+
 def ask(kind, pairs, **more):
-    model = adapter.Atoll(model=work / "model.h5", launcher="env", folder=work / "asked", options="--threads 1", **more)
+    model = atoll(**more)
     return getattr(model, kind)([Instance(request_type=kind, doc={}, arguments=pair, idx=0) for pair in pairs])
 
 start = "Ge1:1 In the beginning"
@@ -32,6 +35,41 @@ answers = {
     "generated": ask("generate_until", [(start, {"until": ["\n", "God"], "max_gen_toks": 30}), (start, {"max_gen_toks": 5})]),
 }
 (work / "answers.json").write_text(json.dumps(answers))
+
+# What is more than one request takes is several; half a surrogate pair is U+FFFD.
+several = [(start, " God"), (start, "zz"), ("", "In"), (start, " \ud800x"), (start, " \ufffdx")]
+whole = ask("loglikelihood", several)
+adapter.CONTINUATIONS_AT_ONCE = 2
+assert ask("loglikelihood", several) == whole and whole[3] == whole[4], whole
+adapter.CONTINUATIONS_AT_ONCE, adapter.BYTES_AT_ONCE = 1000, 8
+assert ask("loglikelihood", several) == whole
+assert [len(some) for some in adapter.split(["a", "b", "c" * 20, "d"])] == [2, 1, 1]
+
+# Sampling without a temperature is one of 1.
+def temperature(wanted):
+    model, asked = atoll(), []
+    model.run = lambda requests, mode: asked.extend(requests) or {"0": {"text": ""}}
+    model.generate_until([Instance(request_type="generate_until", doc={}, arguments=(start, wanted), idx=0)])
+    return asked[0]["temperature"]
+temperatures = [temperature(wanted) for wanted in (
+    {}, {"do_sample": True}, {"do_sample": True, "temperature": 0.5}, {"do_sample": False, "temperature": 0.5})]
+assert temperatures == [0, 1, 0.5, 0], temperatures
+
+# Another model under the same path, or another program, has files of its own; the same ones are taken up.
+def files():
+    return {path.name for path in (work / "asked").glob("*.results.jsonl")}
+for change in ({}, {"version": "another"}, {"facts": {"identity": "another"}}):
+    before, model = files(), atoll()
+    for key, value in change.items():
+        setattr(model, key, model.facts | value if key == "facts" else value)
+    model.run([{"id": "0", "prompt": "x", "max_tokens": 1}], "generate")
+    assert len(files() - before) == (0 if (work / "second").exists() else 1), change
+(work / "second").touch()
+
+(work / "day.jinja").write_text('{{ strftime_now("%d %b %Y") }}{{ messages[0].content }}')
+chats = [atoll(chat=work / "day.jinja", **more).apply_chat_template([{"role": "user", "content": "x"}])
+         for more in ({}, {"date": "2026-01-31"})]
+assert chats == ["01 Jan 2026x", "31 Jan 2026x"], chats
 PY
 for turn in first second; do
   capture python3 "$work/ask.py" "$work" "$ATOLL_SOURCE/jobs"

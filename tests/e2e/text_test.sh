@@ -160,6 +160,46 @@ if python3 -c 'import tokenizers' 2>/dev/null; then
   atoll_on 1 run --model "$work/good.h5" --input "$work/by-python.jsonl" --output "$work/results.python"
   succeeds "tokens of jobs/tokenize.py"
   same "tokens of jobs/tokenize.py" "$work/results.1" "$work/results.python"
+
+  # Both forms of lines; with ids a model without a tokenizer says what one with it says of texts.
+  python3 - "$work" <<'PY'
+import json, pathlib, sys
+
+work = pathlib.Path(sys.argv[1])
+def write(name, lines):
+    (work / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
+def batch(number, url, **body):
+    return {"custom_id": str(number), "method": "POST", "url": url, "body": {"model": "m", "max_tokens": 24, **body}}
+url = "/v1/completions"
+write("batch.texts", [batch(0, url, prompt="the th", n=2), batch(1, url, prompt=["thethe"], add_special_tokens=None),
+                      batch(2, "/v1/chat/completions", prompt="the beginning", add_special_tokens=False)])
+write("score.texts", [{"id": "0", "prompt": "In t", "continuations": ["hes", " the beginning", [1, 2]]},
+                      {"id": "1", "tokens": [73, 110], "continuations": [" the", "th"]}])
+write("samples.texts", [{"id": "0", "prompt": "the", "n": 3, "temperature": 1, "add_special_tokens": None, "max_tokens": 9}])
+write("hard.texts", [{"id": "0", "prompt": "\ud800", "max_tokens": 1}, {"id": "1", "prompt": "the", "stop": ["x"], "max_tokens": 1},
+                     {"id": "2", "prompt": "the", "max_tokens": 1}])
+PY
+  for kind in batch score samples hard; do
+    mode=generate
+    [[ "$kind" != score ]] || mode=score
+    capture sh -c "LC_ALL=C python3 '$ATOLL_SOURCE/jobs/tokenize.py' '$work/good' <'$work/$kind.texts' >'$work/$kind.ids'"
+    succeeds "$kind as ids"
+    [[ "$kind" != hard ]] || check "texts that end are named once" test "$(grep -c '"stop"' "$work/stderr")" -eq 1
+    for of in texts:good ids:unsupported; do
+      atoll_on 1 run --mode "$mode" --model "$work/${of#*:}.h5" --input "$work/$kind.${of%:*}" \
+        --output "$work/$kind.${of%:*}.results"
+      succeeds "$kind, ${of%:*}"
+    done
+    capture sh -c "python3 '$ATOLL_SOURCE/jobs/tokenize.py' '$work/good' --decode <'$work/$kind.ids.results' >'$work/$kind.decoded'"
+    succeeds "$kind as texts"
+    json_check "$kind: texts are those of a job with the tokenizer" "$work/$kind.texts.results" "$work/$kind.decoded" <<'PY'
+wanted, got = lines
+if wanted[0].get("error"):  # the hard ones
+    assert "not valid JSON" in got[0]["error"] and "tokenizer" in got[1]["error"], got
+    wanted, got = wanted[2:], got[2:]
+assert got == wanted and len(got) > 0, (got, wanted)
+PY
+  done
 else
   printf 'left out: jobs/tokenize.py, since Python has no module tokenizers here\n'
 fi
