@@ -1,7 +1,7 @@
 # shellcheck shell=bash disable=SC2034,SC2154
 # What tests of interrupted runs share: a run that is interrupted, and resumed. Sourced after common.sh.
 set -euo pipefail
-command_limit=90
+command_limit=240
 
 model="$work/model.h5"
 # model_folder: a folder in place of the sample model's, of a vocabulary of bytes.
@@ -54,9 +54,9 @@ stopped() { # WHAT SIGNAL
     show_output
   fi
 }
-# Waits until the job has ended; sets `code`. 30 s after what was done to it, that is a hang.
+# Waits until the job has ended; sets `code`. 120 s after what was done to it, that is a hang.
 await_end() { # WHAT
-  for _ in {1..300}; do
+  for _ in {1..1200}; do
     kill -0 "$job" 2>/dev/null || break
     sleep 0.1
   done
