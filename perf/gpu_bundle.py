@@ -42,8 +42,8 @@ def fail(message):
     sys.exit(f"gpu_bundle.py: {message}")
 
 
-def output_of(*command, check=True):
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+def output_of(*command, check=True, **variables):
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **variables})
     if check and done.returncode != 0:
         fail(f"{' '.join(map(str, command))} failed: {done.stderr.strip()}")
     return done.stdout
@@ -102,7 +102,9 @@ def take_prefix(prefix, stage):
             copy(path, stage / "mpi/lib" / path.name)
     for folder in ("lib/openmpi", "lib/pmix", "share", "etc"):
         copy_tree(prefix / folder, stage / "mpi" / folder)
-    info = output_of(prefix / "bin/ompi_info", "--parsable", "--all", check=False)
+    # It may have been moved since it was installed.
+    info = output_of(prefix / "bin/ompi_info", "--parsable", "--all", OPAL_PREFIX=str(prefix),
+                     LD_LIBRARY_PATH=f"{prefix}/lib")
     return info, {"OPAL_PREFIX": "@ROOT@/mpi", "PMIX_INSTALL_PREFIX": "@ROOT@/mpi"}
 
 
@@ -171,6 +173,12 @@ def slim(stage):
             seen[digest] = path
 
 
+def of_nobody(member):
+    member.uid = member.gid = 0
+    member.uname = member.gname = "root"
+    return member
+
+
 def pack(stage, output, preset):
     """Programs last and in a row: they share most of their code, which the dictionary reaches."""
     filters = [{"id": lzma.FILTER_X86}, {"id": lzma.FILTER_LZMA2, "preset": preset}]
@@ -182,8 +190,7 @@ def pack(stage, output, preset):
     with lzma.open(partial, "wb", format=lzma.FORMAT_XZ, filters=filters) as packed, \
             tarfile.open(fileobj=packed, mode="w|") as tar:
         for path in paths:
-            tar.add(path, arcname=str(path.relative_to(stage)), recursive=False,
-                    filter=lambda member: member.replace(uid=0, gid=0, uname="root", gname="root"))
+            tar.add(path, arcname=str(path.relative_to(stage)), recursive=False, filter=of_nobody)
     partial.rename(output)
 
 

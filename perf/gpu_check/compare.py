@@ -19,7 +19,7 @@ def told(name):
     with open(f"{reports}/{name}-report.json", encoding="utf-8") as file:
         report = json.load(file)
     phases = {key: phase for key, phase in report.get("phases", {}).items() if isinstance(phase, dict)}
-    busy = [f"{key} {phase['tokens_per_s']:.0f} tokens/s overlap {phase.get('overlapped_share')}"
+    busy = [f"{key} {phase['tokens_per_s']:.0f} tokens/s, overlapped {phase.get('overlapped_share') or 0:.2f}"
             for key, phase in phases.items() if phase.get("tokens_per_s")]
     return f"{report.get('transport')}; {', '.join(busy)}; {report.get('backend')}".replace("|", "/")
 

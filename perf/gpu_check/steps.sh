@@ -62,6 +62,8 @@ step() {
     if grep -qE '^\[  PASSED  \] [1-9]' "$log"; then why="in part: $why"; else verdict="NOT RUN"; fi
   elif ((code == 127)) && grep -q 'error while loading shared libraries' "$log"; then
     verdict="NOT RUN" why="$(grep -m1 -o 'error while loading shared libraries: .*' "$log")"
+  elif ((code == 0)) && grep -qE '^\[  PASSED  \] 0 tests' "$log"; then
+    verdict=FAILED why="no test was run"
   elif ((code == 124 || code == 137)); then
     verdict="NOT RUN" why="stopped after $limit s"
     ((limit == rest)) && why="stopped when the $minutes minutes were over"

@@ -26,7 +26,7 @@ def main():
         phase = report["phases"]["prefill"]
         grown = sum(rank.get("receive_buffer_growths", 0) for rank in report["per_rank"])
         print(f"= {'PASSED' if same else 'FAILED'}|{name}|{phase['tokens_per_s']:.0f} tokens/s|-|-|"
-              f"bytes {'same' if same else 'OTHERS'} as {names[0]}; overlapped {phase['overlapped_share']}; "
+              f"bytes {'same' if same else 'OTHERS'} as {names[0]}; overlapped {phase.get('overlapped_share') or 0:.2f}; "
               f"{report.get('transport')}; buffers grew {grown} times")
     return 1 if failed else 0
 

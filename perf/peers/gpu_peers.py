@@ -90,6 +90,8 @@ class Peers:
         contexts = (128,) if self.tiny else (10000,)
         ways = {"cudnn": SDPBackend.CUDNN_ATTENTION, "flash": SDPBackend.FLASH_ATTENTION,
                 "efficient": SDPBackend.EFFICIENT_ATTENTION}
+        if width > 256:  # more than the others take
+            ways["math"] = SDPBackend.MATH
         for context in contexts:
             for phase in ("prefill", "decode"):
                 sequences, rows = (1, context) if phase == "prefill" else (4 if self.tiny else 64, 1)
