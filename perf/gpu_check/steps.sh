@@ -38,6 +38,8 @@ pack() { python3 "$folder/pack.py" "$logs" "$output" "$part" || true; }
 # left: seconds until what has not begun is left out.
 left() { echo $((seconds_in_all - SECONDS)); }
 
+variant="" # of what a step's lines in the table name, where the same is measured in several ways
+
 # step NAME LIMIT COMMAND...: runs it under LIMIT seconds, or what is left of the time; its log is
 # NAME.log. Lines of the log that begin with "= " (perf/table_line.hpp) are lines of the table too.
 step() {
@@ -53,7 +55,7 @@ step() {
   printf '$ %s\n' "$*" >"$log"
   timeout --kill-after=5 "$limit" "$@" >>"$log" 2>&1 </dev/null || code=$?
   while IFS='|' read -r verdict what figure floor fraction note; do
-    row "${verdict#= }" "" "$what" "$figure" "$floor" "$fraction" "$note"
+    row "${verdict#= }" "" "$what${variant:+, $variant}" "$figure" "$floor" "$fraction" "$note"
   done < <(grep '^= ' "$log" || true)
   verdict=PASSED
   if grep -q 'SKIPPED: ' "$log" && ((code == 0 || code == 77)); then
@@ -64,6 +66,8 @@ step() {
     verdict="NOT RUN" why="$(grep -m1 -o 'error while loading shared libraries: .*' "$log")"
   elif ((code == 0)) && grep -qE '^\[  PASSED  \] 0 tests' "$log"; then
     verdict=FAILED why="no test was run"
+  elif ((code == 0)) && [[ "$name" != ceilings ]] && grep -q '^Failed to match any benchmarks' "$log"; then
+    verdict=FAILED why="no benchmark was run"
   elif ((code == 124 || code == 137)); then
     verdict="NOT RUN" why="stopped after $limit s"
     ((limit == rest)) && why="stopped when the $minutes minutes were over"
@@ -143,10 +147,10 @@ find_device() {
     printf 'host     %s cores, %s\n' "$(nproc)" "$(grep -m1 '^model name' /proc/cpuinfo | cut -d: -f2-)"
     printf 'kernel   %s\n' "$(uname -sr)"
     printf 'commit   %s\n' "$(git -C "$repository" describe --always --dirty 2>/dev/null || echo unknown)"
-    nvidia-smi --query-gpu=name,uuid,driver_version,memory.total,clocks.max.sm,power.limit --format=csv ||
+    timeout 20 nvidia-smi --query-gpu=name,uuid,driver_version,memory.total,clocks.max.sm,power.limit --format=csv ||
       echo "no nvidia-smi"
   } >"$logs/environment.txt" 2>&1
-  if nvidia-smi -L >/dev/null 2>&1; then
+  if timeout 20 nvidia-smi -L >/dev/null 2>&1; then
     nvidia-smi --query-gpu=timestamp,clocks.sm,clocks.mem,power.draw,temperature.gpu,utilization.gpu \
       --format=csv -lms 500 >"$logs/clocks.csv" 2>&1 &
     monitor=$!
@@ -155,7 +159,7 @@ find_device() {
   step ceilings 60 "${ours[@]}" "$programs/gpu_bench" "${tiny[@]}" --benchmark_filter=none
   if ! grep -q '^= PASSED|ceilings' "$logs/ceilings.log"; then
     no_device="$(grep -m1 -o 'SKIPPED: .*' "$logs/ceilings.log" | cut -c10- || true)"
-    no_device="${no_device:-gpu_bench does not start here: $(tail -n 1 "$logs/ceilings.log")}"
+    no_device="${no_device:-gpu_bench does not start: $(tail -n 1 "$logs/ceilings.log" | sed 's/.*: error/error/')}"
   fi
 }
 
