@@ -20,8 +20,9 @@ constexpr int base_rows = 64;  // rows of input that differ
 /// A rank with its share of a preset's experts, and chunks with rows for them.
 class ExpertPart {
  public:
-  /// Every member has `rows` rows for each of this rank's experts in each chunk.
-  ExpertPart(const Bench& bench, const std::string& preset, int num_chunks, int rows)
+  /// Every member has `rows` rows for each of this rank's experts in each chunk, of `chosen` rows
+  /// that it sends in all: buffers are as large as theirs.
+  ExpertPart(const Bench& bench, const std::string& preset, int num_chunks, int rows, int chosen)
       : config_(one_layer(preset + bench.sizes.suffix)),
         num_local_(config_.shape.num_experts / num_members),
         rows_(rows) {
@@ -31,7 +32,7 @@ class ExpertPart {
     const Weights weights(config_);
     const int own = rows * num_local_;
     compute::BackendOptions options =
-        options_for(config_, own, (own + page_tokens - 1) / page_tokens, num_chunks);
+        options_for(config_, chosen, (chosen + page_tokens - 1) / page_tokens, num_chunks);
     options.receive_rows = std::int64_t{num_members - 1} * own;
     backend_ = compute::make_cuda_backend(options, {bench.device, 1, 0});
     load_layer(*backend_, config_, weights);
@@ -146,7 +147,8 @@ class ExpertPart {
 
 void experts(benchmark::State& state, const Bench& bench, const std::string& name,
              const std::string& preset, int num_chunks, int rows) {
-  ExpertPart part(bench, preset, num_chunks, rows);
+  const int num_experts = one_layer(preset + bench.sizes.suffix).shape.num_experts;
+  ExpertPart part(bench, preset, num_chunks, rows, rows * num_experts);
   part.check();
   double seconds = 0;
   for (auto _ : state) {

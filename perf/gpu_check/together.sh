@@ -31,7 +31,9 @@ if [[ -n "$no_device" ]]; then
 else
   python3 "$folder/wide_model.py" "$work" "${tiny[@]}"
   ranks wide-model 90 4 "$programs/atoll" init "${wide[@]}" --output "$work/wide.h5"
-  for chunks in 1 2 4; do
+  numbers=(1 2 4)
+  ! $is_emulated || numbers=(2)
+  for chunks in "${numbers[@]}"; do
     for overlap in "" --no-overlap; do
       [[ -s "$work/wide.h5" ]] || break
       ranks "wide-$chunks-chunks$overlap" 45 4 "$programs/atoll" run --model "$work/wide.h5" \
