@@ -157,7 +157,9 @@ find_device() {
   fi
   no_device=""
   step ceilings 60 "${ours[@]}" "$programs/gpu_bench" "${tiny[@]}" --benchmark_filter=none
-  if ! grep -q '^= PASSED|ceilings' "$logs/ceilings.log"; then
+  if [[ ! -f "$logs/ceilings.log" ]]; then
+    no_device="the $minutes minutes were over"
+  elif ! grep -q '^= PASSED|ceilings' "$logs/ceilings.log"; then
     no_device="$(grep -m1 -o 'SKIPPED: .*' "$logs/ceilings.log" | cut -c10- || true)"
     no_device="${no_device:-gpu_bench does not start: $(tail -n 1 "$logs/ceilings.log" | sed 's/.*: error/error/')}"
   fi
