@@ -70,6 +70,10 @@ class CudaGemm {
   /// bits, since none of the chosen algorithms was taken.
   std::int64_t num_replaced() const { return num_replaced_; }
   std::int64_t num_replaced_untried() const { return num_replaced_untried_; }
+  /// What a kind that works was given for so many rows.
+  const cublasLtMatmulAlgo_t& algorithm(Kind kind, std::int64_t rows) const {
+    return kinds_[static_cast<std::size_t>(kind)].algos[bucket_of(rows)];
+  }
 
  private:
   struct DestroyHandle {
