@@ -22,7 +22,7 @@ CLI::App& add_plan(CLI::App& app, PlanOptions& o) {
       ->excludes(model);
   add_choice(plan, "--weights", o.weights, {KeptWeights::none, KeptWeights::coded},
              "What --hf or --config publishes in FP8, MXFP4 or INT4: unpacked, or kept as import "
-             "--weights keep does (on a CPU)")
+             "--weights keep does")
       ->excludes(preset)
       ->excludes(model);
   plan.add_option("--cluster", o.cluster,

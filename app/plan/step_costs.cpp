@@ -30,11 +30,12 @@ StepCosts::StepCosts(const Machine& machine, const ModelShape& shape, DType dtyp
       output_(output) {}
 
 double StepCosts::bytes_of(compute::Weight weight, int layer, double columns) const {
-  const Coding coding = machine_.cuda ? Coding{} : shape_.coding(weight, layer);
+  const Coding coding = shape_.coding(weight, layer);
   if (!coding.used()) return element_;
   const auto cols = static_cast<std::int64_t>(columns);
   const std::int64_t scales = coding.groups(cols) * coding.scale_bytes();
-  return static_cast<double>(coding.row_bytes(cols) + scales) / columns;
+  const double kept = static_cast<double>(coding.row_bytes(cols) + scales) / columns;
+  return machine_.cuda ? kept + 2 * element_ : kept;
 }
 
 double StepCosts::bytes_of_mlp(compute::Weight gate, compute::Weight up, compute::Weight down,
@@ -47,8 +48,11 @@ double StepCosts::bytes_of_mlp(compute::Weight gate, compute::Weight up, compute
 double StepCosts::product(double rows, double depth, double columns, double bytes) const {
   if (rows <= 0 || columns <= 0) return 0;
   if (machine_.ladders.empty()) {
-    return std::max(2 * rows * depth * columns / machine_.flops_per_s,
-                    depth * columns * bytes / machine_.bytes_per_s);
+    // What is unpacked first is read and written before the product begins.
+    const double before = std::max(0.0, bytes - element_);
+    return depth * columns * before / machine_.bytes_per_s +
+           std::max(2 * rows * depth * columns / machine_.flops_per_s,
+                    depth * columns * (bytes - before) / machine_.bytes_per_s);
   }
   // The measured shape nearest in size; what differs counts in proportion.
   const GemmLadder* nearest = nullptr;

@@ -54,7 +54,7 @@ class StepCosts {
   template <class Product, class Attend>
   void attend_segments(const StepWork& work, const Product& product, const Attend& attend) const;
   /// Bytes of an element of a matrix whose rows have so many columns: fewer where layers keep its
-  /// codes, which a device does not.
+  /// codes; a device unpacks these first, which writes the elements, and reads them again.
   double bytes_of(compute::Weight weight, int layer, double columns) const;
   /// On average of an MLP's matrices, by their weights.
   double bytes_of_mlp(compute::Weight gate, compute::Weight up, compute::Weight down, int layer,

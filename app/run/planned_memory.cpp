@@ -39,10 +39,10 @@ const char* kind_of(const compute::WeightInfo& info) {
   }
 }
 
-/// Elements as the activations' type has them, or codes with their scales, which a device does not
-/// keep; a backend may pad or keep vectors wider.
+/// Elements as the activations' type has them, or codes with their scales; a backend may pad or
+/// keep vectors wider.
 std::vector<std::pair<std::string, std::int64_t>> weights_by_kind(
-    const compute::BackendOptions& options, bool cuda) {
+    const compute::BackendOptions& options) {
   std::map<std::string, std::int64_t> sums;
   compute::for_each_weight(
       options.shape, options.part, [&](const compute::WeightInfo& info, int, int) {
@@ -50,7 +50,7 @@ std::vector<std::pair<std::string, std::int64_t>> weights_by_kind(
         const bool matrix = info.use == compute::Use::matrix;
         const std::size_t element = matrix ? size_of(options.dtype) : sizeof(float);
         const Coding& coding = info.coding;
-        sums[kind_of(info)] += coding.used() && !cuda
+        sums[kind_of(info)] += coding.used()
                                    ? own.rows * (coding.row_bytes(own.cols) +
                                                  coding.groups(own.cols) * coding.scale_bytes())
                                    : own.num_elements() * static_cast<std::int64_t>(element);
@@ -116,7 +116,7 @@ PlannedSizes planned_sizes(const PlanInput& input, const JobLayout& job,
         found.whole_output = static_cast<double>(bytes) <= memory.bytes;
       }
       if (most && most->plan.total() >= plan.total()) continue;
-      most = StageMemory{stage, rank, plan, weights_by_kind(options, memory.cuda)};
+      most = StageMemory{stage, rank, plan, weights_by_kind(options)};
     }
     found.stages.push_back(*most);
   }

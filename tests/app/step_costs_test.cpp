@@ -76,8 +76,11 @@ TEST(StepCosts, KeptWeightsAreReadAtTheirWidth) {
   EXPECT_DOUBLE_EQ(kept.bytes(StepKind::experts, 2), plain.bytes(StepKind::experts, 2));
   EXPECT_DOUBLE_EQ(kept.bytes(StepKind::attention, 1), plain.bytes(StepKind::attention, 1));
   EXPECT_LT(kept.bytes(StepKind::attention, 2), 0.75 * plain.bytes(StepKind::attention, 2));
-  // A device has them unpacked.
-  EXPECT_DOUBLE_EQ(on_device.bytes(StepKind::experts, 1), 2 * elements);
+  // A device unpacks them before each product.
+  EXPECT_DOUBLE_EQ(on_device.bytes(StepKind::experts, 1),
+                   kept.bytes(StepKind::experts, 1) + 4 * elements);
+  EXPECT_DOUBLE_EQ(on_device.seconds(StepKind::experts, 1),
+                   on_device.bytes(StepKind::experts, 1) / made_machine().bytes_per_s);
 }
 
 /// A row is projected to a latent of queries, and not to the queries.
