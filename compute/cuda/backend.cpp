@@ -92,6 +92,11 @@ class CudaBackend final : public Backend {
     AlignedBuffer buffer;
     const HostTensor own = own_tensor(options_.shape, options_.part, info, tensor, cut);
     const WeightInfo own_info = own_weight(options_.shape, options_.part, info);
+    if (info.coding.used()) {
+      require(own.coding == info.coding, "internal: a weight of layer {} comes without its codes",
+              layer);
+      return layers_.load_codes(own_info, local_expert, own);
+    }
     if (info.use == Use::matrix) {
       return layers_.load(own_info, local_expert, converted(own, options_.dtype, buffer));
     }

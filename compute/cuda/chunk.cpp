@@ -50,9 +50,9 @@ CudaChunk::CudaChunk(const BackendOptions& options, int index,
       head_uploads(head_bytes(options)),
       sampled(static_cast<std::size_t>(most_outcomes(options)) * sizeof(SampledToken)),
       options_(options),
-      attended_(attended_shape(options)),
       account_(std::move(account)),
-      uploads_(input_bytes(options)) {
+      uploads_(input_bytes(options)),
+      plan_(options) {
   order.index = index;
   device_ = DeviceBuffer(planned_bytes<ChunkMemory>(options), "the buffers of a chunk");
   Arena arena(device_.data());
@@ -175,9 +175,7 @@ void CudaChunk::set_counts(const ExpertPlaces& places, int num_rows) {
 void CudaChunk::upload(int multiprocessors, const Stream& stream) {
   const auto num_rows = static_cast<std::size_t>(attention_rows());
   const auto num_segments = segments.size();
-  plan_attention(
-      attended_, segments, multiprocessors,
-      attention_workspace_rows(attended_, static_cast<int>(options_.most_attention_rows())), plan_);
+  plan_.cut(segments, multiprocessors);
   int max_pages = 0;
   for (const Segment& segment : segments) {
     const int length = segment.first_position + segment.num_rows;
@@ -208,9 +206,16 @@ void CudaChunk::upload(int multiprocessors, const Stream& stream) {
   std::copy(plan_.tiles.begin(), plan_.tiles.end(), packer.add(plan_.tiles.size(), inputs.tiles));
   std::copy(plan_.merges.begin(), plan_.merges.end(),
             packer.add(plan_.merges.size(), inputs.merges));
-  inputs.num_wide = plan_.num_wide;
-  inputs.num_narrow = plan_.num_narrow;
-  inputs.num_merges = static_cast<int>(plan_.merges.size());
+  const std::size_t num_generated = plan_.generated.size();
+  std::copy(plan_.generated.begin(), plan_.generated.end(),
+            packer.add(num_generated, inputs.generated));
+  inputs.generated_map = inputs.map;
+  const auto pick = [&](const std::int32_t* from, const std::int32_t*& on_device) {
+    std::int32_t* const to = packer.add(num_generated, on_device);
+    for (std::size_t i = 0; i < num_generated; ++i) to[i] = from[plan_.generated[i]];
+  };
+  pick(position, inputs.generated_map.position);
+  pick(sequence, inputs.generated_map.sequence);
   uploads_.copy(stream, memory.inputs, packer.bytes());
 }
 

@@ -8,8 +8,8 @@
 #include "compute/backend.hpp"
 #include "compute/cuda/kernels.hpp"
 #include "compute/cuda/memory.hpp"
-#include "compute/cuda/plan/attention_plan.hpp"
 #include "compute/cuda/plan/chunk_memory.hpp"
+#include "compute/cuda/plan/chunk_plan.hpp"
 #include "compute/cuda/queue.hpp"
 #include "compute/cuda/upload_ring.hpp"
 
@@ -21,9 +21,8 @@ struct ChunkInputs {
   RowMap map;
   const AttentionTile* tiles = nullptr;
   const AttentionMerge* merges = nullptr;
-  int num_wide = 0;
-  int num_narrow = 0;
-  int num_merges = 0;
+  const std::int32_t* generated = nullptr;  ///< rows that attend to latents
+  RowMap generated_map;                     ///< of these
 };
 
 class CudaChunk final : public Chunk {
@@ -49,6 +48,8 @@ class CudaChunk final : public Chunk {
   const float* row_offsets() const { return static_cast<const float*>(offsets_.data()); }
   float* given_up() const { return static_cast<float*>(given_up_.data()); }
 
+  /// Of the last upload.
+  const ChunkPlan& plan() const { return plan_; }
   const BackendOptions& options() const { return options_; }
   int max_tokens() const { return options_.max_chunk_tokens; }
   int num_tokens() const { return static_cast<int>(tokens.size()); }
@@ -77,7 +78,6 @@ class CudaChunk final : public Chunk {
   std::int64_t bytes() const;
 
   const BackendOptions options_;  // of this chunk
-  const ModelShape attended_;
   std::shared_ptr<std::int64_t> account_;
   DeviceBuffer device_;
   DeviceBuffer received_;
@@ -90,7 +90,7 @@ class CudaChunk final : public Chunk {
   std::optional<UploadRing> offset_uploads_;  // since the first offsets, with what follows
   DeviceBuffer offsets_;                      // [max tokens, experts]
   DeviceBuffer given_up_;                     // [max tokens]
-  AttentionPlan plan_;
+  ChunkPlan plan_;
 };
 
 }  // namespace atl::compute::cuda

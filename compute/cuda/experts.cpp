@@ -32,7 +32,7 @@ void CudaLayers::run_tile(const ExpertWork& work, const void* in, std::int64_t r
   const bool all = work.part == ExpertPart::all;
   void* const inner = all ? work_.inner : work.inner;
   if (work.up()) mlp_up(work.stream, expert_, work.mlp, in, rows, inner);
-  if (work.down()) gemm_.run(work.stream, expert_.down, work.mlp.down, inner, rows, out);
+  if (work.down()) mlp_down(work.stream, expert_, work.mlp, inner, rows, out);
   if (all) return;
   const auto bytes = static_cast<std::size_t>(rows * expert_.width) * size_of(dtype_);
   work.inner += (bytes + Arena::alignment - 1) / Arena::alignment * Arena::alignment;
