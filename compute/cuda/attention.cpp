@@ -30,8 +30,8 @@ void CudaLayers::add_attention() {
     o_ = gemm_.add(hidden, own_.q_width(),
                    output == OutputCut::sum ? Output::float32 : Output::activation, rows, first.o);
   } else if (output != OutputCut::columns) {
-    o_ =
-        gemm_.add(hidden, shape_.q_width(), Output::activation, options_.max_chunk_tokens, first.o);
+    o_ = gemm_.add(hidden, shape_.q_width(), Output::activation, options_.max_chunk_tokens, first.o,
+                   hidden);
   }
 }
 
