@@ -76,6 +76,12 @@ std::string why_gpus_are_hidden(const comm::launcher::Variables& variables) {
   return "";
 }
 
+void choose_device_early(std::optional<BackendKind> wanted) {
+  const comm::launcher::Variables variables = comm::launcher::own_environment();
+  if (wanted == BackendKind::cpu || !why_gpus_are_hidden(variables).empty()) return;
+  compute::choose_cuda_device(comm::launcher::known_local_rank(variables));
+}
+
 BackendChoice choose_backend(const comm::Communicator& world, const comm::Topology& topology,
                              std::optional<BackendKind> wanted) {
   BackendChoice choice;
@@ -103,7 +109,7 @@ BackendChoice choose_backend(const comm::Communicator& world, const comm::Topolo
   });
   choice.cuda = true;
   choice.share = share_device(world, topology, devices.count);
-  const auto names = world.allgather_texts(choice.share.device.name);
+  const auto names = world.allgather_texts(choice.share.device.kind);
   const std::set<std::string> kinds(names.begin(), names.end());
   choice.devices = fmt::format("{}", fmt::join(kinds, ", "));
   return choice;

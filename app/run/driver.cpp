@@ -93,7 +93,10 @@ Driver::Driver(compute::Backend& backend, const Groups& groups, const ModelShape
   poller_.reserve(3 * chunks_.size(), most_requests);  // between nodes, inside, between stages
 }
 
-Driver::~Driver() = default;
+/// Where an error ends a pass, its operations may still write to what the chunks hold.
+Driver::~Driver() {
+  backend_.settle();
+}
 
 void Driver::place(int layer, LayerPlacement placement) {
   placement_.change(layer, std::move(placement));

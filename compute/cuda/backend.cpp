@@ -112,8 +112,8 @@ class CudaBackend final : public Backend {
 
   std::unique_ptr<Chunk> make_chunk() override {
     const int index = num_chunks_++;
-    return std::make_unique<cuda::CudaChunk>(options_of_chunk(options_, index), index,
-                                             chunk_bytes_);
+    return std::make_unique<cuda::CudaChunk>(options_of_chunk(options_, index), index, chunk_bytes_,
+                                             memory_);
   }
 
   Event embed(Chunk& chunk) override { return layers_.embed(known(chunk)); }
@@ -205,6 +205,10 @@ class CudaBackend final : public Backend {
     while (!layers_.queue().wait(event, long_us)) {
     }
   }
+  void settle() noexcept override {
+    layers_.queue().settle();
+    memory_.settle();
+  }
   Interval interval(Event event) const override { return layers_.queue().interval(event); }
   std::size_t intervals(Event event, std::span<Interval> parts) const override {
     return layers_.queue().intervals(event, parts);
@@ -215,7 +219,7 @@ class CudaBackend final : public Backend {
 
   Memory memory() const override {
     Memory memory = layers_.memory();
-    memory.buffers += *chunk_bytes_;
+    memory.buffers += *chunk_bytes_ + memory_.retired_bytes();
     return memory;
   }
 

@@ -45,12 +45,13 @@ std::int64_t grown(std::int64_t wanted, std::int64_t before) {
 }  // namespace
 
 CudaChunk::CudaChunk(const BackendOptions& options, int index,
-                     std::shared_ptr<std::int64_t> account)
+                     std::shared_ptr<std::int64_t> account, CudaMemory& retired)
     : counts(static_cast<std::size_t>(most_counts(options)) * sizeof(std::int32_t)),
       head_uploads(head_bytes(options)),
       sampled(static_cast<std::size_t>(most_outcomes(options)) * sizeof(SampledToken)),
       options_(options),
       account_(std::move(account)),
+      retired_(retired),
       uploads_(input_bytes(options)),
       plan_(options) {
   order.index = index;
@@ -92,7 +93,7 @@ void CudaChunk::reserve_receive(std::int64_t rows) {
   if (rows <= receive_capacity) return;
   *account_ -= bytes();
   receive_capacity = std::max(rows, std::min(2 * receive_capacity, options_.most_receive_rows));
-  received_ = DeviceBuffer();
+  retire(received_);
   received_ =
       DeviceBuffer(static_cast<std::size_t>(receive_bytes(receive_capacity, row_bytes(options_))),
                    "received rows");
@@ -114,7 +115,7 @@ void CudaChunk::take_experts(const ExpertRoom& room) {
   expert_room_ = room;
   Arena plan;
   ExpertMemory(options_, plan, room);
-  experts_ = DeviceBuffer();
+  retire(experts_);
   experts_ = DeviceBuffer(plan.bytes(), "rows of shared experts");
   Arena arena(experts_.data());
   const ExpertMemory taken(options_, arena, room);
@@ -140,7 +141,7 @@ void CudaChunk::take_forward(const ForwardRoom& room) {
   room_ = room;
   Arena plan;
   ForwardMemory(options_, plan, room_);
-  forward_ = DeviceBuffer();
+  retire(forward_);
   forward_ = DeviceBuffer(plan.bytes(), "rows that are forwarded inside the node");
   Arena arena(forward_.data());
   forward = ForwardMemory(options_, arena, room_);

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <utility>
 
 #include "compute/backend.hpp"
 #include "compute/cuda/kernels.hpp"
@@ -27,8 +28,10 @@ struct ChunkInputs {
 
 class CudaChunk final : public Chunk {
  public:
-  /// `account` is the backend's sum of chunk bytes; the chunk adds and subtracts its own.
-  CudaChunk(const BackendOptions& options, int index, std::shared_ptr<std::int64_t> account);
+  /// `account` is the backend's sum of chunk bytes; the chunk adds and subtracts its own. What held
+  /// rows between ranks goes to `retired` when larger buffers take its place.
+  CudaChunk(const BackendOptions& options, int index, std::shared_ptr<std::int64_t> account,
+            CudaMemory& retired);
   ~CudaChunk() override;
   void reserve_receive(std::int64_t rows) override;
   void reserve_across(const NodeRows& rows, std::int64_t forwarded) override;
@@ -71,6 +74,7 @@ class CudaChunk final : public Chunk {
   CudaEvent computed{CudaEvent::Timing::off};  ///< the head's results, for their way to the host
 
  private:
+  void retire(DeviceBuffer& buffer) { retired_.retire(std::exchange(buffer, DeviceBuffer())); }
   /// Sets their size; the account leaves them out meanwhile.
   void take_inner();
   void take_forward(const ForwardRoom& room);
@@ -79,6 +83,7 @@ class CudaChunk final : public Chunk {
 
   const BackendOptions options_;  // of this chunk
   std::shared_ptr<std::int64_t> account_;
+  CudaMemory& retired_;
   DeviceBuffer device_;
   DeviceBuffer received_;
   DeviceBuffer forward_;

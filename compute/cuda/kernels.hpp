@@ -25,8 +25,8 @@
 namespace atl::compute::cuda {
 
 /// Whether the kernels were compiled for the current device: cudaErrorNoKernelImageForDevice where
-/// not.
-cudaError_t find_kernels();
+/// not. `architecture` is the one that is taken of those in the program, e.g. 90.
+cudaError_t find_kernels(int& architecture);
 /// The architectures they were compiled for, as CMake names them, e.g. "90a" or "80/90a".
 std::string built_architectures();
 

@@ -112,15 +112,22 @@ void CudaLayers::prepare() {
   }
   const Stream& stream = queue_.stream(StreamId::compute);
   gemm_.prepare(stream);
-  if (shape_.activation == Activation::gelu_tanh) {
-    fuses_gelu_ = true;
-    for (const MlpKinds* kinds : {&dense_, &expert_, &shared_}) {
-      if (kinds->width == 0) continue;
-      fuses_gelu_ = fuses_gelu_ && gemm_.gelu_is_accurate(kinds->up, kinds->up_float, stream);
-    }
-    for (const MlpKinds* kinds : {&dense_, &expert_, &shared_}) {
-      if (kinds->width > 0) gemm_.leave_out(fuses_gelu_ ? kinds->up_float : kinds->up);
-    }
+  if (shape_.activation == Activation::gelu_tanh) choose_gelu(stream);
+}
+
+/// What decides is the same on all ranks, whichever of these MLPs they have.
+void CudaLayers::choose_gelu(const Stream& stream) {
+  const auto kinds = {&dense_, &expert_, &shared_};
+  const auto is_there = [](const MlpKinds* mlp) { return mlp->width > 0; };
+  if (std::none_of(kinds.begin(), kinds.end(), is_there)) return;
+  const bool accurate = gemm_.gelu_is_accurate(shape_.hidden, stream);
+  fuses_gelu_ = accurate && std::all_of(kinds.begin(), kinds.end(), [&](const MlpKinds* mlp) {
+                  return !is_there(mlp) || gemm_.keeps_bits(mlp->up);
+                });
+  for (const MlpKinds* mlp : kinds) {
+    if (!is_there(mlp)) continue;
+    gemm_.leave_out(fuses_gelu_ ? mlp->up_float : mlp->up);
+    if (accurate && !fuses_gelu_) gemm_.tell_dependent(mlp->up_float);  // others fuse it
   }
 }
 

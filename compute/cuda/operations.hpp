@@ -11,6 +11,7 @@
 #include "compute/cuda/gemm.hpp"
 #include "compute/cuda/plan/workspace.hpp"
 #include "compute/cuda/queue.hpp"
+#include "compute/cuda/switches.hpp"
 #include "compute/cuda/weights.hpp"
 
 namespace atl::compute::cuda {
@@ -90,6 +91,8 @@ class CudaLayers {
   void upload_offsets(CudaChunk& chunk, int layer);
   /// Of an MLP that so many ranks share.
   MlpKinds add_mlp(const CudaMlp& mlp, int width, int members = 1);
+  /// Whether GELU is part of GEMMs.
+  void choose_gelu(const Stream& stream);
   /// Parts of experts that several ranks share, for one block, whose rows follow `done` own ones of
   /// `own_rows`.
   struct SharedBlock {
@@ -197,6 +200,10 @@ class CudaLayers {
   /// Of up to the workspace's mlp_rows rows.
   void run_tile(const ExpertWork& work, const void* in, std::int64_t rows, void* out);
   void run_gathered(const ExpertWork& work, std::span<const Run> runs, std::int64_t rows);
+  /// Whether all of the runs together are computed sooner than the longest and the others apart.
+  bool gathering_pays(std::int64_t rows) const;
+  /// Copies the runs' rows to `together`, or from there with `back`.
+  void move_runs(const Stream& stream, std::span<const Run> runs, void* together, bool back) const;
   void collect_runs(std::span<const RowBlock> blocks);
   /// memory.normed = RMSNorm(x) * weight, unless it is already.
   void norm(const Stream& stream, CudaChunk& chunk, const float* weight);
@@ -245,6 +252,7 @@ class CudaLayers {
   std::vector<OwnHeads> heads_of_layer_;
   const int sums_per_member_;
   const DType dtype_;
+  const Switches switches_ = read_switches();
   int multiprocessors_ = 0;
   DeviceBuffer weight_memory_, kv_memory_, workspace_memory_;
   CudaWeights weights_;

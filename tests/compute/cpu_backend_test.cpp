@@ -391,6 +391,23 @@ TEST(CpuBackend, PositionsOutsideThePagesAreRefused) {
                Error);
 }
 
+/// Where an error ends a pass, what its operations write to goes.
+TEST(CpuBackend, NothingIsWrittenAfterItHasSettled) {
+  const auto model = random_model(tiny_shape(), DType::float32, 2);
+  SingleRank rank(model, {});
+  const std::vector<std::int32_t> tokens = {1, 2, 3};
+  const SingleRank::Piece piece{rank.add_sequence(), tokens};
+  for (int round = 0; round < 20; ++round) {
+    rank.set_chunk({&piece, 1});
+    rank.backend().embed(rank.chunk());
+    std::vector<float> x(std::size_t{3} * 48);
+    const compute::Event saved = rank.backend().save_x(rank.chunk(), x.data());
+    rank.backend().start();
+    rank.backend().settle();
+    EXPECT_TRUE(rank.backend().done(saved));
+  }
+}
+
 TEST(CpuBackend, MemoryIsAccountedFor) {
   const auto model = random_model(tiny_shape(), DType::float32, 2);
   SingleRank rank(model, {.num_pages = 10});

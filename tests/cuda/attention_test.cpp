@@ -379,6 +379,29 @@ TEST_P(CudaAttention, ValuesUnlikeKeys) {
   }
 }
 
+/// Blocks of keys that a row does not see are multiplied with weights of 0, which must not touch
+/// what it has, however small that is beside the values there: tensor cores align what they add.
+TEST_P(CudaAttention, ZeroWeightsOfLargeValuesChangeNoBit) {
+  const double large = dtype_ == DType::float16 ? 32768 : 0x1p100;
+  for (const int head_dim : {64, 128, 512}) {
+    Sequences data(shape_of(1, 1, head_dim), dtype_, {330}, 250, random_);
+    for (std::size_t t = 0; t < 330; ++t) {
+      for (double& x : data.v[0][t]) {
+        x = t < 257 ? std::ldexp(x, -static_cast<int>(t % 20)) : std::copysign(large, x);
+      }
+    }
+    const Cache cache(data, 64, false);
+    // The first rows see keys up to 255 and 256: blocks from 256 and 320 on are others' in part or
+    // wholly.
+    const auto wide = cache.attend({{0, 250, 80}}, split_none);
+    for (int position = 250; position < 257; ++position) {
+      const auto alone = cache.attend({{0, position, 1}}, split_none);
+      EXPECT_EQ(alone[0], wide[static_cast<std::size_t>(position - 250)])
+          << "position " << position << ", head_dim " << head_dim;
+    }
+  }
+}
+
 TEST_P(CudaAttention, LargeScoresStayFinite) {
   Sequences data(shape_of(1, 1, 16), dtype_, {600}, 596, random_);
   for (auto& row : data.q[0]) {

@@ -40,12 +40,19 @@ EOF
 # run_layout OUTPUT MODE RANKS SEED OPTIONS...; MODE-small is of the small model.
 run_layout() {
   local output="$1" mode="$2" ranks="$3" file
-  export ATL_EMULATED_SEED="$4" ATL_EMULATED_PROTECT=1
+  export ATL_EMULATED_SEED="$4" ATL_EMULATED_PROTECT="${protect:-1}" ATL_EMULATED_BEFORE_MPI=1
   shift 4
   [[ "$mode" == *-small ]] && file="$work/small.h5" || file="$model"
   mode="${mode%-small}"
   atoll_on "$ranks" run --model "$file" --input "$work/$mode.jsonl" --output "$output" --mode "$mode" \
     --backend cuda --min-chunk-tokens 1 --step-tokens "${step_tokens:-128}" --report "$output.json" "$@"
+}
+
+# holds WHAT COMMAND...: that ends with 0.
+holds() {
+  local what="$1"
+  shift
+  if "$@"; then passed; else failed "$what"; fi
 }
 
 for mode in score generate score-small generate-small; do
@@ -90,6 +97,34 @@ for layout in "${layouts[@]}"; do
   succeeds "$layout" || continue
   same "$layout" "$work/$mode.expected" "$work/results"
 done
+
+# Two devices, each chosen before MPI starts.
+ATL_EMULATED_DEVICES=2 run_layout "$work/results" score-small 2 21
+succeeds "two devices" && same "two devices" "$work/score-small.expected" "$work/results"
+
+# An MPI library that takes device pointers; and one that only says so, of which a start crashes. The
+# next one leaves that transport out, and the one after it the other.
+export ATL_EMULATED_CUDA_AWARE=1
+protect=0 run_layout "$work/results" score-small 3 22 --transport pairwise
+succeeds "device pointers" && same "device pointers" "$work/score-small.expected" "$work/results"
+json_check "the report tells the rate of large rows" "$work/results.json" <<'EOF'
+tried = lines[0]["transports_tried"]
+assert [t["transport"] for t in tried] == ["pairwise"] and tried[0]["passed"], tried
+assert tried[0]["bytes_per_s"] > 0, tried
+EOF
+for crash in first second; do
+  run_layout "$work/results" score-small 2 23
+  holds "the $crash crash: code $code" test "$code" -ne 0
+  holds "the $crash crash is explained" grep -q "crashed on device memory" "$work/stderr"
+  holds "the $crash crash leaves a note" test -s "$work/results.transports"
+done
+run_layout "$work/results" score-small 2 23
+succeeds "a third start" && same "a third start" "$work/score-small.expected" "$work/results"
+for transport in ialltoallv pairwise; do
+  holds "$transport is said to be left out" grep -q "transport $transport is left out" "$work/stderr"
+done
+holds "the note goes with the run's end" test ! -e "$work/results.transports"
+unset ATL_EMULATED_CUDA_AWARE
 
 # What tokens were routed to is the same in every layout, and replaying it changes no byte.
 run_layout "$work/routed" generate-small 1 1 --chunks 1 --record-routing "$work/one.h5"

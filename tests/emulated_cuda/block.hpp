@@ -33,6 +33,13 @@ int lane_of_thread();
 /// Living lanes of the calling thread's warp.
 unsigned living_lanes();
 
+/// The asynchronous copies of the calling thread. What one writes is lost at once and there no
+/// earlier than it must be: when the thread waits for its group. A null `from` writes zeros.
+void copy_async(void* to, const void* from, std::size_t bytes);
+void commit_copies();
+/// Completes all groups of this thread but the newest `pending`.
+void wait_copies(int pending);
+
 /// Reports an error of the device code (block and thread are named) and ends the process.
 [[noreturn]] void device_error(const char* name, const std::source_location& where,
                                const char* what);

@@ -34,6 +34,8 @@ Settings read_settings() {
   s.memory_bytes = number("ATL_EMULATED_MEMORY_MIB", 4096) << 20U;
   s.seed = number("ATL_EMULATED_SEED", 1);
   s.protect = number("ATL_EMULATED_PROTECT", 0) != 0;
+  s.cuda_aware = number("ATL_EMULATED_CUDA_AWARE", 0) != 0;
+  s.before_mpi = number("ATL_EMULATED_BEFORE_MPI", 0) != 0;
   if (const char* text = std::getenv("ATL_EMULATED_ORDER")) {
     s.eager = std::string(text) == "eager";
     if (!s.eager && std::string(text) != "adversarial")
