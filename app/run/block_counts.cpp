@@ -17,8 +17,8 @@ BlockCounts::BlockCounts(const ModelShape& shape, std::int64_t block, int max_ch
                          int members)
     : block_(block),
       num_experts_(static_cast<std::size_t>(shape.num_experts)),
-      top_k_(static_cast<std::size_t>(shape.top_k)),
       num_layers_(moe_layers_of(shape).size()),
+      top_k_(static_cast<std::size_t>(shape.top_k)),
       index_of_layer_(numbers_of_layers(moe_layers_of(shape), shape.num_layers)),
       rows_(place, members) {
   chosen_.resize(static_cast<std::size_t>(max_chunks) * num_layers_);
