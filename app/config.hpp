@@ -68,6 +68,7 @@ struct RunOptions {
   std::string record_routing;    ///< file for what the routers choose; empty: none
   std::string replay_routing;    ///< file of choices that take their place; empty: none
   SharePrefixes share_prefixes = SharePrefixes::automatic;
+  int hold_requests = 64;  ///< MiB of requests that wait in memory; others are read again
   int speculate = 0;       ///< tokens proposed for a sequence at once; 0: none
   int max_sequences = 64;  ///< per rank at once
   int step_tokens = 2048;  ///< per rank and pass

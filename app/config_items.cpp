@@ -73,6 +73,7 @@ Items items_of_files_and_room(const RunOptions& o) {
           {"replay-routing", o.replay_routing},
           {"share-prefixes", text_of(o.share_prefixes)},
           {"speculate", std::to_string(o.speculate)},
+          {"hold-requests", std::to_string(o.hold_requests)},
           {"max-sequences", std::to_string(o.max_sequences)},
           {"step-tokens", std::to_string(o.step_tokens)},
           {"min-chunk-tokens", std::to_string(o.min_chunk_tokens)},

@@ -15,6 +15,12 @@ void add_run_prompts(CLI::App& app, RunOptions& o) {
          "last ones before, and check them in one pass; 0: none")
       ->check(CLI::Range(0, 64))
       ->capture_default_str();
+  app.add_option(
+         "--hold-requests", o.hold_requests,
+         "MiB of waiting requests that are held in memory by the rank that reads them; what "
+         "is beyond is read again when its turn comes")
+      ->check(CLI::Range(0, 1 << 20))
+      ->capture_default_str();
 }
 
 }  // namespace atl

@@ -6,7 +6,8 @@
 
 namespace atl {
 
-/// The options of atoll run that say what is computed once for several tokens or requests.
+/// The options of atoll run that say what is computed once for several tokens or requests, and how
+/// many of these wait in memory.
 void add_run_prompts(CLI::App& app, RunOptions& options);
 
 }  // namespace atl

@@ -3,11 +3,7 @@
 namespace atl::comm {
 
 Allgather::Allgather(const Communicator& comm, const void* value, void* all, std::size_t bytes)
-    : waiting_("MPI_Iallgather") {
-  const int count = static_cast<int>(bytes);
-  check(MPI_Iallgather(value, count, MPI_BYTE, all, count, MPI_BYTE, comm.raw(), &request_),
-        "MPI_Iallgather");
-}
+    : request_(comm.start_allgather(value, all, bytes)), waiting_("MPI_Iallgather") {}
 
 bool Allgather::test() {
   int done = 0;

@@ -116,12 +116,12 @@ void Communicator::barrier() const {
   wait(request, "MPI_Ibarrier");
 }
 
-void Communicator::allgather_bytes(const void* value, void* all, std::size_t bytes) const {
+MPI_Request Communicator::start_allgather(const void* value, void* all, std::size_t bytes) const {
   const int count = to_int(bytes, "bytes of an allgather");
   MPI_Request request = MPI_REQUEST_NULL;
   check(MPI_Iallgather(value, count, MPI_BYTE, all, count, MPI_BYTE, comm_, &request),
         "MPI_Iallgather");
-  wait(request, "MPI_Iallgather");
+  return request;
 }
 
 namespace {

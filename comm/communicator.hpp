@@ -79,7 +79,8 @@ class Communicator {
   void allgather_into(const T& value, std::span<T> all) const {
     static_assert(std::is_trivially_copyable_v<T>);
     require(all.size() == static_cast<std::size_t>(size_), "allgather: wrong number of entries");
-    allgather_bytes(&value, all.data(), sizeof(T));
+    MPI_Request request = start_allgather(&value, all.data(), sizeof(T));
+    wait(request, "MPI_Iallgather");
   }
 
   enum class Reduce { sum, max, min };
@@ -136,7 +137,9 @@ class Communicator {
 
  private:
   Communicator(MPI_Comm comm, bool owned);
-  void allgather_bytes(const void* value, void* all, std::size_t bytes) const;
+  friend class Allgather;
+  /// Each rank's `bytes`, to all of them.
+  MPI_Request start_allgather(const void* value, void* all, std::size_t bytes) const;
   /// One rank's text to another, which knows its size; in pieces.
   void send_text(const std::string& text, int to, int tag) const;
   std::string receive_text(std::uint64_t size, int from, int tag) const;

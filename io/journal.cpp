@@ -103,7 +103,7 @@ ResultJournal::ResultJournal(const std::string& output, bool in_memory)
 ResultJournal::~ResultJournal() {
   stop_syncing();
   if (file_ < 0) return;
-  if (places_.empty() && !in_memory_ && (is_new_ || in_use_)) unlink(path_.c_str());
+  if (num_results_ == 0 && !in_memory_ && (is_new_ || in_use_)) unlink(path_.c_str());
   close(file_);
 }
 
@@ -131,6 +131,14 @@ void ResultJournal::read() {
     text.erase(0, whole);
   }
   if (!text.empty()) ++num_damaged_;
+  // What was refused is found out again; of a request's results the last one counts.
+  std::erase_if(places_, [](const Place& place) { return place.line < 0; });
+  std::ranges::stable_sort(places_, {}, &Place::line);
+  const auto same = [](const Place& a, const Place& b) { return a.line == b.line; };
+  const auto first = std::unique(places_.rbegin(), places_.rend(), same).base();
+  places_.erase(places_.begin(), first);
+  num_results_ = std::ssize(places_);
+  sorted_ = true;
 }
 
 void ResultJournal::find_lines(std::string_view text, std::uint64_t offset) {
@@ -140,8 +148,9 @@ void ResultJournal::find_lines(std::string_view text, std::uint64_t offset) {
     if (entry && entry->line == 0) {
       header_ = entry->result;
     } else if (entry) {
-      const auto before = static_cast<std::uint64_t>(entry->result.data() - text.data());
-      places_[entry->line] = {offset + before, entry->result.size()};
+      places_.push_back({entry->line, offset});
+      if (entry->line > 0) ++num_results_;
+      sorted_ = false;
     } else {
       ++num_damaged_;
     }
@@ -154,6 +163,7 @@ void ResultJournal::start(const std::string& header) {
   in_use_ = true;
   if (ftruncate(file_, 0) != 0) refuse(path_, errno);
   places_.clear();
+  num_results_ = 0;
   size_ = 0;
   num_damaged_ = 0;
   header_ = header;
@@ -202,19 +212,39 @@ void ResultJournal::append(std::string_view lines) {
   changed_.notify_all();
 }
 
+const ResultJournal::Place* ResultJournal::place_of(std::int64_t line) const {
+  if (!sorted_) std::ranges::sort(places_, {}, &Place::line);
+  sorted_ = true;
+  const auto found = std::ranges::lower_bound(places_, line, {}, &Place::line);
+  return found == places_.end() || found->line != line ? nullptr : &*found;
+}
+
+void ResultJournal::drop(const std::function<bool(std::int64_t line)>& dropped) {
+  std::erase_if(places_, [&](const Place& place) { return dropped(place.line); });
+  num_results_ = std::ssize(places_);
+}
+
 std::string ResultJournal::result(std::int64_t line) const {
-  const Place& place = places_.at(line);
-  std::string text(place.bytes, '\0');
-  std::size_t done = 0;
-  while (done < text.size()) {
-    const ssize_t got = pread(file_, text.data() + done, text.size() - done,
-                              static_cast<off_t>(place.offset + done));
+  const Place* place = place_of(line);
+  require(place != nullptr, "internal: the journal has no result of line {}", line);
+  std::string text;
+  std::size_t end = std::string::npos;
+  for (std::size_t more = 4096; end == std::string::npos; more *= 2) {
+    const std::size_t before = text.size();
+    text.resize(before + more);
+    const ssize_t got =
+        pread(file_, text.data() + before, more, static_cast<off_t>(place->offset + before));
+    text.resize(before + static_cast<std::size_t>(std::max<ssize_t>(0, got)));
     if (got < 0 && errno == EINTR) continue;
     require(got > 0, "cannot read {} back ({}); check the disk, then run again with --resume",
             path_, got < 0 ? std::strerror(errno) : "it has become shorter");
-    done += static_cast<std::size_t>(got);
+    end = text.find('\n', before);
   }
-  return text;
+  const auto entry = parse_journal_line(std::string_view(text).substr(0, end));
+  require(entry && entry->line == line,
+          "cannot read {} back (it has been changed); check the disk, then run again with --resume",
+          path_);
+  return std::string(entry->result);
 }
 
 void ResultJournal::start_syncing() {

@@ -3,17 +3,20 @@
 
 #include <condition_variable>
 #include <cstdint>
+#include <deque>
+#include <functional>
 #include <mutex>
 #include <optional>
 #include <string>
 #include <string_view>
 #include <thread>
-#include <unordered_map>
 
 namespace atl::io {
 
 /// One finished request as the journal keeps it: {"line":N,"xxh3_64":"...","result":RESULT} and a
-/// newline. `line` is the request's line in the input, `result` its line of the results.
+/// newline. `line` is the request's line in the input, `result` its line of the results. A number
+/// below 0 is that of a request which was refused: its line is kept there for the end of this run,
+/// and a run that resumes finds the reason again.
 std::string journal_line(std::int64_t line, std::string_view result);
 
 /// What such a line says.
@@ -44,7 +47,7 @@ class ResultJournal {
   const std::string& path() const { return path_; }
   /// The header that the earlier run wrote; empty when there is none, or a damaged one.
   const std::string& header() const { return header_; }
-  std::int64_t num_results() const { return static_cast<std::int64_t>(places_.size()); }
+  std::int64_t num_results() const { return num_results_; }
   /// Lines that were torn or damaged, and so do not count.
   std::int64_t num_damaged() const { return num_damaged_; }
 
@@ -56,7 +59,9 @@ class ResultJournal {
   /// Appends lines made by journal_line(). Throws Error when the disk is full or the file was
   /// removed; what was appended before stays whole.
   void append(std::string_view lines);
-  bool has(std::int64_t line) const { return places_.contains(line); }
+  bool has(std::int64_t line) const { return place_of(line) != nullptr; }
+  /// What an earlier run left of these lines does not count.
+  void drop(const std::function<bool(std::int64_t line)>& dropped);
   /// The result of a request that has one. Throws Error when it cannot be read back.
   std::string result(std::int64_t line) const;
   /// Returns when everything appended is on the disk. Throws Error where that failed.
@@ -66,9 +71,10 @@ class ResultJournal {
 
  private:
   struct Place {
-    std::uint64_t offset = 0;
-    std::uint64_t bytes = 0;
+    std::int64_t line = 0;
+    std::uint64_t offset = 0;  // of its journal line
   };
+  const Place* place_of(std::int64_t line) const;
   void read();
   /// Notes where the whole lines of `text`, which begins at `offset` of the file, are.
   void find_lines(std::string_view text, std::uint64_t offset);
@@ -85,7 +91,10 @@ class ResultJournal {
   int file_ = -1;
   std::uint64_t size_ = 0;  // bytes of whole lines; the next line goes there
   std::int64_t num_damaged_ = 0;
-  std::unordered_map<std::int64_t, Place> places_;  // by the request's line in the input
+  std::int64_t num_results_ = 0;
+  // 16 bytes a result; grows without being copied. By line, from the last question on.
+  mutable std::deque<Place> places_;
+  mutable bool sorted_ = true;
 
   std::mutex mutex_;
   std::condition_variable changed_;

@@ -295,9 +295,11 @@ void ModelFileWriter::close() {
   impl.agree(error_of([&] {
     if (!impl.writers.first()) return;
     impl.copy_structures();
-    publish(impl.slabs->name(), impl.path);
+    // Before the file gets its name: from then on these names may be another import's.
+    sync_to_disk(impl.slabs->name(), O_WRONLY);
     impl.slabs->remove(/*all=*/false);
     unlink(impl.temporary.c_str());
+    publish(impl.slabs->name(), impl.path);
   }));
   impl.temporary.clear();
   impl.slabs.reset();  // with its lock

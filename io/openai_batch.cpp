@@ -67,8 +67,10 @@ void take_prompt(const Json& body, Json& request) {
     request["tokens"] = prompt;
     return;
   }
-  require(!is_list || prompt.size() == 1, "its prompt is a list of {}; give one prompt a line",
-          prompt.size());
+  if (is_list && prompt.size() > 1) {
+    request["prompts"] = prompt;
+    return;
+  }
   request["prompt"] = is_list ? prompt[0] : prompt;
   if (request["prompt"].is_array()) {  // one list of ids in a list
     request["tokens"] = request["prompt"];
@@ -100,8 +102,6 @@ void take_echo(const Json& value, BatchLine& batch) {
   require(value.is_boolean(), "\"echo\" is {}, must be true or false", shown(value));
   batch.echo = value.get<bool>();
   require(!batch.echo || !batch.chat, "\"echo\" is for completions; leave it out");
-  require(!batch.echo || !batch.logprobs,
-          "\"echo\" with \"logprobs\" is not supported: a prompt's are given by --mode score");
 }
 
 /// What names the same as another key of the body.
@@ -122,6 +122,7 @@ void take_key(const Json& body, const std::string& key, BatchLine& batch, Json& 
     batch.model = value.get<std::string>();
   } else if (key == "max_completion_tokens") {
     take_synonym(body, "max_completion_tokens", "max_tokens", request);
+    batch.says_completion_tokens = !body.contains("max_tokens");
   } else if (key == "echo") {
     take_echo(value, batch);
   } else if (key == "best_of") {
@@ -140,81 +141,105 @@ OrderedJson number_of(float value) {
   return OrderedJson::parse(fmt::format("{}", value), nullptr, false);
 }
 
-/// What a result says of its tokens' probabilities.
-class TokenProbabilities {
- public:
-  TokenProbabilities(const Request& request, const Result& result)
-      : result_(result), each_(static_cast<std::size_t>(request.top_logprobs)) {}
+/// Some tokens of a result, and what it says of their probabilities.
+struct TokenList {
+  const std::vector<float>& logprobs;     // of the last ones
+  const std::vector<SampledToken>& tops;  // the same, so many each
+  const std::vector<std::string>& bytes;  // of each token, then of `tops`
+  std::size_t size = 0;
+  std::size_t each = 0;
 
-  OrderedJson of_completion() const;
-  OrderedJson of_chat() const;
-
- private:
-  std::size_t size() const { return result_.tokens.size(); }
-  const std::string& bytes(std::size_t t) const { return result_.token_bytes.at(t); }
+  std::size_t unknown() const { return size - logprobs.size(); }
+  bool known(std::size_t t) const { return t >= unknown(); }
+  float logprob(std::size_t t) const { return logprobs[t - unknown()]; }
   /// Of token t's tops the i-th.
-  const SampledToken& top(std::size_t t, std::size_t i) const {
-    return result_.tops.at(t * each_ + i);
-  }
+  std::size_t top_at(std::size_t t, std::size_t i) const { return (t - unknown()) * each + i; }
+  const SampledToken& top(std::size_t t, std::size_t i) const { return tops.at(top_at(t, i)); }
   const std::string& top_bytes(std::size_t t, std::size_t i) const {
-    return result_.token_bytes.at(size() + t * each_ + i);
+    return bytes.at(size + top_at(t, i));
   }
-  static OrderedJson named(const std::string& bytes, float logprob);
-
-  const Result& result_;
-  std::size_t each_;
 };
 
 void add_once(OrderedJson& object, const std::string& key, const OrderedJson& value) {
   if (!object.contains(key)) object[key] = value;
 }
 
-OrderedJson TokenProbabilities::of_completion() const {
-  OrderedJson tokens = OrderedJson::array();
-  OrderedJson values = OrderedJson::array();
-  OrderedJson all_tops = OrderedJson::array();
-  OrderedJson offsets = OrderedJson::array();
-  std::size_t offset = 0;  // in characters, as Python counts them
-  for (std::size_t t = 0; t < size(); ++t) {
-    const std::string text = mended_utf8(bytes(t));
-    tokens.push_back(text);
-    values.push_back(number_of(result_.logprobs.at(t)));
-    offsets.push_back(offset);
-    offset += static_cast<std::size_t>(
-        std::ranges::count_if(text, [](char c) { return (c & 0xc0) != 0x80; }));
-    OrderedJson tops = OrderedJson::object();
-    for (std::size_t i = 0; i < each_; ++i) {
-      if (top(t, i).token < 0) continue;
-      // Of two with one text the more probable one.
-      add_once(tops, mended_utf8(top_bytes(t, i)), number_of(top(t, i).logprob));
-    }
-    add_once(tops, text, values.back());
-    all_tops.push_back(std::move(tops));
+/// The "logprobs" of a completion.
+class CompletionLogprobs {
+ public:
+  void add(const TokenList& list);
+  OrderedJson json(bool with_tops) const {
+    return {{"tokens", tokens_},
+            {"token_logprobs", values_},
+            {"top_logprobs", with_tops ? tops_ : OrderedJson(nullptr)},
+            {"text_offset", offsets_}};
   }
-  return {{"tokens", tokens},
-          {"token_logprobs", values},
-          {"top_logprobs", each_ > 0 ? all_tops : OrderedJson(nullptr)},
-          {"text_offset", offsets}};
+
+ private:
+  OrderedJson tokens_ = OrderedJson::array();
+  OrderedJson values_ = OrderedJson::array();
+  OrderedJson tops_ = OrderedJson::array();
+  OrderedJson offsets_ = OrderedJson::array();
+  std::size_t offset_ = 0;  // in characters, as Python counts them
+};
+
+void CompletionLogprobs::add(const TokenList& list) {
+  for (std::size_t t = 0; t < list.size; ++t) {
+    const std::string text = mended_utf8(list.bytes.at(t));
+    tokens_.push_back(text);
+    offsets_.push_back(offset_);
+    offset_ += static_cast<std::size_t>(
+        std::ranges::count_if(text, [](char c) { return (c & 0xc0) != 0x80; }));
+    if (!list.known(t)) {  // nothing comes before it
+      values_.push_back(nullptr);
+      tops_.push_back(nullptr);
+      continue;
+    }
+    values_.push_back(number_of(list.logprob(t)));
+    OrderedJson tops = OrderedJson::object();
+    for (std::size_t i = 0; i < list.each; ++i) {
+      const SampledToken& top = list.top(t, i);
+      // Of two with one text the more probable one.
+      if (top.token >= 0) add_once(tops, mended_utf8(list.top_bytes(t, i)), number_of(top.logprob));
+    }
+    add_once(tops, text, values_.back());
+    tops_.push_back(std::move(tops));
+  }
 }
 
-OrderedJson TokenProbabilities::named(const std::string& bytes, float logprob) {
+OrderedJson named_token(const std::string& bytes, float logprob) {
   OrderedJson numbers = OrderedJson::array();
   for (const char c : bytes) numbers.push_back(static_cast<unsigned char>(c));
   return {{"token", mended_utf8(bytes)}, {"logprob", number_of(logprob)}, {"bytes", numbers}};
 }
 
-OrderedJson TokenProbabilities::of_chat() const {
+/// The "logprobs" of a chat.
+OrderedJson chat_logprobs(const TokenList& list) {
   OrderedJson content = OrderedJson::array();
-  for (std::size_t t = 0; t < size(); ++t) {
-    OrderedJson token = named(bytes(t), result_.logprobs.at(t));
+  for (std::size_t t = 0; t < list.size; ++t) {
+    OrderedJson token = named_token(list.bytes.at(t), list.logprob(t));
     OrderedJson tops = OrderedJson::array();
-    for (std::size_t i = 0; i < each_; ++i) {
-      if (top(t, i).token >= 0) tops.push_back(named(top_bytes(t, i), top(t, i).logprob));
+    for (std::size_t i = 0; i < list.each; ++i) {
+      const SampledToken& top = list.top(t, i);
+      if (top.token >= 0) tops.push_back(named_token(list.top_bytes(t, i), top.logprob));
     }
     token["top_logprobs"] = tops;
     content.push_back(token);
   }
   return {{"content", content}, {"refusal", nullptr}};
+}
+
+OrderedJson logprobs_of(const Request& request, const Result& result) {
+  const auto each = static_cast<std::size_t>(request.top_logprobs);
+  const TokenList own{result.logprobs, result.tops, result.token_bytes, result.tokens.size(), each};
+  if (request.batch->chat) return chat_logprobs(own);
+  CompletionLogprobs all;
+  if (request.scores_prompt()) {
+    all.add({result.prompt_logprobs, result.prompt_tops, result.prompt_bytes, result.prompt.size(),
+             each});
+  }
+  all.add(own);
+  return all.json(each > 0);
 }
 
 OrderedJson choice_of(const Request& request, const Result& result) {
@@ -228,10 +253,7 @@ OrderedJson choice_of(const Request& request, const Result& result) {
   }
   choice["token_ids"] = result.tokens;
   choice["logprobs"] = nullptr;
-  if (batch.logprobs) {
-    const TokenProbabilities probabilities(request, result);
-    choice["logprobs"] = batch.chat ? probabilities.of_chat() : probabilities.of_completion();
-  }
+  if (batch.logprobs) choice["logprobs"] = logprobs_of(request, result);
   choice["finish_reason"] = result.finish_reason;
   return choice;
 }
@@ -274,7 +296,8 @@ Json request_in_batch_line(const Json& line, BatchLine& batch) {
 }
 
 std::string batch_result_line(const Request& request, const Result& result) {
-  const std::int64_t prompt = result.prompt_tokens;
+  // It counts once: it is computed for each sample, but asked for once.
+  const std::int64_t prompt = request.part % request.samples == 0 ? result.prompt_tokens : 0;
   const auto generated = static_cast<std::int64_t>(result.tokens.size());
   const bool chat = request.batch->chat;
   const std::string name = std::to_string(request.line);
@@ -292,7 +315,6 @@ std::string batch_result_line(const Request& request, const Result& result) {
   return json_text(line);
 }
 
-/// The prompt counts once: it is computed for each sample, but asked for once.
 std::string joined_batch_line(std::span<const std::string> lines) {
   OrderedJson all = OrderedJson::parse(lines.front());
   OrderedJson& body = all["response"]["body"];
@@ -301,14 +323,8 @@ std::string joined_batch_line(std::span<const std::string> lines) {
     const OrderedJson one = OrderedJson::parse(line);
     const OrderedJson& own = one["response"]["body"];
     body["choices"].push_back(own["choices"][0]);
-    for (const char* key : {"completion_tokens", "total_tokens"}) {
-      usage[key] =
-          usage[key].get<std::int64_t>() + own["usage"]["completion_tokens"].get<std::int64_t>();
-    }
-    // Samples of one request may have had different weights.
-    if (all.contains("weights") && all["weights"] != one["weights"]) {
-      all["weights"] = fmt::format("{} {}", all["weights"].get<std::string>(),
-                                   one["weights"].get<std::string>());
+    for (auto& [key, tokens] : usage.items()) {
+      tokens = tokens.get<std::int64_t>() + own["usage"][key].get<std::int64_t>();
     }
   }
   return json_text(all);
@@ -325,6 +341,10 @@ std::string batch_error_line(const Request& request) {
                       {"body", {{"error", reason}}}};
   line["error"] = {{"code", "invalid_request"}, {"message", request.error}};
   return json_text(line);
+}
+
+bool is_batch_result(std::string_view line) {
+  return line.starts_with("{\"id\":\"batch_req_") && line.find("\",\"custom_id\":") != line.npos;
 }
 
 std::optional<std::string> batch_error_in(std::string_view line) {

@@ -22,6 +22,8 @@ nlohmann::json request_in_batch_line(const nlohmann::json& line, BatchLine& batc
 
 /// The response, without the newline. Its times are 0, since results depend on requests alone.
 std::string batch_result_line(const Request& request, const Result& result);
+/// Whether a line of results is one of these.
+bool is_batch_result(std::string_view line);
 /// One response from those of all samples.
 std::string joined_batch_line(std::span<const std::string> lines);
 /// The line for a request that failed.

@@ -33,7 +33,7 @@ std::optional<std::uint64_t> whole_number(const Json& value) {
   return static_cast<std::uint64_t>(exact);
 }
 
-int integer(const Json& value, const char* key, int low, int high) {
+int integer(const Json& value, std::string_view key, int low, int high) {
   const auto whole = whole_number(value);
   const bool fits = whole && *whole >= static_cast<std::uint64_t>(low) &&
                     *whole <= static_cast<std::uint64_t>(high);
@@ -46,7 +46,7 @@ double number(const Json& value, const char* key) {
   return value.get<double>();
 }
 
-std::vector<std::int32_t> token_ids(const Json& value, const char* key, int vocab) {
+std::vector<std::int32_t> token_ids(const Json& value, std::string_view key, int vocab) {
   require(value.is_array(), "\"{}\" is {}, must be a list of token ids", key, shown(value));
   std::vector<std::int32_t> ids;
   ids.reserve(value.size());
@@ -59,7 +59,7 @@ std::vector<std::int32_t> token_ids(const Json& value, const char* key, int voca
 /// Text stays text here: prompts are encoded many at a time.
 void parse_prompt(const Json& json, const RequestLimits& limits, const ModelText& text,
                   Request& request) {
-  const bool has_prompt = json.contains("prompt");
+  const bool has_prompt = json.contains("prompt") || !request.prompts.empty();
   require(has_prompt != json.contains("tokens"),
           "it has {} \"prompt\" {} \"tokens\"; give one of them", has_prompt ? "both" : "neither",
           has_prompt ? "and" : "nor");
@@ -70,8 +70,9 @@ void parse_prompt(const Json& json, const RequestLimits& limits, const ModelText
             "\"add_special_tokens\" is for a \"prompt\"; \"tokens\" are taken as they are");
     request.add_special_tokens = add.get<bool>();
   }
+  if (!request.prompts.empty()) return;
   if (!has_prompt) {
-    request.tokens = token_ids(json["tokens"], "tokens", limits.vocab);
+    request.tokens = token_ids(json["tokens"], said_as(request, "tokens"), limits.vocab);
     return;
   }
   const Json& prompt = json["prompt"];
@@ -79,6 +80,24 @@ void parse_prompt(const Json& json, const RequestLimits& limits, const ModelText
   require(text.why_not().empty(), "\"prompt\" needs a tokenizer: {}", text.why_not());
   require(prompt != "", "the prompt is empty; give at least one token");
   request.prompt = prompt.get<std::string>();
+}
+
+/// Several prompts, each a text or ids.
+void parse_prompts(const Json& list, const RequestLimits& limits, const ModelText& text,
+                   Request& request) {
+  constexpr std::size_t most = 2048;
+  require(list.size() <= most, "\"prompt\" has {} prompts, must have at most {}", list.size(),
+          most);
+  for (const Json& one : list) {
+    TextOrTokens& prompt = request.prompts.emplace_back();
+    if (!one.is_string()) {
+      prompt.tokens = token_ids(one, "prompt", limits.vocab);
+      continue;
+    }
+    require(text.why_not().empty(), "\"prompt\" needs a tokenizer: {}", text.why_not());
+    require(one != "", "a prompt is empty; give at least one token");
+    prompt.text = one.get<std::string>();
+  }
 }
 
 double number_from(const Json& json, const char* key, double low, double high) {
@@ -166,7 +185,9 @@ void parse_sampling(const Json& json, const RequestLimits& limits, Request& requ
   constexpr int any = std::numeric_limits<int>::max();
   constexpr int most_samples = 1024;
   if (json.contains("max_tokens")) {
-    request.max_tokens = integer(json["max_tokens"], "max_tokens", 1, any);
+    // OpenAI's 0 is for who wants to hear of the prompt alone.
+    request.max_tokens = integer(json["max_tokens"], said_as(request, "max_tokens"),
+                                 request.batch && !request.batch->chat ? 0 : 1, any);
   }
   if (json.contains("temperature"))
     request.temperature = number(json["temperature"], "temperature");
@@ -184,9 +205,15 @@ void parse_sampling(const Json& json, const RequestLimits& limits, Request& requ
   if (json.contains("logit_bias")) parse_logit_bias(json, limits, request);
   parse_seed(json, request);
   if (json.contains("top_logprobs")) {
-    request.top_logprobs = integer(json["top_logprobs"], "top_logprobs", 0, most_tops);
+    request.top_logprobs =
+        integer(json["top_logprobs"], said_as(request, "top_logprobs"), 0, most_tops);
   }
-  if (json.contains("n")) request.parts = integer(json["n"], "n", 1, most_samples);
+  if (json.contains("n")) request.samples = integer(json["n"], "n", 1, most_samples);
+  request.parts = request.samples;
+  constexpr std::size_t most_results = 1 << 16;
+  const std::size_t results = request.prompts.size() * static_cast<std::size_t>(request.samples);
+  require(results <= most_results, "{} prompts with {} samples each are more than {} results",
+          request.prompts.size(), request.samples, most_results);
 }
 
 /// A list of texts or of lists of token ids.
@@ -200,7 +227,7 @@ void parse_continuations(const Json& json, const RequestLimits& limits, const Mo
           "\"continuations\" is {}, must be a list of 1 to {} texts or lists of token ids",
           shown(list), most);
   for (const Json& one : list) {
-    Continuation& continuation = request.continuations.emplace_back();
+    TextOrTokens& continuation = request.continuations.emplace_back();
     if (one.is_string()) {
       require(text.why_not().empty(), "a continuation that is a text needs a tokenizer: {}",
               text.why_not());
@@ -330,6 +357,10 @@ void parse_line(const std::string& line, const RequestLimits& limits, const Mode
   }
   require(!json.contains("messages"),
           "\"messages\" need the model's chat template: render them with jobs/chat.py first");
+  if (request.batch && json.contains("prompts")) {
+    parse_prompts(json["prompts"], limits, text, request);
+    json.erase("prompts");
+  }
   check_keys(json);
   if (limits.scoring) require_no_generation(json);
   parse_prompt(json, limits, text, request);
@@ -341,11 +372,19 @@ void parse_line(const std::string& line, const RequestLimits& limits, const Mode
           "\"logprobs\" of a batch line are by tokens' texts, and this model has none ({}); a line "
           "of Atoll's own with \"top_logprobs\" has them by ids",
           text.why_not());
+  const auto said_back = [&](const std::optional<std::string>& prompt, const auto& tokens) {
+    return prompt ? *prompt : text.decode(tokens, {.special_tokens = true});
+  };
   if (request.batch && request.batch->echo) {
-    request.batch->prompt =
-        request.prompt ? *request.prompt : text.decode(request.tokens, {.special_tokens = true});
+    request.batch->prompt = said_back(request.prompt, request.tokens);
+    for (TextOrTokens& prompt : request.prompts) {
+      prompt.echo = said_back(prompt.text, prompt.tokens);
+    }
   }
-  if (!request.prompt) check_length(request, limits);
+  for (const TextOrTokens& prompt : request.prompts) {
+    if (!prompt.text) check_length(prompt.tokens, request, limits);
+  }
+  if (!request.prompt && request.prompts.empty()) check_length(request.tokens, request, limits);
 }
 
 }  // namespace atl::io

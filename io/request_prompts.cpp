@@ -32,9 +32,17 @@ std::size_t cores() {
 
 }  // namespace
 
-void check_length(const Request& request, const RequestLimits& limits) {
-  require(!request.tokens.empty(), "the prompt is empty; give at least one token");
-  const auto prompt = static_cast<std::int64_t>(request.tokens.size());
+std::string_view said_as(const Request& request, std::string_view key) {
+  if (!request.batch) return key;
+  if (key == "tokens") return "prompt";
+  if (key == "max_tokens" && request.batch->says_completion_tokens) return "max_completion_tokens";
+  return key == "top_logprobs" && !request.batch->chat ? "logprobs" : key;
+}
+
+void check_length(const std::vector<std::int32_t>& tokens, const Request& request,
+                  const RequestLimits& limits) {
+  require(!tokens.empty(), "the prompt is empty; give at least one token");
+  const auto prompt = static_cast<std::int64_t>(tokens.size());
   const char* why = limits.index_beyond
                         ? " (beyond these its attention selects keys by an index, which is not "
                           "supported)"
@@ -46,8 +54,8 @@ void check_length(const Request& request, const RequestLimits& limits) {
   const std::int64_t generated = request.max_tokens.value_or(limits.default_max_tokens);
   require(prompt + generated <= limits.max_positions,
           "the prompt's {} tokens and {} to be generated exceed the model's {} positions{}; "
-          "lower max_tokens or shorten the prompt",
-          prompt, generated, limits.max_positions, why);
+          "lower {} or shorten the prompt",
+          prompt, generated, limits.max_positions, why, said_as(request, "max_tokens"));
 }
 
 void PromptEncoder::require_known(const std::vector<std::int32_t>& tokens, const char* what) const {
@@ -59,15 +67,18 @@ void PromptEncoder::require_known(const std::vector<std::int32_t>& tokens, const
           what, beyond == tokens.end() ? 0 : *beyond, limits_.vocab);
 }
 
-void PromptEncoder::encode_prompt(Request& request, EncodeMemory& memory) const {
-  request.tokens = text_.encode(*request.prompt, request.add_special_tokens, memory);
-  require_known(request.tokens, "prompt");
-  check_length(request, limits_);
+std::vector<std::int32_t> PromptEncoder::encode_prompt(const Request& request,
+                                                       const std::string& text,
+                                                       EncodeMemory& memory) const {
+  auto tokens = text_.encode(text, request.add_special_tokens, memory);
+  require_known(tokens, "prompt");
+  check_length(tokens, request, limits_);
+  return tokens;
 }
 
 /// The text's tokens after those of a prompt are what both together have beyond the prompt's
 /// number, as evaluations count them; after a prompt of ids it stands by itself.
-void PromptEncoder::encode_continuation(const Request& request, Continuation& continuation,
+void PromptEncoder::encode_continuation(const Request& request, TextOrTokens& continuation,
                                         EncodeMemory& memory) const {
   if (!continuation.text) return;
   const bool joined = request.prompt.has_value();
@@ -89,8 +100,12 @@ void PromptEncoder::encode_continuation(const Request& request, Continuation& co
 
 void PromptEncoder::encode_one(Request& request, EncodeMemory& memory) const {
   try {
-    if (request.prompt) encode_prompt(request, memory);
-    for (Continuation& continuation : request.continuations) {
+    if (request.prompt) request.tokens = encode_prompt(request, *request.prompt, memory);
+    for (TextOrTokens& prompt : request.prompts) {
+      if (prompt.text) prompt.tokens = encode_prompt(request, *prompt.text, memory);
+      prompt.text.reset();
+    }
+    for (TextOrTokens& continuation : request.continuations) {
       encode_continuation(request, continuation, memory);
     }
   } catch (const Error& error) {
@@ -126,7 +141,7 @@ namespace {
 /// Continuations together with their prompt.
 void check_continuations(Request& request, const RequestLimits& limits) {
   const std::size_t prompt = request.tokens.size();
-  for (const Continuation& continuation : request.continuations) {
+  for (const TextOrTokens& continuation : request.continuations) {
     const std::size_t tokens = prompt + continuation.tokens.size();
     if (tokens <= static_cast<std::size_t>(limits.max_positions)) continue;
     request.error = fmt::format(
@@ -136,17 +151,28 @@ void check_continuations(Request& request, const RequestLimits& limits) {
   }
 }
 
-void make_part(Request& request, int part, const std::vector<Continuation>& continuations,
+/// What the parts of a line have different.
+struct Different {
+  std::vector<TextOrTokens> prompts;
+  std::vector<TextOrTokens> continuations;
+};
+
+void make_part(Request& request, int part, const Different& different,
                const RequestLimits& limits) {
   request.part = part;
+  if (!different.prompts.empty()) {
+    const auto& prompt = different.prompts[static_cast<std::size_t>(part / request.samples)];
+    request.tokens = prompt.tokens;
+    request.batch->prompt = prompt.echo;
+  }
   if (request.own_seed) {
     request.seed += static_cast<std::uint64_t>(part);
   } else if (part > 0) {
     request.seed = sample_seed(limits.seed, request.id, static_cast<std::uint64_t>(part));
   }
-  if (continuations.empty()) return;
+  if (different.continuations.empty()) return;
   request.scored_from = std::ssize(request.tokens);
-  const auto& tokens = continuations[static_cast<std::size_t>(part)].tokens;
+  const auto& tokens = different.continuations[static_cast<std::size_t>(part)].tokens;
   request.tokens.insert(request.tokens.end(), tokens.begin(), tokens.end());
 }
 
@@ -157,17 +183,23 @@ std::vector<Request> in_parts(std::vector<Request> requests, const RequestLimits
   all.reserve(requests.size());
   for (Request& request : requests) {
     check_continuations(request, limits);
-    const std::vector<Continuation> continuations = std::exchange(request.continuations, {});
-    if (!continuations.empty()) request.parts = static_cast<int>(continuations.size());
+    const Different different{std::exchange(request.prompts, {}),
+                              std::exchange(request.continuations, {})};
+    if (!different.continuations.empty()) {
+      request.parts = static_cast<int>(different.continuations.size());
+    }
+    if (!different.prompts.empty()) {
+      request.parts = request.samples * static_cast<int>(different.prompts.size());
+    }
     if (!request.error.empty()) {
       request.parts = 1;
       all.push_back(std::move(request));
       continue;
     }
     for (int part = 0; part + 1 < request.parts; ++part) {
-      make_part(all.emplace_back(request), part, continuations, limits);
+      make_part(all.emplace_back(request), part, different, limits);
     }
-    make_part(request, request.parts - 1, continuations, limits);
+    make_part(request, request.parts - 1, different, limits);
     all.push_back(std::move(request));
   }
   return all;
@@ -184,7 +216,10 @@ void PromptEncoder::encode(std::vector<Request>& requests, bool all_cores) {
     const std::size_t before = bytes;
     const std::size_t prompt = request.prompt ? request.prompt->size() : 0;
     bytes += prompt;
-    for (const Continuation& continuation : request.continuations) {
+    for (const TextOrTokens& each : request.prompts) {
+      if (each.text) bytes += each.text->size();
+    }
+    for (const TextOrTokens& continuation : request.continuations) {
       if (continuation.text) bytes += prompt + continuation.text->size();
     }
     if (bytes > before) waiting.push_back(&request);

@@ -3,6 +3,8 @@
 
 #include <cstddef>
 #include <deque>
+#include <string>
+#include <string_view>
 #include <vector>
 
 #include "io/model_text.hpp"
@@ -26,8 +28,9 @@ class PromptEncoder {
 
  private:
   void encode_one(Request& request, EncodeMemory& memory) const;
-  void encode_prompt(Request& request, EncodeMemory& memory) const;
-  void encode_continuation(const Request& request, Continuation& continuation,
+  std::vector<std::int32_t> encode_prompt(const Request& request, const std::string& text,
+                                          EncodeMemory& memory) const;
+  void encode_continuation(const Request& request, TextOrTokens& continuation,
                            EncodeMemory& memory) const;
   void require_known(const std::vector<std::int32_t>& tokens, const char* what) const;
   void encode_all(const std::vector<Request*>& waiting, std::size_t num_threads);
@@ -37,12 +40,16 @@ class PromptEncoder {
   std::deque<EncodeMemory> memories_;  // a thread's each
 };
 
-/// Each request that asks for several samples, or for continuations, as one for each of them. A
-/// continuation that does not fit the model refuses its line.
+/// Each request that asks for several samples, of several prompts, or for continuations, as one for
+/// each of them. A continuation that does not fit the model refuses its line.
 std::vector<Request> in_parts(std::vector<Request> requests, const RequestLimits& limits);
 
-/// Throws Error when the prompt is empty, or does not fit the model's positions together with what
-/// is to be generated.
-void check_length(const Request& request, const RequestLimits& limits);
+/// Throws Error when the prompt, which may be one of several, is empty, or does not fit the model's
+/// positions together with what is to be generated.
+void check_length(const std::vector<std::int32_t>& prompt, const Request& request,
+                  const RequestLimits& limits);
+
+/// What the line calls what is `key` among Atoll's own, for messages about it.
+std::string_view said_as(const Request& request, std::string_view key);
 
 }  // namespace atl::io

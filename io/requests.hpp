@@ -20,26 +20,30 @@ class ModelText;
 
 /// What a line of OpenAI's batch format says that its response needs.
 struct BatchLine {
-  std::string model;      ///< said back
-  bool logprobs = false;  ///< the response has them
-  bool chat = false;      ///< it is that of a chat, else that of a completion
-  bool echo = false;      ///< the prompt's text stands before that of each choice
-  std::string prompt;     ///< that text, for echo
+  std::string model;                    ///< said back
+  bool logprobs = false;                ///< the response has them
+  bool chat = false;                    ///< it is that of a chat, else that of a completion
+  bool echo = false;                    ///< the prompt's text stands before that of each choice
+  std::string prompt;                   ///< that text, for echo
+  bool says_completion_tokens = false;  ///< "max_completion_tokens" where others say "max_tokens"
 
   bool operator==(const BatchLine&) const = default;
 };
 
-/// What is scored after a prompt: a text, until it is encoded, or tokens.
-struct Continuation {
+/// One of several prompts, or what is scored after a prompt: a text, until it is encoded, or
+/// tokens.
+struct TextOrTokens {
   std::optional<std::string> text;
   std::vector<std::int32_t> tokens;
+  std::string echo;  ///< of a prompt that is said back: its text
 };
 
-/// One line of the requests file, or one of several parts that it asks for: samples of one prompt,
-/// or continuations of it. Parts of a line follow one another, alike but for `part` and what that
-/// decides.
+/// One line of the requests file, or one of several parts that it asks for: samples of a prompt or
+/// of each of several, or continuations of one. Parts of a line follow one another, alike but for
+/// `part` and what that decides.
 struct Request {
-  std::int64_t line = 0;  ///< 1-based line number in the input file
+  std::int64_t line = 0;    ///< 1-based line number in the input file
+  std::int64_t offset = 0;  ///< the byte of the input at which that line begins
   std::string id;
   std::vector<std::int32_t> tokens;   ///< the prompt
   std::optional<std::string> prompt;  ///< as text, until it is encoded
@@ -61,12 +65,16 @@ struct Request {
   std::vector<std::string> stop;  ///< texts that end the result
   int parts = 1;
   int part = 0;                  ///< the number of this one, from 0
+  int samples = 1;               ///< of these, of one prompt; those of another prompt follow
   std::int64_t scored_from = 0;  ///< where a continuation begins among `tokens`; 0: there is none
-  std::vector<Continuation> continuations;  ///< until the parts are made
+  std::vector<TextOrTokens> continuations;  ///< until the parts are made
+  std::vector<TextOrTokens> prompts;        ///< the same, where there are several
   std::optional<BatchLine> batch;           ///< set: line and result are of OpenAI's batch format
   std::string error;                        ///< set: this line is refused with this reason
 
   bool is_continuation() const { return scored_from > 0; }
+  /// Whether its result has the log-probabilities of its prompt's tokens beside others.
+  bool scores_prompt() const { return batch && batch->echo && batch->logprobs; }
   /// Whether the result of its line holds those of parts, be it of one.
   bool in_parts() const { return parts > 1 || is_continuation(); }
   SamplingOptions sampling() const {
@@ -120,6 +128,26 @@ class RequestReader {
   std::vector<Request> read(std::int64_t most, bool all_cores);
   /// Whether read() has come to the end of the file.
   bool at_end() const;
+  /// What the file's lines are, as far as any could be read.
+  std::optional<LineFormat> format() const;
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+/// Reads single lines again of which a RequestReader made requests without an error.
+class LineFetcher {
+ public:
+  /// `limits` with the file's format. Throws Error when the file cannot be read.
+  LineFetcher(const std::string& path, const RequestLimits& limits);
+  ~LineFetcher();
+  LineFetcher(const LineFetcher&) = delete;
+  LineFetcher& operator=(const LineFetcher&) = delete;
+
+  /// The requests of the line that begins at `offset`, cheapest in the order of the file. Where the
+  /// file is not the same any more, they may be any, with an error or without, or Error is thrown.
+  std::vector<Request> fetch(std::int64_t offset, std::int64_t line);
 
  private:
   struct Impl;
@@ -138,6 +166,12 @@ struct Result {
   /// Of each token, then of each of `tops`: for a batch line with log-probabilities, the bytes that
   /// it gives, which need not be UTF-8.
   std::vector<std::string> token_bytes;
+  /// Where the request scores its prompt, that and the same of it: log-probabilities of all tokens
+  /// but the first, and the most probable ones in place of each of these.
+  std::vector<std::int32_t> prompt;
+  std::vector<float> prompt_logprobs;
+  std::vector<SampledToken> prompt_tops;
+  std::vector<std::string> prompt_bytes;
   std::int64_t prompt_tokens = 0;   ///< of the request
   bool greedy = true;               ///< in scoring: each scored token is the most probable one
   std::string finish_reason;        ///< "length" or "stop"
@@ -150,8 +184,8 @@ struct Result {
 /// Of a request that is a part, the same of that part, for joined_line().
 std::string result_line(const Request& request, const Result& result, bool scoring);
 /// The line of results of a request in parts, from those of all parts in order: the first error
-/// among them, or all. `first` is the first part.
-std::string joined_line(const Request& first, std::span<const std::string> lines);
+/// among them, or all. `continuations`: that is what they are, not samples.
+std::string joined_line(bool continuations, std::span<const std::string> lines);
 /// What a line of results that is no error says of log-probabilities in scoring, in their order.
 std::vector<float> scored_in(std::string_view line);
 /// The line for a refused request: id (if it had one), line, error.

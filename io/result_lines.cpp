@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
 #include <nlohmann/json.hpp>
 #include <numeric>
@@ -54,6 +55,43 @@ std::string continuation_line(const Request& request, const Result& result) {
                      list_of(result.logprobs), shown(sum), result.greedy);
 }
 
+constexpr std::string_view weights_key = R"(,"weights":")";
+
+/// Lines without the key that with_weights() adds, and what it says; nothing where it is not there.
+struct Named {
+  std::vector<std::string> lines;
+  std::vector<std::string> weights;
+};
+
+Named without_weights(std::span<const std::string> lines) {
+  Named named;
+  for (const std::string& line : lines) {
+    // Names have no quotes, and within strings quotes are escaped, so that this is a key.
+    const std::size_t key = line.rfind(weights_key);
+    const std::size_t name = key + weights_key.size();
+    const bool last = key != std::string::npos && line.find('"', name) + 2 == line.size();
+    named.lines.push_back(last ? line.substr(0, key) + '}' : line);
+    if (last) named.weights.push_back(line.substr(name, line.size() - 2 - name));
+  }
+  return named;
+}
+
+/// Those of all parts: their one name, or where these differ the name of each.
+std::string with_names(std::string line, const std::vector<std::string>& names) {
+  if (names.empty()) return line;
+  const bool one = std::ranges::all_of(names, [&](const auto& name) { return name == names[0]; });
+  if (one) return with_weights(std::move(line), names[0]);
+  line.insert(line.size() - 1, fmt::format(R"(,"weights":{})", json_text(Json(names))));
+  return line;
+}
+
+/// Of {"id":"...", and what follows: how long that much is.
+std::size_t end_of_id(std::string_view line) {
+  std::size_t at = line.find(':') + 2;
+  while (line[at] != '"') at += line[at] == '\\' ? 2 : 1;
+  return at + 2;
+}
+
 }  // namespace
 
 std::string result_line(const Request& request, const Result& result, bool scoring) {
@@ -71,19 +109,23 @@ std::string result_line(const Request& request, const Result& result, bool scori
                      tops, json_string(result.finish_reason));
 }
 
-std::string joined_line(const Request& first, std::span<const std::string> lines) {
+std::string joined_line(bool continuations, std::span<const std::string> lines) {
   for (const std::string& line : lines) {
     if (error_in(line)) return line;
   }
-  if (first.batch) return joined_batch_line(lines);
-  const std::string begin = fmt::format(R"({{"id":{},)", json_string(first.id));
-  std::string text =
-      fmt::format(R"({}"{}":[)", begin, first.is_continuation() ? "continuations" : "samples");
-  for (const std::string& line : lines) {
-    if (text.back() != '[') text += ',';
-    text += '{' + line.substr(begin.size());
+  const Named named = without_weights(lines);
+  const auto& parts = named.lines;
+  if (is_batch_result(parts.front())) {
+    return with_names(joined_batch_line(parts), named.weights);
   }
-  return text + "]}";
+  const std::size_t begin = end_of_id(parts.front());
+  std::string text = fmt::format(R"({}"{}":[)", std::string_view(parts.front()).substr(0, begin),
+                                 continuations ? "continuations" : "samples");
+  for (const std::string& line : parts) {
+    if (text.back() != '[') text += ',';
+    text += '{' + line.substr(begin);
+  }
+  return with_names(text + "]}", named.weights);
 }
 
 std::vector<float> scored_in(std::string_view line) {

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <sys/file.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -68,14 +69,31 @@ SlabFile::~SlabFile() {
 }
 
 void SlabFile::open(bool create) {
-  const bool there = !key_.empty() && ::access(name_.c_str(), F_OK) == 0;
-  if (create && !there) create_exclusively(path_, name_);
-  file_ = ::open(name_.c_str(), O_RDWR | O_CLOEXEC);
-  if (file_ < 0) fail("cannot write {}: {}", name_, std::strerror(errno));
-  if (!create) return;
-  // Some file systems have no locks; there nobody is refused.
-  const bool taken = flock(file_, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK;
-  require(!taken, "cannot write {}: another process is writing {}; wait for it", path_, name_);
+  while (file_ < 0) {
+    const bool there = !key_.empty() && ::access(name_.c_str(), F_OK) == 0;
+    if (create && !there) create_exclusively(path_, name_);
+    file_ = ::open(name_.c_str(), O_RDWR | O_CLOEXEC);
+    if (file_ < 0 && (!there || errno != ENOENT)) {
+      fail("cannot write {}: {}", name_, std::strerror(errno));
+    }
+    if (file_ < 0) continue;  // it was given its name, or removed, just now
+    if (!create) return;
+    // Some file systems have no locks; there nobody is refused.
+    const bool taken = flock(file_, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK;
+    require(!taken, "cannot write {}: another process is writing {}; wait for it", path_, name_);
+    if (has_name()) return;
+    // Whoever had the lock has made it the model file meanwhile, which is not to be written to.
+    ::close(file_);
+    file_ = -1;
+  }
+}
+
+/// Whether the file that is open is still the one of that name.
+bool SlabFile::has_name() const {
+  struct stat opened {};
+  struct stat named {};
+  return fstat(file_, &opened) == 0 && stat(name_.c_str(), &named) == 0 &&
+         opened.st_dev == named.st_dev && opened.st_ino == named.st_ino;
 }
 
 void SlabFile::reserve(std::uint64_t bytes) const {

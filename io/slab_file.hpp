@@ -50,6 +50,7 @@ class SlabFile {
     void operator()(std::FILE* file) const { std::fclose(file); }
   };
   void open(bool create);
+  bool has_name() const;
   std::string take_up() const;
   void parse(const std::string& lines);
 

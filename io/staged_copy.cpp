@@ -12,10 +12,12 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <span>
 #include <vector>
 
 #include "compute/clock.hpp"
 #include "compute/error.hpp"
+#include "io/model_file.hpp"
 #include "io/running_checksum.hpp"
 
 namespace atl::io {
@@ -144,12 +146,23 @@ void require_no_other(const std::string& file, const std::string& copy, const st
 
 }  // namespace
 
+std::string staged_path(const std::string& file, const std::string& folder) {
+  std::error_code error;
+  const fs::path place = fs::canonical(file, error);
+  require(!error, "cannot open {} ({}); check --model", file, error.message());
+  const std::string text = place.string();
+  const std::uint64_t key = checksum_of(std::as_bytes(std::span(text)));
+  return fmt::format("{}/{:016x}/{}", folder, key, place.filename().string());
+}
+
 StagedCopy stage_copy(const std::string& file, const std::string& folder) {
   const double begin = now_seconds();
+  StagedCopy staged{staged_path(file, folder)};
   std::error_code error;
-  fs::create_directories(folder, error);
-  const std::string name = fs::path(file).filename();
-  StagedCopy staged{fmt::format("{}/{}", folder, name)};
+  require(!fs::equivalent(fs::path(file).parent_path() / ".", fs::path(folder) / ".", error),
+          "{} is where the model is; leave --stage out, or give it a folder on another disk",
+          folder);
+  fs::create_directories(fs::path(staged.path).parent_path(), error);
   const std::string note = staged.path + ".staged";
   const File lock(staged.path + ".lock", O_RDWR | O_CREAT | O_CLOEXEC);
   flock(lock.raw(), LOCK_EX);  // where there are no locks, two at once copy the same
@@ -158,7 +171,7 @@ StagedCopy stage_copy(const std::string& file, const std::string& folder) {
   require(S_ISREG(status.st_mode), "{} is no file; check --model", file);
   staged.bytes = status.st_size;
   require_no_other(file, staged.path, note);
-  const std::string whole = fs::absolute(file);
+  const std::string whole = fs::canonical(file);
   staged.reused = is_copy(staged.path, note, whole, source);
   if (!staged.reused) {
     unlink(staged.path.c_str());

@@ -68,7 +68,9 @@ TextPlace text_place_of(const std::string& path) {
   place.direct = place.direct || is_of_system(place.path);
   struct stat status {};
   if (stat(path.c_str(), &status) == 0 && !S_ISDIR(status.st_mode)) {
-    if (S_ISREG(status.st_mode)) place.descriptor = standard_descriptor_of(status);
+    const int descriptor = standard_descriptor_of(status);
+    place.standard_output = descriptor == STDOUT_FILENO;
+    if (S_ISREG(status.st_mode)) place.descriptor = descriptor;
     place.direct = place.direct || place.descriptor >= 0 || !S_ISREG(status.st_mode);
   }
   return place;

@@ -13,6 +13,7 @@ struct TextPlace {
   std::string path;     ///< with links resolved
   bool direct = false;  ///< what is there cannot be replaced: a pipe, a device, an open file
   int descriptor = -1;  ///< of standard output or error, when the place is that file
+  bool standard_output = false;  ///< it is where standard output goes
   /// Where a file that is not direct is until it is whole.
   std::string partial() const { return path + ".partial"; }
 };

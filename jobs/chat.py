@@ -87,11 +87,32 @@ def of_model_file(path):
 
 def read_json(path):
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         return {}
     except ValueError as error:
         sys.exit(f"chat.py: cannot read {path}: {error}")
+
+
+def read_template(path):
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        sys.exit(f"chat.py: cannot read {path}: {error}")
+
+
+def without_template(model):
+    """What a model lacks that has no chat template."""
+    path = pathlib.Path(model)
+    if not path.is_dir():
+        return f"{model} has no chat template (the folder that it was imported from had none); give a .jinja file"
+    files = ("chat_template.jinja", "tokenizer_config.json", "chat_template.json")
+    missing = [name for name in files if not (path / name).is_file()]
+    said = [f"there is no {name}" for name in missing if name != "chat_template.json"]
+    if "tokenizer_config.json" not in missing:
+        said.append('tokenizer_config.json has no "chat_template"')
+    return (f"{model} has no chat template: {', and '.join(said)}. A base model has none: give the folder of the "
+            "model that was made for chats, or a .jinja file; or download what is missing")
 
 
 def of_folder(folder):
@@ -110,9 +131,9 @@ def of_folder(folder):
     elif isinstance(templates, list):
         templates = {entry["name"]: entry["template"] for entry in templates}
     for file in sorted((folder / "additional_chat_templates").glob("*.jinja")):
-        templates[file.stem] = file.read_text(encoding="utf-8")
+        templates[file.stem] = read_template(file)
     if (folder / "chat_template.jinja").is_file():
-        templates["default"] = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+        templates["default"] = read_template(folder / "chat_template.jinja")
     return templates, tokens
 
 
@@ -121,14 +142,13 @@ def load(model):
     if path.is_dir():
         templates, tokens = of_folder(path)
     elif path.suffix == ".jinja" and path.is_file():
-        templates, tokens = {"default": path.read_text(encoding="utf-8")}, {}
+        templates, tokens = {"default": read_template(path)}, {}
     elif path.is_file():
         templates, tokens = of_model_file(model)
     else:
         sys.exit(f"chat.py: there is no {model}; give a model file, a Hugging Face folder or a .jinja file")
     if not any(templates.values()):
-        sys.exit(f"chat.py: {model} has no chat template; give the folder of a model that was made for chats, or a "
-                 ".jinja file")
+        sys.exit(f"chat.py: {without_template(model)}")
     return templates, tokens
 
 
@@ -345,6 +365,8 @@ def main():
     sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape", newline="\n")
     failed = 0
     for number, text in enumerate(sys.stdin, 1):
+        if number == 1:
+            text = text.removeprefix("\ufeff")  # which editors of Windows put there
         if not text.strip():
             continue
         line, error = converted(chat, text)

@@ -14,13 +14,13 @@ table, OUTPUT/balance.md and OUTPUT/balance.json.
 
 import argparse
 import json
-import random
 import sys
 import threading
 from pathlib import Path
 from statistics import mean, median
 
 from harness_lib.folded_routing import fold_routing
+from harness_lib.rounds import in_order_of
 from harness_lib.shaped_hosts import ROOT, ShapedHosts, make_model, make_requests, mixtral
 
 LAYERS, EXPERTS, TOP_K, VOCAB, HIDDEN, INNER = 4, 16, 2, 256, 128, 512
@@ -117,9 +117,7 @@ def main():
     expected = None
     with hosts.up(options.rate):
         for number in range(options.rounds):
-            names = list(CASES)
-            random.Random(number).shuffle(names)
-            for name in names:
+            for name in in_order_of(number, CASES):
                 measured, results = run(hosts, options, name)
                 expected = expected or results
                 if results != expected:

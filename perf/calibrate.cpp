@@ -21,12 +21,11 @@
 #include "app/run/processor.hpp"
 #include "comm/communicator.hpp"
 #include "comm/counters.hpp"
-#include "comm/environment.hpp"
 #include "comm/links.hpp"
-#include "comm/watchdog.hpp"
 #include "io/json_shown.hpp"
 #include "io/text_file.hpp"
 #include "perf/machine.hpp"
+#include "perf/mpi_program.hpp"
 
 namespace atl::perf {
 namespace {
@@ -185,19 +184,5 @@ int run(const comm::Communicator& world, int argc, char** argv) {
 }  // namespace atl::perf
 
 int main(int argc, char** argv) {
-  using namespace atl;
-  comm::Watchdog watchdog;
-  const comm::Environment environment(&argc, &argv);
-  const comm::Communicator world = comm::Communicator::world();
-  try {
-    watchdog.connect(world);
-    return perf::run(world, argc, argv);
-  } catch (const comm::AgreedFailure& failure) {
-    if (failure.reporter()) fmt::print(stderr, "calibrate: {}\n", failure.what());
-    return failure.exit_code();
-  } catch (const std::exception& error) {
-    fmt::print(stderr, "calibrate: {}\n", error.what());
-    if (world.size() > 1) watchdog.abort(world, error.what());
-    return 1;
-  }
+  return atl::perf::mpi_program("calibrate", argc, argv, atl::perf::run);
 }

@@ -74,7 +74,7 @@ struct Batch {
   Batch(const Batch&) = delete;
   Batch& operator=(const Batch&) = delete;
 
-  std::vector<io::Request> requests;
+  ListedRequests requests;
   RequestQueue queue;
   Batcher batcher;
 };

@@ -295,7 +295,7 @@ class LayersBench {
 
   /// Collective. The pass that every measurement runs.
   Batcher next_batch() {
-    std::vector<io::Request> requests = requests_;
+    ListedRequests requests(requests_);
     RequestQueue queue(requests, {}, batch_, "");
     Batcher batch(batch_, room_of(requests, batch_));
     take_up(world_, queue, batch, loads_);

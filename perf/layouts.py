@@ -15,12 +15,12 @@ virtual cluster does. Output: the table, OUTPUT/layouts.md and OUTPUT/layouts.js
 
 import argparse
 import json
-import random
 import sys
 from pathlib import Path
 from statistics import median
 
 from harness_lib.folded_routing import fold_routing
+from harness_lib.rounds import in_order_of
 from harness_lib.shaped_hosts import ROOT, ShapedHosts, make_model, make_requests, mixtral
 
 LAYERS, EXPERTS, TOP_K, VOCAB, HIDDEN, INNER = 8, 16, 2, 256, 512, 2048
@@ -91,8 +91,7 @@ class Bench:
         expected = {}
         with self.hosts.up(self.options.rate):
             for number in range(self.options.rounds):
-                random.Random(number).shuffle(cases)
-                for case in cases:
+                for case in in_order_of(number, cases):
                     phase, exchange, busy, results = self.run(*case)
                     if "summed" not in case[1]:
                         if expected.setdefault(case[0], results) != results:

@@ -18,9 +18,8 @@
 #include "app/config.hpp"
 #include "app/run/run.hpp"
 #include "comm/communicator.hpp"
-#include "comm/environment.hpp"
-#include "comm/watchdog.hpp"
 #include "perf/machine.hpp"
+#include "perf/mpi_program.hpp"
 #include "perf/paced_over.hpp"
 
 namespace atl::perf {
@@ -78,19 +77,5 @@ int run(const comm::Communicator& world, int argc, char** argv) {
 }  // namespace atl::perf
 
 int main(int argc, char** argv) {
-  using namespace atl;
-  comm::Watchdog watchdog;
-  const comm::Environment environment(&argc, &argv);
-  const comm::Communicator world = comm::Communicator::world();
-  try {
-    watchdog.connect(world);
-    return perf::run(world, argc, argv);
-  } catch (const comm::AgreedFailure& failure) {
-    if (failure.reporter()) fmt::print(stderr, "paced_run: {}\n", failure.what());
-    return failure.exit_code();
-  } catch (const std::exception& error) {
-    fmt::print(stderr, "paced_run: {}\n", error.what());
-    if (world.size() > 1) watchdog.abort(world, error.what());
-    return 1;
-  }
+  return atl::perf::mpi_program("paced_run", argc, argv, atl::perf::run);
 }

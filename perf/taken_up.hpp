@@ -14,7 +14,7 @@
 namespace atl::perf {
 
 /// Room for all of these.
-inline SequenceRoom room_of(const std::vector<io::Request>& requests, const BatchOptions& options) {
+inline SequenceRoom room_of(const RequestList& requests, const BatchOptions& options) {
   return room_for(needs_of(requests, true, std::numeric_limits<int>::max(), 1, options), options);
 }
 

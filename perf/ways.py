@@ -12,11 +12,11 @@ root, as the virtual cluster does. Output: the table, OUTPUT/ways.md and OUTPUT/
 
 import argparse
 import json
-import random
 import sys
 from pathlib import Path
 from statistics import median
 
+from harness_lib.rounds import in_order_of
 from harness_lib.shaped_hosts import ROOT, ShapedHosts, make_model, make_requests
 
 VOCAB = 256
@@ -71,8 +71,7 @@ def measure_rate(hosts, folder, options, rate, found):
         for cell in options.cells:
             expected = None
             for number in range(options.rounds):
-                random.Random(number).shuffle(ways)
-                for way in ways:
+                for way in in_order_of(number, ways):
                     speed, results = run(hosts, folder, cell, way)
                     if expected is None:
                         expected = results

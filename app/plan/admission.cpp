@@ -30,8 +30,8 @@ int rank_for(const WaitingRequest& request, std::span<const RankLoad> loads,
 }
 
 void Admission::add(std::span<const WaitingRequest> requests) {
-  if (next_ == queue_.size()) {  // of those given out nothing is kept
-    queue_.clear();
+  if (2 * next_ >= queue_.size()) {  // of those given out little is kept
+    queue_.erase(queue_.begin(), queue_.begin() + static_cast<std::ptrdiff_t>(next_));
     next_ = 0;
   }
   const auto old = static_cast<std::ptrdiff_t>(queue_.size());

@@ -56,6 +56,7 @@ struct RankLoad {
   // Of rank 0, which has all requests:
   std::int64_t next_pages = 0;       ///< of the KV cache, for the one that is next; 0: none waits
   std::int32_t resumed_waiting = 0;  ///< were under way when this run began
+  std::int32_t line_begun = 0;       ///< 1: the next one's line has others that were given out
   std::int32_t status_due = 0;       ///< 1: the --status file is written now
   // From rank 0, for each rank:
   std::int64_t admitted_bytes = 0;  ///< of the message with what it takes up

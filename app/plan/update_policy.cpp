@@ -16,7 +16,7 @@ bool is_time(std::span<const RankLoad> loads, UpdateMode mode) {
   const bool waiting = loads[0].next_pages != 0;  // or still to be read
   if (mode == UpdateMode::in_flight) return under_way || waiting;
   // What an earlier run began has keys and values of the weights that are there.
-  return waiting && !under_way && loads[0].resumed_waiting == 0;
+  return waiting && !under_way && loads[0].resumed_waiting == 0 && loads[0].line_begun == 0;
 }
 
 }  // namespace
@@ -33,7 +33,7 @@ UpdateMove next_update_move(std::span<const RankLoad> loads, UpdateMode mode) {
 }
 
 bool admits_new(std::span<const RankLoad> loads) {
-  return phase_of(loads[0]) != UpdatePhase::ready;
+  return phase_of(loads[0]) != UpdatePhase::ready || loads[0].line_begun != 0;
 }
 
 }  // namespace atl

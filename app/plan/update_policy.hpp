@@ -38,10 +38,12 @@ enum class UpdateMove : std::uint8_t {
 };
 
 /// Not taken up where nothing is left to do with it, or, by UpdateMode::drain, while anything is
-/// under way: here, or in what an earlier run began.
+/// under way: here, or in what an earlier run began, a line of samples among it.
 UpdateMove next_update_move(std::span<const RankLoad> loads, UpdateMode mode);
 
-/// Whether requests that no run has begun may be admitted before the next pass. Others go first.
+/// Whether requests that no run has begun may be admitted before the next pass: until an update is
+/// ready, and after that those whose line has others that were admitted, so that all of a line have
+/// one version.
 bool admits_new(std::span<const RankLoad> loads);
 
 }  // namespace atl

@@ -29,6 +29,7 @@ struct Head {
   std::int32_t min_tokens = 0;
   std::int32_t parts = 1;
   std::int32_t part = 0;
+  std::int32_t samples = 1;
   double min_p = 0;
   double repetition_penalty = 1;
   double presence_penalty = 0;
@@ -112,6 +113,7 @@ void append_to(std::string& text, const Admitted& admitted) {
                      asked.min_tokens,
                      asked.parts,
                      asked.part,
+                     asked.samples,
                      asked.min_p,
                      asked.repetition_penalty,
                      asked.presence_penalty,
@@ -156,6 +158,7 @@ std::vector<Admitted> admitted_from(std::string_view text) {
     asked.min_tokens = head.min_tokens;
     asked.parts = head.parts;
     asked.part = head.part;
+    asked.samples = head.samples;
     asked.min_p = head.min_p;
     asked.repetition_penalty = head.repetition_penalty;
     asked.presence_penalty = head.presence_penalty;

@@ -38,8 +38,8 @@ PlannedWorkload workload_of(const RunOptions& options, const OpenModel& model) {
   for (const io::Request& request : reader.read(most_requests, /*all_cores=*/false)) {
     if (!request.error.empty()) continue;
     const int tokens = request.max_tokens.value_or(options.max_tokens);
-    work.requests.push_back(
-        {std::max<std::int64_t>(1, std::ssize(request.tokens)), work.scoring ? 0 : tokens});
+    work.requests.push_back({std::max<std::int64_t>(1, std::ssize(request.tokens)),
+                             work.scoring ? 0 : std::max(1, tokens)});
   }
   require(!work.requests.empty(), "--layout auto: there is no request to plan with; name a layout");
   return work;

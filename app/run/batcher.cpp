@@ -17,8 +17,12 @@ std::string not_finite(const Sequence& sequence, const BatchOptions& options) {
   // In scoring a log-probability for each position before this one is there, of a continuation for
   // each from the prompt's last on.
   const std::int64_t first = std::max<std::int64_t>(0, sequence.asked.scored_from - 1);
-  const auto position = options.mode == Mode::score ? first + std::ssize(sequence.logprobs)
-                                                    : std::int64_t{sequence.length()} - 1;
+  std::int64_t position = std::int64_t{sequence.length()} - 1;
+  if (options.mode == Mode::score) {
+    position = first + std::ssize(sequence.logprobs);
+  } else if (sequence.asked.scores_prompt() && sequence.num_generated() == 0) {
+    position = std::ssize(sequence.prompt_logprobs);
+  }
   const std::int64_t generated = position - sequence.prompt_length + 1;
   const std::string where = generated > 0 ? fmt::format("generated token {}", generated)
                                           : fmt::format("token {} of the prompt's {}", position + 1,
@@ -113,9 +117,11 @@ void Batcher::take_up(Admitted admitted, std::vector<std::int32_t> forced) {
   sequence.changes.begin(sequence.asked, sequence.tokens, options_.stop_token_ids);
   sequence.stops.begin(sequence.asked.stop);
   sequence.forced = std::move(forced);
-  if (admitted.cached == 0) return pages_->begin(sequence, pages);
+  if (admitted.cached == 0 && !sequence.asked.scores_prompt()) {
+    return pages_->begin(sequence, pages);
+  }
   pages_->begin_alone(sequence, pages);
-  restore(sequence, admitted.cached);
+  if (admitted.cached > 0) restore(sequence, admitted.cached);
 }
 
 void Batcher::restore(Sequence& sequence, std::int32_t cached) {
@@ -130,6 +136,7 @@ void Batcher::restore(Sequence& sequence, std::int32_t cached) {
 SamplingRequest Batcher::sampling_of(const HeadRow& head) const {
   const Sequence& sequence = sequences_.in_slot(head.slot);
   const io::Request& asked = sequence.asked;
+  if (head.target >= 0) return {{}, 0, head.target, {}, asked.top_logprobs};
   const std::int32_t at = sequence.num_generated() + head.ahead;
   return {asked.sampling(),
           at,
@@ -144,12 +151,17 @@ bool Batcher::is_stop(const Sequence& sequence, std::int32_t token) const {
 
 PassTokens Batcher::finish_pass(double now) {
   PassTokens tokens{.processed = pass_.rows(), .prompt = pass_.prompt_rows(), .generated = 0};
+  rejected_.clear();
   for (int c = 0; c < pass_.num_chunks(); ++c) {
     const ChunkBatch& chunk = pass_.chunk(c);
     for (std::size_t i = 0; i < chunk.head.size(); ++i) {
       Sequence& sequence = sequences_.in_slot(chunk.head[i].slot);
-      if (sequence.request < 0) continue;  // ended at an earlier row of this pass
       const std::int32_t ahead = chunk.head[i].ahead;
+      const bool ended = sequence.request < 0;  // at an earlier row of this pass
+      if (ahead > 0 && (ended || ahead > sequence.agreed)) {
+        rejected_.push_back({c, chunk.head[i].row});
+      }
+      if (ended) continue;
       if (ahead > 0) ++speculation_.proposed;
       if (ahead > sequence.agreed) continue;  // of a token that was not drawn
       if (!chunk.finite(i)) {
@@ -159,6 +171,12 @@ PassTokens Batcher::finish_pass(double now) {
         const ScoredToken& scored = chunk.scored[chunk.head[i].outcome];
         sequence.logprobs.push_back(scored.logprob);
         sequence.greedy = sequence.greedy && scored.greedy != 0;
+      } else if (chunk.head[i].target >= 0) {
+        const HeadRow& head = chunk.head[i];
+        const auto known = std::span(chunk.sampled).subspan(head.outcome);
+        sequence.prompt_logprobs.push_back(known[0].logprob);
+        sequence.prompt_tops.insert(sequence.prompt_tops.end(), known.begin() + 1,
+                                    known.begin() + 1 + head.tops);
       } else {
         ++tokens.generated;
         (ahead > 0 ? speculation_.accepted : speculation_.alone) += 1;
@@ -173,7 +191,11 @@ PassTokens Batcher::finish_pass(double now) {
       }
     }
   }
-  if (options_.mode == Mode::score) finish_scored(now);
+  if (options_.mode == Mode::score) {
+    finish_scored(now);
+  } else {
+    finish_empty(now);
+  }
   sequences_.drop_ended();
   judge_proposals();
   for (const std::int32_t slot : sequences_.taken()) pages_->landed(sequences_.in_slot(slot));
@@ -228,6 +250,15 @@ void Batcher::finish_scored(double now) {
   }
 }
 
+void Batcher::finish_empty(double now) {
+  for (const std::int32_t slot : sequences_.taken()) {
+    Sequence& sequence = sequences_.in_slot(slot);
+    if (sequence.request < 0 || sequence.max_new > 0 || sequence.prefilling()) continue;
+    sequence.times = {now, now};
+    finish(sequence, "length");
+  }
+}
+
 std::string Batcher::weights_of(const Sequence& sequence) const {
   return fmt::format("{}", fmt::join(std::span(weights_).subspan(sequence.first_weights), ","));
 }
@@ -242,6 +273,12 @@ FinishedRequest& Batcher::finish(Sequence& sequence, const char* reason) {
   done.result.prompt_tokens = sequence.prompt_length;
   done.result.logprobs = sequence.logprobs;
   done.result.tops = sequence.tops;
+  if (sequence.asked.scores_prompt()) {
+    done.result.prompt.assign(sequence.tokens.begin(),
+                              sequence.tokens.begin() + sequence.prompt_length);
+    done.result.prompt_logprobs = sequence.prompt_logprobs;
+    done.result.prompt_tops = sequence.prompt_tops;
+  }
   done.result.greedy = sequence.greedy;
   if (options_.mode == Mode::generate) {
     const auto generated = sequence.generated();

@@ -23,6 +23,12 @@
 
 namespace atl {
 
+/// A row of a pass that was guessed, and wrongly.
+struct RejectedRow {
+  int chunk = 0;
+  std::int32_t row = 0;
+};
+
 class Batcher {
  public:
   /// `restore` fetches what was kept of requests that were under way when the run began. Batchers
@@ -43,6 +49,8 @@ class Batcher {
   /// in the same pass as the one before them.
   void look_ahead();
   const SpeculationCounts& speculation() const { return speculation_; }
+  /// Of the pass whose outcome was taken last.
+  std::span<const RejectedRow> rejected() const { return rejected_; }
 
   /// This rank takes up a request. Throws Error where it has no room for it. `forced`: the tokens
   /// that it generates, whatever the model would.
@@ -64,6 +72,7 @@ class Batcher {
   /// How the token after a head row is drawn, but for the changes, which are apart.
   SamplingRequest sampling_of(const HeadRow& head) const;
   std::span<const LogitChange> changes_of(const HeadRow& head) const {
+    if (head.target >= 0) return {};
     return sequences_.in_slot(head.slot).changes.all();
   }
 
@@ -86,6 +95,8 @@ class Batcher {
   void take_sampled(Sequence& sequence, std::span<const SampledToken> sampled, double now);
   FinishedRequest& finish(Sequence& sequence, const char* reason);
   void finish_scored(double now);
+  /// Those that generate nothing, once their prompt is computed.
+  void finish_empty(double now);
   void judge_proposals();
   bool is_stop(const Sequence& sequence, std::int32_t token) const;
   std::string weights_of(const Sequence& sequence) const;
@@ -98,6 +109,7 @@ class Batcher {
   std::vector<FinishedRequest> finished_;
   std::vector<std::string> weights_;  // names, in order
   SpeculationCounts speculation_;
+  std::vector<RejectedRow> rejected_;
   bool has_prompt_ = false;
   std::int64_t most_rows_ = 0;
 };

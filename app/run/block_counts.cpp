@@ -17,14 +17,10 @@ BlockCounts::BlockCounts(const ModelShape& shape, std::int64_t block, int max_ch
                          int members)
     : block_(block),
       num_experts_(static_cast<std::size_t>(shape.num_experts)),
+      num_layers_(moe_layers_of(shape).size()),
       top_k_(static_cast<std::size_t>(shape.top_k)),
-      index_of_layer_(static_cast<std::size_t>(shape.num_layers), -1),
+      index_of_layer_(numbers_of_layers(moe_layers_of(shape), shape.num_layers)),
       rows_(place, members) {
-  const std::vector<int> layers = moe_layers_of(shape);
-  num_layers_ = layers.size();
-  for (std::size_t i = 0; i < layers.size(); ++i) {
-    index_of_layer_[static_cast<std::size_t>(layers[i])] = static_cast<int>(i);
-  }
   chosen_.resize(static_cast<std::size_t>(max_chunks) * num_layers_);
 }
 

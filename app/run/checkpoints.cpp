@@ -23,16 +23,15 @@ namespace {
 /// Whether a checkpoint cannot keep all that the request's result says: it then starts from its
 /// beginning where the run is resumed.
 bool starts_anew(const io::Request& asked) {
-  return asked.top_logprobs > 0 || asked.is_continuation();
+  return asked.top_logprobs > 0 || asked.is_continuation() || asked.scores_prompt();
 }
 
 /// That a sequence of a checkpoint is one that its request can have.
-void require_possible(const io::CheckpointSequence& s, const std::vector<io::Request>& requests,
-                      bool scoring, const std::string& path) {
+void require_possible(const io::CheckpointSequence& s, const RequestList& requests, bool scoring,
+                      const std::string& path) {
   const bool known = s.request >= 0 && s.request < static_cast<std::int64_t>(requests.size());
-  const auto prompt =
-      known ? static_cast<std::int64_t>(requests[static_cast<std::size_t>(s.request)].tokens.size())
-            : 0;
+  const std::int64_t prompt =
+      known ? requests[static_cast<std::size_t>(s.request)].prompt_tokens : 0;
   const std::int64_t length = prompt + s.generated;
   const bool good =
       known && s.cached < length &&
@@ -50,7 +49,7 @@ Checkpoints::Checkpoints(const comm::Communicator& world, const RunOptions& opti
       folder_(options.checkpoint_dir),
       policy_(interval_of(options.checkpoint_every)) {}
 
-void Checkpoints::open(const IdentityLike& identity, const std::vector<io::Request>& requests,
+void Checkpoints::open(const IdentityLike& identity, const RequestList& requests,
                        const ModelShape& shape, DType dtype, std::vector<KeptProgress>& kept) {
   identity_ = identity;
   if (folder_.empty()) return;
@@ -72,7 +71,7 @@ void Checkpoints::open(const IdentityLike& identity, const std::vector<io::Reque
   policy_.start_at(pass_);
 }
 
-bool Checkpoints::try_checkpoint(const std::string& path, const std::vector<io::Request>& requests,
+bool Checkpoints::try_checkpoint(const std::string& path, const RequestList& requests,
                                  const ModelShape& shape, DType dtype) {
   try {
     world_.agree([&] {
@@ -109,8 +108,8 @@ bool Checkpoints::try_checkpoint(const std::string& path, const std::vector<io::
   return true;
 }
 
-void Checkpoints::find(const std::vector<io::Request>& requests, const ModelShape& shape,
-                       DType dtype, std::vector<KeptProgress>& kept) {
+void Checkpoints::find(const RequestList& requests, const ModelShape& shape, DType dtype,
+                       std::vector<KeptProgress>& kept) {
   std::string names;  // each ends with the one byte that no path has
   if (root()) {
     for (const std::string& path : folder_.files()) names += path + '\0';
@@ -261,8 +260,9 @@ void Checkpoints::list_sequences(const CheckpointSource& source, io::CheckpointC
     add(reader_->contents().sequences[saved], reader_->tokens_of(saved),
         reader_->logprobs_of(saved));
   }
-  for (const WaitingRequest& waiting : source.waiting) {
-    if (!waiting.resumed) contents.pending.push_back(waiting.request);
+  if (source.queue != nullptr) {
+    const std::vector<std::int32_t> pending = source.queue->pending();
+    contents.pending.assign(pending.begin(), pending.end());
   }
   const std::size_t told = speaks_ ? own_.size() * sizeof(own_[0]) : 0;
   for (const std::string& text :

@@ -20,6 +20,7 @@
 #include "app/run/batcher.hpp"
 #include "app/run/checkpoint_folder.hpp"
 #include "app/run/driver.hpp"
+#include "app/run/request_queue.hpp"
 #include "app/run/shared_kv.hpp"
 #include "comm/communicator.hpp"
 #include "io/checkpoint.hpp"
@@ -37,7 +38,7 @@ struct CheckpointCost {
 /// What a checkpoint is made of.
 struct CheckpointSource {
   std::span<const std::unique_ptr<Batcher>> batchers;  ///< none has a pass under way
-  std::span<const WaitingRequest> waiting;             ///< on rank 0: that no rank has taken yet
+  const RequestQueue* queue = nullptr;                 ///< on rank 0: what no rank has taken yet
   std::span<const std::int32_t> resumed_waiting;       ///< of these, what this run resumed
   SharedKv* kv = nullptr;
   const Traffic* traffic = nullptr;
@@ -56,8 +57,8 @@ class Checkpoints {
   /// that is whole, and notes in `kept` how far its requests had come. Identity, requests and what
   /// is kept of them are rank 0's. Throws Error when the folder cannot be written or belongs to
   /// another run.
-  void open(const IdentityLike& identity, const std::vector<io::Request>& requests,
-            const ModelShape& shape, DType dtype, std::vector<KeptProgress>& kept);
+  void open(const IdentityLike& identity, const RequestList& requests, const ModelShape& shape,
+            DType dtype, std::vector<KeptProgress>& kept);
   /// The weights that compute from now on, or all that requests under way may have had: requests
   /// under way in a checkpoint are taken up where it names the same before open(). Never called:
   /// checkpoints name none.
@@ -86,10 +87,10 @@ class Checkpoints {
     int layer = 0;
   };
   bool root() const { return world_.rank() == 0; }
-  void find(const std::vector<io::Request>& requests, const ModelShape& shape, DType dtype,
+  void find(const RequestList& requests, const ModelShape& shape, DType dtype,
             std::vector<KeptProgress>& kept);
-  bool try_checkpoint(const std::string& path, const std::vector<io::Request>& requests,
-                      const ModelShape& shape, DType dtype);
+  bool try_checkpoint(const std::string& path, const RequestList& requests, const ModelShape& shape,
+                      DType dtype);
   bool began_with_other_weights() const;
   std::string state_text(const CheckpointSource& source) const;
   void begin(const CheckpointSource& source);

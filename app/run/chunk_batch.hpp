@@ -12,7 +12,7 @@ namespace atl {
 struct HeadRow {
   std::int32_t row = 0;
   std::int32_t slot = 0;     ///< sequence
-  std::int32_t target = -1;  ///< score: the id whose log-probability is wanted
+  std::int32_t target = -1;  ///< the known id whose log-probability is wanted; -1: one is drawn
   std::int32_t tops = 0;     ///< generate: most probable tokens wanted beside the one drawn
   std::int32_t ahead = 0;    ///< generate: proposed tokens of the sequence up to this row
   std::size_t outcome = 0;   ///< where its token is among the chunk's, followed by those

@@ -26,16 +26,33 @@ struct CommonRequest {
 
 struct Common {
   std::vector<CommonRequest> requests;
-  std::int64_t diverged = 0;  ///< requests whose tokens differ somewhere
+  std::size_t computed_a = 0;  ///< requests that have tokens
+  std::size_t computed_b = 0;
+  std::size_t in_both = 0;    ///< of them, those with one id in both
+  std::int64_t diverged = 0;  ///< of these, those whose tokens differ somewhere
 };
 
+/// Those that were computed. A line that was refused has no tokens, and may have no id or that of
+/// another line.
+std::map<std::string, std::size_t> by_name(const io::ActivationReader& file) {
+  std::map<std::string, std::size_t> all;
+  for (std::size_t r = 0; r < file.layout().requests.size(); ++r) {
+    if (file.num_rows(r) > 0) all.emplace(file.layout().requests[r], r);
+  }
+  return all;
+}
+
 Common common_requests(io::ActivationReader& a, io::ActivationReader& b) {
-  std::map<std::string, std::size_t> of_b;
-  for (std::size_t r = 0; r < b.layout().requests.size(); ++r) of_b[b.layout().requests[r]] = r;
+  const auto of_a = by_name(a);
+  const auto of_b = by_name(b);
   Common common;
+  common.computed_a = of_a.size();
+  common.computed_b = of_b.size();
   for (std::size_t r = 0; r < a.layout().requests.size(); ++r) {
+    const auto own = of_a.find(a.layout().requests[r]);
     const auto found = of_b.find(a.layout().requests[r]);
-    if (found == of_b.end()) continue;
+    if (own == of_a.end() || own->second != r || found == of_b.end()) continue;
+    ++common.in_both;
     const auto tokens_a = a.tokens(r);
     const auto tokens_b = b.tokens(found->second);
     const auto [end_a, end_b] =
@@ -99,12 +116,25 @@ void require_comparable(const io::ActivationReader& a, const io::ActivationReade
           a.path(), b.path(), a.layout().hidden, b.layout().hidden);
 }
 
+/// Why no position of any request can be compared.
+std::string why_nothing(const io::ActivationLayout& a, const io::ActivationLayout& b,
+                        const Common& common) {
+  for (const std::size_t computed : {common.computed_a, common.computed_b}) {
+    if (computed > 0) continue;
+    return fmt::format("the {} has no request that was computed",
+                       common.computed_a == 0 ? "first" : "second");
+  }
+  if (common.in_both == 0) {
+    return fmt::format("no id is in both (the first of A is \"{}\", of B \"{}\")", a.requests[0],
+                       b.requests[0]);
+  }
+  return fmt::format("{} ids are in both, but no first token is the same", common.in_both);
+}
+
 std::vector<LayerDifference> compare(io::ActivationReader& a, io::ActivationReader& b,
                                      const Common& common) {
-  require(!common.requests.empty(),
-          "cannot compare {} with {}: no request has the same id and first token in both; give "
-          "runs of the same requests",
-          a.path(), b.path());
+  require(!common.requests.empty(), "cannot compare {} with {}: {}; give runs of the same requests",
+          a.path(), b.path(), why_nothing(a.layout(), b.layout(), common));
   std::vector<LayerDifference> layers;
   const auto& of_b = b.layout().layers;
   for (std::size_t i = 0; i < a.layout().layers.size(); ++i) {
@@ -130,6 +160,10 @@ void diff_activations(const DiffOptions& options) {
   require_comparable(a, b);
   const Common common = common_requests(a, b);
   const auto layers = compare(a, b, common);
+  if (common.in_both < std::max(common.computed_a, common.computed_b)) {
+    fmt::print("{} has {} requests and {} has {}: the {} whose id is in both are compared\n",
+               options.a, common.computed_a, options.b, common.computed_b, common.in_both);
+  }
   fmt::print(
       "{} requests, {} tokens compared; {} requests have other tokens from some position "
       "on\n{:>6} {:>12} {:>12} {:>12}  largest at\n",

@@ -254,6 +254,30 @@ void Driver::launch_arithmetic(int flight) {
   }
 }
 
+namespace {
+
+/// Which part of attention such a step is; nothing where it is none.
+std::optional<compute::AttentionPart> attention_part_of(StepKind kind) {
+  switch (kind) {
+    case StepKind::attention:
+      return compute::AttentionPart::all;
+    case StepKind::norm:
+      return compute::AttentionPart::norm;
+    case StepKind::project:
+      return compute::AttentionPart::project;
+    case StepKind::attend:
+      return compute::AttentionPart::attend;
+    case StepKind::output:
+      return compute::AttentionPart::output;
+    case StepKind::add:
+      return compute::AttentionPart::add;
+    default:
+      return std::nullopt;
+  }
+}
+
+}  // namespace
+
 Driver::Running Driver::launch_compute(int flight, std::int32_t index) {
   const Flight& pass = flights_[static_cast<std::size_t>(flight)];
   const Step& step = pass.steps->step(index);
@@ -264,21 +288,12 @@ Driver::Running Driver::launch_compute(int flight, std::int32_t index) {
     const compute::Event kept = save_choices(step, chunk, event);
     return Running{flight, index, event, save_x(step, chunk, kept), 0};
   };
+  if (const auto part = attention_part_of(step.kind)) {
+    return one(backend_.attention(chunk, step.layer, *part));
+  }
   switch (step.kind) {
     case StepKind::embed:
       return one(backend_.embed(chunk));
-    case StepKind::attention:
-      return one(backend_.attention(chunk, step.layer));
-    case StepKind::norm:
-      return one(backend_.attention(chunk, step.layer, compute::AttentionPart::norm));
-    case StepKind::project:
-      return one(backend_.attention(chunk, step.layer, compute::AttentionPart::project));
-    case StepKind::attend:
-      return one(backend_.attention(chunk, step.layer, compute::AttentionPart::attend));
-    case StepKind::output:
-      return one(backend_.attention(chunk, step.layer, compute::AttentionPart::output));
-    case StepKind::add:
-      return one(backend_.attention(chunk, step.layer, compute::AttentionPart::add));
     case StepKind::mlp:
       return saved(backend_.mlp(chunk, step.layer));
     case StepKind::route:

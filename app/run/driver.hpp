@@ -85,6 +85,14 @@ class Driver {
   int first_slot(int flight) const { return flight; }
 
   const Traffic& traffic() const { return traffic_; }
+  /// Rows of a layer that chose these experts do not count as their tokens any more.
+  void take_back(int layer, std::span<const std::int32_t> experts) {
+    const auto first =
+        static_cast<std::size_t>(layer) * static_cast<std::size_t>(shape_.num_experts);
+    for (const std::int32_t expert : experts) {
+      --traffic_.tokens_of_expert[first + static_cast<std::size_t>(expert)];
+    }
+  }
   const Placement& placement() const { return placement_; }
   /// With no pass under way: the experts of a layer that shares its kind with none are elsewhere
   /// now, as many on each rank as before. What its replicas got is counted from now on.

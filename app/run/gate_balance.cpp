@@ -36,7 +36,7 @@ GateBalance::GateBalance(const GateBalanceInput& in)
       place_(in.attention.place),
       members_(in.attention.members),
       num_experts_(static_cast<std::size_t>(in.shape.num_experts)),
-      index_of_layer_(static_cast<std::size_t>(in.shape.num_layers), -1),
+      index_of_layer_(numbers_of_layers(moe_layers_of(in.shape), in.shape.num_layers)),
       gate_(static_cast<int>(moe_layers_of(in.shape).size()), in.shape.num_experts, in.above,
             in.bias),
       counts_(in.shape, in.bias.block, in.max_chunks, place_, members_),
@@ -45,11 +45,7 @@ GateBalance::GateBalance(const GateBalanceInput& in)
       passes_(static_cast<std::size_t>(in.max_chunks)),
       pass_of_chunk_(static_cast<std::size_t>(in.max_chunks)),
       table_of_row_(static_cast<std::size_t>(in.max_chunks)) {
-  const std::vector<int> layers = moe_layers_of(in.shape);
-  num_layers_ = layers.size();
-  for (std::size_t i = 0; i < layers.size(); ++i) {
-    index_of_layer_[static_cast<std::size_t>(layers[i])] = static_cast<int>(i);
-  }
+  num_layers_ = moe_layers_of(in.shape).size();
   std::string kept;
   if (journal_ != nullptr) kept = journal_->text();
   for (const BlockJournal::Entry& entry :
@@ -76,16 +72,18 @@ BlockLoad GateBalance::load(bool speaks, std::span<const std::unique_ptr<Batcher
   return load;
 }
 
-void GateBalance::add_totals(BlockLoad& load, const std::vector<io::Request>& requests,
-                             bool all_read, std::int64_t oldest_waiting_line) {
+void GateBalance::add_totals(BlockLoad& load, const RequestList& requests, bool all_read,
+                             std::int64_t oldest_waiting_line) {
+  const auto line_of = [&](std::size_t i) { return static_cast<std::int64_t>(requests[i].line); };
   load.oldest = std::min(load.oldest, counts_.block_of(oldest_waiting_line));
   const auto total = [&](std::int64_t block, std::size_t& first, const auto& counts) {
     const std::int64_t begin = block * options_.block, end = begin + options_.block;
-    while (first < requests.size() && requests[first].line <= begin) ++first;
-    if (!all_read && (requests.empty() || requests.back().line <= end)) return std::int64_t{-1};
+    while (first < requests.size() && line_of(first) <= begin) ++first;
+    const bool has_end = requests.size() > 0 && line_of(requests.size() - 1) > end;
+    if (!all_read && !has_end) return std::int64_t{-1};
     std::int64_t count = 0;
-    for (std::size_t i = first; i < requests.size() && requests[i].line <= end; ++i) {
-      if (requests[i].error.empty() && counts(requests[i].line)) ++count;
+    for (std::size_t i = first; i < requests.size() && line_of(i) <= end; ++i) {
+      if (requests[i].usable == 1 && counts(line_of(i))) ++count;
     }
     return count;
   };

@@ -44,7 +44,7 @@ class GateBalance {
   BlockLoad load(bool speaks, std::span<const std::unique_ptr<Batcher>> batchers) const;
   /// On rank 0 it adds how many requests the blocks have of those that have been read, and which
   /// wait.
-  void add_totals(BlockLoad& load, const std::vector<io::Request>& requests, bool all_read,
+  void add_totals(BlockLoad& load, const RequestList& requests, bool all_read,
                   std::int64_t oldest_waiting_line);
   /// Collective, as the ranks have agreed on a pass: blocks that are done give further offsets.
   void advance(std::span<const RankLoad> loads);

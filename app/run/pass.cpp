@@ -66,12 +66,17 @@ void Pass::add(Sequence& sequence, std::int32_t slot, std::int32_t count, std::i
 }
 
 /// Scoring wants the logits before every known token, generating those after the last one and after
-/// every proposed one.
+/// every proposed one, and before every one of a prompt that is scored beside it.
 void Pass::add_head_row(ChunkBatch& chunk, const Sequence& sequence, std::int32_t slot,
                         std::int32_t row, std::int32_t position) const {
   const std::int32_t ahead = position + 1 - sequence.length();
   if (mode_ == Mode::generate) {
-    if (ahead >= 0) chunk.add_head({row, slot, -1, sequence.asked.top_logprobs, ahead});
+    const std::int32_t tops = sequence.asked.top_logprobs;
+    if (ahead < 0 && sequence.asked.scores_prompt()) {
+      chunk.add_head({row, slot, sequence.tokens[static_cast<std::size_t>(position) + 1], tops});
+    } else if (ahead >= 0 && sequence.max_new > 0) {
+      chunk.add_head({row, slot, -1, tops, ahead});
+    }
   } else if (ahead < 0 && position + 1 >= sequence.asked.scored_from) {
     chunk.add_head({row, slot, sequence.tokens[static_cast<std::size_t>(position) + 1]});
   }

@@ -9,13 +9,11 @@
 #include <utility>
 
 #include "app/plan/output_choice.hpp"
-#include "app/run/request_rows.hpp"
 #include "app/run/route.hpp"
 #include "app/run/run.hpp"
 #include "app/run/stop.hpp"
 #include "comm/allgather.hpp"
 #include "comm/watchdog.hpp"
-#include "compute/across_rows.hpp"
 
 namespace atl {
 
@@ -65,101 +63,13 @@ Passes::Passes(const PassesInput& input)
 void Passes::share_resumed() {
   std::string text;
   if (root()) {
-    RequestQueue& queue = in_.work.queue();
-    for (const WaitingRequest& waiting :
-         queue.waiting().first(static_cast<std::size_t>(queue.num_resumed()))) {
-      text.append(reinterpret_cast<const char*>(&waiting.request), sizeof(waiting.request));
+    for (const std::int32_t request : in_.work.queue().resumed()) {
+      text.append(reinterpret_cast<const char*>(&request), sizeof(request));
     }
   }
   text = in_.world.broadcast(text, 0);
   resumed_.resize(text.size() / sizeof(resumed_[0]));
   if (!text.empty()) std::memcpy(resumed_.data(), text.data(), text.size());
-}
-
-DriverOptions Passes::driver_options() {
-  const Sizes& sizes = in_.sizes;
-  DriverOptions driver;
-  driver.num_chunks = in_.sizes.batch.max_chunks;
-  driver.num_flights = in_.sizes.batch.num_flights;
-  driver.flights_at_once = flights_of_stage(driver.num_flights, in_.groups.job().division().pp);
-  driver.overlap = !in_.options.no_overlap;
-  driver.transport = in_.transport;
-  driver.shares_cores = in_.ranks.given.mine.cores < 1;
-  driver.row_bytes =
-      static_cast<std::size_t>(in_.model.config.shape.hidden) * size_of(in_.model.dtype);
-  const ModelShape& shape = in_.model.config.shape;
-  driver.across_row_bytes = static_cast<std::size_t>(
-      compute::across_row(shape.hidden, in_.model.dtype, shape.top_k).bytes);
-  driver.flat = may_take(in_.options, in_.groups.job(), Route::flat);
-  driver.nodes = may_take(in_.options, in_.groups.job(), Route::nodes);
-  driver.mode = in_.work.mode();
-  const compute::Part& part = sizes.backend.part;
-  driver.attention = part.attention;
-  driver.stage.first_layer = part.first_layer;
-  driver.stage.end_layer = part.end_layer;
-  driver.stage.attention_shared = part.attention.shared();
-  driver.stage.output = part.attention.output;
-  driver.stage.experts_shared = part.expert_share.shared();
-  driver.stage.sequences_shared = in_.groups.members(Share::sequences).size() > 1;
-  driver.max_chunk_tokens = sizes.backend.max_chunk_tokens;
-  driver.max_head_rows = std::min(sizes.batch.max_sequences * (1 + sizes.batch.speculate),
-                                  sizes.backend.max_chunk_tokens);
-  if (!in_.dumped_layers.empty()) open_dump(driver);
-  if (!in_.options.record_routing.empty()) open_record(driver);
-  if (in_.options.balance == Balance::bias) open_gate(driver);
-  if (in_.replay != nullptr) {
-    driver.forced = [this](int chunk, int layer) { return in_.replay->of(chunk, layer); };
-  }
-  return driver;
-}
-
-std::uint64_t Passes::schedule_hash() const {
-  std::uint64_t hash = 0;
-  for (const PassForm& form : driver_->forms()) {
-    hash = hash * 31 + driver_->schedule(in_.sizes.batch.max_chunks, form).hash();
-  }
-  return hash;
-}
-
-void Passes::open_dump(DriverOptions& driver) {
-  const RequestRows rows = shared_request_rows(
-      in_.world, request_rows(in_.work.requests(), in_.work.mode(), in_.options.max_tokens));
-  io::ActivationLayout layout;
-  layout.requests = rows.ids;
-  layout.first_row = rows.first_row;
-  layout.hidden = in_.model.config.shape.hidden;
-  layout.layers = in_.dumped_layers;
-  layout.model = fmt::format("{:016x}", in_.model.file->identity());
-  dump_.emplace(in_.options.activations, layout, in_.groups, in_.model.config.shape,
-                in_.sizes.num_chunks());
-  driver.save_x = [this](int chunk, int layer, std::size_t tokens) {
-    return dump_->buffer(chunk, layer, tokens);
-  };
-}
-
-void Passes::open_record(DriverOptions& driver) {
-  const auto layout = routing_layout(
-      in_.model.config.shape, in_.model.file->identity(),
-      shared_request_rows(
-          in_.world, request_rows(in_.work.requests(), in_.work.mode(), in_.options.max_tokens)));
-  record_.emplace(in_.work.written(in_.options.record_routing), layout, in_.world,
-                  in_.model.config.shape.num_layers, in_.sizes.num_chunks(), in_.options.resume,
-                  in_.work.shared_kept());
-  driver.save_choices = [this](int chunk, int layer, std::size_t tokens) {
-    return record_->place(chunk, layer, tokens);
-  };
-}
-
-void Passes::open_gate(DriverOptions& driver) {
-  gate_.emplace(GateBalanceInput{in_.groups, in_.model.config.shape, in_.sizes.batch,
-                                 in_.options.balance_when.above, in_.options.bias,
-                                 in_.sizes.backend.part.attention, in_.sizes.num_chunks(),
-                                 in_.work.blocks ? &*in_.work.blocks : nullptr});
-  if (root()) in_.work.queue().hold_after(gate_->last_open_line());
-  driver.save_choices = [this](int chunk, int layer, std::size_t tokens) {
-    return gate_->place(chunk, layer, tokens);
-  };
-  driver.offsets = [this](int chunk, int layer) { return gate_->of(chunk, layer); };
 }
 
 /// Where several passes are under way, each in turn is landed, agreed on anew and started: those of
@@ -182,6 +92,7 @@ void Passes::run() {
       Batcher& batch = *batchers_[index(flight)];
       if (in_.replay != nullptr) in_.replay->prepare(batch, first_slot(flight));
       if (gate_) gate_->prepare(batch, first_slot(flight));
+      if (guessed_) guessed_->prepare(batch, first_slot(flight));
       driver_->start(flight, batch, flights_[index(flight)].form());
       flights_[index(flight)].under_way = true;
       if (num_flights == 1) land(flight);
@@ -227,9 +138,9 @@ RunProgress Passes::progress_at(double seconds) const {
   const RequestQueue& queue = in_.work.queue();
   RunProgress now;
   now.seconds = seconds;
-  now.requests = std::ssize(in_.work.requests());
+  now.requests = static_cast<std::int64_t>(in_.work.requests().size());
   now.finished = in_.work.results.num_finished();
-  now.waiting = std::ssize(queue.waiting());
+  now.waiting = queue.num_waiting();
   for (const RankLoad& load : loads_) {
     now.saved += load.prompt_saved;
     now.proposed += load.proposed;
@@ -259,6 +170,7 @@ void Passes::finish_pass(int flight) {
   if (gate_) gate_->take(batch, first_slot(flight));
   const PassTokens tokens = batch.finish_pass(now_seconds() - start_);
   if (gate_) gate_->finish(batch.finished());
+  if (guessed_) guessed_->take_back(batch.rejected(), batch, first_slot(flight), *driver_);
   timeline_->end_pass(speaks_ ? tokens : PassTokens{}, flight);
   if (record_) record_->finish(batch.finished());
   if (in_.replay != nullptr) in_.replay->finish(batch.finished());
@@ -406,7 +318,7 @@ void Passes::admit(int flight) {
 CheckpointSource Passes::checkpoint_source() {
   CheckpointSource source;
   source.batchers = batchers_;
-  if (root()) source.waiting = in_.work.queue().waiting();
+  if (root()) source.queue = &in_.work.queue();
   source.resumed_waiting =
       std::span(resumed_).last(static_cast<std::size_t>(loads_[0].resumed_waiting));
   source.kv = &kv_;
@@ -447,6 +359,7 @@ RankLoad Passes::load_of_rank(int flight) {
     load.next_pages = most_grants(flight) == 0 ? 0 : in_.work.queue().next_pages();
     if (load.next_pages == 0 && !in_.work.all_read()) load.next_pages = unread_pages;
     load.resumed_waiting = in_.work.queue().num_resumed();
+    load.line_begun = in_.work.queue().line_begun() ? 1 : 0;
     load.status_due = watch_.due(now_seconds() - start_) ? 1 : 0;
     if (gate_) {
       const RequestQueue& queue = in_.work.queue();
@@ -462,7 +375,7 @@ RankLoad Passes::load_of_rank(int flight) {
 std::int64_t Passes::most_grants(int flight) const {
   const auto num_flights = static_cast<std::int64_t>(batchers_.size());
   if (num_flights == 1) return std::numeric_limits<std::int64_t>::max();
-  std::int64_t under_way = std::ssize(in_.work.queue().waiting());
+  std::int64_t under_way = in_.work.queue().num_waiting();
   for (const Flight& each : flights_) under_way += each.sequences;
   const std::int64_t share = (under_way + num_flights - 1) / num_flights;
   return std::max<std::int64_t>(0, share - flights_[index(flight)].sequences);

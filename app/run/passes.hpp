@@ -20,6 +20,7 @@
 #include "app/run/energy.hpp"
 #include "app/run/gate_balance.hpp"
 #include "app/run/groups.hpp"
+#include "app/run/guessed_rows.hpp"
 #include "app/run/open_model.hpp"
 #include "app/run/progress.hpp"
 #include "app/run/ranks.hpp"
@@ -106,6 +107,7 @@ class Passes {
   void open_dump(DriverOptions& driver);
   void open_record(DriverOptions& driver);
   void open_gate(DriverOptions& driver);
+  void open_guessed(DriverOptions& driver);
   /// Waits for a pass under way, and takes what came of it.
   void land(int flight);
   void land_all();
@@ -137,6 +139,7 @@ class Passes {
   SharedKv kv_;
   std::optional<ActivationDump> dump_;
   std::optional<RoutingRecord> record_;
+  std::optional<GuessedRows> guessed_;
   std::optional<Timeline> timeline_;
   std::shared_ptr<PrefixPages> pages_;
   std::vector<std::unique_ptr<Batcher>> batchers_;  // [flights]

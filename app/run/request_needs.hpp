@@ -3,10 +3,10 @@
 
 #include <cstdint>
 #include <string>
-#include <vector>
 
 #include "app/plan/memory.hpp"
 #include "app/run/batch_options.hpp"
+#include "app/run/request_list.hpp"
 #include "app/run/sequences.hpp"
 #include "io/requests.hpp"
 
@@ -14,13 +14,15 @@ namespace atl {
 
 /// Tokens that a request may generate.
 int new_tokens_of(const io::Request& request, const BatchOptions& options);
+int new_tokens_of(const RequestEntry& request, const BatchOptions& options);
 
 /// KV pages that a request needs for its whole life.
 std::int64_t pages_needed(const io::Request& request, const BatchOptions& options);
+std::int64_t pages_needed(const RequestEntry& request, const BatchOptions& options);
 
-/// Gives the request an error when it needs more KV cache than options.num_pages. `sized_by` says
-/// what gave the cache its size.
-void refuse_beyond_cache(io::Request& request, const BatchOptions& options,
+/// Why a request cannot be served that needs more KV cache than options.num_pages; empty for
+/// others. `sized_by` says what gave the cache its size.
+std::string beyond_cache(const RequestEntry& request, const BatchOptions& options,
                          const std::string& sized_by);
 
 /// What all requests need together. Where only the first of them have been read, any later one may
@@ -30,8 +32,8 @@ struct RequestNeeds {
   std::int64_t longest = 1;  ///< tokens of one, of its prompt and new ones
   PagesWanted pages;
 };
-RequestNeeds needs_of(const std::vector<io::Request>& requests, bool all_read, int max_positions,
-                      int num_ranks, const BatchOptions& options);
+RequestNeeds needs_of(const RequestList& requests, bool all_read, int max_positions, int num_ranks,
+                      const BatchOptions& options);
 
 /// Room for sequences in which every one of these requests finds place.
 SequenceRoom room_for(const RequestNeeds& needs, const BatchOptions& options);

@@ -8,10 +8,18 @@
 
 namespace atl {
 
-RequestQueue::RequestQueue(std::vector<io::Request>& requests, std::span<const KeptProgress> kept,
+namespace {
+
+// Of the requests that wait, so many are in memory as what admission decides by, and as themselves.
+constexpr std::size_t most_known = 4096;
+constexpr std::int64_t most_foreseen_tokens = std::int64_t{4} << 20;
+
+}  // namespace
+
+RequestQueue::RequestQueue(RequestList& requests, std::span<const KeptProgress> kept,
                            const BatchOptions& options, const std::string& sized_by, More more)
     : requests_(requests),
-      kept_(kept.begin(), kept.end()),
+      kept_(kept),
       options_(options),
       sized_by_(sized_by),
       more_(std::move(more)),
@@ -24,28 +32,88 @@ KeptProgress RequestQueue::kept_of(std::size_t request) const {
 }
 
 WaitingRequest RequestQueue::waiting_of(std::size_t index) const {
-  const io::Request& request = requests_[index];
+  const RequestEntry& request = requests_[index];
   const KeptProgress kept = kept_of(index);
-  const auto length = static_cast<std::int64_t>(request.tokens.size());
   return {.request = static_cast<std::int32_t>(index),
           .pages = pages_needed(request, options_),
-          .prompt_tokens = std::max<std::int64_t>(0, length - kept.cached),
+          .prompt_tokens = std::max(0, request.prompt_tokens - kept.cached),
           .new_tokens = new_tokens_of(request, options_) - kept.generated,
           .resumed = kept.cached > 0};
 }
 
-/// What was under way is among the first, all of which a
-/// resumed run has read before.
+bool RequestQueue::waits(std::size_t request) const {
+  const KeptProgress kept = kept_of(request);
+  return requests_[request].usable == 1 && !kept.finished && kept.cached == 0;
+}
+
+/// What was under way is among the first, all of which a resumed run has read before.
 void RequestQueue::take_new() {
-  std::vector<WaitingRequest> fresh;
+  std::vector<WaitingRequest> resumed;
   for (; seen_ < requests_.size(); ++seen_) {
-    io::Request& request = requests_[seen_];
-    if (!request.error.empty() || kept_of(seen_).finished) continue;
-    refuse_beyond_cache(request, options_, sized_by_);
-    if (request.error.empty()) fresh.push_back(waiting_of(seen_));
+    if (requests_[seen_].usable == 0) continue;
+    if (kept_of(seen_).finished) {
+      requests_.forget(seen_);
+      continue;
+    }
+    const std::string error = beyond_cache(requests_[seen_], options_, sized_by_);
+    if (!error.empty()) {
+      requests_.refuse(seen_, error);
+      continue;
+    }
+    const WaitingRequest waiting = waiting_of(seen_);
+    total_work_ += waiting.work();
+    if (waiting.resumed) {
+      resumed.push_back(waiting);
+    } else {
+      ++num_later_;
+      later_work_ += waiting.work();
+    }
   }
-  for (const WaitingRequest& waiting : fresh) total_work_ += waiting.work();
-  admission_.add(fresh);
+  admission_.add(resumed);
+  fill();
+}
+
+void RequestQueue::fill() {
+  std::vector<WaitingRequest> next;
+  const std::size_t known = admission_.waiting().size();
+  for (; known_ < seen_ && known + next.size() < most_known; ++known_) {
+    if (!waits(known_)) continue;
+    next.push_back(waiting_of(known_));
+    --num_later_;
+    later_work_ -= next.back().work();
+  }
+  admission_.add(next);
+  foresee();
+}
+
+void RequestQueue::foresee() {
+  const auto waiting = admission_.waiting();
+  std::vector<std::int32_t> soon;
+  while (foreseen_ < waiting.size() && foreseen_tokens_ < most_foreseen_tokens) {
+    soon.push_back(waiting[foreseen_].request);
+    foreseen_tokens_ += waiting[foreseen_++].prompt_tokens;
+  }
+  requests_.expect(soon);
+}
+
+std::vector<std::int32_t> RequestQueue::pending() const {
+  std::vector<std::int32_t> all;
+  for (const WaitingRequest& waiting : admission_.waiting()) {
+    if (!waiting.resumed) all.push_back(waiting.request);
+  }
+  for (std::size_t i = known_; i < seen_; ++i) {
+    if (waits(i)) all.push_back(static_cast<std::int32_t>(i));
+  }
+  return all;
+}
+
+std::vector<std::int32_t> RequestQueue::resumed() const {
+  std::vector<std::int32_t> all;
+  const auto count = static_cast<std::size_t>(num_resumed());
+  for (const WaitingRequest& waiting : admission_.waiting().first(count)) {
+    all.push_back(waiting.request);
+  }
+  return all;
 }
 
 bool RequestQueue::wait_for_next() {
@@ -53,10 +121,13 @@ bool RequestQueue::wait_for_next() {
   return !admission_.waiting().empty();
 }
 
+std::int64_t RequestQueue::line_of(std::int32_t request) const {
+  return static_cast<std::int64_t>(requests_[static_cast<std::size_t>(request)].line);
+}
+
 bool RequestQueue::held_back() const {
   const auto waiting = admission_.waiting();
-  return !waiting.empty() &&
-         requests_[static_cast<std::size_t>(waiting.front().request)].line > last_line_;
+  return !waiting.empty() && line_of(waiting.front().request) > last_line_;
 }
 
 /// Resumed ones go first, and follow one another in order as the others do.
@@ -65,22 +136,34 @@ std::int64_t RequestQueue::oldest_line() const {
   std::int64_t oldest = std::numeric_limits<std::int64_t>::max();
   for (const std::int32_t first : {0, num_resumed()}) {
     if (first >= std::ssize(waiting)) continue;
-    const auto request = static_cast<std::size_t>(waiting[static_cast<std::size_t>(first)].request);
-    oldest = std::min(oldest, requests_[request].line);
+    oldest = std::min(oldest, line_of(waiting[static_cast<std::size_t>(first)].request));
   }
   return oldest;
 }
 
-/// A request that was under way has pages of its own, which other ranks know nothing of.
+bool RequestQueue::line_begun() const {
+  const auto waiting = admission_.waiting();
+  const auto resumed = static_cast<std::size_t>(num_resumed());
+  return resumed < waiting.size() &&
+         static_cast<std::size_t>(waiting[resumed].request) < begun_until_;
+}
+
+/// A request that was under way has pages of its own, which other ranks know nothing of; one that
+/// scores its prompt computes all of it.
+bool RequestQueue::shares(const WaitingRequest& request) const {
+  return options_.share_prefixes && !request.resumed &&
+         requests_[static_cast<std::size_t>(request.request)].scores_prompt == 0;
+}
+
 void RequestQueue::find_held(std::size_t num_ranks) {
   const WaitingRequest& next = admission_.waiting().front();
   held_.clear();
-  if (!options_.share_prefixes || next.resumed) return;
+  if (!shares(next)) return;
   held_.resize(num_ranks);
   if (keys_of_ != next.request) {
     keys_of_ = next.request;
-    keys_ =
-        page_keys(requests_[static_cast<std::size_t>(next.request)].tokens, options_.page_tokens);
+    keys_ = page_keys(requests_.whole(static_cast<std::size_t>(next.request)).tokens,
+                      options_.page_tokens);
   }
   homes_.held_of(keys_, held_);
 }
@@ -102,17 +185,27 @@ std::vector<RequestQueue::Grant> RequestQueue::grant(std::span<RankLoad> loads, 
   std::vector<Grant> grants;
   num_ranks_ = loads.size();
   while (has_next() && std::ssize(grants) < most) {
-    const bool resumed = admission_.waiting().front().resumed;
+    const WaitingRequest next = admission_.waiting().front();
+    const bool resumed = next.resumed;
+    loads[0].line_begun = line_begun() ? 1 : 0;
     if (!admits_new(loads) && !resumed) break;
     find_held(num_ranks_);
     const auto grant = admission_.next(loads, held_);
     if (!grant) break;
-    if (options_.share_prefixes && !resumed) homes_.given(grant->request, grant->rank, keys_);
+    if (shares(next)) homes_.given(grant->request, grant->rank, keys_);
     const auto index = static_cast<std::size_t>(grant->request);
-    io::Request asked = requests_[index];
-    requests_[index].tokens = {};  // with their memory
-    grants.push_back({grant->rank, {grant->request, kept_of(index).cached, std::move(asked)}});
+    std::size_t end = index + 1;
+    while (end < requests_.size() && requests_[end].later_part == 1) ++end;
+    const bool in_parts = requests_[index].later_part == 1 || end > index + 1;
+    if (in_parts) begun_until_ = std::max(begun_until_, end);
+    grants.push_back({grant->rank, {grant->request, kept_of(index).cached, requests_.give(index)}});
+    if (foreseen_ > 0) {
+      --foreseen_;
+      foreseen_tokens_ -= next.prompt_tokens;
+    }
+    if (2 * admission_.waiting().size() < most_known) fill();
   }
+  foresee();
   return grants;
 }
 

@@ -1,19 +1,24 @@
 #include "app/run/request_rows.hpp"
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
 
 namespace atl {
 
-RequestRows request_rows(const std::vector<io::Request>& requests, Mode mode, int max_tokens) {
+RequestRows request_rows(const RequestList& requests, const std::vector<std::string>& names,
+                         Mode mode, int max_tokens) {
   RequestRows rows;
+  rows.ids = names;
   rows.first_row.push_back(0);
-  for (const io::Request& request : requests) {
-    rows.ids.push_back(io::name_of(request));
-    const auto prompt = static_cast<std::int64_t>(request.tokens.size());
+  for (std::size_t i = 0; i < requests.size(); ++i) {
+    const RequestEntry& request = requests[i];
+    const std::int64_t prompt = request.prompt_tokens;
     rows.prompt_lengths.push_back(prompt);
-    const int new_tokens = mode == Mode::score ? 1 : request.max_tokens.value_or(max_tokens);
+    const int said = request.max_tokens < 0 ? max_tokens : request.max_tokens;
+    // All of a prompt goes through the layers, also where nothing follows.
+    const int new_tokens = mode == Mode::score ? 1 : std::max(1, said);
     rows.first_row.push_back(rows.first_row.back() +
-                             (request.error.empty() ? prompt + new_tokens - 1 : 0));
+                             (request.usable == 1 ? prompt + new_tokens - 1 : 0));
   }
   return rows;
 }

@@ -7,8 +7,8 @@
 #include <vector>
 
 #include "app/mode.hpp"
+#include "app/run/request_list.hpp"
 #include "comm/communicator.hpp"
-#include "io/requests.hpp"
 
 namespace atl {
 
@@ -20,8 +20,9 @@ struct RequestRows {
   std::vector<std::int64_t> first_row;       ///< [requests + 1]
 };
 
-/// Requests that name no number of new tokens get `max_tokens`.
-RequestRows request_rows(const std::vector<io::Request>& requests, Mode mode, int max_tokens);
+/// Of requests with these names. Those that say no number of new tokens get `max_tokens`.
+RequestRows request_rows(const RequestList& requests, const std::vector<std::string>& names,
+                         Mode mode, int max_tokens);
 
 /// Collective: rank 0's on all ranks.
 RequestRows shared_request_rows(const comm::Communicator& world, const RequestRows& rows);

@@ -2,10 +2,11 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <map>
 #include <nlohmann/json.hpp>
+#include <unordered_set>
 #include <utility>
 
 #include "app/run/identity.hpp"
@@ -23,10 +24,11 @@ constexpr const char* journal_format = "atoll-journal";
 constexpr int journal_version = 1;
 // Lines of the input are fewer.
 constexpr int part_shift = 40;
+constexpr std::int64_t line_mask = (std::int64_t{1} << part_shift) - 1;
 
 /// What the journal calls a request: its line, and above that its part.
-std::int64_t journal_key(const io::Request& request) {
-  return request.line + (std::int64_t{request.part} << part_shift);
+std::int64_t journal_key(std::int64_t line, std::int64_t part) {
+  return line + (part << part_shift);
 }
 
 std::string line_of(const FinishedRequest& finished, bool scoring) {
@@ -81,10 +83,10 @@ std::string ResultStore::header() const {
                                      {"run", identity_(nullptr)}}));
 }
 
-std::vector<bool> ResultStore::begin(const std::vector<io::Request>& requests,
-                                     const IdentityLike& identity, bool resume, Mode mode,
-                                     const io::ModelText& text,
-                                     const std::function<bool(const io::Request&)>& keeps) {
+std::vector<bool> ResultStore::begin(const RequestList& requests, const IdentityLike& identity,
+                                     bool resume, Mode mode, const io::ModelText& text,
+                                     const std::function<bool(std::int64_t line)>& keeps,
+                                     bool whole_lines) {
   requests_ = &requests;
   identity_ = identity;
   mode_ = mode;
@@ -99,16 +101,46 @@ std::vector<bool> ResultStore::begin(const std::vector<io::Request>& requests,
                  journal_->path(), journal_->num_damaged());
     }
     if (!resume || journal_->num_results() == 0) return journal_->start(header());
+    if (keeps) journal_->drop([&](std::int64_t key) { return !keeps(key & line_mask); });
+    if (whole_lines) drop_parts_of_lines();
+    std::int64_t part = 0;
     for (std::size_t i = 0; i < requests.size(); ++i) {
-      if (!journal_->has(journal_key(requests[i])) || (keeps && !keeps(requests[i]))) continue;
+      part = requests[i].later_part == 1 ? part + 1 : 0;
+      const auto line = static_cast<std::int64_t>(requests[i].line);
+      const std::int64_t key = journal_key(line, part);
+      if (!journal_->has(key)) continue;
       finished[i] = true;
-      resumed_.push_back(i);
+      outcomes_.push_back(kept_outcome(i, key));
     }
+    resumed_ = std::ssize(outcomes_);
     const bool same_header = journal_->header() == header();
     journal_->resume();
     if (!same_header) journal_->append(io::journal_line(0, header()));  // it had read less
   });
   return finished;
+}
+
+/// Of lines of which not all parts are there.
+void ResultStore::drop_parts_of_lines() {
+  std::unordered_set<std::int64_t> lacking;
+  std::int64_t part = 0;
+  for (std::size_t i = 0; i < requests_->size(); ++i) {
+    const RequestEntry& request = (*requests_)[i];
+    part = request.later_part == 1 ? part + 1 : 0;
+    const auto line = static_cast<std::int64_t>(request.line);
+    const bool alone =
+        part == 0 && (i + 1 == requests_->size() || (*requests_)[i + 1].later_part == 0);
+    if (!alone && !journal_->has(journal_key(line, part))) lacking.insert(line);
+  }
+  journal_->drop([&](std::int64_t key) { return lacking.contains(key & line_mask); });
+}
+
+void ResultStore::refuse(const std::vector<Refused>& refused) {
+  std::string lines;
+  for (const Refused& each : refused) {
+    lines += io::journal_line(-journal_key(each.line, each.part), each.result);
+  }
+  journal_->append(lines);
 }
 
 /// On the rank that writes the line: rank 0 alone would decode for all.
@@ -121,12 +153,14 @@ void ResultStore::add_text(FinishedRequest& finished) const {
   }
   const auto& batch = finished.asked.batch;
   if (!batch || !batch->logprobs) return;
-  const auto add = [&](std::int32_t token) {
+  const auto add = [&](std::int32_t token, std::vector<std::string>& bytes) {
     const bool known = has_text && token >= 0;
-    result.token_bytes.push_back(known ? text_->bytes_of(token, /*special_tokens=*/true) : "");
+    bytes.push_back(known ? text_->bytes_of(token, /*special_tokens=*/true) : "");
   };
-  for (const std::int32_t token : result.tokens) add(token);
-  for (const SampledToken& top : result.tops) add(top.token);
+  for (const std::int32_t token : result.tokens) add(token, result.token_bytes);
+  for (const SampledToken& top : result.tops) add(top.token, result.token_bytes);
+  for (const std::int32_t token : result.prompt) add(token, result.prompt_bytes);
+  for (const SampledToken& top : result.prompt_tops) add(top.token, result.prompt_bytes);
 }
 
 std::string ResultStore::text_before_stop(const io::Result& result) const {
@@ -137,22 +171,31 @@ std::string ResultStore::text_before_stop(const io::Result& result) const {
   return io::mended_utf8(std::string_view(bytes).substr(0, *result.bytes_before_stop));
 }
 
+ResultStore::Outcome ResultStore::outcome_of(const FinishedRequest& finished) const {
+  Outcome outcome;
+  outcome.request = finished.request;
+  outcome.scored = finished.error.empty() ? 0 : -1;
+  if (outcome.scored < 0) return outcome;
+  const RequestTimes& times = finished.times;
+  outcome.first_token_s = static_cast<float>(times.first_token);
+  const auto tokens = std::ssize(finished.result.tokens);
+  if (mode_ == Mode::score) {
+    for (const float logprob : finished.result.logprobs) outcome.logprob_sum += logprob;
+    outcome.scored = static_cast<std::int32_t>(finished.result.logprobs.size());
+  } else if (tokens > 1 && times.first_token >= 0) {
+    outcome.per_token_s = static_cast<float>((times.last_token - times.first_token) /
+                                             static_cast<double>(tokens - 1));
+  }
+  return outcome;
+}
+
 void ResultStore::take(std::vector<FinishedRequest>& finished) {
   for (FinishedRequest& f : finished) {
     add_text(f);
     const std::string line =
-        io::journal_line(journal_key(f.asked), line_of(f, mode_ == Mode::score));
-    Outcome outcome;
-    outcome.request = f.request;
-    outcome.failed = !f.error.empty();
-    outcome.line_bytes = static_cast<std::int64_t>(line.size());
-    outcome.tokens = static_cast<std::int32_t>(f.result.tokens.size());
-    outcome.times = f.times;
-    if (mode_ == Mode::score && !outcome.failed) {
-      for (const float logprob : f.result.logprobs) outcome.logprob_sum += logprob;
-      outcome.scored = static_cast<std::int64_t>(f.result.logprobs.size());
-    }
-    waiting_.append(reinterpret_cast<const char*>(&outcome), sizeof(outcome));
+        io::journal_line(journal_key(f.asked.line, f.asked.part), line_of(f, mode_ == Mode::score));
+    const Told told{outcome_of(f), static_cast<std::int64_t>(line.size())};
+    waiting_.append(reinterpret_cast<const char*>(&told), sizeof(told));
     waiting_ += line;
   }
   finished.clear();
@@ -160,15 +203,15 @@ void ResultStore::take(std::vector<FinishedRequest>& finished) {
 
 void ResultStore::add_lines(std::string_view message, std::string& lines) {
   while (!message.empty()) {
-    Outcome outcome;
-    std::memcpy(&outcome, message.data(), sizeof(outcome));
-    message.remove_prefix(sizeof(outcome));
-    const auto bytes = static_cast<std::size_t>(outcome.line_bytes);
+    Told told;
+    std::memcpy(&told, message.data(), sizeof(told));
+    message.remove_prefix(sizeof(told));
+    const auto bytes = static_cast<std::size_t>(told.line_bytes);
     lines += message.substr(0, bytes);
     message.remove_prefix(bytes);
-    outcomes_.push_back(outcome);
+    outcomes_.push_back(told.outcome);
     // A result counts only under a header that speaks of its request.
-    if (static_cast<std::size_t>(outcome.request) < identified_) continue;
+    if (static_cast<std::size_t>(told.outcome.request) < identified_) continue;
     identified_ = requests_->size();
     lines.insert(0, io::journal_line(0, header()));
   }
@@ -201,44 +244,36 @@ void ResultStore::sync() {
 
 /// Scores of a result from an earlier run, read back from its line, or that it failed. Its times
 /// are unknown.
-ResultStore::Outcome ResultStore::kept_outcome(std::size_t request) const {
+ResultStore::Outcome ResultStore::kept_outcome(std::size_t request, std::int64_t key) const {
   Outcome outcome;
   outcome.request = static_cast<std::int32_t>(request);
-  outcome.times.first_token = -1;
-  const std::string line = journal_->result(journal_key((*requests_)[request]));
-  outcome.failed = io::error_in(line).has_value();
-  if (mode_ != Mode::score || outcome.failed) return outcome;
+  const std::string line = journal_->result(key);
+  if (io::error_in(line)) outcome.scored = -1;
+  if (mode_ != Mode::score || outcome.scored < 0) return outcome;
   const std::vector<float> logprobs = io::scored_in(line);
   for (const float logprob : logprobs) outcome.logprob_sum += logprob;
-  outcome.scored = std::ssize(logprobs);
+  outcome.scored = static_cast<std::int32_t>(logprobs.size());
   return outcome;
 }
 
-RequestSummary ResultStore::summary() const {
+RequestSummary ResultStore::summary() {
   RequestSummary summary;
   if (!root()) return summary;
-  std::map<std::int32_t, Outcome> by_request;  // in a fixed order, since sums depend on it
-  for (const Outcome& outcome : outcomes_) by_request[outcome.request] = outcome;
-  for (const std::size_t request : resumed_) {
-    by_request[static_cast<std::int32_t>(request)] = kept_outcome(request);
-  }
+  // In a fixed order, since sums depend on it.
+  std::ranges::sort(outcomes_, {}, &Outcome::request);
   summary.requests = static_cast<std::int64_t>(requests_->size());
-  summary.refused = summary.requests - static_cast<std::int64_t>(by_request.size());
-  summary.resumed = static_cast<std::int64_t>(resumed_.size());
+  summary.refused = summary.requests - std::ssize(outcomes_);
+  summary.resumed = resumed_;
   double logprob_sum = 0;
-  for (const auto& [request, outcome] : by_request) {
-    if (outcome.failed) {
+  for (const Outcome& outcome : outcomes_) {
+    if (outcome.scored < 0) {
       ++summary.failed;
       continue;
     }
     logprob_sum += outcome.logprob_sum;
     summary.scored_tokens += outcome.scored;
-    if (outcome.times.first_token < 0) continue;  // its first token came in an earlier run
-    summary.first_token_s.push_back(outcome.times.first_token);
-    if (mode_ == Mode::generate && outcome.tokens > 1) {
-      summary.per_token_s.push_back((outcome.times.last_token - outcome.times.first_token) /
-                                    (outcome.tokens - 1));
-    }
+    if (outcome.first_token_s >= 0) summary.first_token_s.push_back(outcome.first_token_s);
+    if (outcome.per_token_s >= 0) summary.per_token_s.push_back(outcome.per_token_s);
   }
   if (summary.scored_tokens > 0) {
     summary.perplexity = std::exp(-logprob_sum / static_cast<double>(summary.scored_tokens));
@@ -246,20 +281,23 @@ RequestSummary ResultStore::summary() const {
   return summary;
 }
 
-std::string ResultStore::part_line(const io::Request& request) const {
-  const bool finished = journal_->has(journal_key(request));
-  require(finished || !request.error.empty(), "internal: request {} (line {}) was never finished",
-          request.id, request.line);
-  return finished ? journal_->result(journal_key(request)) : io::error_line(request);
+std::string ResultStore::part_line(std::int64_t key) const {
+  for (const std::int64_t each : {key, -key}) {
+    if (journal_->has(each)) return journal_->result(each);
+  }
+  fail("internal: the request of line {} was never finished", key & line_mask);
 }
 
 std::string ResultStore::whole_line(std::size_t& at) const {
-  const io::Request& first = (*requests_)[at];
-  if (!first.in_parts()) return part_line((*requests_)[at++]);
+  const RequestEntry& first = (*requests_)[at];
+  const auto line = static_cast<std::int64_t>(first.line);
   std::vector<std::string> parts;
-  const std::size_t end = at + static_cast<std::size_t>(first.parts);
-  while (at < end) parts.push_back(part_line((*requests_)[at++]));
-  return io::joined_line(first, parts);
+  do {
+    parts.push_back(part_line(journal_key(line, std::ssize(parts))));
+    ++at;
+  } while (at < requests_->size() && (*requests_)[at].later_part == 1);
+  const bool joined = parts.size() > 1 || first.continuation == 1;
+  return joined ? io::joined_line(first.continuation == 1, parts) : parts.front();
 }
 
 void ResultStore::write() {
@@ -270,14 +308,14 @@ void ResultStore::write() {
   if (part_) output.write(part_header(part_()));
   num_lines_ = 0;
   for (std::size_t at = 0; at < requests_->size();) {
-    const io::Request& request = (*requests_)[at];
+    const auto number = static_cast<std::int64_t>((*requests_)[at].line);
     const std::string line = whole_line(at);
     ++num_lines_;
     if (const auto error = io::error_in(line)) {
-      if (num_errors_ == 0) first_error_ = fmt::format("line {}: {}", request.line, *error);
+      if (num_errors_ == 0) first_error_ = fmt::format("line {}: {}", number, *error);
       ++num_errors_;
     }
-    output.write(part_ ? io::journal_line(request.line, line) : line + "\n");
+    output.write(part_ ? io::journal_line(number, line) : line + "\n");
   }
   output.close();
 }

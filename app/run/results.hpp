@@ -1,6 +1,7 @@
 #pragma once
 // Results back to rank 0 and onto its disk as soon as they are finished.
 
+#include <deque>
 #include <functional>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -14,13 +15,13 @@
 #include "app/plan/rank_load.hpp"
 #include "app/run/finished_request.hpp"
 #include "app/run/identity.hpp"
+#include "app/run/request_list.hpp"
 #include "app/run/request_summary.hpp"
 #include "app/run/shards.hpp"
 #include "comm/communicator.hpp"
 #include "compute/error.hpp"
 #include "io/journal.hpp"
 #include "io/model_text.hpp"
-#include "io/requests.hpp"
 #include "io/text_file.hpp"
 
 namespace atl {
@@ -54,11 +55,14 @@ class ResultStore {
   /// identity has finished. Throws Error when that was another run, or when results of an
   /// interrupted run would be lost. `requests` are those of rank 0, and may still grow; `identity`
   /// counts there alone. `text`, which outlives this, is how tokens are text. Returns on rank 0 for
-  /// each request whether it is finished already; those that `keeps` does not take, where there is
-  /// one, are computed again.
-  std::vector<bool> begin(const std::vector<io::Request>& requests, const IdentityLike& identity,
-                          bool resume, Mode mode, const io::ModelText& text,
-                          const std::function<bool(const io::Request&)>& keeps = {});
+  /// each request whether it is finished already. Computed again are those of lines that `keeps`
+  /// does not take, where there is one, and with `whole_lines` of those of which a part is missing.
+  std::vector<bool> begin(const RequestList& requests, const IdentityLike& identity, bool resume,
+                          Mode mode, const io::ModelText& text,
+                          const std::function<bool(std::int64_t line)>& keeps = {},
+                          bool whole_lines = false);
+  /// On rank 0, after begin(): the lines of requests that are not served.
+  void refuse(const std::vector<Refused>& refused);
 
   /// Takes over the requests that this rank has finished; `finished` is empty afterwards.
   void take(std::vector<FinishedRequest>& finished);
@@ -74,57 +78,65 @@ class ResultStore {
 
   /// When the requests got their tokens and what they scored, on rank 0. Those that ended with an
   /// error count in neither.
-  RequestSummary summary() const;
+  RequestSummary summary();
   /// On rank 0, at the end: writes the output.
   void write();
   /// On rank 0, after write(): says on stderr how many results are errors. Throws NothingServed
   /// where all are.
   void require_served() const;
+  /// On rank 0: results go where standard output goes.
+  bool on_standard_output() const { return pipe_ && pipe_->place().standard_output; }
   /// On rank 0, when nothing can fail any more that would have to be made from it.
   void remove_journal();
 
  private:
-  /// What the report needs of one finished request.
+  /// What the report needs of one finished request; it stays until the end.
   struct Outcome {
     std::int32_t request = 0;
-    std::int32_t tokens = 0;
-    RequestTimes times;
+    std::int32_t scored = 0;   // tokens; -1: it failed
+    float first_token_s = -1;  // below 0: it came in an earlier run
+    float per_token_s = -1;    // below 0: it has not two of them
     double logprob_sum = 0;
-    std::int64_t scored = 0;
-    std::int64_t line_bytes = 0;  // of its journal line
-    bool failed = false;
+  };
+  /// What rank 0 is told of it, before its journal line.
+  struct Told {
+    Outcome outcome;
+    std::int64_t line_bytes = 0;
   };
   bool root() const { return world_.rank() == 0; }
   void check_journal(const IdentityLike& identity, bool resume) const;
+  void drop_parts_of_lines();
   std::string header() const;
   /// Decodes its tokens, where that is wanted.
   void add_text(FinishedRequest& finished) const;
   /// Takes what a rank had for rank 0 apart, and notes its outcomes.
   void add_lines(std::string_view message, std::string& lines);
-  Outcome kept_outcome(std::size_t request) const;
+  Outcome outcome_of(const FinishedRequest& finished) const;
+  /// Of a request that an earlier run finished.
+  Outcome kept_outcome(std::size_t request, std::int64_t key) const;
   std::string text_before_stop(const io::Result& result) const;
   /// Its own line of results, or that of its error.
-  std::string part_line(const io::Request& request) const;
+  std::string part_line(std::int64_t key) const;
   /// The line of results of the request at `at`, with all parts of its line; then `at` is behind
   /// them.
   std::string whole_line(std::size_t& at) const;
 
   const comm::Communicator& world_;
-  const std::vector<io::Request>* requests_ = nullptr;  // rank 0
-  IdentityLike identity_;                               // rank 0
-  std::size_t identified_ = 0;  // rank 0: requests that the journal's header speaks of
+  const RequestList* requests_ = nullptr;  // rank 0
+  IdentityLike identity_;                  // rank 0
+  std::size_t identified_ = 0;             // rank 0: requests that the journal's header speaks of
   Mode mode_ = Mode::generate;
   const io::ModelText* text_ = nullptr;
   std::string output_;
   std::function<PartFacts()> part_;             // rank 0: of an output that is a part
   std::optional<io::TextFile> pipe_;            // rank 0: output that is no regular file
   std::unique_ptr<io::ResultJournal> journal_;  // rank 0
-  std::string waiting_;               // for rank 0: an Outcome and a journal line of each request
-  std::vector<Outcome> outcomes_;     // rank 0
-  std::vector<std::size_t> resumed_;  // rank 0: requests that an earlier run finished
-  std::int64_t num_lines_ = 0;        // rank 0, as written
-  std::int64_t num_errors_ = 0;       // rank 0, as written: results that are errors
-  std::string first_error_;           // the first of them, with its line
+  std::string waiting_;           // for rank 0: Told and a journal line of each request
+  std::deque<Outcome> outcomes_;  // rank 0; grows without being copied
+  std::int64_t resumed_ = 0;      // rank 0: of requests that an earlier run finished
+  std::int64_t num_lines_ = 0;    // rank 0, as written
+  std::int64_t num_errors_ = 0;   // rank 0, as written: results that are errors
+  std::string first_error_;       // the first of them, with its line
 };
 
 }  // namespace atl

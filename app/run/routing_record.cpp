@@ -39,6 +39,14 @@ std::vector<int> moe_layers_of(const ModelShape& shape) {
   return layers;
 }
 
+std::vector<int> numbers_of_layers(const std::vector<int>& moe_layers, int num_layers) {
+  std::vector<int> numbers(static_cast<std::size_t>(num_layers), -1);
+  for (std::size_t i = 0; i < moe_layers.size(); ++i) {
+    numbers[static_cast<std::size_t>(moe_layers[i])] = static_cast<int>(i);
+  }
+  return numbers;
+}
+
 io::RoutingLayout routing_layout(const ModelShape& shape, std::uint64_t model,
                                  const RequestRows& requests) {
   io::RoutingLayout layout;
@@ -58,11 +66,8 @@ RoutingRecord::RoutingRecord(const std::string& path, const io::RoutingLayout& l
       layout_(layout),
       num_layers_(num_layers),
       world_(world),
+      index_of_layer_(numbers_of_layers(layout.layers, num_layers)),
       chosen_(static_cast<std::size_t>(max_chunks) * layout.layers.size()) {
-  for (std::size_t i = 0; i < layout_.layers.size(); ++i) {
-    index_of_layer_.resize(static_cast<std::size_t>(layout_.layers[i]) + 1, -1);
-    index_of_layer_.back() = static_cast<int>(i);
-  }
   const bool goes_on =
       resume && std::any_of(kept.begin(), kept.end(), [](Kept k) { return k != Kept::nothing; });
   world_.agree([&] {

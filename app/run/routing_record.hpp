@@ -22,6 +22,8 @@ namespace atl {
 
 /// The MoE layers of a model, rising.
 std::vector<int> moe_layers_of(const ModelShape& shape);
+/// [layers]: the number of each among these; -1: it is a dense one.
+std::vector<int> numbers_of_layers(const std::vector<int>& moe_layers, int num_layers);
 
 /// The file that a run over these requests records.
 io::RoutingLayout routing_layout(const ModelShape& shape, std::uint64_t model,

@@ -118,10 +118,7 @@ RoutingReplay::RoutingReplay(ReplayFile& file, RequestRows requests, const Model
     : file_(file), place_(place), members_(members), requests_(std::move(requests)) {
   const std::vector<int> layers = moe_layers_of(shape);
   num_layers_ = layers.size();
-  index_of_layer_.assign(static_cast<std::size_t>(shape.num_layers), -1);
-  for (std::size_t i = 0; i < layers.size(); ++i) {
-    index_of_layer_[static_cast<std::size_t>(layers[i])] = static_cast<int>(i);
-  }
+  index_of_layer_ = numbers_of_layers(layers, shape.num_layers);
   chosen_.resize(static_cast<std::size_t>(max_chunks) * num_layers_);
   sources_.resize(requests_.ids.size());
   if (file_.is_trace()) {

@@ -163,8 +163,7 @@ class Job {
 
   void prepare_replay() {
     if (!replay_file_) return;
-    const RequestRows rows = shared_request_rows(
-        world_, request_rows(work_.requests(), work_.mode(), options_.max_tokens));
+    const RequestRows rows = shared_request_rows(world_, work_.rows());
     world_.agree([&] {
       const compute::AttentionShare& share = sizes_.backend.part.attention;
       replay_.emplace(*replay_file_, rows, model_.config.shape, sizes_.num_chunks(), share.place,
@@ -238,7 +237,7 @@ class Job {
     comm::watched::stage("writing the results", setup_deadlines * options_.deadline);
     world_.agree([&] {
       if (!root()) return;
-      work_.results.write();
+      work_.write_results();
       const bool stored = stored_non_finite_ || (updates_ && updates_->stored_non_finite());
       fmt::print(stderr, "{}", failures_line(summary, model_.dtype, stored));
       if (passes_) {
@@ -247,8 +246,10 @@ class Job {
           work_.report->close();
         }
         passes_->write_trace(events);
-        fmt::print("{}", summary_table(report));
-        require(std::fflush(stdout) == 0, "cannot write the table of speeds to standard output");
+        // Whoever reads results from standard output reads nothing else there.
+        std::FILE* const place = work_.results.on_standard_output() ? stderr : stdout;
+        fmt::print(place, "{}", summary_table(report));
+        require(std::fflush(place) == 0, "cannot write the table of speeds");
       }
       work_.results.remove_journal();
       if (work_.blocks) work_.blocks->remove();

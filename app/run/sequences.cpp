@@ -35,6 +35,8 @@ Sequence& Sequences::start(std::int32_t request, std::span<const std::int32_t> p
   sequence.max_new = max_new;
   sequence.logprobs.clear();
   sequence.tops.clear();
+  sequence.prompt_logprobs.clear();
+  sequence.prompt_tops.clear();
   sequence.greedy = true;
   sequence.lookup.begin();
   sequence.proposed.clear();

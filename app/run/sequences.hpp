@@ -31,7 +31,10 @@ struct Sequence {
   std::size_t first_weights = 0;     ///< that computed some of it, see Batcher::begin_weights()
   std::vector<float> logprobs;
   std::vector<SampledToken> tops;  ///< [generated, asked.top_logprobs]
-  bool greedy = true;              ///< in scoring: all scored tokens were the most probable ones
+  // Where it scores its prompt, the same of that, but for its first token:
+  std::vector<float> prompt_logprobs;
+  std::vector<SampledToken> prompt_tops;
+  bool greedy = true;  ///< in scoring: all scored tokens were the most probable ones
   LogitChanges changes;
   StopTexts stops;
   PromptLookup lookup{0, 0};

@@ -11,10 +11,10 @@
 #include "app/run/batch_options.hpp"
 #include "app/run/open_model.hpp"
 #include "app/run/ranks.hpp"
+#include "app/run/request_list.hpp"
 #include "app/run/sequences.hpp"
 #include "comm/communicator.hpp"
 #include "compute/backend.hpp"
-#include "io/requests.hpp"
 
 namespace atl {
 
@@ -33,8 +33,8 @@ struct Sized {
   const Placement& placement;
   const JobLayout& job;
   const Ranks& ranks;
-  const std::vector<io::Request>& requests;  ///< rank 0's, as far as they have been read
-  bool all_read;                             ///< so that there are no others; on rank 0
+  const RequestList& requests;  ///< rank 0's, as far as they have been read
+  bool all_read;                ///< so that there are no others; on rank 0
   Mode mode;
 };
 

@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 
 #include <array>
-#include <filesystem>
 #include <span>
 
 #include "app/run/run.hpp"
@@ -34,7 +33,7 @@ std::string staged_model(const comm::Communicator& world, const RunOptions& opti
                static_cast<double>(copy.bytes) / 1e9, options.stage, nodes[0],
                nodes[0] == 1 ? "" : "s", nodes[1], seconds);
   }
-  return std::filesystem::path(options.stage) / std::filesystem::path(options.model).filename();
+  return node.broadcast(copy.path, 0);
 }
 
 }  // namespace atl

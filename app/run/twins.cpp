@@ -39,6 +39,7 @@ void Twins::make(const FinishedRequest& done) {
   twin.logprobs = done.result.logprobs;
   if (mode_ == Mode::generate) {
     twin.forced = done.result.tokens;
+    twin.asked.batch.reset();  // it scores no prompt
     twin.asked.max_tokens = static_cast<std::int64_t>(twin.forced.size());
   }
   waiting_.push_back(done.request);

@@ -2,8 +2,6 @@
 
 #include <fmt/format.h>
 
-#include <algorithm>
-
 #include "app/config_layout.hpp"
 #include "app/run/isa.hpp"
 #include "app/run/run_watch.hpp"
@@ -39,9 +37,13 @@ void Workload::read(const OpenModel& model, const BackendChoice& choice, const J
   if (shard_) take_shard();
   if (nothing_to_do_) return;
   const IdentityLike identity = [this](const auto& recorded) { return identity_like(recorded); };
-  const auto finished =
-      results.begin(requests(), identity, options_.resume, mode_, *text_,
-                    [this](const io::Request& request) { return keeps(request); });
+  const auto finished = results.begin(
+      requests(), identity, options_.resume, mode_, *text_,
+      [this](std::int64_t line) { return keeps(line); },
+      /*whole_lines=*/!options_.control.empty());
+  world_.agree([this] {
+    if (root()) note_refused();
+  });
   kept_.resize(finished.size());
   for (std::size_t i = 0; i < finished.size(); ++i) kept_[i].finished = finished[i];
   if (root() && options_.resume) {
@@ -49,36 +51,44 @@ void Workload::read(const OpenModel& model, const BackendChoice& choice, const J
                requests().size());
   }
   bool empty = false;
-  world_.agree([&] { empty = root() && requests().empty() && !source_->take_more(); });
+  world_.agree([&] { empty = root() && requests().size() == 0 && !source_->take_more(); });
   if (world_.broadcast_value(empty, 0)) return leave_empty_part();
   if (!options_.control.empty()) checkpoints.set_weights(model.weights());
   checkpoints.open(identity, requests(), shape, model.dtype, kept_);
   for (std::size_t i = 0; i < kept_.size(); ++i) {
-    if (!keeps(requests()[i])) kept_[i] = {};
+    if (!keeps(static_cast<std::int64_t>(requests()[i].line))) kept_[i] = {};
   }
 }
 
 /// With Balance::bias what a prompt chose, and what offsets changed of it, is known of blocks in
 /// the journal alone: of others all runs again.
-bool Workload::keeps(const io::Request& request) const {
+bool Workload::keeps(std::int64_t line) const {
   if (!blocks) return true;
-  const std::int64_t block = (request.line - 1) / options_.bias.block;
-  const bool sampled = (request.line - 1) % options_.bias.sample == 0;
+  const std::int64_t block = (line - 1) / options_.bias.block;
+  const bool sampled = (line - 1) % options_.bias.sample == 0;
   return block < blocks->blocks() - (sampled ? 2 : 0);
 }
 
-const std::vector<io::Request>& Workload::requests() const {
-  static const std::vector<io::Request> none;
-  return source_ ? source_->requests() : none;
+const RequestList& Workload::requests() const {
+  static const ListedRequests none({});
+  if (source_) return *source_;
+  return none;
+}
+
+bool Workload::has_rows() const {
+  return !options_.dump_activations.empty() || !options_.record_routing.empty() ||
+         !options_.replay_routing.empty();
+}
+
+RequestRows Workload::rows() const {
+  if (!root()) return {};
+  return request_rows(*source_, source_->names(), mode_, options_.max_tokens);
 }
 
 /// What a run resumes, or may not write over, can only be compared with all requests; and files of
 /// activations and of choices have a place for each of them.
 void Workload::read_all_where_needed() {
-  if (options_.resume || !options_.dump_activations.empty() || !options_.record_routing.empty() ||
-      !options_.replay_routing.empty() || !checkpoints.recorded().is_null()) {
-    source_->take_all();
-  }
+  if (options_.resume || has_rows() || !checkpoints.recorded().is_null()) source_->take_all();
 }
 
 ordered_json Workload::own_identity(const InputFacts& facts) const {
@@ -129,7 +139,8 @@ void Workload::read_files(const ModelShape& shape) {
   limits.text = &*text_;
   const std::string output = written(options_.output);
   require_separate_files(options_, output);
-  source_.emplace(options_.input, limits, shard_);
+  source_.emplace(options_.input, limits, shard_, has_rows(),
+                  std::int64_t{options_.hold_requests} << 20);
   results.open(output);
   if (options_.balance == Balance::bias) blocks.emplace(output, options_.resume);
   if (!options_.report.empty()) report.emplace(options_.report);
@@ -186,7 +197,7 @@ void Workload::take_shard() {
 void Workload::leave_empty_part() {
   world_.agree([this] {
     if (!root()) return;
-    results.write();
+    write_results();
     results.remove_journal();
     fmt::print(stderr, "nothing to do: shard {} has no request\n", shard_->text());
   });
@@ -196,16 +207,24 @@ void Workload::leave_empty_part() {
 void Workload::take_ready() {
   source_->take_ready();
   queue_->take_new();
+  note_refused();
+}
+
+void Workload::write_results() {
+  note_refused();
+  results.write();
 }
 
 bool Workload::any_to_serve(const BatchOptions& batch, const std::string& limit) {
   bool any = false;
   world_.agree([&] {
     if (!root()) return;
-    std::vector<io::Request>& all = source_->requests();
-    queue_.emplace(all, kept_, batch, limit, [this] { return source_->take_more(); });
-    any = std::ranges::any_of(all, [](const io::Request& r) { return r.error.empty(); }) ||
-          queue_->wait_for_next();
+    queue_.emplace(*source_, kept_, batch, limit, [this] {
+      note_refused();
+      return source_->take_more();
+    });
+    for (std::size_t i = 0; i < source_->size() && !any; ++i) any = requests()[i].usable == 1;
+    any = any || queue_->wait_for_next();
   });
   return world_.broadcast_value(any, 0);
 }

@@ -18,12 +18,12 @@
 #include "app/run/kept_progress.hpp"
 #include "app/run/open_model.hpp"
 #include "app/run/request_queue.hpp"
+#include "app/run/request_rows.hpp"
 #include "app/run/request_source.hpp"
 #include "app/run/results.hpp"
 #include "app/run/shards.hpp"
 #include "comm/communicator.hpp"
 #include "io/model_text.hpp"
-#include "io/requests.hpp"
 #include "io/text_file.hpp"
 
 namespace atl {
@@ -53,12 +53,16 @@ class Workload {
   const io::ModelText& text() const { return *text_; }
   const Arithmetic& arithmetic() const { return arithmetic_; }
   /// Of rank 0, none elsewhere: the requests that have been read, and whether these are all.
-  const std::vector<io::Request>& requests() const;
+  const RequestList& requests() const;
   bool all_read() const { return !source_ || source_->all_taken(); }
   /// On rank 0, after any_to_serve(): those that wait.
   RequestQueue& queue() { return *queue_; }
   /// Puts requests that have been read meanwhile into the queue.
   void take_ready();
+  /// On rank 0: the rows of all requests, where files that are asked for have a place for each.
+  RequestRows rows() const;
+  /// On rank 0, at the end.
+  void write_results();
 
   /// Collective: what an earlier run kept of the first requests.
   std::vector<Kept> shared_kept() const;
@@ -72,7 +76,9 @@ class Workload {
   bool root() const { return world_.rank() == 0; }
   void read_files(const ModelShape& shape);
   void read_all_where_needed();
-  bool keeps(const io::Request& request) const;
+  bool keeps(std::int64_t line) const;
+  bool has_rows() const;
+  void note_refused() { results.refuse(source_->take_refused()); }
   nlohmann::ordered_json own_identity(const InputFacts& facts) const;
   nlohmann::ordered_json identity_like(const nlohmann::ordered_json& recorded) const;
   void choose_isa(bool cuda, const OpenModel& model, const JobLayout& job);

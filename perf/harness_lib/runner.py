@@ -3,7 +3,6 @@
 import functools
 import json
 import os
-import random
 import re
 import signal
 import subprocess
@@ -12,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from .results import metrics_of
+from .rounds import in_order_of
 
 ROOT = Path(__file__).resolve().parents[2]
 CLUSTER = ROOT / "jobs/cluster/cluster"
@@ -116,8 +116,7 @@ class Runner:
         for case in possible:
             self.runs[case.id] = []
         for number in range(-self.sweep.warm_up_rounds, self.sweep.rounds):
-            order = list(possible)
-            random.Random(first_round + number).shuffle(order)
+            order = in_order_of(first_round + number, possible)
             for place, case in enumerate(order):
                 word = "warm-up" if number < 0 else f"round {number + 1} of {self.sweep.rounds}"
                 print(f"{word}, {place + 1} of {len(order)}: {case.id}", flush=True)

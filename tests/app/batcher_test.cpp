@@ -47,7 +47,7 @@ TEST(Batcher, NamesTheWeightsThatComputedARequest) {
   BatchOptions options;
   options.num_pages = 8;
   const std::vector<io::Request> requests = {request_of(3, 1, 1), request_of(3, 3, 2)};
-  const RequestNeeds needs = needs_of(requests, true, 1000, 1, options);
+  const RequestNeeds needs = needs_of(ListedRequests(requests), true, 1000, 1, options);
   Batcher rank(options, room_for(needs, options));
   const auto pass = [&] {
     const RankLoad load = rank.load();
@@ -74,7 +74,7 @@ TEST(Batcher, NamesTheWeightsThatComputedARequest) {
 TEST(RequestQueue, WhileAnUpdateWaitsOnlyWhatARunHasBegunIsGivenOut) {
   BatchOptions options;
   options.num_pages = 8;
-  std::vector<io::Request> requests = {request_of(3, 2, 1), request_of(3, 2, 2)};
+  ListedRequests requests({request_of(3, 2, 1), request_of(3, 2, 2)});
   const std::vector<KeptProgress> kept = {{}, {.cached = 3, .generated = 1}};
   RequestQueue queue(requests, kept, options, "");
   std::vector<RankLoad> loads(1);
@@ -88,6 +88,31 @@ TEST(RequestQueue, WhileAnUpdateWaitsOnlyWhatARunHasBegunIsGivenOut) {
   grants = queue.grant(loads);
   ASSERT_EQ(grants.size(), 1U);
   EXPECT_EQ(grants[0].admitted.request, 0);
+}
+
+TEST(RequestQueue, WhileAnUpdateWaitsALineThatHasBegunIsGivenOut) {
+  BatchOptions options;
+  options.num_pages = 8;
+  std::vector<io::Request> parts(4, request_of(3, 2, 1));
+  for (int part = 0; part < 3; ++part) {
+    parts[static_cast<std::size_t>(part)].parts = 3;
+    parts[static_cast<std::size_t>(part)].part = part;
+  }
+  ListedRequests requests(parts);
+  RequestQueue queue(requests, {}, options, "");
+  std::vector<RankLoad> loads(1);
+  loads[0].free_pages = 8;
+  loads[0].free_sequences = 1;
+  EXPECT_FALSE(queue.line_begun());
+  EXPECT_EQ(queue.grant(loads).size(), 1U);
+  EXPECT_TRUE(queue.line_begun());
+  loads[0].free_sequences = 4;
+  loads[0].update = static_cast<std::int32_t>(UpdatePhase::ready);
+  loads[0].line_begun = 1;
+  const auto grants = queue.grant(loads);
+  ASSERT_EQ(grants.size(), 2U);
+  EXPECT_EQ(grants[1].admitted.request, 2);
+  EXPECT_FALSE(queue.line_begun());
 }
 
 TEST(Batcher, ScoringAsksForEveryTokenButTheFirst) {

@@ -98,6 +98,18 @@ TEST_F(DiffTest, ComparesUntilTokensDiffer) {
   EXPECT_THROW(compare(a, write("d.h5", {{"other", {5}}})), Error);
 }
 
+/// Lines that were refused have places in the file, without an id or with that of another line.
+TEST_F(DiffTest, PassesOverRequestsThatWereNotComputed) {
+  const auto a = write("a.h5", {{"", {}}, {"one", {5, 6}}, {"one", {}}, {"", {}}, {"nine", {9}}});
+  const auto b = write("b.h5", {{"one", {}}, {"", {}}, {"one", {5, 6}}, {"two", {1}}});
+  for (const auto& layers : {compare(a, b), compare(b, a)}) {
+    ASSERT_EQ(layers.size(), 2U);
+    EXPECT_EQ(layers[0].rows, 2);
+    EXPECT_EQ(layers[0].largest + layers[1].largest, 0);
+  }
+  EXPECT_THROW(compare(a, write("c.h5", {{"", {}}, {"two", {1}}})), Error);
+}
+
 TEST_F(DiffTest, NoNumberIsInfinitelyFar) {
   const float nan = std::numeric_limits<float>::quiet_NaN();
   const auto a = write("a.h5", {{"one", {5}}});

@@ -264,9 +264,10 @@ Outcome driven(const ModelShape& shape, const Costs& costs, int chunks, bool ove
     request.tokens.assign(24, 1);
     request.max_tokens = 2;
   }
-  const auto needs = needs_of(requests, true, 4096, 1, batch);
+  ListedRequests listed(requests);
+  const auto needs = needs_of(listed, true, 4096, 1, batch);
   Batcher batcher(batch, room_for(needs, batch));
-  RequestQueue queue(requests, {}, batch, "");
+  RequestQueue queue(listed, {}, batch, "");
   std::vector<RankLoad> loads = {batcher.load()};
   for (RequestQueue::Grant& grant : queue.grant(loads)) batcher.take_up(std::move(grant.admitted));
   EXPECT_TRUE(batcher.next_pass(loads));

@@ -30,6 +30,17 @@ void load_random(const ModelConfig& config, const compute::Part& part, compute::
   backend.finish_loading();
 }
 
+ListedRequests requests_for(int num_ranks) {
+  std::vector<io::Request> requests(static_cast<std::size_t>(8 * num_ranks));
+  for (std::size_t i = 0; i < requests.size(); ++i) {
+    requests[i].tokens.assign(20 + i % 7, static_cast<std::int32_t>(i % 250));
+    requests[i].max_tokens = 64;
+    requests[i].temperature = i % 2 == 0 ? 0.0 : 0.8;
+    requests[i].top_p = 0.9;
+  }
+  return ListedRequests(std::move(requests));
+}
+
 long allocations_in_decode(bool overlap, comm::TransportKind transport, Route route) {
   const comm::Communicator world = comm::Communicator::world();
   ModelConfig config = preset("moe-16l-tiny");
@@ -41,13 +52,7 @@ long allocations_in_decode(bool overlap, comm::TransportKind transport, Route ro
   const Layout layout = make_layout(node_of);
   const Groups groups(world, JobLayout({}, node_of), /*nodes=*/true);
   const Placement placement = even_placement(config.shape, layout);
-  std::vector<io::Request> requests(static_cast<std::size_t>(8 * world.size()));
-  for (std::size_t i = 0; i < requests.size(); ++i) {
-    requests[i].tokens.assign(20 + i % 7, static_cast<std::int32_t>(i % 250));
-    requests[i].max_tokens = 64;
-    requests[i].temperature = i % 2 == 0 ? 0.0 : 0.8;
-    requests[i].top_p = 0.9;
-  }
+  ListedRequests requests = requests_for(world.size());
   BatchOptions batch;
   batch.max_sequences = 8;
   batch.max_pass_tokens = 256;

@@ -51,7 +51,7 @@ class Fleet {
  public:
   Fleet(const std::vector<io::Request>& requests, const BatchOptions& options, int ranks)
       : options_(options), cache_(static_cast<std::size_t>(ranks)) {
-    const RequestNeeds needs = needs_of(requests, true, 1000, ranks, options);
+    const RequestNeeds needs = needs_of(ListedRequests(requests), true, 1000, ranks, options);
     for (int rank = 0; rank < ranks; ++rank) {
       pages_.push_back(std::make_shared<PrefixPages>(
           options, [this, rank](std::int32_t from, std::int32_t to, std::int32_t rows) {
@@ -63,11 +63,12 @@ class Fleet {
     }
   }
 
-  std::map<int, io::Result> run(std::vector<io::Request> requests) {
+  std::map<int, io::Result> run(const std::vector<io::Request>& requests) {
     for (std::size_t i = 0; i < requests.size(); ++i) {
       prompt_length_[static_cast<std::int32_t>(i)] = std::ssize(requests[i].tokens);
     }
-    RequestQueue queue(requests, {}, options_, "");
+    ListedRequests listed(requests);
+    RequestQueue queue(listed, {}, options_, "");
     for (int pass = 0;; ++pass) {
       EXPECT_LT(pass, 100000);
       std::vector<RankLoad> loads;

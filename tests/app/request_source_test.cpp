@@ -3,15 +3,18 @@
 
 #include <gtest/gtest.h>
 
+#include <filesystem>
 #include <fstream>
 #include <map>
 #include <string>
 #include <vector>
 
 #include "app/run/admitted.hpp"
+#include "app/run/identity.hpp"
 #include "app/run/request_needs.hpp"
 #include "app/run/request_queue.hpp"
 #include "compute/error.hpp"
+#include "io/openai_batch.hpp"
 #include "tests/fixtures.hpp"
 
 namespace atl {
@@ -41,7 +44,17 @@ class Source : public FolderTest {
     }
     return file;
   }
-  static std::string id_at(RequestSource& source, std::size_t i) { return source.requests()[i].id; }
+  static std::string id_at(RequestSource& source, std::int64_t i) {
+    return source.whole(static_cast<std::size_t>(i)).id;
+  }
+  /// By line.
+  static std::map<std::int64_t, std::string> errors_of(RequestSource& source) {
+    std::map<std::int64_t, std::string> errors;
+    for (const Refused& refused : source.take_refused()) {
+      errors[refused.line] = *io::error_in(refused.result);
+    }
+    return errors;
+  }
 };
 
 constexpr auto judged = static_cast<std::int64_t>(io::judged_requests);
@@ -55,8 +68,8 @@ TEST_F(Source, GivesTheBeginningAtOnceAndTheRestInOrder) {
   EXPECT_TRUE(source.all_taken());
   ASSERT_EQ(source.num_taken(), 3 * judged);
   for (const std::int64_t i : {std::int64_t{0}, judged, judged + 1, 3 * judged - 1}) {
-    EXPECT_EQ(id_at(source, static_cast<std::size_t>(i)), std::to_string(i));
-    EXPECT_EQ(source.requests()[static_cast<std::size_t>(i)].line, i + 1);
+    EXPECT_EQ(id_at(source, i), std::to_string(i));
+    EXPECT_EQ(static_cast<std::int64_t>(source[static_cast<std::size_t>(i)].line), i + 1);
   }
 }
 
@@ -74,12 +87,10 @@ TEST_F(Source, HasErrorsOfLaterLinesAsTheirOwn) {
       write(2 * judged, {{judged + 5, "{broken"}, {judged + 7, R"({"id":"3","prompt":"again"})"}});
   RequestSource source(file, limits(), std::nullopt);
   source.take_all();
-  const auto error = [&](std::int64_t i) {
-    return source.requests()[static_cast<std::size_t>(i)].error;
-  };
-  EXPECT_NE(error(judged + 5).find("not valid JSON"), std::string::npos);
-  EXPECT_EQ(error(judged + 6), "");
-  EXPECT_NE(error(judged + 7).find("\"id\" \"3\" is that of line 4 already"), std::string::npos);
+  auto errors = errors_of(source);
+  EXPECT_EQ(errors.size(), 2U);
+  EXPECT_NE(errors[judged + 6].find("not valid JSON"), std::string::npos);
+  EXPECT_NE(errors[judged + 8].find("\"id\" \"3\" is that of line 4 already"), std::string::npos);
 }
 
 TEST_F(Source, WhatTheBeginningSaysOfTheFileHoldsForAllOfIt) {
@@ -90,7 +101,9 @@ TEST_F(Source, WhatTheBeginningSaysOfTheFileHoldsForAllOfIt) {
   RequestSource source(write(judged + 50, lines), limits(), std::nullopt);
   source.take_all();
   ASSERT_EQ(source.num_taken(), judged + 50);
-  EXPECT_NE(source.requests().back().error.find("looks like a list"), std::string::npos);
+  auto errors = errors_of(source);
+  EXPECT_EQ(std::ssize(errors), judged + 50);
+  EXPECT_NE(errors[judged + 50].find("looks like a list"), std::string::npos);
 }
 
 TEST_F(Source, JudgesFewerLongPromptsAndEncodesThemAll) {
@@ -107,7 +120,8 @@ TEST_F(Source, JudgesFewerLongPromptsAndEncodesThemAll) {
   EXPECT_GT(source.num_taken(), 4000);
   source.take_all();
   ASSERT_EQ(source.num_taken(), judged);
-  for (const io::Request& request : source.requests()) {
+  for (std::size_t i = 0; i < source.size(); ++i) {
+    const io::Request request = source.give(i);
     ASSERT_EQ(request.error, "");
     ASSERT_EQ(request.tokens.size(), prompt.size());
     ASSERT_FALSE(request.prompt);
@@ -128,11 +142,13 @@ TEST_F(Source, TakesBatchLinesBeyondTheBeginning) {
   RequestSource source(write(judged + 600, lines), limits(), std::nullopt);
   source.take_all();
   ASSERT_EQ(source.num_taken(), judged + 600);
-  for (const io::Request& request : source.requests()) {
-    const bool wrong = request.line == judged + 301 || request.line == judged + 401;
-    ASSERT_EQ(request.error.empty(), !wrong) << request.line << request.error;
-    ASSERT_TRUE(request.batch);
-    ASSERT_EQ(request.batch->model, wrong ? "" : "m");
+  for (const Refused& refused : source.take_refused()) {
+    ASSERT_TRUE(refused.line == judged + 301 || refused.line == judged + 401) << refused.line;
+    ASSERT_TRUE(io::is_batch_result(refused.result));
+  }
+  for (std::size_t i = 0; i < source.size(); ++i) {
+    if (source[i].usable == 0) continue;
+    ASSERT_EQ(source.whole(i).batch->model, "m");
   }
   EXPECT_NE(source.facts().text, good.facts().text);
 }
@@ -142,7 +158,7 @@ TEST_F(Source, OfAShardHasItsRequestsAndCountsAll) {
   RequestSource source(write(2 * judged), limits(), shard);
   source.take_all();
   EXPECT_EQ(source.num_taken(), 2 * judged);
-  EXPECT_EQ(static_cast<std::int64_t>(source.requests().size()), shard.share_of(2 * judged));
+  EXPECT_EQ(static_cast<std::int64_t>(source.size()), shard.share_of(2 * judged));
   EXPECT_EQ(id_at(source, 0), "1");
   EXPECT_EQ(id_at(source, 5000), "15001");
 }
@@ -174,13 +190,55 @@ TEST_F(Source, IsLeftWhileItReads) {
   for (int i = 0; i < 20; ++i) RequestSource source(file, limits(), std::nullopt);
 }
 
+/// Lines of all kinds, of which next to none is held.
+TEST_F(Source, ReadsAgainWhatItDoesNotHold) {
+  std::map<std::int64_t, std::string> lines;
+  lines[3] = "";
+  lines[judged + 2] = R"({"id":"samples","prompt":"s","n":3,"seed":7,"temperature":1})";
+  lines[judged + 9] = "{broken";
+  lines[judged + 11] = R"({"id":"bias","tokens":[1,2],"logit_bias":{"5":1},"stop":["x","y"]})";
+  const std::string file = write(judged + 600, lines);
+  for (const auto& shard : {std::optional<Shard>(), std::optional(Shard{1, 3})}) {
+    RequestSource held(file, limits(), shard);
+    RequestSource source(file, limits(), shard, false, 2000);
+    held.take_all();
+    source.take_all();
+    EXPECT_LT(source.num_held(), 10U);
+    ASSERT_EQ(held.size(), source.size());
+    // Some of them early, as a run does that goes on with what was under way.
+    for (const std::size_t early : {held.size() - 1, held.size() / 2}) {
+      EXPECT_EQ(identity_text(source.give(early)), identity_text(held.give(early)));
+    }
+    for (std::size_t i = 0; i < held.size(); ++i) {
+      if (held[i].usable == 0 || held[i].done == 1) continue;
+      source.expect({static_cast<std::int32_t>(i)});
+      ASSERT_EQ(identity_text(source.give(i)), identity_text(held.give(i))) << i;
+    }
+    EXPECT_EQ(source.num_held(), 0U);
+  }
+}
+
+TEST_F(Source, SaysThatAFileHasChangedWhileItWasServed) {
+  const std::string file = write(judged);
+  RequestSource source(file, limits(), std::nullopt, false, 0);
+  source.take_all();
+  EXPECT_EQ(id_at(source, 5), "5");
+  write(judged, {{7000, R"({"id":"7000","prompt":"other"})"}, {7200, "{"}});
+  EXPECT_EQ(id_at(source, 6), "6");
+  for (const std::size_t changed : {7000U, 7200U, 7300U}) {
+    EXPECT_THROW(source.whole(changed), Error) << changed;
+  }
+  std::filesystem::resize_file(file, 100);
+  EXPECT_THROW(source.whole(static_cast<std::size_t>(judged) - 1), Error);
+}
+
 TEST_F(Source, FeedsAQueueInOrderWhoeverHasRoom) {
   const std::string file = write(2 * judged, {{judged + 5, "{broken"}});
   RequestSource source(file, limits(), std::nullopt);
   BatchOptions options;
   options.max_tokens = 10;
   options.num_pages = 8;
-  RequestQueue queue(source.requests(), {}, options, "", [&] { return source.take_more(); });
+  RequestQueue queue(source, {}, options, "", [&] { return source.take_more(); });
   std::int32_t next = 0;
   while (queue.wait_for_next()) {
     std::vector<RankLoad> loads(2);
@@ -193,7 +251,6 @@ TEST_F(Source, FeedsAQueueInOrderWhoeverHasRoom) {
       EXPECT_EQ(grant.admitted.request, next);
       EXPECT_EQ(grant.admitted.asked.id, std::to_string(next));
       EXPECT_FALSE(grant.admitted.asked.tokens.empty());
-      EXPECT_TRUE(source.requests()[static_cast<std::size_t>(next)].tokens.empty());
       ++next;
     }
   }
@@ -206,11 +263,11 @@ TEST(Needs, OfRequestsStillToComeAreWhatTheModelAllows) {
   for (io::Request& request : requests) request.tokens.resize(10);
   BatchOptions options;
   options.max_tokens = 20;
-  const RequestNeeds all = needs_of(requests, true, 1000, 2, options);
+  const RequestNeeds all = needs_of(ListedRequests(requests), true, 1000, 2, options);
   EXPECT_EQ(all.count, 3);
   EXPECT_EQ(all.longest, 30);
   EXPECT_EQ(all.pages.largest, 1);
-  const RequestNeeds some = needs_of(requests, false, 1000, 2, options);
+  const RequestNeeds some = needs_of(ListedRequests(requests), false, 1000, 2, options);
   EXPECT_GT(some.count, 1000000000);
   EXPECT_EQ(some.longest, 1000);
   EXPECT_EQ(some.pages.largest, 16);

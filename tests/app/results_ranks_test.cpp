@@ -20,6 +20,16 @@ namespace fs = std::filesystem;
 
 constexpr int num_requests = 7;
 
+/// As of a file that is still read.
+class GrowingRequests : public ListedRequests {
+ public:
+  explicit GrowingRequests(const std::vector<io::Request>& requests) : ListedRequests(requests) {}
+  void add(const io::Request& request) {
+    entries_.push_back(entry_of(request, request.id));
+    if (!request.error.empty()) refused_.push_back(refused_of(request));
+  }
+};
+
 /// Request i is on line 2i + 1; the one on line 5 was refused.
 std::vector<io::Request> requests() {
   std::vector<io::Request> all(num_requests);
@@ -81,9 +91,19 @@ class Results : public testing::Test {
     return lines;
   }
 
+  /// Begins with these requests, of which those that are refused are known.
+  std::vector<bool> begin(ResultStore& store, RequestList& requests, const IdentityLike& identity,
+                          bool resume) {
+    auto finished = store.begin(requests, identity, resume, Mode::score, text_);
+    for (Refused& refused : requests.take_refused()) refused_.push_back(std::move(refused));
+    if (world_.rank() == 0) store.refuse(refused_);
+    return finished;
+  }
+
   comm::Communicator world_ = comm::Communicator::world();
   SharedFolder folder_{world_};
-  std::vector<io::Request> requests_ = requests();
+  ListedRequests requests_{requests()};
+  std::vector<Refused> refused_;  // as each run finds them
   io::ModelText text_{256};
 };
 
@@ -91,7 +111,7 @@ TEST_F(Results, AreInTheOrderOfTheInputWhoeverFinishesFirst) {
   const std::string path = folder_ / "out";
   ResultStore store(world_);
   open(store, path);
-  const auto before = store.begin(requests_, identity("a"), false, Mode::score, text_);
+  const auto before = begin(store, requests_, identity("a"), false);
   EXPECT_EQ(before, std::vector<bool>(num_requests, false));
   finish(store, 4, 7);
   finish(store, 0, 4);
@@ -120,15 +140,15 @@ TEST_F(Results, OfAnInterruptedRunAreKeptOnlyByTheSameRunResumed) {
   {
     ResultStore store(world_);
     open(store, path);
-    store.begin(requests_, identity("a"), false, Mode::score, text_);
+    begin(store, requests_, identity("a"), false);
     finish(store, 3, 6);
   }  // interrupted: the journal stays
   {
     ResultStore store(world_);
     open(store, path);
-    EXPECT_THROW(store.begin(requests_, identity("a"), false, Mode::score, text_),
+    EXPECT_THROW(begin(store, requests_, identity("a"), false),
                  comm::AgreedFailure);  // they would be lost
-    EXPECT_THROW(store.begin(requests_, identity("b"), true, Mode::score, text_),
+    EXPECT_THROW(begin(store, requests_, identity("b"), true),
                  comm::AgreedFailure);  // another model's
   }
   ResultStore store(world_);
@@ -136,7 +156,7 @@ TEST_F(Results, OfAnInterruptedRunAreKeptOnlyByTheSameRunResumed) {
   if (world_.rank() == 0) {
     EXPECT_EQ(store.recorded(), facts("a"));
   }
-  const auto before = store.begin(requests_, identity("a"), true, Mode::score, text_);
+  const auto before = begin(store, requests_, identity("a"), true);
   if (world_.rank() == 0) {
     EXPECT_EQ(before, (std::vector<bool>{false, false, false, true, true, true, false}));
   }
@@ -153,30 +173,31 @@ TEST_F(Results, OfAnInterruptedRunAreKeptOnlyByTheSameRunResumed) {
 /// As of a long file, of which the first are served while others are still read.
 TEST_F(Results, OfRequestsReadLaterCountUnderAHeaderThatSpeaksOfThem) {
   const std::string path = folder_ / "out";
-  const std::vector<io::Request> all = requests_;
-  requests_.resize(3);
+  const std::vector<io::Request> all = requests();
+  GrowingRequests some({all.begin(), all.begin() + 3});
+  const RequestList* read = &some;
   const IdentityLike read_so_far = [&](const nlohmann::ordered_json& recorded) {
     auto facts_now = facts("a");
     facts_now["input"] = recorded.is_object() ? recorded.at("input").get<std::string>()
-                                              : std::to_string(requests_.size());
+                                              : std::to_string(read->size());
     return facts_now;
   };
   {
     ResultStore store(world_);
     open(store, path);
-    store.begin(requests_, read_so_far, false, Mode::score, text_);
+    begin(store, some, read_so_far, false);
     finish(store, 0, 2);
-    requests_.push_back(all[3]);
-    requests_.push_back(all[4]);
+    some.add(all[3]);
+    some.add(all[4]);
     finish(store, 4, 5);
   }
-  requests_ = all;
+  read = &requests_;
   ResultStore store(world_);
   open(store, path);
   if (world_.rank() == 0) {
     EXPECT_EQ(store.recorded().at("input"), "5");
   }
-  const auto before = store.begin(requests_, read_so_far, true, Mode::score, text_);
+  const auto before = begin(store, requests_, read_so_far, true);
   if (world_.rank() == 0) {
     EXPECT_EQ(before, (std::vector<bool>{true, true, false, false, true, false, false}));
     EXPECT_EQ(store.recorded().at("input"), "7") << "all are read now";
@@ -187,7 +208,7 @@ TEST_F(Results, LeaveFailedRequestsOutOfWhatIsCounted) {
   const std::string path = folder_ / "out";
   ResultStore store(world_);
   open(store, path);
-  store.begin(requests_, identity("a"), false, Mode::score, text_);
+  begin(store, requests_, identity("a"), false);
   finish(store, 0, num_requests, /*last_fails=*/true);
   const RequestSummary summary = store.summary();
   if (world_.rank() != 0) return;
@@ -201,11 +222,13 @@ TEST_F(Results, LeaveFailedRequestsOutOfWhatIsCounted) {
 }
 
 TEST_F(Results, OfWhichNoneIsServedAreWrittenAndRefused) {
-  for (auto& request : requests_) request.error = "it is refused";
+  auto all = requests();
+  for (auto& request : all) request.error = "it is refused";
+  ListedRequests refused(all);
   const std::string path = folder_ / "out";
   ResultStore store(world_);
   open(store, path);
-  store.begin(requests_, identity("a"), false, Mode::score, text_);
+  begin(store, refused, identity("a"), false);
   store.summary();
   if (world_.rank() != 0) return;
   store.write();

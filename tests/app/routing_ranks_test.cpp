@@ -67,6 +67,11 @@ class RoutingRun {
   const ModelShape& shape() const { return model_.shape; }
   const reference::Model& model() const { return model_; }
   const std::vector<io::Request>& requests() const { return requests_; }
+  RequestRows rows() const {
+    std::vector<std::string> names;
+    for (const io::Request& request : requests_) names.push_back(io::name_of(request));
+    return request_rows(ListedRequests(requests_), names, Mode::score, 1);
+  }
   std::string file(const std::string& name) const { return folder_ / name; }
   const comm::Communicator& world() const { return world_; }
 
@@ -82,16 +87,14 @@ class RoutingRun {
     options.row_bytes = static_cast<std::size_t>(shape().hidden) * 4;
     options.mode = Mode::score;
     options.max_chunk_tokens = batch_.max_pass_tokens;
-    recorded.emplace(
-        file(record),
-        routing_layout(shape(), model_identity, request_rows(requests_, Mode::score, 1)), world_,
-        shape().num_layers, chunks, false, std::vector<Kept>());
+    recorded.emplace(file(record), routing_layout(shape(), model_identity, rows()), world_,
+                     shape().num_layers, chunks, false, std::vector<Kept>());
     options.save_choices = [&](int chunk, int layer, std::size_t tokens) {
       return recorded->place(chunk, layer, tokens);
     };
     if (!replay.empty()) {
       replay_file.emplace(file(replay), world_, shape(), model_identity);
-      replayed.emplace(*replay_file, request_rows(requests_, Mode::score, 1), shape(), chunks);
+      replayed.emplace(*replay_file, rows(), shape(), chunks);
       options.forced = [&](int chunk, int layer) { return replayed->of(chunk, layer); };
     }
     BatchOptions batch = batch_;
@@ -101,7 +104,7 @@ class RoutingRun {
                         JobLayout({}, std::vector<int>(static_cast<std::size_t>(world_.size()))),
                         /*nodes=*/false);
     Driver driver(*backend_, groups, shape(), placement_, options, timeline);
-    std::vector<io::Request> requests = requests_;
+    ListedRequests requests(requests_);
     const auto needs = needs_of(requests, true, shape().max_positions, world_.size(), batch);
     Batcher batcher(batch, room_for(needs, batch));
     RequestQueue queue(requests, {}, batch, "");
@@ -190,8 +193,7 @@ TEST(Routing, IsReplayedAsTheOracleFollows) {
   RoutingRun run;
   std::vector<reference::Forced> forced(run.requests().size());
   if (run.world().rank() == 0) {
-    const auto layout =
-        routing_layout(run.shape(), model_identity, request_rows(run.requests(), Mode::score, 1));
+    const auto layout = routing_layout(run.shape(), model_identity, run.rows());
     io::create_routing_file(run.file("made.h5"), layout);
   }
   for (std::size_t r = 0; r < forced.size(); ++r) {
@@ -199,8 +201,7 @@ TEST(Routing, IsReplayedAsTheOracleFollows) {
   }
   run.world().agree([&] {
     if (run.world().rank() != 0) return;
-    const auto layout =
-        routing_layout(run.shape(), model_identity, request_rows(run.requests(), Mode::score, 1));
+    const auto layout = routing_layout(run.shape(), model_identity, run.rows());
     io::RoutingWriter writer(run.file("made.h5"), layout);
     for (std::size_t r = 0; r < forced.size(); ++r) {
       if (!run.requests()[r].error.empty()) continue;

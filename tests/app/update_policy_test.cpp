@@ -59,6 +59,14 @@ TEST(UpdatePolicy, SoDoThoseThatAnEarlierRunBegan) {
   EXPECT_EQ(next_update_move(loads, UpdateMode::in_flight), UpdateMove::take_up);
 }
 
+TEST(UpdatePolicy, ALineOfSamplesEndsWithTheWeightsThatItBeganWith) {
+  auto loads = ready_loads(false);
+  loads[0].line_begun = 1;
+  EXPECT_TRUE(admits_new(loads));
+  EXPECT_EQ(next_update_move(loads, UpdateMode::drain), UpdateMove::none);
+  EXPECT_EQ(next_update_move(loads, UpdateMode::in_flight), UpdateMove::take_up);
+}
+
 TEST(UpdatePolicy, InFlightNothingIsWaitedFor) {
   auto loads = ready_loads(true);
   EXPECT_EQ(next_update_move(loads, UpdateMode::in_flight), UpdateMove::take_up);

@@ -49,6 +49,62 @@ assert batch[1]["response"]["body"]["choices"][0]["logprobs"]["token_logprobs"] 
 assert "wings" in batch[3]["error"]["message"] and "chat template" in batch[4]["error"]["message"]
 assert all(line["response"]["status_code"] == 400 for line in batch[3:])
 PY
+# --- prompts that are scored, several in a line, and lines that generate nothing: the same bytes however prompts are cut,
+# log-probabilities of --mode score, tokens of a line for each prompt.
+python3 - "$work" <<'PY'
+import json, pathlib, sys
+
+work = pathlib.Path(sys.argv[1])
+text = "Ge1:1 In the beginning God created the heaven and the earth."
+bodies = [
+    {"prompt": text, "echo": True, "logprobs": 2, "max_tokens": 0},
+    {"prompt": text, "echo": True, "logprobs": 0, "max_tokens": 5, "temperature": 0, "presence_penalty": 1},
+    {"prompt": [text, [71, 101, 49], "def f("], "n": 2, "seed": 9, "max_completion_tokens": 4, "logprobs": 1},
+    {"prompt": text, "max_tokens": 0},
+    {"prompt": "x", "echo": True, "logprobs": 1, "max_tokens": 2},
+    {"prompt": [text, ""], "max_tokens": 2},
+    {"prompt": text + " ", "max_tokens": 5, "temperature": 0},
+]
+(work / "echo.jsonl").write_text("".join(
+    json.dumps({"custom_id": str(number), "body": {"model": "m"} | body}) + "\n" for number, body in enumerate(bodies)))
+(work / "score.jsonl").write_text(json.dumps({"id": "t", "prompt": text}) + "\n")
+own = [{"id": f"2-{p}", "prompt": prompt, "seed": 9 + 2 * p, "n": 2, "max_tokens": 4, "temperature": 1}
+       for p, prompt in enumerate([text, "Ge1", "def f("])]
+(work / "prompts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in own))
+PY
+atoll_on 1 run --model "$model" --input "$work/score.jsonl" --output "$work/score.results.jsonl" --mode score
+succeeds "the prompt's score"
+atoll_on 2 run --model "$model" --input "$work/prompts.jsonl" --output "$work/prompts.results.jsonl"
+succeeds "a line for each prompt"
+for cut in "1 " "3 --step-tokens 16" "4 --layout ep4-tp2 --speculate 3 --chunks 2" "1 --share-prefixes off --max-sequences 2"; do
+  # shellcheck disable=SC2086  # several words
+  atoll_on ${cut%% *} run --model "$model" --input "$work/echo.jsonl" --output "$work/echo.results.jsonl" ${cut#* }
+  succeeds "prompts that are scored, on $cut"
+  [[ -e "$work/echo.first.jsonl" ]] || cp "$work/echo.results.jsonl" "$work/echo.first.jsonl"
+  same "prompts that are scored, on $cut" "$work/echo.first.jsonl" "$work/echo.results.jsonl"
+done
+json_check "what they say" "$work/echo.first.jsonl" "$work/score.results.jsonl" "$work/prompts.results.jsonl" <<'PY'
+echo, (score,), own = lines
+assert [line["response"]["status_code"] for line in echo] == [200] * 5 + [400, 200], echo
+bodies = [line["response"]["body"] for line in echo]
+text = "Ge1:1 In the beginning God created the heaven and the earth."
+near = lambda a, b: len(a) == len(b) and all(x is y is None or abs(x - y) < 1e-4 for x, y in zip(a, b))
+first = bodies[0]["choices"][0]
+assert first["text"] == text and first["token_ids"] == [] and first["logprobs"]["tokens"] == list(text)
+assert near(first["logprobs"]["token_logprobs"], score["prompt_logprobs"])
+assert first["logprobs"]["top_logprobs"][0] is None and all(2 <= len(tops) <= 3 for tops in first["logprobs"]["top_logprobs"][1:])
+assert bodies[0]["usage"] == {"prompt_tokens": 60, "completion_tokens": 0, "total_tokens": 60}
+second = bodies[1]["choices"][0]
+assert len(second["logprobs"]["tokens"]) == 65 and second["text"] == text + "".join(second["logprobs"]["tokens"][60:])
+assert near(second["logprobs"]["token_logprobs"][:60], score["prompt_logprobs"]) and second["logprobs"]["top_logprobs"] is None
+choices = bodies[2]["choices"]
+assert [choice["token_ids"] for choice in choices] == [sample["tokens"] for line in own for sample in line["samples"]]
+assert bodies[2]["usage"]["prompt_tokens"] == 60 + 3 + 6 and bodies[2]["usage"]["completion_tokens"] == 24
+assert bodies[3]["choices"][0]["text"] == "" and bodies[3]["choices"][0]["logprobs"] is None
+assert bodies[4]["choices"][0]["logprobs"]["token_logprobs"][0] is None and len(bodies[4]["choices"][0]["logprobs"]["tokens"]) == 3
+assert "a prompt is empty" in echo[5]["error"]["message"]
+PY
+
 # --- samples, texts that end, probabilities and echo; chats whose messages jobs/chat.py has rendered
 cat >"$work/chat.jinja" <<'EOT'
 {%- for message in messages %}
@@ -134,6 +190,23 @@ assert errors[2:4] == [None, None], errors
 said = {0: "surrogate pair", 1: '"chat_template_kwargs" is [1]', 4: "nested", 5: "no UTF-8", 6: "not UTF-8"}
 assert all(text in errors[number] for number, text in said.items()), errors
 PY
+  # As editors of Windows write files; and folders without a template, of which it is said what they lack.
+  printf '\xef\xbb\xbf{"id": "b", "messages": [{"role": "user", "content": "x"}]}\n' >"$work/marked.jsonl"
+  { printf '\xef\xbb\xbf' && cat "$work/chat.jinja"; } >"$work/marked.jinja"
+  capture sh -c "python3 '$ATOLL_SOURCE/jobs/chat.py' '$work/marked.jinja' --date 2026-01-31 <'$work/marked.jsonl' >'$work/marked.rendered'"
+  succeeds "a byte order mark" || true
+  json_check "a byte order mark" "$work/marked.rendered" <<'PY'
+assert lines[0] == [{"id": "b", "prompt": "<user>x\n<assistant> 31 Jan 2026", "add_special_tokens": False}], lines
+PY
+  mkdir "$work/base"
+  for said in 'there is no chat_template.jinja, and there is no tokenizer_config.json' \
+    'there is no chat_template.jinja, and tokenizer_config.json has no "chat_template"'; do
+    capture sh -c "python3 '$ATOLL_SOURCE/jobs/chat.py' '$work/base' <'$work/marked.jsonl'"
+    if ((code == 1)) && grep -q "base has no chat template: $said" "$work/stderr"; then passed; else
+      failed "a folder without a template, exit code $code: $(cat "$work/stderr")"
+    fi
+    printf '{"bos_token": "<s>"}' >"$work/base/tokenizer_config.json"
+  done
   printf '{%% for %%}' >"$work/wrong.jinja"
   capture sh -c "python3 '$ATOLL_SOURCE/jobs/chat.py' '$work/wrong.jinja' <'$work/hard.jsonl'"
   if ((code == 1)) && [[ "$(wc -l <"$work/stderr")" == 1 ]] &&

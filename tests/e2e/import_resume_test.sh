@@ -133,5 +133,29 @@ flock 9
 capture "$ATOLL" import "$folder" --output "$output"
 refused "another import of the same file" 1 "another process is writing .*model.h5.partial; wait for it"
 exec 9<&-
+rm -f "$partial"
+
+# One that begins as another ends: whoever is not refused makes the whole file.
+folder="$ATOLL_SOURCE/tests/data/families/deepseek_v3"
+capture "$ATOLL" import "$folder" --output "$work/expected.h5"
+succeeds "alone" || true
+for turn in {1..12}; do
+  pids=()
+  for delay in 0 0.00 0.01 0.02; do
+    (
+      sleep "$delay"
+      exec "$ATOLL" import "$folder" --output "$output" >"$work/said.$delay" 2>&1
+    ) &
+    pids+=($!)
+  done
+  made=0
+  for pid in "${pids[@]}"; do
+    if wait "$pid"; then made=$((made + 1)); fi
+  done
+  wrong="$(cat "$work"/said.* | grep '^atoll:' | grep -v 'another process is writing' || true)"
+  if ((made > 0)) && [[ -z "$wrong" ]]; then passed; else failed "turn $turn: $made of 4 imports at once succeeded: $wrong"; fi
+  same "imports at once" "$work/expected.h5" "$output"
+  if compgen -G "$partial*" >/dev/null; then failed "imports at once: files are left"; else passed; fi
+done
 
 finish

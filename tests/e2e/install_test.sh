@@ -93,7 +93,7 @@ fi
 # Recipes for others. What is not here to build them is said; their syntax and the versions they name are looked at.
 version="$(sed -n 's/^project(atoll VERSION \([0-9.]*\).*/\1/p' "$ATOLL_SOURCE/CMakeLists.txt")"
 capture python3 -c 'import ast, sys; [ast.parse(open(path).read(), path) for path in sys.argv[1:]]' \
-  "$jobs/spack/packages/atoll/package.py" "$jobs/easybuild/Atoll-$version-foss-2023a.eb"
+  "$jobs/spack/packages/atoll/package.py" "$jobs"/easybuild/*.eb
 succeeds "syntax of the recipes of Spack and EasyBuild" || true
 for file in "$jobs/spack/packages/atoll/package.py" "$jobs/easybuild/Atoll-$version-foss-2023a.eb" \
   "$ATOLL_SOURCE/CITATION.cff" "$ATOLL_SOURCE/CHANGELOG.md"; do
@@ -109,7 +109,12 @@ for section in Bootstrap %files %post %test %runscript; do
   if grep -q "^$section" "$jobs/apptainer/atoll.def"; then passed; else failed "atoll.def lacks $section"; fi
 done
 command -v spack >/dev/null || printf 'left out: building the Spack package (no spack)\n'
-command -v eb >/dev/null || printf 'left out: building the easyconfig (no eb)\n'
+if command -v eb >/dev/null; then # building takes a cluster's night; its own check of style does not
+  capture eb --check-style "$jobs"/easybuild/*.eb
+  succeeds "the style of the easyconfigs" || true
+else
+  printf 'left out: the style of the easyconfigs (no eb)\n'
+fi
 command -v apptainer >/dev/null || printf 'left out: building the container (no apptainer)\n'
 if command -v spack >/dev/null; then
   capture spack --config "repos:[$jobs/spack]" spec atoll

@@ -210,9 +210,13 @@ capture "$ATOLL" run --model "$model" --input "$requests" --output "$work/symbol
 succeeds "an output that is a link"
 same "an output that is a link" "$results" "$work/real.jsonl"
 if [[ -L "$work/symbolic.jsonl" ]]; then passed; else failed "a link was replaced by the output"; fi
-"$ATOLL" run --model "$model" --input "$requests" --output /dev/stdout >"$work/mixed" 2>/dev/null
-head -n 2 "$work/mixed" >"$work/head.jsonl"
-same "results on standard output, a file" "$results" "$work/head.jsonl"
+"$ATOLL" run --model "$model" --input "$requests" --output /dev/stdout >"$work/alone" 2>"$work/table"
+same "results on standard output, a file, and nothing else there" "$results" "$work/alone"
+"$ATOLL" run --model "$model" --input "$requests" --output /dev/stdout 2>>"$work/table" | cat >"$work/alone"
+same "results on standard output, a pipe, and nothing else there" "$results" "$work/alone"
+if [[ "$(grep -c tokens/s "$work/table")" -ge 2 ]]; then passed; else
+  failed "the table of speeds is lost where results go to standard output: $(cat "$work/table")"
+fi
 
 # --- lines that cannot be served, between ones that can
 "$ATOLL" "${run_options[@]}" >/dev/null 2>&1

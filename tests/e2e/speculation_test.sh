@@ -42,6 +42,19 @@ check_layout 1 --speculate 4
 check_layout 3 --speculate 7 --chunks 3 --min-chunk-tokens 1 --step-tokens 64
 check_layout 2 --speculate 3 --tp 2
 check_layout 4 --speculate 8 --pp 2 --tp 2
+# Experts' tokens are those of a run without guesses, wrong ones left out.
+run "$work/plain" 1 --share-prefixes off
+succeeds "without guesses or shared beginnings" || true
+for cut in "1 --speculate 6" "2 --speculate 4 --tp 2" "4 --speculate 5 --pp 2 --tp 2"; do
+  # shellcheck disable=SC2086  # several words
+  run "$work/guessed" $cut --share-prefixes off
+  succeeds "experts' tokens, $cut" || continue
+  json_check "experts' tokens, $cut" "$work/plain-report.json" "$work/guessed-report.json" <<'EOF'
+plain, guessed = lines
+assert guessed["speculation"]["accepted"] < guessed["speculation"]["proposed"], guessed["speculation"]
+assert guessed["tokens_per_expert"] == plain["tokens_per_expert"], (guessed["tokens_per_expert"], plain["tokens_per_expert"])
+EOF
+done
 if ((all_sweeps)); then
   check_layout 2 --speculate 64 --pp 2
   check_layout 4 --speculate 5 --replicas 2 --tp 2

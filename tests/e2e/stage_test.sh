@@ -20,28 +20,41 @@ staged() {
   else
     failed "$1: $(grep -- --stage "$work/stderr")"
   fi
-  same "$1: the copy" "$model" "$work/near/model.h5"
+  copy="$(find "$work/near" -name model.h5 -size "$(stat -c %s "$model")c" | head -n 1)"
+  same "$1: the copy" "$model" "$copy"
 }
 staged "the first time" 0
 staged "again" 1
 touch "$model"
 staged "after the file was written again" 0
-printf x | dd of="$work/near/model.h5" bs=1 seek=3000 conv=notrunc 2>/dev/null
+printf x | dd of="$copy" bs=1 seek=3000 conv=notrunc 2>/dev/null
 staged "after the copy was altered" 0
-truncate -s -1 "$work/near/model.h5"
+truncate -s -1 "$copy"
 staged "after the copy was cut" 0
+# Another model of the same name has a copy of its own, and takes nobody's place.
+mkdir "$work/second"
+capture "$ATOLL" init --preset moe-4l-tiny --seed 7 --output "$work/second/model.h5"
+succeeds "another model" || true
+for there in 0 1; do
+  capture "$ATOLL" run --model "$work/second/model.h5" --input "$input" --output "$work/second.jsonl" --max-tokens 4 \
+    --backend cpu --stage "$work/near"
+  succeeds "another model of that name" || true
+  if grep -q -- "^--stage: .* on 1 node, $there of them there already" "$work/stderr"; then passed; else failed "another model: $(grep -- --stage "$work/stderr")"; fi
+  staged "beside another model of that name" 1
+done
 if [[ -z "$(find "$work/near" -name '*.partial.*')" ]]; then passed; else failed "left over: $(ls "$work/near")"; fi
 capture "$ATOLL" run --model "$model" --input "$input" --output "$work/results.jsonl" --stage /proc/none
 refused "a folder that cannot be" 1 'check --stage'
 
-mkdir "$work/others"
-echo precious >"$work/others/model.h5"
-for folder in "$work/others" "$work"; do # somebody's file of that name, and the model itself
-  cp "$folder/model.h5" "$work/before"
-  capture "$ATOLL" run --model "$model" --input "$input" --output "$work/results.jsonl" --stage "$folder"
-  refused "what --stage did not make, in $folder" 1 'model.h5 is (there already|the model itself)'
-  same "what --stage did not make, in $folder" "$work/before" "$folder/model.h5"
-done
+others="$work/others/$(basename "$(dirname "$copy")")"
+mkdir -p "$others"
+echo precious >"$others/model.h5"
+cp "$others/model.h5" "$work/before"
+capture "$ATOLL" run --model "$model" --input "$input" --output "$work/results.jsonl" --stage "$work/others"
+refused "somebody's file in place of a copy" 1 'model.h5 is there already'
+same "somebody's file in place of a copy" "$work/before" "$others/model.h5"
+capture "$ATOLL" run --model "$model" --input "$input" --output "$work/results.jsonl" --stage "$work"
+refused "the folder of the model" 1 'is where the model is'
 capture "$ATOLL" run --model "$model" --input "$input" --output "$work/results.jsonl" --stage ""
 refused "no folder" 2 '--stage'
 

@@ -29,6 +29,8 @@ def write(name, count):
             line = {"id": str(i), "tokens": tokens, "max_tokens": random.randint(4, 12)}
             if i % 3 == 0:
                 line.update(temperature=0.9, seed=i)
+            if i % 7 == 3:  # all of one version
+                line.update(n=3)
             file.write(json.dumps(line) + "\n")
 write("requests", 500)
 write("many", 3000)
@@ -181,11 +183,15 @@ results, *expected = lines
 by_weights = {version[0]["weights"]: version for version in expected}
 both = 0
 for number, result in enumerate(results):
-    if result["weights"] == "${weights[1]},${weights[2]}":
+    names = result["weights"]
+    if isinstance(names, list):  # of samples with different ones
+        assert len(set(names)) > 1 and len(names) == len(result["samples"]), result
+        both += 1
+    elif names == "${weights[1]},${weights[2]}":
         both += 1
     else:
-        assert result == by_weights[result["weights"]][number], (number, result)
-assert 0 < both <= 4, both
+        assert result == by_weights[names][number], (number, result)
+assert 0 < both <= 5, both
 PY
 
 # What is interrupted goes on with the version that its requests began with, or begins them anew.

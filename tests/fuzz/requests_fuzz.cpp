@@ -32,7 +32,8 @@ void check(const atl::io::Request& request, const atl::io::RequestLimits& limits
   expect_json(line);
   fuzz::expect(request.part >= 0 && request.part < request.parts);
   fuzz::expect(request.min_p >= 0 && request.min_p <= 1 && request.top_k >= 0);
-  if (request.in_parts()) expect_json(io::joined_line(request, std::vector(2, line)));
+  if (request.in_parts())
+    expect_json(io::joined_line(request.is_continuation(), std::vector(2, line)));
 }
 
 }  // namespace

@@ -69,14 +69,21 @@ TEST_F(OpenAiBatch, IsReadAsTheSameRequest) {
 TEST_F(OpenAiBatch, NamesWhatIsNotSupported) {
   const std::vector<std::pair<Json, const char*>> cases = {
       {{{"messages", Json::array()}}, "chat template"},
-      {{{"prompt", {"a", "b"}}}, "a list of 2"},
+      {{{"prompt", {"a", ""}}}, "a prompt is empty"},
+      {{{"prompt", {"a", {1, 256}}}}, "\"prompt\" is 256"},
+      {{{"prompt", {1, 256}}}, "\"prompt\" is 256"},
+      {{{"prompt", {"a", std::string(95, 'b')}}}, "lower max_tokens"},
+      {{{"prompt", std::string(95, 'b')}, {"max_completion_tokens", 6}},
+       "lower max_completion_tokens"},
+      {{{"prompt", "a"}, {"max_completion_tokens", -1}}, "\"max_completion_tokens\" is -1"},
+      {{{"prompt", std::vector<std::string>(100, "a")}, {"n", 1000}},
+       "100 prompts with 1000 samples"},
       {{{"prompt", "a"}, {"n", 0}}, "\"n\" is 0"},
       {{{"prompt", "a"}, {"n", 2}, {"best_of", 3}}, "\"best_of\" is 3"},
       {{{"prompt", "a"}, {"stop", 5}}, "\"stop\" has 5"},
-      {{{"prompt", "a"}, {"logprobs", 21}}, "\"top_logprobs\" is 21"},
+      {{{"prompt", "a"}, {"logprobs", 21}}, "\"logprobs\" is 21"},
       {{{"prompt", "a"}, {"logprobs", true}}, "\"logprobs\" is true"},
       {{{"prompt", "a"}, {"top_logprobs", 2}}, "for chats"},
-      {{{"prompt", "a"}, {"echo", true}, {"logprobs", 1}}, "\"echo\" with \"logprobs\""},
       {{{"prompt", "a"}, {"logit_bias", {{"256", 1}}}}, "the key \"256\""},
       {{{"prompt", "a"}, {"max_tokens", 1}, {"max_completion_tokens", 2}}, "differ"},
       {{{"prompt", "a"}, {"stream", true}}, "\"stream\" is true"},
@@ -212,7 +219,7 @@ TEST_F(OpenAiBatch, ChatsAreRenderedPromptsWithResponsesOfTheirOwn) {
     result.finish_reason = request.part == 0 ? "stop" : "length";
     lines.push_back(result_line(request, result, /*scoring=*/false));
   }
-  const Json joined = Json::parse(joined_line(requests[0], lines));
+  const Json joined = Json::parse(joined_line(requests[0].is_continuation(), lines));
   const Json& response = joined["response"]["body"];
   EXPECT_EQ(joined["custom_id"], "c");
   EXPECT_EQ(response["object"], "chat.completion");
@@ -259,6 +266,94 @@ TEST_F(OpenAiBatch, EchoPutsThePromptBeforeEachChoice) {
     const Json json = Json::parse(result_line(request, result, false));
     EXPECT_EQ(json["response"]["body"]["choices"][0]["text"], "Hi there");
   }
+}
+
+/// The prompt's tokens come first: of the first one nothing is known.
+TEST_F(OpenAiBatch, EchoWithLogprobsHasThoseOfThePrompt) {
+  const Request request =
+      read(line("a", {{"prompt", "Hi"}, {"echo", true}, {"logprobs", 1}, {"max_tokens", 0}})).at(0);
+  ASSERT_EQ(request.error, "");
+  EXPECT_EQ(request.max_tokens, 0);
+  EXPECT_TRUE(request.scores_prompt());
+  Result result;
+  result.prompt_tokens = 2;
+  result.prompt = {'H', 'i'};
+  result.prompt_logprobs = {-2};
+  result.prompt_tops = {{'o', -0.5F}};
+  result.prompt_bytes = {"H", "i", "o"};
+  result.text = "";
+  result.finish_reason = "length";
+  const Json body = Json::parse(result_line(request, result, false))["response"]["body"];
+  const Json& choice = body["choices"][0];
+  EXPECT_EQ(choice["text"], "Hi");
+  EXPECT_EQ(choice["token_ids"], Json::array());
+  EXPECT_EQ(choice["logprobs"], (Json{{"tokens", {"H", "i"}},
+                                      {"token_logprobs", {nullptr, -2}},
+                                      {"top_logprobs", {nullptr, {{"o", -0.5}, {"i", -2}}}},
+                                      {"text_offset", {0, 1}}}));
+  result.tokens = {'!'};
+  result.logprobs = {-1};
+  result.tops = {{'!', -1}};
+  result.token_bytes = {"!", "!"};
+  const Json longer = Json::parse(result_line(request, result, false))["response"]["body"];
+  const Json& all = longer["choices"][0]["logprobs"];
+  EXPECT_EQ(all["tokens"], (Json{"H", "i", "!"}));
+  EXPECT_EQ(all["token_logprobs"], (Json{nullptr, -2, -1}));
+  EXPECT_EQ(all["text_offset"], (Json{0, 1, 2}));
+}
+
+TEST_F(OpenAiBatch, SeveralPromptsOfALineAreItsParts) {
+  const auto requests = read(line("a", {{"prompt", {"Hi", {72, 111}, "x"}},
+                                        {"n", 2},
+                                        {"seed", 5},
+                                        {"echo", true},
+                                        {"max_tokens", 3}}) +
+                             line("b", {{"prompt", {"Hi"}}}));
+  ASSERT_EQ(requests.size(), 7U);
+  std::vector<std::string> lines;
+  const std::vector<std::string> texts = {"Hi", "Hi", "Ho", "Ho", "x", "x"};
+  for (std::size_t i = 0; i < 6; ++i) {
+    const Request& request = requests[i];
+    ASSERT_EQ(request.error, "");
+    EXPECT_EQ(request.parts, 6);
+    EXPECT_EQ(request.part, static_cast<int>(i));
+    EXPECT_EQ(request.seed, 5 + i);
+    EXPECT_EQ(std::string(request.tokens.begin(), request.tokens.end()), texts[i]);
+    Result result;
+    result.prompt_tokens = std::ssize(request.tokens);
+    result.tokens = {1, 2, 3};
+    result.text = "!";
+    result.finish_reason = "length";
+    lines.push_back(result_line(request, result, false));
+  }
+  EXPECT_EQ(requests[6].parts, 1);
+  const Json body = Json::parse(joined_line(false, lines))["response"]["body"];
+  ASSERT_EQ(body["choices"].size(), 6U);
+  for (std::size_t i = 0; i < 6; ++i) {
+    EXPECT_EQ(body["choices"][i]["index"], i);
+    EXPECT_EQ(body["choices"][i]["text"], texts[i] + "!");
+  }
+  EXPECT_EQ(body["usage"],
+            (Json{{"prompt_tokens", 5}, {"completion_tokens", 18}, {"total_tokens", 23}}));
+}
+
+/// One version's name stands once, several stand in the order of the choices.
+TEST_F(OpenAiBatch, TheWeightsOfALineCanBeRead) {
+  const auto requests = read(line("a", {{"prompt", "Hi"}, {"n", 2}}));
+  std::vector<std::string> lines;
+  for (const Request& request : requests) {
+    Result result;
+    result.text = ",\"weights\":\"";
+    lines.push_back(with_weights(result_line(request, result, false), "v1"));
+  }
+  EXPECT_EQ(Json::parse(joined_line(false, lines))["weights"], "v1");
+  lines[1].replace(lines[1].rfind("v1"), 2, "v1,v2");
+  EXPECT_EQ(Json::parse(joined_line(false, lines))["weights"], (Json{"v1", "v1,v2"}));
+  const Json own = Json::parse(
+      joined_line(false, std::vector<std::string>{R"({"id":"a","tokens":[],"weights":"v1"})",
+                                                  R"({"id":"a","tokens":[],"weights":"v1"})"}));
+  EXPECT_EQ(own["weights"], "v1");
+  EXPECT_FALSE(own["samples"][0].contains("weights"));
 }
 
 TEST_F(OpenAiBatch, TheFormatMayBeSaid) {

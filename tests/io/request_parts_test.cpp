@@ -59,7 +59,7 @@ TEST_F(RequestParts, SamplesAreOneLineOfResults) {
     result.finish_reason = "length";
     lines.push_back(result_line(request, result, false));
   }
-  const Json joined = Json::parse(joined_line(requests[0], lines));
+  const Json joined = Json::parse(joined_line(requests[0].is_continuation(), lines));
   EXPECT_EQ(joined["id"], "a");
   ASSERT_EQ(joined["samples"].size(), 2U);
   EXPECT_EQ(joined["samples"][1]["tokens"], (Json{7, 1}));
@@ -69,7 +69,7 @@ TEST_F(RequestParts, SamplesAreOneLineOfResults) {
   Request failed = requests[1];
   failed.error = "overflowed";
   lines[1] = error_line(failed);
-  EXPECT_EQ(error_in(joined_line(requests[0], lines)), "overflowed");
+  EXPECT_EQ(error_in(joined_line(requests[0].is_continuation(), lines)), "overflowed");
 }
 
 TEST_F(RequestParts, ContinuationsArePartsOfAPromptAndWhatFollows) {
@@ -94,7 +94,7 @@ TEST_F(RequestParts, ContinuationsArePartsOfAPromptAndWhatFollows) {
     lines.push_back(result_line(request, result, true));
   }
   EXPECT_EQ(scored_in(lines[0]), (std::vector<float>{-0.5F, -0.25F}));
-  const Json joined = Json::parse(joined_line(requests[0], lines));
+  const Json joined = Json::parse(joined_line(requests[0].is_continuation(), lines));
   ASSERT_EQ(joined["continuations"].size(), 3U);
   EXPECT_EQ(
       joined["continuations"][1],
