@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 namespace atl {
 
@@ -93,7 +94,7 @@ void StepCosts::attend_segments(const StepWork& work, const Product& product,
     const double of_token = latent.used()
                                 ? latent.width()
                                 : heads_.num_kv_heads() * (shape_.head_dim + shape_.values_dim());
-    attend(2 * n * seen * widths, read * of_token * element_);
+    attend(n, first, 2 * n * seen * widths, read * of_token * element_);
   }
   if (!latent.used()) return;
   if (latent.queries > 0) {
@@ -104,8 +105,8 @@ void StepCosts::attend_segments(const StepWork& work, const Product& product,
           heads_.num_heads * (shape_.head_dim - latent.rope) + heads_.heads_width(), element_);
 }
 
-/// Names what a step does: products(rows, depth, columns, bytes of an element), attend(flops,
-/// bytes), rows(bytes).
+/// Names what a step does: products(rows, depth, columns, bytes of an element), attend(rows,
+/// context, flops, bytes), rows(bytes).
 template <class Product, class Attend, class Rows>
 void StepCosts::visit(StepKind kind, const StepWork& work, const Product& product,
                       const Attend& attend, const Rows& rows) const {
@@ -197,13 +198,24 @@ double StepCosts::seconds(StepKind kind, const StepWork& work) const {
       [&](double rows, double depth, double columns, double bytes) {
         seconds += product(rows, depth, columns, bytes);
       },
-      [&](double flops, double bytes) {
-        seconds += std::max(flops / machine_.flops_per_s, bytes / machine_.bytes_per_s);
+      [&](double rows, double context, double flops, double bytes) {
+        seconds += std::max(flops / machine_.flops_per_s, bytes / machine_.bytes_per_s) *
+                   machine_.attention_over_bound(rows, context);
       },
       [&](double bytes) {
         if (machine_.row_bytes_per_s > 0) seconds += bytes / machine_.row_bytes_per_s;
       });
-  return seconds;
+  return seconds * experts_factor(kind, work.expert_rows);
+}
+
+/// Experts together take longer than their products one by one, the more the less even they are.
+double StepCosts::experts_factor(StepKind kind, std::span<const std::int64_t> rows) const {
+  const bool experts = kind == StepKind::experts || kind == StepKind::up || kind == StepKind::down;
+  const auto all = std::accumulate(rows.begin(), rows.end(), std::int64_t{0});
+  if (!experts || all == 0) return 1;
+  const auto most = static_cast<double>(*std::max_element(rows.begin(), rows.end()));
+  return machine_.experts_over_products(most * static_cast<double>(rows.size()) /
+                                        static_cast<double>(all));
 }
 
 StepNeeds StepCosts::needs(StepKind kind, const StepWork& work) const {
@@ -215,7 +227,7 @@ StepNeeds StepCosts::needs(StepKind kind, const StepWork& work) const {
         needs.flops += 2 * rows * depth * columns;
         needs.bytes += depth * columns * bytes;
       },
-      [&](double flops, double bytes) {
+      [&](double, double, double flops, double bytes) {
         needs.flops += flops;
         needs.bytes += bytes;
       },

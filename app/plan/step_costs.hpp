@@ -1,7 +1,7 @@
 #pragma once
 // Seconds that a rank's arithmetic takes, by kind of step and what it works on: the longer of
 // operations at the machine's rate and of reading weights, keys and values at its memory's, or
-// as measured where products of that shape were.
+// as measured where products, attention and experts were.
 
 #include <cstdint>
 #include <span>
@@ -64,6 +64,7 @@ class StepCosts {
     const LatentAttention& latent = shape_.latent;
     return latent.queries > 0 ? latent.queries + latent.width() : heads_.qkv_width();
   }
+  double experts_factor(StepKind kind, std::span<const std::int64_t> rows) const;
   double matrices() const { return shape_.activation == Activation::gelu_tanh ? 2 : 3; }
 
   Machine machine_;

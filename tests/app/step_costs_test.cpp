@@ -1,117 +1,149 @@
-// What a planned step reads of weights that layers keep as codes, and how long that takes.
-
 #include "app/plan/step_costs.hpp"
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
-#include <filesystem>
-#include <fstream>
+#include <string>
 #include <vector>
 
-#include "app/model/described_model.hpp"
-#include "tests/app/planned.hpp"
-#include "tests/temporary_folder.hpp"
-#include "tests/tiny_model.hpp"
+#include "app/run/machine_file.hpp"
+#include "compute/error.hpp"
 
-namespace atl::testing {
+namespace atl {
 namespace {
 
-using compute::Weight;
+/// A machine file whose arithmetic has these members beside its rates: 1e11 operations and 1e10
+/// bytes per second.
+Machine machine_with(const std::string& members, const std::string& link = "") {
+  return parse_machine(
+      fmt::format(R"({{"format": "atoll-machine", "format_version": 1, "backend": "cpu",
+  "nodes": {{"count": 1, "ranks": 2}},
+  "arithmetic": {{"basis": "measured", "source": "a test", "peak_flops_per_s": 1e11{}}},
+  "memory": {{"bytes": 1e9, "bytes_per_s": 1e10}},
+  "inside_node": {{"node_bytes_per_s": 1e9, "latency_s": 1e-6{}}},
+  "host": {{"launch_s": 0, "poll_s": 0, "message_s": 0, "agree_s": 0}}}})",
+                  members, link),
+      "a machine");
+}
 
-/// Layers of experts whose three matrices are in FP8 with a scale for 16 columns.
-ModelShape kept_shape() {
-  ModelShape shape = tiny_shape();
-  const Coding coding{Code::fp8, 16};
-  shape.codings = {{},
-                   {{Weight::gate, coding}, {Weight::up, coding}, {Weight::down, coding}},
-                   {{Weight::qkv, coding}, {Weight::o, coding}}};
-  shape.coding_of = {0, 1, 2};
+/// Eight heads of 64, 16 experts.
+ModelShape shape() {
+  ModelShape shape;
+  shape.hidden = 512;
+  shape.num_layers = 1;
+  shape.layer_is_dense = {false};
+  shape.num_heads = shape.num_kv_heads = 8;
+  shape.head_dim = 64;
+  shape.moe_intermediate = 1024;
+  shape.num_experts = 4;
+  shape.top_k = 2;
+  shape.vocab = 256;
   return shape;
 }
 
-class StepCost {
- public:
-  explicit StepCost(const ModelShape& shape, bool cuda = false) {
-    Machine machine = made_machine();
-    machine.cuda = cuda;
-    machine.flops_per_s = 1e18;  // reading decides
-    machine.row_bytes_per_s = 0;
-    costs_.emplace_back(machine, shape, DType::bfloat16, compute::whole_model(shape),
-                        compute::OutputCut::rows);
-  }
-  double bytes(StepKind kind, int layer) const { return of(kind, layer).bytes; }
-  double seconds(StepKind kind, int layer) const {
-    const std::vector<std::int64_t> rows(5, 1);
-    return costs_.front().seconds(kind, work(layer, rows));
-  }
+double seconds(const Machine& machine, StepKind kind, const StepWork& work) {
+  const StepCosts costs(machine, shape(), DType::bfloat16, compute::whole_model(shape()),
+                        compute::OutputCut::columns);
+  return costs.seconds(kind, work);
+}
 
- private:
-  static StepWork work(int layer, std::span<const std::int64_t> rows) {
+double attention(const Machine& machine, std::int64_t rows, std::int64_t context) {
+  const std::vector<LoadSegment> segments = {{rows, context, 0}};
+  StepWork work;
+  work.layer = 0;
+  work.own_rows = work.all_rows = rows;
+  work.segments = segments;
+  return seconds(machine, StepKind::attend, work);
+}
+
+constexpr const char* attention_ladders = R"(, "attention": [
+  {"tokens": 1, "heads": 8, "kv_heads": 8, "head_dim": 64, "contexts": [16, 1024],
+   "seconds": [1e-5, 4e-4]},
+  {"tokens": 64, "heads": 8, "kv_heads": 8, "head_dim": 64, "contexts": [0, 1024],
+   "seconds": [1e-4, 4e-3]}])";
+
+TEST(StepCosts, AttentionTakesWhatWasMeasured) {
+  const Machine machine = machine_with(attention_ladders);
+  EXPECT_NEAR(attention(machine, 64, 0), 1e-4, 1e-12);
+  EXPECT_NEAR(attention(machine, 64, 1024), 4e-3, 1e-12);
+  EXPECT_NEAR(attention(machine, 1, 1024), 4e-4, 1e-12);
+  // Between and beyond: over its bound, as beside.
+  const Machine plain = machine_with("");
+  const auto over = [&](std::int64_t rows, std::int64_t context) {
+    return attention(machine, rows, context) / attention(plain, rows, context);
+  };
+  EXPECT_GT(over(64, 200), std::min(over(64, 0), over(64, 1024)));
+  EXPECT_LT(over(64, 200), std::max(over(64, 0), over(64, 1024)));
+  EXPECT_NEAR(over(64, 8000), over(64, 1024), 1e-9);
+  EXPECT_NEAR(over(512, 1024), over(64, 1024), 1e-9);
+  EXPECT_GT(over(8, 1024), std::min(over(1, 1024), over(64, 1024)));
+  EXPECT_LT(over(8, 1024), std::max(over(1, 1024), over(64, 1024)));
+}
+
+TEST(StepCosts, UnevenExpertsTakeLonger) {
+  const Machine plain = machine_with("");
+  const Machine measured =
+      machine_with(R"(, "experts": {"busiest_over_mean": [1, 2], "over_products": [1.1, 1.5]})");
+  const auto factor = [&](const std::vector<std::int64_t>& rows) {
     StepWork work;
-    work.layer = layer;
-    work.own_rows = work.all_rows = 5;
+    work.layer = 0;
     work.expert_rows = rows;
-    return work;
-  }
-  StepNeeds of(StepKind kind, int layer) const {
-    const std::vector<std::int64_t> rows(5, 1);
-    return costs_.front().needs(kind, work(layer, rows));
-  }
-
-  std::vector<StepCosts> costs_;
-};
-
-TEST(StepCosts, KeptWeightsAreReadAtTheirWidth) {
-  const StepCost plain(tiny_shape());
-  const StepCost kept(kept_shape());
-  const StepCost on_device(kept_shape(), true);
-  const ModelShape s = tiny_shape();
-  // A byte for each of 48 or 40 columns, and a float32 for each 16 of them or fewer.
-  const double elements = 5.0 * 3 * s.hidden * s.moe_intermediate;
-  EXPECT_DOUBLE_EQ(plain.bytes(StepKind::experts, 1), 2 * elements);
-  EXPECT_DOUBLE_EQ(kept.bytes(StepKind::experts, 1),
-                   elements * ((48 + 12.0) / 48 * 2 + (40 + 12.0) / 40) / 3);
-  EXPECT_DOUBLE_EQ(kept.seconds(StepKind::experts, 1),
-                   kept.bytes(StepKind::experts, 1) / made_machine().bytes_per_s);
-  EXPECT_DOUBLE_EQ(kept.bytes(StepKind::experts, 2), plain.bytes(StepKind::experts, 2));
-  EXPECT_DOUBLE_EQ(kept.bytes(StepKind::attention, 1), plain.bytes(StepKind::attention, 1));
-  EXPECT_LT(kept.bytes(StepKind::attention, 2), 0.75 * plain.bytes(StepKind::attention, 2));
-  // A device unpacks them before each product.
-  EXPECT_DOUBLE_EQ(on_device.bytes(StepKind::experts, 1),
-                   kept.bytes(StepKind::experts, 1) + 4 * elements);
-  EXPECT_DOUBLE_EQ(on_device.seconds(StepKind::experts, 1),
-                   on_device.bytes(StepKind::experts, 1) / made_machine().bytes_per_s);
+    return seconds(measured, StepKind::experts, work) / seconds(plain, StepKind::experts, work);
+  };
+  EXPECT_NEAR(factor({8, 8, 8, 8}), 1.1, 1e-9);
+  EXPECT_NEAR(factor({4, 12, 8, 8}), 1.3, 1e-9);
+  EXPECT_NEAR(factor({32, 0, 0, 0}), 1.5, 1e-9);
+  StepWork none;
+  none.layer = 0;
+  EXPECT_EQ(seconds(measured, StepKind::experts, none), 0);
 }
 
-/// A row is projected to a latent of queries, and not to the queries.
-TEST(StepCosts, QueriesHaveALatent) {
-  ModelShape shape = tiny_shape();
-  shape.num_kv_heads = shape.num_heads;
-  shape.latent = {28, 32, 8, 1e-6F};
-  shape.ropes = {plain_rope(8, 1e4)};
-  const double wanted = shape.hidden * (28.0 + 40 + shape.heads_width());
-  EXPECT_DOUBLE_EQ(StepCost(shape).bytes(StepKind::attention, 1), 2 * wanted);
-}
-
-/// A configuration says of what it publishes which matrices stay in few bits.
-TEST(StepCosts, AConfigurationsWeightsMayStayAsPublished) {
-  const TemporaryFolder folder;
-  const std::string path = folder.path() / "config.json";
-  std::ofstream(path) << R"({"model_type": "qwen3_moe", "vocab_size": 256, "hidden_size": 256,
-    "intermediate_size": 512, "moe_intermediate_size": 128, "num_hidden_layers": 2,
-    "mlp_only_layers": [0], "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 128,
-    "num_experts": 4, "num_experts_per_tok": 2, "norm_topk_prob": true,
-    "quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}})";
-  const ModelShape shape = described_model(path, KeptWeights::coded).shape;
-  const Coding fp8{Code::fp8, 128};
-  for (const int layer : {0, 1}) {
-    for (const Weight weight : {Weight::qkv, Weight::o, Weight::gate, Weight::down}) {
-      EXPECT_EQ(shape.coding(weight, layer), fp8) << name_of(weight);
+TEST(StepCosts, FiguresSayWhereTheyAreFrom) {
+  const Machine machine =
+      machine_with(attention_ladders, R"(, "arithmetic_s_per_byte": 2e-10, "source": "another")");
+  EXPECT_EQ(machine.inside.arithmetic_s_per_byte, 2e-10);
+  int measured = 0, stated = 0;
+  for (const MachineFigure& figure : machine.figures) {
+    if (figure.name.starts_with("arithmetic attention of 64")) {
+      measured += figure.basis == Basis::measured && figure.source == "a test" ? 1 : 0;
     }
-    EXPECT_FALSE(shape.coding(Weight::router, layer).used());
+    if (figure.name == "inside_node arithmetic_s_per_byte") {
+      stated += figure.basis == Basis::stated && figure.source == "another" ? 1 : 0;
+    }
   }
-  EXPECT_TRUE(described_model(path).shape.codings.empty());
+  EXPECT_EQ(measured, 2);
+  EXPECT_EQ(stated, 1);
+}
+
+TEST(StepCosts, LaddersThatAreNoneAreRefused) {
+  const auto refusal = [](const std::string& members) -> std::string {
+    try {
+      machine_with(members);
+    } catch (const Error& error) {
+      return error.what();
+    }
+    return "";
+  };
+  const auto of_attention = [&](const std::string& rest) {
+    return refusal(R"(, "attention": [{"tokens": 1, "heads": 8, "kv_heads": 8, "head_dim": 64, )" +
+                   rest + "}]");
+  };
+  const char* takes = "\"attention\" takes tokens";
+  EXPECT_NE(of_attention(R"("contexts": [0])").find(takes), std::string::npos);
+  EXPECT_NE(of_attention(R"("contexts": [0, 0], "seconds": [1, 2])").find(takes),
+            std::string::npos);
+  EXPECT_NE(of_attention(R"("contexts": [0, 1], "seconds": [1, 0])").find(takes),
+            std::string::npos);
+  EXPECT_NE(of_attention(R"("contexts": [0, 1], "seconds": [1, "2"])").find(takes),
+            std::string::npos);
+  EXPECT_NE(refusal(R"(, "attention": [{"contexts": [0], "seconds": [1]}])").find("\"tokens\""),
+            std::string::npos);
+  EXPECT_NE(refusal(R"(, "attention": [3])").find(takes), std::string::npos);
+  EXPECT_NE(refusal(R"(, "experts": {"busiest_over_mean": [1], "over_products": []})")
+                .find("\"experts\" takes"),
+            std::string::npos);
+  EXPECT_EQ(refusal(attention_ladders), "");
 }
 
 }  // namespace
-}  // namespace atl::testing
+}  // namespace atl
