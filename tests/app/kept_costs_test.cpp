@@ -1,7 +1,5 @@
 // What a planned step reads of weights that layers keep as codes, and how long that takes.
 
-#include "app/plan/step_costs.hpp"
-
 #include <gtest/gtest.h>
 
 #include <filesystem>
@@ -9,6 +7,7 @@
 #include <vector>
 
 #include "app/model/described_model.hpp"
+#include "app/plan/step_costs.hpp"
 #include "tests/app/planned.hpp"
 #include "tests/temporary_folder.hpp"
 #include "tests/tiny_model.hpp"
