@@ -201,6 +201,35 @@ mean = sum(differences) / len(differences)
 assert len(differences) > 300 and mean < 0.02, (len(differences), mean)
 EOF
 
+# Models of other families: transformers' results, and the same bytes in each layout.
+unset ATL_EMULATED_PROTECT # takes most of the time
+few=(--few)
+((all_sweeps)) && few=()
+for family in deepseek_v3 gpt_oss mimo_v2_flash; do
+  command_limit=300 capture python3 "$ATOLL_SOURCE/tests/families_check.py" "${few[@]}" --cuda "$ATOLL" \
+    "$ATOLL_SOURCE/tests/data/families" "$family"
+  succeeds "$family on CUDA" || cat "$work/stdout"
+done
+
+# Weights that stay as they are published give the bytes of the same numbers.
+for kind in "fp8 deepseek_v3" "mxfp4 gpt_oss" "int4 deepseek_v3"; do
+  read -r method family <<<"$kind"
+  python3 "$ATOLL_SOURCE/tests/e2e/quantise_model.py" "$method" "$ATOLL_SOURCE/tests/data/families/$family" "$work/coded" "$work/plain"
+  printf '{"id": "a", "tokens": [7, 1, 8, 2, 8, 1, 8], "max_tokens": 5, "top_logprobs": 2}\n' >"$work/kept.jsonl"
+  for form in coded plain; do
+    keep=unpack
+    [[ "$form" == coded ]] && keep=keep
+    capture "$ATOLL" import "$work/$form" --output "$work/$form.h5" --weights "$keep"
+    succeeds "$kind: import, $form" || continue
+    capture "$ATOLL" run --model "$work/$form.h5" --input "$work/kept.jsonl" --output "$work/$form.jsonl" --backend cuda
+    succeeds "$kind: $form on CUDA" || true
+  done
+  same "$kind: kept on CUDA" "$work/plain.jsonl" "$work/coded.jsonl"
+done
+atoll_on 2 run --model "$work/coded.h5" --input "$work/kept.jsonl" --output "$work/shared.jsonl" --backend cuda --tp 2
+succeeds "kept, attention over ranks" && same "kept, attention over ranks" "$work/plain.jsonl" "$work/shared.jsonl"
+export ATL_EMULATED_PROTECT=1
+
 # What cannot be had is refused by name.
 cuda_run=(run --model "$model" --input "$work/score.jsonl" --output "$work/refused" --mode score
   --step-tokens 128 --backend)
