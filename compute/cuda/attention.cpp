@@ -136,6 +136,8 @@ void CudaLayers::attend(const Stream& stream, CudaChunk& chunk, int layer) {
   args.merges = chunk.inputs.merges;
   args.num_merges = chunk.inputs.num_merges;
   args.workspace = work_.attention;
+  args.wgmma = by_wgmma_;
+  args.totals = work_.attention_totals;
   cuda::attention(stream.raw(), dtype_, args);
 }
 

@@ -23,6 +23,9 @@ struct CudaDevice {
   std::string name;             ///< e.g. "NVIDIA H100 80GB HBM3"
   std::string id;               ///< equal for all processes of this host that use the same GPU
   std::int64_t free_bytes = 0;  ///< once this process had its own context
+  /// Why attention does without warpgroups (wgmma); empty: it takes them, where it has a kernel for
+  /// the model. All ranks of a run must do alike.
+  std::string why_no_wgmma = "not asked";
 };
 
 /// Makes the device this process's own one and creates its context. Throws Error when the device

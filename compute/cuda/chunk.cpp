@@ -172,9 +172,10 @@ void CudaChunk::set_counts(const ExpertPlaces& places, int num_rows) {
   }
 }
 
-void CudaChunk::upload(int multiprocessors, const Stream& stream) {
+void CudaChunk::upload(int multiprocessors, bool by_groups, const Stream& stream) {
   const auto num_rows = static_cast<std::size_t>(attention_rows());
   const auto num_segments = segments.size();
+  plan_.by_groups = by_groups;
   plan_attention(
       attended_, segments, multiprocessors,
       attention_workspace_rows(attended_, static_cast<int>(options_.most_attention_rows())), plan_);

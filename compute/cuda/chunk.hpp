@@ -40,7 +40,7 @@ class CudaChunk final : public Chunk {
   void set_counts(const ExpertPlaces& places, int num_rows);
 
   /// Copies token ids, positions, pages and attention's work to the device.
-  void upload(int multiprocessors, const Stream& stream);
+  void upload(int multiprocessors, bool by_groups, const Stream& stream);
 
   /// Copies `forced` to memory.experts and memory.weights.
   void upload_forced(const Stream& stream);

@@ -7,6 +7,7 @@
 #include "compute/cuda/backend.hpp"
 #include "compute/cuda/error.hpp"
 #include "compute/cuda/kernels.hpp"
+#include "compute/cuda/wgmma.hpp"
 #include "compute/error.hpp"
 
 namespace atl::compute {
@@ -65,7 +66,8 @@ CudaDevice open_cuda_device(int index) {
         properties.major, properties.minor);
   }
   cuda::check(code, "cudaFuncGetAttributes");
-  return {index, properties.name, hex(properties.uuid), free_cuda_bytes()};
+  std::string why_no_wgmma = cuda::why_no_chosen_wgmma();
+  return {index, properties.name, hex(properties.uuid), free_cuda_bytes(), std::move(why_no_wgmma)};
 }
 
 std::int64_t free_cuda_bytes() {

@@ -128,6 +128,8 @@ struct AttentionArgs {
   const AttentionMerge* merges = nullptr;  ///< device memory
   int num_merges = 0;
   float* workspace = nullptr;  ///< attention_workspace_floats(), aligned to 16 bytes
+  bool wgmma = false;          ///< by warpgroups: see wgmma.hpp; the plan is by_groups
+  float* totals = nullptr;     ///< attention_totals_floats(), aligned to 16 bytes
 };
 void attention(cudaStream_t stream, DType dtype, const AttentionArgs& args);
 

@@ -18,7 +18,7 @@ namespace atl::compute::cuda {
 class CudaLayers {
  public:
   /// Takes all memory but the chunks'.
-  explicit CudaLayers(const BackendOptions& options);
+  CudaLayers(const BackendOptions& options, const CudaDevice& device);
 
   void load(const WeightInfo& info, int local_expert, const void* data) {
     weights_.load(options_, info, local_expert, data);
@@ -62,6 +62,7 @@ class CudaLayers {
   CudaQueue& queue() { return queue_; }
   const CudaQueue& queue() const { return queue_; }
   bool fuses_gelu() const { return fuses_gelu_; }
+  bool by_wgmma() const { return by_wgmma_; }
   const CudaGemm& gemm() const { return gemm_; }
   Backend::Memory memory() const;  ///< without chunks
 
@@ -182,6 +183,7 @@ class CudaLayers {
   const int sums_per_member_;
   const DType dtype_;
   int multiprocessors_ = 0;
+  const bool by_wgmma_;  // attention
   DeviceBuffer weight_memory_, kv_memory_, workspace_memory_;
   CudaWeights weights_;
   KvCache kv_;

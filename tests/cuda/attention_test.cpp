@@ -1,4 +1,5 @@
 // timeout: 240
+// once more with: ATOLL_ATTENTION=mma
 // Attention over paged keys and values: against the plain formula, and the same row in different
 // company bit for bit.
 
@@ -12,6 +13,7 @@
 
 #include "compute/cuda/kernels.hpp"
 #include "compute/cuda/plan/attention_plan.hpp"
+#include "compute/cuda/wgmma.hpp"
 #include "tests/cuda/device_memory.hpp"
 #include "tests/tiny_model.hpp"
 
@@ -135,7 +137,10 @@ class Cache {
         qkv.resize(static_cast<std::size_t>(num_rows + 1) * static_cast<std::size_t>(width));
       }
     }
+    static const bool can = cuda::why_no_chosen_wgmma().empty();
+    const bool by_groups = can && cuda::wgmma_attends(shape, data_.dtype);
     cuda::AttentionPlan plan;
+    plan.by_groups = by_groups;
     const auto workspace_rows = cuda::attention_workspace_rows(shape, num_rows);
     cuda::plan_attention(shape, segments, multiprocessors, workspace_rows, plan);
     const DeviceBytes device_qkv(encode(qkv, data_.dtype));
@@ -164,6 +169,9 @@ class Cache {
     args.merges = merges.get();
     args.num_merges = static_cast<int>(plan.merges.size());
     args.workspace = workspace.get();
+    const DeviceArray<float> totals(static_cast<std::size_t>(cuda::attention_totals_floats(shape)));
+    args.wgmma = by_groups;
+    args.totals = totals.get();
     cuda::attention(nullptr, data_.dtype, args);
     const auto bytes = out.host();
     std::vector<std::vector<std::byte>> result;

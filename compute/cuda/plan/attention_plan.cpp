@@ -29,17 +29,14 @@ std::int64_t blocks_of(const ModelShape& shape, int rows) {
   return std::int64_t{shape.num_kv_heads} * divide_up(group, heads_per_tile(shape, rows));
 }
 
-bool is_narrow(const ModelShape& shape, int num_rows) {
-  return num_rows <= tokens_of(shape, narrow_rows);
-}
-
 /// Appends the tiles of the segments that are narrow, or of those that are not.
-void cut(const ModelShape& shape, std::span<const Segment> segments, bool narrow,
+void cut(const ModelShape& shape, std::span<const Segment> segments, bool narrow, bool by_groups,
          std::vector<AttentionTile>& tiles) {
-  const int tokens = tokens_of(shape, narrow ? narrow_rows : wide_rows(shape.head_dim));
+  const int tokens = tokens_of(shape, tile_rows(shape.head_dim, narrow, by_groups));
+  const int most_narrow = tokens_of(shape, tile_rows(shape.head_dim, true, by_groups));
   for (std::size_t s = 0; s < segments.size(); ++s) {
     const Segment& segment = segments[s];
-    if (is_narrow(shape, segment.num_rows) != narrow) continue;
+    if ((segment.num_rows <= most_narrow) != narrow) continue;
     for (int first = 0; first < segment.num_rows; first += tokens) {
       AttentionTile tile;
       tile.first_row = segment.first_row + first;
@@ -106,6 +103,12 @@ std::int64_t attention_workspace_floats(const ModelShape& shape, int max_chunk_t
   return attention_workspace_rows(shape, max_chunk_tokens) * row_floats(shape);
 }
 
+std::int64_t attention_totals_floats(const ModelShape& shape) {
+  constexpr int widest_held = 256;
+  constexpr std::int64_t rows = 64;
+  return shape.head_dim > widest_held ? most_blocks_with_totals * rows * max_head_dim : 0;
+}
+
 void plan_attention(const ModelShape& shape, std::span<const Segment> segments, int multiprocessors,
                     std::int64_t workspace_rows, AttentionPlan& plan) {
   plan.tiles.clear();
@@ -117,11 +120,11 @@ void plan_attention(const ModelShape& shape, std::span<const Segment> segments, 
   std::int64_t used = 0;
   for (const bool narrow : {false, true}) {
     const std::size_t begin = plan.tiles.size();
-    cut(shape, segments, narrow, plan.tiles);
+    cut(shape, segments, narrow, plan.by_groups, plan.tiles);
     const auto count = static_cast<int>(plan.tiles.size() - begin);
     int& total = narrow ? plan.num_narrow : plan.num_wide;
     total = count;
-    const int rows = narrow ? narrow_rows : wide_rows(shape.head_dim);
+    const int rows = tile_rows(shape.head_dim, narrow, plan.by_groups);
     if (count * blocks_of(shape, rows) < enough) {
       total += split(plan, begin, plan.tiles.size(), workspace_rows, used);
     }

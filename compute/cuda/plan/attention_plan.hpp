@@ -27,6 +27,11 @@ inline constexpr int narrow_rows = 16;
 constexpr int wide_rows(int head_dim) {
   return head_dim <= 128 ? 128 : (head_dim <= 256 ? 64 : 32);
 }
+/// Rows of the matrices of either kind. Warpgroups multiply 64 at a time.
+constexpr int tile_rows(int head_dim, bool narrow, bool by_groups) {
+  const int rows = narrow ? narrow_rows : wide_rows(head_dim);
+  return by_groups && rows < 64 ? 64 : rows;
+}
 /// The model's shape with the heads of this rank, in groups as large as the largest that it has:
 /// what its attention is planned for.
 ModelShape attended_shape(const BackendOptions& options);
@@ -59,6 +64,7 @@ struct AttentionMerge {
 };
 
 struct AttentionPlan {
+  bool by_groups = false;            ///< given to plan_attention(): warpgroups will compute it
   std::vector<AttentionTile> tiles;  ///< wide ones, then narrow ones; those with most keys first
   int num_wide = 0;
   int num_narrow = 0;
@@ -74,6 +80,11 @@ constexpr int partial_floats_per_head(int head_dim) {
 /// chunk of max_chunk_tokens cannot need as many).
 std::int64_t attention_workspace_rows(const ModelShape& shape, int max_chunk_tokens);
 std::int64_t attention_workspace_floats(const ModelShape& shape, int max_chunk_tokens);
+
+/// Where the results of 64 rows are too wide for registers and shared memory, warpgroups keep the
+/// totals of splits in memory, for so many blocks of threads at a time: floats of that.
+inline constexpr int most_blocks_with_totals = 132;
+std::int64_t attention_totals_floats(const ModelShape& shape);
 
 /// Fills `plan` (whose memory is reused) for the segments of a chunk. Tiles are split along their
 /// keys where there are too few of them to occupy `multiprocessors`, as far as `workspace_rows`

@@ -62,6 +62,7 @@ Workspace::Workspace(const BackendOptions& options, Arena& arena) {
   if (options.across) forward_scratch = arena.take<std::int32_t>(group_scratch_ints(places + 2));
   attention = arena.take<float>(attention_workspace_floats(
       attended_shape(options), static_cast<int>(options.most_attention_rows())));
+  attention_totals = arena.take<float>(attention_totals_floats(shape));
   gemm = arena.take_bytes(gemm_workspace_bytes);
   pages = arena.take<std::int32_t>(most_pages(options));
 }
