@@ -54,7 +54,9 @@ bool wgmma_attends(const ModelShape& shape, DType dtype) {
   for (const AttentionKind& kind : shape.attentions) {
     if (kind != usual) return false;
   }
-  return dtype != DType::float32 && !shape.latent.used() && shape.values_dim() == shape.head_dim;
+  constexpr int wide = 8;  // elements of 16 bytes, in which rows are copied
+  return dtype != DType::float32 && shape.head_dim % wide == 0 && !shape.latent.used() &&
+         shape.values_dim() == shape.head_dim;
 }
 
 }  // namespace atl::compute::cuda

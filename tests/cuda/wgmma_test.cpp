@@ -57,6 +57,9 @@ TEST_F(CudaWgmma, TakesModelsThatItHasKernelsFor) {
   EXPECT_FALSE(cuda::wgmma_attends(shape, DType::float32));
   shape.head_dim = 512;
   EXPECT_TRUE(cuda::wgmma_attends(shape, DType::bfloat16));
+  shape.head_dim = 20;
+  EXPECT_FALSE(cuda::wgmma_attends(shape, DType::bfloat16)) << "rows of other than 16-byte pieces";
+  shape.head_dim = 64;
   shape.attentions = {{4, 0, false, 0}, {4, 128, false, 0}};
   EXPECT_FALSE(cuda::wgmma_attends(shape, DType::bfloat16)) << "a window";
 }

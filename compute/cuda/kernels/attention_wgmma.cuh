@@ -17,33 +17,18 @@ namespace atl::compute::cuda {
 /// Starts copying the queries to shared memory; rows and dimensions that do not exist become zeros.
 template <class V>
 __device__ void copy_queries(const AttentionArgs& args, const TileRows& rows,
-                             typename V::Shared& shared, const typename V::Type* q, bool wide_ok) {
+                             typename V::Shared& shared, const typename V::Type* q) {
   using T = typename V::Type;
+  using P = LinePieces<T, V::head_dim, V::rows, V::threads>;
   const int d = args.kv.head_dim;
-  const int thread = static_cast<int>(threadIdx.x);
-  const auto at = [&](int row, int column) -> const T* {
-    const int token = row / rows.heads;
-    const int head = rows.first_head + row % rows.heads;
-    const bool exists = token < rows.tile.num_rows && head < rows.end_head && column < d;
-    return exists ? q + token * args.qkv_stride + head * d + column : nullptr;
-  };
-  if (wide_ok) {
-    using P = LinePieces<T, V::head_dim, V::rows, V::threads>;
-    const int column = thread % P::per_line * wide<T>;
+  const int column = static_cast<int>(threadIdx.x) % P::per_line * wide<T>;
 #pragma unroll 4
-    for (int i = 0; i < P::count; ++i) {
-      const int row = thread / P::per_line + i * P::line_step;
-      const T* from = at(row, column);
-      copy_piece(shared.queries + tile_offset(row, column, V::rows), from == nullptr ? q : from,
-                 from != nullptr);
-    }
-  } else {
-#pragma unroll 1
-    for (int i = thread; i < V::rows * V::head_dim; i += V::threads) {
-      const T* from = at(i / V::head_dim, i % V::head_dim);
-      store_element(shared.queries + tile_offset(i / V::head_dim, i % V::head_dim, V::rows),
-                    from == nullptr ? round_to<T>(0.0F) : *from);
-    }
+  for (int i = 0; i < P::count; ++i) {
+    const int row = static_cast<int>(threadIdx.x) / P::per_line + i * P::line_step;
+    const auto [token, head] = rows.place_of(row);
+    const bool exists = token >= 0 && column < d;
+    copy_piece(shared.queries + tile_offset(row, column, V::rows),
+               exists ? q + token * args.qkv_stride + head * d + column : q, exists);
   }
 }
 
@@ -177,13 +162,11 @@ __device__ void attend_item(const AttentionArgs& args, const GroupWork& work, in
   TileRows rows;
   if (!find_rows<V>(args, work, item, rows)) return;
   const AttentionTile& tile = rows.tile;
-  if (threadIdx.x == 0) shared.first_bad = no_key;       // seen by others after a barrier
-  const bool wide_ok = args.kv.head_dim % wide<T> == 0;  // and pointers are aligned: see launch
+  if (threadIdx.x == 0) shared.first_bad = no_key;  // seen by others after a barrier
   const T* q = static_cast<const T*>(args.qkv) + tile.first_row * args.qkv_stride;
-  if constexpr (!V::queries_held) copy_queries<V>(args, rows, shared, q, wide_ok);
+  if constexpr (!V::queries_held) copy_queries<V>(args, rows, shared, q);
   BlockCopier<V> copier(args.kv, args.map.pages + std::int64_t{tile.sequence} * args.map.max_pages,
-                        rows.kv_head, wide_ok, tile.first_key, tile.first_key + tile.num_keys,
-                        shared.ring);
+                        rows.kv_head, tile.first_key, tile.first_key + tile.num_keys, shared.ring);
   GroupWorker<V> worker(args, shared, rows);
   if constexpr (V::queries_held) worker.hold_queries(rows, q);
   if constexpr (V::slices > 1) {

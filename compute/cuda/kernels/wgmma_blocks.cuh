@@ -55,11 +55,6 @@ struct LinePieces {
 };
 
 template <class T>
-__device__ inline void store_element(T* to, T value) {
-  *to = value;
-  note_shared_write(to, sizeof(T));
-}
-template <class T>
 __device__ inline void copy_piece(T* to, const T* from, bool exists) {
   copy_async(to, from, exists);
   note_shared_write(to, access_bytes);
@@ -72,13 +67,9 @@ class BlockCopier {
  public:
   using T = typename V::Type;
 
-  __device__ BlockCopier(const KvPages& kv, const std::int32_t* pages, int kv_head, bool wide_ok,
-                         int first, int end, T* ring)
-      : kv_(kv),
-        wide_ok_(wide_ok),
-        left_(end - first + key_block),
-        token_(first % kv.page_tokens),
-        ring_(ring) {
+  __device__ BlockCopier(const KvPages& kv, const std::int32_t* pages, int kv_head, int first,
+                         int end, T* ring)
+      : kv_(kv), left_(end - first + key_block), token_(first % kv.page_tokens), ring_(ring) {
     pages_ = pages + first / kv.page_tokens;
     head_ = std::int64_t{kv_head} * kv.page_tokens * kv.head_dim;
     page_elements_ = std::int64_t{kv.num_kv_heads} * kv.page_tokens * kv.head_dim;
@@ -147,36 +138,23 @@ class BlockCopier {
   /// Copies a slice into the next slot. Zeros stand for keys and dimensions that do not exist.
   __device__ void copy(const void* base, std::int64_t place, int lines, int slice) {
     T* to = ring_ + slot_ * V::slice_elements;
-    const int thread = static_cast<int>(threadIdx.x);
-    const int d = kv_.head_dim - slice * V::slice;
-    const T* from = static_cast<const T*>(base) + place + slice * V::slice;
-    if (wide_ok_) {
-      using P = LinePieces<T, V::slice, key_block, V::threads>;
-      const int line = thread / P::per_line;
-      const int column = thread % P::per_line * wide<T>;
-      const T* piece = from + line * kv_.head_dim + column;
-#pragma unroll
-      for (int i = 0; i < P::count; ++i) {
-        const bool exists = line + i * P::line_step < lines && column < d;
-        copy_piece(to + tile_offset(line + i * P::line_step, column, key_block),
-                   exists ? piece + i * P::line_step * kv_.head_dim : static_cast<const T*>(base),
-                   exists);
-      }
-    } else {
-#pragma unroll 1
-      for (int i = thread; i < V::slice_elements; i += V::threads) {
-        const int line = i / V::slice;
-        const int column = i % V::slice;
-        const bool exists = line < lines && column < d;
-        store_element(to + tile_offset(line, column, key_block),
-                      exists ? from[line * kv_.head_dim + column] : round_to<T>(0.0F));
-      }
+    const T* const begin = static_cast<const T*>(base);
+    using P = LinePieces<T, V::slice, key_block, V::threads>;
+    const int line = static_cast<int>(threadIdx.x) / P::per_line;
+    const int column = static_cast<int>(threadIdx.x) % P::per_line * wide<T>;
+    const int d = kv_.head_dim;
+    const T* piece = begin + place + line * d + slice * V::slice + column;
+    const bool column_exists = slice * V::slice + column < d;
+#pragma unroll(V::slices > 1 ? 1 : P::count)
+    for (int i = 0; i < P::count; ++i) {
+      const bool exists = line + i * P::line_step < lines && column_exists;
+      copy_piece(to + tile_offset(line + i * P::line_step, column, key_block),
+                 exists ? piece + i * P::line_step * d : begin, exists);
     }
     next_slot();
   }
 
   const KvPages& kv_;
-  bool wide_ok_;
   int left_;   ///< keys from the block whose values come in this step to the end
   int token_;  ///< of the block after the next in its page
   T* ring_;

@@ -122,8 +122,8 @@ struct GroupWorker {
     // Alike in a warp, which the compiler cannot see otherwise.
     const int group = __shfl_sync(all_lanes, static_cast<int>(threadIdx.x) / group_threads, 0);
     thread = static_cast<int>(threadIdx.x) % group_threads;
-    first_column = group % V::column_groups * V::columns;
-    first_row = group / V::column_groups * group_rows;
+    first_column = V::column_groups == 1 ? 0 : group % V::column_groups * V::columns;
+    first_row = V::rows == group_rows ? 0 : group / V::column_groups * group_rows;
     first_position = rows.position_of(first_row);
     const int last = rows.position_of(first_row + group_rows - 1) - tile.first_key;
     const bool any = first_row < tile.num_rows * rows.heads && last >= 0;
@@ -259,11 +259,13 @@ struct GroupWorker {
     if (ends_split) split = SoftRows{};
     float factor[2];
     soften_rows<T>(scores, seen_of(next), scale, split, factor);
+    // Sums are not negative: this never happens. But a store that depends on them keeps the wait
+    // behind the softmax; without it the compiler waits first, and nothing overlaps.
+    if (split.sum[0] < 0 || split.sum[1] < 0) shared.first_bad = 0;
     wait_products<0>();
     settle(out);
     if (ends_split) {
-      merge_split(done);
-      keep_totals();
+      merge_split(done, true);
     } else if (__any_sync(all_lanes, factor[0] != 1 || factor[1] != 1)) {
 #pragma unroll
       for (int i = 0; i < num_sums; ++i) out[i] *= factor[i / 2 % 2];
@@ -278,7 +280,7 @@ struct GroupWorker {
     meanwhile();
     wait_products<0>();
     settle(out);
-    merge_split(split);
+    merge_split(split, false);
   }
 
   /// Where this thread keeps four totals, from out's i-th on, if not in registers.
@@ -290,21 +292,34 @@ struct GroupWorker {
     return all + (i / 4 * V::threads + static_cast<int>(threadIdx.x)) * 4;
   }
 
-  /// out = the totals so far and a split, merged.
-  __device__ void merge_split(const SoftRows& done) {
-    if (!has_total) {
-      total = done;
-      return;
-    }
-    MergeFactors factors[2];
+  /// out = the totals so far and a split, merged; kept where another split follows.
+  __device__ void merge_split(const SoftRows& done, bool goes_on) {
+    MergeFactors factors[2] = {};
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      factors[r] = merge_factors(total.top[r], done.top[r], scale);
-      total.top[r] = factors[r].top;
-      total.sum[r] = merged(total.sum[r], done.sum[r], factors[r]);
+      if (has_total) {
+        factors[r] = merge_factors(total.top[r], done.top[r], scale);
+        total.top[r] = factors[r].top;
+        total.sum[r] = merged(total.sum[r], done.sum[r], factors[r]);
+      } else {
+        total.top[r] = done.top[r];
+        total.sum[r] = done.sum[r];
+      }
     }
+    constexpr int at_once = 32;  // of which the registers have room for others' totals
 #pragma unroll
-    for (int i = 0; i < num_sums; i += 4) {
+    for (int i = 0; i < num_sums; i += at_once) {
+      if (has_total) merge_totals<at_once>(i, factors);
+      if (goes_on) keep_totals<at_once>(i);
+      if constexpr (V::totals != Place::registers) __syncwarp();  // no loads before that
+    }
+    has_total = true;
+    fresh = true;
+  }
+  template <int count>
+  __device__ void merge_totals(int first, const MergeFactors (&factors)[2]) {
+#pragma unroll
+    for (int i = first; i < first + count; i += 4) {
       float before[4];
       if constexpr (V::totals == Place::registers) {
 #pragma unroll
@@ -316,10 +331,10 @@ struct GroupWorker {
       for (int k = 0; k < 4; ++k) out[i + k] = merged(before[k], out[i + k], factors[k / 2]);
     }
   }
-  /// Keeps what merge_split() made, and begins another split.
-  __device__ void keep_totals() {
+  template <int count>
+  __device__ void keep_totals(int first) {
 #pragma unroll
-    for (int i = 0; i < num_sums; i += 4) {
+    for (int i = first; i < first + count; i += 4) {
       const float now[4] = {out[i], out[i + 1], out[i + 2], out[i + 3]};
       if constexpr (V::totals == Place::registers) {
 #pragma unroll
@@ -328,8 +343,6 @@ struct GroupWorker {
         store_floats(total_at(i), now);
       }
     }
-    has_total = true;
-    fresh = true;
   }
 
   /// Results of the rows, normalised, to `to` (the tile's first row of args.out).
