@@ -7,13 +7,11 @@
 #include <numeric>
 
 #include "compute/cuda/plan/attention_plan.hpp"
+#include "compute/cuda/wgmma.hpp"
 #include "compute/error.hpp"
 #include "perf/gpu_bench.hpp"
 #include "perf/gpu_ceilings.hpp"
 #include "perf/gpu_layer.hpp"
-#if __has_include("compute/cuda/wgmma.hpp")
-#include "compute/cuda/wgmma.hpp"
-#endif
 
 namespace atl::gpu_bench {
 
@@ -86,6 +84,7 @@ void AttentionKernel::plan() {
   namespace cuda = compute::cuda;
   const int num_rows = sequences_ * rows_;
   cuda::AttentionPlan plan;
+  plan.by_groups = cuda::why_no_chosen_wgmma().empty() && cuda::wgmma_attends(shape_, dtype_);
   cuda::plan_attention(shape_, segments, multiprocessors(),
                        cuda::attention_workspace_rows(shape_, num_rows), plan);
   positions_ = list_on_device(positions);
@@ -113,9 +112,11 @@ void AttentionKernel::plan() {
   args_.merges = static_cast<const cuda::AttentionMerge*>(merges_.data());
   args_.num_merges = static_cast<int>(plan.merges.size());
   args_.workspace = static_cast<float*>(workspace_.data());
-#if __has_include("compute/cuda/wgmma.hpp")
-  args_.wgmma = cuda::why_no_chosen_wgmma().empty() && cuda::wgmma_attends(shape_, dtype_);
-#endif
+  totals_ = cuda::DeviceBuffer(
+      static_cast<std::size_t>(cuda::attention_totals_floats(shape_)) * sizeof(float),
+      "attention's totals");
+  args_.wgmma = plan.by_groups;
+  args_.totals = static_cast<float*>(totals_.data());
 }
 
 void AttentionKernel::launch() {

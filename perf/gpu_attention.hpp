@@ -48,7 +48,7 @@ class AttentionKernel {
   compute::cuda::Stream stream_;
   RepeatedValues keys_, values_, queries_;
   compute::cuda::DeviceBuffer out_, positions_, sequence_of_row_, pages_, tiles_, merges_,
-      workspace_;
+      workspace_, totals_;
   compute::cuda::AttentionArgs args_;
 };
 

@@ -31,6 +31,16 @@ bool names_none(std::string_view value) {
   return !number && !first.starts_with("GPU-") && !first.starts_with("MIG-");
 }
 
+/// Attention has other bits by warpgroups: they are taken where every rank can. True where they
+/// are.
+bool agree_on_wgmma(const comm::Communicator& world, compute::CudaDevice& device) {
+  const auto reasons = world.allgather_texts(device.why_no_wgmma);
+  for (const std::string& reason : reasons) {
+    if (!reason.empty()) device.why_no_wgmma = reason;
+  }
+  return device.why_no_wgmma.empty();
+}
+
 /// Takes the rank's device and learns who shares it.
 compute::CudaShare share_device(const comm::Communicator& world, const comm::Topology& topology,
                                 int num_devices) {
@@ -112,6 +122,7 @@ BackendChoice choose_backend(const comm::Communicator& world, const comm::Topolo
   const auto names = world.allgather_texts(choice.share.device.kind);
   const std::set<std::string> kinds(names.begin(), names.end());
   choice.devices = fmt::format("{}", fmt::join(kinds, ", "));
+  if (agree_on_wgmma(world, choice.share.device)) choice.devices += " (attention by wgmma)";
   return choice;
 }
 

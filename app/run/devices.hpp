@@ -18,8 +18,9 @@ namespace atl {
 struct BackendChoice {
   bool cuda = false;
   compute::CudaShare share;  ///< where cuda
-  std::string
-      devices;  ///< where cuda: the kinds of all ranks' devices as CudaDevice::kind, with commas
+  /// Where cuda: the kinds of all ranks' devices as CudaDevice::kind, with commas, and what else of
+  /// them decides the bits of results.
+  std::string devices;
 
   std::string name() const {
     return std::string(name_of(cuda ? BackendKind::cuda : BackendKind::cpu));

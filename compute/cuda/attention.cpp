@@ -174,6 +174,8 @@ void CudaLayers::launch_attention(const Stream& stream, const CudaChunk& chunk,
   args.merges = chunk.inputs.merges + work.first_merge;
   args.num_merges = work.num_merges;
   args.workspace = work_.attention;
+  args.wgmma = work.by_groups;
+  args.totals = work_.attention_totals;
   cuda::attention(stream.raw(), dtype_, args);
 }
 

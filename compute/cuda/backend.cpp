@@ -59,7 +59,7 @@ class CudaBackend final : public Backend {
   CudaBackend(const BackendOptions& options, const CudaShare& share)
       : options_(options),
         share_(share),
-        layers_(checked(options, share)),
+        layers_(checked(options, share), share.device),
         loaded_(options.shape, options.part) {}
 
   std::string description() const override {
@@ -69,6 +69,7 @@ class CudaBackend final : public Backend {
     if (options_.shape.activation == Activation::gelu_tanh) {
       text += layers_.fuses_gelu() ? ", GELU fused" : ", GELU by a kernel";
     }
+    if (layers_.by_wgmma()) text += ", attention by wgmma";
     const cuda::CudaGemm& gemm = layers_.gemm();
     if (const std::string kinds = gemm.row_dependent_kinds(); !kinds.empty()) {
       text += fmt::format(

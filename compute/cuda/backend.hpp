@@ -25,6 +25,9 @@ struct CudaDevice {
   std::string kind;             ///< the name, and what else decides the bits of results
   std::string id;               ///< equal for all processes of this host that use the same GPU
   std::int64_t free_bytes = 0;  ///< once this process had its own context
+  /// Why attention does without warpgroups (wgmma); empty: it takes them, where it has a kernel for
+  /// the model. All ranks of a run must do alike.
+  std::string why_no_wgmma = "not asked";
 };
 
 /// To be called before MPI_Init, since MPI libraries take resources of the device that is chosen

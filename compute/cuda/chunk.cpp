@@ -173,10 +173,10 @@ void CudaChunk::set_counts(const ExpertPlaces& places, int num_rows) {
   }
 }
 
-void CudaChunk::upload(int multiprocessors, const Stream& stream) {
+void CudaChunk::upload(int multiprocessors, bool by_wgmma, const Stream& stream) {
   const auto num_rows = static_cast<std::size_t>(attention_rows());
   const auto num_segments = segments.size();
-  plan_.cut(segments, multiprocessors);
+  plan_.cut(segments, multiprocessors, by_wgmma);
   int max_pages = 0;
   for (const Segment& segment : segments) {
     const int length = segment.first_position + segment.num_rows;

@@ -41,8 +41,8 @@ class CudaChunk final : public Chunk {
   /// device does not count.
   void set_counts(const ExpertPlaces& places, int num_rows);
 
-  /// Copies token ids, positions, pages and attention's work to the device.
-  void upload(int multiprocessors, const Stream& stream);
+  /// Copies token ids, positions, pages and attention's work to the device; see ChunkPlan::cut().
+  void upload(int multiprocessors, bool by_wgmma, const Stream& stream);
 
   /// Copies `forced` to memory.experts and memory.weights.
   void upload_forced(const Stream& stream);

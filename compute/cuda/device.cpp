@@ -9,6 +9,7 @@
 #include "compute/cuda/error.hpp"
 #include "compute/cuda/gemm.hpp"
 #include "compute/cuda/kernels.hpp"
+#include "compute/cuda/wgmma.hpp"
 #include "compute/error.hpp"
 
 namespace atl::compute {
@@ -85,6 +86,7 @@ CudaDevice open_cuda_device(int index) {
                             cuda::CudaGemm::library());
   device.id = hex(properties.uuid);
   device.free_bytes = free_cuda_bytes();
+  device.why_no_wgmma = cuda::why_no_chosen_wgmma();
   return device;
 }
 

@@ -151,6 +151,8 @@ struct AttentionArgs {
   const AttentionMerge* merges = nullptr;  ///< device memory
   int num_merges = 0;
   float* workspace = nullptr;  ///< attention_workspace_floats(), aligned to 16 bytes
+  bool wgmma = false;          ///< by warpgroups: see wgmma_attends(); the plan is by_groups
+  float* totals = nullptr;     ///< attention_totals_floats(), aligned to 16 bytes
 
   ATOLL_BOTH std::int64_t out_row() const {
     return out_stride > 0 ? out_stride : std::int64_t{num_heads} * kv.values_dim();

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "compute/cuda/error.hpp"
+#include "compute/cuda/wgmma.hpp"
 #include "compute/error.hpp"
 
 namespace atl::compute::cuda {
@@ -29,13 +30,14 @@ int count_multiprocessors() {
 
 }  // namespace
 
-CudaLayers::CudaLayers(const BackendOptions& options)
+CudaLayers::CudaLayers(const BackendOptions& options, const CudaDevice& device)
     : options_(options),
       shape_(options_.shape),
       own_(own_heads(shape_, options.part.attention)),
       sums_per_member_(options.part.attention.sums_per_member(shape_)),
       dtype_(options.dtype),
       multiprocessors_(count_multiprocessors()),
+      by_wgmma_(device.why_no_wgmma.empty() && ChunkPlan::takes_wgmma(options)),
       weights_(allocate<CudaWeights>(options, "the weights", weight_memory_)),
       kv_(allocate<KvCache>(options, "the KV cache", kv_memory_)),
       work_(allocate<Workspace>(options, "the workspace", workspace_memory_)),
@@ -156,7 +158,7 @@ Event CudaLayers::embed(CudaChunk& chunk) {
     op.begin(StreamId::compute);
     return op.close();
   }
-  chunk.upload(multiprocessors_, op.begin(StreamId::copy));
+  chunk.upload(multiprocessors_, by_wgmma_, op.begin(StreamId::copy));
   const Stream& stream = op.begin(StreamId::compute);
   if (options_.part.first_layer == 0) {
     cuda::embed(stream.raw(), dtype_, weights_.embedding, chunk.inputs.tokens, chunk.memory.x,

@@ -19,7 +19,7 @@ namespace atl::compute::cuda {
 class CudaLayers {
  public:
   /// Takes all memory but the chunks'.
-  explicit CudaLayers(const BackendOptions& options);
+  CudaLayers(const BackendOptions& options, const CudaDevice& device);
 
   void load(const WeightInfo& info, int local_expert, const void* data) {
     weights_.load(options_, info, local_expert, data);
@@ -66,6 +66,7 @@ class CudaLayers {
   CudaQueue& queue() { return queue_; }
   const CudaQueue& queue() const { return queue_; }
   bool fuses_gelu() const { return fuses_gelu_; }
+  bool by_wgmma() const { return by_wgmma_; }
   const CudaGemm& gemm() const { return gemm_; }
   Backend::Memory memory() const;  ///< without chunks
 
@@ -254,6 +255,7 @@ class CudaLayers {
   const DType dtype_;
   const Switches switches_ = read_switches();
   int multiprocessors_ = 0;
+  const bool by_wgmma_;  // attention
   DeviceBuffer weight_memory_, kv_memory_, workspace_memory_;
   CudaWeights weights_;
   KvCache kv_;

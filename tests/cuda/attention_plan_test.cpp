@@ -32,7 +32,7 @@ void expect_complete(const cuda::AttendedHeads& shape, const std::vector<Segment
   for (std::size_t i = 0; i < plan.tiles.size(); ++i) {
     const cuda::AttentionTile& tile = plan.tiles[i];
     const bool narrow = i >= static_cast<std::size_t>(plan.num_wide);
-    const int rows = narrow ? cuda::narrow_rows : cuda::wide_rows(shape.head_dim);
+    const int rows = cuda::tile_rows(shape.head_dim, narrow, plan.by_groups);
     EXPECT_LE(tile.num_rows * cuda::heads_per_tile(shape, rows), rows);
     const int low = shape.window > 0 ? std::max(0, tile.first_position + 1 - shape.window) : 0;
     EXPECT_TRUE(tile.first_key % cuda::split_keys == 0 ||
@@ -96,14 +96,17 @@ TEST(AttentionPlan, CoversEveryRowAndKeyOnce) {
     const ModelShape shape = shape_of(heads, kv_heads, head_dim);
     for (const int multiprocessors : {0, 132, 1 << 20}) {
       for (const std::int64_t workspace_rows : {0, 30, 100000}) {
-        cuda::AttentionPlan plan;
-        plan_attention(shape, segments, multiprocessors, workspace_rows, plan);
-        expect_complete(shape, segments, plan, workspace_rows);
-        if (multiprocessors == 0 || workspace_rows == 0) {
-          EXPECT_TRUE(plan.merges.empty());
-        }
-        if (multiprocessors == 1 << 20 && workspace_rows == 100000) {
-          EXPECT_FALSE(plan.merges.empty());
+        for (const bool by_groups : {false, true}) {
+          cuda::AttentionPlan plan;
+          plan.by_groups = by_groups;
+          plan_attention(shape, segments, multiprocessors, workspace_rows, plan);
+          expect_complete(shape, segments, plan, workspace_rows);
+          if (multiprocessors == 0 || workspace_rows == 0) {
+            EXPECT_TRUE(plan.merges.empty());
+          }
+          if (multiprocessors == 1 << 20 && workspace_rows == 100000) {
+            EXPECT_FALSE(plan.merges.empty());
+          }
         }
       }
     }

@@ -1,4 +1,5 @@
 // timeout: 240
+// once more with: ATOLL_ATTENTION=mma
 // Attention over paged keys and values: against the plain formula, and the same row in different
 // company bit for bit.
 
@@ -12,6 +13,7 @@
 
 #include "compute/cuda/kernels.hpp"
 #include "compute/cuda/plan/attention_plan.hpp"
+#include "compute/cuda/wgmma.hpp"
 #include "tests/cuda/device_memory.hpp"
 #include "tests/tiny_model.hpp"
 
@@ -160,6 +162,8 @@ class Cache {
     cuda::AttentionPlan plan;
     cuda::AttendedHeads heads(shape);
     heads.window = data_.window;
+    heads.sinks = !data_.sinks.empty();
+    plan.by_groups = by_groups(heads);
     const auto workspace_rows = cuda::attention_workspace_rows(heads, num_rows);
     cuda::plan_attention(heads, segments, multiprocessors, workspace_rows, plan);
     const DeviceBytes device_qkv(encode(qkv, data_.dtype));
@@ -194,6 +198,9 @@ class Cache {
     args.merges = merges.get();
     args.num_merges = static_cast<int>(plan.merges.size());
     args.workspace = workspace.get();
+    const DeviceArray<float> totals(static_cast<std::size_t>(cuda::attention_totals_floats(heads)));
+    args.wgmma = plan.by_groups;
+    args.totals = totals.get();
     cuda::attention(nullptr, data_.dtype, args);
     const auto bytes = out.host();
     std::vector<std::vector<std::byte>> result;
@@ -204,6 +211,12 @@ class Cache {
   }
 
  private:
+  /// As ChunkPlan chooses, which leaves latents to the other kernels.
+  bool by_groups(const cuda::AttendedHeads& heads) const {
+    static const bool can = cuda::why_no_chosen_wgmma().empty();
+    return can && !data_.values_of_keys && cuda::wgmma_attends(heads, data_.dtype);
+  }
+
   std::unique_ptr<DeviceBytes> upload(const std::vector<reference::Matrix>& rows, int num_pages,
                                       int width) const {
     const ModelShape& shape = data_.shape;

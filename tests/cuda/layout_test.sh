@@ -190,6 +190,23 @@ for limited in "1 300" "1 333" "3 400"; do
     "cannot take [0-9]+\.[0-9] MiB for the KV cache"
 done
 
+# Attention by warpgroups, where every rank may.
+json_check "the report says that attention is by wgmma" "$work/score-small.expected.json" <<'EOF'
+assert "attention by wgmma" in lines[0]["backend"], lines[0]["backend"]
+EOF
+ATOLL_ATTENTION=mma run_layout "$work/mma" score-small 1 1 --chunks 1
+succeeds "attention by mma.sync"
+ATL_EMULATED_WGMMA=other run_layout "$work/other" score-small 2 20 --chunks 2
+succeeds "a device whose warpgroups answer otherwise"
+same "a device whose warpgroups answer otherwise" "$work/mma" "$work/other"
+json_check "neither takes wgmma" "$work/mma.json" "$work/other.json" <<'EOF'
+for report in lines:
+    assert "wgmma" not in report["backend"], report["backend"]
+EOF
+ATOLL_ATTENTION=tensor atoll_on 1 run --model "$work/small.h5" --input "$work/score.jsonl" --output "$work/refused" \
+  --backend cuda
+refused "attention by something else" 1 "ATOLL_ATTENTION is \"tensor\"; it may be mma or wgmma"
+
 # The same prompts on the CPU backend.
 atoll_on 1 run --model "$model" --input "$work/score.jsonl" --output "$work/cpu" --mode score \
   --backend cpu

@@ -83,9 +83,11 @@ class Block {
   void commit_copies() { ++threads_[current_]->next_group; }
   void wait_copies(int pending);
   int lane() const { return current_ % warp_size; }
+  int index() const { return current_; }
   unsigned living(int warp) const;
   unsigned living() const { return living(current_ / warp_size); }
   void* shared() const { return shared_; }
+  void* shared_at(unsigned address) const { return shared_region_ + address; }
   const char* describe();
   [[noreturn]] void error(const char* name, const std::source_location& where, const char* what);
 
@@ -305,6 +307,7 @@ void Block::release_barrier() {
 
 void Block::run(const Launch& launch, std::size_t index, std::uint64_t seed) {
   prepare(launch, index);
+  begin_block_of_products(seed + index);
   Random random(seed + index);
   const int warps = (num_threads_ + warp_size - 1) / warp_size;
   std::vector<int> order(warps);
@@ -319,6 +322,7 @@ void Block::run(const Launch& launch, std::size_t index, std::uint64_t seed) {
     if (all_ended) break;
     release_barrier();
   }
+  if (const char* why = unfinished_products()) error("a kernel", launch.where, why);
   current_ = -1;
   launch_ = nullptr;
 }
@@ -393,6 +397,9 @@ void wait_copies(int pending) {
 int lane_of_thread() {
   return block.lane();
 }
+int index_of_thread() {
+  return block.index();
+}
 unsigned living_lanes() {
   return block.living();
 }
@@ -401,6 +408,9 @@ void device_error(const char* name, const std::source_location& where, const cha
 }
 void* dynamic_shared_memory() {
   return block.shared();
+}
+void* shared_pointer(unsigned address) {
+  return block.shared_at(address);
 }
 const char* describe_running_thread() {
   return block.describe();

@@ -41,6 +41,10 @@ Settings read_settings() {
     if (!s.eager && std::string(text) != "adversarial")
       refuse("ATL_EMULATED_ORDER", text, "adversarial or eager");
   }
+  if (const char* text = std::getenv("ATL_EMULATED_WGMMA")) {
+    s.other_wgmma = std::string(text) == "other";
+    if (!s.other_wgmma) refuse("ATL_EMULATED_WGMMA", text, "other");
+  }
   return s;
 }
 

@@ -12,6 +12,7 @@
 //                            MPI_Init is ended, with a message
 //   ATL_EMULATED_CUDA_AWARE  1: MPI says that it takes device memory; with ATL_EMULATED_PROTECT it
 //                            crashes of it
+//   ATL_EMULATED_WGMMA       other: warpgroups keep sums in other registers than PTX's manual says
 //   ATL_EMULATED_FAIL        calls that fail, e.g. "cudaMalloc:3:2,kernel:17:700": the third
 //                            cudaMalloc returns error 2, the 17th kernel that runs ends with error
 //                            700. NAME:n+:code fails from the n-th call on. Work on streams counts
@@ -34,6 +35,7 @@ struct Settings {
   bool protect = false;
   bool before_mpi = false;
   bool cuda_aware = false;
+  bool other_wgmma = false;
 };
 
 /// Read once; throws nothing: a bad value ends the process with a message.

@@ -1,11 +1,14 @@
 // Attention by element type, the merging of splits, and the plain kernel for checking in float32.
 
 #include "compute/cuda/kernels/attention.cuh"
+#include "compute/cuda/wgmma.hpp"
 
 namespace atl::compute::cuda {
 
 extern template void attention_tiles<__nv_bfloat16>(cudaStream_t, const AttentionArgs&);
 extern template void attention_tiles<__half>(cudaStream_t, const AttentionArgs&);
+extern template void attention_group_tiles<__nv_bfloat16>(cudaStream_t, const AttentionArgs&);
+extern template void attention_group_tiles<__half>(cudaStream_t, const AttentionArgs&);
 
 namespace {
 
@@ -123,7 +126,11 @@ __global__ void __launch_bounds__(threads) plain_kernel(AttentionArgs args) {
 
 template <class T>
 void tiles_then_merges(cudaStream_t stream, const AttentionArgs& args) {
-  attention_tiles<T>(stream, args);
+  if (args.wgmma) {
+    attention_group_tiles<T>(stream, args);
+  } else {
+    attention_tiles<T>(stream, args);
+  }
   launch(stream, "attention", &merge_kernel<T>,
          dim3(static_cast<unsigned>(args.num_merges), static_cast<unsigned>(args.num_heads)),
          threads, 0, args, partial_floats_per_head(args.kv.values_dim()));

@@ -29,17 +29,14 @@ std::int64_t blocks_of(const AttendedHeads& heads, int rows) {
   return std::int64_t{heads.num_kv_heads} * divide_up(group, heads_per_tile(heads, rows));
 }
 
-bool is_narrow(const AttendedHeads& heads, int num_rows) {
-  return num_rows <= tokens_of(heads, narrow_rows);
-}
-
 /// Appends the tiles of the segments that are narrow, or of those that are not.
-void cut(const AttendedHeads& heads, std::span<const Segment> segments, bool narrow,
+void cut(const AttendedHeads& heads, std::span<const Segment> segments, bool narrow, bool by_groups,
          std::vector<AttentionTile>& tiles) {
-  const int tokens = tokens_of(heads, narrow ? narrow_rows : wide_rows(heads.head_dim));
+  const int tokens = tokens_of(heads, tile_rows(heads.head_dim, narrow, by_groups));
+  const int most_narrow = tokens_of(heads, tile_rows(heads.head_dim, true, by_groups));
   for (std::size_t s = 0; s < segments.size(); ++s) {
     const Segment& segment = segments[s];
-    if (is_narrow(heads, segment.num_rows) != narrow) continue;
+    if ((segment.num_rows <= most_narrow) != narrow) continue;
     for (int first = 0; first < segment.num_rows; first += tokens) {
       AttentionTile tile;
       tile.first_row = segment.first_row + first;
@@ -96,7 +93,14 @@ AttendedHeads attended_heads(const BackendOptions& options, int layer) {
   heads.num_kv_heads = own.num_kv_heads();
   heads.num_heads = own.num_kv_heads() * own.most_in_group;
   heads.window = options.shape.attention(layer).window;
+  heads.sinks = options.shape.attention(layer).sinks;
   return heads;
+}
+
+bool wgmma_attends(const AttendedHeads& heads, DType dtype) {
+  constexpr int wide = 8;  // elements of 16 bytes, in which rows are copied
+  return dtype != DType::float32 && heads.head_dim % wide == 0 && heads.head_dim <= max_head_dim &&
+         heads.value_dim == heads.head_dim && heads.window == 0 && !heads.sinks;
 }
 
 std::int64_t AttentionPlan::workspace_rows() const {
@@ -117,6 +121,12 @@ std::int64_t attention_workspace_floats(const AttendedHeads& heads, int max_chun
   return attention_workspace_rows(heads, max_chunk_tokens) * row_floats(heads);
 }
 
+std::int64_t attention_totals_floats(const AttendedHeads& heads) {
+  constexpr int widest_held = 256;
+  constexpr std::int64_t rows = 64;
+  return heads.head_dim > widest_held ? most_blocks_with_totals * rows * max_head_dim : 0;
+}
+
 void plan_attention(const AttendedHeads& heads, std::span<const Segment> segments,
                     int multiprocessors, std::int64_t workspace_rows, AttentionPlan& plan) {
   plan.tiles.clear();
@@ -128,11 +138,11 @@ void plan_attention(const AttendedHeads& heads, std::span<const Segment> segment
   std::int64_t used = 0;
   for (const bool narrow : {false, true}) {
     const std::size_t begin = plan.tiles.size();
-    cut(heads, segments, narrow, plan.tiles);
+    cut(heads, segments, narrow, plan.by_groups, plan.tiles);
     const auto count = static_cast<int>(plan.tiles.size() - begin);
     int& total = narrow ? plan.num_narrow : plan.num_wide;
     total = count;
-    const int rows = narrow ? narrow_rows : wide_rows(heads.head_dim);
+    const int rows = tile_rows(heads.head_dim, narrow, plan.by_groups);
     if (count * blocks_of(heads, rows) < enough) {
       total += split(plan, begin, plan.tiles.size(), workspace_rows, used);
     }

@@ -28,6 +28,12 @@ inline constexpr int narrow_rows = 16;
 constexpr int wide_rows(int head_dim) {
   return head_dim <= 128 ? 128 : (head_dim <= 256 ? 64 : 32);
 }
+/// Rows of the matrices of either kind. Warpgroups multiply 64 at a time.
+constexpr int tile_rows(int head_dim, bool narrow, bool by_groups) {
+  const int rows = narrow ? narrow_rows : wide_rows(head_dim);
+  return by_groups && rows < 64 ? 64 : rows;
+}
+
 /// What the attention of layers of one kind is planned for: heads of a rank, in groups as large as
 /// the largest that it has.
 struct AttendedHeads {
@@ -45,10 +51,15 @@ struct AttendedHeads {
   int head_dim = 0;
   int value_dim = 0;
   int max_positions = 0;
-  int window = 0;  ///< see AttentionKind
+  int window = 0;      ///< see AttentionKind
+  bool sinks = false;  ///< the same
 };
 /// Of a layer of this rank whose attention is over keys and values.
 AttendedHeads attended_heads(const BackendOptions& options, int layer);
+
+/// Whether warpgroups have a kernel for layers of this kind, whose attention is over keys and
+/// values. All rows of such layers are then computed by it, where the device has them.
+bool wgmma_attends(const AttendedHeads& heads, DType dtype);
 
 /// Query heads of one kv head that a tile of `rows` takes: all, or as many as it has rows.
 constexpr int heads_per_tile(const AttendedHeads& heads, int rows) {
@@ -79,6 +90,7 @@ struct AttentionMerge {
 };
 
 struct AttentionPlan {
+  bool by_groups = false;            ///< given to plan_attention(): warpgroups will compute it
   std::vector<AttentionTile> tiles;  ///< wide ones, then narrow ones; those with most keys first
   int num_wide = 0;
   int num_narrow = 0;
@@ -96,6 +108,11 @@ constexpr int partial_floats_per_head(int head_dim) {
 /// chunk of max_chunk_tokens cannot need as many).
 std::int64_t attention_workspace_rows(const AttendedHeads& heads, int max_chunk_tokens);
 std::int64_t attention_workspace_floats(const AttendedHeads& heads, int max_chunk_tokens);
+
+/// Where the results of 64 rows are too wide for registers and shared memory, warpgroups keep the
+/// totals of splits in memory, for so many blocks of threads at a time: floats of that.
+inline constexpr int most_blocks_with_totals = 132;
+std::int64_t attention_totals_floats(const AttendedHeads& heads);
 
 /// Fills `plan` (whose memory is reused) for the segments of a chunk. Tiles are split along their
 /// keys where there are too few of them to occupy `multiprocessors`, as far as `workspace_rows`

@@ -64,10 +64,12 @@ ChunkPlan::ChunkPlan(const BackendOptions& options) : options_(options) {
   }
 }
 
-AttendWork ChunkPlan::add(const AttendedHeads& heads, std::span<const Segment> segments,
-                          std::int64_t workspace_rows) {
+AttendWork ChunkPlan::add(const AttendedHeads& heads, bool by_groups,
+                          std::span<const Segment> segments, std::int64_t workspace_rows) {
+  plan_.by_groups = by_groups;
   plan_attention(heads, segments, multiprocessors_, workspace_rows, plan_);
   AttendWork work;
+  work.by_groups = by_groups;
   work.first_tile = std::ssize(tiles);
   work.first_merge = std::ssize(merges);
   work.num_wide = plan_.num_wide;
@@ -78,7 +80,7 @@ AttendWork ChunkPlan::add(const AttendedHeads& heads, std::span<const Segment> s
   return work;
 }
 
-void ChunkPlan::cut(std::span<const Segment> segments, int multiprocessors) {
+void ChunkPlan::cut(std::span<const Segment> segments, int multiprocessors, bool by_wgmma) {
   multiprocessors_ = multiprocessors;
   tiles.clear();
   merges.clear();
@@ -89,12 +91,12 @@ void ChunkPlan::cut(std::span<const Segment> segments, int multiprocessors) {
       of_kind.emplace_back();
       continue;
     }
-    of_kind.push_back(
-        add(heads, segments, attention_workspace_rows(heads, attention_rows(options_))));
+    of_kind.push_back(add(heads, by_wgmma && wgmma_attends(heads, options_.dtype), segments,
+                          attention_workspace_rows(heads, attention_rows(options_))));
   }
 }
 
-/// Lists stay as short as those of one launch: what one has taken of the workspace's rows, the next
+/// Warpgroups have no kernel for latents. Lists stay as short as those of one launch: what one has taken of the workspace's rows, the next
 /// ones do without, although they run one after the other.
 void ChunkPlan::cut_latents(std::span<const Segment> segments) {
   expanded.clear();
@@ -109,7 +111,7 @@ void ChunkPlan::cut_latents(std::span<const Segment> segments) {
     segment.num_rows = of_prompt(segment);
     if (segment.num_rows == 0) continue;
     segment.first_row = 0;  // of the work
-    AttendWork work = add(latent_.expanded, {&segment, 1}, left);
+    AttendWork work = add(latent_.expanded, false, {&segment, 1}, left);
     left -= plan_.workspace_rows();
     work.first_row = segments[s].first_row;
     work.num_rows = segment.num_rows;
@@ -123,7 +125,7 @@ void ChunkPlan::cut_latents(std::span<const Segment> segments) {
   const auto attend = [&] {
     const int count = static_cast<int>(generated.size()) - first;
     if (count == 0) return;
-    AttendWork work = add(latent_.absorbed, some_, left);
+    AttendWork work = add(latent_.absorbed, false, some_, left);
     left -= plan_.workspace_rows();
     work.first_row = first;
     work.num_rows = count;
@@ -179,6 +181,18 @@ std::int64_t ChunkPlan::workspace_floats(const BackendOptions& options) {
     if (heads.num_heads > 0) most = std::max(most, attention_workspace_floats(heads, rows));
   }
   return most;
+}
+
+std::int64_t ChunkPlan::totals_floats(const BackendOptions& options) {
+  return takes_wgmma(options) ? attention_totals_floats(AttendedHeads(options.shape)) : 0;
+}
+
+bool ChunkPlan::takes_wgmma(const BackendOptions& options) {
+  if (options.shape.latent.used()) return false;
+  const std::vector<AttendedHeads> kinds = kinds_of(options);
+  return std::any_of(kinds.begin(), kinds.end(), [&](const AttendedHeads& heads) {
+    return heads.num_heads > 0 && wgmma_attends(heads, options.dtype);
+  });
 }
 
 }  // namespace atl::compute::cuda

@@ -12,6 +12,7 @@ namespace atl::compute::cuda {
 
 /// One launch of attention: tiles and merges from so many on, among those of the whole chunk.
 struct AttendWork {
+  bool by_groups = false;  ///< by warpgroups
   std::int64_t first_tile = 0;
   int num_wide = 0;
   int num_narrow = 0;
@@ -44,8 +45,9 @@ class ChunkPlan {
  public:
   explicit ChunkPlan(const BackendOptions& options);
 
-  /// For a chunk of these segments.
-  void cut(std::span<const Segment> segments, int multiprocessors);
+  /// For a chunk of these segments. `by_wgmma`: warpgroups compute the layers of kinds that they
+  /// have a kernel for.
+  void cut(std::span<const Segment> segments, int multiprocessors, bool by_wgmma);
 
   std::vector<AttentionTile> tiles;
   std::vector<AttentionMerge> merges;
@@ -58,9 +60,12 @@ class ChunkPlan {
   static std::int64_t most_tiles(const BackendOptions& options);
   static std::int64_t most_merges(const BackendOptions& options);
   static std::int64_t workspace_floats(const BackendOptions& options);
+  static std::int64_t totals_floats(const BackendOptions& options);  ///< see AttentionArgs::totals
+  /// Whether warpgroups have a kernel for a kind of this rank's layers.
+  static bool takes_wgmma(const BackendOptions& options);
 
  private:
-  AttendWork add(const AttendedHeads& heads, std::span<const Segment> segments,
+  AttendWork add(const AttendedHeads& heads, bool by_groups, std::span<const Segment> segments,
                  std::int64_t workspace_rows);
   void cut_latents(std::span<const Segment> segments);
 

@@ -113,6 +113,7 @@ Workspace::Workspace(const BackendOptions& options, Arena& arena) {
       arena.take<std::int32_t>(group_scratch_ints(places + 2 * options.part.num_nodes()));
   if (options.across) forward_scratch = arena.take<std::int32_t>(group_scratch_ints(places + 2));
   attention = arena.take<float>(ChunkPlan::workspace_floats(options));
+  attention_totals = arena.take<float>(ChunkPlan::totals_floats(options));
   gemm = arena.take_bytes(gemm_workspace_bytes);
   pages = arena.take<std::int32_t>(most_pages(options));
 }

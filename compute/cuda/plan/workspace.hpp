@@ -63,6 +63,7 @@ struct Workspace {
   std::int32_t* route_scratch = nullptr;
   std::int32_t* forward_scratch = nullptr;  // pack stream, with BackendOptions::across
   float* attention = nullptr;
+  float* attention_totals = nullptr;
   void* gemm = nullptr;
   std::int32_t* pages = nullptr;  // [most_pages]
 };
