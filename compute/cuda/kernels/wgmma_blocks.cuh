@@ -168,6 +168,9 @@ class BlockCopier {
   int part_ = 0;  ///< of the step, where it is cut
 };
 
+/// Position that no key has.
+inline constexpr int no_position = 0x7fffffff;
+
 /// As clear_non_finite() of attention_tile.cuh: for a block of keys of which some rows see only a
 /// part, clears what is not finite in its values and notes the first such key. By all threads of
 /// the block; barriers before and after are the caller's.
