@@ -87,7 +87,7 @@ run_part fast -- --minutes 0.1
 lines fast '^NOT RUN .* gemm .* minutes were over'
 
 # A failure is one, and the table has the program's own words.
-run_part right ATL_EMULATED_FAIL=kernel:20:700 -- --minutes 0.2
+run_part right ATL_EMULATED_FAIL=kernel:20:700
 if ((code == 1)); then passed; else failed "a kernel that fails: exit code $code"; fi
 lines right '^FAILED .* tests/gpu_router .*exit code'
 
