@@ -67,8 +67,8 @@ TEST_F(CudaExperts, BuffersThatWereLentAreNotFreedWhenTheyGrow) {
     chunk->reserve_receive(1500);
     EXPECT_EQ(is_there(received), lent);
     EXPECT_TRUE(is_there(chunk->dispatch_recv));
-    const std::int64_t of_before = std::int64_t{2} * 20 * 48 * 4;
-    EXPECT_GE(backend->memory().buffers, bytes + 2 * 1480 * 48 * 4 + (lent ? of_before : 0));
+    const std::int64_t of_before = std::int64_t{2} * 20 * 48 * 2;
+    EXPECT_GE(backend->memory().buffers, bytes + 2 * 1480 * 48 * 2 + (lent ? of_before : 0));
   }
 }
 

@@ -166,7 +166,7 @@ TEST_F(CudaGemms, ColumnsHaveTheSameBitsWhateverTheirNumber) {
 TEST_F(CudaGemms, AnExactGeluIsTaken) {
   Gemms gemms(DType::bfloat16);
   const bool accurate = gemms.gemm.gelu_is_accurate(48, gemms.stream);
-  if (emulated) EXPECT_TRUE(accurate);
+  EXPECT_TRUE(accurate || !emulated);
 }
 
 /// Where there is no room for weights that are made up, algorithms are tried with the kind's own.

@@ -21,7 +21,9 @@ __global__ void __launch_bounds__(copy_threads)
   U* beside = together + row * units;
   const U* from = gather ? apart : beside;
   U* to = gather ? beside : apart;
-  copy_row(from, units, 1, [&](int) { return to; });
+  const int step = static_cast<int>(blockDim.x);
+#pragma unroll in_flight
+  for (int i = static_cast<int>(threadIdx.x); i < units; i += step) to[i] = from[i];
 }
 
 template <bool gather>
