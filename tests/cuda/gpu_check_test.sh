@@ -15,7 +15,7 @@ need_emulated_bench() {
 need_emulated_bench
 check="$ATOLL_SOURCE/perf/gpu_check.sh"
 bundle="$work/bundle.tar.xz"
-command_limit=300
+command_limit=580
 
 # Tests and the benchmark of one process need neither MPI nor HDF5.
 for program in "$build"/tests/cuda/emulated_* "$build/perf/emulated_gpu_bench"; do
