@@ -162,7 +162,7 @@ __device__ void attend_item(const AttentionArgs& args, const GroupWork& work, in
   TileRows rows;
   if (!find_rows<V>(args, work, item, rows)) return;
   const AttentionTile& tile = rows.tile;
-  if (threadIdx.x == 0) shared.first_bad = no_key;  // seen by others after a barrier
+  if (threadIdx.x == 0) shared.first_bad = no_position;  // seen by others after a barrier
   const T* q = static_cast<const T*>(args.qkv) + tile.first_row * args.qkv_stride;
   if constexpr (!V::queries_held) copy_queries<V>(args, rows, shared, q);
   BlockCopier<V> copier(args.kv, args.map.pages + std::int64_t{tile.sequence} * args.map.max_pages,

@@ -168,8 +168,8 @@ class BlockCopier {
   int part_ = 0;  ///< of the step, where it is cut
 };
 
-/// Position of no key; above all others.
-inline constexpr int no_key = 0x7fffffff;
+/// Position that no key has.
+inline constexpr int no_position = 0x7fffffff;
 
 /// As clear_non_finite() of attention_tile.cuh: for a block of keys of which some rows see only a
 /// part, clears what is not finite in its values and notes the first such key. By all threads of
