@@ -96,8 +96,8 @@ void ChunkPlan::cut(std::span<const Segment> segments, int multiprocessors, bool
   }
 }
 
-/// Warpgroups have no kernel for latents. Lists stay as short as those of one launch: what one has taken of the workspace's rows, the next
-/// ones do without, although they run one after the other.
+/// Warpgroups have no kernel for latents. Lists stay as short as those of one launch: what one has
+/// taken of the workspace's rows, the next ones do without, although they run one after the other.
 void ChunkPlan::cut_latents(std::span<const Segment> segments) {
   expanded.clear();
   absorbed.clear();
