@@ -194,13 +194,28 @@ class LayoutPlanner {
     return forms;
   }
 
+  /// As many chunks as a pass may be cut into: with room for its tokens, and these not too few.
   std::vector<int> chunk_counts(std::int64_t most_rows) const {
     if (limits_.num_flights > 1) return {1};
     const int most = chunk_count(most_rows, limits_);
     if (in_.run.chunks) return {most};
+    const std::int64_t room = std::int64_t{out_.memory.room.max_chunk_tokens} * job_.division().tp;
     std::vector<int> counts;
-    for (int count = 1; count <= most; count *= 2) counts.push_back(count);
+    for (int count = 1; count <= most || counts.empty(); count *= 2) {
+      const bool fits = (most_rows + count - 1) / count <= room;
+      if (fits || count >= limits_.max_chunks) counts.push_back(count);
+    }
     return counts;
+  }
+
+  /// What a pass takes that would like `wanted`: at most as many, unless it has no room in them.
+  int fitted_chunks(std::int64_t most_rows, int wanted) const {
+    const std::vector<int> counts = chunk_counts(most_rows);
+    int found = counts.front();
+    for (const int count : counts) {
+      if (count <= wanted) found = count;
+    }
+    return found;
   }
 
   /// Each form in more and more chunks, while that gets better; the best of all.
@@ -229,6 +244,10 @@ class LayoutPlanner {
     }
   }
 
+  int chunks_of(std::int64_t pass, const PlannedPhase& phase) const {
+    return fitted_chunks(walked_.counts[static_cast<std::size_t>(pass)].most_rows, phase.chunks);
+  }
+
   void plan_phase(Phase which) {
     PlannedPhase& phase = out_.phases[static_cast<std::size_t>(which)];
     const std::vector<std::int64_t>& passes = walked_.of_phase[static_cast<std::size_t>(which)];
@@ -243,9 +262,14 @@ class LayoutPlanner {
     const std::vector<std::int64_t> simulated = sampled(passes, which);
     const std::int64_t middle = simulated[simulated.size() / 2];
     choose_form(walked_.counts[static_cast<std::size_t>(middle)], window_at(middle), phase);
-    std::vector<Window> windows;
-    for (const std::int64_t pass : simulated) windows.push_back(window_at(pass));
-    const auto loads = loads_at(limits_, in_.work.requests, windows, phase.chunks);
+    std::map<int, std::vector<Window>> windows;  // by chunks
+    for (const std::int64_t pass : simulated) {
+      windows[chunks_of(pass, phase)].push_back(window_at(pass));
+    }
+    std::map<std::int64_t, std::vector<PassLoad>> loads;  // by first pass
+    for (const auto& [chunks, of_chunks] : windows) {
+      loads.merge(loads_at(limits_, in_.work.requests, of_chunks, chunks));
+    }
     for (const std::int64_t pass : simulated) {
       SimulationDetail fine = detail_.fine;
       fine.keep_steps = fine.keep_steps && pass == middle;
@@ -313,8 +337,7 @@ class LayoutPlanner {
     PassCount ignored;
     for (const PassCount& count : walked_.counts) {
       const PlannedPhase& phase = out_.of(count.phase);
-      const int chunks = std::min(phase.chunks, std::max(1, chunk_count(count.most_rows, limits_)));
-      walk.next(chunks, ignored, &load);
+      walk.next(fitted_chunks(count.most_rows, phase.chunks), ignored, &load);
       pricer().add_bytes(load, phase.form, out_.bytes);
     }
   }

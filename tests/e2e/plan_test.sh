@@ -40,7 +40,8 @@ for name, section, key, value in (("missing", "between_nodes", "latency_s", None
     if value is not None:
         changed[section][key] = value
     json.dump(changed, open(f"{work}/{name}.json", "w"))
-for name, changes in (("half", {"between_nodes": {"node_bytes_per_s": 5e7}}),
+for name, changes in (("busy-host", {"host": {"launch_s": 1e-3}}),
+                      ("half", {"between_nodes": {"node_bytes_per_s": 5e7}}),
                       ("slow-card", {"speeds": [{"rank": 4, "ranks": 4, "link": 0.25}]}),
                       ("pods", {"between_nodes": {"levels": [{"name": "leaf", "nodes": 1, "oversubscription": 8}]}})):
     changed = json.loads(json.dumps(machine))
@@ -126,6 +127,17 @@ plan --preset moe-16l-tiny "${job[@]}" --all-layouts --skew 0.8
 succeeds "all layouts"
 for words in "what if" "of linear" "comes first" "limited by"; do
   if grep -q "$words" "$work/stdout"; then passed; else failed "all layouts do not say '$words'"; fi
+done
+
+# What is ranked first can be taken, and passes are not planned in chunks without room for them, where
+# every step costs the host so much that one chunk would be best.
+cramped=(--preset moe-16l-tiny --cluster "$work/busy-host.json" --workload "$work/large.json" --step-tokens 128)
+plan "${cramped[@]}" --all-layouts
+succeeds "all layouts with little room"
+first="$(awk 'ranked { print $1; exit } /^layout / { ranked = 1 }' "$work/stdout")"
+for layout in "$first" ep8; do
+  plan "${cramped[@]}" --layout "$layout"
+  succeeds "little room: $layout"
 done
 
 # Another machine, and other choices, are another answer.
