@@ -105,6 +105,7 @@ struct RequestReader::Impl : LineParser {
   bool next_line();
   /// What it says, with what is wrong about its id.
   Request parsed_line();
+  std::string id_of_broken() const;
   /// The next request, not yet encoded; false at the end.
   bool next(Request& request);
 
@@ -124,15 +125,22 @@ bool RequestReader::Impl::next_line() {
   return false;
 }
 
+/// Under the key of the file's form, or of the other one, whose lines may stand among them.
+std::string RequestReader::Impl::id_of_broken() const {
+  const bool batch = is_batch_file.value_or(false);
+  std::string id = id_in(line, batch ? "custom_id" : "id");
+  return id.empty() ? id_in(line, batch ? "id" : "custom_id") : id;
+}
+
 Request RequestReader::Impl::parsed_line() {
   Request request = parsed(number);
   if (!request.id.empty()) {
     if (const std::int64_t first = ids.line_of(request.id, number)) {
-      request.error = fmt::format("\"id\" {} is that of line {} already; make it unique",
-                                  json_text(Json(request.id)), first);
+      request.error = fmt::format("\"{}\" {} is that of line {} already; make it unique",
+                                  said_as(request, "id"), json_text(Json(request.id)), first);
     }
   } else {
-    request.id = id_in(line);  // for its result; a broken line takes no id from a whole one
+    request.id = id_of_broken();  // for its result; a broken line takes no id from a whole one
   }
   if (is_batch_file.value_or(false) && !request.batch) request.batch.emplace();
   return request;
