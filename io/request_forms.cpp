@@ -209,11 +209,11 @@ std::string not_utf8(std::string_view line) {
   return "";
 }
 
-std::string id_in(std::string_view line) {
+std::string id_in(std::string_view line, std::string_view key) {
   std::size_t i = line.find_first_not_of(blanks);
   if (i == std::string_view::npos || line[i] != '{') return "";
   int depth = 0;
-  bool is_next = false;  // the value of "id"
+  bool is_next = false;  // the value of `key`
   for (; i < line.size(); ++i) {
     const char c = line[i];
     if (c == '{' || c == '[') ++depth;
@@ -231,8 +231,8 @@ std::string id_in(std::string_view line) {
       return id.is_string() ? id.get<std::string>() : "";
     }
     const std::size_t after = line.find_first_not_of(blanks, end + 1);
-    is_next =
-        depth == 1 && text == "\"id\"" && after != std::string_view::npos && line[after] == ':';
+    is_next = depth == 1 && text.substr(1, text.size() - 2) == key &&
+              after != std::string_view::npos && line[after] == ':';
     i = end;
   }
   return "";

@@ -42,7 +42,8 @@ std::string several_objects(std::string_view line);
 /// The same for bytes that are not UTF-8.
 std::string not_utf8(std::string_view line);
 
-/// The "id" of a line that is not valid JSON, where that much of it can be read; empty otherwise.
-std::string id_in(std::string_view line);
+/// The id of a line that is not valid JSON, under `key`, where that much of it can be read; empty
+/// otherwise.
+std::string id_in(std::string_view line, std::string_view key);
 
 }  // namespace atl::io

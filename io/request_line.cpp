@@ -344,12 +344,14 @@ void parse_line(const std::string& line, const RequestLimits& limits, const Mode
   require_no_list(json);
   require(json.contains("id"), "it has no \"id\"; give a string");
   const Json& id = json["id"];
-  require(!id.is_number_integer(), "\"id\" is {0}, must be a non-empty string; write \"{0}\"",
+  const std::string_view key = said_as(request, "id");
+  require(!id.is_number_integer(), "\"{0}\" is {1}, must be a non-empty string; write \"{1}\"", key,
           shown(id));
   // Its digits may be others than those written.
-  require(!id.is_number(), "\"id\" is a number, must be a non-empty string; write it in quotes");
+  require(!id.is_number(), "\"{}\" is a number, must be a non-empty string; write it in quotes",
+          key);
   require(id.is_string() && !id.get_ref<const std::string&>().empty(),
-          "\"id\" is {}, must be a non-empty string", shown(id));
+          "\"{}\" is {}, must be a non-empty string", key, shown(id));
   request.id = id.get<std::string>();
   if (json.contains("render_error")) {
     fail("{}", json["render_error"].is_string() ? json["render_error"].get<std::string>()

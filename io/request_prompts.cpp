@@ -34,6 +34,7 @@ std::size_t cores() {
 
 std::string_view said_as(const Request& request, std::string_view key) {
   if (!request.batch) return key;
+  if (key == "id") return "custom_id";
   if (key == "tokens") return "prompt";
   if (key == "max_tokens" && request.batch->says_completion_tokens) return "max_completion_tokens";
   return key == "top_logprobs" && !request.batch->chat ? "logprobs" : key;

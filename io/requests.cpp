@@ -2,7 +2,9 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <deque>
+#include <iterator>
 #include <limits>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -23,6 +25,9 @@ namespace atl::io {
 namespace {
 
 using Json = nlohmann::json;
+
+// Some work for several threads.
+constexpr std::size_t lines_encoded_at_once = 256;
 
 bool is_blank(const std::string& line) {
   return line.find_first_not_of(" \t\r\n\v\f") == std::string::npos;
@@ -105,11 +110,19 @@ struct RequestReader::Impl : LineParser {
   bool next_line();
   /// What it says, with what is wrong about its id.
   Request parsed_line();
+  std::string id_of_broken() const;
   /// The next request, not yet encoded; false at the end.
   bool next(Request& request);
+  /// Adds the next `count` lines to `encoded`, fewer at the end of the file.
+  void encode_next(std::size_t count, bool all_cores);
+  /// The next line, not yet in parts; nothing at the end. Of those that are encoded at once, so
+  /// that threads share them, `most` are wanted.
+  std::optional<Request> next_encoded(std::size_t most, bool all_cores);
 
   SeenIds ids;
   std::deque<Request> beginning;
+  std::deque<Request> encoded;
+  bool all_encoded = false;
   bool at_end = false;
   std::string problem;      // of the file as a whole
   std::int64_t number = 0;  // the line's
@@ -124,15 +137,22 @@ bool RequestReader::Impl::next_line() {
   return false;
 }
 
+/// Under the key of the file's form, or of the other one, whose lines may stand among them.
+std::string RequestReader::Impl::id_of_broken() const {
+  const bool batch = is_batch_file.value_or(false);
+  std::string id = id_in(line, batch ? "custom_id" : "id");
+  return id.empty() ? id_in(line, batch ? "id" : "custom_id") : id;
+}
+
 Request RequestReader::Impl::parsed_line() {
   Request request = parsed(number);
   if (!request.id.empty()) {
     if (const std::int64_t first = ids.line_of(request.id, number)) {
-      request.error = fmt::format("\"id\" {} is that of line {} already; make it unique",
-                                  json_text(Json(request.id)), first);
+      request.error = fmt::format("\"{}\" {} is that of line {} already; make it unique",
+                                  said_as(request, "id"), json_text(Json(request.id)), first);
     }
   } else {
-    request.id = id_in(line);  // for its result; a broken line takes no id from a whole one
+    request.id = id_of_broken();  // for its result; a broken line takes no id from a whole one
   }
   if (is_batch_file.value_or(false) && !request.batch) request.batch.emplace();
   return request;
@@ -198,16 +218,36 @@ bool RequestReader::Impl::next(Request& request) {
   return true;
 }
 
-std::vector<Request> RequestReader::read(std::int64_t most, bool all_cores) {
-  std::vector<Request> requests;
+void RequestReader::Impl::encode_next(std::size_t count, bool all_cores) {
+  std::vector<Request> read;
   Request request;
-  while (static_cast<std::int64_t>(requests.size()) < most && impl_->next(request)) {
-    requests.push_back(std::move(request));
+  while (read.size() < count && next(request)) read.push_back(std::move(request));
+  encoder.encode(read, all_cores);
+  all_encoded = read.size() < count;
+  if (all_encoded) encoder.forget();
+  encoded.assign(std::move_iterator(read.begin()), std::move_iterator(read.end()));
+}
+
+std::optional<Request> RequestReader::Impl::next_encoded(std::size_t most, bool all_cores) {
+  if (encoded.empty() && !all_encoded) {
+    encode_next(std::max({most, beginning.size(), lines_encoded_at_once}), all_cores);
   }
-  impl_->encoder.encode(requests, all_cores);
-  impl_->at_end = static_cast<std::int64_t>(requests.size()) < most;
-  if (impl_->at_end) impl_->encoder.forget();
-  return in_parts(std::move(requests), impl_->limits);
+  if (encoded.empty()) return std::nullopt;
+  std::optional<Request> first = std::move(encoded.front());
+  encoded.pop_front();
+  return first;
+}
+
+/// Parts are made of what is read now alone: a line may have thousands of them.
+std::vector<Request> RequestReader::read(std::int64_t most, bool all_cores) {
+  std::vector<Request> lines;
+  impl_->at_end = false;
+  while (std::ssize(lines) < most && !impl_->at_end) {
+    auto line = impl_->next_encoded(static_cast<std::size_t>(most) - lines.size(), all_cores);
+    impl_->at_end = !line;
+    if (line) lines.push_back(std::move(*line));
+  }
+  return in_parts(std::move(lines), impl_->limits);
 }
 
 bool RequestReader::at_end() const {

@@ -116,8 +116,15 @@ void require_comparable(const io::ActivationReader& a, const io::ActivationReade
           a.path(), b.path(), a.layout().hidden, b.layout().hidden);
 }
 
+/// The id of the first request that was computed; one was.
+const std::string& first_computed(const io::ActivationReader& file) {
+  std::size_t r = 0;
+  while (file.num_rows(r) == 0) ++r;
+  return file.layout().requests[r];
+}
+
 /// Why no position of any request can be compared.
-std::string why_nothing(const io::ActivationLayout& a, const io::ActivationLayout& b,
+std::string why_nothing(const io::ActivationReader& a, const io::ActivationReader& b,
                         const Common& common) {
   for (const std::size_t computed : {common.computed_a, common.computed_b}) {
     if (computed > 0) continue;
@@ -125,8 +132,8 @@ std::string why_nothing(const io::ActivationLayout& a, const io::ActivationLayou
                        common.computed_a == 0 ? "first" : "second");
   }
   if (common.in_both == 0) {
-    return fmt::format("no id is in both (the first of A is \"{}\", of B \"{}\")", a.requests[0],
-                       b.requests[0]);
+    return fmt::format("no id is in both (the first of A is \"{}\", of B \"{}\")",
+                       first_computed(a), first_computed(b));
   }
   return fmt::format("{} ids are in both, but no first token is the same", common.in_both);
 }
@@ -134,7 +141,7 @@ std::string why_nothing(const io::ActivationLayout& a, const io::ActivationLayou
 std::vector<LayerDifference> compare(io::ActivationReader& a, io::ActivationReader& b,
                                      const Common& common) {
   require(!common.requests.empty(), "cannot compare {} with {}: {}; give runs of the same requests",
-          a.path(), b.path(), why_nothing(a.layout(), b.layout(), common));
+          a.path(), b.path(), why_nothing(a, b, common));
   std::vector<LayerDifference> layers;
   const auto& of_b = b.layout().layers;
   for (std::size_t i = 0; i < a.layout().layers.size(); ++i) {

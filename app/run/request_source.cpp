@@ -21,7 +21,7 @@ namespace atl {
 
 namespace {
 
-constexpr std::int64_t requests_of_block = 256;  // some work for several threads
+constexpr std::int64_t requests_of_block = 256;
 constexpr const char* of_the_first = " of the first ";
 // The thread reads no further while so many bytes of errors wait to be taken.
 constexpr std::size_t most_waiting_errors = std::size_t{16} << 20;
@@ -149,18 +149,20 @@ void RequestSource::Reading::add(io::Request request, std::string_view identity,
 /// The requests of up to `most` lines of the file; of fewer at its end.
 RequestSource::Block RequestSource::Reading::next_block(std::int64_t most, bool all_cores) {
   Block block;
-  std::vector<io::Request> requests = reader.read(most, all_cores);
-  at_end = reader.at_end();
-  for (io::Request& request : requests) {
-    const std::string text = identity_text(request);
-    sum.add(std::as_bytes(std::span(text)));
-    if (!block.first_drawing && draws_without_seed(request)) block.first_drawing = number;
-    const bool line_ends = request.part + 1 == request.parts;
-    if (!shard || shard->has(number)) add(std::move(request), text, block);
-    if (!line_ends) continue;
-    block.sums.push_back(sum.value());
-    ++number;
+  for (std::int64_t lines = 0; lines < most && !reader.at_end(); ++lines) {
+    // All parts of one line are in memory, and those that may be held.
+    for (io::Request& request : reader.read(1, all_cores)) {
+      const std::string text = identity_text(request);
+      sum.add(std::as_bytes(std::span(text)));
+      if (!block.first_drawing && draws_without_seed(request)) block.first_drawing = number;
+      const bool line_ends = request.part + 1 == request.parts;
+      if (!shard || shard->has(number)) add(std::move(request), text, block);
+      if (!line_ends) continue;
+      block.sums.push_back(sum.value());
+      ++number;
+    }
   }
+  at_end = reader.at_end();
   return block;
 }
 

@@ -67,12 +67,12 @@ namespace {
 
 class Lines : public testing::Test {
  protected:
-  std::string write(int count, int refused_every) {
+  std::string write(int count, int refused_every, int samples) {
     const std::string path = folder_ / "requests";
     std::ofstream out(path);
     for (int i = 0; i < count; ++i) {
-      out << fmt::format(R"({{"id":"request-{}","prompt":"{}","max_tokens":{}}})", i,
-                         std::string(40, 'p'), i % refused_every == 0 ? "0.5" : "4")
+      out << fmt::format(R"({{"id":"request-{}","prompt":"{}","max_tokens":{},"n":{}}})", i,
+                         std::string(40, 'p'), i % refused_every == 0 ? "0.5" : "4", samples)
           << "\n";
     }
     return path;
@@ -83,8 +83,10 @@ class Lines : public testing::Test {
     std::int64_t at_end = 0;
     std::int64_t most = 0;  ///< at once
   };
-  Bytes served(int count, int refused_every = 1 << 30) {
-    const std::string input = write(count, refused_every);
+  Bytes served(int lines, int refused_every = 1 << 20, int samples = 1) {
+    const int broken = (lines + refused_every - 1) / refused_every;
+    const int count = (lines - broken) * samples + broken;
+    const std::string input = write(lines, refused_every, samples);
     const std::int64_t before = in_use;
     most = before;
     io::RequestLimits limits;
@@ -154,11 +156,20 @@ class Lines : public testing::Test {
 
 /// Offset, hash of the id, checksum, place of the result, times: see app/README.md.
 TEST_F(Lines, OfAnyNumberCostALittleMemoryEach) {
-  expect_little(1 << 30);
+  expect_little(1 << 20);
 }
 
 TEST_F(Lines, ThatAreRefusedCostNoMore) {
   expect_little(1);
+}
+
+/// They are made a line at a time, however many lines the file is judged by.
+TEST_F(Lines, SamplesCostNoMoreEither) {
+  constexpr int samples = 256;
+  served(50, 1 << 20, samples);
+  const Bytes few = served(50, 1 << 20, samples);
+  const Bytes many = served(250, 1 << 20, samples);
+  EXPECT_LT(static_cast<double>(many.most - few.most) / (200 * samples), 150);
 }
 
 }  // namespace

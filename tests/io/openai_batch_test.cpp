@@ -36,6 +36,32 @@ class OpenAiBatch : public FolderTest {
   RequestLimits limits_;
 };
 
+TEST_F(OpenAiBatch, BrokenLinesAreNamedWhereThatCanBeRead) {
+  const std::string good = line("a", {{"prompt", "x"}});
+  const std::string broken = R"({"custom_id": "b", "body": {"id": "c", "prompt": )"
+                             "\n";
+  for (const std::string& text : {good + broken, broken + good}) {
+    const auto requests = read(text);
+    ASSERT_EQ(requests.size(), 2U);
+    const Request& named = requests[text == good + broken ? 1 : 0];
+    EXPECT_NE(named.error.find("not valid JSON"), std::string::npos);
+    EXPECT_EQ(Json::parse(batch_error_line(named))["custom_id"], "b");
+  }
+  const auto own = read(good + "{\"id\": \"d\", \"prompt\": \"x\"}\n");
+  EXPECT_EQ(Json::parse(batch_error_line(own.at(1)))["custom_id"], "d");
+}
+
+TEST_F(OpenAiBatch, ErrorsOfIdsNameTheirKey) {
+  const auto requests =
+      read(line("a", {{"prompt", "x"}}) + line("a", {{"prompt", "y"}}) +
+           line("", {{"prompt", "x"}}) + "{\"custom_id\": 26, \"body\": {\"prompt\": \"x\"}}\n");
+  ASSERT_EQ(requests.size(), 4U);
+  EXPECT_EQ(requests[0].error, "");
+  for (const std::size_t i : {1, 2, 3}) {
+    EXPECT_TRUE(requests[i].error.starts_with("\"custom_id\" ")) << requests[i].error;
+  }
+}
+
 TEST_F(OpenAiBatch, IsReadAsTheSameRequest) {
   const auto batch = read(line("a", {{"model", "m"},
                                      {"prompt", "Hi"},
