@@ -60,7 +60,7 @@ std::string random_suffix() {
   return fmt::format(".partial.{:08x}", std::random_device{}());
 }
 
-void create_exclusively(const std::string& path, const std::string& temporary) {
+bool create_if_absent(const std::string& path, const std::string& temporary) {
   struct stat status {};
   if (stat(path.c_str(), &status) == 0) {
     require(S_ISREG(status.st_mode),
@@ -69,11 +69,18 @@ void create_exclusively(const std::string& path, const std::string& temporary) {
   const int file = open(temporary.c_str(), O_CREAT | O_EXCL | O_WRONLY | O_CLOEXEC, 0666);
   if (file < 0) {
     const int reason = errno;
+    if (reason == EEXIST) return false;
     std::error_code ignored;
     fail("cannot write {}: {} (working directory {}); check that its folder exists and is writable",
          path, std::strerror(reason), std::filesystem::current_path(ignored).string());
   }
   ::close(file);
+  return true;
+}
+
+void create_exclusively(const std::string& path, const std::string& temporary) {
+  require(create_if_absent(path, temporary), "cannot write {}: {} is there already", path,
+          temporary);
 }
 
 void reserve_room(const std::string& path, const std::string& temporary, hsize_t bytes) {

@@ -58,7 +58,10 @@ void throw_agreed(const Writers& writers, const std::string& error, std::string&
 
 /// Name for a file until it is whole: ".partial." and 8 random digits, to be put behind its path.
 std::string random_suffix();
-/// Creates the temporary file, so that a wrong path gives the system's reason and not HDF5's.
+/// Creates the temporary file, so that a wrong path gives the system's reason and not HDF5's. False
+/// where something of that name is there.
+bool create_if_absent(const std::string& path, const std::string& temporary);
+/// The same; it must not be there.
 void create_exclusively(const std::string& path, const std::string& temporary);
 /// Asks the file system for all room at once: a full disk shows before hours of work. The length
 /// is left alone. File systems that cannot reserve are taken at their word.

@@ -69,9 +69,14 @@ SlabFile::~SlabFile() {
 }
 
 void SlabFile::open(bool create) {
-  while (file_ < 0) {
+  constexpr int enough = 1000;  // a link that leads nowhere stays so
+  for (int turn = 0; file_ < 0; ++turn) {
+    require(turn < enough, "cannot write {}: {} comes and goes; remove it", path_, name_);
     const bool there = !key_.empty() && ::access(name_.c_str(), F_OK) == 0;
-    if (create && !there) create_exclusively(path_, name_);
+    if (create && !there && !create_if_absent(path_, name_)) {
+      require(!key_.empty(), "cannot write {}: {} is there already", path_, name_);
+      continue;  // another import has made it just now
+    }
     file_ = ::open(name_.c_str(), O_RDWR | O_CLOEXEC);
     if (file_ < 0 && (!there || errno != ENOENT)) {
       fail("cannot write {}: {}", name_, std::strerror(errno));
