@@ -127,7 +127,17 @@ void Batcher::take_up(Admitted admitted, std::vector<std::int32_t> forced) {
 void Batcher::restore(Sequence& sequence, std::int32_t cached) {
   const SavedSequence saved = restore_(sequence.request, sequence.pages);
   for (const std::int32_t token : saved.generated) grow(sequence, token);
-  sequence.logprobs = saved.logprobs;
+  // Those of the prompt, where it is scored beside what follows, come first.
+  const std::size_t of_prompt =
+      sequence.asked.scores_prompt() ? saved.logprobs.size() - saved.generated.size() : 0;
+  const auto own = saved.logprobs.begin() + static_cast<std::ptrdiff_t>(of_prompt);
+  sequence.prompt_logprobs.assign(saved.logprobs.begin(), own);
+  sequence.logprobs.assign(own, saved.logprobs.end());
+  const auto own_tops =
+      saved.tops.begin() + static_cast<std::ptrdiff_t>(of_prompt) * sequence.asked.top_logprobs;
+  sequence.prompt_tops.assign(saved.tops.begin(), own_tops);
+  sequence.tops.assign(own_tops, saved.tops.end());
+  sequence.greedy = saved.greedy;
   sequence.cached = cached;
   sequence.times.first_token = -1;  // in another run
   pages_->landed(sequence);

@@ -38,6 +38,7 @@ struct Example {
   CheckpointContents contents;
   std::vector<std::int32_t> tokens = {7, 8, 9, 10, 11};
   std::vector<float> logprobs = {-1.5F, -0.25F, -3, -4, -5};
+  std::vector<SampledToken> tops = {{1, -1}, {2, -2}, {3, -3}, {-1, -4}};
 
   Example() {
     contents.state = R"({"run":{"model":"0"},"step":12})";
@@ -45,8 +46,12 @@ struct Example {
     contents.num_kv_heads = 2;
     contents.head_dim = 4;
     contents.num_experts = 3;
-    contents.sequences = {{4, 2, 2, piece_positions + 6, 0}, {0, 0, 0, 5, 0}, {9, 3, 3, 8, 0}};
-    contents.sequences_of = {3};
+    // The first two go on from one beginning.
+    contents.sequences = {{-1, 0, 0, 4, 0},
+                          {4, 2, 2, piece_positions + 6, 0, 4, 1, 0, 4},
+                          {0, 0, 0, 5, 0, 0, 0, 0, 4},
+                          {9, 3, 3, 8, 0}};
+    contents.sequences_of = {4};
     contents.pending = {10, 11};
     contents.expert_loads = {1, 2, 3, 4, 5, 6};
   }
@@ -59,8 +64,8 @@ struct Example {
                               static_cast<std::size_t>(index) * 10));
   }
   void write(const std::string& to) const {
-    CheckpointWriter writer(to, contents, tokens, logprobs, single_process);
-    for (std::size_t s = 0; s < 2; ++s) {
+    CheckpointWriter writer(to, contents, tokens, logprobs, tops, single_process);
+    for (std::size_t s = 0; s < 3; ++s) {
       for (std::int64_t p = 0; p < contents.sequences[s].num_pieces(); ++p) {
         for (int layer = 0; layer < 2; ++layer) {
           writer.write_piece(static_cast<std::int64_t>(s), layer, p, piece(s, layer, p, 1),
@@ -82,15 +87,20 @@ struct Example {
     bool same = c.state == contents.state && c.num_layers == 2 && c.num_kv_heads == 2 &&
                 c.head_dim == 4 && c.num_experts == 3 && c.dtype == contents.dtype &&
                 c.sequences_of == contents.sequences_of && c.pending == contents.pending &&
-                c.expert_loads == contents.expert_loads && c.sequences.size() == 3;
+                c.expert_loads == contents.expert_loads && c.sequences.size() == 4;
     std::vector<std::int32_t> all_tokens;
     std::vector<float> all_logprobs;
-    for (std::size_t s = 0; same && s < 3; ++s) {
+    std::vector<SampledToken> all_tops;
+    for (std::size_t s = 0; same && s < 4; ++s) {
       const CheckpointSequence& got = c.sequences[s];
       const CheckpointSequence& want = contents.sequences[s];
       same = got.request == want.request && got.generated == want.generated &&
              got.logprobs == want.logprobs && got.cached == want.cached &&
-             got.complete == (s < 2 ? 1 : 0);
+             got.complete == (s < 3 ? 1 : 0) && got.tops == want.tops &&
+             got.greedy == want.greedy && got.beginning == want.beginning &&
+             got.first == want.first;
+      const auto more = reader.tops_of(s);
+      all_tops.insert(all_tops.end(), more.begin(), more.end());
       const auto t = reader.tokens_of(s);
       const auto l = reader.logprobs_of(s);
       all_tokens.insert(all_tokens.end(), t.begin(), t.end());
@@ -107,7 +117,13 @@ struct Example {
         }
       }
     }
-    return same && all_tokens == tokens && all_logprobs == logprobs;
+    same = same && reader.chain_of(2) == std::vector<std::size_t>{0, 2} && reader.is_complete(2) &&
+           !reader.is_complete(3);
+    const auto alike = [](const SampledToken& a, const SampledToken& b) {
+      return a.token == b.token && a.logprob == b.logprob;
+    };
+    return same && all_tokens == tokens && all_logprobs == logprobs &&
+           std::ranges::equal(all_tops, tops, alike);
   }
 };
 
@@ -135,7 +151,7 @@ TEST_F(Checkpoint, MayHoldNoSequence) {
   contents.sequences.clear();
   contents.pending.clear();
   contents.sequences_of = {0};
-  CheckpointWriter writer(path("none.h5"), contents, {}, {}, single_process);
+  CheckpointWriter writer(path("none.h5"), contents, {}, {}, {}, single_process);
   writer.start_sync();
   writer.finish();
   const CheckpointReader reader(path("none.h5"));
@@ -148,17 +164,17 @@ TEST_F(Checkpoint, AnUnfinishedOneLeavesNothing) {
   const std::string folder = fs::path(path("x")).parent_path();
   {
     const CheckpointWriter writer(path("a.h5"), example.contents, example.tokens, example.logprobs,
-                                  single_process);
+                                  example.tops, single_process);
     EXPECT_FALSE(fs::is_empty(folder));
   }
   EXPECT_TRUE(fs::is_empty(folder));
   CheckpointWriter writer(path("a.h5"), example.contents, example.tokens, example.logprobs,
-                          single_process);
+                          example.tops, single_process);
   writer.abandon();
   EXPECT_TRUE(fs::is_empty(folder));
   EXPECT_THROW(CheckpointReader(path("a.h5")), Error);
   EXPECT_THROW(CheckpointWriter(path("nowhere/a.h5"), example.contents, example.tokens,
-                                example.logprobs, single_process),
+                                example.logprobs, example.tops, single_process),
                Error);
 }
 
