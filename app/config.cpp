@@ -142,7 +142,6 @@ void add_run_updates(CLI::App& app, RunOptions& o) {
   for (const char* name : {"--record-routing", "--replay-routing", "--dump-activations"}) {
     control->excludes(app.get_option(name));  // files of one model
   }
-  control->excludes(app.get_option("--balance"));  // weights are read to where they were
 }
 
 /// The options that a file sets. Editors of some systems begin it with a byte order mark.

@@ -134,11 +134,12 @@ struct PlanOptions {
   std::string config;
   std::string model;
   std::string hf;
-  std::string cluster;   ///< the machine
-  std::string workload;  ///< prompts and new tokens
-  int ranks = 0;         ///< 0: all of the machine
-  std::string routing;   ///< recorded, or a .npy; empty: by a law
-  double skew = 0;       ///< sigma of the law
+  KeptWeights weights = KeptWeights::none;  ///< that a configuration says are in few bits
+  std::string cluster;                      ///< the machine
+  std::string workload;                     ///< prompts and new tokens
+  int ranks = 0;                            ///< 0: all of the machine
+  std::string routing;                      ///< recorded, or a .npy; empty: by a law
+  double skew = 0;                          ///< sigma of the law
   bool all_layouts = false;
   std::string output;  ///< folder; empty: the text alone
   std::uint64_t seed = 1;

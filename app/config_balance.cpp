@@ -82,7 +82,7 @@ void check_run_balance(const CLI::App& app, const RunOptions& o) {
   if (o.balance != Balance::bias) return;
   // Choices are those of the model and of a file's requests alone there.
   for (const char* option :
-       {"--record-routing", "--replay-routing", "--dump-activations", "--shard"}) {
+       {"--record-routing", "--replay-routing", "--dump-activations", "--shard", "--control"}) {
     if (app.count(option) == 0) continue;
     throw UsageError(fmt::format(
         "{} and --balance bias do not go together: choices follow from the other requests of the "

@@ -20,6 +20,11 @@ CLI::App& add_plan(CLI::App& app, PlanOptions& o) {
       ->excludes(preset)
       ->excludes(config)
       ->excludes(model);
+  add_choice(plan, "--weights", o.weights, {KeptWeights::none, KeptWeights::coded},
+             "What --hf or --config publishes in FP8, MXFP4 or INT4: unpacked, or kept as import "
+             "--weights keep does")
+      ->excludes(preset)
+      ->excludes(model);
   plan.add_option("--cluster", o.cluster,
                   "The machine: a file of perf/machines, or of perf/calibrate (JSON)")
       ->required();

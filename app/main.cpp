@@ -19,6 +19,7 @@
 #include "app/model/model_config.hpp"
 #include "app/run/check.hpp"
 #include "app/run/check_facts.hpp"
+#include "app/run/devices.hpp"
 #include "app/run/diff.hpp"
 #include "app/run/join.hpp"
 #include "app/run/place.hpp"
@@ -203,6 +204,7 @@ int main(int argc, char** argv) {
     watch_stop_signals();  // starting MPI may take long; stopped as soon as the job is set up
   }
   if (line.command == Command::check) warn_before_mpi();
+  if (line.command == Command::run && !wrong_use) choose_device_early(line.run.backend);
   comm::Watchdog watchdog;
   if (line.command == Command::run) {
     comm::watched::stage("start", setup_deadlines * line.run.deadline);

@@ -48,6 +48,9 @@ Environment::Environment(int* argc, char*** argv) {
   if (ucx_may_use_tcp(std::getenv("UCX_TLS"), std::getenv("UCX_NET_DEVICES"))) {
     setenv("UCX_TCP_PUT_ENABLE", "n", /*overwrite=*/0);
   }
+  // Of memory that UCX did not see being allocated, as by a runtime that is linked statically, it
+  // may remember that it is the host's.
+  setenv("UCX_MEMTYPE_CACHE", "n", /*overwrite=*/0);
   const Waiting waiting("MPI_Init");
   int provided = MPI_THREAD_SINGLE;
   check(MPI_Init_thread(argc, argv, MPI_THREAD_FUNNELED, &provided), "MPI_Init_thread");

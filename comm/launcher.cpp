@@ -115,11 +115,16 @@ int announced_local_ranks(const Variables& variables) {
 }
 
 int announced_local_rank(const Variables& variables) {
+  return known_local_rank(variables).value_or(0);
+}
+
+std::optional<int> known_local_rank(const Variables& variables) {
   for (const char* name : {"OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID",
                            "MV2_COMM_WORLD_LOCAL_RANK", "PALS_LOCAL_RANKID", "SLURM_LOCALID"}) {
     if (const char* value = variables(name)) return static_cast<int>(number(value, 0));
   }
-  return 0;
+  if (alone(variables)) return 0;
+  return std::nullopt;
 }
 
 std::string why_split(int size, const Variables& variables, long task,

@@ -2,6 +2,7 @@
 // What the launcher (mpirun, mpiexec, srun) told this process, in its environment.
 
 #include <functional>
+#include <optional>
 #include <string>
 
 namespace atl::comm::launcher {
@@ -23,6 +24,8 @@ int announced_local_ranks(const Variables& variables = own_environment());
 
 /// This process's number among those of its node, as announced; 0 where nothing says.
 int announced_local_rank(const Variables& variables = own_environment());
+/// The same; nothing where a launcher started several and did not say.
+std::optional<int> known_local_rank(const Variables& variables = own_environment());
 
 /// Why this process is one of several that were started together and that MPI, which knows of
 /// `size` ranks, did not join: each would do the whole job. Empty where nothing says so. `task` is

@@ -458,7 +458,7 @@ void Watchdog::connect(const Communicator& world) {
 void Watchdog::abort(const Communicator& world, const std::string& message) {
   {
     const std::lock_guard lock(impl_->failure_mutex);
-    impl_->failure = message;
+    impl_->failure = fmt::format("rank {}: {}", world.rank(), message);
   }
   while (!impl_->failure_told) sleep_s(tick_ms * 1e-4);
   world.abort(1);

@@ -328,6 +328,10 @@ class Backend {
   /// Returns when the operation has completed. For a caller with nothing else to do meanwhile: what
   /// has not been started may run on the calling thread, which saves handing it over and back.
   virtual void finish(Event event) = 0;
+  /// Returns when nothing that was enqueued reads or writes memory any more, whether it failed or
+  /// not: for a caller whose memory goes, and that will not ask for its operations. What has not
+  /// been started may be left undone.
+  virtual void settle() noexcept {}
   /// When a completed operation ran; kept for the most recent 4096 operations.
   virtual Interval interval(Event event) const = 0;
   /// The same by stream, into `parts`; returns how many there are (at most max_parts).

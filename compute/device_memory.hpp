@@ -5,6 +5,8 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <utility>
+#include <vector>
 
 namespace atl::compute {
 
@@ -25,6 +27,15 @@ class DeviceMemory {
   virtual Copy to_host(void* host, const void* device, std::size_t bytes) = 0;
   virtual Copy to_device(void* device, const void* host, std::size_t bytes) = 0;
   virtual bool copied(Copy copy) = 0;
+
+  /// From now on others may have mapped what they were given pointers to (MPI libraries do, and
+  /// keep it so): what held rows between ranks is freed only with this object.
+  virtual void lend() {}
+  /// The same of one piece of memory.
+  void keep(Bytes bytes) { kept_.push_back(std::move(bytes)); }
+
+ private:
+  std::vector<Bytes> kept_;
 };
 
 }  // namespace atl::compute

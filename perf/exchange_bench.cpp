@@ -9,6 +9,9 @@
 // where as in the program a second thread computes while this one polls, and, in the same run, for
 // the loop that osu_ialltoallv is: MPI_Ialltoallv, the computation on the same thread, MPI_Wait.
 //
+// gpu_exchange_bench is the same for rows in a device's memory, to 64 MiB: latency by each
+// transport that the MPI library can, against a copy inside the device's memory.
+//
 //   mpirun -n 4 --oversubscribe build/cpu/perf/exchange_bench
 //   mpirun -n 2 build/cpu/perf/exchange_bench --tiny      seconds, for the tests
 
@@ -20,13 +23,17 @@
 #include <functional>
 #include <memory>
 #include <numeric>
+#include <span>
 #include <thread>
 
 #include "app/run/chunk_moves.hpp"
 #include "comm/lane.hpp"
+#include "comm/mpi_library.hpp"
 #include "compute/clock.hpp"
 #include "perf/bench_main.hpp"
 #include "perf/machine.hpp"
+#include "perf/rows_place.hpp"
+#include "perf/table_line.hpp"
 
 namespace atl::perf {
 namespace {
@@ -58,57 +65,105 @@ struct Method {
   std::function<void()> check;   // throws Error if a byte is wrong
 };
 
+/// Rows on their way from or to other ranks, in host memory or a device's.
+class RowBuffer {
+ public:
+  RowBuffer(std::size_t bytes, compute::DeviceMemory* device) : device_(device) {
+    if (device_ == nullptr) {
+      rows_.resize(bytes);
+      host_ = rows_;
+      return;
+    }
+    on_device_ = device_->allocate(bytes);
+    pinned_ = device_->allocate_host(bytes);
+    host_ = {pinned_.get(), bytes};
+  }
+  /// What MPI gets.
+  std::byte* data() const { return device_ == nullptr ? host_.data() : on_device_.get(); }
+  std::span<std::byte> host() const { return host_; }
+  void to_device() const {
+    if (device_ != nullptr) wait(device_->to_device(data(), host_.data(), host_.size()));
+  }
+  void to_host() const {
+    if (device_ != nullptr) wait(device_->to_host(host_.data(), data(), host_.size()));
+  }
+
+ private:
+  void wait(compute::DeviceMemory::Copy copy) const {
+    while (!device_->copied(copy)) sched_yield();
+  }
+
+  compute::DeviceMemory* device_;
+  std::vector<std::byte> rows_;
+  compute::DeviceMemory::Bytes on_device_, pinned_;
+  std::span<std::byte> host_;
+};
+
 struct Buffers {
-  Buffers(const comm::Communicator& world, std::size_t bytes)
+  Buffers(const comm::Communicator& world, std::size_t bytes,
+          compute::DeviceMemory* device = nullptr)
       : size(world.size()),
         rank(world.rank()),
         rows(static_cast<int>(bytes / row_bytes)),
-        out(bytes * static_cast<std::size_t>(size)),
-        in(out.size(), std::byte{0xee}),
+        out(bytes * static_cast<std::size_t>(size), device),
+        in(bytes * static_cast<std::size_t>(size), device),
         move(size) {
     for (int peer = 0; peer < size; ++peer) {
       const auto p = static_cast<std::size_t>(peer);
-      std::fill_n(out.begin() + static_cast<std::ptrdiff_t>(p * bytes), bytes, mark(rank, peer));
+      std::fill_n(out.host().begin() + static_cast<std::ptrdiff_t>(p * bytes), bytes,
+                  mark(rank, peer));
       move.send_offsets[p] = move.recv_offsets[p] = peer * rows;
       move.send_counts[p] = move.recv_counts[p] = peer == rank ? 0 : rows;
     }
+    out.to_device();
+    forget();
   }
   static std::byte mark(int from, int to) { return static_cast<std::byte>(1 + from * 7 + to * 3); }
 
   void check() {
-    const std::size_t bytes = in.size() / static_cast<std::size_t>(size);
+    in.to_host();
+    const std::size_t bytes = in.host().size() / static_cast<std::size_t>(size);
     for (int peer = 0; peer < size; ++peer) {
       if (peer == rank) continue;
-      const auto first = in.begin() + static_cast<std::ptrdiff_t>(bytes) * peer;
-      require(std::all_of(first, first + static_cast<std::ptrdiff_t>(bytes),
-                          [&](std::byte b) { return b == mark(peer, rank); }),
-              "what rank {} sent to rank {} arrived altered", peer, rank);
+      const auto from = in.host().subspan(static_cast<std::size_t>(peer) * bytes, bytes);
+      require(
+          std::all_of(from.begin(), from.end(), [&](std::byte b) { return b == mark(peer, rank); }),
+          "what rank {} sent to rank {} arrived altered", peer, rank);
     }
-    std::fill(in.begin(), in.end(), std::byte{0xee});
+    forget();
   }
 
   int size, rank, rows;
-  std::vector<std::byte> out, in;
+  RowBuffer out, in;
   comm::RowMove move;
+
+ private:
+  void forget() const {
+    std::fill(in.host().begin(), in.host().end(), std::byte{0xee});
+    in.to_device();
+  }
 };
 
-comm::LaneOptions lane_of(comm::TransportKind kind, std::size_t first_message_bytes) {
+comm::LaneOptions lane_of(comm::TransportKind kind, std::size_t first_message_bytes,
+                          compute::DeviceMemory* device = nullptr) {
   comm::LaneOptions options;
+  options.device = device;
   options.transport = kind;
   options.row_bytes = row_bytes;
   options.first_message_bytes = first_message_bytes;
   return options;
 }
 
-Method exchange_method(const comm::Communicator& world, comm::TransportKind kind,
-                       std::size_t bytes) {
+Method exchange_method(const comm::Communicator& world, comm::TransportKind kind, std::size_t bytes,
+                       compute::DeviceMemory* device = nullptr) {
   struct State {
-    State(const comm::Communicator& w, comm::TransportKind k, std::size_t b)
-        : buffers(w, b), lane(w, lane_of(k, 0)) {}
+    State(const comm::Communicator& w, comm::TransportKind k, std::size_t b,
+          compute::DeviceMemory* d)
+        : buffers(w, b, d), lane(w, lane_of(k, 0, d)) {}
     Buffers buffers;
     comm::Lane lane;
   };
-  const auto s = std::make_shared<State>(world, kind, bytes);
+  const auto s = std::make_shared<State>(world, kind, bytes, device);
   return {[s] { s->lane.start(s->buffers.move, s->buffers.out.data(), s->buffers.in.data()); },
           [s] { return s->lane.test(); }, true, [s] { s->buffers.check(); }};
 }
@@ -214,6 +269,10 @@ double arithmetic_alone(const comm::Communicator& world, std::int64_t units) {
   return over_ranks(world, now_seconds() - begin, Reduce::max);
 }
 
+int repetitions_of(std::size_t bytes, bool tiny) {
+  return tiny ? 2 : bytes <= (64U << 10) ? 50 : bytes <= (1U << 20) ? 10 : 3;
+}
+
 void add(const comm::Communicator& world, const char* name, std::size_t bytes, bool tiny,
          const std::function<Method(std::size_t)>& make) {
   const std::string full = fmt::format("{}/bytes:{}", name, bytes);
@@ -223,7 +282,7 @@ void add(const comm::Communicator& world, const char* name, std::size_t bytes, b
         const Method method = make(bytes);
         latency(world, method, 2);  // warms up
         method.check();
-        const int count = tiny ? 2 : bytes <= (64U << 10) ? 50 : bytes <= (1U << 20) ? 10 : 3;
+        const int count = repetitions_of(bytes, tiny);
         for (auto _ : state) {
           const double alone = latency(world, method, count);
           const auto units = static_cast<std::int64_t>(alone * compute_rate(world));
@@ -239,6 +298,46 @@ void add(const comm::Communicator& world, const char* name, std::size_t bytes, b
       ->Repetitions(tiny ? 1 : 3)
       ->UseManualTime()
       ->Unit(benchmark::kMicrosecond);
+}
+
+/// Latency of rows that lie on a device, which all ranks here share.
+void add_on_device(const comm::Communicator& world, bool tiny, const RowsPlace& place) {
+  const bool direct =
+      over_ranks(world, comm::mpi_library::claims_device_memory() ? 1 : 0, Reduce::min) > 0;
+  if (world.rank() == 0 && !direct) {
+    tell_line("NOT RUN", "exchange on device pointers", "-", "-", "-",
+              fmt::format("{} says that it is not CUDA-aware", comm::mpi_library::version()));
+  }
+  const double rate = over_ranks(world, place.copy_rate(tiny), Reduce::min);
+  const std::size_t largest = tiny ? 64U << 10 : 64U << 20;
+  for (const comm::TransportInfo& transport : comm::transports) {
+    if (!transport.staged && !direct) continue;
+    for (std::size_t bytes = 1024; bytes <= largest; bytes *= tiny ? 64 : 4) {
+      const std::string name = fmt::format("exchange/{}/bytes:{}", transport.name, bytes);
+      benchmark::RegisterBenchmark(
+          name.c_str(),
+          [&world, &place, kind = transport.kind, bytes, tiny, rate,
+           name](benchmark::State& state) {
+            const Method method = exchange_method(world, kind, bytes, place.memory.get());
+            latency(world, method, 2);  // warms up
+            method.check();
+            double seconds = 0;
+            for (auto _ : state) {
+              seconds = latency(world, method, repetitions_of(bytes, tiny));
+              state.SetIterationTime(seconds);
+            }
+            method.check();
+            const double moved = static_cast<double>(bytes) * (world.size() - 1);
+            if (world.rank() != 0) return;
+            // Each rank's rows are read once and written once.
+            tell_time(name, seconds, 2 * moved * world.size() / rate,
+                      fmt::format("{:.3g} GB/s a rank of {}", moved / seconds / 1e9, world.size()));
+          })
+          ->Iterations(1)
+          ->UseManualTime()
+          ->Unit(benchmark::kMicrosecond);
+    }
+  }
 }
 
 void add_all(const comm::Communicator& world, bool tiny) {
@@ -260,5 +359,20 @@ void add_all(const comm::Communicator& world, bool tiny) {
 }  // namespace atl::perf
 
 int main(int argc, char** argv) {
-  return atl::perf::bench_main("exchange_bench", argc, argv, atl::perf::add_all);
+  try {
+    const atl::perf::RowsPlace place = atl::perf::open_rows_place();
+    if (!place.why_none.empty()) {
+      fmt::print("SKIPPED: {}\n", place.why_none);
+      return 77;
+    }
+    return atl::perf::bench_main("exchange_bench", argc, argv,
+                                 [&](const atl::comm::Communicator& world, bool tiny) {
+                                   if (place.memory == nullptr)
+                                     return atl::perf::add_all(world, tiny);
+                                   atl::perf::add_on_device(world, tiny, place);
+                                 });
+  } catch (const std::exception& error) {
+    fmt::print(stderr, "exchange_bench: {}\n", error.what());
+    return 1;
+  }
 }

@@ -1,339 +1,154 @@
 // How close the CUDA backend comes to what the GPU can do, measured in the same run: the best rate
 // that cuBLASLt reaches at 8192^3, and the bandwidth of a copy inside the device's memory.
 //
+//   exact/PRESET              one layer with attention: the same bits for 1, 7, 64, 500 and 4096
+//                             rows, alone and twice over, and a few against the CPU backend; what
+//                             the backend says of itself
 //   gemm/PRESET/NAME/ROWS     one weight matrix times ROWS rows, by the backend's own plans; copies
-//                             of the matrix in turn, larger than twice the L2 cache together
+//                             of the matrix in turn, larger than twice the L2 cache together; the
+//                             algorithm, and what the fastest one would take that need not keep a
+//                             row's bits
+//   attention/PRESET/HOW      attention alone, prefill or decode, at contexts of 1,024 and 10,000
+//   experts/PRESET/HOW        one rank's experts as 16 ranks see them: own rows and received ones
 //   moe_layer/PRESET          router, experts and merge of 4096 tokens, all experts on this rank,
 //                             two chunks in turn as the driver runs them
 //   rows/PRESET               route, pack and merge (unpack) alone, against the copy
-//   prefill/moe-16l           one layer with attention, one sequence of 10,000 tokens
-//   decode/moe-16l            one layer, 64 sequences, against the bytes it must read
+//   prefill/PRESET            one layer with attention, one sequence of 10,000 tokens
+//   decode/PRESET/CONTEXT     one layer, 64 sequences, against the bytes it must read
 //   sample/moe-16l/HOW        tokens from 64 rows of the whole vocabulary, greedy and by top-p,
 //                             against reading the logits once; they are in the L2 cache, where the
 //                             head leaves them
 //
-//   build/cuda/perf/gpu_bench            about two minutes on one GPU, no MPI
+//   build/cuda/perf/gpu_bench --benchmark_filter=^attention/     one GPU, no MPI
 //   build/cuda/perf/gpu_bench --tiny     seconds, also on the emulated device of the tests
 //
-// Each benchmark checks its results before it is timed, against the CPU backend or plain loops; one
-// that is wrong or fails is left out, the others still run, and the exit code is 1. Counters:
-// of_best_gemm, of_copy (fractions of the two rates), roofline_of_best_gemm (the fraction that
-// those rates allow: weights must be read, however few rows use them), the rest in the units of
-// their names. Weights are random; a layer has a vocabulary of 256.
+// Each benchmark checks its results before it is timed, against plain loops or, of layers, bits
+// with other numbers of rows; one that is wrong or fails is left out, the others still run, and the
+// exit code is 1. Each prints a line for perf/gpu_check.sh's table (table_line.hpp) with its floor:
+// what the two rates allow. Counters: of_best_gemm, of_copy (fractions of the two rates),
+// roofline_of_best_gemm (the fraction that those rates allow: weights must be read, however few
+// rows use them), the rest in the units of their names. Weights are random; a layer has a
+// vocabulary of 256.
 
-#include <benchmark/benchmark.h>
+#include "perf/gpu_bench.hpp"
+
 #include <fmt/format.h>
-#include <omp.h>
 
-#include <algorithm>
-#include <array>
 #include <cstdio>
-#include <functional>
-#include <map>
-#include <optional>
 #include <string_view>
 
 #include "app/model/model_config.hpp"
-#include "compute/clock.hpp"
-#include "compute/cuda/backend.hpp"
+#include "perf/gpu_ceilings.hpp"
 #include "perf/gpu_layer.hpp"
-#include "perf/gpu_rates.hpp"
+#include "perf/table_line.hpp"
 
 namespace atl::gpu_bench {
-namespace {
 
-struct Sizes {
-  std::string suffix;  // of the presets
-  int cube = 8192;
-  std::size_t copy_bytes = std::size_t{1} << 30;
-  int tokens = 4096;
-  int prompt_tokens = 10000;
-  int sequences = 64;
-  int context = 1024;
-  int repetitions = 10;
-  std::vector<int> gemm_rows = {4096, 512, 64, 8};
-  std::int64_t rotation_bytes = 0;  // of weights in turn; 0: twice the L2 cache
-};
-
-Sizes tiny_sizes() {
-  return {"-tiny", 64, 1 << 16, 96, 150, 4, 64, 1, {96, 8}, 1 << 18};
+void tell(benchmark::State& state, const std::string& name, double seconds, double floor_seconds,
+          const std::string& note) {
+  state.counters["floor_ms"] = floor_seconds * 1e3;
+  state.counters["fraction"] = floor_seconds / seconds;
+  perf::tell_time(name, seconds, floor_seconds, note);
 }
 
-/// What all measurements share.
-struct Bench {
-  Sizes sizes;
-  compute::CudaDevice device;
-  double gemm_rate = 0;  // FLOP/s
-  double copy_rate = 0;  // bytes/s, read and written
-};
-
-/// One preset's layer on the GPU, checked once against the CPU backend.
-class Layer {
- public:
-  Layer(const Bench& bench, const std::string& name, int max_tokens, std::int64_t num_pages)
-      : config_(one_layer(name + bench.sizes.suffix)), weights_(config_) {
-    backend_ = compute::make_cuda_backend(options_for(config_, max_tokens, num_pages, 2),
-                                          {bench.device, 1, 0});
-    load_layer(*backend_, config_, weights_);
-    check(std::min(48, max_tokens), max_tokens);
-  }
-
-  compute::Backend& backend() { return *backend_; }
-  const ModelConfig& config() const { return config_; }
-  double seconds(compute::Event event) {
-    backend_->finish(event);
-    const compute::Interval i = backend_->interval(event);
-    return i.end - i.begin;
-  }
-
- private:
-  /// The layer's logits of a few tokens against the CPU backend, and the same tokens among many.
-  void check(int rows, int max_tokens) {
-    compute::BackendOptions options =
-        options_for(config_, rows, (rows + page_tokens - 1) / page_tokens, 1);
-    options.num_threads = omp_get_max_threads();
-    const auto cpu = compute::make_cpu_backend(options);
-    load_layer(*cpu, config_, weights_);
-    const auto run = [&](compute::Backend& backend, int tokens) {
-      Passage passage(backend, config_);
-      passage.fill(0, 1, tokens, 0, tokens);
-      backend.finish(passage.layer().back());
-      return passage.logits(rows);
-    };
-    const std::vector<float> expected = run(*cpu, rows);
-    const std::vector<float> few = run(*backend_, rows);
-    const std::vector<float> many = run(*backend_, max_tokens);
-    // Logits have deviation 1 here. Rounding to 8 bits at each step moves them by about 0.01; a
-    // token whose second and third expert are nearly tied may go elsewhere and moves by more.
-    constexpr double tolerance = 0.05;
-    const double off = mean_difference(few, expected);
-    require(off < tolerance, "the layer's logits are {} off the CPU backend's on average", off);
-    const double moved = mean_difference(many, few);
-    require(moved < tolerance, "{} tokens together change logits by {} on average", max_tokens,
-            moved);
-  }
-
-  ModelConfig config_;
-  Weights weights_;
-  std::unique_ptr<compute::Backend> backend_;
-};
-
-double expert_flops(const ModelShape& s, double tokens) {
-  return tokens * s.top_k * 4.0 * s.hidden * s.moe_intermediate;
-}
-
-/// Of the weights of router and all experts.
-double moe_weight_bytes(const ModelConfig& config) {
-  const ModelShape& s = config.shape;
-  return static_cast<double>(size_of(config.dtype)) * s.num_experts * s.hidden *
-         (1 + 2.0 * s.moe_intermediate);
-}
-
-void moe_layer(benchmark::State& state, const Bench& bench, const std::string& name) {
-  const int tokens = bench.sizes.tokens;
-  Layer layer(bench, name, tokens, (tokens + page_tokens - 1) / page_tokens);
-  const ModelShape& s = layer.config().shape;
-  std::vector<Passage> chunks;
-  std::vector<compute::Event> routed(2);
-  for (int i = 0; i < 2; ++i) {
-    chunks.emplace_back(layer.backend(), layer.config());
-    chunks.back().fill(i, 1, tokens, 0, tokens);
-  }
-  // One chunk's counts come to the host while the other's experts run.
-  const auto rounds = [&](int count) {
-    const double begin = now_seconds();
-    for (std::size_t i = 0; i < 2; ++i) {
-      chunks[i].embed();
-      routed[i] = chunks[i].route();
-    }
-    compute::Event last = 0;
-    for (int round = 0; round < count; ++round) {
-      for (std::size_t i = 0; i < 2; ++i) {
-        layer.backend().finish(routed[i]);
-        chunks[i].experts();
-        last = chunks[i].merge();
-        if (round + 1 < count) {
-          chunks[i].embed();
-          routed[i] = chunks[i].route();
-        }
-      }
-    }
-    layer.backend().finish(last);
-    return (now_seconds() - begin) / (2 * count);
-  };
-  rounds(2);  // warms up
-  double total = 0;
-  for (auto _ : state) {
-    const double seconds = rounds(bench.sizes.repetitions);
-    state.SetIterationTime(seconds);
-    total += seconds;
-  }
-  const double flops = expert_flops(s, tokens) + 2.0 * tokens * s.hidden * s.num_experts;
-  const double rate = flops * static_cast<double>(state.iterations()) / total;
-  state.counters["TFLOP_per_s"] = rate / 1e12;
-  state.counters["of_best_gemm"] = rate / bench.gemm_rate;
-  // Reading alone: about as fast as a copy, which reads and writes.
-  const double reading = moe_weight_bytes(layer.config()) / bench.copy_rate;
-  state.counters["roofline_of_best_gemm"] =
-      std::min(1.0, flops / bench.gemm_rate / std::max(reading, 1e-30));
-}
-
-/// Checks kernels that move memory, and times them against a copy.
-template <class Kernels>
-void time_bytes(benchmark::State& state, const Bench& bench, Kernels& kernels) {
-  kernels.check();
-  double total = 0;
-  for (auto _ : state) {
-    const double seconds = kernels.seconds(bench.sizes.repetitions);
-    state.SetIterationTime(seconds);
-    total += seconds;
-  }
-  const double rate = kernels.bytes() * static_cast<double>(state.iterations()) / total;
-  state.counters["GB_per_s"] = rate / 1e9;
-  state.counters["of_copy"] = rate / bench.copy_rate;
-}
-
-void rows(benchmark::State& state, const Bench& bench, const std::string& name) {
-  const ModelConfig config = one_layer(name + bench.sizes.suffix);
-  RowKernels kernels(config.shape, config.dtype, bench.sizes.tokens);
-  time_bytes(state, bench, kernels);
-}
-
-void sample(benchmark::State& state, const Bench& bench, const std::string& name,
-            const SamplingOptions& options) {
-  SampleKernel kernel(bench.sizes.sequences, preset(name + bench.sizes.suffix).shape.vocab,
-                      options);
-  time_bytes(state, bench, kernel);
-}
-
-/// Seconds of one part of the layer, and what they would be at the device's measured rates.
-struct Part {
-  const char* name;
-  double seconds;
-  double ideal;
-};
-
-/// Adds up the parts and names the one that loses most.
-void report(benchmark::State& state, const std::vector<Part>& parts) {
-  const Part* largest = parts.data();
-  for (const Part& part : parts) {
-    state.counters[fmt::format("{}_ms", part.name)] = part.seconds * 1e3;
-    if (part.seconds - part.ideal > largest->seconds - largest->ideal) largest = &part;
-  }
-  state.SetLabel(fmt::format("largest loss: {} ({:.3f} ms, {:.3f} at the measured rates)",
-                             largest->name, largest->seconds * 1e3, largest->ideal * 1e3));
-}
-
-/// Best of some runs of the whole layer; `events` holds those of the best run's steps.
-double best_run(const Bench& bench, Layer& layer, Passage& passage,
-                std::array<double, 4>& of_steps) {
-  double best = 1e30;
-  for (int i = 0; i <= bench.sizes.repetitions; ++i) {
-    const double begin = now_seconds();
-    const std::vector<compute::Event> events = passage.layer();
-    layer.backend().finish(events.back());
-    const double seconds = now_seconds() - begin;
-    if (i == 0 || seconds >= best) continue;  // the first one warms up
-    best = seconds;
-    for (std::size_t step = 0; step < 4; ++step) of_steps[step] = layer.seconds(events[step]);
-  }
-  return best;
-}
-
-void prefill(benchmark::State& state, const Bench& bench, const std::string& name) {
-  const int tokens = bench.sizes.prompt_tokens;
-  Layer layer(bench, name, tokens, (tokens + page_tokens - 1) / page_tokens);
-  const ModelShape& s = layer.config().shape;
-  Passage passage(layer.backend(), layer.config());
-  passage.fill(0, 1, tokens, 0, tokens);
-  std::array<double, 4> steps{};
-  double best = 0;
-  for (auto _ : state) {
-    best = best_run(bench, layer, passage, steps);
-    state.SetIterationTime(best);
-  }
-  const double projections = 2.0 * tokens * s.hidden * (2.0 * s.q_width() + 2.0 * s.kv_width());
-  const double scores = 2.0 * tokens * (tokens + 1.0) * s.q_width();  // causal: half of 4 T^2
-  const double router = 2.0 * tokens * s.hidden * s.num_experts;
-  const double row_bytes = 2.0 * s.hidden * tokens;
-  const double flops = projections + scores + router + expert_flops(s, tokens);
-  report(state, {{"attention", steps[0], (projections + scores) / bench.gemm_rate},
-                 {"route", steps[1], row_bytes * (2 + s.top_k) / bench.copy_rate},
-                 {"experts", steps[2], expert_flops(s, tokens) / bench.gemm_rate},
-                 {"merge", steps[3], row_bytes * (4 + s.top_k) / bench.copy_rate}});
-  state.counters["tokens_per_s"] = tokens / best;
-  state.counters["of_best_gemm"] = flops / best / bench.gemm_rate;
-}
-
-void decode(benchmark::State& state, const Bench& bench, const std::string& name) {
-  const Sizes& sizes = bench.sizes;
-  const int capacity = sizes.context + page_tokens;
-  const std::int64_t pages = std::int64_t{sizes.sequences} * (capacity / page_tokens);
-  const int together = std::max(1, sizes.tokens / sizes.context);
-  Layer layer(bench, name, std::max(together * sizes.context, sizes.sequences), pages);
-  const ModelShape& s = layer.config().shape;
-  Passage passage(layer.backend(), layer.config());
-  for (int first = 0; first < sizes.sequences; first += together) {
-    passage.fill(first, std::min(together, sizes.sequences - first), sizes.context, 0, capacity);
-    layer.backend().finish(passage.layer().back());
-  }
-  passage.fill(0, sizes.sequences, 1, sizes.context, capacity);
-  std::array<double, 4> steps{};
-  double best = 0;
-  for (auto _ : state) {
-    best = best_run(bench, layer, passage, steps);
-    state.SetIterationTime(best);
-  }
-  const double element = static_cast<double>(size_of(layer.config().dtype));
-  const double touched = static_cast<double>(std::count_if(
-      passage.expert_counts().begin(), passage.expert_counts().end(), [](int n) { return n > 0; }));
-  const double attention_bytes =
-      element * (static_cast<double>(s.hidden) * (2.0 * s.q_width() + 2.0 * s.kv_width()) +
-                 2.0 * sizes.sequences * (sizes.context + 1.0) * s.kv_width());
-  const double expert_bytes = element * touched * 2.0 * s.hidden * s.moe_intermediate;
-  const double router_bytes = element * s.num_experts * s.hidden;
-  const double bytes = attention_bytes + expert_bytes + router_bytes;
-  report(state, {{"attention", steps[0], attention_bytes / bench.copy_rate},
-                 {"route", steps[1], router_bytes / bench.copy_rate},
-                 {"experts", steps[2], expert_bytes / bench.copy_rate},
-                 {"merge", steps[3], 0}});
-  state.counters["tokens_per_s_per_layer"] = sizes.sequences / best;
-  state.counters["of_copy"] = bytes / best / bench.copy_rate;
-}
-
-void gemm(benchmark::State& state, const Bench& bench, PresetGemms& gemms, std::size_t which,
-          int num_rows) {
-  gemms.check(which, num_rows);
-  double total = 0;
-  for (auto _ : state) {
-    const double seconds = gemms.seconds(which, num_rows, bench.sizes.repetitions);
-    state.SetIterationTime(seconds);
-    total += seconds;
-  }
-  const double times = static_cast<double>(state.iterations()) / total;
-  state.counters["TFLOP_per_s"] = gemms.flops(which, num_rows) * times / 1e12;
-  state.counters["of_best_gemm"] = gemms.flops(which, num_rows) * times / bench.gemm_rate;
-  state.counters["of_copy"] = gemms.bytes(which, num_rows) * times / bench.copy_rate;
-  state.counters["weight_copies"] = gemms.copies(which);
-}
-
-/// The same function for each benchmark: timed by itself, once, in milliseconds. One that throws
-/// does not end the others.
-void add(const std::string& name, bool& any_failed,
-         const std::function<void(benchmark::State&)>& run) {
+void add(Bench& bench, const std::string& name,
+         const std::function<void(benchmark::State&, const std::string&)>& run) {
   benchmark::RegisterBenchmark(name.c_str(),
-                               [name, &any_failed, run](benchmark::State& state) {
+                               [name, &bench, run](benchmark::State& state) {
                                  try {
-                                   run(state);
+                                   if (!name.starts_with("gemm/")) bench.held = {};
+                                   run(state, name);
                                  } catch (const std::exception& error) {
-                                   any_failed = true;
+                                   bench.any_failed = true;
                                    fmt::print(stderr, "gpu_bench: {}: {}\n", name, error.what());
+                                   perf::tell_failure(name, error.what());
                                    state.SkipWithError(error.what());
                                  }
                                })
       ->Iterations(1)
       ->UseManualTime()
       ->Unit(benchmark::kMillisecond);
+}
+
+namespace {
+
+Sizes tiny_sizes() {
+  Sizes tiny;
+  tiny.suffix = "-tiny";
+  tiny.cube = 64;
+  tiny.copy_bytes = 1 << 16;
+  tiny.tokens = 96;
+  tiny.prompt_tokens = 150;
+  tiny.sequences = 4;
+  tiny.contexts = {70};
+  tiny.repetitions = 1;
+  tiny.gemm_rows = {96, 8};
+  tiny.exact_rows = {1, 7};
+  tiny.chunks = {1, 2};
+  tiny.rotation_bytes = 1 << 18;
+  return tiny;
+}
+
+/// Checks kernels that move memory, and times them against a copy.
+template <class Kernels>
+void time_bytes(benchmark::State& state, const Bench& bench, const std::string& name,
+                Kernels& kernels) {
+  kernels.check();
+  double seconds = 0;
+  for (auto _ : state) {
+    seconds = kernels.seconds(bench.sizes.repetitions);
+    state.SetIterationTime(seconds);
+  }
+  const double rate = kernels.bytes() / seconds;
+  state.counters["GB_per_s"] = rate / 1e9;
+  state.counters["of_copy"] = rate / bench.copy_rate;
+  tell(state, name, seconds, bench.floor(0, kernels.bytes()));
+}
+
+void rows(benchmark::State& state, const Bench& bench, const std::string& name,
+          const std::string& preset) {
+  const ModelConfig config = one_layer(preset + bench.sizes.suffix);
+  RowKernels kernels(config.shape, config.dtype, bench.sizes.tokens);
+  time_bytes(state, bench, name, kernels);
+}
+
+void sample(benchmark::State& state, const Bench& bench, const std::string& name,
+            const SamplingOptions& options) {
+  SampleKernel kernel(bench.sizes.sequences, preset("moe-16l" + bench.sizes.suffix).shape.vocab,
+                      options);
+  time_bytes(state, bench, name, kernel);
+}
+
+void gemm(benchmark::State& state, Bench& bench, const std::string& name, const std::string& preset,
+          std::size_t which, int num_rows) {
+  if (bench.held.preset != preset) {
+    bench.held = {};
+    const ModelConfig config = one_layer(preset + bench.sizes.suffix);
+    bench.held.gemms = std::make_unique<PresetGemms>(
+        config.shape, config.dtype, bench.sizes.gemm_rows.front(), bench.sizes.rotation_bytes);
+    bench.held.preset = preset;
+  }
+  PresetGemms& gemms = *bench.held.gemms;
+  gemms.check(which, num_rows);
+  // Few rows take some microseconds: enough in a row that a launch's own time does not decide.
+  const int repetitions = bench.sizes.repetitions * (num_rows < 1024 ? 4 : 1);
+  double seconds = 0;
+  for (auto _ : state) {
+    seconds = gemms.seconds(which, num_rows, repetitions);
+    state.SetIterationTime(seconds);
+  }
+  const double fastest = gemms.fastest_seconds(which, num_rows, repetitions);
+  const double flops = gemms.flops(which, num_rows);
+  const double bytes = gemms.bytes(which, num_rows);
+  state.counters["TFLOP_per_s"] = flops / seconds / 1e12;
+  state.counters["of_best_gemm"] = flops / seconds / bench.gemm_rate;
+  state.counters["of_copy"] = bytes / seconds / bench.copy_rate;
+  state.counters["fastest_ms"] = fastest * 1e3;
+  state.counters["weight_copies"] = gemms.copies(which);
+  const std::string dependent = gemms.row_dependent();
+  tell(state, name, seconds, bench.floor(flops, bytes),
+       fmt::format("{}; fastest proposed {:.4g} ms{}", gemms.algorithm(which, num_rows),
+                   fastest * 1e3, dependent.empty() ? "" : "; bits depend on rows: " + dependent));
 }
 
 /// What the device can do, told at once: a run that is cut short has it too.
@@ -357,52 +172,34 @@ void measure_device(Bench& bench) {
   benchmark::AddCustomContext("gemm_weights", weights);
 }
 
-/// Of the presets, one preset's at a time.
-struct Gemms {
-  std::map<std::string, std::optional<PresetGemms>> of;
-  void drop() {
-    for (auto& [name, of_preset] : of) of_preset.reset();
-  }
-};
-
-void add_gemms(Bench& bench, Gemms& gemms, bool& any_failed) {
-  for (const char* name : {"moe-16l", "moe-61l", "moe-4l"}) {
-    auto& of_preset = gemms.of[name];
-    const ModelConfig config = one_layer(name + bench.sizes.suffix);
+void add_gemms(Bench& bench) {
+  for (const std::string preset : {"moe-16l", "moe-61l", "moe-4l"}) {
     for (std::size_t which = 0; which < PresetGemms::names.size(); ++which) {
       for (const int num_rows : bench.sizes.gemm_rows) {
-        add(fmt::format("gemm/{}/{}/{}", name, PresetGemms::names[which], num_rows), any_failed,
-            [&, config, which, num_rows](benchmark::State& state) {
-              if (!of_preset) {
-                gemms.drop();
-                of_preset.emplace(config.shape, config.dtype, bench.sizes.gemm_rows.front(),
-                                  bench.sizes.rotation_bytes);
-              }
-              gemm(state, bench, *of_preset, which, num_rows);
+        add(bench, fmt::format("gemm/{}/{}/{}", preset, PresetGemms::names[which], num_rows),
+            [&bench, preset, which, num_rows](benchmark::State& state, const std::string& name) {
+              gemm(state, bench, name, preset, which, num_rows);
             });
       }
     }
   }
 }
 
-void add_layers(Bench& bench, Gemms& gemms, bool& any_failed) {
-  for (const std::string name : {"moe-16l", "moe-61l"}) {
-    add("moe_layer/" + name, any_failed, [&, name](benchmark::State& state) {
-      gemms.drop();
-      moe_layer(state, bench, name);
-    });
-    add("rows/" + name, any_failed,
-        [&, name](benchmark::State& state) { rows(state, bench, name); });
+void add_kernels(Bench& bench) {
+  for (const std::string preset : {"moe-16l", "moe-61l", "moe-4l"}) {
+    add(bench, "rows/" + preset,
+        [&bench, preset](benchmark::State& state, const std::string& name) {
+          rows(state, bench, name, preset);
+        });
   }
-  add("prefill/moe-16l", any_failed,
-      [&](benchmark::State& state) { prefill(state, bench, "moe-16l"); });
-  add("decode/moe-16l", any_failed,
-      [&](benchmark::State& state) { decode(state, bench, "moe-16l"); });
-  add("sample/moe-16l/greedy", any_failed,
-      [&](benchmark::State& state) { sample(state, bench, "moe-16l", {}); });
-  add("sample/moe-16l/top_p", any_failed, [&](benchmark::State& state) {
-    sample(state, bench, "moe-16l", {0.8, 0.95, 1});
-  });
+  const std::pair<const char*, SamplingOptions> ways[] = {{"greedy", {}},
+                                                          {"top_p", {0.8, 0.95, 1}}};
+  for (const auto& [way, options] : ways) {
+    add(bench, fmt::format("sample/moe-16l/{}", way),
+        [&bench, options = options](benchmark::State& state, const std::string& name) {
+          sample(state, bench, name, options);
+        });
+  }
 }
 
 int run(int argc, char** argv) {
@@ -424,14 +221,17 @@ int run(int argc, char** argv) {
     return 77;
   }
   measure_device(bench);
+  perf::tell_fact("ceilings", fmt::format("{:.1f} TFLOP/s", bench.gemm_rate / 1e12),
+                  fmt::format("copy {:.1f} GB/s, {}", bench.copy_rate / 1e9, bench.device.name));
 
-  bool any_failed = false;
-  Gemms gemms;
-  add_gemms(bench, gemms, any_failed);
-  add_layers(bench, gemms, any_failed);
+  add_layers(bench);
+  add_gemms(bench);
+  add_attention(bench);
+  add_experts(bench);
+  add_kernels(bench);
   benchmark::RunSpecifiedBenchmarks();
   benchmark::Shutdown();
-  return any_failed ? 1 : 0;
+  return bench.any_failed ? 1 : 0;
 }
 
 }  // namespace

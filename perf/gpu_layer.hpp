@@ -13,12 +13,12 @@
 #include <utility>
 #include <vector>
 
-#include "app/model/init.hpp"
 #include "app/model/model_config.hpp"
 #include "app/plan/expert_rows.hpp"
 #include "app/plan/placement.hpp"
 #include "compute/backend.hpp"
 #include "compute/error.hpp"
+#include "perf/gpu_ceilings.hpp"
 
 namespace atl::gpu_bench {
 
@@ -45,15 +45,7 @@ class Weights {
     }
     bytes_.resize(static_cast<std::size_t>(largest + window * (2 * s.num_experts + 8)) *
                   size_of(dtype_));
-    constexpr std::int64_t piece = 1 << 20;
-    const auto count = static_cast<std::int64_t>(bytes_.size() / size_of(dtype_));
-#pragma omp parallel for schedule(dynamic)
-    for (std::int64_t first = 0; first < count; first += piece) {
-      const std::int64_t n = std::min(piece, count - first);
-      fill_random(0, "gpu", first, 1.0 / std::sqrt(static_cast<double>(s.hidden)), dtype_,
-                  std::span(bytes_).subspan(static_cast<std::size_t>(first) * size_of(dtype_),
-                                            static_cast<std::size_t>(n) * size_of(dtype_)));
-    }
+    fill_normal(0, 1.0 / std::sqrt(static_cast<double>(s.hidden)), dtype_, bytes_);
   }
 
   /// The matrix that begins at window `place`.

@@ -1,86 +1,25 @@
 #include "perf/gpu_rates.hpp"
 
 #include <cublasLt.h>
-#include <cuda_runtime_api.h>
+#include <fmt/format.h>
 
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 
-#include "app/model/init.hpp"
 #include "compute/cuda/error.hpp"
 #include "compute/cuda/kernels.hpp"
 #include "compute/cuda/plan/workspace.hpp"
 #include "compute/error.hpp"
 #include "compute/weights.hpp"
+#include "perf/gpu_ceilings.hpp"
 
 namespace atl::gpu_bench {
 
-using compute::cuda::check;
-using compute::cuda::CudaEvent;
 using compute::cuda::CudaGemm;
 using compute::cuda::DeviceBuffer;
-using compute::cuda::Stream;
 
 namespace {
-
-/// Seconds of `work` on the stream, once, after one run that does not count.
-template <class Work>
-double time_on(const Stream& stream, int repetitions, Work&& work) {
-  const CudaEvent begin(CudaEvent::Timing::on);
-  const CudaEvent end(CudaEvent::Timing::on);
-  work();
-  begin.record(stream);
-  for (int i = 0; i < repetitions; ++i) work();
-  end.record(stream);
-  check(cudaStreamSynchronize(stream.raw()), "cudaStreamSynchronize");
-  float ms = 0;
-  check(cudaEventElapsedTime(&ms, begin.raw(), end.raw()), "cudaEventElapsedTime");
-  return ms * 1e-3 / repetitions;
-}
-
-double value_at(const void* data, std::size_t i, DType dtype) {
-  const auto* bytes = static_cast<const std::byte*>(data) + i * size_of(dtype);
-  if (dtype == DType::float16) {
-    _Float16 half = 0;
-    std::memcpy(&half, bytes, sizeof half);
-    return static_cast<double>(half);
-  }
-  std::uint32_t bits = 0;
-  std::memcpy(&bits, bytes, size_of(dtype));
-  if (dtype == DType::bfloat16) bits <<= 16U;
-  float value = 0;
-  std::memcpy(&value, &bits, sizeof value);
-  return value;
-}
-
-/// Random values of deviation `deviation`.
-std::vector<std::byte> random_values(std::int64_t count, double deviation, DType dtype) {
-  std::vector<std::byte> values(static_cast<std::size_t>(count) * size_of(dtype));
-  constexpr std::int64_t piece = 1 << 20;
-#pragma omp parallel for schedule(dynamic)
-  for (std::int64_t first = 0; first < count; first += piece) {
-    fill_random(0, "rates", first, deviation, dtype,
-                std::span(values).subspan(
-                    static_cast<std::size_t>(first) * size_of(dtype),
-                    static_cast<std::size_t>(std::min(piece, count - first)) * size_of(dtype)));
-  }
-  return values;
-}
-
-DeviceBuffer on_device(const void* data, std::size_t bytes) {
-  DeviceBuffer buffer(bytes, "a benchmark's data");
-  check(cudaMemcpy(buffer.data(), data, bytes, cudaMemcpyHostToDevice), "cudaMemcpy");
-  return buffer;
-}
-
-template <class T>
-std::vector<T> to_host(const DeviceBuffer& buffer, std::size_t count) {
-  std::vector<T> values(count);
-  check(cudaMemcpy(values.data(), buffer.data(), count * sizeof(T), cudaMemcpyDeviceToHost),
-        "cudaMemcpy");
-  return values;
-}
 
 std::int64_t largest_weight(const ModelShape& s) {
   return std::int64_t{s.hidden} *
@@ -90,92 +29,7 @@ std::int64_t widest(const ModelShape& s) {
   return std::max({s.q_width() + 2 * s.kv_width(), s.moe_intermediate, s.hidden});
 }
 
-/// Owns the descriptors of one plain product.
-struct Product {
-  explicit Product(int cube) {
-    check(cublasLtCreate(&handle), "cublasLtCreate");
-    check(cublasLtMatmulDescCreate(&desc, CUBLAS_COMPUTE_32F, CUDA_R_32F),
-          "cublasLtMatmulDescCreate");
-    const cublasOperation_t transposed = CUBLAS_OP_T;
-    check(cublasLtMatmulDescSetAttribute(desc, CUBLASLT_MATMUL_DESC_TRANSA, &transposed,
-                                         sizeof transposed),
-          "cublasLtMatmulDescSetAttribute");
-    const auto size = static_cast<std::uint64_t>(cube);
-    check(cublasLtMatrixLayoutCreate(&layout, CUDA_R_16BF, size, size, cube),
-          "cublasLtMatrixLayoutCreate");
-    check(cublasLtMatmulPreferenceCreate(&preference), "cublasLtMatmulPreferenceCreate");
-    const std::uint64_t most = compute::cuda::gemm_workspace_bytes;
-    check(cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
-                                               &most, sizeof most),
-          "cublasLtMatmulPreferenceSetAttribute");
-  }
-  ~Product() {
-    cublasLtMatmulPreferenceDestroy(preference);
-    cublasLtMatrixLayoutDestroy(layout);
-    cublasLtMatmulDescDestroy(desc);
-    cublasLtDestroy(handle);
-  }
-  Product(const Product&) = delete;
-  Product& operator=(const Product&) = delete;
-
-  cublasLtHandle_t handle = nullptr;
-  cublasLtMatmulDesc_t desc = nullptr;
-  cublasLtMatrixLayout_t layout = nullptr;
-  cublasLtMatmulPreference_t preference = nullptr;
-};
-
 }  // namespace
-
-double best_gemm_rate(int cube) {
-  const Product p(cube);
-  std::array<cublasLtMatmulHeuristicResult_t, 8> found;
-  int count = 0;
-  check(cublasLtMatmulAlgoGetHeuristic(p.handle, p.desc, p.layout, p.layout, p.layout, p.layout,
-                                       p.preference, static_cast<int>(found.size()), found.data(),
-                                       &count),
-        "cublasLtMatmulAlgoGetHeuristic");
-  const auto values = random_values(std::int64_t{cube} * cube, 1, DType::bfloat16);
-  const DeviceBuffer a = on_device(values.data(), values.size());
-  const DeviceBuffer b = on_device(values.data(), values.size());
-  const DeviceBuffer d(values.size(), "the reference product");
-  const DeviceBuffer workspace(compute::cuda::gemm_workspace_bytes, "cuBLASLt's workspace");
-  const Stream stream;
-  const float one = 1;
-  const float zero = 0;
-  double best = 0;
-  for (int i = 0; i < count; ++i) {
-    const double seconds = time_on(stream, 5, [&] {
-      check(cublasLtMatmul(p.handle, p.desc, &one, a.data(), p.layout, b.data(), p.layout, &zero,
-                           d.data(), p.layout, d.data(), p.layout,
-                           &found[static_cast<std::size_t>(i)].algo, workspace.data(),
-                           workspace.bytes(), stream.raw()),
-            "cublasLtMatmul");
-    });
-    best = std::max(best, 2.0 * cube * cube * cube / seconds);
-  }
-  require(best > 0, "cuBLASLt proposes no algorithm for {}^3 in BF16", cube);
-  return best;
-}
-
-double copy_rate(std::size_t bytes) {
-  const DeviceBuffer from(bytes, "the copy benchmark");
-  const DeviceBuffer to(bytes, "the copy benchmark");
-  const Stream stream;
-  check(cudaMemsetAsync(from.data(), 1, bytes, stream.raw()), "cudaMemsetAsync");
-  const double seconds = time_on(stream, 10, [&] {
-    check(cudaMemcpyAsync(to.data(), from.data(), bytes, cudaMemcpyDeviceToDevice, stream.raw()),
-          "cudaMemcpyAsync");
-  });
-  return 2.0 * static_cast<double>(bytes) / seconds;
-}
-
-std::int64_t l2_bytes() {
-  int device = 0;
-  int bytes = 0;
-  check(cudaGetDevice(&device), "cudaGetDevice");
-  check(cudaDeviceGetAttribute(&bytes, cudaDevAttrL2CacheSize, device), "cudaDeviceGetAttribute");
-  return bytes;
-}
 
 PresetGemms::PresetGemms(const ModelShape& s, DType dtype, int max_rows,
                          std::int64_t rotation_bytes)
@@ -199,6 +53,8 @@ PresetGemms::PresetGemms(const ModelShape& s, DType dtype, int max_rows,
                    std::min(values_.size(), weights_.bytes() - at), cudaMemcpyHostToDevice),
         "cudaMemcpy");
   }
+  // Streams here do not wait for copies of pageable memory.
+  compute::cuda::check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
   for (Matrix& m : matrices_) {
     m.kind = gemm_.add(m.n, m.k, CudaGemm::Output::activation, max_rows, weights_.data());
     m.copies = 1 + static_cast<int>(static_cast<std::size_t>(rotation_bytes) / copy_bytes(m));
@@ -218,7 +74,7 @@ void PresetGemms::check(std::size_t which, int rows) {
   gemm_.run(stream_, m.kind, weights_.data(), in_.data(), rows, out_.data());
   compute::cuda::check(cudaStreamSynchronize(stream_.raw()), "cudaStreamSynchronize");
   const auto count = static_cast<std::size_t>(rows) * static_cast<std::size_t>(m.n);
-  const auto out = to_host<std::byte>(out_, count * size_of(dtype_));
+  const auto out = to_host<std::byte>(out_.data(), count * size_of(dtype_));
   for (std::size_t sample = 0; sample < 64; ++sample) {
     const std::size_t at = sample * 2654435761U % count;
     const std::size_t row = at / static_cast<std::size_t>(m.n);
@@ -240,14 +96,48 @@ void PresetGemms::check(std::size_t which, int rows) {
   }
 }
 
+const void* PresetGemms::next_weight(Matrix& m) {
+  m.next = (m.next + 1) % m.copies;
+  return static_cast<const std::byte*>(weights_.data()) +
+         static_cast<std::size_t>(m.next) * copy_bytes(m);
+}
+
 double PresetGemms::seconds(std::size_t which, int rows, int repetitions) {
   Matrix& m = matrices_[which];
   return time_on(stream_, repetitions, [&] {
-    m.next = (m.next + 1) % m.copies;
-    const auto* weight = static_cast<const std::byte*>(weights_.data()) +
-                         static_cast<std::size_t>(m.next) * copy_bytes(m);
-    gemm_.run(stream_, m.kind, weight, in_.data(), rows, out_.data());
+    gemm_.run(stream_, m.kind, next_weight(m), in_.data(), rows, out_.data());
   });
+}
+
+double PresetGemms::fastest_seconds(std::size_t which, int rows, int repetitions) {
+  Matrix& m = matrices_[which];
+  return fastest_product(
+      {dtype_, m.n, m.k, rows}, stream_, repetitions, [&] { return next_weight(m); }, in_.data(),
+      out_.data(), workspace_.data());
+}
+
+std::string PresetGemms::algorithm(std::size_t which, int rows) const {
+  const cublasLtMatmulAlgo_t& algo = gemm_.algorithm(matrices_[which].kind, rows);
+  constexpr std::pair<const char*, cublasLtMatmulAlgoConfigAttributes_t> attributes[] = {
+      {"id", CUBLASLT_ALGO_CONFIG_ID},
+      {"tile", CUBLASLT_ALGO_CONFIG_TILE_ID},
+      {"stages", CUBLASLT_ALGO_CONFIG_STAGES_ID},
+      {"swizzle", CUBLASLT_ALGO_CONFIG_CTA_SWIZZLING},
+      {"custom", CUBLASLT_ALGO_CONFIG_CUSTOM_OPTION}};
+  std::string text;
+  for (const auto& [name, attribute] : attributes) {
+    std::int32_t value = 0;
+    std::size_t written = 0;
+    if (cublasLtMatmulAlgoConfigGetAttribute(&algo, attribute, &value, sizeof value, &written) ==
+        CUBLAS_STATUS_SUCCESS) {
+      text += fmt::format("{}{} {}", text.empty() ? "" : " ", name, value);
+    }
+  }
+  return text.empty() ? "not told" : text;
+}
+
+std::string PresetGemms::row_dependent() const {
+  return gemm_.row_dependent_kinds();
 }
 
 double PresetGemms::flops(std::size_t which, int rows) const {
@@ -329,10 +219,10 @@ void RowKernels::check() {
   const auto hidden = static_cast<std::size_t>(shape_.hidden);
   const std::size_t row_bytes = hidden * size_of(dtype_);
   const std::size_t chosen = static_cast<std::size_t>(tokens_) * k;
-  const auto experts = to_host<std::int32_t>(experts_, chosen);
-  const auto slots = to_host<std::int32_t>(slots_, chosen);
-  const auto packed = to_host<std::byte>(packed_, chosen * row_bytes);
-  const auto x = to_host<float>(x_, rows_host_.size() / size_of(dtype_));
+  const auto experts = to_host<std::int32_t>(experts_.data(), chosen);
+  const auto slots = to_host<std::int32_t>(slots_.data(), chosen);
+  const auto packed = to_host<std::byte>(packed_.data(), chosen * row_bytes);
+  const auto x = to_host<float>(x_.data(), rows_host_.size() / size_of(dtype_));
   std::vector<bool> taken(chosen, false);
   for (std::size_t i = 0; i < chosen; ++i) {
     const std::size_t token = i / k;
@@ -399,7 +289,7 @@ void SampleKernel::launch() {
 void SampleKernel::check() {
   launch();
   compute::cuda::check(cudaStreamSynchronize(stream_.raw()), "cudaStreamSynchronize");
-  const auto sampled = to_host<SampledToken>(sampled_, draws_host_.size());
+  const auto sampled = to_host<SampledToken>(sampled_.data(), draws_host_.size());
   const auto width = static_cast<std::size_t>(vocab_);
   for (std::size_t row = 0; row < sampled.size(); ++row) {
     const auto expected = compute::sample_row(

@@ -1,10 +1,11 @@
 #pragma once
-// The measurements of the GPU benchmarks below the backend's seam: what the device itself reaches,
-// the backend's GEMMs, and the kernels that move rows.
+// The measurements of the GPU benchmarks below the backend's seam: the backend's GEMMs, and the
+// kernels that move rows and choose tokens.
 
 #include <array>
 #include <cstddef>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "compute/cuda/gemm.hpp"
@@ -13,15 +14,6 @@
 #include "compute/types.hpp"
 
 namespace atl::gpu_bench {
-
-/// FLOP/s of the fastest algorithm that cuBLASLt proposes for a BF16 product [cube, cube, cube].
-double best_gemm_rate(int cube);
-
-/// Bytes per second, read and written, of a copy inside the device's memory.
-double copy_rate(std::size_t bytes);
-
-/// Bytes of the device's L2 cache.
-std::int64_t l2_bytes();
 
 /// The weight matrices of one preset's layer in the backend's own GEMMs. Each product takes another
 /// copy of its weights, in turn over at least `rotation_bytes` of them, so that none is still in
@@ -34,6 +26,12 @@ class PresetGemms {
   /// Throws Error unless samples of the result equal float64 sums to within rounding.
   void check(std::size_t which, int rows);
   double seconds(std::size_t which, int rows, int repetitions);
+  /// The same by whatever algorithm is fastest, which may sum in an order that depends on `rows`.
+  double fastest_seconds(std::size_t which, int rows, int repetitions);
+  /// What was chosen for so many rows, in cuBLASLt's own numbers.
+  std::string algorithm(std::size_t which, int rows) const;
+  /// Matrices of which no algorithm kept its rows' bits; empty: none.
+  std::string row_dependent() const;
   double flops(std::size_t which, int rows) const;
   double bytes(std::size_t which, int rows) const;  ///< that must be moved at least
   int copies(std::size_t which) const { return matrices_[which].copies; }
@@ -46,6 +44,8 @@ class PresetGemms {
     int next = 0;
   };
   std::size_t copy_bytes(const Matrix& matrix) const;
+  /// Another copy each time.
+  const void* next_weight(Matrix& matrix);
 
   DType dtype_;
   compute::cuda::Stream stream_;

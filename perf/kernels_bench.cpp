@@ -18,6 +18,7 @@
 #include "compute/clock.hpp"
 #include "compute/cpu/kernels.hpp"
 #include "perf/bench_main.hpp"
+#include "perf/coded_gemm.hpp"
 #include "perf/decode_attention.hpp"
 #include "perf/layers_model.hpp"
 #include "perf/machine.hpp"
@@ -340,6 +341,31 @@ void add_decode(const comm::Communicator& world, const DecodeShape& shape, bool 
       ->Unit(benchmark::kMicrosecond);
 }
 
+/// Kept weights over BF16: the median of rounds that are taken in turn.
+void add_coded(const comm::Communicator& world, Code code, int rows, int size, bool tiny) {
+  const auto gemm = std::make_shared<CodedGemm>(code, rows, size, size, tiny ? 0 : 256 << 20);
+  const auto run = [&world, gemm, tiny](benchmark::State& state) {
+    std::vector<double> ratios;
+    double kept = 0;
+    for (auto _ : state) {
+      for (int round = 0; round < (tiny ? 2 : 15); ++round) {
+        world.barrier();
+        const CodedGemm::Times times = gemm->once();
+        ratios.push_back(times.plain / times.kept);
+        kept = times.kept;
+      }
+      state.SetIterationTime(kept);
+    }
+    std::nth_element(ratios.begin(), ratios.begin() + std::ssize(ratios) / 2, ratios.end());
+    state.counters["value_over_bf16"] = ratios[ratios.size() / 2];
+  };
+  const std::string name = fmt::format("coded/{}/{}x{}x{}", name_of(code), rows, size, size);
+  benchmark::RegisterBenchmark(name.c_str(), run)
+      ->Iterations(1)
+      ->UseManualTime()
+      ->Unit(benchmark::kMicrosecond);
+}
+
 void add_decodes(const comm::Communicator& world) {
   for (const int threads : {1, 2}) {
     for (const int batch : {1, 16}) {
@@ -355,6 +381,7 @@ void add_all(const comm::Communicator& world, bool tiny) {
   omp_set_num_threads(1);
   if (tiny) {
     add_gemm(world, 20, 64, 96, 2, tiny);
+    add_coded(world, Code::fp8, 3, 160, tiny);
     add_top_k(world, 16, 16, 2, tiny);
     add_pack(world, 24, 64, tiny);
     add_unpack(world, 16, 64, tiny);
@@ -368,6 +395,9 @@ void add_all(const comm::Communicator& world, bool tiny) {
       add_gemm(world, rows, 1024, 2816, threads, tiny);
     }
     add_gemm(world, 512, 2816, 1024, threads, tiny);
+  }
+  for (const Code code : {Code::fp8, Code::mxfp4, Code::int4}) {
+    for (const int rows : {1, 4}) add_coded(world, code, rows, 2048, tiny);
   }
   omp_set_num_threads(1);
   add_top_k(world, 1024, 16, 2, tiny);

@@ -32,6 +32,7 @@ class PacedOver : public compute::Backend {
     real_->load_weight(weight, layer, local_expert, tensor);
   }
   void finish_loading() override { real_->finish_loading(); }
+  void settle() noexcept override { real_->settle(); }
   std::unique_ptr<compute::Chunk> make_chunk() override { return real_->make_chunk(); }
 
   compute::Event embed(compute::Chunk& chunk) override { return take(real_->embed(chunk), 0); }

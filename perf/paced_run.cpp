@@ -2,10 +2,10 @@
 // arithmetic takes as long as it would there while messages go over the links that there are. What
 // its report says of time holds as long as the cores are not too busy: it ends with a line on that.
 //
-//   mpirun -n 16 build/cpu/perf/paced_run FLOPS_PER_S BYTES_PER_S [slow=RANK:TIMES] --model m.h5
-//   ...
+//   mpirun -n 16 build/cpu/perf/paced_run FLOPS_PER_S BYTES_PER_S [slow=RANK[-LAST]:TIMES] ...
 //
-// and further options of run. With slow= one rank takes so many times as long as the others.
+// and further options of run. With slow= one rank, or all from one to another, take so many times
+// as long as the others.
 
 #include <fmt/format.h>
 
@@ -37,13 +37,26 @@ double rate_of(const char* text) {
   return rate;
 }
 
-/// Of this rank, after the word that makes one slow: "slow=RANK:TIMES".
+int rank_of(std::string_view text) {
+  int rank = 0;
+  const auto [stop, error] = std::from_chars(text.data(), text.data() + text.size(), rank);
+  if (error != std::errc() || stop != text.data() + text.size() || rank < 0) {
+    throw UsageError(fmt::format("slow= names \"{}\", which is no rank", text));
+  }
+  return rank;
+}
+
+/// Of this rank, after the word that makes some slow: "slow=RANK:TIMES" or "slow=FIRST-LAST:TIMES".
 MachineRates slowed(MachineRates rates, std::string_view word, int rank) {
   word.remove_prefix(slow_word.size());
   const std::size_t colon = word.find(':');
   if (colon == std::string_view::npos) throw UsageError("slow= takes a rank and how many times");
   const double times = rate_of(std::string(word.substr(colon + 1)).c_str());
-  if (rank != static_cast<int>(rate_of(std::string(word.substr(0, colon)).c_str()))) return rates;
+  const std::string_view ranks = word.substr(0, colon);
+  const std::size_t dash = ranks.find('-');
+  const int first = rank_of(ranks.substr(0, dash));
+  const int last = dash == std::string_view::npos ? first : rank_of(ranks.substr(dash + 1));
+  if (rank < first || rank > last) return rates;
   return {rates.flops_per_s / times, rates.bytes_per_s / times};
 }
 

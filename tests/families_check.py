@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """Compares Atoll with expected results of Hugging Face models, family by family.
 
-families_check.py ATOLL FOLDER [NAME...]: FOLDER has a folder for each family with config.json,
-model.safetensors and expected.json: {"cases": [{"tokens": [...], "prompt_logprobs": [null, ...],
+families_check.py [--one | --few] [--cuda] ATOLL FOLDER [NAME...]: FOLDER has a folder for each family
+with config.json, model.safetensors and expected.json: {"cases": [{"tokens": [...], "prompt_logprobs": [null, ...],
 "greedy": [...]}, ...]}, computed in float32. Each is imported and scored in float32 on one rank, and
-generates greedily in every layout of LAYOUTS, which must all give the same bytes. Prints a line for
-each family: the largest difference of a log-probability, greedy tokens that differ, and layouts
-whose bytes do. Exit code 1 where a difference is above 1e-4 or any token or byte differs.
+generates greedily in every layout of LAYOUTS (or FEW, or on one rank), which must all give the same
+bytes; --cuda: on a device. Prints a line for each family: the largest difference of a log-probability,
+greedy tokens that differ, and layouts whose bytes do. Exit code 1 where a difference is above 1e-4 or
+any token or byte differs.
 """
 
 import json
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 
+BACKEND = "cuda" if "--cuda" in sys.argv else "cpu"
 ONE = {"1 rank": (1, [])}
 LAYOUTS = {
     "1 rank": (1, []),
@@ -25,6 +27,7 @@ LAYOUTS = {
     "--tp 4 --pp 3": (12, ["--tp", "4", "--pp", "3", "--tp-output", "rows"]),
     "--expert-tp 2 --tp 2": (4, ["--expert-tp", "2", "--tp", "2", "--tp-output", "columns"]),
 }
+FEW = {name: LAYOUTS[name] for name in ("1 rank", "1 rank, 5 tokens a pass", "--tp 2")}
 LAUNCHER = os.path.join(os.path.dirname(__file__), os.pardir, "jobs", "launcher.sh")
 MPIRUN = ["mpirun"] + subprocess.run(["bash", LAUNCHER, "--shared-machine"], check=True,
                                      capture_output=True, text=True).stdout.split()
@@ -45,7 +48,7 @@ def results_of(path):
 def launch(atoll, ranks, model, requests, results, options):
     start = [] if ranks == 1 else MPIRUN + ["-n", str(ranks)]
     run(start + [atoll, "run", "--model", model, "--input", requests, "--output", results,
-                 "--dtype", "float32", "--backend", "cpu"] + options)
+                 "--dtype", "float32", "--backend", BACKEND] + options)
 
 
 def check(atoll, folder, work, layouts):
@@ -94,8 +97,8 @@ def check(atoll, folder, work, layouts):
 
 
 def main():
-    layouts = ONE if "--one" in sys.argv else LAYOUTS
-    atoll, base, *names = [a for a in sys.argv[1:] if a != "--one"]
+    layouts = ONE if "--one" in sys.argv else FEW if "--few" in sys.argv else LAYOUTS
+    atoll, base, *names = [a for a in sys.argv[1:] if not a.startswith("--")]
     failed = False
     for name in names or sorted(os.listdir(base)):
         folder = os.path.join(base, name)

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "app/model/import_plan.hpp"
+#include "app/model/kept_config.hpp"
 #include "compute/weights.hpp"
 
 namespace atl {
@@ -43,8 +44,7 @@ std::map<LayerWeight, Common> codings_of(const std::vector<Import>& imports) {
   return all;
 }
 
-/// Kinds of layers by what is kept of them, in order of their first layer.
-void set_codings(const std::map<LayerWeight, Common>& all, ModelShape& shape) {
+void set_kept(const std::map<LayerWeight, Common>& all, ModelShape& shape) {
   std::vector<std::vector<CodedWeight>> layers(static_cast<std::size_t>(shape.num_layers));
   for (const auto& [place, common] : all) {
     const auto& [layer, weight] = place;
@@ -52,11 +52,7 @@ void set_codings(const std::map<LayerWeight, Common>& all, ModelShape& shape) {
       layers[static_cast<std::size_t>(layer)].push_back({weight, common.coding});
     }
   }
-  for (const auto& layer : layers) {
-    auto kind = std::find(shape.codings.begin(), shape.codings.end(), layer);
-    if (kind == shape.codings.end()) kind = shape.codings.insert(kind, layer);
-    shape.coding_of.push_back(static_cast<std::uint8_t>(kind - shape.codings.begin()));
-  }
+  set_codings(layers, shape);
 }
 
 /// The names of weights in few bits that do not stay so.
@@ -76,7 +72,7 @@ std::set<std::string> unpacked_names(const std::map<LayerWeight, Common>& all,
 
 void keep_codes(std::vector<Import>& imports, ModelConfig& config, const io::Warn& warn) {
   const std::map<LayerWeight, Common> all = codings_of(imports);
-  set_codings(all, config.shape);
+  set_kept(all, config.shape);
   const std::set<std::string> names = unpacked_names(all, config.shape);
   const auto& kinds = config.shape.codings;
   if (std::all_of(kinds.begin(), kinds.end(), [](const auto& kind) { return kind.empty(); })) {

@@ -4,7 +4,9 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <map>
 #include <optional>
+#include <set>
 #include <span>
 #include <string>
 #include <utility>
@@ -20,12 +22,35 @@ namespace {
 /// The first rank flushes the whole file to disk at the end, while the others wait.
 constexpr double closing_s = 3600;
 
-/// Values that are not finite, by stored tensor.
+/// File and offset of what a slab is made of. Two weights may be made of one part (kv_b_proj).
+using Part = std::pair<std::size_t, std::int64_t>;
+Part part_of(const Source& source) {
+  return {source.part.file, source.part.offset};
+}
+
+/// Slabs dealt out to ranks in turn, those of one part to the same rank.
+class Dealt {
+ public:
+  explicit Dealt(int num_ranks) : num_ranks_(num_ranks) {}
+
+  int rank_of(const Source& source) {
+    const auto [found, is_new] = ranks_.try_emplace(part_of(source), next_);
+    if (is_new) next_ = (next_ + 1) % num_ranks_;
+    return found->second;
+  }
+
+ private:
+  int num_ranks_;
+  int next_ = 0;
+  std::map<Part, int> ranks_;
+};
+
+/// Values that are not finite, by stored tensor; each part counts once.
 class NonFiniteReport {
  public:
   void look(const Source& source, std::span<const std::byte> bytes, DType dtype) {
     const std::optional<compute::NonFinite> found = compute::find_non_finite(bytes, dtype);
-    if (!found) return;
+    if (!found || !parts_.insert(part_of(source)).second) return;
     if (tensors_.empty() || tensors_.back().name != source.name) {
       tensors_.push_back({source.name, source.shape, {}});
     }
@@ -50,6 +75,7 @@ class NonFiniteReport {
     compute::NonFinite found;
   };
   std::vector<Tensor> tensors_;
+  std::set<Part> parts_;
 };
 
 /// Says how far an import is, each time that another tenth is there.
@@ -114,13 +140,13 @@ void write_slabs(const ImportPlan& plan, const ImportShare& share, io::ModelFile
   ReadBuffers buffers;
   KeptBuffers kept_buffers;
   std::vector<std::byte> picked;
-  std::int64_t counter = 0;
+  Dealt dealt(share.num_ranks);
   for (std::size_t d = 0; d < plan.imports.size(); ++d) {
     const Import& import = plan.imports[d];
     for (std::size_t slab = 0; slab < import.slabs.size(); ++slab) {
       progress.add(slab_bytes_of(import.target));
-      if (counter++ % share.num_ranks != share.rank) continue;
       const Source& source = import.slabs[slab];
+      if (dealt.rank_of(source) != share.rank) continue;
       const bool kept = import.target.coding.used();
       const bool before = writer.written_before(d, static_cast<std::int64_t>(slab), picked);
       std::span<const std::byte> there = picked;

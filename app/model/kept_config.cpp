@@ -1,5 +1,6 @@
 #include "app/model/kept_config.hpp"
 
+#include <algorithm>
 #include <array>
 #include <string>
 #include <utility>
@@ -70,6 +71,14 @@ void read_kept(const Json& kinds, const Json& of_layer, ModelShape& shape) {
             "configuration key \"{}\" has an entry {}, must be one of {} kinds", kept_of_layer_key,
             shown(kind), kinds.size());
     shape.coding_of.push_back(kind.get<std::uint8_t>());
+  }
+}
+
+void set_codings(const std::vector<std::vector<CodedWeight>>& layers, ModelShape& shape) {
+  for (const auto& layer : layers) {
+    auto kind = std::find(shape.codings.begin(), shape.codings.end(), layer);
+    if (kind == shape.codings.end()) kind = shape.codings.insert(kind, layer);
+    shape.coding_of.push_back(static_cast<std::uint8_t>(kind - shape.codings.begin()));
   }
 }
 

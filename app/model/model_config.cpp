@@ -136,13 +136,14 @@ void refuse_unsupported(const Json& config) {
   }
 }
 
-void refuse_sliding_window(const Keys& keys, int max_positions) {
+/// Layers all attend to `sliding_window` keys, as transformers has it for the plain architectures:
+/// unless use_sliding_window is false; max_window_layers and layer_types say nothing there.
+void parse_window(const Keys& keys, ModelShape& shape) {
   if (!keys.has("sliding_window") || !keys.flag("use_sliding_window", true)) return;
   const std::int64_t window = keys.integer("sliding_window", 1, INT64_MAX);
-  require(window >= max_positions,
-          "configuration key \"sliding_window\" is {}, which is not supported; null, "
-          "use_sliding_window false, or at least max_position_embeddings ({}) works",
-          window, max_positions);
+  if (window >= shape.max_positions) return;
+  shape.attentions = {{shape.num_kv_heads, static_cast<int>(window), false, 0}};
+  shape.attention_of.assign(static_cast<std::size_t>(shape.num_layers), 0);
 }
 
 DType parse_dtype(const Keys& keys) {
@@ -319,7 +320,7 @@ ModelConfig ModelConfig::from_json(std::string_view text) {
   shape.max_positions = keys.size("max_position_embeddings", max_context);
   shape.rms_eps = static_cast<float>(keys.number("rms_norm_eps", 1e-20, 1.0));
   parse_attention(keys, shape);
-  refuse_sliding_window(keys, shape.max_positions);
+  parse_window(keys, shape);
   parse_feed_forward(keys, shape);
   config.dtype = parse_dtype(keys);
   config.tie_word_embeddings = keys.flag("tie_word_embeddings", false);

@@ -36,7 +36,7 @@ void take_fp8(const Json& json, Quantisation& result) {
 }
 
 /// compressed-tensors: symmetric integers of four bits in groups.
-void check_int4(const Json& json) {
+void take_int4(const Json& json, Quantisation& result) {
   require(json.value("format", Json()) == "pack-quantized",
           "key \"format\" of quantization_config is {}; of compressed-tensors pack-quantized is "
           "supported",
@@ -54,6 +54,10 @@ void check_int4(const Json& json) {
             "{} of quantization_config has weights {}; symmetric int of 4 bits in groups is "
             "supported",
             name, shown(weights));
+    const Json size = weights.value("group_size", Json());
+    if (size.is_number_unsigned() && size > 0 && size <= 65536) {
+      result.block_cols = size.get<std::int64_t>();
+    }
   }
 }
 
@@ -176,12 +180,13 @@ Quantisation take_quantisation(Json& hf) {
   if (result.method == "fp8") {
     take_fp8(json, result);
   } else if (result.method == "compressed-tensors") {
-    check_int4(json);
+    take_int4(json, result);
   } else {
     require(result.method == "mxfp4",
             "key \"quant_method\" of quantization_config is {}, which is not supported; fp8 with "
             "scales of blocks, mxfp4, and compressed-tensors of 4 bits are",
             result.method);
+    result.block_cols = mxfp4_group;
   }
   return result;
 }

@@ -17,7 +17,7 @@ namespace atl {
 struct Quantisation {
   std::string method;
   std::int64_t block_rows = 0;  ///< of "fp8": a scale for each block
-  std::int64_t block_cols = 0;
+  std::int64_t block_cols = 0;  ///< of the others a group, where the configuration says it
 };
 /// Takes quantization_config out of a configuration. Throws Error naming what is not supported.
 Quantisation take_quantisation(nlohmann::json& hf);

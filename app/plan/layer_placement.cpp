@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "app/plan/exact_division.hpp"
+#include "app/plan/replica_search.hpp"
 #include "app/plan/swap_search.hpp"
 
 namespace atl {
@@ -13,10 +14,11 @@ namespace {
 
 /// Every n-th token at most: what more of them say of a layer is little, and takes memory.
 constexpr std::size_t most_tokens_searched = 32768;
+/// The same where each try counts them all.
+constexpr std::size_t most_tokens_tried = 1024;
 
-ExpertChoices thinned(const ExpertChoices& choices) {
-  const std::size_t every =
-      (choices.num_tokens() + most_tokens_searched - 1) / most_tokens_searched;
+ExpertChoices thinned(const ExpertChoices& choices, std::size_t most) {
+  const std::size_t every = (choices.num_tokens() + most - 1) / most;
   if (every <= 1) return choices;
   ExpertChoices few{choices.num_experts, choices.top_k, {}};
   for (std::size_t t = 0; t < choices.num_tokens(); t += every) {
@@ -116,7 +118,7 @@ RanksOfExpert place_layer(const ExpertChoices& choices, const PlacementRules& ru
     if (exact) {  // its empty seats are not divided: no rank needs them
       node_of = *exact;
     } else {
-      problem.choices = choices_of_items(thinned(choices), of_expert, all);
+      problem.choices = choices_of_items(thinned(choices, most_tokens_searched), of_expert, all);
       node_of = searched(problem, items, rules, replicas);
     }
   }
@@ -126,7 +128,10 @@ RanksOfExpert place_layer(const ExpertChoices& choices, const PlacementRules& ru
     const LayerLoads of = loads_of(choices, ranks, rules.layout, rules.route);
     return std::pair(of.link, of.rank);
   };
-  return order(contiguous) < order(found) ? contiguous : found;
+  RanksOfExpert best = order(contiguous) < order(found) ? contiguous : found;
+  if (!replicas || problem.num_nodes() == 1) return best;
+  found = search_replicas(thinned(choices, most_tokens_tried), best, rules);
+  return order(best) < order(found) ? best : found;
 }
 
 }  // namespace atl

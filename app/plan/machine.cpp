@@ -1,8 +1,26 @@
 #include "app/plan/machine.hpp"
 
+#include <algorithm>
+#include <cmath>
+#include <span>
+
 #include "compute/error.hpp"
 
 namespace atl {
+
+namespace {
+
+/// Of points that rise, between the two beside `x`; outside, the nearest.
+double between_points(std::span<const double> xs, std::span<const double> ys, double x) {
+  if (x <= xs.front()) return ys.front();
+  if (x >= xs.back()) return ys.back();
+  const auto above =
+      static_cast<std::size_t>(std::upper_bound(xs.begin(), xs.end(), x) - xs.begin());
+  const double part = (x - xs[above - 1]) / (xs[above] - xs[above - 1]);
+  return ys[above - 1] + part * (ys[above] - ys[above - 1]);
+}
+
+}  // namespace
 
 std::string_view name_of(Basis basis) {
   switch (basis) {
@@ -41,6 +59,23 @@ RankSpeed Machine::speed_of(int rank) const {
     if (rank >= speed.first && rank < speed.end) return speed;
   }
   return {rank, rank + 1, 1, 1};
+}
+
+double Machine::attention_over_bound(double tokens, double context) const {
+  if (attention.empty()) return 1;
+  std::vector<double> sizes, factors;
+  for (const AttentionLadder& ladder : attention) {
+    std::vector<double> contexts;
+    for (const double before : ladder.contexts) contexts.push_back(std::log1p(before));
+    sizes.push_back(std::log(ladder.tokens));
+    factors.push_back(between_points(contexts, ladder.over_bound, std::log1p(context)));
+  }
+  return between_points(sizes, factors, std::log(tokens));
+}
+
+double Machine::experts_over_products(double busiest_over_mean) const {
+  if (experts.over_products.empty()) return 1;
+  return between_points(experts.busiest_over_mean, experts.over_products, busiest_over_mean);
 }
 
 }  // namespace atl

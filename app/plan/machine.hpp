@@ -18,6 +18,8 @@ struct LinkRates {
   double node_bytes_per_s = 0;  ///< all ranks of a node together
   double pair_bytes_per_s = 0;  ///< one message alone
   double latency_s = 0;         ///< one way
+  /// What a rank's arithmetic loses for each byte that it sends or receives meanwhile.
+  double arithmetic_s_per_byte = 0;
 };
 
 /// How nodes are joined.
@@ -52,6 +54,21 @@ struct GemmLadder {
   std::vector<double> seconds;  ///< of each
 };
 
+/// Attention itself, without its projections, of so many consecutive rows of a sequence, as
+/// measured: over the longer of its operations and of reading its keys and values at the rates of
+/// the machine.
+struct AttentionLadder {
+  double tokens = 0;               ///< rows; 1: of each of several sequences that generate
+  std::vector<double> contexts;    ///< rising: tokens of the sequence before them
+  std::vector<double> over_bound;  ///< of each
+};
+
+/// Experts of a rank together, as measured: over what their products and rows come to one by one.
+struct ExpertsLadder {
+  std::vector<double> busiest_over_mean;  ///< rows of an expert, rising
+  std::vector<double> over_products;      ///< of each
+};
+
 /// A figure of the machine's file, for the answer.
 struct MachineFigure {
   std::string name;
@@ -74,6 +91,8 @@ struct Machine {
   double bytes_per_s = 0;      ///< of weights, keys and values, reached
   double row_bytes_per_s = 0;  ///< of rows that are copied, summed or normalised; 0: not counted
   std::vector<GemmLadder> ladders;
+  std::vector<AttentionLadder> attention;  ///< by rising tokens; empty: as long as its bound
+  ExpertsLadder experts;                   ///< empty: as long as their products
 
   LinkRates inside, between;
   Fabric fabric = Fabric::tree;
@@ -97,6 +116,9 @@ struct Machine {
   /// fewer.
   std::vector<int> nodes_of(int ranks) const;
   RankSpeed speed_of(int rank) const;
+  /// Between what was measured, by the logarithms of both; outside, as at the end.
+  double attention_over_bound(double tokens, double context) const;
+  double experts_over_products(double busiest_over_mean) const;
 };
 
 }  // namespace atl

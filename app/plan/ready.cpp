@@ -58,6 +58,12 @@ void ReadySteps::completed(std::int32_t index) {
   release(index, /*arithmetic=*/message, /*messages=*/true);
 }
 
+std::int32_t ReadySteps::first_waiting() const {
+  const auto found =
+      std::find_if(unmet_.begin(), unmet_.end(), [](auto unmet) { return unmet > 0; });
+  return found == unmet_.end() ? -1 : static_cast<std::int32_t>(found - unmet_.begin());
+}
+
 void ReadySteps::release(std::int32_t index, bool arithmetic, bool messages) {
   for (const auto next : successors_[static_cast<std::size_t>(index)]) {
     const bool message = is_exchange(step(next).kind);

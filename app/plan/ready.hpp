@@ -44,6 +44,8 @@ class ReadySteps {
   void completed(std::int32_t step);
   bool all_completed() const { return num_completed_ == schedule_.steps.size(); }
   bool arithmetic_left() const { return num_arithmetic_left_ > 0; }  ///< to be enqueued
+  /// The first step that waits for another one; -1: none does.
+  std::int32_t first_waiting() const;
 
  private:
   /// Lets those steps go on that waited for `step`: arithmetic, or messages, or both.

@@ -6,19 +6,13 @@
 #include <cmath>
 #include <numeric>
 
+#include "app/plan/random.hpp"
 #include "compute/error.hpp"
 
 namespace atl {
 
 namespace {
 
-/// SplitMix64 (Steele, Lea and Flood, 2014): one number for each counter.
-std::uint64_t mixed(std::uint64_t x) {
-  x += 0x9e3779b97f4a7c15ULL;
-  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ULL;
-  x = (x ^ (x >> 27)) * 0x94d049bb133111ebULL;
-  return x ^ (x >> 31);
-}
 double unit(std::uint64_t bits) {
   return static_cast<double>(bits >> 11) * 0x1p-53;
 }
@@ -26,15 +20,15 @@ double unit(std::uint64_t bits) {
 }  // namespace
 
 RoutingSource::RoutingSource(const RoutingLaw& law, int num_layers, int num_experts, int top_k)
-    : num_experts_(num_experts), top_k_(top_k), seed_(mixed(law.seed)) {
+    : num_experts_(num_experts), top_k_(top_k), seed_(split_mix64(law.seed)) {
   text_ = law.sigma > 0 ? fmt::format("log-normal, sigma {}", law.sigma) : "uniform";
   for (int layer = 0; layer < num_layers; ++layer) {
     std::vector<double> weights;
     for (int expert = 0; expert < num_experts; ++expert) {
       const auto key =
           seed_ + static_cast<std::uint64_t>(layer) * 65536 + static_cast<std::uint64_t>(expert);
-      const double radius = std::sqrt(-2 * std::log(1 - unit(mixed(2 * key))));
-      const double normal = radius * std::cos(2 * M_PI * unit(mixed(2 * key + 1)));
+      const double radius = std::sqrt(-2 * std::log(1 - unit(split_mix64(2 * key))));
+      const double normal = radius * std::cos(2 * M_PI * unit(split_mix64(2 * key + 1)));
       weights.push_back(std::exp(law.sigma * normal));
     }
     weights_.push_back(weights);
@@ -88,7 +82,7 @@ void RoutingSource::choose(int layer, std::uint64_t token, std::span<std::int32_
   const auto count = static_cast<std::uint64_t>(num_experts_);
   for (std::size_t j = 0; j < experts.size();) {
     // The upper half says which slot, the lower one whether its own expert or the other.
-    state = mixed(state);
+    state = split_mix64(state);
     const auto slot = static_cast<std::size_t>(((state >> 32) * count) >> 32);
     const double part = static_cast<double>(state & 0xffffffff) * 0x1p-32;
     const std::int32_t expert =

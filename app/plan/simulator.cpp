@@ -176,7 +176,7 @@ void Simulator::launch(Rank& rank, double now) {
       const double seconds = s_.model->seconds(rank.rank, pass.pass, pass.steps->step(step));
       Running running{pass.pass, step, 0, 0, -1, 0};
       running.begin = std::max(rank.host_free + s_.machine->launch_s, rank.queue_end);
-      running.end = rank.queue_end = running.begin + seconds;
+      running.end = rank.queue_end = running.begin + seconds + std::exchange(rank.owed_s, 0);
       rank.computing.push_back(running);
       push(running.end + s_.machine->poll_s, Do::wake, rank.index);
     }
@@ -189,7 +189,10 @@ void Simulator::account(Rank& rank, const Running& running) {
   if (s_.keep_steps) {
     result_.steps.push_back({rank.rank, running.pass, running.step, running.begin, running.end});
   }
-  if (running.exchange < 0) return rank.sweep.add(running.begin, running.end, Busy::compute);
+  if (running.exchange < 0) {
+    rank.computed_s += running.end - running.begin;
+    return rank.sweep.add(running.begin, running.end, Busy::compute);
+  }
   Exchange& exchange = *exchanges_[static_cast<std::size_t>(running.exchange)];
   double last = exchange.num_posted < exchange.members ? running.end : exchange.last_post;
   last = std::clamp(last, running.begin, running.end);

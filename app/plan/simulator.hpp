@@ -6,7 +6,8 @@
 // A rank is a host thread that posts, polls and enqueues, and one queue of arithmetic which keeps
 // its order. The host sees what is done `poll_s` later, and every message that it posts takes
 // `message_s` of it. A message begins once both ends have posted it (a small one once its sender
-// has), a latency later; messages that are too small to fill a link share nothing.
+// has), a latency later; messages that are too small to fill a link share nothing. While a rank
+// sends or receives, each byte takes of its arithmetic what the machine says.
 
 #include <cstdint>
 #include <functional>
@@ -113,6 +114,9 @@ class Simulator {
   void merge(Exchange& exchange);
   void post_messages(std::int32_t index, int place, double now);
   void flow_ended(std::int64_t tag, double now);
+  double lost_per_byte(const LinkPath& path) const;
+  void delay(Rank& rank, double seconds, double now);
+  Rank& at_place(const Exchange& exchange, int place);
   void check_done(Exchange& exchange, int place, double now);
   void begin_flows(const Starting& starting, double now);
   void account(Rank& rank, const Running& running);

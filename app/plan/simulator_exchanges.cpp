@@ -194,18 +194,60 @@ void Simulator::post_messages(std::int32_t index, int place, double now) {
 }
 
 void Simulator::begin_flows(const Starting& starting, double now) {
-  const Exchange& exchange = *exchanges_[static_cast<std::size_t>(starting.exchange)];
+  Exchange& exchange = *exchanges_[static_cast<std::size_t>(starting.exchange)];
   for (const std::int32_t number : starting.flows) {
-    const Exchange::Flow& flow = exchange.flows[static_cast<std::size_t>(number)];
+    Exchange::Flow& flow = exchange.flows[static_cast<std::size_t>(number)];
     flows_.begin(now, flow.path, flow.bytes, std::int64_t{starting.exchange} << 32 | number);
+    flow.begin = now;
+    if (lost_per_byte(flow.path) == 0) continue;
+    exchange.computed.resize(exchange.messages.size());
+    for (const std::int32_t m : flow.messages) {
+      const Message& message = exchange.messages[static_cast<std::size_t>(m)];
+      exchange.computed[static_cast<std::size_t>(m)] = {
+          at_place(exchange, message.from).computed_until(now),
+          at_place(exchange, message.to).computed_until(now)};
+    }
+  }
+}
+
+Simulator::Rank& Simulator::at_place(const Exchange& exchange, int place) {
+  const int rank = (*exchange.ranks)[static_cast<std::size_t>(place)];
+  return *ranks_[static_cast<std::size_t>(index_of_rank_[static_cast<std::size_t>(rank)])];
+}
+
+double Simulator::lost_per_byte(const LinkPath& path) const {
+  return (path.between_nodes ? s_.machine->between : s_.machine->inside).arithmetic_s_per_byte;
+}
+
+/// Messages took so much of a rank's arithmetic: what it computes ends later, and what is queued
+/// behind; where it has nothing, what begins next.
+void Simulator::delay(Rank& rank, double seconds, double now) {
+  if (seconds <= 0) return;
+  rank.owed_s += seconds;
+  double before = 0;  // end of the one before in the queue
+  for (Running& running : rank.computing) {
+    if (running.end <= now) continue;
+    const double length = running.end - running.begin + std::exchange(rank.owed_s, 0);
+    running.begin = std::max(running.begin, before);
+    running.end = rank.queue_end = before = running.begin + length;
+    push(running.end + s_.machine->poll_s, Do::wake, rank.index);
   }
 }
 
 void Simulator::flow_ended(std::int64_t tag, double now) {
   Exchange& exchange = *exchanges_[static_cast<std::size_t>(tag >> 32)];
-  for (const std::int32_t number :
-       exchange.flows[static_cast<std::size_t>(tag & 0xffffffff)].messages) {
+  const Exchange::Flow& flow = exchange.flows[static_cast<std::size_t>(tag & 0xffffffff)];
+  const double lost = lost_per_byte(flow.path);
+  for (const std::int32_t number : flow.messages) {
     const Message& message = exchange.messages[static_cast<std::size_t>(number)];
+    if (lost > 0 && now > flow.begin) {
+      const auto [sender, receiver] = exchange.computed[static_cast<std::size_t>(number)];
+      const double share = lost * message.bytes / (now - flow.begin);
+      Rank& from = at_place(exchange, message.from);
+      Rank& to = at_place(exchange, message.to);
+      delay(from, share * (from.computed_until(now) - sender), now);
+      delay(to, share * (to.computed_until(now) - receiver), now);
+    }
     for (const int place : {message.from, message.to}) {
       if (place == message.from && message.bytes <= s_.machine->eager_bytes) continue;
       const auto p = static_cast<std::size_t>(place);

@@ -1,6 +1,7 @@
 #pragma once
 // What a simulator keeps of its ranks and exchanges.
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <utility>
@@ -29,6 +30,8 @@ struct Simulator::Rank {
   int index = 0;  // among those that run
   int stage = 0;
   double host_free = 0, queue_end = 0;
+  double computed_s = 0;  // of arithmetic that has ended
+  double owed_s = 0;      // that messages took of arithmetic, and the next to begin will pay
   bool agreeing = false;
   double came = 0;  // to the agreement
   std::int32_t turn = 0;
@@ -42,6 +45,14 @@ struct Simulator::Rank {
   std::vector<Running> computing, exchanging;
   TimeSweep sweep;
 
+  /// Seconds of arithmetic until now.
+  double computed_until(double now) const {
+    double seconds = computed_s;
+    for (const Running& running : computing) {
+      seconds += std::max(0.0, std::min(running.end, now) - running.begin);
+    }
+    return seconds;
+  }
   ReadySteps& steps_of(int flight, const Schedule* schedule) {
     for (auto& [key, ready] : steps) {
       if (key == std::pair(flight, schedule)) return *ready;
@@ -61,6 +72,7 @@ struct Simulator::Exchange {
   struct Flow {
     LinkPath path;
     double bytes = 0;
+    double begin = 0;
     std::int32_t missing = 0;  // messages that cannot begin yet
     std::vector<std::int32_t> messages;
   };
@@ -72,6 +84,8 @@ struct Simulator::Exchange {
   const std::vector<int>* ranks = nullptr;  // members, in the job
   std::vector<Message> messages;
   std::vector<std::int32_t> flow_of;  // [messages]; -1: too small for one
+  // [messages]: what sender and receiver had computed when it began, where that matters.
+  std::vector<std::pair<double, double>> computed;
   std::vector<Flow> flows;
   std::vector<std::vector<std::int32_t>> touching;  // [members], messages
   std::vector<double> posted, ready, done;          // [members]; -1: not yet

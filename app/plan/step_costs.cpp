@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 namespace atl {
 
@@ -29,11 +30,30 @@ StepCosts::StepCosts(const Machine& machine, const ModelShape& shape, DType dtyp
       expert_members_(part.expert_share.members),
       output_(output) {}
 
-double StepCosts::product(double rows, double depth, double columns) const {
+double StepCosts::bytes_of(compute::Weight weight, int layer, double columns) const {
+  const Coding coding = shape_.coding(weight, layer);
+  if (!coding.used()) return element_;
+  const auto cols = static_cast<std::int64_t>(columns);
+  const std::int64_t scales = coding.groups(cols) * coding.scale_bytes();
+  const double kept = static_cast<double>(coding.row_bytes(cols) + scales) / columns;
+  return machine_.cuda ? kept + 2 * element_ : kept;
+}
+
+double StepCosts::bytes_of_mlp(compute::Weight gate, compute::Weight up, compute::Weight down,
+                               int layer, double inner) const {
+  const double last = bytes_of(up, layer, shape_.hidden) + bytes_of(down, layer, inner);
+  if (matrices() == 2) return last / 2;
+  return (bytes_of(gate, layer, shape_.hidden) + last) / 3;
+}
+
+double StepCosts::product(double rows, double depth, double columns, double bytes) const {
   if (rows <= 0 || columns <= 0) return 0;
   if (machine_.ladders.empty()) {
-    return std::max(2 * rows * depth * columns / machine_.flops_per_s,
-                    depth * columns * element_ / machine_.bytes_per_s);
+    // What is unpacked first is read and written before the product begins.
+    const double before = std::max(0.0, bytes - element_);
+    return depth * columns * before / machine_.bytes_per_s +
+           std::max(2 * rows * depth * columns / machine_.flops_per_s,
+                    depth * columns * (bytes - before) / machine_.bytes_per_s);
   }
   // The measured shape nearest in size; what differs counts in proportion.
   const GemmLadder* nearest = nullptr;
@@ -74,15 +94,19 @@ void StepCosts::attend_segments(const StepWork& work, const Product& product,
     const double of_token = latent.used()
                                 ? latent.width()
                                 : heads_.num_kv_heads() * (shape_.head_dim + shape_.values_dim());
-    attend(2 * n * seen * widths, read * of_token * element_);
+    attend(n, first, 2 * n * seen * widths, read * of_token * element_);
   }
   if (!latent.used()) return;
-  if (latent.queries > 0) product(rows, latent.queries, heads_.q_width());
+  if (latent.queries > 0) {
+    product(rows, latent.queries, heads_.q_width(),
+            bytes_of(compute::Weight::q_up, work.layer, latent.queries));
+  }
   product(rows, latent.keys,
-          heads_.num_heads * (shape_.head_dim - latent.rope) + heads_.heads_width());
+          heads_.num_heads * (shape_.head_dim - latent.rope) + heads_.heads_width(), element_);
 }
 
-/// Names what a step does: products(rows, depth, columns), attend(flops, bytes), rows(bytes).
+/// Names what a step does: products(rows, depth, columns, bytes of an element), attend(rows,
+/// context, flops, bytes), rows(bytes).
 template <class Product, class Attend, class Rows>
 void StepCosts::visit(StepKind kind, const StepWork& work, const Product& product,
                       const Attend& attend, const Rows& rows) const {
@@ -92,11 +116,15 @@ void StepCosts::visit(StepKind kind, const StepWork& work, const Product& produc
   const double row = hidden * element_;
   constexpr double stream = sizeof(float);  // of the residual stream
   const double moved = static_cast<double>(work.moved_rows) * row;
+  using compute::Weight;
+  const int layer = work.layer;
+  const double qkv_bytes = bytes_of(Weight::qkv, layer, hidden);
+  const double o_bytes = bytes_of(Weight::o, layer, shape_.heads_width());
   const auto attention = [&] { attend_segments(work, product, attend); };
-  const auto experts = [&](double columns_of_hidden) {
+  const auto experts = [&](double columns_of_hidden, double bytes) {
     double count = 0;
     for (const std::int64_t r : work.expert_rows) {
-      product(static_cast<double>(r), hidden, columns_of_hidden);
+      product(static_cast<double>(r), hidden, columns_of_hidden, bytes);
       count += static_cast<double>(r);
     }
     rows(count * (row + columns_of_hidden * element_));
@@ -106,41 +134,46 @@ void StepCosts::visit(StepKind kind, const StepWork& work, const Product& produc
     case StepKind::embed:
       return rows(own * (row + hidden * stream));
     case StepKind::attention:
-      product(own, hidden, heads_.qkv_width());
+      product(own, hidden, projected(), qkv_bytes);
       attention();
-      product(own, shape_.heads_width(), hidden);
+      product(own, shape_.heads_width(), hidden, o_bytes);
       return rows(own * (2 * row + 2 * hidden * stream));
     case StepKind::norm:
       return rows(own * (row + hidden * stream));
     case StepKind::project:
-      return product(all, hidden, heads_.qkv_width());
+      return product(all, hidden, projected(), qkv_bytes);
     case StepKind::attend:
       return attention();
     case StepKind::output:
       if (output_ == compute::OutputCut::rows) {
-        return product(own, shape_.heads_width(), hidden);
+        return product(own, shape_.heads_width(), hidden, o_bytes);
       }
-      if (compute::is_sum(output_)) return product(all, heads_.heads_width(), hidden);
-      return product(all, shape_.heads_width(), hidden / share_.members);
+      if (compute::is_sum(output_)) return product(all, heads_.heads_width(), hidden, o_bytes);
+      return product(all, shape_.heads_width(), hidden / share_.members, o_bytes);
     case StepKind::add:
       return rows(own * (compute::is_sum(output_) ? share_.members : 1) * row +
                   2 * own * hidden * stream);
     case StepKind::mlp:
-      product(own, hidden, matrices() * shape_.intermediate);
+      product(own, hidden, matrices() * shape_.intermediate,
+              bytes_of_mlp(Weight::gate, Weight::up, Weight::down, layer, shape_.intermediate));
       return rows(own * (2 * row + 2 * hidden * stream + shape_.intermediate * element_));
     case StepKind::shared_expert:
-      product(own, hidden, matrices() * shape_.shared_intermediate);
+      product(own, hidden, matrices() * shape_.shared_intermediate,
+              bytes_of_mlp(Weight::shared_gate, Weight::shared_up, Weight::shared_down, layer,
+                           shape_.shared_intermediate));
       return rows(own * (2 * row + 2 * hidden * stream));
     case StepKind::route:
-      product(own, hidden, shape_.num_experts);
+      product(own, hidden, shape_.num_experts, element_);
       return rows(own * (row + hidden * stream) + moved);
     case StepKind::experts:
-      return experts(matrices() * inner);
+      return experts(matrices() * inner, bytes_of_mlp(Weight::gate, Weight::up, Weight::down, layer,
+                                                      shape_.moe_intermediate));
     case StepKind::up:
-      return experts((matrices() - 1) * inner);
+      return experts((matrices() - 1) * inner, bytes_of(Weight::up, layer, hidden));
     case StepKind::down:
       for (const std::int64_t r : work.expert_rows) {
-        product(static_cast<double>(r), shape_.moe_intermediate, hidden / expert_members_);
+        product(static_cast<double>(r), shape_.moe_intermediate, hidden / expert_members_,
+                bytes_of(Weight::down, layer, shape_.moe_intermediate));
       }
       return;
     case StepKind::regroup:
@@ -151,7 +184,7 @@ void StepCosts::visit(StepKind kind, const StepWork& work, const Product& produc
     case StepKind::merge:
       return rows(moved + 2 * own * hidden * stream);
     case StepKind::head:
-      product(static_cast<double>(work.head_rows), hidden, shape_.vocab);
+      product(static_cast<double>(work.head_rows), hidden, shape_.vocab, element_);
       return;
     default:
       return;
@@ -162,26 +195,39 @@ double StepCosts::seconds(StepKind kind, const StepWork& work) const {
   double seconds = 0;
   visit(
       kind, work,
-      [&](double rows, double depth, double columns) { seconds += product(rows, depth, columns); },
-      [&](double flops, double bytes) {
-        seconds += std::max(flops / machine_.flops_per_s, bytes / machine_.bytes_per_s);
+      [&](double rows, double depth, double columns, double bytes) {
+        seconds += product(rows, depth, columns, bytes);
+      },
+      [&](double rows, double context, double flops, double bytes) {
+        seconds += std::max(flops / machine_.flops_per_s, bytes / machine_.bytes_per_s) *
+                   machine_.attention_over_bound(rows, context);
       },
       [&](double bytes) {
         if (machine_.row_bytes_per_s > 0) seconds += bytes / machine_.row_bytes_per_s;
       });
-  return seconds;
+  return seconds * experts_factor(kind, work.expert_rows);
+}
+
+/// Experts together take longer than their products one by one, the more the less even they are.
+double StepCosts::experts_factor(StepKind kind, std::span<const std::int64_t> rows) const {
+  const bool experts = kind == StepKind::experts || kind == StepKind::up || kind == StepKind::down;
+  const auto all = std::accumulate(rows.begin(), rows.end(), std::int64_t{0});
+  if (!experts || all == 0) return 1;
+  const auto most = static_cast<double>(*std::max_element(rows.begin(), rows.end()));
+  return machine_.experts_over_products(most * static_cast<double>(rows.size()) /
+                                        static_cast<double>(all));
 }
 
 StepNeeds StepCosts::needs(StepKind kind, const StepWork& work) const {
   StepNeeds needs;
   visit(
       kind, work,
-      [&](double rows, double depth, double columns) {
+      [&](double rows, double depth, double columns, double bytes) {
         if (rows <= 0) return;
         needs.flops += 2 * rows * depth * columns;
-        needs.bytes += depth * columns * element_;
+        needs.bytes += depth * columns * bytes;
       },
-      [&](double flops, double bytes) {
+      [&](double, double, double flops, double bytes) {
         needs.flops += flops;
         needs.bytes += bytes;
       },

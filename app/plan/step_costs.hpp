@@ -1,7 +1,7 @@
 #pragma once
 // Seconds that a rank's arithmetic takes, by kind of step and what it works on: the longer of
 // operations at the machine's rate and of reading weights, keys and values at its memory's, or
-// as measured where products of that shape were.
+// as measured where products, attention and experts were.
 
 #include <cstdint>
 #include <span>
@@ -41,8 +41,8 @@ class StepCosts {
   /// Of a rank that is as fast as the machine says.
   double seconds(StepKind kind, const StepWork& work) const;
   StepNeeds needs(StepKind kind, const StepWork& work) const;
-  /// Rows times a matrix [depth, columns].
-  double product(double rows, double depth, double columns) const;
+  /// Rows times a matrix [depth, columns] whose elements take so many bytes.
+  double product(double rows, double depth, double columns, double bytes) const;
   double element() const { return element_; }
   /// Numbers of a row that a member of an owner sends where a norm goes over all heads.
   int sums_per_member() const { return share_.sums_per_member(shape_); }
@@ -53,6 +53,18 @@ class StepCosts {
              const Rows& rows) const;
   template <class Product, class Attend>
   void attend_segments(const StepWork& work, const Product& product, const Attend& attend) const;
+  /// Bytes of an element of a matrix whose rows have so many columns: fewer where layers keep its
+  /// codes; a device unpacks these first, which writes the elements, and reads them again.
+  double bytes_of(compute::Weight weight, int layer, double columns) const;
+  /// On average of an MLP's matrices, by their weights.
+  double bytes_of_mlp(compute::Weight gate, compute::Weight up, compute::Weight down, int layer,
+                      double inner) const;
+  /// Columns of the first projection; queries of a latent are projected by another.
+  double projected() const {
+    const LatentAttention& latent = shape_.latent;
+    return latent.queries > 0 ? latent.queries + latent.width() : heads_.qkv_width();
+  }
+  double experts_factor(StepKind kind, std::span<const std::int64_t> rows) const;
   double matrices() const { return shape_.activation == Activation::gelu_tanh ? 2 : 3; }
 
   Machine machine_;

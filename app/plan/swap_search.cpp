@@ -3,26 +3,11 @@
 #include <algorithm>
 #include <cstddef>
 
+#include "app/plan/random.hpp"
+
 namespace atl {
 
 namespace {
-
-/// SplitMix64 (Steele, Lea and Flood, 2014).
-class Random {
- public:
-  explicit Random(std::uint64_t seed) : state_(seed) {}
-  std::size_t below(std::size_t end) {
-    state_ += 0x9e3779b97f4a7c15;
-    std::uint64_t z = state_;
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111eb;
-    z ^= z >> 31;
-    return static_cast<std::size_t>((z >> 32) * end >> 32);
-  }
-
- private:
-  std::uint64_t state_;
-};
 
 /// A division of items, with what any swap of two of them would change.
 class Division {

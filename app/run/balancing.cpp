@@ -94,6 +94,21 @@ void Balancing::leave_out(const BrokenExpert& broken, const std::function<void()
   }
 }
 
+void Balancing::before_update() {
+  if (rebalancer_) rebalancer_->drop();
+}
+
+compute::Part Balancing::part(compute::Part part) const {
+  const Placement& placement = driver_.placement();
+  const int place = groups_.of(Share::exchange).rank();
+  for (std::size_t layer = 0; layer < part.experts.size(); ++layer) {
+    if (part.experts[layer].empty()) continue;  // a dense layer, or another stage's
+    const auto& experts = placement.of(static_cast<int>(layer)).experts_of(place);
+    part.experts[layer].assign(experts.begin(), experts.end());
+  }
+  return part;
+}
+
 void Balancing::weights_changed() {
   if (check_) check_->all_changed();
 }

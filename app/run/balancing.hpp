@@ -31,6 +31,10 @@ class Balancing {
   /// Collective, as the ranks have agreed on a pass: what is due by now. `land` returns when no
   /// operation is under way. Throws AgreedFailure where an expert is broken that no other rank has.
   void advance(std::span<const RankLoad> loads, const std::function<void()>& land);
+  /// Collective, with no operation under way: experts that are on their way stay where they were.
+  void before_update();
+  /// `part` of this rank, with the experts that it has now.
+  compute::Part part(compute::Part part) const;
   /// Other weights have come for all experts.
   void weights_changed();
   /// Collective. Nothing is on its way any more.

@@ -31,6 +31,16 @@ bool names_none(std::string_view value) {
   return !number && !first.starts_with("GPU-") && !first.starts_with("MIG-");
 }
 
+/// Attention has other bits by warpgroups: they are taken where every rank can. True where they
+/// are.
+bool agree_on_wgmma(const comm::Communicator& world, compute::CudaDevice& device) {
+  const auto reasons = world.allgather_texts(device.why_no_wgmma);
+  for (const std::string& reason : reasons) {
+    if (!reason.empty()) device.why_no_wgmma = reason;
+  }
+  return device.why_no_wgmma.empty();
+}
+
 /// Takes the rank's device and learns who shares it.
 compute::CudaShare share_device(const comm::Communicator& world, const comm::Topology& topology,
                                 int num_devices) {
@@ -76,6 +86,12 @@ std::string why_gpus_are_hidden(const comm::launcher::Variables& variables) {
   return "";
 }
 
+void choose_device_early(std::optional<BackendKind> wanted) {
+  const comm::launcher::Variables variables = comm::launcher::own_environment();
+  if (wanted == BackendKind::cpu || !why_gpus_are_hidden(variables).empty()) return;
+  compute::choose_cuda_device(comm::launcher::known_local_rank(variables));
+}
+
 BackendChoice choose_backend(const comm::Communicator& world, const comm::Topology& topology,
                              std::optional<BackendKind> wanted) {
   BackendChoice choice;
@@ -103,9 +119,10 @@ BackendChoice choose_backend(const comm::Communicator& world, const comm::Topolo
   });
   choice.cuda = true;
   choice.share = share_device(world, topology, devices.count);
-  const auto names = world.allgather_texts(choice.share.device.name);
+  const auto names = world.allgather_texts(choice.share.device.kind);
   const std::set<std::string> kinds(names.begin(), names.end());
   choice.devices = fmt::format("{}", fmt::join(kinds, ", "));
+  if (agree_on_wgmma(world, choice.share.device)) choice.devices += " (attention by wgmma)";
   return choice;
 }
 

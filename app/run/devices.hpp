@@ -18,7 +18,9 @@ namespace atl {
 struct BackendChoice {
   bool cuda = false;
   compute::CudaShare share;  ///< where cuda
-  std::string devices;       ///< where cuda: the kinds of all ranks' devices by name, with commas
+  /// Where cuda: the kinds of all ranks' devices as CudaDevice::kind, with commas, and what else of
+  /// them decides the bits of results.
+  std::string devices;
 
   std::string name() const {
     return std::string(name_of(cuda ? BackendKind::cuda : BackendKind::cpu));
@@ -28,6 +30,9 @@ struct BackendChoice {
 /// Why GPUs that are there may not be used, as "CUDA_VISIBLE_DEVICES= hides all GPUs"; empty where
 /// nothing hides them. A batch system or container hides them so from jobs that were given none.
 std::string why_gpus_are_hidden(const comm::launcher::Variables& variables);
+
+/// Before MPI_Init, where the backend may be CUDA.
+void choose_device_early(std::optional<BackendKind> wanted);
 
 /// Collective. With nothing `wanted` it is CUDA where every rank sees a device. Ranks
 /// of a node take its devices in turn by their local rank; several may share one, each with an

@@ -93,7 +93,10 @@ Driver::Driver(compute::Backend& backend, const Groups& groups, const ModelShape
   poller_.reserve(3 * chunks_.size(), most_requests);  // between nodes, inside, between stages
 }
 
-Driver::~Driver() = default;
+/// Where an error ends a pass, its operations may still write to what the chunks hold.
+Driver::~Driver() {
+  backend_.settle();
+}
 
 void Driver::place(int layer, LayerPlacement placement) {
   placement_.change(layer, std::move(placement));
@@ -174,10 +177,19 @@ void Driver::land(int index) {
   Flight& flight = flights_[static_cast<std::size_t>(index)];
   while (!flight.steps->all_completed()) {
     if (go_on()) continue;
+    require_under_way(*flight.steps);
     say_where();
     rest(!running_exchange_.empty());
   }
   std::erase(order_, index);
+}
+
+/// Where nothing is under way after all that may begin has begun, nothing ever will be.
+void Driver::require_under_way(const ReadySteps& steps) const {
+  if (!running_compute_.empty() || !running_exchange_.empty()) return;
+  const auto first = steps.first_waiting();
+  fail("internal: steps of this pass wait for one another{}",
+       first < 0 ? "" : fmt::format(", {} for one", steps.step(first).name()));
 }
 
 void Driver::meanwhile() {

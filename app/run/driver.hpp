@@ -120,6 +120,7 @@ class Driver {
   void make_schedules(const Groups& groups);
   void give_rows(const ChunkBatch& batch, compute::OutputCut output, compute::Chunk& chunk) const;
   bool go_on();
+  void require_under_way(const ReadySteps& steps) const;
   void rest(bool messages);
   void launch();
   void launch_messages(int flight);

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <filesystem>
 #include <fstream>
+#include <functional>
 #include <initializer_list>
 #include <iterator>
 #include <nlohmann/json.hpp>
@@ -64,6 +65,10 @@ class Section {
                                                              : otherwise;
   }
   const std::string& where() const { return where_; }
+  /// Adds what was read otherwise to the machine's list.
+  void tell(const std::string& name, double value) {
+    machine_.figures.push_back({fmt::format("{} {}", key_, name), value, basis_, source_});
+  }
   void allow(std::initializer_list<std::string_view> known) const {
     for (const auto& [key, ignored] : object_.items()) {
       const bool common = key == "source" || key == "basis";
@@ -81,7 +86,7 @@ class Section {
     require(std::isfinite(value) && value >= bounds.least && value <= bounds.most,
             "{}: \"{}\" is {}, which no machine has; give {} from {} to {}", where_, key, value,
             bounds.unit, bounds.least, bounds.most);
-    machine_.figures.push_back({fmt::format("{} {}", key_, key), value, basis_, source_});
+    tell(key, value);
     return value;
   }
 
@@ -123,9 +128,73 @@ void read_ladders(const Section& section, Machine& machine) {
   }
 }
 
+/// Rising numbers of `entry`, and as many of `values`, all above 0.
+bool has_ladder(const json& entry, const char* points, const char* values) {
+  const auto numbers = [&](const char* key) {
+    return entry.contains(key) && entry[key].is_array() && !entry[key].empty() &&
+           std::all_of(entry[key].begin(), entry[key].end(), [](const json& v) {
+             return v.is_number() && std::isfinite(v.get<double>()) && v.get<double>() >= 0;
+           });
+  };
+  if (!entry.is_object() || !numbers(points) || !numbers(values)) return false;
+  const auto xs = entry[points].get<std::vector<double>>();
+  const auto ys = entry[values].get<std::vector<double>>();
+  return xs.size() == ys.size() &&
+         std::adjacent_find(xs.begin(), xs.end(), std::greater_equal<>()) == xs.end() &&
+         std::all_of(ys.begin(), ys.end(), [](double y) { return y > 0; });
+}
+
+/// Seconds of attention, as over what operations and reading would take at the machine's rates.
+void read_attention(Section& section, Machine& machine) {
+  if (!section.has("attention")) return;
+  for (const json& entry : section.at("attention")) {
+    require(
+        has_ladder(entry, "contexts", "seconds"),
+        "{}: \"attention\" takes tokens, heads, kv_heads, head_dim, and as many rising contexts "
+        "as seconds above 0",
+        section.where());
+    const std::string where = section.where() + ": \"attention\"";
+    const double tokens = count_of(entry, "tokens", 1 << 20, where);
+    const double head = count_of(entry, "head_dim", 1 << 16, where);
+    const double flops = 4 * tokens * count_of(entry, "heads", 1 << 16, where) * head;
+    const double bytes = 4.0 * count_of(entry, "kv_heads", 1 << 16, where) * head;  // BF16
+    AttentionLadder ladder;
+    ladder.tokens = tokens;
+    ladder.contexts = entry["contexts"].get<std::vector<double>>();
+    const auto seconds = entry["seconds"].get<std::vector<double>>();
+    for (std::size_t i = 0; i < seconds.size(); ++i) {
+      const double bound =
+          std::max(flops * (ladder.contexts[i] + (tokens + 1) / 2) / machine.flops_per_s,
+                   bytes * (ladder.contexts[i] + tokens) / machine.bytes_per_s);
+      ladder.over_bound.push_back(seconds[i] / bound);
+      section.tell(
+          fmt::format("attention of {} after {}, over its bound", tokens, ladder.contexts[i]),
+          ladder.over_bound.back());
+    }
+    require(machine.attention.empty() || machine.attention.back().tokens < tokens,
+            "{}: each of \"attention\" has more tokens than the one before", section.where());
+    machine.attention.push_back(std::move(ladder));
+  }
+}
+
+void read_experts(Section& section, Machine& machine) {
+  if (!section.has("experts")) return;
+  const json& entry = section.at("experts");
+  require(has_ladder(entry, "busiest_over_mean", "over_products"),
+          "{}: \"experts\" takes as many rising busiest_over_mean as over_products above 0",
+          section.where());
+  machine.experts.busiest_over_mean = entry["busiest_over_mean"].get<std::vector<double>>();
+  machine.experts.over_products = entry["over_products"].get<std::vector<double>>();
+  for (std::size_t i = 0; i < machine.experts.over_products.size(); ++i) {
+    section.tell(fmt::format("experts whose busiest has {:.2f} of the mean, over their products",
+                             machine.experts.busiest_over_mean[i]),
+                 machine.experts.over_products[i]);
+  }
+}
+
 void read_rank(const json& file, const std::string& name, Machine& machine) {
   Section arithmetic(file, "arithmetic", name, machine);
-  arithmetic.allow({"peak_flops_per_s", "efficiency", "gemm"});
+  arithmetic.allow({"peak_flops_per_s", "efficiency", "gemm", "attention", "experts"});
   machine.peak_flops_per_s = arithmetic.needed("peak_flops_per_s", operations);
   machine.flops_per_s = machine.peak_flops_per_s * arithmetic.optional("efficiency", share, 1);
   read_ladders(arithmetic, machine);
@@ -135,6 +204,8 @@ void read_rank(const json& file, const std::string& name, Machine& machine) {
   machine.peak_bytes_per_s = memory.needed("bytes_per_s", memory_rate);
   machine.bytes_per_s = machine.peak_bytes_per_s * memory.optional("efficiency", share, 1);
   machine.row_bytes_per_s = memory.optional("row_bytes_per_s", memory_rate, machine.bytes_per_s);
+  read_attention(arithmetic, machine);  // over what both rates say
+  read_experts(arithmetic, machine);
 }
 
 LinkRates read_rates(Section& section) {
@@ -144,6 +215,8 @@ LinkRates read_rates(Section& section) {
   rates.node_bytes_per_s = section.optional("node_bytes_per_s", link_rate, 0) * efficiency;
   rates.pair_bytes_per_s = section.optional("pair_bytes_per_s", link_rate, 0) * efficiency;
   rates.latency_s = section.needed("latency_s", latency);
+  rates.arithmetic_s_per_byte =
+      section.optional("arithmetic_s_per_byte", {0, 1e-6, "seconds per byte"}, 0);
   require(rates.rank_bytes_per_s > 0 || rates.node_bytes_per_s > 0,
           "{} lacks \"rank_bytes_per_s\" or \"node_bytes_per_s\": what the port of a rank, or of "
           "a node, carries in each direction",
@@ -265,14 +338,15 @@ Machine parse_machine(const std::string& text, const std::string& name) {
   read_rank(file, name, machine);
   if (machine.ranks_of_node > 1) {
     Section inside(file, "inside_node", name, machine);
-    inside.allow(
-        {"rank_bytes_per_s", "node_bytes_per_s", "pair_bytes_per_s", "efficiency", "latency_s"});
+    inside.allow({"rank_bytes_per_s", "node_bytes_per_s", "pair_bytes_per_s", "efficiency",
+                  "latency_s", "arithmetic_s_per_byte"});
     machine.inside = read_rates(inside);
   }
   if (machine.num_nodes > 1) {
     Section between(file, "between_nodes", name, machine);
     between.allow({"rank_bytes_per_s", "node_bytes_per_s", "pair_bytes_per_s", "efficiency",
-                   "latency_s", "fabric", "rails", "levels", "link_bytes_per_s", "nodes_of_group"});
+                   "latency_s", "arithmetic_s_per_byte", "fabric", "rails", "levels",
+                   "link_bytes_per_s", "nodes_of_group"});
     machine.between = read_rates(between);
     read_fabric(between, machine);
   }

@@ -239,7 +239,8 @@ bool Passes::advance_update() {
   land_all();  // no operation may be under way
   const std::string before = in_.updates->weights();
   comm::watched::stage("an update of the weights", setup_deadlines * in_.options.deadline);
-  in_.updates->advance(loads_, mode);
+  balancing_->before_update();
+  in_.updates->advance(loads_, mode, balancing_->part(in_.sizes.backend.part));
   comm::watched::stage("the steps", in_.options.deadline);
   const std::string& now = in_.updates->weights();
   if (now == before) return true;

@@ -59,6 +59,10 @@ class Passes {
  public:
   /// Collective.
   explicit Passes(const PassesInput& input);
+  /// What operations under way still write to goes with this.
+  ~Passes() { in_.backend.settle(); }
+  Passes(const Passes&) = delete;
+  Passes& operator=(const Passes&) = delete;
 
   /// Collective: until no rank has anything left to do. Throws AgreedFailure where a signal stopped
   /// them.

@@ -29,8 +29,8 @@ namespace {
 
 ModelConfig model_of(const PlanOptions& options) {
   if (!options.preset.empty()) return preset(options.preset);
-  if (!options.config.empty()) return described_model(options.config);
-  if (!options.hf.empty()) return described_model(options.hf + "/config.json");
+  if (!options.config.empty()) return described_model(options.config, options.weights);
+  if (!options.hf.empty()) return described_model(options.hf + "/config.json", options.weights);
   if (!options.model.empty()) return checked_config(io::ModelFileReader(options.model));
   throw UsageError(
       "plan: of which model? Give --preset, --config, --model or --hf; see atoll plan --help");

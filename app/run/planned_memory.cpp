@@ -39,7 +39,8 @@ const char* kind_of(const compute::WeightInfo& info) {
   }
 }
 
-/// Elements as the activations' type has them; a backend may pad or keep vectors wider.
+/// Elements as the activations' type has them, or codes with their scales; a backend may pad or
+/// keep vectors wider.
 std::vector<std::pair<std::string, std::int64_t>> weights_by_kind(
     const compute::BackendOptions& options) {
   std::map<std::string, std::int64_t> sums;
@@ -48,7 +49,11 @@ std::vector<std::pair<std::string, std::int64_t>> weights_by_kind(
         const auto own = compute::own_weight(options.shape, options.part, info);
         const bool matrix = info.use == compute::Use::matrix;
         const std::size_t element = matrix ? size_of(options.dtype) : sizeof(float);
-        sums[kind_of(info)] += own.num_elements() * static_cast<std::int64_t>(element);
+        const Coding& coding = info.coding;
+        sums[kind_of(info)] += coding.used()
+                                   ? own.rows * (coding.row_bytes(own.cols) +
+                                                 coding.groups(own.cols) * coding.scale_bytes())
+                                   : own.num_elements() * static_cast<std::int64_t>(element);
       });
   return {sums.begin(), sums.end()};
 }

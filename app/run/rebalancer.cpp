@@ -159,6 +159,14 @@ void Rebalancer::end_batch() {
   sent_.clear();
 }
 
+void Rebalancer::drop() {
+  moves_.finish();
+  waiting_.clear();
+  batch_.clear();
+  arrivals_.clear();
+  sent_.clear();
+}
+
 nlohmann::json Rebalancer::report() const {
   return {{"looks", done_.looks},
           {"changes_of_layers", done_.changes},

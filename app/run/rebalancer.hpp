@@ -40,6 +40,8 @@ class Rebalancer {
     waiting_.clear();
     stopped_ = true;
   }
+  /// Collective: what is on its way is forgotten, and the experts stay where they were.
+  void drop();
   /// Collective. Nothing is on its way any more; experts whose weights had come by half stay where
   /// they were.
   void finish() { moves_.finish(); }

@@ -107,6 +107,17 @@ json ways_json(const RunFacts& facts) {
   return ways;
 }
 
+/// Rates are those of the test exchanges, not of the run.
+json transports_json(const comm::TransportChoice& choice) {
+  json tried = json::array();
+  for (const auto& [kind, passed, bytes_per_s] : choice.tried) {
+    tried.push_back({{"transport", name_of(kind)},
+                     {"passed", passed},
+                     {"bytes_per_s", bytes_per_s > 0 ? json(bytes_per_s) : json(nullptr)}});
+  }
+  return tried;
+}
+
 json facts_json(const RunFacts& facts) {
   json options = json::object();
   for (const auto& [name, value] : facts.options->items()) options[name] = value;
@@ -127,7 +138,8 @@ json facts_json(const RunFacts& facts) {
       {"dtype", std::string(name_of(facts.dtype))},
       {"threads_per_rank", facts.threads},
       {"mpi", comm::Environment::library()},
-      {"transport", facts.transport},
+      {"transport", name_of(facts.transport->kind)},
+      {"transports_tried", transports_json(*facts.transport)},
       {"hosts", facts.topology->node_names},
       {"host_of_rank", facts.topology->node_of},
       {"ranks", facts.topology->num_ranks()},

@@ -20,6 +20,7 @@
 #include "app/run/timeline.hpp"
 #include "comm/allotment.hpp"
 #include "comm/topology.hpp"
+#include "comm/transports/choice.hpp"
 
 namespace atl {
 
@@ -34,7 +35,7 @@ struct RunFacts {
   const Cluster* cluster = nullptr;  ///< null: the links' speed is not known
   std::string backend;
   std::string isa;  ///< empty: not the CPU's
-  std::string transport;
+  const comm::TransportChoice* transport = nullptr;
   std::uint64_t model_identity = 0;
   std::uint64_t schedule_hash = 0;
   int most_chunks = 1;

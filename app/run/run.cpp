@@ -3,9 +3,11 @@
 #include <fmt/format.h>
 
 #include <cstdio>
+#include <filesystem>
 #include <memory>
 #include <optional>
 #include <span>
+#include <system_error>
 #include <vector>
 
 #include "app/run/auto_layout.hpp"
@@ -26,6 +28,7 @@
 #include "app/run/startup.hpp"
 #include "app/run/weight_updates.hpp"
 #include "app/run/workload.hpp"
+#include "app/run/written_files.hpp"
 #include "comm/transports/choice.hpp"
 #include "comm/watchdog.hpp"
 #include "io/json_shown.hpp"
@@ -180,9 +183,7 @@ class Job {
       if (wrap_) backend_ = wrap_(std::move(backend_), sizes_.backend);
     });
     // Tried before the weights are read, which may take minutes.
-    world_.agree([this] {
-      transport_ = comm::choose_transport(world_, options_.transport, backend_->device_memory());
-    });
+    world_.agree([this] { choose_transport(); });
     const double begin_of_weights = now_seconds();
     const StageBackend stage{world_, ranks_.topology, job_, sizes_.backend.part, *backend_};
     const LoadedModel loaded = load_stage(stage, model_);
@@ -193,8 +194,18 @@ class Job {
     groups_.emplace(world_, job_, may_take(options_, job_, Route::nodes));
     passes_.emplace(PassesInput{world_, options_, model_, placement_, *groups_, ranks_, sizes_,
                                 dumped_layers_, replay_ ? &*replay_ : nullptr,
-                                updates_ ? &*updates_ : nullptr, transport_, *backend_, work_});
+                                updates_ ? &*updates_ : nullptr, transport_.kind, *backend_,
+                                work_});
     load_seconds_ = now_seconds() - begin;
+  }
+
+  void choose_transport() {
+    comm::TransportSearch search;
+    search.wanted = options_.transport;
+    search.device = backend_->device_memory();
+    search.note = transport_note(options_);
+    transport_ = comm::find_transport(world_, search);
+    if (root()) fmt::print(stderr, "{}", transport_.left_out);
   }
 
   void finish() {
@@ -242,6 +253,8 @@ class Job {
       }
       work_.results.remove_journal();
       if (work_.blocks) work_.blocks->remove();
+      std::error_code ignored;
+      std::filesystem::remove(transport_note(options_), ignored);
       work_.results.require_served();
     });
     comm::watched::stage("the end", setup_deadlines * options_.deadline);
@@ -258,7 +271,7 @@ class Job {
     facts.cluster = ranks_.cluster ? &*ranks_.cluster : nullptr;
     facts.backend = backend_->description();
     facts.isa = work_.arithmetic().isa;
-    facts.transport = name_of(transport_);
+    facts.transport = &transport_;
     facts.model_identity = model_.file->identity();
     facts.schedule_hash = passes_->schedule_hash();
     facts.most_chunks = sizes_.batch.max_chunks;
@@ -298,7 +311,7 @@ class Job {
   RankNeeds needs_;  // of this rank, at least
   Sizes sizes_;
   std::unique_ptr<compute::Backend> backend_;
-  comm::TransportKind transport_ = comm::TransportKind::ialltoallv;
+  comm::TransportChoice transport_;
   std::optional<WeightUpdates> updates_;
   std::optional<Passes> passes_;
   bool stored_non_finite_ = false;  // weights on file; known on rank 0

@@ -37,7 +37,7 @@ UpdatePhase WeightUpdates::phase(double now) {
   return folder_ && !folder_->waiting(now).empty() ? UpdatePhase::found : UpdatePhase::none;
 }
 
-void WeightUpdates::advance(std::span<RankLoad> loads, UpdateMode mode) {
+void WeightUpdates::advance(std::span<RankLoad> loads, UpdateMode mode, const compute::Part& part) {
   while (true) {
     switch (next_update_move(loads, mode)) {
       case UpdateMove::none:
@@ -49,7 +49,7 @@ void WeightUpdates::advance(std::span<RankLoad> loads, UpdateMode mode) {
         attempt([this] { judge(); });
         break;
       case UpdateMove::take_up:
-        attempt([this] { take_up(); });
+        attempt([&] { take_up(part); });
         break;
     }
     const UpdatePhase now = ready_  ? UpdatePhase::ready
@@ -107,9 +107,9 @@ void WeightUpdates::judge() {
   ready_ = true;
 }
 
-void WeightUpdates::take_up() {
+void WeightUpdates::take_up(const compute::Part& part) {
   const double begin = now_seconds();
-  replace();
+  replace(part);
   next_.reset();
   ready_ = false;
   const double seconds = now_seconds() - begin;
@@ -119,13 +119,14 @@ void WeightUpdates::take_up() {
   fmt::print(stderr, "weights {} of {} are taken up, in {:.1f} s\n", weights(), path_, seconds);
 }
 
-void WeightUpdates::replace() {
+void WeightUpdates::replace(const compute::Part& part) {
+  const StageBackend to{to_.world, to_.topology, to_.job, part, to_.backend};
   whole_ = false;
   LoadedModel loaded;
   try {
-    loaded = load_stage(to_, *next_);
+    loaded = load_stage(to, *next_);
   } catch (const comm::AgreedFailure&) {
-    load_stage(to_, model_);
+    load_stage(to, model_);
     whole_ = true;
     throw;
   }

@@ -40,7 +40,8 @@ class WeightUpdates {
   /// those that are there only after all ranks together have read and verified all of the file;
   /// else it is refused and they stay. Throws AgreedFailure where reading fails both then and of
   /// the weights that were there: the backend has neither.
-  void advance(std::span<RankLoad> loads, UpdateMode mode);
+  /// `part` is what this rank has now: experts may have changed their ranks.
+  void advance(std::span<RankLoad> loads, UpdateMode mode, const compute::Part& part);
 
   /// Those that are in the backend.
   const std::string& weights() const { return names_.back(); }
@@ -55,8 +56,8 @@ class WeightUpdates {
   void attempt(const std::function<void()>& work);
   void open();
   void judge();
-  void take_up();
-  void replace();
+  void take_up(const compute::Part& part);
+  void replace(const compute::Part& part);
   void verify();
 
   const StageBackend to_;

@@ -33,6 +33,7 @@ void require_separate_files(const RunOptions& options, const std::string& writte
   add_beside("--status", options.status, false);
   add_beside("--trace", options.trace, false);
   add_beside("--record-routing", options.record_routing, false);
+  files.emplace_back("the note on transports of --output", transport_note(options));
   if (written != options.output) {
     files.emplace_back("the part of --output", written);
     add_beside("the part of --output", written, true);
@@ -61,6 +62,11 @@ void require_separate_files(const std::vector<std::pair<std::string, std::string
                                    files[one].first, files[one].second, files[other].first));
     }
   }
+}
+
+std::string transport_note(const RunOptions& options) {
+  const io::TextPlace place = io::text_place_of(options.output);
+  return options.output.empty() || place.direct ? "" : place.path + ".transports";
 }
 
 }  // namespace atl

@@ -20,4 +20,8 @@ void require_separate_files(const RunOptions& options, const std::string& writte
 void require_separate_files(const std::vector<std::pair<std::string, std::string>>& files,
                             std::size_t written);
 
+/// The file beside the results that names the transport which is being tried, for a start after one
+/// that crashed of it; empty where results are written to a pipe or device.
+std::string transport_note(const RunOptions& options);
+
 }  // namespace atl

@@ -156,6 +156,7 @@ class CpuBackend final : public Backend {
   void start() override { queue_.start(); }
   bool wait(Event event, int timeout_us) override { return queue_.wait(event, timeout_us); }
   void finish(Event event) override { queue_.finish(event, /*may_run_here=*/true); }
+  void settle() noexcept override { queue_.settle(); }
   Interval interval(Event event) const override { return queue_.interval(event); }
 
   Memory memory() const override {

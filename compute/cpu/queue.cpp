@@ -119,6 +119,10 @@ bool CpuQueue::wait(Event event, int timeout_us) {
   return done(event);
 }
 
+void CpuQueue::settle() const noexcept {
+  while (worker_has_work()) sched_yield();
+}
+
 Interval CpuQueue::interval(Event event) const {
   require(event > 0 && event <= completed_.load() && event + num_intervals > completed_.load(),
           "no interval for operation {} ({} completed, {} kept)", event, completed_.load(),

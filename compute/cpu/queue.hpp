@@ -82,6 +82,8 @@ class CpuQueue {
   bool wait(Event event, int timeout_us);
   /// Returns when the operation has completed; runs it on this thread if the worker has nothing.
   void finish(Event event, bool may_run_here);
+  /// Returns when the worker has nothing left.
+  void settle() const noexcept;
   Interval interval(Event event) const;
 
  private:

@@ -59,7 +59,7 @@ class CudaBackend final : public Backend {
   CudaBackend(const BackendOptions& options, const CudaShare& share)
       : options_(options),
         share_(share),
-        layers_(checked(options, share)),
+        layers_(checked(options, share), share.device),
         loaded_(options.shape, options.part) {}
 
   std::string description() const override {
@@ -69,6 +69,7 @@ class CudaBackend final : public Backend {
     if (options_.shape.activation == Activation::gelu_tanh) {
       text += layers_.fuses_gelu() ? ", GELU fused" : ", GELU by a kernel";
     }
+    if (layers_.by_wgmma()) text += ", attention by wgmma";
     const cuda::CudaGemm& gemm = layers_.gemm();
     if (const std::string kinds = gemm.row_dependent_kinds(); !kinds.empty()) {
       text += fmt::format(
@@ -92,6 +93,11 @@ class CudaBackend final : public Backend {
     AlignedBuffer buffer;
     const HostTensor own = own_tensor(options_.shape, options_.part, info, tensor, cut);
     const WeightInfo own_info = own_weight(options_.shape, options_.part, info);
+    if (info.coding.used()) {
+      require(own.coding == info.coding, "internal: a weight of layer {} comes without its codes",
+              layer);
+      return layers_.load_codes(own_info, local_expert, own);
+    }
     if (info.use == Use::matrix) {
       return layers_.load(own_info, local_expert, converted(own, options_.dtype, buffer));
     }
@@ -107,8 +113,8 @@ class CudaBackend final : public Backend {
 
   std::unique_ptr<Chunk> make_chunk() override {
     const int index = num_chunks_++;
-    return std::make_unique<cuda::CudaChunk>(options_of_chunk(options_, index), index,
-                                             chunk_bytes_);
+    return std::make_unique<cuda::CudaChunk>(options_of_chunk(options_, index), index, chunk_bytes_,
+                                             memory_);
   }
 
   Event embed(Chunk& chunk) override { return layers_.embed(known(chunk)); }
@@ -200,6 +206,10 @@ class CudaBackend final : public Backend {
     while (!layers_.queue().wait(event, long_us)) {
     }
   }
+  void settle() noexcept override {
+    layers_.queue().settle();
+    memory_.settle();
+  }
   Interval interval(Event event) const override { return layers_.queue().interval(event); }
   std::size_t intervals(Event event, std::span<Interval> parts) const override {
     return layers_.queue().intervals(event, parts);
@@ -210,7 +220,7 @@ class CudaBackend final : public Backend {
 
   Memory memory() const override {
     Memory memory = layers_.memory();
-    memory.buffers += *chunk_bytes_;
+    memory.buffers += *chunk_bytes_ + memory_.retired_bytes();
     return memory;
   }
 

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "compute/backend.hpp"
@@ -21,10 +22,19 @@ CudaDevices find_cuda_devices();
 struct CudaDevice {
   int index = 0;
   std::string name;             ///< e.g. "NVIDIA H100 80GB HBM3"
+  std::string kind;             ///< the name, and what else decides the bits of results
   std::string id;               ///< equal for all processes of this host that use the same GPU
   std::int64_t free_bytes = 0;  ///< once this process had its own context
+  /// Why attention does without warpgroups (wgmma); empty: it takes them, where it has a kernel for
+  /// the model. All ranks of a run must do alike.
+  std::string why_no_wgmma = "not asked";
 };
 
+/// To be called before MPI_Init, since MPI libraries take resources of the device that is chosen
+/// then: chooses the one of this process among those of its node, and creates its context. Without
+/// a number it only says to CUDA how this program uses it. What cannot be had is told by
+/// open_cuda_device().
+void choose_cuda_device(std::optional<int> local_rank);
 /// Makes the device this process's own one and creates its context. Throws Error when the device
 /// cannot be used (none, older than compute capability 8.0).
 CudaDevice open_cuda_device(int index);

@@ -45,14 +45,15 @@ std::int64_t grown(std::int64_t wanted, std::int64_t before) {
 }  // namespace
 
 CudaChunk::CudaChunk(const BackendOptions& options, int index,
-                     std::shared_ptr<std::int64_t> account)
+                     std::shared_ptr<std::int64_t> account, CudaMemory& retired)
     : counts(static_cast<std::size_t>(most_counts(options)) * sizeof(std::int32_t)),
       head_uploads(head_bytes(options)),
       sampled(static_cast<std::size_t>(most_outcomes(options)) * sizeof(SampledToken)),
       options_(options),
-      attended_(attended_shape(options)),
       account_(std::move(account)),
-      uploads_(input_bytes(options)) {
+      retired_(retired),
+      uploads_(input_bytes(options)),
+      plan_(options) {
   order.index = index;
   device_ = DeviceBuffer(planned_bytes<ChunkMemory>(options), "the buffers of a chunk");
   Arena arena(device_.data());
@@ -92,7 +93,7 @@ void CudaChunk::reserve_receive(std::int64_t rows) {
   if (rows <= receive_capacity) return;
   *account_ -= bytes();
   receive_capacity = std::max(rows, std::min(2 * receive_capacity, options_.most_receive_rows));
-  received_ = DeviceBuffer();
+  retire(received_);
   received_ =
       DeviceBuffer(static_cast<std::size_t>(receive_bytes(receive_capacity, row_bytes(options_))),
                    "received rows");
@@ -114,7 +115,7 @@ void CudaChunk::take_experts(const ExpertRoom& room) {
   expert_room_ = room;
   Arena plan;
   ExpertMemory(options_, plan, room);
-  experts_ = DeviceBuffer();
+  retire(experts_);
   experts_ = DeviceBuffer(plan.bytes(), "rows of shared experts");
   Arena arena(experts_.data());
   const ExpertMemory taken(options_, arena, room);
@@ -140,7 +141,7 @@ void CudaChunk::take_forward(const ForwardRoom& room) {
   room_ = room;
   Arena plan;
   ForwardMemory(options_, plan, room_);
-  forward_ = DeviceBuffer();
+  retire(forward_);
   forward_ = DeviceBuffer(plan.bytes(), "rows that are forwarded inside the node");
   Arena arena(forward_.data());
   forward = ForwardMemory(options_, arena, room_);
@@ -172,12 +173,10 @@ void CudaChunk::set_counts(const ExpertPlaces& places, int num_rows) {
   }
 }
 
-void CudaChunk::upload(int multiprocessors, const Stream& stream) {
+void CudaChunk::upload(int multiprocessors, bool by_wgmma, const Stream& stream) {
   const auto num_rows = static_cast<std::size_t>(attention_rows());
   const auto num_segments = segments.size();
-  plan_attention(
-      attended_, segments, multiprocessors,
-      attention_workspace_rows(attended_, static_cast<int>(options_.most_attention_rows())), plan_);
+  plan_.cut(segments, multiprocessors, by_wgmma);
   int max_pages = 0;
   for (const Segment& segment : segments) {
     const int length = segment.first_position + segment.num_rows;
@@ -208,9 +207,16 @@ void CudaChunk::upload(int multiprocessors, const Stream& stream) {
   std::copy(plan_.tiles.begin(), plan_.tiles.end(), packer.add(plan_.tiles.size(), inputs.tiles));
   std::copy(plan_.merges.begin(), plan_.merges.end(),
             packer.add(plan_.merges.size(), inputs.merges));
-  inputs.num_wide = plan_.num_wide;
-  inputs.num_narrow = plan_.num_narrow;
-  inputs.num_merges = static_cast<int>(plan_.merges.size());
+  const std::size_t num_generated = plan_.generated.size();
+  std::copy(plan_.generated.begin(), plan_.generated.end(),
+            packer.add(num_generated, inputs.generated));
+  inputs.generated_map = inputs.map;
+  const auto pick = [&](const std::int32_t* from, const std::int32_t*& on_device) {
+    std::int32_t* const to = packer.add(num_generated, on_device);
+    for (std::size_t i = 0; i < num_generated; ++i) to[i] = from[plan_.generated[i]];
+  };
+  pick(position, inputs.generated_map.position);
+  pick(sequence, inputs.generated_map.sequence);
   uploads_.copy(stream, memory.inputs, packer.bytes());
 }
 

@@ -4,12 +4,13 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <utility>
 
 #include "compute/backend.hpp"
 #include "compute/cuda/kernels.hpp"
 #include "compute/cuda/memory.hpp"
-#include "compute/cuda/plan/attention_plan.hpp"
 #include "compute/cuda/plan/chunk_memory.hpp"
+#include "compute/cuda/plan/chunk_plan.hpp"
 #include "compute/cuda/queue.hpp"
 #include "compute/cuda/upload_ring.hpp"
 
@@ -21,15 +22,16 @@ struct ChunkInputs {
   RowMap map;
   const AttentionTile* tiles = nullptr;
   const AttentionMerge* merges = nullptr;
-  int num_wide = 0;
-  int num_narrow = 0;
-  int num_merges = 0;
+  const std::int32_t* generated = nullptr;  ///< rows that attend to latents
+  RowMap generated_map;                     ///< of these
 };
 
 class CudaChunk final : public Chunk {
  public:
-  /// `account` is the backend's sum of chunk bytes; the chunk adds and subtracts its own.
-  CudaChunk(const BackendOptions& options, int index, std::shared_ptr<std::int64_t> account);
+  /// `account` is the backend's sum of chunk bytes; the chunk adds and subtracts its own. What held
+  /// rows between ranks goes to `retired` when larger buffers take its place.
+  CudaChunk(const BackendOptions& options, int index, std::shared_ptr<std::int64_t> account,
+            CudaMemory& retired);
   ~CudaChunk() override;
   void reserve_receive(std::int64_t rows) override;
   void reserve_across(const NodeRows& rows, std::int64_t forwarded) override;
@@ -39,8 +41,8 @@ class CudaChunk final : public Chunk {
   /// device does not count.
   void set_counts(const ExpertPlaces& places, int num_rows);
 
-  /// Copies token ids, positions, pages and attention's work to the device.
-  void upload(int multiprocessors, const Stream& stream);
+  /// Copies token ids, positions, pages and attention's work to the device; see ChunkPlan::cut().
+  void upload(int multiprocessors, bool by_wgmma, const Stream& stream);
 
   /// Copies `forced` to memory.experts and memory.weights.
   void upload_forced(const Stream& stream);
@@ -49,6 +51,8 @@ class CudaChunk final : public Chunk {
   const float* row_offsets() const { return static_cast<const float*>(offsets_.data()); }
   float* given_up() const { return static_cast<float*>(given_up_.data()); }
 
+  /// Of the last upload.
+  const ChunkPlan& plan() const { return plan_; }
   const BackendOptions& options() const { return options_; }
   int max_tokens() const { return options_.max_chunk_tokens; }
   int num_tokens() const { return static_cast<int>(tokens.size()); }
@@ -70,6 +74,7 @@ class CudaChunk final : public Chunk {
   CudaEvent computed{CudaEvent::Timing::off};  ///< the head's results, for their way to the host
 
  private:
+  void retire(DeviceBuffer& buffer) { retired_.retire(std::exchange(buffer, DeviceBuffer())); }
   /// Sets their size; the account leaves them out meanwhile.
   void take_inner();
   void take_forward(const ForwardRoom& room);
@@ -77,8 +82,8 @@ class CudaChunk final : public Chunk {
   std::int64_t bytes() const;
 
   const BackendOptions options_;  // of this chunk
-  const ModelShape attended_;
   std::shared_ptr<std::int64_t> account_;
+  CudaMemory& retired_;
   DeviceBuffer device_;
   DeviceBuffer received_;
   DeviceBuffer forward_;
@@ -90,7 +95,7 @@ class CudaChunk final : public Chunk {
   std::optional<UploadRing> offset_uploads_;  // since the first offsets, with what follows
   DeviceBuffer offsets_;                      // [max tokens, experts]
   DeviceBuffer given_up_;                     // [max tokens]
-  AttentionPlan plan_;
+  ChunkPlan plan_;
 };
 
 }  // namespace atl::compute::cuda

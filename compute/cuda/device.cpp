@@ -3,10 +3,13 @@
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
+#include <cstdlib>
 
 #include "compute/cuda/backend.hpp"
 #include "compute/cuda/error.hpp"
+#include "compute/cuda/gemm.hpp"
 #include "compute/cuda/kernels.hpp"
+#include "compute/cuda/wgmma.hpp"
 #include "compute/error.hpp"
 
 namespace atl::compute {
@@ -38,6 +41,16 @@ CudaDevices find_cuda_devices() {
   return devices;
 }
 
+void choose_cuda_device(std::optional<int> local_rank) {
+  // Each stream its own queue of the hardware's, also beside those of MPI: two that share one wait
+  // for each other.
+  setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", /*overwrite=*/0);
+  const int count = find_cuda_devices().count;
+  if (count == 0 || !local_rank) return;
+  if (cudaSetDevice(*local_rank % count) == cudaSuccess) cudaFree(nullptr);  // makes the context
+  cudaGetLastError();
+}
+
 CudaDevice open_cuda_device(int index) {
   const CudaDevices devices = find_cuda_devices();
   require(devices.count > 0, "{}", devices.why_none);
@@ -54,7 +67,8 @@ CudaDevice open_cuda_device(int index) {
       index, properties.name, properties.major, properties.minor);
   cuda::name_device(fmt::format("device {} ({})", index, properties.name));
   cuda::check(cudaSetDevice(index), "cudaSetDevice");
-  const cudaError_t code = cuda::find_kernels();
+  int architecture = 0;
+  const cudaError_t code = cuda::find_kernels(architecture);
   if (code == cudaErrorNoKernelImageForDevice || code == cudaErrorInvalidDeviceFunction) {
     cudaGetLastError();
     fail(
@@ -65,7 +79,15 @@ CudaDevice open_cuda_device(int index) {
         properties.major, properties.minor);
   }
   cuda::check(code, "cudaFuncGetAttributes");
-  return {index, properties.name, hex(properties.uuid), free_cuda_bytes()};
+  CudaDevice device;
+  device.index = index;
+  device.name = properties.name;
+  device.kind = fmt::format("{} (kernels for sm_{}, {})", properties.name, architecture,
+                            cuda::CudaGemm::library());
+  device.id = hex(properties.uuid);
+  device.free_bytes = free_cuda_bytes();
+  device.why_no_wgmma = cuda::why_no_chosen_wgmma();
+  return device;
 }
 
 std::int64_t free_cuda_bytes() {

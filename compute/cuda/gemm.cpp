@@ -4,6 +4,7 @@
 #include <numeric>
 
 #include "compute/cuda/error.hpp"
+#include "compute/cuda/gemm_trial.hpp"
 #include "compute/cuda/plan/arena.hpp"
 #include "compute/error.hpp"
 
@@ -68,6 +69,8 @@ CudaGemm::CudaGemm(DType dtype, void* workspace) : dtype_(dtype), workspace_(wor
   handle_.reset(handle);
 }
 
+CudaGemm::~CudaGemm() = default;
+
 std::string CudaGemm::library() {
   const auto version = cublasLtGetVersion();  // e.g. 130100
   return fmt::format("cuBLASLt {}.{}.{}", version / 10000, version / 100 % 100, version % 100);
@@ -128,8 +131,7 @@ std::vector<cublasLtMatmulAlgo_t> CudaGemm::candidates(const KindState& kind, in
   const auto out_alignment =
       alignment_of(static_cast<std::size_t>(kind.n) * kind.out_bytes(dtype_));
   // A part of a weight may begin at any of its rows.
-  const auto weight_address = reinterpret_cast<std::uintptr_t>(kind.weight);
-  set(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, alignment_of(weight_address));
+  set(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, in_alignment);
   set(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, in_alignment);
   set(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, out_alignment);
   set(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, out_alignment);
@@ -151,6 +153,14 @@ std::vector<cublasLtMatmulAlgo_t> CudaGemm::candidates(const KindState& kind, in
     }
   }
   return algos;
+}
+
+bool CudaGemm::writes_as_aligned(const KindState& kind, const KindState& other) const {
+  constexpr std::uint32_t most = 16;  // that an algorithm asks for
+  const auto aligned = [&](const KindState& of) {
+    return alignment_of(static_cast<std::size_t>(of.n) * of.out_bytes(dtype_));
+  };
+  return aligned(kind) >= std::min(most, aligned(other));
 }
 
 cublasStatus_t CudaGemm::launch(const Stream& stream, const KindState& kind, const void* weight,

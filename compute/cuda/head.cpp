@@ -238,18 +238,22 @@ Event CudaLayers::save_kv(int layer, std::span<const std::int32_t> pages, int fi
   if (num_positions == 0) return op.close();
   const Stream& copying = op.begin_beside(StreamId::host);
   const std::int32_t* const device_pages = upload_pages(stream, pages);
-  const std::size_t width = static_cast<std::size_t>(own_.kv_width()) * size_of(dtype_);
+  const KvRowBytes bytes = kv_row_bytes(layer);
   for (int done = 0; done < num_positions;) {
     const int count = std::min(options_.max_chunk_tokens, num_positions - done);
-    const std::size_t bytes = static_cast<std::size_t>(count) * width;
-    const std::size_t offset = static_cast<std::size_t>(done) * width;
-    auto* const half = static_cast<std::byte*>(work_.kv_rows) + bytes;
+    const auto n = static_cast<std::size_t>(count);
+    const auto before = static_cast<std::size_t>(done);
+    auto* const row_values = static_cast<std::byte*>(work_.kv_rows) + n * bytes.keys;
     gather_kv(stream.raw(), dtype_, kv_.layers[static_cast<std::size_t>(layer)], device_pages,
-              first_position + done, count, work_.kv_rows, half);
+              first_position + done, count, work_.kv_rows, row_values);
     kv_moved_.record(stream);
     kv_moved_.hold(copying);
-    to_host(copying, static_cast<std::byte*>(keys) + offset, work_.kv_rows, bytes);
-    to_host(copying, static_cast<std::byte*>(values) + offset, half, bytes);
+    to_host(copying, static_cast<std::byte*>(keys) + before * bytes.keys, work_.kv_rows,
+            n * bytes.keys);
+    if (bytes.values > 0) {
+      to_host(copying, static_cast<std::byte*>(values) + before * bytes.values, row_values,
+              n * bytes.values);
+    }
     kv_moved_.record(copying);
     kv_moved_.hold(stream);
     done += count;
@@ -263,23 +267,34 @@ Event CudaLayers::load_kv(int layer, std::span<const std::int32_t> pages, int fi
   const Stream& stream = op.begin(StreamId::compute);
   if (num_positions == 0) return op.close();
   const std::int32_t* const device_pages = upload_pages(stream, pages);
-  const std::size_t width = static_cast<std::size_t>(own_.kv_width()) * size_of(dtype_);
+  const KvRowBytes bytes = kv_row_bytes(layer);
+  const auto to_device = [&](void* to, const void* from, std::size_t first, std::size_t size) {
+    if (size == 0) return;
+    check(cudaMemcpyAsync(to, static_cast<const std::byte*>(from) + first, size,
+                          cudaMemcpyHostToDevice, stream.raw()),
+          "cudaMemcpyAsync");
+  };
   for (int done = 0; done < num_positions;) {
     const int count = std::min(options_.max_chunk_tokens, num_positions - done);
-    const std::size_t bytes = static_cast<std::size_t>(count) * width;
-    const std::size_t offset = static_cast<std::size_t>(done) * width;
-    auto* const half = static_cast<std::byte*>(work_.kv_rows) + bytes;
-    for (const auto& [to, from] :
-         {std::pair<void*, const void*>{work_.kv_rows, keys}, {half, values}}) {
-      check(cudaMemcpyAsync(to, static_cast<const std::byte*>(from) + offset, bytes,
-                            cudaMemcpyHostToDevice, stream.raw()),
-            "cudaMemcpyAsync");
-    }
+    const auto n = static_cast<std::size_t>(count);
+    const auto before = static_cast<std::size_t>(done);
+    auto* const row_values = static_cast<std::byte*>(work_.kv_rows) + n * bytes.keys;
+    to_device(work_.kv_rows, keys, before * bytes.keys, n * bytes.keys);
+    to_device(row_values, values, before * bytes.values, n * bytes.values);
     scatter_kv(stream.raw(), dtype_, kv_.layers[static_cast<std::size_t>(layer)], device_pages,
-               first_position + done, count, work_.kv_rows, half);
+               first_position + done, count, work_.kv_rows, row_values);
     done += count;
   }
   return op.close();
+}
+
+CudaLayers::KvRowBytes CudaLayers::kv_row_bytes(int layer) const {
+  const KvPages& kv = kv_.layers[static_cast<std::size_t>(layer)];
+  const auto bytes = [&](int width) {
+    return static_cast<std::size_t>(kv.num_kv_heads) * static_cast<std::size_t>(width) *
+           size_of(dtype_);
+  };
+  return {bytes(kv.head_dim), shape_.latent.used() ? 0 : bytes(kv.values_dim())};
 }
 
 }  // namespace atl::compute::cuda

@@ -17,6 +17,7 @@
 #include "compute/cuda/plan/attention_plan.hpp"
 #include "compute/cuda/plan/check_shape.hpp"
 #include "compute/cuda/plan/kv.hpp"
+#include "compute/cuda/plan/weight_memory.hpp"
 #include "compute/expert_places.hpp"
 #include "compute/sampling.hpp"
 #include "compute/types.hpp"
@@ -24,8 +25,8 @@
 namespace atl::compute::cuda {
 
 /// Whether the kernels were compiled for the current device: cudaErrorNoKernelImageForDevice where
-/// not.
-cudaError_t find_kernels();
+/// not. `architecture` is the one that is taken of those in the program, e.g. 90.
+cudaError_t find_kernels(int& architecture);
 /// The architectures they were compiled for, as CMake names them, e.g. "90a" or "80/90a".
 std::string built_architectures();
 
@@ -37,11 +38,14 @@ struct RowMap {
   int max_pages = 0;
 };
 
+/// out [rows, cols] = the elements that the rows would be without codes.
+void unpack(cudaStream_t stream, DType dtype, const struct CodedRows& from, void* out);
+
 // x is the residual stream, in float32.
 
-/// x [T, H] = table[tokens] [T, H].
+/// x [T, H] = table[tokens] [T, H] * scale.
 void embed(cudaStream_t stream, DType dtype, const void* table, const std::int32_t* tokens,
-           float* x, int num_tokens, int hidden);
+           float* x, int num_tokens, int hidden, float scale = 1);
 
 /// out[i] = round(x[rows ? rows[i] : i] / rms * weight); x, out [.., H]; weight float32 [H].
 void rms_norm(cudaStream_t stream, DType dtype, const float* x, const std::int32_t* rows,
@@ -56,6 +60,20 @@ void gelu(cudaStream_t stream, DType dtype, const float* up, void* out, std::int
 /// out [R, I] = round(silu(gate) * up); gate float32, up `dtype`; `out` may be `up`.
 void swiglu(cudaStream_t stream, DType dtype, const float* gate, const void* up, void* out,
             std::int64_t count);
+
+/// An MLP's gate and up in models with biases, or that clamp.
+struct GatedArgs {
+  const float* gate = nullptr;       ///< [rows, width]
+  const float* gate_bias = nullptr;  ///< [width]; null: none
+  const void* up = nullptr;          ///< [rows, width]
+  void* out = nullptr;               ///< [rows, width]; may be `up`
+  int num_rows = 0;
+  int width = 0;
+  bool clamped = false;  ///< by Activation::swiglu_clamped, else swiglu
+  float limit = 0;
+  float alpha = 0;
+};
+void gated(cudaStream_t stream, DType dtype, const GatedArgs& args);
 
 /// Which query heads of a rank read which of the KV heads that it keeps: groups of `group`, of
 /// which the first and the last may have fewer where several ranks share attention.
@@ -87,8 +105,9 @@ struct HeadSums {
 void head_squares(cudaStream_t stream, DType dtype, const struct RopeArgs& args, float* out);
 
 /// Normalises (see QkNorm) and rotates q in place and k, and stores k and v into their pages.
-/// qkv [T, (heads + 2 kv_heads) * head_dim]. `angles` [max_positions, dims]: cosines, then sines,
-/// of position * frequencies[i] as float32 rounded from double, of the first `dims` of a head.
+/// qkv [T, q, k, v]; v may have another width, and is multiplied by `value_factor`. `angles`
+/// [max_positions, dims]: cosines, then sines, of position * frequencies[i] as float32 rounded from
+/// double, of the first `dims` of a head.
 struct RopeArgs {
   KvPages kv;
   RowMap map;
@@ -104,15 +123,15 @@ struct RopeArgs {
   int dims = 0;
   bool norm_after = false;  ///< by per_head: rotated first
   float q_factor = 1;       ///< of q, in the end
+  float value_factor = 1;
   void* qkv = nullptr;
 };
 void rope_and_store(cudaStream_t stream, DType dtype, const RopeArgs& args);
 
-/// Causal attention over the pages: out [T, heads * head_dim] for q in qkv (rows `qkv_stride`
-/// elements apart), softmax in float32, scaled by 1/sqrt(head_dim). The work is listed by
-/// plan_attention (attention_plan.hpp), whose lists the caller copies to the device.
-/// Where head_dim is a multiple of 8, rows of qkv, of out and of pages begin at multiples of 16
-/// bytes.
+/// Causal attention over the pages: out [T, heads * value_dim] for q in qkv (rows `qkv_stride`
+/// elements apart), softmax in float32. The work is listed by plan_attention (attention_plan.hpp),
+/// whose lists the caller copies to the device. Copies are of 16 bytes where all rows begin at
+/// multiples of that.
 struct AttentionArgs {
   KvPages kv;
   RowMap map;
@@ -122,14 +141,99 @@ struct AttentionArgs {
   const void* qkv = nullptr;
   std::int64_t qkv_stride = 0;
   void* out = nullptr;
+  std::int64_t out_stride = 0;           ///< elements between rows; 0: heads * value_dim
+  int window = 0;                        ///< keys that a row sees, as the work was planned; 0: all
+  const float* sinks = nullptr;          ///< [heads], see AttentionKind; null: none
+  float scale = 0;                       ///< of scores; 0: 1 / sqrt(head_dim)
   const AttentionTile* tiles = nullptr;  ///< device memory: [num_wide], then [num_narrow]
   int num_wide = 0;
   int num_narrow = 0;
   const AttentionMerge* merges = nullptr;  ///< device memory
   int num_merges = 0;
   float* workspace = nullptr;  ///< attention_workspace_floats(), aligned to 16 bytes
+  bool wgmma = false;          ///< by warpgroups: see wgmma_attends(); the plan is by_groups
+  float* totals = nullptr;     ///< attention_totals_floats(), aligned to 16 bytes
+
+  ATOLL_BOTH std::int64_t out_row() const {
+    return out_stride > 0 ? out_stride : std::int64_t{num_heads} * kv.values_dim();
+  }
 };
 void attention(cudaStream_t stream, DType dtype, const AttentionArgs& args);
+
+/// out [rows, width] = round(RMSNorm(in) * weight), and the `kept` elements that follow in `in` go
+/// to kept_out [rows, kept]; rows of `in` are width + kept elements.
+struct NormLatentsArgs {
+  const void* in = nullptr;
+  const float* weight = nullptr;
+  float eps = 0;
+  void* out = nullptr;
+  void* kept_out = nullptr;
+  int num_rows = 0;
+  int width = 0;
+  int kept = 0;
+};
+void norm_latents(cudaStream_t stream, DType dtype, const NormLatentsArgs& args);
+
+/// Rotates the last `dims` dimensions of each head of q in place, by its position's temperature,
+/// and stores what is kept of a row into its page: the latent, normalised, and its key, rotated.
+struct LatentRopeArgs {
+  KvPages kv;
+  RowMap map;
+  int num_heads = 0;
+  int num_rows = 0;
+  int head_dim = 0;  ///< of q
+  void* q = nullptr;
+  std::int64_t q_stride = 0;
+  const void* latents = nullptr;
+  std::int64_t latent_stride = 0;
+  const float* norm = nullptr;  ///< [latent]
+  float eps = 0;
+  const float* angles = nullptr;  ///< as in RopeArgs
+  int dims = 0;
+  QueryTemperature temperature;
+};
+void latent_rope(cudaStream_t stream, DType dtype, const LatentRopeArgs& args);
+
+/// Of `num_rows` rows of q, or of those that `rows` lists, for each head: its first dimensions
+/// taken to the latents by k_up [heads * (head_dim - rope), latent], and its last ones beside them.
+/// out [num_rows, heads, latent + rope].
+struct AbsorbArgs {
+  const void* q = nullptr;
+  std::int64_t q_stride = 0;
+  const std::int32_t* rows = nullptr;
+  const void* k_up = nullptr;
+  void* out = nullptr;
+  int num_rows = 0;
+  int num_heads = 0;
+  int head_dim = 0;
+  int rope = 0;
+  int latent = 0;
+};
+void absorb_queries(cudaStream_t stream, DType dtype, const AbsorbArgs& args);
+/// out[rows[i]] [heads, value_dim] = v_up [heads * value_dim, latent] * in[i] [heads, latent], head
+/// by head.
+struct ProjectLatentsArgs {
+  const void* in = nullptr;
+  const std::int32_t* rows = nullptr;
+  const void* v_up = nullptr;
+  void* out = nullptr;
+  std::int64_t out_stride = 0;
+  int num_rows = 0;
+  int num_heads = 0;
+  int value_dim = 0;
+  int latent = 0;
+};
+void project_latents(cudaStream_t stream, DType dtype, const ProjectLatentsArgs& args);
+
+/// out [n, latent] = the latents of positions first.. of a sequence.
+void gather_latents(cudaStream_t stream, DType dtype, const KvPages& kv, const std::int32_t* pages,
+                    int first, int count, void* out);
+/// What heads' keys and values are made of for positions first.. of a sequence: k_rows [n, heads,
+/// head_dim - rope] with the rotated keys of `latents` behind them, and v_rows [n, heads,
+/// value_dim], into `to`, whose first page has all positions.
+void store_expanded(cudaStream_t stream, DType dtype, const KvPages& latents,
+                    const std::int32_t* pages, int first, int count, const void* k_rows,
+                    const void* v_rows, const KvPages& to);
 
 /// What each member of a group has of some rows: columns of them, or a summand.
 struct MemberRows {
@@ -271,8 +375,9 @@ void log_probs(cudaStream_t stream, const float* logits, const std::int32_t* tar
 void sample(cudaStream_t stream, float* logits, const Draw* draws, LogitChange* changes,
             SampledToken* out, int num_rows, int vocab);
 
-/// Rows [n, kv_heads, head_dim] of keys and of values of one sequence from (to) its pages;
-/// positions first_position.. first_position + num_positions - 1.
+/// Rows of keys [n, kv_heads, head_dim] and of values [n, kv_heads, value_dim] of one sequence from
+/// (to) its pages; positions first_position.. first_position + num_positions - 1. Of latents there
+/// are only keys.
 void gather_kv(cudaStream_t stream, DType dtype, const KvPages& kv, const std::int32_t* pages,
                int first_position, int num_positions, void* keys, void* values);
 void scatter_kv(cudaStream_t stream, DType dtype, const KvPages& kv, const std::int32_t* pages,

@@ -1,5 +1,7 @@
 #include "compute/cuda/memory.hpp"
 
+#include <utility>
+
 #include "compute/cuda/error.hpp"
 #include "compute/error.hpp"
 
@@ -46,6 +48,10 @@ CudaMemory::CudaMemory() : out_(Stream::Priority::high), in_(Stream::Priority::h
 
 CudaMemory::~CudaMemory() {
   // Buffers that copies still touch may be freed after this; errors were reported to who waited.
+  settle();
+}
+
+void CudaMemory::settle() const noexcept {
   cudaStreamSynchronize(out_.raw());
   cudaStreamSynchronize(in_.raw());
 }
@@ -77,6 +83,16 @@ DeviceMemory::Copy CudaMemory::copy(const Stream& stream, void* to, const void* 
   events_[next % max_copies].record(stream);
   last_ = next;
   return next;
+}
+
+void CudaMemory::retire(DeviceBuffer buffer) {
+  if (lent_ && buffer.bytes() > 0) retired_.push_back(std::move(buffer));
+}
+
+std::int64_t CudaMemory::retired_bytes() const {
+  std::size_t bytes = 0;
+  for (const DeviceBuffer& buffer : retired_) bytes += buffer.bytes();
+  return static_cast<std::int64_t>(bytes);
 }
 
 bool CudaMemory::copied(Copy copy) {

@@ -66,6 +66,14 @@ class CudaMemory final : public DeviceMemory {
   Copy to_host(void* host, const void* device, std::size_t bytes) override;
   Copy to_device(void* device, const void* host, std::size_t bytes) override;
   bool copied(Copy copy) override;
+  /// Waits for all copies; says nothing of errors.
+  void settle() const noexcept;
+  void lend() override { lent_ = true; }
+
+  /// Takes what held rows between ranks, to free it at once or, where it may be lent, at the end.
+  void retire(DeviceBuffer buffer);
+  /// Of what was retired and is still there.
+  std::int64_t retired_bytes() const;
 
  private:
   static constexpr Copy max_copies = 2048;
@@ -76,6 +84,8 @@ class CudaMemory final : public DeviceMemory {
   Stream in_;
   std::vector<CudaEvent> events_;  // [max_copies]
   Copy last_ = 0;
+  bool lent_ = false;
+  std::vector<DeviceBuffer> retired_;
 };
 
 }  // namespace atl::compute::cuda

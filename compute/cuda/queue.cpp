@@ -32,7 +32,8 @@ struct StepName {
 }  // namespace
 
 CudaQueue::CudaQueue() : ring_(capacity), kept_(num_kept) {
-  for (const auto id : {StreamId::compute, StreamId::pack, StreamId::copy, StreamId::host}) {
+  for (std::size_t i = 0; i < stream_names.size(); ++i) {
+    const auto id = static_cast<StreamId>(i);
     streams_.emplace_back(id == StreamId::compute ? Stream::Priority::normal
                                                   : Stream::Priority::high);
   }
@@ -41,6 +42,10 @@ CudaQueue::CudaQueue() : ring_(capacity), kept_(num_kept) {
 
 CudaQueue::~CudaQueue() {
   name_under_way({});
+  settle();
+}
+
+void CudaQueue::settle() const noexcept {
   for (const Stream& stream : streams_) cudaStreamSynchronize(stream.raw());
 }
 

@@ -2,7 +2,9 @@
 // The CUDA backend's streams, and the tickets of what was enqueued on them.
 //
 //   compute   GEMMs, attention, norms: everything that needs the shared workspace, in order
-//   pack      a chunk's rows into and out of the exchange buffers, beside another chunk's GEMMs
+//   pack      a chunk's rows into the exchange buffers, and between them, beside another chunk's
+//             GEMMs
+//   merge     what came back for a chunk, which would else wait behind what is packed next
 //   copy      small things that others wait for: token ids to the device, row counts to the host
 //   host      results (tokens, log-probabilities) to the host, and host functions
 //
@@ -25,8 +27,9 @@
 
 namespace atl::compute::cuda {
 
-enum class StreamId : std::uint8_t { compute, pack, copy, host };
-inline constexpr std::array<const char*, 4> stream_names = {"compute", "pack", "copy", "host"};
+enum class StreamId : std::uint8_t { compute, pack, copy, host, merge };
+inline constexpr std::array<const char*, 5> stream_names = {"compute", "pack", "copy", "host",
+                                                            "merge"};
 
 class CudaQueue {
  public:
@@ -39,6 +42,8 @@ class CudaQueue {
 
   bool done(Event event);
   bool wait(Event event, int timeout_us);
+  /// Waits for all streams; says nothing of errors.
+  void settle() const noexcept;
   Interval interval(Event event) const;
   std::size_t intervals(Event event, std::span<Interval> parts) const;
 

@@ -152,7 +152,7 @@ Event CudaLayers::fold(CudaChunk& chunk, int layer, const NodeRows& rows) {
 
 Event CudaLayers::merge(CudaChunk& chunk, int layer) {
   Op op(queue_, "merge", layer, &chunk.order);
-  const Stream& stream = op.begin(StreamId::pack);
+  const Stream& stream = op.begin(switches_.merge_stream ? StreamId::merge : StreamId::pack);
   if (chunk.num_tokens() == 0) return op.close();
   const float* const next = norm_after(layer);
   MergeArgs args;

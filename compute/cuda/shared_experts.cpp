@@ -61,8 +61,8 @@ void CudaLayers::shared_down(const Stream& stream, CudaChunk& chunk, const CudaM
     rows.width = expert_.width;
     rows.member_rows = chunk.all_expert_rows;
     join_columns(stream.raw(), dtype_, rows, work_.inner);
-    gemm_.run(stream, expert_.down, mlp.down, work_.inner, rows.num_rows,
-              row_at(chunk.down_send, at + first, shape_.hidden / members));
+    mlp_down(stream, expert_, mlp, work_.inner, rows.num_rows,
+             row_at(chunk.down_send, at + first, shape_.hidden / members));
   }
 }
 

@@ -51,18 +51,20 @@ void wait_for(const CudaEvent& event);
 class DeviceClock {
  public:
   DeviceClock();
-  /// Takes a newer base once that has been reached; call it now and then.
+  /// Takes a newer base now and then, if that is reached at once; call it often.
   void refresh();
   /// `event` has been reached, was recorded with timing on, and not too long ago.
   double seconds_of(const CudaEvent& event) const;
 
  private:
+  /// False where the event came late: the base stays.
+  bool take_base();
+
   Stream stream_;  // always empty, so that its events are reached at once
   CudaEvent base_;
   CudaEvent next_;
   double base_seconds_ = 0;
-  double next_seconds_ = 0;
-  bool next_pending_ = false;
+  double next_try_ = 0;
 };
 
 }  // namespace atl::compute::cuda

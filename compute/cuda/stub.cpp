@@ -16,6 +16,8 @@ CudaDevices find_cuda_devices() {
   return {0, why};
 }
 
+void choose_cuda_device(std::optional<int> /*local_rank*/) {}
+
 CudaDevice open_cuda_device(int /*index*/) {
   fail("no CUDA backend: {}", why);
 }

@@ -17,10 +17,12 @@ class CudaWeights : public WeightMemory {
   /// Copies one weight, already checked, as elements of options.dtype; a vector as float32.
   void load(const BackendOptions& options, const WeightInfo& info, int local_expert,
             const void* data);
+  /// The same of one that is kept as codes.
+  void load_codes(const WeightInfo& info, int local_expert, const HostTensor& tensor);
   /// Fills the tables of angles and of the places of experts.
   void finish(const BackendOptions& options);
 
-  /// An expert's matrices, one behind the other.
+  /// An expert's matrices and vectors, one behind the other.
   std::int64_t expert_bytes(const BackendOptions& options, int layer) const;
   void read_expert(const BackendOptions& options, int layer, int local_expert,
                    std::span<std::byte> bytes) const;
@@ -31,8 +33,8 @@ class CudaWeights : public WeightMemory {
 
  private:
   template <class Visit>
-  void for_matrices(const BackendOptions& options, int layer, int local_expert,
-                    const Visit& visit) const;
+  void for_parts(const BackendOptions& options, int layer, int local_expert,
+                 const Visit& visit) const;
 };
 
 }  // namespace atl::compute::cuda

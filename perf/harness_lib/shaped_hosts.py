@@ -18,13 +18,39 @@ def command(*words):
     return done.stdout
 
 
-class ShapedHosts:
+class Ranks:
+    """Of one host, over shared memory."""
+
+    def __init__(self, ranks):
+        self.ranks = ranks
+        self.launcher = ["mpirun", "--allow-run-as-root", "--oversubscribe", "--bind-to", "none"]
+
+    @contextlib.contextmanager
+    def up(self, _):
+        yield
+
+    def start(self, *words):
+        """What all ranks say, ended with them."""
+        return command(*self.launcher, "-n", self.ranks, *words)
+
+    def run(self, folder, program, *options):
+        """Runs `program` with options of `atoll run`: what it prints, its report, its results."""
+        for left in folder.glob("results.jsonl*"):  # of a run that was interrupted
+            left.unlink()
+        said = self.start(*program, "--model", folder / "model.h5", "--output", folder / "results.jsonl",
+                          "--report", folder / "report.json", "--threads", 1, "--progress", "none", *options)
+        report = json.loads((folder / "report.json").read_text())
+        return said, report, (folder / "results.jsonl").read_bytes()
+
+
+class ShapedHosts(Ranks):
     def __init__(self, name, hosts, ranks_per_host):
         if os.geteuid() != 0:
             sys.exit("the virtual cluster needs root")
+        super().__init__(hosts * ranks_per_host)
         self.hosts = hosts
-        self.ranks = hosts * ranks_per_host
         self.program = [ROOT / "jobs/cluster/cluster", "--name", name]
+        self.launcher = [*self.program, "run"]
 
     @contextlib.contextmanager
     def up(self, rate):
@@ -34,15 +60,11 @@ class ShapedHosts:
         finally:
             command(*self.program, "down")
 
-    def run(self, folder, program, *options):
-        """Runs `program` with options of `atoll run`: what it prints, its report, its results."""
-        for left in folder.glob("results.jsonl*"):  # of a run that was interrupted
-            left.unlink()
-        said = command(*self.program, "run", "-n", self.ranks, *program, "--model", folder / "model.h5",
-                       "--output", folder / "results.jsonl", "--report", folder / "report.json",
-                       "--threads", 1, "--progress", "none", *options)
-        report = json.loads((folder / "report.json").read_text())
-        return said, report, (folder / "results.jsonl").read_bytes()
+    def shape(self, host, rate):
+        """Another rate for the link of one host, in both directions."""
+        words = ["root", "tbf", "rate", rate, "burst", "72k", "latency", "50ms"]
+        command(*self.program, "on", f"h{host}", "tc", "qdisc", "change", "dev", "eth0", *words)
+        command(*self.program, "on", "head", "tc", "qdisc", "change", "dev", f"h{host}", *words)
 
 
 def mixtral(layers, hidden, inner, heads, experts, top_k, vocab):

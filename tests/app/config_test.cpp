@@ -98,6 +98,9 @@ TEST(Config, ReadsWhereUpdatesComeFrom) {
   EXPECT_EQ(options.update, UpdateMode::in_flight);
   EXPECT_EQ(parse(run({"--control", "c"})).run.update, UpdateMode::drain);
   EXPECT_NE(refusal(run({"--update", "drain"})).find("--control"), std::string::npos);
+  EXPECT_EQ(parse(run({"--control", "c", "--balance", "replicate"})).run.control, "c");
+  EXPECT_NE(refusal(run({"--control", "c", "--balance", "bias"})).find("--control"),
+            std::string::npos);
   EXPECT_NE(refusal(run({"--control", "c", "--record-routing", "r"})).find("--control"),
             std::string::npos);
 }

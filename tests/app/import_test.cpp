@@ -62,10 +62,11 @@ TEST_F(Import, Mixtral) {
     expect_values("/model/layers/0/mlp/experts/up_proj/weight", expert, prefix + "w3.weight");
     expect_values("/model/layers/0/mlp/experts/down_proj/weight", expert, prefix + "w2.weight");
   }
-  EXPECT_TRUE(contains(refusal_with(mixtral(), "sliding_window", 4096), "sliding_window"));
-  Folder wide = mixtral();
-  wide.config["sliding_window"] = 131072;
-  EXPECT_NO_THROW(import(wide));
+  Folder windowed = mixtral();
+  windowed.config["sliding_window"] = 4096;
+  EXPECT_EQ(import(windowed).shape.attention(0).window, 4096);
+  windowed.config["sliding_window"] = 131072;  // as long as the context
+  EXPECT_TRUE(import(windowed).shape.attentions.empty());
 }
 
 TEST_F(Import, Olmoe) {
@@ -162,7 +163,6 @@ TEST_F(Import, NamesWhatIsNotSupported) {
                                     {{"partial_rotary_factor", 0.5}, {"rope_type", "default"}}),
                        "partial_rotary_factor"));
   EXPECT_TRUE(contains(refusal_with(qwen(), "hidden_act", "gelu"), "gelu"));
-  EXPECT_TRUE(contains(refusal_with(qwen(), "use_sliding_window", true), "sliding_window"));
   EXPECT_TRUE(contains(refusal_with(qwen(), "num_experts_per_tok", 4), "num_experts_per_tok"));
   EXPECT_TRUE(contains(refusal_with(qwen(), "num_hidden_layers", -1), "num_hidden_layers"));
   EXPECT_TRUE(contains(refusal_with(qwen(), "decoder_sparse_step", 0), "decoder_sparse_step"));

@@ -118,6 +118,39 @@ TEST(LayerPlacement, BoundsHoldForAnyPlacement) {
   }
 }
 
+/// Of all placements of `experts` on two nodes of one rank with `slots` places each.
+double least_link(const ExpertChoices& choices, int experts, int slots,
+                  const PlacementRules& rules) {
+  double least = 1e30;
+  const auto places = [&](unsigned set) { return __builtin_popcount(set) == slots; };
+  for (unsigned first = 0; first < 1U << experts; ++first) {
+    for (unsigned second = 0; places(first) && second < 1U << experts; ++second) {
+      if (!places(second) || (first | second) != (1U << experts) - 1) continue;
+      RanksOfExpert ranks(static_cast<std::size_t>(experts));
+      for (std::size_t e = 0; e < ranks.size(); ++e) {
+        if ((first >> e & 1) != 0) ranks[e].push_back(0);
+        if ((second >> e & 1) != 0) ranks[e].push_back(1);
+      }
+      least = std::min(least, loads_of(choices, ranks, rules.layout, rules.route).link);
+    }
+  }
+  return least;
+}
+
+TEST(LayerPlacement, FewReplicasArePlacedAsWellAsCanBe) {
+  for (const std::uint32_t seed : {5U, 6U, 7U, 8U}) {
+    const Case of{nodes({1, 1}), 6, 2, 4};
+    const PlacementRules rules = rules_of(of, Route::nodes);
+    const ExpertChoices choices = skewed_choices(6, 2, 500, seed);
+    const double placed =
+        loads_of(choices, place_layer(choices, rules), rules.layout, rules.route).link;
+    const double least = least_link(choices, 6, 4, rules);
+    EXPECT_NEAR(placed, least, 1e-9 * least) << seed;
+    EXPECT_LT(placed,
+              loads_of(choices, contiguous_order(6, rules), rules.layout, rules.route).link);
+  }
+}
+
 TEST(LayerPlacement, FewExpertsArePlacedExactly) {
   const Case of{nodes({4, 4, 4, 4}), 16, 2, 0};
   const PlacementRules rules = rules_of(of, Route::nodes);

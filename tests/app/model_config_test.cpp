@@ -99,6 +99,29 @@ TEST(ModelConfig, AcceptsAliasesAndDefaults) {
   EXPECT_EQ(config.shape.qk_norm, QkNorm::whole_row);
 }
 
+/// All layers attend to a window that is switched on and narrower than the context, and that is all
+/// that changes; what is read again is the same.
+TEST(ModelConfig, AWindowIsOfAllLayers) {
+  Json json = base();
+  json["sliding_window"] = 4095;
+  json["max_window_layers"] = 1;
+  const ModelConfig config = parse(json);
+  const ModelShape& s = config.shape;
+  EXPECT_EQ(s.attentions, (std::vector<AttentionKind>{{2, 4095, false, 0}}));
+  EXPECT_EQ(s.attention_of, (std::vector<std::uint8_t>{0, 0, 0}));
+  EXPECT_EQ(s.rope(0), plain_rope(32, 500000));
+  const ModelConfig again = ModelConfig::from_json(config.to_json());
+  EXPECT_EQ(again.to_json(), config.to_json());
+  EXPECT_EQ(again.shape.attentions, s.attentions);
+  EXPECT_EQ(again.shape.rope(0), s.rope(0));
+  for (const auto& [key, value] :
+       {std::pair<const char*, Json>{"sliding_window", 4096}, {"use_sliding_window", false}}) {
+    Json off = json;
+    off[key] = value;
+    EXPECT_EQ(parse(off).to_json(), parse(base()).to_json()) << key;
+  }
+}
+
 TEST(ModelConfig, TakesNumbersAsOtherProgramsWriteThem) {
   Json json = base();
   for (auto& [key, value] : json.items()) {
@@ -200,7 +223,8 @@ TEST(ModelConfig, RefusesWhatItCannotCompute) {
   EXPECT_TRUE(contains(refusal_with("rope_scaling", {{"type", "yarn"}}), "yarn"));
   EXPECT_TRUE(contains(refusal_with("attention_bias", true), "attention_bias"));
   EXPECT_TRUE(contains(refusal_with("decoder_sparse_step", 2), "decoder_sparse_step"));
-  EXPECT_TRUE(contains(refusal_with("sliding_window", 4095), "sliding_window"));
+  EXPECT_TRUE(contains(refusal_with("sliding_window", 0), "sliding_window"));
+  EXPECT_TRUE(contains(refusal_with("sliding_window", "all"), "sliding_window"));
   EXPECT_TRUE(contains(refusal_with("n_shared_experts", 1), "n_shared_experts"));
   EXPECT_TRUE(contains(refusal_with("eos_token_id", 256), "eos_token_id"));
   EXPECT_TRUE(contains(refusal_with("eos_token_id", {1, -1}), "eos_token_id"));

@@ -29,18 +29,18 @@ inline Machine made_machine() {
   return machine;
 }
 
-/// Sixteen ranks, divided somehow, with 64 sequences that are in their prompts.
+/// All ranks of a machine, divided somehow, with four sequences for each that are in their prompts.
 class Planned {
  public:
   explicit Planned(const Division& division, bool overlap = true, double sigma = 0.5,
-                   const Machine& machine = made_machine(), int layers = 4)
+                   const Machine& machine = made_machine(), int layers = 4, int experts = 8)
       : machine_(machine),
-        shape_(model(layers)),
+        shape_(model(layers, experts)),
         routing_(RoutingLaw{sigma, 1}, shape_.num_layers, shape_.num_experts, shape_.top_k) {
     LayoutSetup setup;
     setup.machine = &machine_;
     setup.shape = &shape_;
-    setup.job = JobLayout(division, machine_.nodes_of(16));
+    setup.job = JobLayout(division, machine_.nodes_of(machine_.num_ranks()));
     setup.placement = even_placement(shape_, setup.job.exchange_of(0));
     setup.routing = &routing_;
     setup.overlap = overlap;
@@ -50,7 +50,8 @@ class Planned {
 
   /// The first passes of the job.
   std::vector<PassLoad> loads(int count, int chunks, std::int64_t prompt = 60) const {
-    const std::vector<JobRequest> requests(64, {prompt, 4});
+    const std::vector<JobRequest> requests(4 * static_cast<std::size_t>(machine_.num_ranks()),
+                                           {prompt, 4});
     JobLimits limits;
     limits.max_pass_tokens = 256;
     limits.min_chunk_tokens = 1;
@@ -79,12 +80,12 @@ class Planned {
   const Machine& machine() const { return machine_; }
 
  private:
-  static ModelShape model(int layers) {
+  static ModelShape model(int layers, int experts) {
     ModelShape shape = preset("moe-16l-tiny").shape;
     shape.num_layers = layers;
     shape.layer_is_dense.assign(static_cast<std::size_t>(layers), false);
     shape.layer_is_dense.front() = true;
-    shape.num_experts = 8;
+    shape.num_experts = experts;
     shape.hidden = 512;
     shape.shared_intermediate = 64;
     return shape;

@@ -136,6 +136,67 @@ TEST(Simulator, OverlapPaysAndSoDoesABetterNetwork) {
             uniform.pricer().price(uniform.loads(1, 4), flat, {}).seconds);
 }
 
+TEST(Simulator, OtherPodsChangeTheAnswer) {
+  Machine fast = made_machine();
+  fast.flops_per_s = fast.bytes_per_s = fast.row_bytes_per_s = 3e11;
+  const auto seconds = [&](const std::vector<LinkLevel>& levels, bool rails) {
+    Machine machine = fast;
+    machine.levels = levels;
+    machine.rails = rails;
+    const Planned planned({1, 1, 1, 1}, true, 0.5, machine);
+    return planned.pricer().price(planned.loads(1, 4), flat, {}).seconds;
+  };
+  const double full = seconds({{"leaf", 2, 1}}, false);
+  EXPECT_EQ(full, seconds({}, false));
+  const double pods = seconds({{"leaf", 2, 4}}, false);
+  EXPECT_GT(pods, 1.05 * full);
+  EXPECT_GT(seconds({{"leaf", 1, 4}}, false), 1.1 * pods);
+  // With rails what goes to another place of its node shares its place's uplink only.
+  EXPECT_NE(seconds({{"leaf", 2, 4}}, true), pods);
+}
+
+TEST(Simulator, MessagesTakeOfArithmeticBesideThem) {
+  Machine plain = made_machine();
+  plain.flops_per_s = plain.bytes_per_s = plain.row_bytes_per_s = 3e11;
+  Machine busy = plain;
+  busy.between.arithmetic_s_per_byte = 4e-10;
+  const auto price = [](const Machine& machine, bool overlap) {
+    const Planned planned({1, 1, 1, 1}, overlap, 0.5, machine);
+    return planned.pricer().price(planned.loads(1, 4), flat, {false, 0.0, false, 1});
+  };
+  const PassPrice before = price(plain, true), after = price(busy, true);
+  EXPECT_GT(after.seconds, before.seconds);
+  double moved = 0;  // between nodes, sent and received
+  for (int a = 0; a < 16; ++a) {
+    for (int b = 0; b < 16; ++b) {
+      if (a / 4 != b / 4) moved += 2 * after.bytes[static_cast<std::size_t>(a * 16 + b)];
+    }
+  }
+  // What all bytes take, as far as something is computed at the same time: less than on average,
+  // since much waits for them.
+  const double lost = after.shares.compute - before.shares.compute;
+  const double beside = before.shares.compute / before.shares.wall;
+  const double expected = busy.between.arithmetic_s_per_byte * moved * beside;
+  EXPECT_GT(lost, 0.25 * expected);
+  EXPECT_LT(lost, expected);
+  // Where nothing runs beside messages, they take nothing.
+  EXPECT_NEAR(price(busy, false).seconds / price(plain, false).seconds, 1, 1e-9);
+}
+
+TEST(Simulator, MergedSendersComeOutAsSingleOnesAt128Ranks) {
+  Machine machine = made_machine();
+  machine.num_nodes = 16;
+  machine.ranks_of_node = 8;
+  machine.flops_per_s = machine.bytes_per_s = machine.row_bytes_per_s = 3e11;
+  const Planned planned({1, 1, 1, 1}, true, 0.5, machine, 2, 128);
+  const auto loads = planned.loads(1, 1);
+  const PassPrice exact = planned.pricer().price(loads, flat, {false, 0.0, false, 1});
+  const PassPrice merged = planned.pricer().price(loads, flat, {true, 0.0, false, 1});
+  EXPECT_LT(merged.shared, exact.shared);  // there is less to divide
+  EXPECT_NEAR(merged.seconds / exact.seconds, 1, 0.05);
+  EXPECT_EQ(merged.bytes, exact.bytes);
+}
+
 TEST(Simulator, RowsThereAreRowsBack) {
   const Planned planned({1, 1, 1, 1});
   const auto loads = planned.loads(1, 2);

@@ -31,7 +31,7 @@ compute/cpu     (compute|compute/cpu)/$own|dnnl\\.hpp|omp\\.h
 compute/cpu/kernels  compute/cpu/(kernels/)?$own|immintrin\\.h
 compute/cuda    (compute|compute/cuda|compute/cuda/plan)/$own|cublasLt\\.h|cuda_runtime_api\\.h|nvtx3/nvToolsExt\\.h
 compute/cuda/plan  (compute|compute/cuda/plan)/$own
-compute/cuda/kernels  (compute|compute/cuda|compute/cuda/plan)/$own|compute/cuda/kernels/[a-z_]+\\.cuh|cuda_(bf16|fp16|runtime)\\.h|mma\\.h"
+compute/cuda/kernels  (compute|compute/cuda|compute/cuda/plan)/$own|compute/cuda/kernels/[a-z_]+\\.cuh|cuda_(bf16|fp16|runtime)\\.h|(wg)?mma\\.h"
 
 breaches_of_list="$(grep -rnE '^[[:space:]]*#[[:space:]]*include' app comm compute io \
   --include='*.hpp' --include='*.cpp' --include='*.h' --include='*.cu' --include='*.cuh' |

@@ -109,5 +109,17 @@ TEST(Launcher, RanksOfThisNodeAreAnnounced) {
   EXPECT_EQ(ranks({{"SLURM_NTASKS_PER_NODE", "many"}}), 1);
 }
 
+TEST(Launcher, ThisProcesssNumberOnItsNodeIsKnownOrNot) {
+  const auto rank = [](std::map<std::string, std::string> values) {
+    return launcher::known_local_rank(variables(std::move(values)));
+  };
+  EXPECT_EQ(rank({}), 0);  // it is alone
+  EXPECT_EQ(rank({{"OMPI_COMM_WORLD_SIZE", "1"}}), 0);
+  EXPECT_EQ(rank({{"OMPI_COMM_WORLD_SIZE", "4"}, {"OMPI_COMM_WORLD_LOCAL_RANK", "3"}}), 3);
+  EXPECT_EQ(rank({{"PMI_SIZE", "4"}, {"PMI_RANK", "2"}, {"MPI_LOCALRANKID", "1"}}), 1);
+  EXPECT_EQ(rank({{"PMIX_RANK", "2"}, {"SLURM_LOCALID", "2"}}), 2);
+  EXPECT_EQ(rank({{"PMI_SIZE", "4"}, {"PMI_RANK", "2"}}), std::nullopt);
+}
+
 }  // namespace
 }  // namespace atl::comm

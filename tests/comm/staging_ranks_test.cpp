@@ -1,28 +1,48 @@
 // ranks: 1 2 3 5 8
+// timeout: 240
 // Rows of device memory over every transport: a pretended device whose copies happen late, so that
 // whoever does not wait for them sends or reads what is not there yet.
 
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <cstring>
 #include <deque>
+#include <filesystem>
+#include <fstream>
 #include <memory>
+#include <string>
 #include <vector>
 
+#include "comm/environment.hpp"
 #include "comm/lane.hpp"
 #include "comm/mpi_library.hpp"
 #include "comm/transports/choice.hpp"
 #include "tests/mpi_main.hpp"
 
+/// What the library that runs says of itself, as far as these tests are concerned.
+static bool takes_device_memory = false;
+extern "C" int MPIX_Query_cuda_support() {
+  return takes_device_memory ? 1 : 0;
+}
+
 namespace atl::comm {
 namespace {
+
+/// While it lives.
+struct CudaAware {
+  CudaAware() { takes_device_memory = true; }
+  ~CudaAware() { takes_device_memory = false; }
+  CudaAware(const CudaAware&) = delete;
+  CudaAware& operator=(const CudaAware&) = delete;
+};
 
 constexpr std::size_t row_words = 24;
 constexpr std::size_t row_bytes = row_words * sizeof(std::uint32_t);
 
 /// Host memory that pretends to be a device's. A copy happens when it has been asked for a few
 /// times.
-class LateDevice final : public compute::DeviceMemory {
+class LateDevice : public compute::DeviceMemory {
  public:
   Bytes allocate(std::size_t bytes) override { return memory(bytes); }
   Bytes allocate_host(std::size_t bytes) override {
@@ -173,12 +193,127 @@ TEST(Staging, ChoiceIsByCanaryAndName) {
   EXPECT_EQ(choose_transport(world, TransportKind::pairwise_staged, &device),
             TransportKind::pairwise_staged);
   EXPECT_THROW(choose_transport(world, TransportKind::pairwise_staged), Error);
-  if (mpi_library::claims_device_memory()) {
-    EXPECT_EQ(choose_transport(world, TransportKind::pairwise, &device), TransportKind::pairwise);
-  } else {
-    EXPECT_EQ(choose_transport(world, std::nullopt, &device), TransportKind::pairwise_staged);
-    EXPECT_THROW(choose_transport(world, TransportKind::pairwise, &device), Error);
+  EXPECT_EQ(choose_transport(world, std::nullopt, &device), TransportKind::pairwise_staged);
+  EXPECT_THROW(choose_transport(world, TransportKind::pairwise, &device), Error);
+  const CudaAware aware;
+  EXPECT_EQ(choose_transport(world, TransportKind::pairwise, &device), TransportKind::pairwise);
+}
+
+class LendingDevice final : public LateDevice {
+ public:
+  void lend() override { lent = true; }
+  bool lent = false;
+};
+
+TEST(Staging, WhatIsGivenToMpiIsLent) {
+  const Communicator world = Communicator::world();
+  if (world.size() > 3) return;  // MiB for each: fewer ranks tell as much
+  const CudaAware aware;
+  LendingDevice device;
+  TransportSearch search;
+  search.device = &device;
+  const TransportChoice choice = find_transport(world, search);
+  EXPECT_EQ(device.lent, !info_of(choice.kind).staged);
+  ASSERT_FALSE(choice.tried.empty());
+  EXPECT_FALSE(info_of(choice.tried.front().kind).staged);
+  if (world.size() == 1) return;
+  // The faster one is taken, whichever it is.
+  ASSERT_EQ(choice.tried.size(), 2U);
+  const bool staged_is_faster = choice.tried[1].bytes_per_s > 1.1 * choice.tried[0].bytes_per_s;
+  EXPECT_EQ(info_of(choice.kind).staged, staged_is_faster);
+}
+
+/// With pieces of MiB; the device is lent where MPI gets its pointers.
+TEST(Staging, LargeRowsAreTriedAndTimed) {
+  const Communicator world = Communicator::world();
+  if (world.size() > 3) return;  // MiB for each: fewer ranks tell as much
+  for (const TransportInfo& transport : transports) {
+    LateDevice device;
+    const CanaryResult result = fly_canary(world, transport.kind, {&device, true});
+    EXPECT_TRUE(result.passed && result.ended) << transport.name;
+    EXPECT_EQ(result.bytes_per_s > 0, world.size() > 1) << transport.name;
+    // More than the small exchange had: 4 MiB from the rank before this one.
+    if (world.size() == 1) continue;
+    EXPECT_GT(device.pinned_bytes, std::size_t{8} << 20) << transport.name;
   }
+}
+
+/// A device whose copies never end.
+class StuckDevice final : public compute::DeviceMemory {
+ public:
+  Bytes allocate(std::size_t bytes) override {
+    ++there;
+    return {new std::byte[bytes](), [this](const std::byte* memory) {
+              --there;
+              delete[] memory;
+            }};
+  }
+  Bytes allocate_host(std::size_t bytes) override { return allocate(bytes); }
+  Copy to_host(void*, const void*, std::size_t) override { return ++last; }
+  Copy to_device(void* to, const void* from, std::size_t bytes) override {
+    std::memcpy(to, from, bytes);
+    return 0;
+  }
+  bool copied(Copy copy) override { return copy == 0; }
+
+  int there = 0;  // pieces of memory
+  Copy last = 0;
+};
+
+/// MPI may still use the memory of what did not end, and who comes next would not know what state
+/// it is in.
+TEST(Staging, WhatDoesNotEndIsNotFreedAndNothingElseIsTried) {
+  const Communicator world = Communicator::world();
+  if (world.size() == 1) return;          // nothing travels
+  static auto* device = new StuckDevice;  // outlives what is left to MPI
+  TransportSearch search;
+  search.device = device;
+  search.patience = std::chrono::milliseconds(200);
+  try {
+    find_transport(world, search);
+    FAIL() << "an exchange that does not end";
+  } catch (const Error& error) {
+    EXPECT_NE(std::string(error.what()).find("did not end within"), std::string::npos)
+        << error.what();
+  }
+  EXPECT_GT(device->there, 0);
+}
+
+/// A start that crashed while it tried a transport is followed by one that leaves it out.
+TEST(Staging, WhatAnEarlierStartCrashedOfIsLeftOut) {
+  const Communicator world = Communicator::world();
+  if (world.size() > 3) return;  // MiB for each: fewer ranks tell as much
+  const CudaAware aware;
+  const std::string note = world.broadcast(
+      world.rank() == 0
+          ? (std::filesystem::temp_directory_path() / fmt::format("atoll-note-{}", getpid()))
+                .string()
+          : "",
+      0);
+  LateDevice device;
+  TransportSearch search;
+  search.device = &device;
+  search.note = note;
+  const TransportChoice first = find_transport(world, search);
+  EXPECT_EQ(first.left_out, "");
+  world.barrier();
+  EXPECT_FALSE(std::filesystem::exists(note));  // it did not crash
+  world.barrier();
+  const auto direct = first.tried.front().kind;
+  if (world.rank() == 0) {
+    std::ofstream(note) << name_of(direct) << " of " << Environment::library() << "\n"
+                        << "pairwise-staged of another library\n";
+  }
+  world.barrier();
+  const TransportChoice second = find_transport(world, search);
+  EXPECT_NE(second.left_out.find(note), std::string::npos) << second.left_out;
+  for (const auto& tried : second.tried) EXPECT_NE(tried.kind, direct);
+  world.barrier();
+  EXPECT_TRUE(std::filesystem::exists(note));  // for the next start
+  search.wanted = direct;                      // who asks for it, gets it
+  EXPECT_EQ(find_transport(world, search).kind, direct);
+  world.barrier();
+  if (world.rank() == 0) std::filesystem::remove(note);
 }
 
 /// A device that loses rows is found out.

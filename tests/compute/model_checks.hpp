@@ -35,7 +35,8 @@ inline void expect_rounding_error_only(const ModelShape& shape, const RankOption
   double own = 0;
   double rounding = 0;
   for (unsigned seed = 1; seed <= num_models; ++seed) {
-    const auto model = random_model(shape, dtype, seed);
+    auto model = random_model(shape, dtype, seed);
+    model.prompt = options.prompt;
     const auto tokens = Random(seed, dtype).tokens(100, shape.vocab);
     const auto truth = reference::log_probs(model, tokens);
     SingleRank rank(model, options);
@@ -122,6 +123,34 @@ inline void expect_weights_replaced(const RankOptions& options) {
   EXPECT_EQ(after.kv_cache, before.kv_cache);
   EXPECT_EQ(after.buffers, before.buffers);
   EXPECT_THROW(rank.backend().finish_loading(), Error);  // none has come again
+}
+
+/// What was saved of a cache becomes that of another sequence, whose next token gets the same bits.
+inline void expect_cache_saved_and_loaded(const ModelKind& kind, RankOptions options) {
+  const ModelShape& shape = kind.shape;
+  const auto model = random_model(shape, DType::bfloat16, 5);
+  const auto tokens = Random(5, DType::bfloat16).tokens(91, shape.vocab);
+  options.prompt = 80;
+  SingleRank rank(model, options);
+  const auto whole = rank.logits(tokens, 90);
+  const int other = rank.add_sequence_of(90);
+  for (int layer = 0; layer < shape.num_layers; ++layer) {
+    const auto width = static_cast<std::size_t>(
+        shape.latent.used() ? shape.latent.width()
+                            : shape.attention(layer).num_kv_heads * shape.head_dim);
+    std::vector<std::byte> keys(90 * width * 2);
+    std::vector<std::byte> values(keys.size());
+    rank.finish(rank.backend().save_kv(layer, rank.pages_of(0), 0, 90, keys.data(), values.data()));
+    rank.finish(
+        rank.backend().load_kv(layer, rank.pages_of(other), 0, 90, keys.data(), values.data()));
+  }
+  const SingleRank::Piece last{other, std::span(tokens).subspan(90)};
+  rank.set_chunk({&last, 1});
+  rank.run_layers();
+  std::vector<float> logits(static_cast<std::size_t>(shape.vocab));
+  const std::int32_t row = 0;
+  rank.finish(rank.backend().logits(rank.chunk(), {&row, 1}, logits.data()));
+  EXPECT_TRUE(std::equal(logits.begin(), logits.end(), whole.end() - shape.vocab)) << kind.name;
 }
 
 /// Attention and experts in parts give what they give as a whole, whatever runs between the parts.
@@ -256,7 +285,8 @@ inline void expect_rounding_error_with_given_experts(const ModelShape& shape,
   double own = 0;
   double rounding = 0;
   for (unsigned seed = 1; seed <= num_models; ++seed) {
-    const auto model = random_model(shape, dtype, seed);
+    auto model = random_model(shape, dtype, seed);
+    model.prompt = options.prompt;
     const auto tokens = Random(seed, dtype).tokens(100, shape.vocab);
     const auto truth = reference::log_probs(model, tokens);
     reference::Forced forced{{}, false};

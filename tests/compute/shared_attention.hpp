@@ -109,7 +109,7 @@ class AttentionMembers {
     return all;
   }
 
-  /// Heads' outputs [all rows, heads * head_dim] of the last attention; of shared attention.
+  /// Heads' outputs [all rows, heads * value_dim] of the last attention; of shared attention.
   reference::Matrix heads(DType dtype) {
     const std::size_t width = static_cast<std::size_t>(own_width());
     reference::Matrix rows(static_cast<std::size_t>(all_));
@@ -129,7 +129,7 @@ class AttentionMembers {
   compute::Chunk& chunk(int member) { return rank(member).chunk(); }
   std::int64_t first_row(int member) const { return all_ * member / members(); }
   std::int64_t num_rows(int member) const { return first_row(member + 1) - first_row(member); }
-  int own_width() const { return shape_.q_width() / members(); }
+  int own_width() const { return shape_.heads_width() / members(); }
 
   void run(int layer, AttentionPart part) {
     for (auto& rank : ranks_) {

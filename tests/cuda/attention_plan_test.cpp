@@ -24,7 +24,7 @@ ModelShape shape_of(int num_heads, int num_kv_heads, int head_dim) {
 
 /// For each row, which keys its tiles cover, in the order of its splits; checks the tiles' own
 /// rules.
-void expect_complete(const ModelShape& shape, const std::vector<Segment>& segments,
+void expect_complete(const cuda::AttendedHeads& shape, const std::vector<Segment>& segments,
                      const cuda::AttentionPlan& plan, std::int64_t workspace_rows) {
   ASSERT_EQ(plan.tiles.size(), static_cast<std::size_t>(plan.num_wide + plan.num_narrow));
   std::map<std::int32_t, std::map<int, int>> keys_of_row;  // row -> first key -> number
@@ -32,9 +32,11 @@ void expect_complete(const ModelShape& shape, const std::vector<Segment>& segmen
   for (std::size_t i = 0; i < plan.tiles.size(); ++i) {
     const cuda::AttentionTile& tile = plan.tiles[i];
     const bool narrow = i >= static_cast<std::size_t>(plan.num_wide);
-    const int rows = narrow ? cuda::narrow_rows : cuda::wide_rows(shape.head_dim);
+    const int rows = cuda::tile_rows(shape.head_dim, narrow, plan.by_groups);
     EXPECT_LE(tile.num_rows * cuda::heads_per_tile(shape, rows), rows);
-    EXPECT_EQ(tile.first_key % cuda::split_keys, 0);
+    const int low = shape.window > 0 ? std::max(0, tile.first_position + 1 - shape.window) : 0;
+    EXPECT_TRUE(tile.first_key % cuda::split_keys == 0 ||
+                tile.first_key == low / cuda::key_block * cuda::key_block);
     const Segment& segment = segments[static_cast<std::size_t>(tile.sequence)];
     EXPECT_EQ(tile.first_position - segment.first_position, tile.first_row - segment.first_row);
     if (i > 0 && i != static_cast<std::size_t>(plan.num_wide)) {
@@ -43,7 +45,8 @@ void expect_complete(const ModelShape& shape, const std::vector<Segment>& segmen
     for (int r = 0; r < tile.num_rows; ++r) {
       EXPECT_TRUE(keys_of_row[tile.first_row + r].emplace(tile.first_key, tile.num_keys).second);
       if (tile.partial < 0) continue;
-      EXPECT_LE(tile.num_keys, cuda::split_keys);
+      EXPECT_EQ(tile.first_key / cuda::split_keys,
+                (tile.first_key + tile.num_keys - 1) / cuda::split_keys);
       EXPECT_LT(tile.partial + r, workspace_rows);
       EXPECT_TRUE(row_of_partial.emplace(tile.partial + r, tile.first_row + r).second);
     }
@@ -59,12 +62,15 @@ void expect_complete(const ModelShape& shape, const std::vector<Segment>& segmen
   std::size_t num_rows = 0;
   for (const Segment& segment : segments) {
     for (int r = 0; r < segment.num_rows; ++r, ++num_rows) {
-      int next = 0;
-      for (const auto& [first, count] : keys_of_row[segment.first_row + r]) {
+      const int position = segment.first_position + r;
+      const auto& keys = keys_of_row[segment.first_row + r];
+      int next = keys.begin()->first;
+      EXPECT_LE(next, shape.window > 0 ? std::max(0, position + 1 - shape.window) : 0);
+      for (const auto& [first, count] : keys) {
         EXPECT_EQ(first, next);
         next = first + count;
       }
-      EXPECT_GT(next, segment.first_position + r);
+      EXPECT_GT(next, position);
       const bool split = keys_of_row[segment.first_row + r].size() > 1;
       EXPECT_EQ(merged.count(segment.first_row + r), split ? 1U : 0U);
     }
@@ -90,16 +96,36 @@ TEST(AttentionPlan, CoversEveryRowAndKeyOnce) {
     const ModelShape shape = shape_of(heads, kv_heads, head_dim);
     for (const int multiprocessors : {0, 132, 1 << 20}) {
       for (const std::int64_t workspace_rows : {0, 30, 100000}) {
-        cuda::AttentionPlan plan;
-        plan_attention(shape, segments, multiprocessors, workspace_rows, plan);
-        expect_complete(shape, segments, plan, workspace_rows);
-        if (multiprocessors == 0 || workspace_rows == 0) {
-          EXPECT_TRUE(plan.merges.empty());
-        }
-        if (multiprocessors == 1 << 20 && workspace_rows == 100000) {
-          EXPECT_FALSE(plan.merges.empty());
+        for (const bool by_groups : {false, true}) {
+          cuda::AttentionPlan plan;
+          plan.by_groups = by_groups;
+          plan_attention(shape, segments, multiprocessors, workspace_rows, plan);
+          expect_complete(shape, segments, plan, workspace_rows);
+          if (multiprocessors == 0 || workspace_rows == 0) {
+            EXPECT_TRUE(plan.merges.empty());
+          }
+          if (multiprocessors == 1 << 20 && workspace_rows == 100000) {
+            EXPECT_FALSE(plan.merges.empty());
+          }
         }
       }
+    }
+  }
+}
+
+TEST(AttentionPlan, WindowsBeginLater) {
+  const auto segments = segments_of({{9999, 1}, {0, 700}, {511, 1}, {500, 40}, {4000, 170}});
+  for (const int window : {1, 64, 128, 1000}) {
+    cuda::AttendedHeads heads = shape_of(8, 2, 64);
+    heads.window = window;
+    for (const int multiprocessors : {0, 1 << 20}) {
+      cuda::AttentionPlan plan;
+      plan_attention(heads, segments, multiprocessors, 100000, plan);
+      expect_complete(heads, segments, plan, 100000);
+      for (const cuda::AttentionTile& tile : plan.tiles) {
+        EXPECT_LE(tile.num_keys, window + tile.num_rows + cuda::key_block);
+      }
+      EXPECT_EQ(plan.workspace_rows() > 0, multiprocessors > 0);
     }
   }
 }

@@ -1,4 +1,5 @@
 // timeout: 240
+// once more with: ATOLL_ATTENTION=mma
 // Attention over paged keys and values: against the plain formula, and the same row in different
 // company bit for bit.
 
@@ -12,6 +13,7 @@
 
 #include "compute/cuda/kernels.hpp"
 #include "compute/cuda/plan/attention_plan.hpp"
+#include "compute/cuda/wgmma.hpp"
 #include "tests/cuda/device_memory.hpp"
 #include "tests/tiny_model.hpp"
 
@@ -49,7 +51,7 @@ struct Sequences {
     for (const int length : lengths) {
       q.push_back(rows(std::max(0, length - first_query), shape.q_width(), random));
       k.push_back(rows(length, shape.kv_width(), random));
-      v.push_back(rows(length, shape.kv_width(), random));
+      v.push_back(rows(length, shape.num_kv_heads * shape.values_dim(), random));
     }
   }
   static reference::Matrix rows(int count, int width, Random& random) {
@@ -62,24 +64,43 @@ struct Sequences {
     return q[static_cast<std::size_t>(sequence)][static_cast<std::size_t>(position - query_offset)];
   }
 
-  /// The plain formula for one row: softmax(q k / sqrt(head_dim)) v, in double.
+  /// Latents: values are the first part of the keys.
+  void take_values_from_keys() {
+    for (std::size_t s = 0; s < k.size(); ++s) {
+      for (std::size_t t = 0; t < k[s].size(); ++t) {
+        v[s][t].assign(k[s][t].begin(), k[s][t].begin() + shape.value_dim);
+      }
+    }
+    values_of_keys = true;
+  }
+
+  /// The plain formula for one row: softmax(q k / sqrt(head_dim)) v, in double, over the keys of
+  /// the window; a sink joins the sum.
   reference::Vector expected(int sequence, int position) const {
     const auto s = static_cast<std::size_t>(sequence);
     const auto d = static_cast<std::size_t>(shape.head_dim);
+    const auto width = static_cast<std::size_t>(shape.values_dim());
     const auto group = static_cast<std::size_t>(shape.num_heads / shape.num_kv_heads);
     const reference::Vector& row = query(sequence, position);
-    reference::Vector out(row.size(), 0.0);
+    reference::Vector out(row.size() / d * width, 0.0);
+    const int low = window > 0 ? std::max(0, position + 1 - window) : 0;
     for (std::size_t head = 0; head < row.size() / d; ++head) {
-      const std::size_t kv = head / group * d;
+      const std::size_t kv = head / group;
       reference::Vector scores;
-      for (std::size_t t = 0; t <= static_cast<std::size_t>(position); ++t) {
+      for (int t = low; t <= position; ++t) {
+        const reference::Vector& key = k[s][static_cast<std::size_t>(t)];
         double score = 0;
-        for (std::size_t i = 0; i < d; ++i) score += row[head * d + i] * k[s][t][kv + i];
+        for (std::size_t i = 0; i < d; ++i) score += row[head * d + i] * key[kv * d + i];
         scores.push_back(score / std::sqrt(static_cast<double>(d)));
       }
+      if (!sinks.empty()) scores.push_back(sinks[head]);
       reference::softmax(scores);
-      for (std::size_t t = 0; t < scores.size(); ++t) {
-        for (std::size_t i = 0; i < d; ++i) out[head * d + i] += scores[t] * v[s][t][kv + i];
+      for (int t = low; t <= position; ++t) {
+        const reference::Vector& value = v[s][static_cast<std::size_t>(t)];
+        const double weight = scores[static_cast<std::size_t>(t - low)];
+        for (std::size_t i = 0; i < width; ++i) {
+          out[head * width + i] += weight * value[kv * width + i];
+        }
       }
     }
     return out;
@@ -88,6 +109,9 @@ struct Sequences {
   ModelShape shape;
   DType dtype;
   int query_offset;
+  int window = 0;
+  std::vector<float> sinks;
+  bool values_of_keys = false;
   std::vector<reference::Matrix> q, k, v;
 };
 
@@ -108,15 +132,15 @@ class Cache {
       for (auto& page : table) page = reversed ? num_pages - 1 - page : page;
       max_pages_ = std::max(max_pages_, static_cast<int>(table.size()));
     }
-    keys_ = upload(data.k, num_pages);
-    values_ = upload(data.v, num_pages);
+    keys_ = upload(data.k, num_pages, data.shape.head_dim);
+    if (!data.values_of_keys) values_ = upload(data.v, num_pages, data.shape.values_dim());
   }
 
   /// Attention of a chunk of these rows, each as bytes of one row of the result.
   std::vector<std::vector<std::byte>> attend(const std::vector<Rows>& chunk,
                                              int multiprocessors) const {
     const ModelShape& shape = data_.shape;
-    const int width = shape.q_width() + 2 * shape.kv_width();
+    const int width = shape.q_width() + shape.num_kv_heads * (shape.head_dim + shape.values_dim());
     std::vector<Segment> segments;
     std::vector<std::int32_t> positions, sequences, pages;
     reference::Vector qkv;
@@ -136,10 +160,15 @@ class Cache {
       }
     }
     cuda::AttentionPlan plan;
-    const auto workspace_rows = cuda::attention_workspace_rows(shape, num_rows);
-    cuda::plan_attention(shape, segments, multiprocessors, workspace_rows, plan);
+    cuda::AttendedHeads heads(shape);
+    heads.window = data_.window;
+    heads.sinks = !data_.sinks.empty();
+    plan.by_groups = by_groups(heads);
+    const auto workspace_rows = cuda::attention_workspace_rows(heads, num_rows);
+    cuda::plan_attention(heads, segments, multiprocessors, workspace_rows, plan);
     const DeviceBytes device_qkv(encode(qkv, data_.dtype));
-    const std::size_t row_bytes = static_cast<std::size_t>(shape.q_width()) * size_of(data_.dtype);
+    const std::size_t row_bytes =
+        static_cast<std::size_t>(shape.heads_width()) * size_of(data_.dtype);
     const DeviceBytes out(static_cast<std::size_t>(num_rows) * row_bytes);
     const DeviceArray<std::int32_t> device_positions(positions);
     const DeviceArray<std::int32_t> device_sequences(sequences);
@@ -147,9 +176,14 @@ class Cache {
     const DeviceArray<cuda::AttentionTile> tiles(plan.tiles);
     const DeviceArray<cuda::AttentionMerge> merges(plan.merges);
     const DeviceArray<float> workspace(
-        static_cast<std::size_t>(cuda::attention_workspace_floats(shape, num_rows)));
+        static_cast<std::size_t>(cuda::attention_workspace_floats(heads, num_rows)));
+    const DeviceArray<float> sinks(data_.sinks);
     cuda::AttentionArgs args;
-    args.kv = {keys_->get(), values_->get(), shape.num_kv_heads, shape.head_dim, page_tokens_};
+    args.kv = {keys_->get(),       data_.values_of_keys ? keys_->get() : values_->get(),
+               shape.num_kv_heads, shape.head_dim,
+               page_tokens_,       shape.value_dim};
+    args.window = data_.window;
+    args.sinks = data_.sinks.empty() ? nullptr : sinks.get();
     args.map = {device_positions.get(), device_sequences.get(), device_pages.get(), max_pages_};
     args.num_heads = shape.num_heads;
     const int group = shape.num_heads / shape.num_kv_heads;
@@ -164,6 +198,9 @@ class Cache {
     args.merges = merges.get();
     args.num_merges = static_cast<int>(plan.merges.size());
     args.workspace = workspace.get();
+    const DeviceArray<float> totals(static_cast<std::size_t>(cuda::attention_totals_floats(heads)));
+    args.wgmma = plan.by_groups;
+    args.totals = totals.get();
     cuda::attention(nullptr, data_.dtype, args);
     const auto bytes = out.host();
     std::vector<std::vector<std::byte>> result;
@@ -174,11 +211,17 @@ class Cache {
   }
 
  private:
-  std::unique_ptr<DeviceBytes> upload(const std::vector<reference::Matrix>& rows,
-                                      int num_pages) const {
+  /// As ChunkPlan chooses, which leaves latents to the other kernels.
+  bool by_groups(const cuda::AttendedHeads& heads) const {
+    static const bool can = cuda::why_no_chosen_wgmma().empty();
+    return can && !data_.values_of_keys && cuda::wgmma_attends(heads, data_.dtype);
+  }
+
+  std::unique_ptr<DeviceBytes> upload(const std::vector<reference::Matrix>& rows, int num_pages,
+                                      int width) const {
     const ModelShape& shape = data_.shape;
     const std::size_t element = size_of(data_.dtype);
-    const auto page_elements = static_cast<std::size_t>(page_tokens_ * shape.kv_width());
+    const auto page_elements = static_cast<std::size_t>(page_tokens_ * shape.num_kv_heads * width);
     std::vector<std::byte> bytes(static_cast<std::size_t>(num_pages) * page_elements * element,
                                  std::byte{0xff});
     for (std::size_t s = 0; s < rows.size(); ++s) {
@@ -186,7 +229,7 @@ class Cache {
         const auto row = encode(rows[s][t], data_.dtype);
         const int page = tables_[s][t / static_cast<std::size_t>(page_tokens_)];
         for (int head = 0; head < shape.num_kv_heads; ++head) {
-          const auto d = static_cast<std::size_t>(shape.head_dim);
+          const auto d = static_cast<std::size_t>(width);
           const auto token = t % static_cast<std::size_t>(page_tokens_);
           const auto place = static_cast<std::size_t>(page * shape.num_kv_heads + head);
           std::memcpy(
@@ -290,14 +333,86 @@ TEST_P(CudaAttention, RowsDoNotDependOnTheirCompany) {
 
 TEST_P(CudaAttention, WideAndNarrowAgreeForEveryHeadDim) {
   for (const int head_dim : {64, 128, 256, 512}) {
-    const Sequences data(shape_of(1, 1, head_dim), dtype_, {530}, 505, random_);
+    const Sequences data(shape_of(1, 1, head_dim), dtype_, {575}, 505, random_);
     const Cache cache(data, 64, false);
-    const auto wide = cache.attend({{0, 505, 25}}, split_none);
+    // More rows than the narrow tiles of any kernel have.
+    const auto wide = cache.attend({{0, 505, 70}}, split_none);
     const auto narrow = cache.attend({{0, 505, 1}, {0, 511, 2}, {0, 529, 1}}, split_all);
     EXPECT_EQ(narrow[0], wide[0]) << "head_dim " << head_dim;
     EXPECT_EQ(narrow[1], wide[6]) << "head_dim " << head_dim;
     EXPECT_EQ(narrow[2], wide[7]) << "head_dim " << head_dim;
     EXPECT_EQ(narrow[3], wide[24]) << "head_dim " << head_dim;
+  }
+}
+
+/// Windows narrower than a block and wider than a split; rows keep their bits in other company.
+TEST_P(CudaAttention, WindowsAndSinks) {
+  for (const int window : {1, 40, 130, 700}) {
+    for (const bool sinks : {false, true}) {
+      if (dtype_ == DType::float32 && window == 700 && sinks) continue;  // slow, and as before
+      Sequences data(shape_of(4, 2, 16), dtype_, {1046, 30}, 0, random_);
+      data.window = window;
+      if (sinks) data.sinks = {0.3F, -2.0F, 4.0F, 40.0F};
+      const Cache cache(data, 64, false);
+      const std::vector<Rows> whole = {{0, 1000, 46}};
+      const auto wanted = cache.attend(whole, split_none);
+      expect_rows(data, whole, wanted);
+      EXPECT_EQ(cache.attend(whole, split_all), wanted) << "window " << window;
+      std::vector<Rows> alone;
+      for (const int position : {1000, 1001, 1023, 1024, 1045}) alone.push_back({0, position, 1});
+      alone.push_back({1, 0, 30});
+      for (const int multiprocessors : {split_none, split_all}) {
+        const auto got = cache.attend(alone, multiprocessors);
+        for (std::size_t i = 0; i + 1 < alone.size(); ++i) {
+          EXPECT_EQ(got[i], wanted[static_cast<std::size_t>(alone[i].first - 1000)])
+              << "position " << alone[i].first << ", window " << window;
+        }
+        expect_rows(data, {alone.back()}, {got.end() - 30, got.end()});
+      }
+    }
+  }
+}
+
+/// Values narrower than keys, and such that are the first part of the keys.
+TEST_P(CudaAttention, ValuesUnlikeKeys) {
+  for (const auto& [head_dim, value_dim, of_keys] : {std::tuple{24, 10, false},
+                                                     {192, 128, false},
+                                                     {40, 32, true},
+                                                     {576, 512, true},
+                                                     {320, 256, true},
+                                                     {70, 33, true}}) {
+    ModelShape shape = shape_of(of_keys ? 20 : 4, of_keys ? 1 : 2, head_dim);
+    shape.value_dim = value_dim;
+    Sequences data(shape, dtype_, {70, 3}, 0, random_);
+    if (of_keys) data.take_values_from_keys();
+    const Cache cache(data, 64, true);
+    const std::vector<Rows> chunk = {{0, 44, 21}, {1, 0, 3}, {0, 69, 1}};
+    const auto got = cache.attend(chunk, split_none);
+    expect_rows(data, chunk, got);
+    EXPECT_EQ(cache.attend({{0, 60, 1}}, split_none)[0], got[16]) << "head_dim " << head_dim;
+  }
+}
+
+/// Blocks of keys that a row does not see are multiplied with weights of 0, which must not touch
+/// what it has, however small that is beside the values there: tensor cores align what they add.
+TEST_P(CudaAttention, ZeroWeightsOfLargeValuesChangeNoBit) {
+  const double large = dtype_ == DType::float16 ? 32768 : 0x1p100;
+  for (const int head_dim : {64, 128, 512}) {
+    Sequences data(shape_of(1, 1, head_dim), dtype_, {330}, 250, random_);
+    for (std::size_t t = 0; t < 330; ++t) {
+      for (double& x : data.v[0][t]) {
+        x = t < 257 ? std::ldexp(x, -static_cast<int>(t % 20)) : std::copysign(large, x);
+      }
+    }
+    const Cache cache(data, 64, false);
+    // The first rows see keys up to 255 and 256: blocks from 256 and 320 on are others' in part or
+    // wholly.
+    const auto wide = cache.attend({{0, 250, 80}}, split_none);
+    for (int position = 250; position < 257; ++position) {
+      const auto alone = cache.attend({{0, position, 1}}, split_none);
+      EXPECT_EQ(alone[0], wide[static_cast<std::size_t>(position - 250)])
+          << "position " << position << ", head_dim " << head_dim;
+    }
   }
 }
 
@@ -310,6 +425,34 @@ TEST_P(CudaAttention, LargeScoresStayFinite) {
   // Nearly all weight on one key: the result is that key's value, wherever its split lies.
   const std::vector<Rows> chunk = {{0, 596, 4}};
   expect_rows(data, chunk, cache.attend(chunk, split_all));
+}
+
+/// The same of windows, on both sides.
+TEST_P(CudaAttention, WhatIsNotFiniteStaysInItsWindow) {
+  Sequences data(shape_of(2, 1, 64), dtype_, {560}, 480, random_);
+  data.window = 20;
+  const auto clean = Cache(data, 64, false).attend({{0, 480, 80}}, split_none);
+  for (const int position : {503, 511, 512}) {
+    Sequences bad = data;
+    for (const int at : {position, position + 2}) {
+      bad.v[0][static_cast<std::size_t>(at)][3] = std::numeric_limits<double>::infinity();
+    }
+    const Cache cache(bad, 64, false);
+    for (const int multiprocessors : {split_none, split_all}) {
+      const auto got = cache.attend({{0, 480, 80}}, multiprocessors);
+      for (int row = 480; row < 560; ++row) {
+        const auto at = static_cast<std::size_t>(row - 480);
+        const auto values = decode(got[at].data(), 128, dtype_);
+        const bool finite =
+            std::all_of(values.begin(), values.end(), [](double x) { return std::isfinite(x); });
+        const bool sees = row >= position && row < position + 2 + data.window;
+        EXPECT_EQ(finite, !sees) << "row " << row << ", position " << position;
+        if (!sees) {
+          EXPECT_EQ(got[at], clean[at]) << "row " << row;
+        }
+      }
+    }
+  }
 }
 
 /// Rows that do not see a position which is not finite keep their bits, in the same tile or not.

@@ -86,50 +86,8 @@ INSTANTIATE_TEST_SUITE_P(Kinds, CudaModel, ::testing::ValuesIn(model_kinds()),
 INSTANTIATE_TEST_SUITE_P(Kinds, ChoosingCudaModel, ::testing::ValuesIn(model_kinds()),
                          [](const auto& kind_info) { return kind_info.param.name; });
 
-/// Of described kinds those that CUDA computes.
-std::vector<ModelKind> kinds_on_cuda() {
-  std::vector<ModelKind> kinds;
-  for (const ModelKind& kind : described_kinds()) {
-    compute::BackendOptions options = tiny_options();
-    options.shape = kind.shape;
-    options.part = compute::whole_model(kind.shape);
-    try {
-      compute::cuda_memory_plan(options);
-      kinds.push_back(kind);
-    } catch (const Error&) {
-      // Which ones are refused, WhatIsNotThereIsRefusedByName tells.
-    }
-  }
-  return kinds;
-}
-INSTANTIATE_TEST_SUITE_P(DescribedKinds, CudaModel, ::testing::ValuesIn(kinds_on_cuda()),
+INSTANTIATE_TEST_SUITE_P(DescribedKinds, CudaModel, ::testing::ValuesIn(described_kinds()),
                          [](const auto& kind_info) { return kind_info.param.name; });
-
-TEST(CudaDescribed, WhatIsNotThereIsRefusedByName) {
-  const std::vector<std::pair<const char*, const char*>> wanted = {
-      {"weighted_shared_norm_after_rope", "scaled embeddings"},
-      {"sinks_windows_biases_clamped", "biases beyond those of queries, keys and values"},
-      {"kv_heads_by_layer_narrow_values", "values unlike keys"},
-      {"latents", "attention over latents"},
-      {"latents_queries_at_once_best_groups", "attention over latents"}};
-  std::vector<std::pair<std::string, std::string>> refused;
-  for (const ModelKind& kind : described_kinds()) {
-    compute::BackendOptions options = tiny_options();
-    options.shape = kind.shape;
-    options.part = compute::whole_model(kind.shape);
-    try {
-      compute::cuda_memory_plan(options);
-    } catch (const Error& error) {
-      refused.emplace_back(kind.name, error.what());
-    }
-  }
-  ASSERT_EQ(refused.size(), wanted.size());
-  for (std::size_t i = 0; i < wanted.size(); ++i) {
-    EXPECT_EQ(refused[i].first, wanted[i].first);
-    EXPECT_NE(refused[i].second.find(wanted[i].second), std::string::npos) << refused[i].second;
-    EXPECT_NE(refused[i].second.find("--backend cpu"), std::string::npos);
-  }
-}
 
 TEST_F(CudaBackend, LogprobsAreTheLogSoftmaxOfLogits) {
   expect_logprobs_agree(on_cuda(DType::float32));

@@ -40,12 +40,19 @@ EOF
 # run_layout OUTPUT MODE RANKS SEED OPTIONS...; MODE-small is of the small model.
 run_layout() {
   local output="$1" mode="$2" ranks="$3" file
-  export ATL_EMULATED_SEED="$4" ATL_EMULATED_PROTECT=1
+  export ATL_EMULATED_SEED="$4" ATL_EMULATED_PROTECT="${protect:-1}" ATL_EMULATED_BEFORE_MPI=1
   shift 4
   [[ "$mode" == *-small ]] && file="$work/small.h5" || file="$model"
   mode="${mode%-small}"
   atoll_on "$ranks" run --model "$file" --input "$work/$mode.jsonl" --output "$output" --mode "$mode" \
     --backend cuda --min-chunk-tokens 1 --step-tokens "${step_tokens:-128}" --report "$output.json" "$@"
+}
+
+# holds WHAT COMMAND...: that ends with 0.
+holds() {
+  local what="$1"
+  shift
+  if "$@"; then passed; else failed "$what"; fi
 }
 
 for mode in score generate score-small generate-small; do
@@ -90,6 +97,34 @@ for layout in "${layouts[@]}"; do
   succeeds "$layout" || continue
   same "$layout" "$work/$mode.expected" "$work/results"
 done
+
+# Two devices, each chosen before MPI starts.
+ATL_EMULATED_DEVICES=2 run_layout "$work/results" score-small 2 21
+succeeds "two devices" && same "two devices" "$work/score-small.expected" "$work/results"
+
+# An MPI library that takes device pointers; and one that only says so, of which a start crashes. The
+# next one leaves that transport out, and the one after it the other.
+export ATL_EMULATED_CUDA_AWARE=1
+protect=0 run_layout "$work/results" score-small 3 22 --transport pairwise
+succeeds "device pointers" && same "device pointers" "$work/score-small.expected" "$work/results"
+json_check "the report tells the rate of large rows" "$work/results.json" <<'EOF'
+tried = lines[0]["transports_tried"]
+assert [t["transport"] for t in tried] == ["pairwise"] and tried[0]["passed"], tried
+assert tried[0]["bytes_per_s"] > 0, tried
+EOF
+for crash in first second; do
+  run_layout "$work/results" score-small 2 23
+  holds "the $crash crash: code $code" test "$code" -ne 0
+  holds "the $crash crash is explained" grep -q "crashed on device memory" "$work/stderr"
+  holds "the $crash crash leaves a note" test -s "$work/results.transports"
+done
+run_layout "$work/results" score-small 2 23
+succeeds "a third start" && same "a third start" "$work/score-small.expected" "$work/results"
+for transport in ialltoallv pairwise; do
+  holds "$transport is said to be left out" grep -q "transport $transport is left out" "$work/stderr"
+done
+holds "the note goes with the run's end" test ! -e "$work/results.transports"
+unset ATL_EMULATED_CUDA_AWARE
 
 # What tokens were routed to is the same in every layout, and replaying it changes no byte.
 run_layout "$work/routed" generate-small 1 1 --chunks 1 --record-routing "$work/one.h5"
@@ -155,6 +190,23 @@ for limited in "1 300" "1 333" "3 400"; do
     "cannot take [0-9]+\.[0-9] MiB for the KV cache"
 done
 
+# Attention by warpgroups, where every rank may.
+json_check "the report says that attention is by wgmma" "$work/score-small.expected.json" <<'EOF'
+assert "attention by wgmma" in lines[0]["backend"], lines[0]["backend"]
+EOF
+ATOLL_ATTENTION=mma run_layout "$work/mma" score-small 1 1 --chunks 1
+succeeds "attention by mma.sync"
+ATL_EMULATED_WGMMA=other run_layout "$work/other" score-small 2 20 --chunks 2
+succeeds "a device whose warpgroups answer otherwise"
+same "a device whose warpgroups answer otherwise" "$work/mma" "$work/other"
+json_check "neither takes wgmma" "$work/mma.json" "$work/other.json" <<'EOF'
+for report in lines:
+    assert "wgmma" not in report["backend"], report["backend"]
+EOF
+ATOLL_ATTENTION=tensor atoll_on 1 run --model "$work/small.h5" --input "$work/score.jsonl" --output "$work/refused" \
+  --backend cuda
+refused "attention by something else" 1 "ATOLL_ATTENTION is \"tensor\"; it may be mma or wgmma"
+
 # The same prompts on the CPU backend.
 atoll_on 1 run --model "$model" --input "$work/score.jsonl" --output "$work/cpu" --mode score \
   --backend cpu
@@ -165,6 +217,35 @@ differences = [abs(a - b) for cuda, cpu in zip(*lines) if "prompt_logprobs" in c
 mean = sum(differences) / len(differences)
 assert len(differences) > 300 and mean < 0.02, (len(differences), mean)
 EOF
+
+# Models of other families: transformers' results, and the same bytes in each layout.
+unset ATL_EMULATED_PROTECT # takes most of the time
+few=(--few)
+((all_sweeps)) && few=()
+for family in deepseek_v3 gpt_oss mimo_v2_flash; do
+  command_limit=300 capture python3 "$ATOLL_SOURCE/tests/families_check.py" "${few[@]}" --cuda "$ATOLL" \
+    "$ATOLL_SOURCE/tests/data/families" "$family"
+  succeeds "$family on CUDA" || cat "$work/stdout"
+done
+
+# Weights that stay as they are published give the bytes of the same numbers.
+for kind in "fp8 deepseek_v3" "mxfp4 gpt_oss" "int4 deepseek_v3"; do
+  read -r method family <<<"$kind"
+  python3 "$ATOLL_SOURCE/tests/e2e/quantise_model.py" "$method" "$ATOLL_SOURCE/tests/data/families/$family" "$work/coded" "$work/plain"
+  printf '{"id": "a", "tokens": [7, 1, 8, 2, 8, 1, 8], "max_tokens": 5, "top_logprobs": 2}\n' >"$work/kept.jsonl"
+  for form in coded plain; do
+    keep=unpack
+    [[ "$form" == coded ]] && keep=keep
+    capture "$ATOLL" import "$work/$form" --output "$work/$form.h5" --weights "$keep"
+    succeeds "$kind: import, $form" || continue
+    capture "$ATOLL" run --model "$work/$form.h5" --input "$work/kept.jsonl" --output "$work/$form.jsonl" --backend cuda
+    succeeds "$kind: $form on CUDA" || true
+  done
+  same "$kind: kept on CUDA" "$work/plain.jsonl" "$work/coded.jsonl"
+done
+atoll_on 2 run --model "$work/coded.h5" --input "$work/kept.jsonl" --output "$work/shared.jsonl" --backend cuda --tp 2
+succeeds "kept, attention over ranks" && same "kept, attention over ranks" "$work/plain.jsonl" "$work/shared.jsonl"
+export ATL_EMULATED_PROTECT=1
 
 # What cannot be had is refused by name.
 cuda_run=(run --model "$model" --input "$work/score.jsonl" --output "$work/refused" --mode score

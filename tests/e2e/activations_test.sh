@@ -117,7 +117,7 @@ refused "a model is no activations file" 1 "not .*activations|format"
 printf '{"id": "other", "prompt": "b"}\n' >"$requests"
 dump 1 other --dump-activations 1 --mode score
 capture "$ATOLL" diff "$work/score.h5" "$work/other.h5"
-refused "nothing in common" 1 "no request"
+refused "nothing in common" 1 "no id is in both"
 head -c 100000 "$work/score.h5" >"$work/cut.h5"
 capture "$ATOLL" diff "$work/score.h5" "$work/cut.h5"
 refused "a truncated file" 1 "truncated|damaged"

@@ -69,6 +69,6 @@ capture "$ATOLL" run --model "$model" --input "$work/requests.jsonl" --output "$
   --balance-above 2
 refused "a threshold without balancing" 2 "balance"
 capture "$ATOLL" run --model "$model" --input "$work/requests.jsonl" --output "$work/results" \
-  --balance replicate --control "$work"
-refused "balancing while weights change" 2 "control|balance"
+  --balance bias --control "$work"
+refused "a bias of the gates while weights change" 2 "--control and --balance bias"
 finish

@@ -5,6 +5,7 @@
 #   ATOLL_SOURCE   the repository
 #   ATOLL_ALL      not empty: sweeps take all their cases instead of a part of them
 #   ATOLL_FAULT_LIBRARY   to be preloaded under ranks, for faults at exact calls of MPI (mpi_fault.cpp)
+#   ATOLL_MUTATED_RUN     the program with a plan that is wrong on one rank (mutated_run.cpp)
 set -euo pipefail
 
 ATOLL_SOURCE="${ATOLL_SOURCE:-$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)}"

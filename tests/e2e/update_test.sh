@@ -162,6 +162,17 @@ takes_up "$work/v2.h5"
 ends "the run of two networks with two stages"
 each_its_own "results with stages" requests 3
 
+# Experts that change their ranks meanwhile: new weights go to where they are by then.
+start requests 1 4 --slots 6 --report "$work/report.json" --balance replicate --balance-above 1 --balance-every 1 \
+  --balance-pays-in 1000000000000
+takes_up "$work/v2.h5"
+takes_up "$work/v3.h5"
+ends "the run whose experts move"
+each_its_own "results while experts move" requests 3
+json_check "experts have moved" "$work/report.json" <<PY
+assert lines[0]["balance"]["moved"]["experts_moved"] > 0, lines[0]["balance"]["moved"]
+PY
+
 # With --update in-flight some results are of two versions, and say so.
 start requests 1 4 --replicas 2 --update in-flight
 takes_up "$work/v2.h5"

@@ -11,6 +11,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -42,8 +43,19 @@ constexpr std::size_t default_shared_bytes = 49152;  // without cudaFuncSetAttri
 
 enum class State : unsigned char { runnable, at_barrier, in_collective, ended };
 
+/// An asynchronous copy that has been asked for.
+struct LateCopy {
+  void* to;
+  const void* from;
+  std::size_t bytes;
+  std::uint64_t group;
+};
+
 struct Thread {
   context::fiber fiber;
+  std::deque<LateCopy> copies;   ///< oldest first
+  std::uint64_t next_group = 0;  ///< of copies
+
   State state = State::ended;
   bool predicate = false;
   const char* name = nullptr;  ///< what it waits in
@@ -67,10 +79,15 @@ class Block {
   int barrier(bool predicate, const char* name, const std::source_location& where);
   void collective(unsigned mask, void* mine, ApplyCollective apply, const char* name,
                   const std::source_location& where);
+  void copy_async(const LateCopy& copy);
+  void commit_copies() { ++threads_[current_]->next_group; }
+  void wait_copies(int pending);
   int lane() const { return current_ % warp_size; }
+  int index() const { return current_; }
   unsigned living(int warp) const;
   unsigned living() const { return living(current_ / warp_size); }
   void* shared() const { return shared_; }
+  void* shared_at(unsigned address) const { return shared_region_ + address; }
   const char* describe();
   [[noreturn]] void error(const char* name, const std::source_location& where, const char* what);
 
@@ -126,7 +143,11 @@ void Block::prepare(const Launch& launch, std::size_t index) {
                        });
     threads_.push_back(std::move(thread));
   }
-  for (int i = 0; i < num_threads_; ++i) threads_[i]->state = State::runnable;
+  for (int i = 0; i < num_threads_; ++i) {
+    threads_[i]->state = State::runnable;
+    threads_[i]->copies.clear();  // nobody waited for them
+    threads_[i]->next_group = 0;
+  }
 
   const auto page = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
   const std::size_t region = (max_shared_bytes + page - 1) / page * page;
@@ -179,6 +200,27 @@ void Block::suspend() {
 #if defined(__SANITIZE_ADDRESS__)
   __sanitizer_finish_switch_fiber(*fake_stack, &scheduler_stack_, &scheduler_stack_bytes_);
 #endif
+}
+
+void Block::copy_async(const LateCopy& copy) {
+  Thread& t = *threads_[current_];
+  std::memset(copy.to, 0xff, copy.bytes);
+  t.copies.push_back(copy);
+  t.copies.back().group = t.next_group;
+}
+
+void Block::wait_copies(int pending) {
+  Thread& t = *threads_[current_];
+  while (!t.copies.empty() &&
+         t.copies.front().group + static_cast<std::uint64_t>(pending) < t.next_group) {
+    const LateCopy& copy = t.copies.front();
+    if (copy.from == nullptr) {
+      std::memset(copy.to, 0, copy.bytes);
+    } else {
+      std::memcpy(copy.to, copy.from, copy.bytes);
+    }
+    t.copies.pop_front();
+  }
 }
 
 int Block::barrier(bool predicate, const char* name, const std::source_location& where) {
@@ -265,6 +307,7 @@ void Block::release_barrier() {
 
 void Block::run(const Launch& launch, std::size_t index, std::uint64_t seed) {
   prepare(launch, index);
+  begin_block_of_products(seed + index);
   Random random(seed + index);
   const int warps = (num_threads_ + warp_size - 1) / warp_size;
   std::vector<int> order(warps);
@@ -279,6 +322,7 @@ void Block::run(const Launch& launch, std::size_t index, std::uint64_t seed) {
     if (all_ended) break;
     release_barrier();
   }
+  if (const char* why = unfinished_products()) error("a kernel", launch.where, why);
   current_ = -1;
   launch_ = nullptr;
 }
@@ -341,8 +385,20 @@ void warp_collective(unsigned mask, void* mine, ApplyCollective apply, const cha
                      const std::source_location& where) {
   block.collective(mask, mine, apply, name, where);
 }
+void copy_async(void* to, const void* from, std::size_t bytes) {
+  block.copy_async({to, from, bytes, 0});
+}
+void commit_copies() {
+  block.commit_copies();
+}
+void wait_copies(int pending) {
+  block.wait_copies(pending);
+}
 int lane_of_thread() {
   return block.lane();
+}
+int index_of_thread() {
+  return block.index();
 }
 unsigned living_lanes() {
   return block.living();
@@ -352,6 +408,9 @@ void device_error(const char* name, const std::source_location& where, const cha
 }
 void* dynamic_shared_memory() {
   return block.shared();
+}
+void* shared_pointer(unsigned address) {
+  return block.shared_at(address);
 }
 const char* describe_running_thread() {
   return block.describe();

@@ -9,6 +9,7 @@
 #include <cuda_runtime_api.h>
 
 #include <cstddef>
+#include <cstdint>
 #include <functional>
 #include <source_location>
 
@@ -28,10 +29,18 @@ int block_barrier(bool predicate, const char* name, const std::source_location& 
 void warp_collective(unsigned mask, void* mine, ApplyCollective apply, const char* name,
                      const std::source_location& where);
 
-/// Lane of the calling thread in its warp.
+/// Lane of the calling thread in its warp, and the thread's place in its block.
 int lane_of_thread();
+int index_of_thread();
 /// Living lanes of the calling thread's warp.
 unsigned living_lanes();
+
+/// The asynchronous copies of the calling thread. What one writes is lost at once and there no
+/// earlier than it must be: when the thread waits for its group. A null `from` writes zeros.
+void copy_async(void* to, const void* from, std::size_t bytes);
+void commit_copies();
+/// Completes all groups of this thread but the newest `pending`.
+void wait_copies(int pending);
 
 /// Reports an error of the device code (block and thread are named) and ends the process.
 [[noreturn]] void device_error(const char* name, const std::source_location& where,
@@ -39,6 +48,13 @@ unsigned living_lanes();
 
 /// The block's dynamic shared memory, which ends right before a page that nobody may touch.
 void* dynamic_shared_memory();
+/// Shared memory by its address on the device.
+void* shared_pointer(unsigned address);
+
+/// Of the products of warpgroups (wgmma.cpp): a new block begins; and what is wrong with how they
+/// were left at the block's end, or null.
+void begin_block_of_products(std::uint64_t seed);
+const char* unfinished_products();
 
 /// A kernel with its arguments, as it waits in a stream.
 struct Launch {

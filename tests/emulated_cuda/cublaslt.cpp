@@ -23,6 +23,9 @@ using emulated::Preference;
 using emulated::read;
 using emulated::write;
 
+/// The algorithm whose GELU is another than that of the others; it sums as the first two do.
+constexpr std::int32_t rough_gelu = 5;
+
 /// One problem as cublasLtMatmul and the heuristic see it.
 struct Problem {
   Description description;
@@ -119,7 +122,8 @@ Gemm make_gemm(const Problem& p, const Algorithm& algorithm) {
   g.bias_type = static_cast<cudaDataType_t>(
       p.description.bias_type < 0 ? static_cast<std::int32_t>(p.d.type) : p.description.bias_type);
   if ((p.description.epilogue & CUBLASLT_EPILOGUE_GELU) != 0)
-    g.activation = emulated::Activation::gelu_tanh;
+    g.activation = algorithm.id == rough_gelu ? emulated::Activation::gelu_tanh_rough
+                                              : emulated::Activation::gelu_tanh;
   if ((p.description.epilogue & CUBLASLT_EPILOGUE_RELU) != 0)
     g.activation = emulated::Activation::relu;
   g.splits = algorithm.splits;
@@ -188,13 +192,15 @@ cublasStatus_t CUBLASWINAPI cublasLtMatmulAlgoGetHeuristic(
     // Few columns: sums in several parts first, as they fill a device better. Number 4 stands for
     // those that add in another order although they need no reduction: it is the first for few rows
     // of the result, so that a part of a product is not by itself what it is in the whole.
-    static constexpr std::int32_t splits[] = {1, 1, 2, 4, 3};
-    static constexpr std::uint64_t workspaces[] = {0, 1U << 20U, 4U << 20U, 16U << 20U, 0};
-    static constexpr std::int32_t wide[] = {1, 0, 4, 2, 3};
-    static constexpr std::int32_t narrow[] = {2, 4, 3, 0, 1};
-    static constexpr std::int32_t low[] = {4, 1, 0, 2, 3};
+    static constexpr std::int32_t splits[] = {1, 1, 2, 4, 3, 1};
+    static constexpr std::uint64_t workspaces[] = {0, 1U << 20U, 4U << 20U, 16U << 20U, 0, 0};
+    static constexpr std::int32_t wide[] = {1, 0, 4, 2, 3, rough_gelu};
+    static constexpr std::int32_t narrow[] = {2, rough_gelu, 4, 3, 0, 1};
+    static constexpr std::int32_t low[] = {4, 1, 0, 2, 3, rough_gelu};
+    const bool has_gelu = (p.description.epilogue & CUBLASLT_EPILOGUE_GELU) != 0;
     for (const std::int32_t id : p.m < 32 ? low : p.n < 64 ? narrow : wide) {
       if (*returned == requested || workspaces[id] > wanted.max_workspace) continue;
+      if (id == rough_gelu && !has_gelu) continue;
       Algorithm algorithm{id, splits[id], workspaces[id], {}, p.signature()};
       if (algorithm.reduces() && wanted.reductions == CUBLASLT_REDUCTION_SCHEME_NONE) continue;
       for (int i = 0; i < 4; ++i)

@@ -1,21 +1,27 @@
 // Devices, their properties and errors of the runtime API.
 
 #include <cuda_runtime_api.h>
+#include <dlfcn.h>
 
 #include <algorithm>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <string>
 
 #include "tests/emulated_cuda/queue.hpp"
 #include "tests/emulated_cuda/settings.hpp"
 
+// Not there in programs without MPI.
+extern "C" __attribute__((weak)) int MPI_Initialized(int* flag);
+
 using emulated::call;
 using emulated::settings;
 
 namespace {
 
-constexpr int multiprocessors = 4;  // few, so that small tests fill them
+constexpr int multiprocessors = 4;    // few, so that small tests fill them
+constexpr int cache_bytes = 1 << 16;  // small: programs write twice as much to empty it
 
 struct ErrorText {
   cudaError_t code;
@@ -77,6 +83,20 @@ bool exists(int device) {
   return device >= 0 && device < settings().devices;
 }
 
+/// MPI libraries take resources of the device that is there when they start.
+void require_before_mpi(int device) {
+  static int first = -1;
+  int started = 0;
+  if (settings().before_mpi && first != device && MPI_Initialized != nullptr) {
+    MPI_Initialized(&started);
+  }
+  if (started != 0) {
+    std::fprintf(stderr, "emulated CUDA: device %d is chosen after MPI_Init\n", device);
+    std::abort();
+  }
+  first = device;
+}
+
 int attribute_of(cudaDeviceAttr attribute) {
   switch (attribute) {
     case cudaDevAttrComputeCapabilityMajor:
@@ -98,7 +118,7 @@ int attribute_of(cudaDeviceAttr attribute) {
     case cudaDevAttrMaxSharedMemoryPerMultiprocessor:
       return 233472;
     case cudaDevAttrL2CacheSize:
-      return 50 << 20;
+      return cache_bytes;
     case cudaDevAttrAsyncEngineCount:
       return 3;
     case cudaDevAttrConcurrentKernels:
@@ -149,7 +169,7 @@ void fill_properties(cudaDeviceProp& p, int device) {
   p.canMapHostMemory = p.concurrentKernels = p.unifiedAddressing = 1;
   p.asyncEngineCount = 3;
   p.memoryBusWidth = 5120;
-  p.l2CacheSize = 50 << 20;
+  p.l2CacheSize = cache_bytes;
   p.streamPrioritiesSupported = p.memoryPoolsSupported = 1;
   p.pciBusID = device + 1;
 }
@@ -157,6 +177,14 @@ void fill_properties(cudaDeviceProp& p, int device) {
 }  // namespace
 
 extern "C" {
+
+/// Asked before the MPI library's own, which is in a shared library.
+int MPIX_Query_cuda_support() {
+  if (settings().cuda_aware) return 1;
+  using Query = int (*)();
+  const auto of_library = reinterpret_cast<Query>(dlsym(RTLD_NEXT, "MPIX_Query_cuda_support"));
+  return of_library == nullptr ? 0 : of_library();
+}
 
 cudaError_t CUDARTAPI cudaGetDeviceCount(int* count) {
   *count = 0;
@@ -169,6 +197,7 @@ cudaError_t CUDARTAPI cudaGetDeviceCount(int* count) {
 cudaError_t CUDARTAPI cudaSetDevice(int device) {
   return call("cudaSetDevice", [&] {
     if (!exists(device)) return cudaErrorInvalidDevice;
+    require_before_mpi(device);
     emulated::current_device() = device;
     return cudaSuccess;
   });

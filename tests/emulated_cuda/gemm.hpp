@@ -15,7 +15,8 @@ struct Matrix {
   std::int64_t column_stride = 0;
 };
 
-enum class Activation { none, relu, gelu_tanh };
+/// Of gelu_tanh_rough the tanh is good to about 2^-11 of its value, as that of the hardware is.
+enum class Activation { none, relu, gelu_tanh, gelu_tanh_rough };
 
 /// d [m, n] = activation(alpha * a [m, k] * b [k, n] + beta * c [m, n] + bias [m])
 struct Gemm {

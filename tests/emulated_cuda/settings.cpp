@@ -34,10 +34,16 @@ Settings read_settings() {
   s.memory_bytes = number("ATL_EMULATED_MEMORY_MIB", 4096) << 20U;
   s.seed = number("ATL_EMULATED_SEED", 1);
   s.protect = number("ATL_EMULATED_PROTECT", 0) != 0;
+  s.cuda_aware = number("ATL_EMULATED_CUDA_AWARE", 0) != 0;
+  s.before_mpi = number("ATL_EMULATED_BEFORE_MPI", 0) != 0;
   if (const char* text = std::getenv("ATL_EMULATED_ORDER")) {
     s.eager = std::string(text) == "eager";
     if (!s.eager && std::string(text) != "adversarial")
       refuse("ATL_EMULATED_ORDER", text, "adversarial or eager");
+  }
+  if (const char* text = std::getenv("ATL_EMULATED_WGMMA")) {
+    s.other_wgmma = std::string(text) == "other";
+    if (!s.other_wgmma) refuse("ATL_EMULATED_WGMMA", text, "other");
   }
   return s;
 }

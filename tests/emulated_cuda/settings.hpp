@@ -8,6 +8,11 @@
 //   ATL_EMULATED_ORDER       adversarial (default): any order that streams and events allow;
 //                            eager: everything runs when it is enqueued
 //   ATL_EMULATED_PROTECT     1: host code that touches device memory crashes, with a message
+//   ATL_EMULATED_BEFORE_MPI  1: a program that uses MPI and chooses its first device only after
+//                            MPI_Init is ended, with a message
+//   ATL_EMULATED_CUDA_AWARE  1: MPI says that it takes device memory; with ATL_EMULATED_PROTECT it
+//                            crashes of it
+//   ATL_EMULATED_WGMMA       other: warpgroups keep sums in other registers than PTX's manual says
 //   ATL_EMULATED_FAIL        calls that fail, e.g. "cudaMalloc:3:2,kernel:17:700": the third
 //                            cudaMalloc returns error 2, the 17th kernel that runs ends with error
 //                            700. NAME:n+:code fails from the n-th call on. Work on streams counts
@@ -28,6 +33,9 @@ struct Settings {
   std::uint64_t seed = 1;
   bool eager = false;
   bool protect = false;
+  bool before_mpi = false;
+  bool cuda_aware = false;
+  bool other_wgmma = false;
 };
 
 /// Read once; throws nothing: a bad value ends the process with a message.

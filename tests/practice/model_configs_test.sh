@@ -48,6 +48,14 @@ not_taken() {
   refused "$1, $2" 1 "$3"
 }
 
+# windowed KIND CHANGES: all layers attend to 64 keys.
+windowed() {
+  with "$1" "$2"
+  succeeds "$1, $2" || return 0
+  capture "$ATOLL" inspect "$work/changed.h5"
+  check "$1, $2: windows" grep -qE '"window": ?64' "$work/stdout"
+}
+
 # --- whose model it is
 for kind in qwen3-moe mixtral olmoe; do
   same_model "$kind" 'c["architectures"] = None'
@@ -92,8 +100,9 @@ same_model qwen3-moe 'c.update(attention_bias=0, sliding_window=None, rope_scali
 same_model qwen3-moe 'c["mlp_only_layers"] = [7]' 'left out layer 7'
 not_taken qwen3-moe 'c["num_hidden_layers"] = 2.5' 'num_hidden_layers.*2.5'
 not_taken olmoe 'c["clip_qkv"] = 8.0' 'clip_qkv'
-not_taken mixtral 'c["sliding_window"] = 64' 'sliding_window'
-not_taken mixtral 'c["sliding_window"] = 64; c["use_sliding_window"] = False' 'sliding_window'
+windowed mixtral 'c["sliding_window"] = 64'
+windowed mixtral 'c["sliding_window"] = 64; c["use_sliding_window"] = False'
+windowed qwen3-moe 'c["sliding_window"] = 64; c["use_sliding_window"] = True; c["max_window_layers"] = 9'
 same_model mixtral 'c["sliding_window"] = 512'
 same_model qwen3-moe 'c["sliding_window"] = 64; c["use_sliding_window"] = False'
 

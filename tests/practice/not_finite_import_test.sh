@@ -59,6 +59,24 @@ for kind in none large-bf16; do
   succeeds "$kind"
   check "$kind: nothing to say" test ! -s "$work/stderr"
 done
+# Two weights are made of one tensor, on whichever ranks: what it has counts once.
+python3 - "$ATOLL_SOURCE/tests/data/families/deepseek_v3" "$work/shared" <<'PYTHON'
+import json, os, shutil, struct, sys
+
+shutil.copytree(sys.argv[1], sys.argv[2])
+with open(os.path.join(sys.argv[2], "model.safetensors"), "r+b") as file:
+    size = struct.unpack("<Q", file.read(8))[0]
+    begin, end = json.loads(file.read(size))["model.layers.0.self_attn.kv_b_proj.weight"]["data_offsets"]
+    for at in (begin, end - 2):
+        file.seek(8 + size + at)
+        file.write(struct.pack("<H", 0x7FC0))
+PYTHON
+for ranks in 1 3; do
+  atoll_on "$ranks" import "$work/shared" --output "$work/shared.h5"
+  succeeds "a tensor of two weights, $ranks ranks"
+  check "a tensor of two weights, $ranks ranks: said once" test "$(grep -c 'kv_b_proj.*has 2 values that are not finite (2 NaN)' "$work/stderr")" = 1
+  check "a tensor of two weights, $ranks ranks: no other line" test "$(grep -c 'not finite' "$work/stderr")" = 1
+done
 # A finite value that the model's type has no place for is a matter of the type.
 import_folder large
 refused "too large for float16" 1 'experts.3.up_proj.weight.*too large for float16.*bfloat16.*"dtype" of config.json'

@@ -98,6 +98,22 @@ class CodedPanels {
         scales_bytes_(panel_columns * static_cast<int>(task.coding.scale_bytes())) {}
 
   int steps() const { return steps_; }
+  /// Steps of one group of k; of the last one may be fewer.
+  int group_steps() const { return group_steps_; }
+  std::int64_t panel_bytes() const {
+    const int groups = (steps_ + group_steps_ - 1) / group_steps_;
+    return std::int64_t{groups} * scales_bytes_ + std::int64_t{steps_} * step_bytes_;
+  }
+  /// A group's scales, and the codes of its step number `first` of all.
+  const char* scales_at(int panel, int group) const {
+    return static_cast<const char*>(task_.panels) + panel * panel_bytes() +
+           std::int64_t{group} * (scales_bytes_ + std::int64_t{group_steps_} * step_bytes_);
+  }
+  const char* codes_at(int panel, int first) const {
+    const int group = first / group_steps_;
+    return scales_at(panel, group) + scales_bytes_ +
+           std::int64_t{first - group * group_steps_} * step_bytes_;
+  }
 
   /// Elements [first, first + count) of panel number `panel`.
   void unpack(int panel, int first, int count, Element* out) const {
@@ -120,18 +136,12 @@ class CodedPanels {
 
   template <Code code>
   void unpack_by(int panel, int first, int count, Element* out) const {
-    const int groups = (steps_ + group_steps_ - 1) / group_steps_;
-    const std::int64_t panel_bytes =
-        std::int64_t{groups} * scales_bytes_ + std::int64_t{steps_} * step_bytes_;
-    const char* codes = static_cast<const char*>(task_.panels) + panel * panel_bytes;
     const bool special = code == Code::fp8 && task_.special;
     for (const int end = first + count; first < end;) {
       const int group = first / group_steps_;
       const int of_group = (group + 1) * group_steps_ < end ? (group + 1) * group_steps_ : end;
-      const char* scales = codes + std::int64_t{group} * scales_bytes_ +
-                           std::int64_t{group} * group_steps_ * step_bytes_;
-      const char* from =
-          scales + scales_bytes_ + std::int64_t{first - group * group_steps_} * step_bytes_;
+      const char* scales = scales_at(panel, group);
+      const char* from = codes_at(panel, first);
       if (special) {
         unpack_group<code, true>(scales, from, of_group - first, out);
       } else {

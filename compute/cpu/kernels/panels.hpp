@@ -12,6 +12,10 @@
 #include "compute/cpu/kernels/rows.hpp"
 #include "compute/cpu/kernels/simd.hpp"
 
+#if defined(ATL_CODES_TO_PAIRS)
+#include "compute/cpu/kernels/fp8_rows.hpp"
+#endif
+
 namespace atl::compute {
 namespace {
 
@@ -314,38 +318,104 @@ void panel_product(const PanelTask& task, int all_k) {
   }
 }
 
-/// panel_product() of panels that hold codes: a slice of a few panels becomes elements in L1, which
-/// are multiplied as they would be without codes.
+/// Products of panels that hold codes, for rows whose element `begin` is the first at hand.
 template <class T>
-void coded_product(const PanelTask& task) {
+struct CodedSlices {
   using Row = typename PanelElement<T>::type;
   using Wide = typename UnpackedElement<T>::type;
-  alignas(64) Wide wide[max_panel_slice_bytes / sizeof(Wide)];
+
+  const PanelTask& task;
+  const CodedPanels<T>& panels;
+  const PanelRows<Row>& rows;
+  int begin;
+  Wide* wide;  // [max_panel_slice_bytes]
+
+  /// Panels [p, p + count), `at_once` of them or fewer, by elements [first, end) of the rows: a
+  /// slice becomes elements in L1, which are multiplied as they would be without codes.
+  void multiply(int p, int count, int at_once, int first, int end) const {
+    const int depth = task.slice_bytes / (at_once * panel_columns) / static_cast<int>(sizeof(Wide));
+    PanelBlock<Wide> block{};
+    block.num_panels = count;
+    block.panels = wide;
+    block.panel_stride = std::int64_t{depth} * panel_columns;
+    block.c = task.c + p * panel_columns;
+    block.c_stride = task.c_stride;
+    for (int k = first; k < end; k += depth) {
+      block.k = end - k < depth ? end - k : depth;
+      block.first = k == 0;
+      for (int i = 0; i < count; ++i) {
+        panels.unpack(p + i, k, block.k, wide + i * block.panel_stride);
+      }
+      panel_slice(block, rows, k - begin, /*fetches=*/false);
+    }
+  }
+
+#if defined(ATL_CODES_TO_PAIRS)
+  /// Few rows, by what fp8_rows.hpp has for groups whose columns have one scale. False: they are
+  /// not few, or other codes.
+  bool multiply_few(int end) const {
+    if constexpr (panel_step<T> != 2) {
+      return false;
+    } else {
+      const bool fits = task.coding.code == Code::fp8 && task.rounded == DType::bfloat16 &&
+                        has_vbmi && rows.count == 1 && task.num_rows <= fp8_rows_at_once;
+      if (!fits) return false;
+      const int at_once = fp8_panels_at_once(task.num_rows);
+      for (int p = 0; p < task.num_panels;) {
+        const int count = task.num_panels - p < at_once ? 1 : at_once;
+        for (int first = begin; first < end;) {
+          const int group = first / panels.group_steps();
+          const int of_group = (group + 1) * panels.group_steps();
+          const int stop = of_group < end ? of_group : end;
+          multiply_group(p, count, first, stop);
+          first = stop;
+        }
+        p += count;
+      }
+      return true;
+    }
+  }
+
+ private:
+  /// Elements [first, stop), which are of one group.
+  void multiply_group(int p, int count, int first, int stop) const {
+    float scales[4];
+    bool each_one = true;
+    for (int i = 0; i < count; ++i) {
+      scales[i] = one_scale(panels.scales_at(p + i, first / panels.group_steps()));
+      each_one = each_one && scales[i] == scales[i];
+    }
+    if (!each_one) return multiply(p, count, count, first, stop);
+    const auto& block = rows.blocks[0];
+    const Fp8Piece piece{block.a + first - begin, block.stride, panels.codes_at(p, first),
+                         panels.panel_bytes(),    stop - first, task.c + p * panel_columns,
+                         task.c_stride,           first == 0};
+    fp8_piece(piece, task.num_rows, count, scales);
+  }
+#endif
+};
+
+/// panel_product() of panels that hold codes.
+template <class T>
+void coded_product(const PanelTask& task) {
+  using Slices = CodedSlices<T>;
+  alignas(64) typename Slices::Wide wide[max_panel_slice_bytes / sizeof(typename Slices::Wide)];
   const CodedPanels<T> panels(task);
-  PanelRows<Row> rows;
+  PanelRows<typename Slices::Row> rows;
   const bool in_place = rows.find(task);
   const int all_k = panels.steps();
-  const int rows_depth = in_place ? all_k : PanelRows<Row>::depth(task.num_rows);
+  const int rows_depth = in_place ? all_k : PanelRows<typename Slices::Row>::depth(task.num_rows);
   for (int begin = 0; begin < all_k; begin += rows_depth) {
     const int end = all_k - begin < rows_depth ? all_k : begin + rows_depth;
     if (!in_place) rows.copy(task, begin, end - begin);
+    const Slices slices{task, panels, rows, begin, wide};
+#if defined(ATL_CODES_TO_PAIRS)
+    if (slices.multiply_few(end)) continue;
+#endif
     const int at_once = rows.count == 1 && task.num_rows <= panel_height / 3 ? 4 : 1;
-    const int depth = task.slice_bytes / (at_once * panel_columns) / static_cast<int>(sizeof(Wide));
     for (int p = 0; p < task.num_panels; p += at_once) {
-      PanelBlock<Wide> block{};
-      block.num_panels = task.num_panels - p < at_once ? task.num_panels - p : at_once;
-      block.panels = wide;
-      block.panel_stride = std::int64_t{depth} * panel_columns;
-      block.c = task.c + p * panel_columns;
-      block.c_stride = task.c_stride;
-      for (int k = begin; k < end; k += depth) {
-        block.k = end - k < depth ? end - k : depth;
-        block.first = k == 0;
-        for (int i = 0; i < block.num_panels; ++i) {
-          panels.unpack(p + i, k, block.k, wide + i * block.panel_stride);
-        }
-        panel_slice(block, rows, k - begin, /*fetches=*/false);
-      }
+      slices.multiply(p, task.num_panels - p < at_once ? task.num_panels - p : at_once, at_once,
+                      begin, end);
     }
   }
 }

@@ -68,6 +68,28 @@ void activate(cudaStream_t stream, std::string_view name, DType dtype, const flo
 
 /// One block per row.
 template <class T>
+__global__ void __launch_bounds__(threads) gated_kernel(GatedArgs args) {
+  const std::int64_t first = std::int64_t{blockIdx.x} * args.width;
+  for (int i = static_cast<int>(threadIdx.x); i < args.width; i += threads) {
+    float gate = args.gate[first + i];
+    if (args.gate_bias != nullptr) gate += args.gate_bias[i];
+    float up[1];
+    to_floats(load_raw<1>(static_cast<const T*>(args.up) + first + i), up);
+    float value[1] = {};
+    if (args.clamped) {
+      // fmaxf and fminf would take a number for NaN.
+      gate = gate > args.limit ? args.limit : gate;
+      up[0] = up[0] > args.limit ? args.limit : up[0] < -args.limit ? -args.limit : up[0];
+      value[0] = times_sigmoid(gate, gate * args.alpha) * (up[0] + 1.0F);
+    } else {
+      value[0] = Swiglu::of(gate, up[0]);
+    }
+    store_raw(static_cast<T*>(args.out) + first + i, to_raw<T>(value));
+  }
+}
+
+/// One block per row.
+template <class T>
 __global__ void __launch_bounds__(threads)
     add_bias_kernel(const float* sums, const float* bias, T* out, int width) {
   const std::int64_t first = std::int64_t{blockIdx.x} * width;
@@ -109,6 +131,14 @@ void gelu(cudaStream_t stream, DType dtype, const float* up, void* out, std::int
 void swiglu(cudaStream_t stream, DType dtype, const float* gate, const void* up, void* out,
             std::int64_t count) {
   activate<Swiglu>(stream, "swiglu", dtype, gate, up, out, count);
+}
+
+void gated(cudaStream_t stream, DType dtype, const GatedArgs& args) {
+  with_element(dtype, [&](auto element) {
+    using T = typename decltype(element)::type;
+    launch(stream, "gated", &gated_kernel<T>, dim3(static_cast<unsigned>(args.num_rows)), threads,
+           0, args);
+  });
 }
 
 void add_bias(cudaStream_t stream, DType dtype, const float* sums, const float* bias, void* out,

@@ -1,11 +1,14 @@
 // Attention by element type, the merging of splits, and the plain kernel for checking in float32.
 
 #include "compute/cuda/kernels/attention.cuh"
+#include "compute/cuda/wgmma.hpp"
 
 namespace atl::compute::cuda {
 
 extern template void attention_tiles<__nv_bfloat16>(cudaStream_t, const AttentionArgs&);
 extern template void attention_tiles<__half>(cudaStream_t, const AttentionArgs&);
+extern template void attention_group_tiles<__nv_bfloat16>(cudaStream_t, const AttentionArgs&);
+extern template void attention_group_tiles<__half>(cudaStream_t, const AttentionArgs&);
 
 namespace {
 
@@ -18,8 +21,8 @@ template <class T>
 __global__ void __launch_bounds__(threads) merge_kernel(AttentionArgs args, int head_floats) {
   const AttentionMerge merge = args.merges[blockIdx.x];
   const int head = static_cast<int>(blockIdx.y);
-  const int d = args.kv.head_dim;
-  const float scale = score_scale(d);
+  const int d = args.kv.values_dim();
+  const float scale = score_scale(args);
   const int first = static_cast<int>(threadIdx.x);
   float totals[held] = {};
   float top = 0;
@@ -41,8 +44,9 @@ __global__ void __launch_bounds__(threads) merge_kernel(AttentionArgs args, int 
       }
     }
   }
-  const float inverse = 1.0F / sum;
-  T* out = static_cast<T*>(args.out) + (std::int64_t{merge.row} * args.num_heads + head) * d;
+  const float inverse =
+      inverse_sum(top, sum, scale, args.sinks == nullptr ? nullptr : args.sinks + head);
+  T* out = static_cast<T*>(args.out) + merge.row * args.out_row() + head * d;
 #pragma unroll
   for (int k = 0; k < held; ++k) {
     const int column = first + k * threads;
@@ -52,8 +56,8 @@ __global__ void __launch_bounds__(threads) merge_kernel(AttentionArgs args, int 
 
 /// One row and head per block, a block of keys at a time: slow, and easily seen to be right.
 __global__ void __launch_bounds__(threads) plain_kernel(AttentionArgs args) {
-  float* query = dynamic_shared<float>();  // [max_head_dim]
-  float* scores = query + max_head_dim;    // [key_block]
+  float* query = dynamic_shared<float>();   // [latent_head_dim]
+  float* scores = query + latent_head_dim;  // [key_block]
   const std::int64_t row = blockIdx.x;
   const int head = static_cast<int>(blockIdx.y);
   const KvPages& kv = args.kv;
@@ -64,23 +68,24 @@ __global__ void __launch_bounds__(threads) plain_kernel(AttentionArgs args) {
   const std::int32_t* pages =
       args.map.pages + std::int64_t{args.map.sequence[row]} * args.map.max_pages;
   const int num_keys = args.map.position[row] + 1;
-  const float scale = 1.0F / sqrtf(static_cast<float>(d));
+  const int low = args.window > 0 ? max(num_keys - args.window, 0) : 0;
+  const int v = kv.values_dim();
+  const float scale = args.scale > 0 ? args.scale : 1.0F / sqrtf(static_cast<float>(d));
   const float* q = static_cast<const float*>(args.qkv) + row * args.qkv_stride + head * d;
   for (int i = thread; i < d; i += threads) query[i] = q[i];
   float out[held] = {};
   float top = -INFINITY;
   float sum = 0;
-  for (int start = 0; start < num_keys; start += key_block) {
+  for (int start = low / key_block * key_block; start < num_keys; start += key_block) {
     const int count = min(key_block, num_keys - start);
+    const int begin = max(low - start, 0);
     const std::int64_t at =
-        ((std::int64_t{pages[start / kv.page_tokens]} * kv.num_kv_heads + kv_head) *
-             kv.page_tokens +
-         start % kv.page_tokens) *
-        d;
-    const float* keys = static_cast<const float*>(kv.keys) + at;
-    const float* values = static_cast<const float*>(kv.values) + at;
+        (std::int64_t{pages[start / kv.page_tokens]} * kv.num_kv_heads + kv_head) * kv.page_tokens +
+        start % kv.page_tokens;
+    const float* keys = static_cast<const float*>(kv.keys) + at * d;
+    const float* values = static_cast<const float*>(kv.values) + at * kv.value_stride();
     __syncthreads();  // the query is there, and nobody reads the scores any more
-    for (int k = thread / warp_lanes; k < count; k += threads / warp_lanes) {
+    for (int k = begin + thread / warp_lanes; k < count; k += threads / warp_lanes) {
       float score = 0;
       for (int i = lane; i < d; i += warp_lanes) score = fmaf(query[i], keys[k * d + i], score);
       score = warp_sum(score);
@@ -88,35 +93,47 @@ __global__ void __launch_bounds__(threads) plain_kernel(AttentionArgs args) {
     }
     __syncthreads();
     const float before = top;
-    for (int k = 0; k < count; ++k) top = fmaxf(top, scores[k]);
+    for (int k = begin; k < count; ++k) top = fmaxf(top, scores[k]);
     const float factor = expf(before - top);
     sum *= factor;
 #pragma unroll
     for (int i = 0; i < held; ++i) out[i] *= factor;
-    for (int k = 0; k < count; ++k) {
+    for (int k = begin; k < count; ++k) {
       const float weight = expf(scores[k] - top);
       sum += weight;
 #pragma unroll
       for (int i = 0; i < held; ++i) {
         const int column = thread + i * threads;
-        if (column < d) out[i] = fmaf(weight, values[k * d + column], out[i]);
+        if (column < v) {
+          out[i] = fmaf(weight, values[std::int64_t{k} * kv.value_stride() + column], out[i]);
+        }
       }
     }
   }
-  float* to = static_cast<float*>(args.out) + (row * args.num_heads + head) * d;
+  float keep = 1;
+  if (args.sinks != nullptr) {
+    const float highest = fmaxf(top, args.sinks[head]);
+    keep = expf(top - highest);
+    sum = fmaf(sum, keep, expf(args.sinks[head] - highest));
+  }
+  float* to = static_cast<float*>(args.out) + row * args.out_row() + head * v;
 #pragma unroll
   for (int i = 0; i < held; ++i) {
     const int column = thread + i * threads;
-    if (column < d) to[column] = out[i] / sum;
+    if (column < v) to[column] = out[i] * keep / sum;
   }
 }
 
 template <class T>
 void tiles_then_merges(cudaStream_t stream, const AttentionArgs& args) {
-  attention_tiles<T>(stream, args);
+  if (args.wgmma) {
+    attention_group_tiles<T>(stream, args);
+  } else {
+    attention_tiles<T>(stream, args);
+  }
   launch(stream, "attention", &merge_kernel<T>,
          dim3(static_cast<unsigned>(args.num_merges), static_cast<unsigned>(args.num_heads)),
-         threads, 0, args, partial_floats_per_head(args.kv.head_dim));
+         threads, 0, args, partial_floats_per_head(args.kv.values_dim()));
 }
 
 }  // namespace
@@ -131,7 +148,7 @@ void attention(cudaStream_t stream, DType dtype, const AttentionArgs& args) {
       return launch(
           stream, "attention", &plain_kernel,
           dim3(static_cast<unsigned>(args.num_rows), static_cast<unsigned>(args.num_heads)),
-          threads, (max_head_dim + key_block) * sizeof(float), args);
+          threads, (latent_head_dim + key_block) * sizeof(float), args);
     case DType::uint8:
       break;  // on file only
   }

@@ -13,7 +13,7 @@
 // A row's operations and their order do not depend on its place, on the other rows of the tile or
 // on the variant of the kernel (wide or narrow): products of other rows never enter its sums, sums
 // over keys follow one tree (see sum_of_block), and blocks in which a row has no keys change
-// nothing: the factor is then 1 and what is added is 0.
+// nothing: the factor is then 1, or what it multiplies 0, and what is added is 0.
 
 #include <algorithm>
 
@@ -24,14 +24,22 @@
 
 namespace atl::compute::cuda {
 
-/// How a block's threads share out rows of `width` elements by 16-byte pieces: each thread has a
-/// column of its own and takes every row_step-th row.
+/// How a block's threads share out rows of `width` elements by 16-byte pieces: where the pieces of
+/// a row divide the threads, each has a column of its own and takes every so many-th row.
 template <class T, int width, int num_rows, int threads>
 struct Pieces {
   static constexpr int per_row = width / wide<T>;
-  static constexpr int row_step = threads / per_row;
-  static constexpr int count = num_rows / row_step;  ///< rows of one thread
-  static_assert(threads % per_row == 0 && num_rows % row_step == 0);
+  static constexpr int count = num_rows * per_row / threads;  ///< of one thread
+  static constexpr bool in_columns = threads % per_row == 0;
+  static_assert(num_rows * per_row % threads == 0);
+
+  static __device__ int row(int thread, int i) {
+    return in_columns ? thread / per_row + i * (threads / per_row)
+                      : (thread + i * threads) / per_row;
+  }
+  static __device__ int column(int thread, int i) {
+    return (in_columns ? thread : thread + i * threads) % per_row * wide<T>;
+  }
 };
 
 /// Copies slices of keys and values into the ring, in the order in which they are used: for each
@@ -49,8 +57,7 @@ class Copier {
         token_(first % kv.page_tokens),
         ring_(ring) {
     pages_ = pages + first / kv.page_tokens;
-    head_ = std::int64_t{kv_head} * kv.page_tokens * kv.head_dim;
-    page_elements_ = std::int64_t{kv.num_kv_heads} * kv.page_tokens * kv.head_dim;
+    head_ = kv_head;
     next_page_ = *pages_;
   }
 
@@ -58,12 +65,17 @@ class Copier {
   __device__ void advance() {
     if (left_ > 0) {
       if (part_ == 0) enter_block();
-      const bool of_keys = part_ < V::slices;
-      const int column = (of_keys ? part_ : part_ - V::slices) * V::slice;
-      copy_slice(static_cast<const T*>(of_keys ? kv_.keys : kv_.values) + block_, column,
-                 ring_ + slot_ * V::slice_elements);
+      T* to = ring_ + slot_ * V::slice_elements;
+      if (part_ < V::slices) {
+        copy_slice<V::slice>(static_cast<const T*>(kv_.keys) + block_ * kv_.head_dim,
+                             part_ * V::slice, kv_.head_dim, kv_.head_dim, to);
+      } else {
+        copy_slice<V::value_slice>(static_cast<const T*>(kv_.values) + block_ * kv_.value_stride(),
+                                   (part_ - V::slices) * V::value_slice, kv_.values_dim(),
+                                   kv_.value_stride(), to);
+      }
       slot_ = slot_ + 1 == V::stages ? 0 : slot_ + 1;
-      if (++part_ == 2 * V::slices) {
+      if (++part_ == V::slices + V::value_slices) {
         part_ = 0;
         left_ -= key_block;
       }
@@ -74,7 +86,7 @@ class Copier {
  private:
   /// Finds the next block's place; its page was looked up one block ahead, so that nobody waits.
   __device__ void enter_block() {
-    block_ = next_page_ * page_elements_ + head_ + std::int64_t{token_} * kv_.head_dim;
+    block_ = (std::int64_t{next_page_} * kv_.num_kv_heads + head_) * kv_.page_tokens + token_;
     token_ += key_block;
     if (token_ == kv_.page_tokens) {
       token_ = 0;
@@ -82,30 +94,29 @@ class Copier {
     }
   }
 
-  /// Zeros stand for keys and dimensions that do not exist.
-  __device__ void copy_slice(const T* from, int column, T* to) const {
+  /// Columns from `column` on of rows of `d` elements, `stride` apart. Zeros stand for keys and
+  /// dimensions that do not exist.
+  template <int width>
+  __device__ void copy_slice(const T* from, int column, int d, int stride, T* to) const {
     const int thread = static_cast<int>(threadIdx.x);
-    const int d = kv_.head_dim;
     if (wide_ok_) {
-      using P = Pieces<T, V::slice, key_block, V::threads>;
-      const int row = thread / P::per_row;
-      const int c = thread % P::per_row * wide<T>;
-      const int rows = column + c < d ? left_ - row : 0;
-      const T* piece = from + row * d + column + c;
-      to += row * V::slice_stride + c;
+      using P = Pieces<T, width, key_block, V::threads>;
 #pragma unroll
       for (int i = 0; i < P::count; ++i) {
-        const bool exists = i * P::row_step < rows;
-        copy_async(to + i * P::row_step * V::slice_stride,
-                   exists ? piece + i * P::row_step * d : from, exists);
+        const int row = P::row(thread, i);
+        const int c = P::column(thread, i);
+        const bool exists = row < left_ && column + c < d;
+        copy_async(to + row * V::slice_stride + c, exists ? from + row * stride + column + c : from,
+                   exists);
       }
     } else {
 #pragma unroll 1
-      for (int i = thread; i < key_block * V::slice; i += V::threads) {
-        const int row = i / V::slice;
-        const int c = i % V::slice;
+      for (int i = thread; i < key_block * width; i += V::threads) {
+        const int row = i / width;
+        const int c = i % width;
         const bool exists = row < left_ && column + c < d;
-        to[row * V::slice_stride + c] = exists ? from[row * d + column + c] : round_to<T>(0.0F);
+        to[row * V::slice_stride + c] =
+            exists ? from[row * stride + column + c] : round_to<T>(0.0F);
       }
     }
   }
@@ -116,9 +127,8 @@ class Copier {
   int token_;  ///< of that block in its page
   T* ring_;
   const std::int32_t* pages_;
-  std::int64_t head_;
-  std::int64_t page_elements_;
-  std::int64_t block_ = 0;  ///< where the block's keys (and values) begin
+  int head_;
+  std::int64_t block_ = 0;  ///< the block's first token among those of all pages and heads
   std::int32_t next_page_;
   int part_ = 0;  ///< of the block: slices of K, then of V
   int slot_ = 0;
@@ -129,7 +139,6 @@ class Copier {
 template <class V>
 __device__ void place_rows(typename V::Shared& shared, const AttentionTile& tile, int heads,
                            int first_head, int end_head) {
-  if (threadIdx.x == 0) shared.first_bad = no_key;
   for (int row = static_cast<int>(threadIdx.x); row < V::rows; row += V::threads) {
     const int token = row / heads;
     const int head = first_head + row % heads;
@@ -149,10 +158,10 @@ __device__ void load_queries(const AttentionArgs& args, const AttentionTile& til
   const int thread = static_cast<int>(threadIdx.x);
   if (wide_ok) {
     using P = Pieces<T, V::head_dim, V::rows, V::threads>;
-    const int c = thread % P::per_row * wide<T>;
 #pragma unroll
     for (int i = 0; i < P::count; ++i) {
-      const int row = thread / P::per_row + i * P::row_step;
+      const int row = P::row(thread, i);
+      const int c = P::column(thread, i);
       const int token = shared.token[row];
       const bool exists = token >= 0 && c < d;
       const T* from = q + token * args.qkv_stride + shared.head[row] * d + c;
@@ -187,15 +196,20 @@ __device__ void write_results(const AttentionArgs& args, const AttentionTile& ti
                               Worker<V>& worker, bool wide_ok) {
   using T = typename V::Type;
   typename V::Shared& shared = worker.shared;
-  if (worker.part == 0) shared.factor[worker.row] = 1.0F / worker.total.sum;
+  if (worker.part == 0) {
+    const bool exists = args.sinks != nullptr && shared.token[worker.row] >= 0;
+    const float* sink = exists ? args.sinks + shared.head[worker.row] : nullptr;
+    shared.factor[worker.row] =
+        inverse_sum(worker.total.top, worker.total.sum, score_scale(args), sink);
+  }
   sync_group<V>();
-  const int d = args.kv.head_dim;
-  T* out = static_cast<T*>(args.out) + std::int64_t{tile.first_row} * args.num_heads * d;
+  const int d = args.kv.values_dim();
+  T* out = static_cast<T*>(args.out) + tile.first_row * args.out_row();
   worker.for_pieces([&](int row, int column, float(&values)[8]) {
     const int token = shared.token[row];
     if (column >= d || token < 0) return;
     const float inverse = shared.factor[row];
-    T* to = out + std::int64_t{token * args.num_heads + shared.head[row]} * d + column;
+    T* to = out + token * args.out_row() + shared.head[row] * d + column;
     // + 0 turns a negative zero, whose sign depends on the block, into a positive one.
 #pragma unroll
     for (int k = 0; k < 8; ++k) values[k] = values[k] * inverse + 0.0F;
@@ -215,7 +229,7 @@ template <class V>
 __device__ void write_partials(const AttentionArgs& args, const AttentionTile& tile,
                                Worker<V>& worker, int head_floats) {
   typename V::Shared& shared = worker.shared;
-  const int d = args.kv.head_dim;
+  const int d = args.kv.values_dim();
   float* rows = args.workspace + std::int64_t{tile.partial} * args.num_heads * head_floats;
   const auto place = [&](int row, int token) {
     return rows + std::int64_t{token * args.num_heads + shared.head[row]} * head_floats;
@@ -243,7 +257,7 @@ __device__ void write_partials(const AttentionArgs& args, const AttentionTile& t
 template <class V>
 __global__ void __launch_bounds__(V::threads, 1)
     attention_kernel(AttentionArgs args, const AttentionTile* tiles, int groups_per_kv_head,
-                     int head_floats) {
+                     int head_floats, bool wide_ok) {
   using T = typename V::Type;
   auto& shared = *dynamic_shared<typename V::Shared>();
   const int kv_head = static_cast<int>(blockIdx.y) / groups_per_kv_head;
@@ -255,7 +269,6 @@ __global__ void __launch_bounds__(V::threads, 1)
   const AttentionTile tile = tiles[blockIdx.x];
   place_rows<V>(shared, tile, heads, first_head, end_head);
   const int end = tile.first_key + tile.num_keys;
-  const bool wide_ok = args.kv.head_dim % wide<T> == 0;  // and pointers are aligned: see launch
 
   Copier<V> copier(args.kv, args.map.pages + std::int64_t{tile.sequence} * args.map.max_pages,
                    kv_head, wide_ok, tile.first_key, end, shared.ring);
@@ -263,13 +276,20 @@ __global__ void __launch_bounds__(V::threads, 1)
   for (int i = 0; i < V::stages - 1; ++i) copier.advance();  // the first with the queries
 
   Worker<V> worker(shared);
-  const float scale = score_scale(args.kv.head_dim);
+  const float scale = score_scale(args);
   // Rows that do not exist count as the last token's.
   const int last_token = tile.num_rows - 1;
   const int row_position = tile.first_position + min(worker.row / heads, last_token);
   const int last_position =
       tile.first_position + min((worker.first_row + 15) / heads, last_token);  // of the group's
   const bool any_rows = worker.first_row < tile.num_rows * heads;
+  // The first key that a position sees.
+  const auto low_of = [&](int position) {
+    return args.window > 0 ? max(position + 1 - args.window, 0) : 0;
+  };
+  const int row_low = low_of(row_position);
+  const int group_low = low_of(tile.first_position + min(worker.first_row / heads, last_token));
+  const int tile_low = low_of(tile.first_position + last_token);
   int slot = 0;
   const auto next_slice = [&] {
     wait_copies<V::stages - 2>();
@@ -279,34 +299,39 @@ __global__ void __launch_bounds__(V::threads, 1)
     slot = slot + 1 == V::stages ? 0 : slot + 1;
     return slice;
   };
-  const auto next_values = [&](int start) {
+  const auto next_values = [&](int start, const SeenKeys& seen) {
     T* values = next_slice();
-    if (tile.first_position + 1 < min(start + key_block, end)) {  // not all rows see all keys
-      clear_non_finite<V>(shared, values, start);
+    const bool all_seen =
+        tile.first_position + 1 >= min(start + key_block, end) && tile_low <= start;
+    if (!all_seen) {  // by all rows
+      clear_non_finite<V>(shared, values);
       __syncthreads();
+      worker.note_bad(seen);
     }
     return values;
   };
-  for (int split = tile.first_key; split < end; split += split_keys) {
-    const int split_end = min(split + split_keys, end);
+  // Splits begin at fixed positions; a window lets the first one begin later.
+  for (int split = tile.first_key; split < end; split = (split / split_keys + 1) * split_keys) {
+    const int split_end = min((split / split_keys + 1) * split_keys, end);
     for (int start = split; start < split_end; start += key_block) {
-      const bool live = any_rows && start <= last_position;
+      const bool live = any_rows && start <= last_position && start + key_block > group_low;
+      const SeenKeys seen{row_low - start, row_position + 1 - start};
 #pragma unroll
       for (int s = 0; s < V::slices; ++s) {
         const T* keys = next_slice();
+        // Between the barriers before and after it nobody looks.
+        if (s == 0 && threadIdx.x < key_block / 32) shared.bad[threadIdx.x] = 0;
         if (live) worker.add_scores(keys, s);
       }
       if (live) worker.store_scores();
       sync_group<V>();
-      if (live) worker.soften_row(row_position + 1 - start, scale);
-      const T* values = next_values(start);
-      if (live) {
-        worker.rescale();
-        worker.template add_values<0>(values);
-      }
-      if constexpr (V::slices > 1) {
-        values = next_values(start);
-        if (live) worker.template add_values<1>(values);
+      if (live) worker.soften_row(seen, scale);
+#pragma unroll
+      for (int s = 0; s < V::value_slices; ++s) {
+        const T* values = next_values(start, seen);
+        if (!live) continue;
+        if (s == 0) worker.rescale();
+        worker.add_values(values, s);
       }
     }
     const bool first = split == tile.first_key;
@@ -314,7 +339,7 @@ __global__ void __launch_bounds__(V::threads, 1)
     sync_group<V>();
     worker.merge_split(first);
   }
-  if (shared.first_bad <= row_position) worker.total.sum = NAN;
+  if (worker.spoiled) worker.total.sum = NAN;
   if (tile.partial >= 0) {
     write_partials(args, tile, worker, head_floats);
   } else {
@@ -327,11 +352,16 @@ void launch_attention(cudaStream_t stream, const AttentionArgs& args, const Atte
                       int num_tiles) {
   const int most = args.groups.most;
   const int groups = divide_up(most, std::min(most, V::rows));
+  using T = typename V::Type;
+  const auto whole = [](std::int64_t elements) { return elements % wide<T> == 0; };
+  const bool wide_ok = whole(args.kv.head_dim) && whole(args.kv.values_dim()) &&
+                       whole(args.qkv_stride) && whole(args.out_row()) &&
+                       rows_are_aligned(0, args.qkv, args.out, args.kv.keys, args.kv.values);
   launch(
       stream, "attention", &attention_kernel<V>,
       dim3(static_cast<unsigned>(num_tiles), static_cast<unsigned>(args.kv.num_kv_heads * groups)),
       V::threads, sizeof(typename V::Shared), args, tiles, groups,
-      partial_floats_per_head(args.kv.head_dim));
+      partial_floats_per_head(args.kv.values_dim()), wide_ok);
 }
 
 template <class T, int head_dim>
@@ -354,8 +384,10 @@ void attention_tiles(cudaStream_t stream, const AttentionArgs& args) {
     launch_tiles<T, 128>(stream, args);
   } else if (d <= 256) {
     launch_tiles<T, 256>(stream, args);
-  } else {
+  } else if (d <= 512) {
     launch_tiles<T, 512>(stream, args);
+  } else {
+    launch_tiles<T, latent_head_dim>(stream, args);
   }
 }
 

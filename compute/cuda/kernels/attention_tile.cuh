@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "compute/cuda/kernels.hpp"
 #include "compute/cuda/kernels/device.cuh"
 #include "compute/cuda/plan/attention_plan.hpp"
 
@@ -14,16 +15,32 @@ struct MergeFactors {
   float of_total;
   float of_split;
 };
-/// `scale` turns scores into exponents of 2. At most one of the maxima is -infinity.
+/// `scale` turns scores into exponents of 2. A maximum is -infinity where a row saw no key, which a
+/// window makes so.
 __device__ inline MergeFactors merge_factors(float total_top, float split_top, float scale) {
   const float top = fmaxf(total_top, split_top);
-  return {top, exp2_fast((total_top - top) * scale), exp2_fast((split_top - top) * scale)};
+  const float shift = top == -INFINITY ? 0.0F : top;
+  return {top, exp2_fast((total_top - shift) * scale), exp2_fast((split_top - shift) * scale)};
 }
 __device__ inline float merged(float total, float split, const MergeFactors& factors) {
   return fmaf(total, factors.of_total, split * factors.of_split);
 }
+inline constexpr float log2_of_e = 1.4426950408889634F;
 __device__ inline float score_scale(int head_dim) {
-  return 1.4426950408889634F / sqrtf(static_cast<float>(head_dim));
+  return log2_of_e / sqrtf(static_cast<float>(head_dim));
+}
+__device__ inline float score_scale(const AttentionArgs& args) {
+  return args.scale > 0 ? log2_of_e * args.scale : score_scale(args.kv.head_dim);
+}
+/// What a row's result is divided by, inverted: the sum of its weights, which a sink's logit joins
+/// where it is not null.
+__device__ inline float inverse_sum(float top, float sum, float scale, const float* sink) {
+  if (sink == nullptr) return 1.0F / sum;
+  const float of_keys = top * scale;
+  const float of_sink = *sink * log2_of_e;
+  const float highest = fmaxf(of_keys, of_sink);
+  const float keep = exp2_fast(of_keys - highest);
+  return keep / fmaf(sum, keep, exp2_fast(of_sink - highest));
 }
 
 /// A variant of the kernel: element type, head_dim rounded up, matrix rows, warps per 16 rows, and
@@ -36,15 +53,18 @@ struct Variant {
   static constexpr int columns = columns_;
   static constexpr int stages = stages_;
   static constexpr int threads = rows / 16 * columns * warp_lanes;
-  /// A block of keys (values) is copied in slices of at most 256 dimensions.
-  static constexpr int slice = std::min(head_dim, 256);
+  /// A block of keys (values) is copied in slices of at most 256 dimensions. Latents are keys of
+  /// 576 and values of 512.
+  static constexpr int slice = head_dim == latent_head_dim ? 192 : std::min(head_dim, 256);
   static constexpr int slices = head_dim / slice;
-  static constexpr int key_tiles = key_block / 16 / columns;  ///< score tiles of one warp
-  static constexpr int out_tiles = slice / 16 / columns;  ///< result tiles of one warp and slice
-  static constexpr int lanes_per_row = 2 * columns;       ///< that share a row's softmax
+  static constexpr int value_slice = std::min(head_dim, 256);
+  static constexpr int value_slices = head_dim / value_slice;
+  static constexpr int key_tiles = key_block / 16 / columns;    ///< score tiles of one warp
+  static constexpr int out_tiles = value_slice / 16 / columns;  ///< result tiles of warp and slice
+  static constexpr int lanes_per_row = 2 * columns;             ///< that share a row's softmax
   // Rows in shared memory are padded so that the 16-byte pieces of a column lie in different banks.
   static constexpr int query_stride = head_dim + 8;
-  static constexpr int slice_stride = slice + 8;
+  static constexpr int slice_stride = std::max(slice, value_slice) + 8;
   static constexpr int score_stride = key_block + 8;
   static constexpr int slice_elements = key_block * slice_stride;
 
@@ -59,23 +79,20 @@ struct Variant {
     float of_split[rows];
     int token[rows];  ///< of the tile's; -1 where there is nothing to compute
     int head[rows];
-    int first_bad;  ///< position of the first key whose value clear_non_finite() cleared
+    unsigned bad[key_block / 32];  ///< keys of the block whose values clear_non_finite() cleared
   };
 };
 
-/// Position that no key has.
-inline constexpr int no_key = 0x7fffffff;
-
 /// For a block of keys of which some rows see only a part: clears what is not finite in a slice of
-/// its values, since a weight of 0 times that would spoil those rows too, and notes the first such
-/// key, by which the rows that do see it are spoiled at the end. `start` is the first key's
-/// position. By all threads of the block; barriers before and after are the caller's.
+/// its values, since a weight of 0 times that would spoil those rows too, and notes whose it was,
+/// by which the rows that do see it are spoiled at the end. By all threads of the block; barriers
+/// before and after are the caller's.
 template <class V>
-__device__ void clear_non_finite(typename V::Shared& shared, typename V::Type* values, int start) {
+__device__ void clear_non_finite(typename V::Shared& shared, typename V::Type* values) {
   // What carries the magnitude of an element into its sign's place, in both halves of a word.
   constexpr std::uint32_t to_sign =
       std::is_same_v<typename V::Type, __nv_bfloat16> ? 0x00800080U : 0x04000400U;
-  constexpr int per_row = V::slice / wide<typename V::Type>;
+  constexpr int per_row = V::value_slice / wide<typename V::Type>;
 #pragma unroll 1
   for (int i = static_cast<int>(threadIdx.x); i < key_block * per_row; i += V::threads) {
     const int key = i / per_row;
@@ -90,7 +107,7 @@ __device__ void clear_non_finite(typename V::Shared& shared, typename V::Type* v
     }
     if (bad == 0) continue;
     *piece = uint4{words[0], words[1], words[2], words[3]};
-    atomicMin(&shared.first_bad, start + key);
+    atomicOr(&shared.bad[key / 32], 1U << static_cast<unsigned>(key % 32));
   }
 }
 
@@ -121,11 +138,27 @@ struct Softmax {
   float sum = 0;
 };
 
-/// Turns a row's 64 scores into weights; the first `valid` keys count. Lane `part` of `lanes` takes
-/// every lanes-th chunk of four keys. Returns the factor for what came before.
+/// Keys [low, end) of a block, of those that are in it.
+struct SeenKeys {
+  int low;
+  int end;
+
+  __device__ bool has(int key) const { return key >= low && key < end; }
+  /// A bit for each.
+  __device__ std::uint64_t bits() const {
+    const auto below = [](int key) {
+      return key >= key_block ? ~std::uint64_t{0}
+                              : (std::uint64_t{1} << static_cast<unsigned>(key > 0 ? key : 0)) - 1;
+    };
+    return below(end) & ~below(low);
+  }
+};
+
+/// Turns a row's 64 scores into weights; those of keys that it sees count. Lane `part` of `lanes`
+/// takes every lanes-th chunk of four keys. Returns the factor for what came before.
 template <int lanes, class T>
-__device__ float soften(const float* scores, T* weights, int part, int valid, float scale,
-                        Softmax& state) {
+__device__ float soften(const float* scores, T* weights, int part, const SeenKeys& seen,
+                        float scale, Softmax& state) {
   constexpr int chunks = 16 / lanes;
   float x[chunks][4];
   float top = state.top;
@@ -135,7 +168,7 @@ __device__ float soften(const float* scores, T* weights, int part, int valid, fl
     load_floats(scores + key, x[c]);
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
-      if (key + k >= valid) x[c][k] = -INFINITY;
+      if (!seen.has(key + k)) x[c][k] = -INFINITY;
       top = fmaxf(top, x[c][k]);
     }
   }
@@ -183,8 +216,9 @@ struct Worker {
   Softmax total;
   int element_row[Sum::num_elements];  ///< of the lane's elements, counted from first_row
   Sum scores[V::key_tiles];
-  Sum out[V::slices][V::out_tiles];
-  Sum totals[V::slices][V::out_tiles];
+  Sum out[V::value_slices][V::out_tiles];
+  Sum totals[V::value_slices][V::out_tiles];
+  bool spoiled = false;  ///< it sees a key whose value is not finite
 
   __device__ explicit Worker(typename V::Shared& memory) : shared(memory) {
     const int warp = static_cast<int>(threadIdx.x) / warp_lanes;
@@ -219,7 +253,7 @@ struct Worker {
   }
   __device__ void clear_out() {
 #pragma unroll
-    for (int s = 0; s < V::slices; ++s) {
+    for (int s = 0; s < V::value_slices; ++s) {
 #pragma unroll
       for (int t = 0; t < V::out_tiles; ++t) nvcuda::wmma::fill_fragment(out[s][t], 0.0F);
     }
@@ -252,12 +286,18 @@ struct Worker {
     clear_scores();
   }
 
-  /// Softmax of this lane's row over a block of keys of which the first `valid` count.
-  __device__ void soften_row(int valid, float scale) {
+  /// Softmax of this lane's row over a block of keys of which it sees some.
+  __device__ void soften_row(const SeenKeys& seen, float scale) {
     const float factor =
         soften<V::lanes_per_row>(shared.scores + row * V::score_stride,
-                                 shared.weights + row * V::score_stride, part, valid, scale, split);
+                                 shared.weights + row * V::score_stride, part, seen, scale, split);
     if (part == 0) shared.factor[row] = factor;
+  }
+
+  /// After clear_non_finite() of a slice of the block's values.
+  __device__ void note_bad(const SeenKeys& seen) {
+    const std::uint64_t bad = shared.bad[0] | (std::uint64_t{shared.bad[1]} << 32U);
+    spoiled = spoiled || (bad & seen.bits()) != 0;
   }
 
   /// Multiplies the results so far by their rows' factors.
@@ -266,7 +306,7 @@ struct Worker {
     for (int i = 0; i < Sum::num_elements; ++i) {
       const float factor = shared.factor[first_row + element_row[i]];
 #pragma unroll
-      for (int s = 0; s < V::slices; ++s) {
+      for (int s = 0; s < V::value_slices; ++s) {
 #pragma unroll
         for (int t = 0; t < V::out_tiles; ++t) out[s][t].x[i] *= factor;
       }
@@ -274,8 +314,7 @@ struct Worker {
   }
 
   /// out += P V for one slice of dimensions.
-  template <int slice>
-  __device__ void add_values(const T* values) {
+  __device__ void add_values(const T* values, int slice) {
     const T* p = shared.weights + first_row * V::score_stride;
     const T* mine = values + column * V::out_tiles * 16;
 #pragma unroll
@@ -313,7 +352,7 @@ struct Worker {
       const int r = first_row + element_row[i];
       const MergeFactors factors{0, shared.of_total[r], shared.of_split[r]};
 #pragma unroll
-      for (int s = 0; s < V::slices; ++s) {
+      for (int s = 0; s < V::value_slices; ++s) {
 #pragma unroll
         for (int t = 0; t < V::out_tiles; ++t) {
           const float value = out[s][t].x[i];
@@ -333,7 +372,7 @@ struct Worker {
     const int lane = static_cast<int>(threadIdx.x) % warp_lanes;
     float* stage = shared.scores + first_row * V::score_stride + column * staged * 16;
 #pragma unroll
-    for (int s = 0; s < V::slices; ++s) {
+    for (int s = 0; s < V::value_slices; ++s) {
 #pragma unroll
       for (int first = 0; first < V::out_tiles; first += staged) {
 #pragma unroll
@@ -346,7 +385,8 @@ struct Worker {
           float values[8];
           load_floats(stage + i / pieces * V::score_stride + i % pieces * 8, values);
           action(first_row + i / pieces,
-                 s * V::slice + (column * V::out_tiles + first) * 16 + i % pieces * 8, values);
+                 s * V::value_slice + (column * V::out_tiles + first) * 16 + i % pieces * 8,
+                 values);
         }
         __syncwarp();
       }

@@ -54,7 +54,7 @@ __device__ inline void copy_async(void* to, const void* from, bool valid) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(from), "r"(bytes)
                : "memory");
 #else
-  *static_cast<uint4*>(to) = valid ? *static_cast<const uint4*>(from) : uint4{0, 0, 0, 0};
+  emulated::copy_async(to, valid ? from : nullptr, access_bytes);
 #endif
 }
 
@@ -62,6 +62,8 @@ __device__ inline void copy_async(void* to, const void* from, bool valid) {
 __device__ inline void commit_copies() {
 #ifdef __CUDACC__
   asm volatile("cp.async.commit_group;" ::: "memory");
+#else
+  emulated::commit_copies();
 #endif
 }
 
@@ -71,6 +73,8 @@ template <int Pending>
 __device__ inline void wait_copies() {
 #ifdef __CUDACC__
   asm volatile("cp.async.wait_group %0;" ::"n"(Pending) : "memory");
+#else
+  emulated::wait_copies(Pending);
 #endif
 }
 
@@ -324,6 +328,10 @@ void launch(cudaStream_t stream, std::string_view name, void (*kernel)(Parameter
   if (shared_bytes > without_asking) {
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                static_cast<int>(shared_bytes)),
+          name);
+    // As much of it as there is, so that as many blocks as fit run beside one another.
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+                               cudaSharedmemCarveoutMaxShared),
           name);
   }
   cudaLaunchConfig_t config{};

@@ -11,9 +11,12 @@ __global__ void probe_kernel() {}
 
 }  // namespace
 
-cudaError_t find_kernels() {
+cudaError_t find_kernels(int& architecture) {
   cudaFuncAttributes attributes{};
-  return cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(&probe_kernel));
+  const cudaError_t code =
+      cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(&probe_kernel));
+  architecture = attributes.binaryVersion;
+  return code;
 }
 
 std::string built_architectures() {

@@ -101,6 +101,23 @@ __device__ void keep(const T* in, const HeadScale& by, int i, T* out) {
   store_raw(out + i, to_raw<T>(values));
 }
 
+/// A lane's elements of a value of `width`.
+template <int N, class T>
+__device__ void store_value(const T* in, int width, float factor, int begin, int step, T* out) {
+  for (int i = begin; i < width; i += step) {
+    const Raw<T, N> raw = load_raw<N>(in + i);
+    if (factor == 1) {
+      store_raw(out + i, raw);
+      continue;
+    }
+    float values[N];
+    to_floats(raw, values);
+#pragma unroll
+    for (int k = 0; k < N; ++k) values[k] *= factor;
+    store_raw(out + i, to_raw<T>(values));
+  }
+}
+
 /// One head of q, k or v: where it comes from and where its result goes.
 template <class T>
 struct Head {
@@ -121,11 +138,16 @@ __device__ Head<T> head_of(const RopeArgs& args, T* row, std::int64_t page, int 
   }
   const bool is_value = index >= args.num_heads + args.kv.num_kv_heads;
   const int head = index - args.num_heads - (is_value ? args.kv.num_kv_heads : 0);
-  T* pages = static_cast<T*>(is_value ? args.kv.values : args.kv.keys);
-  T* out = pages + ((page * args.kv.num_kv_heads + head) * args.kv.page_tokens + token) * d;
+  const std::int64_t at = (page * args.kv.num_kv_heads + head) * args.kv.page_tokens + token;
+  if (is_value) {
+    const int v = args.kv.values_dim();
+    return {row + std::int64_t{args.num_heads + args.kv.num_kv_heads} * d + head * v,
+            static_cast<T*>(args.kv.values) + at * v, nullptr, true};
+  }
   const float* weight = args.k_norm;
   if (args.norm == QkNorm::whole_row) weight += head * d;
-  return {in, out, args.norm == QkNorm::none || is_value ? nullptr : weight, is_value};
+  return {in, static_cast<T*>(args.kv.keys) + at * d, args.norm == QkNorm::none ? nullptr : weight,
+          false};
 }
 
 /// out[h] = the sum of squares of head h. Called by the whole block.
@@ -168,13 +190,18 @@ __device__ inline void scale_whole_row(const RopeArgs& args, const float* sums, 
   k_scale = inverse_rms(k, kv_heads * d, args.eps);
 }
 
+__device__ inline std::int64_t row_elements(const RopeArgs& args) {
+  return std::int64_t{args.num_heads + args.kv.num_kv_heads} * args.kv.head_dim +
+         args.kv.num_kv_heads * args.kv.values_dim();
+}
+
 template <class T, int N>
 __global__ void __launch_bounds__(threads)
     squares_kernel(RopeArgs args, HeadLanes layout, float* out) {
   const std::int64_t r = blockIdx.x;
   const int d = args.kv.head_dim;
   const int heads = args.num_heads + args.kv.num_kv_heads;
-  const T* row = static_cast<const T*>(args.qkv) + r * (heads + args.kv.num_kv_heads) * d;
+  const T* row = static_cast<const T*>(args.qkv) + r * row_elements(args);
   sum_heads<N>(row, heads, d, layout, out + r * args.squares.per_member);
 }
 
@@ -183,9 +210,7 @@ __global__ void __launch_bounds__(threads) rope_kernel(RopeArgs args, HeadLanes 
   const std::int64_t r = blockIdx.x;
   const int d = args.kv.head_dim;
   const int half = args.dims / 2;
-  const int q_width = args.num_heads * d;
-  const int kv_width = args.kv.num_kv_heads * d;
-  T* row = static_cast<T*>(args.qkv) + r * (q_width + 2 * kv_width);
+  T* row = static_cast<T*>(args.qkv) + r * row_elements(args);
   const int position = args.map.position[r];
   const std::int64_t page = args.map.pages[std::int64_t{args.map.sequence[r]} * args.map.max_pages +
                                            position / args.kv.page_tokens];
@@ -214,21 +239,19 @@ __global__ void __launch_bounds__(threads) rope_kernel(RopeArgs args, HeadLanes 
     const Head<T> head = head_of(args, row, page, token, live ? index : 0);
     float scale = index < args.num_heads ? q_scale : k_scale;
     if (args.norm == QkNorm::per_head) {
-      const float squares = live ? sum_of_squares<N>(head.in, begin, d, step) : 0.0F;
+      const float squares =
+          live && !head.is_value ? sum_of_squares<N>(head.in, begin, d, step) : 0.0F;
       scale = inverse_rms(group_sum(squares, layout.lanes), d, args.eps);
     }
     if (!live) continue;
+    if (head.is_value) {
+      store_value<N>(head.in, args.kv.values_dim(), args.value_factor, begin, step, head.out);
+      continue;
+    }
     const HeadScale by{scale, head.weight, args.norm_after,
                        index < args.num_heads ? args.q_factor : 1.0F};
-    const int turning = head.is_value ? 0 : half;
-    for (int i = begin; i < turning; i += step) rotate<N>(head.in, by, angles, half, i, head.out);
-    for (int i = 2 * turning + begin; i < d; i += step) {
-      if (head.is_value) {
-        store_raw(head.out + i, load_raw<N>(head.in + i));
-      } else {
-        keep<N>(head.in, by, i, head.out);
-      }
-    }
+    for (int i = begin; i < half; i += step) rotate<N>(head.in, by, angles, half, i, head.out);
+    for (int i = 2 * half + begin; i < d; i += step) keep<N>(head.in, by, i, head.out);
   }
 }
 
@@ -246,7 +269,10 @@ void with_width(DType dtype, const RopeArgs& args, const Action& action) {
   with_element(dtype, [&](auto element) {
     using T = typename decltype(element)::type;
     const std::size_t half_bytes = static_cast<std::size_t>(args.dims / 2) * sizeof(T);
-    const bool whole = static_cast<std::size_t>(args.kv.head_dim) * sizeof(T) % access_bytes == 0;
+    const auto is_whole = [](int width) {
+      return static_cast<std::size_t>(width) * sizeof(T) % access_bytes == 0;
+    };
+    const bool whole = is_whole(args.kv.head_dim) && is_whole(args.kv.values_dim());
     if (whole && rows_are_aligned(half_bytes, args.qkv, args.kv.keys, args.kv.values, args.q_norm,
                                   args.k_norm, args.angles)) {
       action(element, std::integral_constant<int, wide<T>>());

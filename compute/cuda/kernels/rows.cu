@@ -11,10 +11,10 @@ namespace {
 
 constexpr int threads = copy_threads;
 
-/// Widens N elements at a time.
+/// Widens and scales N elements at a time.
 template <class T, int N>
 __global__ void __launch_bounds__(threads)
-    embed_kernel(const T* table, const std::int32_t* tokens, float* out, int hidden) {
+    embed_kernel(const T* table, const std::int32_t* tokens, float* out, int hidden, float scale) {
   const std::int64_t row = blockIdx.x;
   const T* from = table + std::int64_t{tokens[row]} * hidden;
   float* to = out + row * hidden;
@@ -23,6 +23,8 @@ __global__ void __launch_bounds__(threads)
   for (int i = static_cast<int>(threadIdx.x) * N; i < hidden; i += step) {
     float values[N];
     to_floats(load_raw<N>(from + i), values);
+#pragma unroll
+    for (int k = 0; k < N; ++k) values[k] *= scale;
     store_floats(to + i, values);
   }
 }
@@ -65,28 +67,23 @@ __global__ void __launch_bounds__(threads)
   }
 }
 
-/// Rows of one sequence between its pages and [position, kv_head, head_dim]; `units` per head, one
-/// block per position.
+/// Rows of one sequence between its pages, `paged`, and [position, kv_head, units]; one block per
+/// position.
 template <class U, bool gather>
 __global__ void __launch_bounds__(threads)
-    move_kv_kernel(KvPages kv, const std::int32_t* pages, int first_position, int units, U* keys,
-                   U* values) {
+    move_kv_kernel(KvPages kv, U* paged, const std::int32_t* pages, int first_position, int units,
+                   U* rows) {
   const int position = first_position + static_cast<int>(blockIdx.x);
   const int row_units = kv.num_kv_heads * units;
   const std::int64_t page = std::int64_t{pages[position / kv.page_tokens]} * kv.num_kv_heads;
   const std::int64_t token = position % kv.page_tokens;
-  U* row_keys = keys + std::int64_t{blockIdx.x} * row_units;
-  U* row_values = values + std::int64_t{blockIdx.x} * row_units;
+  U* row = rows + std::int64_t{blockIdx.x} * row_units;
   for (int i = static_cast<int>(threadIdx.x); i < row_units; i += static_cast<int>(blockDim.x)) {
     const std::int64_t at = ((page + i / units) * kv.page_tokens + token) * units + i % units;
-    U* paged_key = static_cast<U*>(kv.keys) + at;
-    U* paged_value = static_cast<U*>(kv.values) + at;
     if constexpr (gather) {
-      row_keys[i] = *paged_key;
-      row_values[i] = *paged_value;
+      row[i] = paged[at];
     } else {
-      *paged_key = row_keys[i];
-      *paged_value = row_values[i];
+      paged[at] = row[i];
     }
   }
 }
@@ -95,25 +92,29 @@ template <bool gather>
 void move_kv(cudaStream_t stream, std::string_view name, DType dtype, const KvPages& kv,
              const std::int32_t* pages, int first_position, int num_positions, void* keys,
              void* values) {
-  const auto run = [&](auto unit, int units) {
-    using U = decltype(unit);
-    launch(stream, name, &move_kv_kernel<U, gather>, dim3(static_cast<unsigned>(num_positions)),
-           static_cast<unsigned>(threads_for(kv.num_kv_heads * units, 1, threads)), 0, kv, pages,
-           first_position, units, static_cast<U*>(keys), static_cast<U*>(values));
+  const auto move = [&](void* paged, int width, void* rows) {
+    const auto run = [&](auto unit, int units) {
+      using U = decltype(unit);
+      launch(stream, name, &move_kv_kernel<U, gather>, dim3(static_cast<unsigned>(num_positions)),
+             static_cast<unsigned>(threads_for(kv.num_kv_heads * units, 1, threads)), 0, kv,
+             static_cast<U*>(paged), pages, first_position, units, static_cast<U*>(rows));
+    };
+    with_unit(dtype, width, run, paged, rows);
   };
-  with_unit(dtype, kv.head_dim, run, kv.keys, kv.values, keys, values);
+  move(kv.keys, kv.head_dim, keys);
+  if (kv.values != kv.keys) move(kv.values, kv.values_dim(), values);
 }
 
 }  // namespace
 
 void embed(cudaStream_t stream, DType dtype, const void* table, const std::int32_t* tokens,
-           float* x, int num_tokens, int hidden) {
+           float* x, int num_tokens, int hidden, float scale) {
   with_element(dtype, [&](auto element) {
     using T = typename decltype(element)::type;
     const auto run = [&](auto kernel, int width) {
       launch(stream, "embed", kernel, dim3(static_cast<unsigned>(num_tokens)),
              static_cast<unsigned>(threads_for(hidden / width, in_flight, threads)), 0,
-             static_cast<const T*>(table), tokens, x, hidden);
+             static_cast<const T*>(table), tokens, x, hidden, scale);
     };
     if (rows_are_aligned(static_cast<std::size_t>(hidden) * sizeof(T), table, x)) {
       run(&embed_kernel<T, wide<T>>, wide<T>);

@@ -9,20 +9,10 @@ namespace {
 
 /// The first thing of the model that this backend does not compute; null: there is none.
 const char* missing_kind(const ModelShape& s) {
-  if (s.latent.used()) return "attention over latents";
-  if (s.output_bias || s.expert_bias) return "biases beyond those of queries, keys and values";
-  if (s.activation == Activation::swiglu_clamped) return "clamped SwiGLU";
-  if (s.values_dim() != s.head_dim || s.value_scale != 1) return "values unlike keys";
-  if (s.embedding_scale != 1) return "scaled embeddings";
   const bool softmax = s.router.score == RouterScore::softmax;
   if (softmax && s.router.logit_bias) return "biases of logits below a softmax";
   if (s.router.groups > 32) return "more than 32 groups of experts";
-  const AttentionKind usual{s.num_kv_heads, 0, false, 0};
-  for (const AttentionKind& kind : s.attentions) {
-    if (kind.window > 0 || kind.sinks) return "attention with windows or sinks";
-    if (kind != usual) return "layers that attend in different ways";
-  }
-  return s.ropes.size() > 1 ? "layers that attend in different ways" : nullptr;
+  return nullptr;
 }
 
 }  // namespace
@@ -45,6 +35,11 @@ void check_shape(const BackendOptions& options) {
   require(shape.head_dim >= 2 && shape.head_dim <= max_head_dim && shape.head_dim % 2 == 0,
           "cannot attend with head_dim {} on CUDA (even numbers up to {}); use --backend cpu",
           shape.head_dim, max_head_dim);
+  require(!shape.latent.used() ||
+              (shape.latent.width() <= latent_head_dim && shape.latent.keys <= max_head_dim),
+          "cannot attend to latents of {} and {} dimensions on CUDA (at most {}, and {} together); "
+          "use --backend cpu",
+          shape.latent.keys, shape.latent.rope, max_head_dim, latent_head_dim);
   require(shape.num_kv_heads >= 1 && shape.num_heads % shape.num_kv_heads == 0,
           "cannot attend with {} query heads over {} kv heads (not a multiple); check the model's "
           "configuration",

@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "compute/across_rows.hpp"
-#include "compute/cuda/plan/attention_plan.hpp"
+#include "compute/cuda/plan/chunk_plan.hpp"
 #include "compute/cuda/plan/kv.hpp"
 
 namespace atl::compute::cuda {
@@ -11,14 +11,16 @@ namespace atl::compute::cuda {
 std::size_t input_bytes(const BackendOptions& options) {
   const auto tokens = static_cast<std::size_t>(options.max_chunk_tokens);
   const auto rows = static_cast<std::size_t>(options.most_attention_rows());
-  const auto tiles = static_cast<std::size_t>(
-      max_attention_tiles(attended_shape(options), static_cast<int>(rows)));
+  const auto tiles = static_cast<std::size_t>(ChunkPlan::most_tiles(options));
+  const auto merges = static_cast<std::size_t>(ChunkPlan::most_merges(options));
+  const std::size_t generated = options.shape.latent.used() ? rows : 0;
   const auto pages = rows * static_cast<std::size_t>(most_pages(options));
   return upload_aligned(tokens * sizeof(std::int32_t)) +
          2 * upload_aligned(rows * sizeof(std::int32_t)) +
          upload_aligned(pages * sizeof(std::int32_t)) +
          upload_aligned(tiles * sizeof(AttentionTile)) +
-         upload_aligned(rows * sizeof(AttentionMerge));
+         upload_aligned(merges * sizeof(AttentionMerge)) +
+         3 * upload_aligned(generated * sizeof(std::int32_t));
 }
 
 std::size_t head_bytes(const BackendOptions& options) {
@@ -69,7 +71,7 @@ SharedMemory::SharedMemory(const BackendOptions& options, Arena& arena) {
     return arena.take_bytes(static_cast<std::size_t>(count * width) * size_of(options.dtype));
   };
   const std::int64_t all = options.most_attention_rows();
-  const std::int64_t width = shape.q_width() / share.members;
+  const std::int64_t width = shape.heads_width() / share.members;
   normed = rows_of(all, shape.hidden);
   if (shape.qk_norm == QkNorm::whole_row) {
     head_sums = arena.take<float>(share.members * all * share.sums_per_member(shape));
@@ -109,7 +111,7 @@ ChunkMemory::ChunkMemory(const BackendOptions& options, Arena& arena) {
   normed = rows_of(tokens, shape.hidden);
   const AttentionShare& share = options.part.attention;
   qkv = rows_of(options.most_attention_rows(), own_heads(shape, share).qkv_width());
-  if (!share.shared()) context = rows_of(tokens, shape.q_width());
+  if (!share.shared()) context = rows_of(tokens, shape.heads_width());
   shared = SharedMemory(options, arena);
   if (!options.across) {
     send = rows_of(pairs, shape.hidden);

@@ -28,10 +28,12 @@ struct ChunkMemory {
   ChunkMemory() = default;
   ChunkMemory(const BackendOptions& options, Arena& arena);
 
-  float* x = nullptr;       // [T, H]
-  void* normed = nullptr;   // [T, H], x after a norm, see CudaChunk::normed_with
-  void* qkv = nullptr;      // [attention's rows, (heads + 2 kv_heads) * head_dim]
-  void* context = nullptr;  // [T, heads * head_dim] of a rank alone
+  float* x = nullptr;      // [T, H]
+  void* normed = nullptr;  // [T, H], x after a norm, see CudaChunk::normed_with
+  /// [attention's rows, q, k and v], or of latents q and what is kept; where queries have a latent
+  /// too, q of all rows comes first.
+  void* qkv = nullptr;
+  void* context = nullptr;  // [T, heads * value_dim] of a rank alone
   SharedMemory shared;
   void* send = nullptr;             // [T * top_k, H], unless across: see ForwardMemory
   void* combined = nullptr;         // [T * top_k, H], likewise

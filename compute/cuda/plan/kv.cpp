@@ -5,21 +5,25 @@
 namespace atl::compute::cuda {
 
 KvCache::KvCache(const BackendOptions& options, Arena& arena) {
-  const OwnHeads own = own_heads(options.shape, options.part.attention);
-  const auto bytes =
-      static_cast<std::size_t>(options.num_pages * options.page_tokens * own.kv_width()) *
-      size_of(options.dtype);
+  const LatentAttention& latent = options.shape.latent;
+  const auto rows_of = [&](std::int64_t width) {
+    return arena.take_bytes(
+        static_cast<std::size_t>(options.num_pages * options.page_tokens * width) *
+        size_of(options.dtype));
+  };
   for (int layer = 0; layer < options.shape.num_layers; ++layer) {
     KvPages pages;
     if (!options.part.has_layer(layer)) {
       layers.push_back(pages);
       continue;
     }
-    pages.keys = arena.take_bytes(bytes);
-    pages.values = arena.take_bytes(bytes);
-    pages.num_kv_heads = own.num_kv_heads();
-    pages.head_dim = own.head_dim;
+    const OwnHeads own = own_heads(options.shape, options.part.attention, layer);
+    pages.num_kv_heads = latent.used() ? 1 : own.num_kv_heads();
+    pages.head_dim = latent.used() ? latent.width() : own.head_dim;
+    pages.value_dim = latent.used() ? latent.keys : own.value_dim;
     pages.page_tokens = options.page_tokens;
+    pages.keys = rows_of(pages.num_kv_heads * pages.head_dim);
+    pages.values = latent.used() ? pages.keys : rows_of(pages.num_kv_heads * pages.value_dim);
     layers.push_back(pages);
   }
 }

@@ -13,15 +13,19 @@ WeightMemory::WeightMemory(const BackendOptions& options, Arena& arena)
   }
   for_each_weight(shape, options.part, [&](const WeightInfo& whole, int, int local_expert) {
     const WeightInfo info = own_weight(shape, options.part, whole);
-    if (info.use == Use::vector) {
-      *vector_place(info) = arena.take<float>(info.rows);
+    if (info.coding.used()) {
+      take_codes(info, *matrix_place(info, local_expert), arena);
+    } else if (info.use == Use::vector) {
+      *vector_place(info, local_expert) = arena.take<float>(info.rows);
     } else {
       *matrix_place(info, local_expert) =
           arena.take_bytes(static_cast<std::size_t>(info.num_elements()) * size_of(options.dtype));
     }
   });
-  rope_dims = shape.rope(0).dims;
-  angles = arena.take<float>(std::int64_t{num_positions(options)} * rope_dims);
+  for (std::size_t i = 0; i < shape.num_ropes(); ++i) {
+    const int dims = shape.rope(i).dims;
+    angles.push_back({arena.take<float>(std::int64_t{num_positions(options)} * dims), dims});
+  }
   const auto ints = [&](const std::vector<std::int32_t>& values) {
     return arena.take<std::int32_t>(static_cast<std::int64_t>(values.size()));
   };
@@ -31,9 +35,23 @@ WeightMemory::WeightMemory(const BackendOptions& options, Arena& arena)
   }
 }
 
-float** WeightMemory::vector_place(const WeightInfo& info) {
+void WeightMemory::take_codes(const WeightInfo& info, void*& place, Arena& arena) {
+  const Coding& coding = info.coding;
+  const auto rows = static_cast<std::size_t>(info.rows);
+  place = arena.take_bytes(rows * static_cast<std::size_t>(coding.row_bytes(info.cols)));
+  const void* scales = arena.take_bytes(
+      rows * static_cast<std::size_t>(coding.groups(info.cols) * coding.scale_bytes()));
+  // Where memory is only counted there is nothing to find again.
+  if (place != nullptr) {
+    codes[place] = {place, scales, coding, DType::bfloat16, info.rows, info.cols};
+  }
+}
+
+float** WeightMemory::vector_place(const WeightInfo& info, int local_expert) {
   if (info.id == Weight::final_norm) return &final_norm;
   CudaLayer& weights = layers[static_cast<std::size_t>(info.layer)];
+  CudaMlp& mlp =
+      local_expert >= 0 ? weights.experts[static_cast<std::size_t>(local_expert)] : weights.dense;
   switch (info.id) {
     case Weight::attention_norm:
       return &weights.attention_norm;
@@ -43,6 +61,20 @@ float** WeightMemory::vector_place(const WeightInfo& info) {
       return &weights.q_norm;
     case Weight::qkv_bias:
       return &weights.qkv_bias;
+    case Weight::output_bias:
+      return &weights.output_bias;
+    case Weight::sinks:
+      return &weights.sinks;
+    case Weight::up_bias:
+      return &mlp.up_bias;
+    case Weight::gate_bias:
+      return &mlp.gate_bias;
+    case Weight::down_bias:
+      return &mlp.down_bias;
+    case Weight::q_latent_norm:
+      return &weights.q_latent_norm;
+    case Weight::kv_latent_norm:
+      return &weights.kv_latent_norm;
     case Weight::router_bias:
       return &weights.router_bias;
     case Weight::selection_bias:
@@ -63,6 +95,12 @@ void** WeightMemory::matrix_place(const WeightInfo& info, int local_expert) {
       return &weights.qkv;
     case Weight::o:
       return &weights.o;
+    case Weight::q_up:
+      return &weights.q_up;
+    case Weight::k_up:
+      return &weights.k_up;
+    case Weight::v_up:
+      return &weights.v_up;
     case Weight::router:
       return &weights.router;
     case Weight::up:

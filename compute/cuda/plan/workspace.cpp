@@ -2,8 +2,9 @@
 
 #include <algorithm>
 
-#include "compute/cuda/plan/attention_plan.hpp"
+#include "compute/cuda/plan/chunk_plan.hpp"
 #include "compute/cuda/plan/kv.hpp"
+#include "compute/weight_cut.hpp"
 
 namespace atl::compute::cuda {
 
@@ -18,7 +19,52 @@ int widest_mlp(const ModelShape& shape) {
   return widest;
 }
 
+/// Elements of the largest matrix that is kept as codes.
+std::int64_t largest_coded(const BackendOptions& options) {
+  std::int64_t most = 0;
+  for_each_weight(options.shape, options.part, [&](const WeightInfo& info, int, int) {
+    if (!info.coding.used()) return;
+    most = std::max(most, own_weight(options.shape, options.part, info).num_elements());
+  });
+  return most;
+}
+
+LatentWorkspace latent_workspace(const BackendOptions& options, Arena& arena) {
+  LatentWorkspace work;
+  const ModelShape& shape = options.shape;
+  if (!shape.latent.used()) return work;
+  const auto elements = [&](std::int64_t count) {
+    return arena.take_bytes(static_cast<std::size_t>(count) * size_of(options.dtype));
+  };
+  const LatentHeads heads(options);
+  const std::int64_t rows = options.most_attention_rows();
+  if (shape.latent.queries > 0) {
+    work.projected = elements(rows * projected_width(options));
+    work.queries = elements(rows * shape.latent.queries);
+  }
+  const std::int64_t pairs =
+      std::min<std::int64_t>(rows, latent_rows_at_once) * heads.absorbed.num_heads;
+  work.absorbed = elements(pairs * shape.latent.width());
+  work.outputs = elements(pairs * shape.latent.keys);
+  const std::int64_t together = std::min(heads.positions, latents_at_once);
+  work.latents = elements(together * shape.latent.keys);
+  work.k_rows = elements(together * heads.at_once * (shape.head_dim - shape.latent.rope));
+  work.v_rows = elements(together * heads.at_once * shape.values_dim());
+  const std::int64_t expanded = std::int64_t{heads.at_once} * heads.positions;
+  work.keys = elements(expanded * shape.head_dim);
+  work.values = elements(expanded * shape.values_dim());
+  work.zeros = arena.take<std::int32_t>(rows);
+  return work;
+}
+
 }  // namespace
+
+std::int64_t projected_width(const BackendOptions& options) {
+  const OwnHeads own = own_heads(options.shape, options.part.attention);
+  const LatentAttention& latent = options.shape.latent;
+  if (latent.used() && latent.queries > 0) return latent.queries + latent.width();
+  return own.qkv_width();
+}
 
 Workspace::Workspace(const BackendOptions& options, Arena& arena) {
   // Most memory for the inner rows of an MLP, and for logits; enough rows to fill the device.
@@ -38,15 +84,21 @@ Workspace::Workspace(const BackendOptions& options, Arena& arena) {
   vocab_rows = static_cast<int>(std::clamp<std::int64_t>(
       logits_bytes / (std::int64_t{4} * shape.vocab), 1, std::min<std::int64_t>(tokens, 1024)));
   const AttentionShare& share = options.part.attention;
-  kv_rows = rows_of(2 * tokens, own_heads(shape, share).kv_width());
+  const OwnHeads own = own_heads(shape, share);
+  kv_rows = rows_of(tokens, own.qkv_width() - own.q_width());
   out = rows_of(tokens, shape.hidden);
   if (shape.qkv_bias) {
-    qkv_sums =
-        arena.take<float>(options.most_attention_rows() * own_heads(shape, share).qkv_width());
+    qkv_sums = arena.take<float>(options.most_attention_rows() * projected_width(options));
   }
+  if (shape.output_bias) {
+    out_sums = arena.take<float>(options.most_attention_rows() * shape.hidden);
+  }
+  if (shape.expert_bias) down_sums = arena.take<float>(std::int64_t{mlp_rows} * shape.hidden);
+  latent = latent_workspace(options, arena);
+  unpacked = rows_of(largest_coded(options), 1);
   if (share.shared() && !is_sum(share.output)) {
     const bool all = share.output != OutputCut::rows;
-    heads = rows_of(all ? options.most_attention_rows() : tokens, shape.q_width());
+    heads = rows_of(all ? options.most_attention_rows() : tokens, shape.heads_width());
   }
   inner = rows_of(mlp_rows, widest);
   inner_float = arena.take<float>(mlp_rows * widest);
@@ -60,8 +112,8 @@ Workspace::Workspace(const BackendOptions& options, Arena& arena) {
   route_scratch =
       arena.take<std::int32_t>(group_scratch_ints(places + 2 * options.part.num_nodes()));
   if (options.across) forward_scratch = arena.take<std::int32_t>(group_scratch_ints(places + 2));
-  attention = arena.take<float>(attention_workspace_floats(
-      attended_shape(options), static_cast<int>(options.most_attention_rows())));
+  attention = arena.take<float>(ChunkPlan::workspace_floats(options));
+  attention_totals = arena.take<float>(ChunkPlan::totals_floats(options));
   gemm = arena.take_bytes(gemm_workspace_bytes);
   pages = arena.take<std::int32_t>(most_pages(options));
 }
