@@ -24,12 +24,13 @@ write("scores", [
 write("echoes", [{"custom_id": str(i), "body": {"model": "m", "prompt": long[i:250 + i], "echo": True, "logprobs": i,
                                                "max_tokens": 30 * i}} for i in range(4)])
 PY
-# interrupted WHAT CALLS MODE OPTIONS...: stopped at a call of rank 0, and gone on with by 3 ranks.
+# interrupted WHAT PASSES MODE OPTIONS...: stopped as rank 0 creates the first checkpoint, which is after so many
+# passes, and gone on with by 3 ranks.
 interrupted() {
-  local what="$1" calls="$2" options=(--mode "$3" --checkpoint-dir "$work/$1.points" "${@:4}")
+  local what="$1" options=(--mode "$3" --checkpoint-dir "$work/$1.points" --checkpoint-every "$2" "${@:4}")
   atoll_on 1 run --model "$model" --input "$work/$what.jsonl" --output "$work/$what.expected" --mode "$3"
   succeeds "$what in one go" || return 0
-  capture mpirun "${mpirun_flags[@]}" -n 2 -x LD_PRELOAD="$fault_library" -x ATOLL_FAULT="0 MPI_Iallgather $calls usr1" \
+  capture mpirun "${mpirun_flags[@]}" -n 2 -x LD_PRELOAD="$fault_library" -x ATOLL_FAULT="0 MPI_File_open 1 usr1" \
     "$ATOLL" run --model "$model" --input "$work/$what.jsonl" --output "$work/$what.results" "${options[@]}"
   if ((code == 75)); then passed; else failed "$what: not stopped, exit code $code"; show_output; fi
   capture "$ATOLL" inspect "$work/$what.points"/*.h5
@@ -40,7 +41,7 @@ interrupted() {
   under_way="$(sed -n 's/.*resuming from .*, \([0-9]*\) requests under way/\1/p' "$work/stderr")"
   same "$what, resumed" "$work/$what.expected" "$work/$what.results"
 }
-interrupted samples 46 generate --max-sequences 8
+interrupted samples 8 generate --max-sequences 8
 if ((under_way == 16)); then passed; else failed "samples: $under_way of 16 were taken up"; fi
 # Of 210 and 141 tokens three and two pages of 64 are shared on each rank that has several of them.
 kept="$(sed -n 's/^\([0-9]*\) positions of .*/\1/p' "$work/samples.kept")"
@@ -50,8 +51,8 @@ if ((shared >= 2 && 2 * kept < whole)); then passed; else
   failed "samples: $kept positions are kept of $whole, $shared beginnings"
   cat "$work/samples.kept"
 fi
-interrupted scores 52 score --step-tokens 32
+interrupted scores 8 score --step-tokens 32
 if ((under_way > 0)); then passed; else failed "no continuation was taken up"; fi
-interrupted echoes 52 generate --step-tokens 16
+interrupted echoes 24 generate --step-tokens 16
 if ((under_way > 0)); then passed; else failed "no scored prompt was taken up"; fi
 finish

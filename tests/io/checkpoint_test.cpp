@@ -11,10 +11,12 @@
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <limits>
 #include <numeric>
 #include <set>
 
 #include "compute/error.hpp"
+#include "io/hdf5_handle.hpp"
 #include "io/model_file.hpp"
 #include "tests/fixtures.hpp"
 
@@ -178,6 +180,55 @@ TEST_F(Checkpoint, AnUnfinishedOneLeavesNothing) {
                Error);
 }
 
+/// What reading a file says where it is refused; empty where it is not.
+std::string refusal_of(const std::string& path) {
+  try {
+    const CheckpointReader reader(path);
+  } catch (const Error& error) {
+    return error.what();
+  }
+  return "";
+}
+
+TEST_F(Checkpoint, OfAnotherVersionIsRefusedByName) {
+  const Example example;
+  example.write(path("old.h5"));
+  {
+    const Handle file(H5Fopen(path("old.h5").c_str(), H5F_ACC_RDWR, H5P_DEFAULT));
+    const Handle attribute(H5Aopen(file.get(), "format_version", H5P_DEFAULT));
+    const std::uint64_t version = 1;
+    ASSERT_GE(H5Awrite(attribute.get(), H5T_NATIVE_UINT64, &version), 0);
+  }
+  const std::string refusal = refusal_of(path("old.h5"));
+  EXPECT_NE(refusal.find("old.h5"), std::string::npos) << refusal;
+  EXPECT_NE(refusal.find("format version 1, this build reads 2"), std::string::npos) << refusal;
+}
+
+/// Its checksums hold: they are of what was listed.
+TEST_F(Checkpoint, WithAListThatContradictsItselfIsRefused) {
+  const auto refusal_with = [this](std::size_t sequence, std::int64_t beginning,
+                                   std::int64_t first) {
+    Example example;
+    example.contents.sequences[sequence].beginning = beginning;
+    example.contents.sequences[sequence].first = first;
+    example.write(path("list.h5"));
+    return refusal_of(path("list.h5"));
+  };
+  EXPECT_EQ(refusal_with(2, 0, 4), "");
+  const std::int64_t huge = std::numeric_limits<std::int64_t>::max();
+  struct Case {
+    std::size_t sequence;
+    std::int64_t beginning, first;
+  };
+  for (const Case c : {Case{2, 0, 3}, Case{2, 1, piece_positions + 10}, Case{2, 2, 4},
+                       Case{2, 3, 8}, Case{2, 4, 4}, Case{2, huge, 4}, Case{2, -2, 0},
+                       Case{2, -1, 4}, Case{0, 0, 4}, Case{0, -1, -4}, Case{0, -1, huge}}) {
+    const std::string refusal = refusal_with(c.sequence, c.beginning, c.first);
+    EXPECT_NE(refusal.find("goes on from what is no beginning"), std::string::npos)
+        << c.sequence << " from " << c.beginning << " at " << c.first << ": " << refusal;
+  }
+}
+
 TEST_F(Checkpoint, EveryFlippedBitIsNoticedOrHarmless) {
   const Example example;
   example.write(path("good.h5"));
@@ -210,8 +261,8 @@ TEST_F(Checkpoint, EveryCutIsNoticed) {
   std::set<std::size_t> cuts = {0, 1, 7, 8, 9, 47, 48, 49, good.size() - 1};
   const hid_t file = H5Fopen(path("good.h5").c_str(), H5F_ACC_RDONLY, H5P_DEFAULT);
   ASSERT_GE(file, 0);
-  for (const char* name : {"state", "parts", "sequences", "tokens", "logprobs", "keys", "values",
-                           "kv_checksums", "pending", "expert_loads"}) {
+  for (const char* name : {"state", "parts", "sequences", "tokens", "logprobs", "tops", "keys",
+                           "values", "kv_checksums", "pending", "expert_loads"}) {
     const hid_t data = H5Dopen2(file, name, H5P_DEFAULT);
     const auto begin = static_cast<std::size_t>(H5Dget_offset(data));
     const auto end = begin + static_cast<std::size_t>(H5Dget_storage_size(data));
