@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "compute/sampling.hpp"
 #include "compute/types.hpp"
 
 namespace atl::io {
@@ -19,13 +20,22 @@ inline constexpr const char* checkpoint_format = "atoll-checkpoint";
 /// Keys and values are written, checked and read back in pieces of so many positions.
 inline constexpr std::int64_t piece_positions = 1024;
 
-/// A sequence under way.
+/// A sequence under way, or a beginning that several have in common: its keys and values are there
+/// once, before those of the ones that go on from it.
 struct CheckpointSequence {
-  std::int64_t request = 0;    ///< index into the requests
-  std::int64_t generated = 0;  ///< tokens
-  std::int64_t logprobs = 0;   ///< how many: of the generated tokens, or scored so far
-  std::int64_t cached = 0;     ///< positions whose keys and values are kept
-  std::int64_t complete = 0;   ///< 0: it was finished before they were all written
+  std::int64_t request = 0;     ///< index into the requests; shared_beginning: no sequence
+  std::int64_t generated = 0;   ///< tokens
+  std::int64_t logprobs = 0;    ///< how many: of the generated tokens, or scored so far
+  std::int64_t cached = 0;      ///< positions whose keys and values are kept, behind `first`
+  std::int64_t complete = 0;    ///< 0: it was finished before they were all written
+  std::int64_t tops = 0;        ///< most probable tokens kept beside the log-probabilities, in all
+  std::int64_t greedy = 1;      ///< in scoring: each scored token was the most probable one
+  std::int64_t beginning = -1;  ///< that it goes on from: index among its rank's, before its own
+  std::int64_t first = 0;       ///< positions that are there
+
+  static constexpr std::int64_t shared_beginning = -1;
+  bool is_beginning() const { return request == shared_beginning; }
+  std::int64_t positions() const { return first + cached; }
   std::int64_t num_pieces() const { return (cached + piece_positions - 1) / piece_positions; }
 };
 
@@ -50,7 +60,7 @@ struct CheckpointContents {
   }
 };
 
-/// Positions [first, first + count) of one sequence.
+/// Positions [first, first + count) of those that are kept as one sequence's own.
 struct CheckpointPiece {
   std::int64_t first = 0;
   std::int64_t count = 0;
@@ -62,11 +72,12 @@ CheckpointPiece piece_of(const CheckpointSequence& sequence, std::int64_t index)
 /// that is not finished removes it. All calls come from one thread.
 class CheckpointWriter {
  public:
-  /// Collective. `tokens` and `logprobs` are those of this rank's sequences, one after the other.
+  /// Collective. `tokens`, `logprobs` and `tops` are those of this rank's sequences, one after the
+  /// other.
   /// `mpi_comm_f` as in ModelFileWriter. Throws Error: the folder cannot be written, no room.
   CheckpointWriter(const std::string& path, const CheckpointContents& contents,
                    std::span<const std::int32_t> tokens, std::span<const float> logprobs,
-                   int mpi_comm_f);
+                   std::span<const SampledToken> tops, int mpi_comm_f);
   ~CheckpointWriter();
   CheckpointWriter(const CheckpointWriter&) = delete;
   CheckpointWriter& operator=(const CheckpointWriter&) = delete;
@@ -111,6 +122,12 @@ class CheckpointReader {
 
   std::span<const std::int32_t> tokens_of(std::size_t sequence) const;  ///< generated
   std::span<const float> logprobs_of(std::size_t sequence) const;
+  std::vector<SampledToken> tops_of(std::size_t sequence) const;
+  /// The sequences whose keys and values are a sequence's, in the order of its positions: the
+  /// beginnings that it goes on from, and itself.
+  std::vector<std::size_t> chain_of(std::size_t sequence) const;
+  /// Whether all of them are there.
+  bool is_complete(std::size_t sequence) const;
 
   /// Reads keys and values, each [count, kv_heads, head_dim], of one layer.
   void read_piece(std::size_t sequence, int layer, std::int64_t piece, std::span<std::byte> keys,

@@ -36,9 +36,11 @@ struct CheckpointReader::Impl {
   std::vector<PartCounts> counts;  // [ranks that wrote it]
   std::vector<std::int32_t> tokens;
   std::vector<float> logprobs;
+  std::vector<std::uint64_t> tops;  // bytes of SampledToken each
   std::vector<std::uint64_t> kv_checksums;
   Table keys, values;
   std::vector<std::int64_t> first_token, first_logprob, first_position, first_piece;  // [sequences]
+  std::vector<std::int64_t> first_top, first_of_rank;                                 // the same
 
   void open();
   Table table(const char* name, std::size_t num_dims, hid_t type) const;
@@ -52,6 +54,7 @@ struct CheckpointReader::Impl {
   void read_state();
   void read_sequences();
   void check_sequences();
+  void check_beginning(std::size_t sequence) const;
   void read_kv(const Table& table, int layer, std::int64_t first, std::int64_t count,
                std::uint64_t expected, std::span<std::byte> destination) const;
 };
@@ -215,6 +218,9 @@ void CheckpointReader::Impl::read_sequences() {
   const Table logprob_table = table("logprobs", 1, H5T_IEEE_F32LE);
   logprobs = read<float>(logprob_table, H5T_NATIVE_FLOAT);
   compare(logprob_table, logprobs, part_logprobs);
+  const Table top_table = table("tops", 1, H5T_STD_U64LE);
+  tops = read<std::uint64_t>(top_table, H5T_NATIVE_UINT64);
+  compare(top_table, tops, part_tops);
 
   keys = table("keys", 4, H5I_INVALID_HID);
   values = table("values", 4, H5I_INVALID_HID);
@@ -234,13 +240,41 @@ void CheckpointReader::Impl::read_sequences() {
   compare(sums, kv_checksums, part_pieces);
 }
 
+/// What a sequence goes on from is a beginning before it, of the same rank and of as many
+/// positions.
+void CheckpointReader::Impl::check_beginning(std::size_t sequence) const {
+  const CheckpointSequence& s = contents.sequences[sequence];
+  bool good = s.beginning == -1 && s.first == 0;
+  const std::int64_t before = static_cast<std::int64_t>(sequence) - first_of_rank[sequence];
+  if (s.beginning >= 0 && s.beginning < before) {
+    const CheckpointSequence& from =
+        contents.sequences[static_cast<std::size_t>(first_of_rank[sequence] + s.beginning)];
+    good = from.is_beginning() && s.first == from.positions();
+  }
+  require(good, "cannot read {}: request {} goes on from what is no beginning; the file is damaged",
+          path, s.request);
+}
+
 /// Adds up what the sequences say they have and compares with what is there.
 void CheckpointReader::Impl::check_sequences() {
   PartCounts sum{};
-  const std::int64_t limit[] = {0, static_cast<std::int64_t>(tokens.size()),
-                                static_cast<std::int64_t>(logprobs.size()), keys.extent[1]};
-  for (const CheckpointSequence& s : contents.sequences) {
-    require(s.request >= 0 && s.generated >= 0 && s.logprobs >= 0 && s.cached >= 0 &&
+  const std::int64_t limit[] = {0,
+                                static_cast<std::int64_t>(tokens.size()),
+                                static_cast<std::int64_t>(logprobs.size()),
+                                keys.extent[1],
+                                0,
+                                static_cast<std::int64_t>(tops.size())};
+  for (std::size_t rank = 0; rank < counts.size(); ++rank) {
+    const auto first = static_cast<std::int64_t>(first_of_rank.size());
+    first_of_rank.insert(first_of_rank.end(),
+                         static_cast<std::size_t>(counts[rank][part_sequences]), first);
+  }
+  for (std::size_t i = 0; i < contents.sequences.size(); ++i) {
+    const CheckpointSequence& s = contents.sequences[i];
+    check_beginning(i);
+    require(s.request >= CheckpointSequence::shared_beginning && s.generated >= 0 &&
+                s.logprobs >= 0 && s.cached >= 0 && s.tops >= 0 &&
+                s.tops <= limit[part_tops] - sum[part_tops] &&
                 s.generated <= limit[part_tokens] - sum[part_tokens] &&
                 s.logprobs <= limit[part_logprobs] - sum[part_logprobs] &&
                 s.cached <= limit[part_positions] - sum[part_positions],
@@ -249,16 +283,18 @@ void CheckpointReader::Impl::check_sequences() {
             path, s.request);
     first_token.push_back(sum[part_tokens]);
     first_logprob.push_back(sum[part_logprobs]);
+    first_top.push_back(sum[part_tops]);
     first_position.push_back(sum[part_positions]);
     first_piece.push_back(sum[part_pieces]);
     sum[part_tokens] += s.generated;
     sum[part_logprobs] += s.logprobs;
+    sum[part_tops] += s.tops;
     sum[part_positions] += s.cached;
     sum[part_pieces] += s.num_pieces();
   }
   const auto pieces = static_cast<std::int64_t>(kv_checksums.size() / kv_checksum_fields);
   require(sum[part_tokens] == limit[part_tokens] && sum[part_logprobs] == limit[part_logprobs] &&
-              sum[part_positions] == limit[part_positions] &&
+              sum[part_tops] == limit[part_tops] && sum[part_positions] == limit[part_positions] &&
               sum[part_pieces] * contents.num_layers == pieces,
           "cannot read {}: its sequences do not account for all that is in it; the file is damaged",
           path);
@@ -317,6 +353,34 @@ std::span<const float> CheckpointReader::logprobs_of(std::size_t sequence) const
   return std::span(impl_->logprobs)
       .subspan(static_cast<std::size_t>(impl_->first_logprob.at(sequence)),
                static_cast<std::size_t>(impl_->contents.sequences[sequence].logprobs));
+}
+
+std::vector<SampledToken> CheckpointReader::tops_of(std::size_t sequence) const {
+  const auto count = static_cast<std::size_t>(impl_->contents.sequences.at(sequence).tops);
+  std::vector<SampledToken> tops(count);
+  if (count > 0) {
+    std::memcpy(static_cast<void*>(tops.data()), impl_->tops.data() + impl_->first_top[sequence],
+                count * sizeof(tops[0]));
+  }
+  return tops;
+}
+
+std::vector<std::size_t> CheckpointReader::chain_of(std::size_t sequence) const {
+  std::vector<std::size_t> chain;
+  for (auto at = static_cast<std::int64_t>(sequence); at >= 0;) {
+    const auto index = static_cast<std::size_t>(at);
+    chain.push_back(index);
+    const std::int64_t beginning = impl_->contents.sequences.at(index).beginning;
+    at = beginning < 0 ? -1 : impl_->first_of_rank[index] + beginning;
+  }
+  std::reverse(chain.begin(), chain.end());
+  return chain;
+}
+
+bool CheckpointReader::is_complete(std::size_t sequence) const {
+  return std::ranges::all_of(chain_of(sequence), [this](std::size_t each) {
+    return impl_->contents.sequences[each].complete != 0;
+  });
 }
 
 void CheckpointReader::read_piece(std::size_t sequence, int layer, std::int64_t piece,

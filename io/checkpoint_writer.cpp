@@ -49,7 +49,7 @@ struct CheckpointWriter::Impl {
   std::string temporary;  // empty: there is no temporary file
   std::string what;
   Handle file, kv_type;
-  Table state, parts, sequences, tokens, logprobs, keys, values, kv_checksums, pending, loads;
+  Table state, parts, sequences, tokens, logprobs, tops, keys, values, kv_checksums, pending, loads;
   std::vector<PartCounts> counts;  // [ranks]
   PartCounts before{};             // of the ranks before this one
   std::size_t first_sequence = 0;  // of this rank, among all
@@ -62,7 +62,7 @@ struct CheckpointWriter::Impl {
   std::atomic<int> sync_result{-1};  // an errno; -1 while it runs
 
   const PartCounts& mine() const { return counts[static_cast<std::size_t>(writers.rank())]; }
-  void count_parts(std::size_t own_tokens, std::size_t own_logprobs);
+  void count_parts(std::size_t own_tokens, std::size_t own_logprobs, std::size_t own_tops);
   void create();
   void make(Table& table, const char* name, hid_t type, std::vector<hsize_t> extent, bool by_part);
   void write_rows(Table& table, std::int64_t first, std::span<const std::byte> bytes,
@@ -75,7 +75,7 @@ struct CheckpointWriter::Impl {
   void wait_for_sync();
   void agree(const std::string& error);
   std::vector<Table*> tables() {
-    return {&state, &parts,  &sequences,    &tokens,  &logprobs,
+    return {&state, &parts,  &sequences,    &tokens,  &logprobs, &tops,
             &keys,  &values, &kv_checksums, &pending, &loads};
   }
 };
@@ -107,7 +107,8 @@ bool CheckpointWriter::Impl::close_handles() {
 }
 
 /// Who has how much of what, from the sequences alone; all ranks know them.
-void CheckpointWriter::Impl::count_parts(std::size_t own_tokens, std::size_t own_logprobs) {
+void CheckpointWriter::Impl::count_parts(std::size_t own_tokens, std::size_t own_logprobs,
+                                         std::size_t own_tops) {
   require(contents.sequences_of.size() == static_cast<std::size_t>(writers.size()),
           "internal: a checkpoint by {} ranks has parts of {}", writers.size(),
           contents.sequences_of.size());
@@ -131,14 +132,18 @@ void CheckpointWriter::Impl::count_parts(std::size_t own_tokens, std::size_t own
       }
       part[part_tokens] += s.generated;
       part[part_logprobs] += s.logprobs;
+      part[part_tops] += s.tops;
       part[part_positions] += s.cached;
       part[part_pieces] += s.num_pieces();
     }
   }
   require(static_cast<std::int64_t>(own_tokens) == mine()[part_tokens] &&
-              static_cast<std::int64_t>(own_logprobs) == mine()[part_logprobs],
-          "internal: a checkpoint got {} tokens and {} log-probabilities, not {} and {}",
-          own_tokens, own_logprobs, mine()[part_tokens], mine()[part_logprobs]);
+              static_cast<std::int64_t>(own_logprobs) == mine()[part_logprobs] &&
+              static_cast<std::int64_t>(own_tops) == mine()[part_tops],
+          "internal: a checkpoint got {} tokens, {} log-probabilities and {} others, not {}, {} "
+          "and {}",
+          own_tokens, own_logprobs, own_tops, mine()[part_tokens], mine()[part_logprobs],
+          mine()[part_tops]);
   checksums.resize(static_cast<std::size_t>(mine()[part_pieces] * contents.num_layers) *
                    kv_checksum_fields);
 }
@@ -189,6 +194,7 @@ void CheckpointWriter::Impl::create() {
   make(sequences, "sequences", H5T_STD_I64LE, {total(part_sequences), sequence_fields}, true);
   make(tokens, "tokens", H5T_STD_I32LE, {total(part_tokens)}, true);
   make(logprobs, "logprobs", H5T_IEEE_F32LE, {total(part_logprobs)}, true);
+  make(tops, "tops", H5T_STD_U64LE, {total(part_tops)}, true);
   make(pending, "pending", H5T_STD_I64LE, {num_pending}, false);
   make(loads, "expert_loads", H5T_STD_I64LE, {layers, static_cast<hsize_t>(contents.num_experts)},
        false);
@@ -280,12 +286,13 @@ CheckpointPiece piece_of(const CheckpointSequence& sequence, std::int64_t index)
 
 CheckpointWriter::CheckpointWriter(const std::string& path, const CheckpointContents& contents,
                                    std::span<const std::int32_t> tokens,
-                                   std::span<const float> logprobs, int mpi_comm_f)
+                                   std::span<const float> logprobs,
+                                   std::span<const SampledToken> tops, int mpi_comm_f)
     : impl_(std::make_unique<Impl>(path, contents, mpi_comm_f)) {
   prepare_hdf5();
   Impl& impl = *impl_;
   impl.what = fmt::format("cannot write {}", path);
-  impl.count_parts(tokens.size(), logprobs.size());
+  impl.count_parts(tokens.size(), logprobs.size(), tops.size());
   impl.num_pending = std::stoull(impl.writers.broadcast(std::to_string(contents.pending.size())));
   impl.temporary = path + impl.writers.broadcast(random_suffix());
   impl.agree(error_of([&] {
@@ -313,6 +320,8 @@ CheckpointWriter::CheckpointWriter(const std::string& path, const CheckpointCont
     impl.write_part(impl.loads, 0, bytes_of(contents.expert_loads));
     impl.write_part(impl.tokens, impl.before[part_tokens], std::as_bytes(tokens));
     impl.write_part(impl.logprobs, impl.before[part_logprobs], std::as_bytes(logprobs));
+    static_assert(sizeof(SampledToken) == sizeof(std::uint64_t));
+    impl.write_part(impl.tops, impl.before[part_tops], std::as_bytes(tops));
   }));
 }
 

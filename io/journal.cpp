@@ -12,6 +12,7 @@
 #include <charconv>
 #include <chrono>
 #include <cstring>
+#include <iterator>
 #include <span>
 #include <utility>
 #include <vector>
@@ -133,7 +134,7 @@ void ResultJournal::read() {
   if (!text.empty()) ++num_damaged_;
   // What was refused is found out again; of a request's results the last one counts.
   std::erase_if(places_, [](const Place& place) { return place.line < 0; });
-  std::ranges::stable_sort(places_, {}, &Place::line);
+  std::ranges::sort(places_);
   const auto same = [](const Place& a, const Place& b) { return a.line == b.line; };
   const auto first = std::unique(places_.rbegin(), places_.rend(), same).base();
   places_.erase(places_.begin(), first);
@@ -213,10 +214,11 @@ void ResultJournal::append(std::string_view lines) {
 }
 
 const ResultJournal::Place* ResultJournal::place_of(std::int64_t line) const {
-  if (!sorted_) std::ranges::sort(places_, {}, &Place::line);
+  if (!sorted_) std::ranges::sort(places_);
   sorted_ = true;
-  const auto found = std::ranges::lower_bound(places_, line, {}, &Place::line);
-  return found == places_.end() || found->line != line ? nullptr : &*found;
+  const auto behind = std::ranges::upper_bound(places_, line, {}, &Place::line);
+  return behind == places_.begin() || std::prev(behind)->line != line ? nullptr
+                                                                      : &*std::prev(behind);
 }
 
 void ResultJournal::drop(const std::function<bool(std::int64_t line)>& dropped) {

@@ -1,6 +1,7 @@
 #pragma once
 // Finished results on disk while a run goes on: what a killed run leaves for the one that resumes.
 
+#include <compare>
 #include <condition_variable>
 #include <cstdint>
 #include <deque>
@@ -72,7 +73,8 @@ class ResultJournal {
  private:
   struct Place {
     std::int64_t line = 0;
-    std::uint64_t offset = 0;  // of its journal line
+    std::uint64_t offset = 0;  // of its journal line; of several the last one counts
+    auto operator<=>(const Place&) const = default;
   };
   const Place* place_of(std::int64_t line) const;
   void read();

@@ -141,17 +141,20 @@ std::string checkpoint_text(const std::string& path, bool verify) {
   fmt::format_to(std::back_inserter(text), "{:>8}  {:>10}  {:>10}  {}\n", "request", "generated",
                  "positions", "keys and values");
   std::int64_t positions = 0;
+  std::int64_t requests = 0;
   for (const io::CheckpointSequence& s : c.sequences) {
-    fmt::format_to(std::back_inserter(text), "{:>8}  {:>10}  {:>10}  {}\n", s.request, s.generated,
-                   s.cached, s.complete != 0 ? "whole" : "finished meanwhile");
+    const std::string name = s.is_beginning() ? "shared" : std::to_string(s.request);
+    fmt::format_to(std::back_inserter(text), "{:>8}  {:>10}  {:>10}  {}\n", name, s.generated,
+                   s.positions(), s.complete != 0 ? "whole" : "finished meanwhile");
     positions += s.cached;
+    if (!s.is_beginning()) ++requests;
   }
   text += fmt::format(
       "\n{} requests under way, {} waiting; written by {} ranks\n{} positions of {} layers, {} "
       "heads "
       "of {} {} elements: {} of {}\n",
-      c.sequences.size(), c.pending.size(), c.sequences_of.size(), positions, c.num_layers,
-      c.num_kv_heads, c.head_dim, name_of(c.dtype),
+      requests, c.pending.size(), c.sequences_of.size(), positions, c.num_layers, c.num_kv_heads,
+      c.head_dim, name_of(c.dtype),
       size_text(2.0 * static_cast<double>(positions * c.num_layers * c.row_bytes())),
       size_text(static_cast<double>(reader.bytes())));
   std::int64_t tokens = 0;

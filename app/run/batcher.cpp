@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "app/run/request_needs.hpp"
+#include "compute/error.hpp"
 #include "io/model_text.hpp"
 
 namespace atl {
@@ -36,6 +37,24 @@ std::string not_finite(const Sequence& sequence, const BatchOptions& options) {
                         "where atoll inspect names no such weight, run this request again with "
                         "--dtype float32, with an --output of its own",
                         name_of(options.dtype)));
+}
+
+/// That what was kept is what the request has after so many positions; checksums alone do not say
+/// so.
+void require_own(const SavedSequence& saved, const Sequence& sequence, std::int32_t cached,
+                 Mode mode) {
+  const io::Request& asked = sequence.asked;
+  std::int64_t logprobs = std::ssize(saved.generated);
+  if (mode == Mode::score) {
+    logprobs = std::max<std::int64_t>(0, cached - std::max<std::int64_t>(0, asked.scored_from - 1));
+  } else if (asked.scores_prompt()) {
+    logprobs += std::min(cached, sequence.prompt_length - 1);
+  }
+  const std::int64_t tops = mode == Mode::score ? 0 : logprobs * asked.top_logprobs;
+  require(std::ssize(saved.logprobs) == logprobs && std::ssize(saved.tops) == tops,
+          "the checkpoint is damaged: {} log-probabilities and {} most probable tokens cannot be "
+          "those of request {}, which has {} and {} there; remove it",
+          saved.logprobs.size(), saved.tops.size(), sequence.request, logprobs, tops);
 }
 
 bool contains(const std::vector<std::int32_t>& ids, std::int32_t token) {
@@ -126,8 +145,19 @@ void Batcher::take_up(Admitted admitted, std::vector<std::int32_t> forced) {
 
 void Batcher::restore(Sequence& sequence, std::int32_t cached) {
   const SavedSequence saved = restore_(sequence.request, sequence.pages);
+  require_own(saved, sequence, cached, options_.mode);
   for (const std::int32_t token : saved.generated) grow(sequence, token);
-  sequence.logprobs = saved.logprobs;
+  // Those of the prompt, where it is scored beside what follows, come first.
+  const std::size_t of_prompt =
+      sequence.asked.scores_prompt() ? saved.logprobs.size() - saved.generated.size() : 0;
+  const auto own = saved.logprobs.begin() + static_cast<std::ptrdiff_t>(of_prompt);
+  sequence.prompt_logprobs.assign(saved.logprobs.begin(), own);
+  sequence.logprobs.assign(own, saved.logprobs.end());
+  const auto own_tops =
+      saved.tops.begin() + static_cast<std::ptrdiff_t>(of_prompt) * sequence.asked.top_logprobs;
+  sequence.prompt_tops.assign(saved.tops.begin(), own_tops);
+  sequence.tops.assign(own_tops, saved.tops.end());
+  sequence.greedy = saved.greedy;
   sequence.cached = cached;
   sequence.times.first_token = -1;  // in another run
   pages_->landed(sequence);

@@ -8,7 +8,6 @@
 #include <thread>
 
 #include "app/run/run.hpp"
-#include "app/run/twins.hpp"
 #include "comm/watchdog.hpp"
 #include "compute/clock.hpp"
 #include "compute/error.hpp"
@@ -20,25 +19,26 @@ using nlohmann::ordered_json;
 
 namespace {
 
-/// Whether a checkpoint cannot keep all that the request's result says: it then starts from its
-/// beginning where the run is resumed.
-bool starts_anew(const io::Request& asked) {
-  return asked.top_logprobs > 0 || asked.is_continuation() || asked.scores_prompt();
-}
-
 /// That a sequence of a checkpoint is one that its request can have.
 void require_possible(const io::CheckpointSequence& s, const RequestList& requests, bool scoring,
                       const std::string& path) {
-  const bool known = s.request >= 0 && s.request < static_cast<std::int64_t>(requests.size());
-  const std::int64_t prompt =
-      known ? requests[static_cast<std::size_t>(s.request)].prompt_tokens : 0;
+  if (s.is_beginning()) return;
+  const bool known = s.request < static_cast<std::int64_t>(requests.size());
+  const RequestEntry request =
+      known ? requests[static_cast<std::size_t>(s.request)] : RequestEntry();
+  const std::int64_t prompt = request.prompt_tokens;
   const std::int64_t length = prompt + s.generated;
-  const bool good =
-      known && s.cached < length &&
-      (scoring ? s.generated == 0 && s.logprobs == s.cached
-               : s.logprobs == s.generated && (s.generated == 0 || s.cached == length - 1));
+  // A continuation is scored from somewhere on.
+  const bool all_scored =
+      s.logprobs == s.positions() || (request.continuation == 1 && s.logprobs < s.positions());
+  const std::int64_t of_prompt =
+      request.scores_prompt == 1 ? std::min(s.positions(), prompt - 1) : 0;
+  const bool good = known && s.positions() < length && s.tops <= s.logprobs * most_tops &&
+                    (scoring ? s.generated == 0 && all_scored
+                             : s.logprobs == of_prompt + s.generated &&
+                                   (s.generated == 0 || s.positions() == length - 1));
   require(good, "cannot read {}: {} tokens cached and {} generated cannot be those of request {}",
-          path, s.cached, s.generated, s.request);
+          path, s.positions(), s.generated, s.request);
 }
 
 }  // namespace
@@ -134,9 +134,10 @@ void Checkpoints::find(const RequestList& requests, const ModelShape& shape, DTy
   std::string taken(contents.sequences.size(), '0');
   for (std::size_t i = 0; root() && !anew && i < contents.sequences.size(); ++i) {
     const io::CheckpointSequence& s = contents.sequences[i];
+    if (s.is_beginning()) continue;
     KeptProgress& progress = kept[static_cast<std::size_t>(s.request)];
-    if (progress.finished || s.complete == 0 || s.cached == 0) continue;
-    progress.cached = static_cast<std::int32_t>(s.cached);
+    if (progress.finished || !reader_->is_complete(i) || s.positions() == 0) continue;
+    progress.cached = static_cast<std::int32_t>(s.positions());
     progress.generated = static_cast<std::int32_t>(s.generated);
     taken[i] = '1';
   }
@@ -169,19 +170,24 @@ Restore Checkpoints::restore_into(SharedKv& kv) {
   return [this, &kv](std::int32_t request, std::span<const std::int32_t> pages) {
     const std::size_t index = saved_.at(request);
     const io::CheckpointContents& contents = reader_->contents();
-    const io::CheckpointSequence& s = contents.sequences[index];
-    for (std::int64_t piece = 0; piece < s.num_pieces(); ++piece) {
-      const auto [first, count] = io::piece_of(s, piece);
-      keys_.resize(static_cast<std::size_t>(count * contents.row_bytes()));
-      values_.resize(keys_.size());
-      for (int layer = 0; layer < contents.num_layers; ++layer) {
-        reader_->read_piece(index, layer, piece, keys_, values_);
-        kv.load(layer, pages, first, count, keys_, values_);
+    for (const std::size_t part : reader_->chain_of(index)) {
+      const io::CheckpointSequence& s = contents.sequences[part];
+      for (std::int64_t piece = 0; piece < s.num_pieces(); ++piece) {
+        const auto [first, count] = io::piece_of(s, piece);
+        keys_.resize(static_cast<std::size_t>(count * contents.row_bytes()));
+        values_.resize(keys_.size());
+        for (int layer = 0; layer < contents.num_layers; ++layer) {
+          reader_->read_piece(part, layer, piece, keys_, values_);
+          kv.load(layer, pages, s.first + first, count, keys_, values_);
+        }
       }
     }
     const auto tokens = reader_->tokens_of(index);
     const auto logprobs = reader_->logprobs_of(index);
-    return SavedSequence{{tokens.begin(), tokens.end()}, {logprobs.begin(), logprobs.end()}};
+    return SavedSequence{{tokens.begin(), tokens.end()},
+                         {logprobs.begin(), logprobs.end()},
+                         reader_->tops_of(index),
+                         contents.sequences[index].greedy != 0};
   };
 }
 
@@ -226,52 +232,6 @@ void Checkpoints::advance(std::span<const RankLoad> loads, const CheckpointSourc
   }
   if (move.kind != CheckpointMove::Kind::none) cost_.seconds += now_seconds() - start;
   ++pass_;
-}
-
-/// Collective: what goes into a checkpoint of now, and which of it this rank writes.
-void Checkpoints::list_sequences(const CheckpointSource& source, io::CheckpointContents& contents,
-                                 std::vector<std::int32_t>& tokens, std::vector<float>& logprobs) {
-  own_.clear();
-  speaks_ = source.kv->speaks();
-  const auto add = [&](const io::CheckpointSequence& s, std::span<const std::int32_t> generated,
-                       std::span<const float> scored) {
-    own_.push_back(s);
-    own_.back().complete = 0;
-    if (!speaks_) return;
-    tokens.insert(tokens.end(), generated.begin(), generated.end());
-    logprobs.insert(logprobs.end(), scored.begin(), scored.end());
-  };
-  for (const auto& batcher : source.batchers) {
-    const Sequences& sequences = batcher->sequences();
-    for (const std::int32_t slot : sequences.taken()) {
-      const Sequence& sequence = sequences.in_slot(slot);
-      if (is_twin(sequence.request)) continue;  // its request makes it again
-      if (starts_anew(sequence.asked)) continue;
-      add({sequence.request, sequence.num_generated(),
-           static_cast<std::int64_t>(sequence.logprobs.size()), sequence.cached, 0},
-          sequence.generated(), sequence.logprobs);
-    }
-  }
-  first_carried_ = own_.size();
-  int turn = 0;
-  for (const std::int32_t request : source.resumed_waiting) {
-    if (turn++ % source.kv->num_owners() != source.kv->owner()) continue;
-    const std::size_t saved = saved_.at(request);
-    add(reader_->contents().sequences[saved], reader_->tokens_of(saved),
-        reader_->logprobs_of(saved));
-  }
-  if (source.queue != nullptr) {
-    const std::vector<std::int32_t> pending = source.queue->pending();
-    contents.pending.assign(pending.begin(), pending.end());
-  }
-  const std::size_t told = speaks_ ? own_.size() * sizeof(own_[0]) : 0;
-  for (const std::string& text :
-       world_.allgather_texts(std::string(reinterpret_cast<const char*>(own_.data()), told))) {
-    const auto* first = reinterpret_cast<const io::CheckpointSequence*>(text.data());
-    const std::size_t count = text.size() / sizeof(own_[0]);
-    contents.sequences.insert(contents.sequences.end(), first, first + count);
-    contents.sequences_of.push_back(static_cast<std::int64_t>(count));
-  }
 }
 
 namespace {
@@ -321,16 +281,15 @@ void Checkpoints::begin(const CheckpointSource& source) {
   for (std::size_t i = 0; i < earlier_loads_.size() && i < contents.expert_loads.size(); ++i) {
     contents.expert_loads[i] += earlier_loads_[i];
   }
-  std::vector<std::int32_t> tokens;
-  std::vector<float> logprobs;
-  list_sequences(source, contents, tokens, logprobs);
+  const Kinds kinds = list_sequences(source, contents);
   contents.state = world_.broadcast(state_text(source), 0);
   row_bytes_ = contents.row_bytes();
   cursor_ = {};
   try {
     const comm::Waiting waiting("creating the checkpoint");
-    writer_ = std::make_unique<io::CheckpointWriter>(folder_.file_of(pass_), contents, tokens,
-                                                     logprobs, world_.fortran_handle());
+    writer_ =
+        std::make_unique<io::CheckpointWriter>(folder_.file_of(pass_), contents, kinds.tokens,
+                                               kinds.logprobs, kinds.tops, world_.fortran_handle());
     phase_ = CheckpointPhase::writing;
     if (own_.empty()) writer_->start_sync();
   } catch (const Error& error) {
@@ -365,9 +324,11 @@ void Checkpoints::write_some(const CheckpointSource& source, double seconds) {
 void Checkpoints::write_at_cursor(const CheckpointSource& source, bool& wrote) {
   const Cursor at = cursor_;
   const io::CheckpointSequence& s = own_[at.sequence];
-  std::span<const std::int32_t> pages;
-  for (const auto& batcher : source.batchers) {
-    if (pages.empty()) pages = batcher->pages_of(static_cast<std::int32_t>(s.request));
+  std::span<const std::int32_t> pages;  // of any that has it, and is under way still
+  for (const std::int32_t request : holders_[at.sequence]) {
+    for (const auto& batcher : source.batchers) {
+      if (pages.empty()) pages = batcher->pages_of(request);
+    }
   }
   const bool kept = carried() || !pages.empty();
   const bool writes = kept && at.piece < s.num_pieces();
@@ -394,9 +355,9 @@ void Checkpoints::write_piece(const CheckpointSource& source, const Cursor& at,
   keys_.resize(static_cast<std::size_t>(count * row_bytes_));
   values_.resize(keys_.size());
   if (at.sequence < first_carried_) {
-    source.kv->save(at.layer, pages, first, count, keys_, values_);
+    source.kv->save(at.layer, pages, s.first + first, count, keys_, values_);
   } else if (speaks_) {
-    reader_->read_piece(saved_.at(s.request), at.layer, at.piece, keys_, values_);
+    reader_->read_piece(old_[at.sequence], at.layer, at.piece, keys_, values_);
   }
   if (!speaks_) return;
   writer_->write_piece(static_cast<std::int64_t>(at.sequence), at.layer, at.piece, keys_, values_);

@@ -41,6 +41,7 @@ struct CheckpointSource {
   const RequestQueue* queue = nullptr;                 ///< on rank 0: what no rank has taken yet
   std::span<const std::int32_t> resumed_waiting;       ///< of these, what this run resumed
   SharedKv* kv = nullptr;
+  std::int32_t page_tokens = 0;
   const Traffic* traffic = nullptr;
   const Placement* placement = nullptr;
   const ModelShape* shape = nullptr;
@@ -94,8 +95,25 @@ class Checkpoints {
   bool began_with_other_weights() const;
   std::string state_text(const CheckpointSource& source) const;
   void begin(const CheckpointSource& source);
-  void list_sequences(const CheckpointSource& source, io::CheckpointContents& contents,
-                      std::vector<std::int32_t>& tokens, std::vector<float>& logprobs);
+  /// What this rank's sequences have beside keys and values.
+  struct Kinds {
+    std::vector<std::int32_t> tokens;
+    std::vector<float> logprobs;
+    std::vector<SampledToken> tops;
+  };
+  /// One of own_, with what there is of it.
+  struct Listed {
+    io::CheckpointSequence sequence;
+    std::vector<std::int32_t> tokens;
+    std::vector<float> logprobs;
+    std::vector<SampledToken> tops;
+    std::vector<std::int32_t> holders;
+    std::size_t old = 0;
+  };
+  void add(const Listed& listed, Kinds& kinds);
+  void list_live(const CheckpointSource& source, Kinds& kinds);
+  void list_carried(const CheckpointSource& source, Kinds& kinds);
+  Kinds list_sequences(const CheckpointSource& source, io::CheckpointContents& contents);
   /// Writes pieces for about `seconds`, at least one. Collective over the sequences' ranks.
   void write_some(const CheckpointSource& source, double seconds);
   /// The same of one piece, and of one layer.
@@ -123,9 +141,12 @@ class Checkpoints {
   bool restoring_ = false;                               // some of them are still to be taken back
   std::vector<std::int64_t> earlier_loads_;              // [layers * experts], of earlier runs
 
-  std::unique_ptr<io::CheckpointWriter> writer_;  // while one is being written
-  bool speaks_ = true;                            // this rank writes the sequences that it has
-  std::vector<io::CheckpointSequence> own_;       // live ones, then those carried over
+  std::unique_ptr<io::CheckpointWriter> writer_;    // while one is being written
+  bool speaks_ = true;                              // this rank writes the sequences that it has
+  std::vector<io::CheckpointSequence> own_;         // live ones, then those carried over
+  std::vector<std::vector<std::int32_t>> holders_;  // [own_]: requests whose pages have it
+  std::vector<std::size_t> old_;                    // [own_]: of those carried over, there
+  std::unordered_map<std::int32_t, std::int64_t> begun_;  // shared beginnings, by their last page
   std::size_t first_carried_ = 0;  // of own_: from here on not taken back yet when it began
   std::int64_t row_bytes_ = 0;
   Cursor cursor_;

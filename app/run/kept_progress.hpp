@@ -6,6 +6,8 @@
 #include <span>
 #include <vector>
 
+#include "compute/sampling.hpp"
+
 namespace atl {
 
 /// How far a request had come when this run began.
@@ -24,6 +26,8 @@ struct KeptProgress {
 struct SavedSequence {
   std::vector<std::int32_t> generated;
   std::vector<float> logprobs;
+  std::vector<SampledToken> tops;  ///< beside them
+  bool greedy = true;              ///< see Sequence
 };
 /// Fetches what is kept of a request; its keys and values go into these pages of this rank.
 using Restore =

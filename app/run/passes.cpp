@@ -322,6 +322,7 @@ CheckpointSource Passes::checkpoint_source() {
   source.resumed_waiting =
       std::span(resumed_).last(static_cast<std::size_t>(loads_[0].resumed_waiting));
   source.kv = &kv_;
+  source.page_tokens = in_.sizes.batch.page_tokens;
   source.traffic = &driver_->traffic();
   source.placement = &driver_->placement();
   source.shape = &in_.model.config.shape;

@@ -27,8 +27,8 @@ io::CheckpointContents contents() {
   c.num_kv_heads = 1;
   c.head_dim = 4;
   c.num_experts = 2;
-  c.sequences = {{0, 3, 3, 8, 0}, {2, 0, 0, 5, 0}};
-  c.sequences_of = {2};
+  c.sequences = {{-1, 0, 0, 4, 0}, {0, 3, 3, 8, 0, 3, 1, 0, 4}, {2, 0, 0, 5, 0, 0, 0, 0, 4}};
+  c.sequences_of = {3};
   c.pending = {1, 3};
   c.expert_loads = {1, 2, 3, 4};
   return c;
@@ -38,8 +38,9 @@ std::string make_checkpoint(const std::string& path) {
   const io::CheckpointContents c = contents();
   const std::vector<std::int32_t> tokens{1, 2, 3};
   const std::vector<float> logprobs{-1, -2, -3};
-  io::CheckpointWriter writer(path, c, tokens, logprobs, io::single_process);
-  for (std::int64_t s = 0; s < 2; ++s) {
+  const std::vector<SampledToken> tops{{1, -1}, {2, -2}, {3, -3}};
+  io::CheckpointWriter writer(path, c, tokens, logprobs, tops, io::single_process);
+  for (std::int64_t s = 0; s < 3; ++s) {
     const auto cached = c.sequences[static_cast<std::size_t>(s)].cached;
     const std::vector<std::byte> kv(static_cast<std::size_t>(cached * c.row_bytes()), std::byte{1});
     for (int layer = 0; layer < c.num_layers; ++layer) writer.write_piece(s, layer, 0, kv, kv);
@@ -123,6 +124,8 @@ void read_all(const std::string& path) {
   for (std::size_t s = 0; s < c.sequences.size(); ++s) {
     const auto generated = static_cast<std::size_t>(c.sequences[s].generated);
     fuzz::expect(reader.tokens_of(s).size() == generated);
+    fuzz::expect(reader.tops_of(s).size() == static_cast<std::size_t>(c.sequences[s].tops));
+    fuzz::expect(reader.chain_of(s).back() == s);
     fuzz::expect(reader.logprobs_of(s).size() == static_cast<std::size_t>(c.sequences[s].logprobs));
   }
   reader.verify(0, 1);

@@ -11,10 +11,12 @@
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <limits>
 #include <numeric>
 #include <set>
 
 #include "compute/error.hpp"
+#include "io/hdf5_handle.hpp"
 #include "io/model_file.hpp"
 #include "tests/fixtures.hpp"
 
@@ -38,6 +40,7 @@ struct Example {
   CheckpointContents contents;
   std::vector<std::int32_t> tokens = {7, 8, 9, 10, 11};
   std::vector<float> logprobs = {-1.5F, -0.25F, -3, -4, -5};
+  std::vector<SampledToken> tops = {{1, -1}, {2, -2}, {3, -3}, {-1, -4}};
 
   Example() {
     contents.state = R"({"run":{"model":"0"},"step":12})";
@@ -45,8 +48,12 @@ struct Example {
     contents.num_kv_heads = 2;
     contents.head_dim = 4;
     contents.num_experts = 3;
-    contents.sequences = {{4, 2, 2, piece_positions + 6, 0}, {0, 0, 0, 5, 0}, {9, 3, 3, 8, 0}};
-    contents.sequences_of = {3};
+    // The first two go on from one beginning.
+    contents.sequences = {{-1, 0, 0, 4, 0},
+                          {4, 2, 2, piece_positions + 6, 0, 4, 1, 0, 4},
+                          {0, 0, 0, 5, 0, 0, 0, 0, 4},
+                          {9, 3, 3, 8, 0}};
+    contents.sequences_of = {4};
     contents.pending = {10, 11};
     contents.expert_loads = {1, 2, 3, 4, 5, 6};
   }
@@ -59,8 +66,8 @@ struct Example {
                               static_cast<std::size_t>(index) * 10));
   }
   void write(const std::string& to) const {
-    CheckpointWriter writer(to, contents, tokens, logprobs, single_process);
-    for (std::size_t s = 0; s < 2; ++s) {
+    CheckpointWriter writer(to, contents, tokens, logprobs, tops, single_process);
+    for (std::size_t s = 0; s < 3; ++s) {
       for (std::int64_t p = 0; p < contents.sequences[s].num_pieces(); ++p) {
         for (int layer = 0; layer < 2; ++layer) {
           writer.write_piece(static_cast<std::int64_t>(s), layer, p, piece(s, layer, p, 1),
@@ -82,15 +89,20 @@ struct Example {
     bool same = c.state == contents.state && c.num_layers == 2 && c.num_kv_heads == 2 &&
                 c.head_dim == 4 && c.num_experts == 3 && c.dtype == contents.dtype &&
                 c.sequences_of == contents.sequences_of && c.pending == contents.pending &&
-                c.expert_loads == contents.expert_loads && c.sequences.size() == 3;
+                c.expert_loads == contents.expert_loads && c.sequences.size() == 4;
     std::vector<std::int32_t> all_tokens;
     std::vector<float> all_logprobs;
-    for (std::size_t s = 0; same && s < 3; ++s) {
+    std::vector<SampledToken> all_tops;
+    for (std::size_t s = 0; same && s < 4; ++s) {
       const CheckpointSequence& got = c.sequences[s];
       const CheckpointSequence& want = contents.sequences[s];
       same = got.request == want.request && got.generated == want.generated &&
              got.logprobs == want.logprobs && got.cached == want.cached &&
-             got.complete == (s < 2 ? 1 : 0);
+             got.complete == (s < 3 ? 1 : 0) && got.tops == want.tops &&
+             got.greedy == want.greedy && got.beginning == want.beginning &&
+             got.first == want.first;
+      const auto more = reader.tops_of(s);
+      all_tops.insert(all_tops.end(), more.begin(), more.end());
       const auto t = reader.tokens_of(s);
       const auto l = reader.logprobs_of(s);
       all_tokens.insert(all_tokens.end(), t.begin(), t.end());
@@ -107,7 +119,13 @@ struct Example {
         }
       }
     }
-    return same && all_tokens == tokens && all_logprobs == logprobs;
+    same = same && reader.chain_of(2) == std::vector<std::size_t>{0, 2} && reader.is_complete(2) &&
+           !reader.is_complete(3);
+    const auto alike = [](const SampledToken& a, const SampledToken& b) {
+      return a.token == b.token && a.logprob == b.logprob;
+    };
+    return same && all_tokens == tokens && all_logprobs == logprobs &&
+           std::ranges::equal(all_tops, tops, alike);
   }
 };
 
@@ -135,7 +153,7 @@ TEST_F(Checkpoint, MayHoldNoSequence) {
   contents.sequences.clear();
   contents.pending.clear();
   contents.sequences_of = {0};
-  CheckpointWriter writer(path("none.h5"), contents, {}, {}, single_process);
+  CheckpointWriter writer(path("none.h5"), contents, {}, {}, {}, single_process);
   writer.start_sync();
   writer.finish();
   const CheckpointReader reader(path("none.h5"));
@@ -148,18 +166,67 @@ TEST_F(Checkpoint, AnUnfinishedOneLeavesNothing) {
   const std::string folder = fs::path(path("x")).parent_path();
   {
     const CheckpointWriter writer(path("a.h5"), example.contents, example.tokens, example.logprobs,
-                                  single_process);
+                                  example.tops, single_process);
     EXPECT_FALSE(fs::is_empty(folder));
   }
   EXPECT_TRUE(fs::is_empty(folder));
   CheckpointWriter writer(path("a.h5"), example.contents, example.tokens, example.logprobs,
-                          single_process);
+                          example.tops, single_process);
   writer.abandon();
   EXPECT_TRUE(fs::is_empty(folder));
   EXPECT_THROW(CheckpointReader(path("a.h5")), Error);
   EXPECT_THROW(CheckpointWriter(path("nowhere/a.h5"), example.contents, example.tokens,
-                                example.logprobs, single_process),
+                                example.logprobs, example.tops, single_process),
                Error);
+}
+
+/// What reading a file says where it is refused; empty where it is not.
+std::string refusal_of(const std::string& path) {
+  try {
+    const CheckpointReader reader(path);
+  } catch (const Error& error) {
+    return error.what();
+  }
+  return "";
+}
+
+TEST_F(Checkpoint, OfAnotherVersionIsRefusedByName) {
+  const Example example;
+  example.write(path("old.h5"));
+  {
+    const Handle file(H5Fopen(path("old.h5").c_str(), H5F_ACC_RDWR, H5P_DEFAULT));
+    const Handle attribute(H5Aopen(file.get(), "format_version", H5P_DEFAULT));
+    const std::uint64_t version = 1;
+    ASSERT_GE(H5Awrite(attribute.get(), H5T_NATIVE_UINT64, &version), 0);
+  }
+  const std::string refusal = refusal_of(path("old.h5"));
+  EXPECT_NE(refusal.find("old.h5"), std::string::npos) << refusal;
+  EXPECT_NE(refusal.find("format version 1, this build reads 2"), std::string::npos) << refusal;
+}
+
+/// Its checksums hold: they are of what was listed.
+TEST_F(Checkpoint, WithAListThatContradictsItselfIsRefused) {
+  const auto refusal_with = [this](std::size_t sequence, std::int64_t beginning,
+                                   std::int64_t first) {
+    Example example;
+    example.contents.sequences[sequence].beginning = beginning;
+    example.contents.sequences[sequence].first = first;
+    example.write(path("list.h5"));
+    return refusal_of(path("list.h5"));
+  };
+  EXPECT_EQ(refusal_with(2, 0, 4), "");
+  const std::int64_t huge = std::numeric_limits<std::int64_t>::max();
+  struct Case {
+    std::size_t sequence;
+    std::int64_t beginning, first;
+  };
+  for (const Case c : {Case{2, 0, 3}, Case{2, 1, piece_positions + 10}, Case{2, 2, 4},
+                       Case{2, 3, 8}, Case{2, 4, 4}, Case{2, huge, 4}, Case{2, -2, 0},
+                       Case{2, -1, 4}, Case{0, 0, 4}, Case{0, -1, -4}, Case{0, -1, huge}}) {
+    const std::string refusal = refusal_with(c.sequence, c.beginning, c.first);
+    EXPECT_NE(refusal.find("goes on from what is no beginning"), std::string::npos)
+        << c.sequence << " from " << c.beginning << " at " << c.first << ": " << refusal;
+  }
 }
 
 TEST_F(Checkpoint, EveryFlippedBitIsNoticedOrHarmless) {
@@ -194,8 +261,8 @@ TEST_F(Checkpoint, EveryCutIsNoticed) {
   std::set<std::size_t> cuts = {0, 1, 7, 8, 9, 47, 48, 49, good.size() - 1};
   const hid_t file = H5Fopen(path("good.h5").c_str(), H5F_ACC_RDONLY, H5P_DEFAULT);
   ASSERT_GE(file, 0);
-  for (const char* name : {"state", "parts", "sequences", "tokens", "logprobs", "keys", "values",
-                           "kv_checksums", "pending", "expert_loads"}) {
+  for (const char* name : {"state", "parts", "sequences", "tokens", "logprobs", "tops", "keys",
+                           "values", "kv_checksums", "pending", "expert_loads"}) {
     const hid_t data = H5Dopen2(file, name, H5P_DEFAULT);
     const auto begin = static_cast<std::size_t>(H5Dget_offset(data));
     const auto end = begin + static_cast<std::size_t>(H5Dget_storage_size(data));

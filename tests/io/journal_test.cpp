@@ -51,6 +51,37 @@ TEST_F(Journal, KeepsResultsForTheNextRun) {
   EXPECT_TRUE(fs::is_empty(folder_));
 }
 
+/// Their reasons are there for the end of the run, and no results for the next one.
+TEST_F(Journal, KeepsWhyLinesWereRefusedForThisRunAlone) {
+  {
+    ResultJournal journal(output_, false);
+    journal.start(R"({"run":1})");
+    journal.append(journal_line(-2, R"({"line":2,"error":"no"})"));
+    EXPECT_EQ(journal.num_results(), 0);
+    EXPECT_EQ(journal.result(-2), R"({"line":2,"error":"no"})");
+    EXPECT_FALSE(journal.has(2));
+    journal.append(journal_line(5, std::string(10000, 'x')));
+    EXPECT_EQ(journal.num_results(), 1);
+    EXPECT_EQ(journal.result(5), std::string(10000, 'x'));
+  }
+  {
+    ResultJournal journal(output_, false);
+    EXPECT_EQ(journal.num_results(), 1);
+    EXPECT_EQ(journal.num_damaged(), 0);
+    EXPECT_FALSE(journal.has(-2));
+    journal.resume();
+    journal.append(journal_line(5, "{}"));  // computed again
+    EXPECT_EQ(journal.result(5), "{}");
+    journal.append(journal_line(6, "{}"));
+  }
+  ResultJournal journal(output_, false);
+  EXPECT_EQ(journal.num_results(), 2);
+  EXPECT_EQ(journal.result(5), "{}");
+  journal.drop([](std::int64_t line) { return line == 5; });
+  EXPECT_EQ(journal.num_results(), 1);
+  EXPECT_FALSE(journal.has(5));
+}
+
 TEST_F(Journal, EveryCutCostsAtMostTheLastLine) {
   write_two();
   const std::string whole = text();
