@@ -15,7 +15,7 @@ In it: bin/, lib/ (with UCX's modules in lib/ucx), mpi/, `about` (KEY=VALUE, wha
 `environment` (KEY=VALUE, @ROOT@ is where it is unpacked). Programs are stripped, equal files are there
 once. Left out are glibc, libstdc++ and libgcc (the other machine's must be as new as this one's), CUDA's
 libraries and the driver. Exit code 1 where the file and the repository's tracked files together are
-larger than 60 MiB, which is what a runner of remote commands may take.
+larger than 60 MiB, which is what a runner of remote commands may take; one to rehearse with stays here.
 """
 
 import argparse
@@ -242,7 +242,7 @@ def main():
     print("\n".join(f"{key} {value}" for key, value in about.items()))
     print(f"{output}: {size / 2**20:.1f} MiB, with the {tracked / 2**20:.1f} MiB of tracked files "
           f"{(size + tracked) / 2**20:.1f} of at most {MOST_BYTES / 2**20:.0f} MiB")
-    return 0 if size + tracked <= MOST_BYTES else 1
+    return 0 if arguments.emulated or size + tracked <= MOST_BYTES else 1
 
 
 if __name__ == "__main__":
