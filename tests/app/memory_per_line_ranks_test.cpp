@@ -49,6 +49,9 @@ NOT_INLINED void* operator new(std::size_t bytes) {
 NOT_INLINED void* operator new[](std::size_t bytes) {
   return counted(bytes);
 }
+NOT_INLINED void* operator new(std::size_t bytes, const std::nothrow_t& /*none*/) noexcept {
+  return counted(bytes);
+}
 NOT_INLINED void operator delete(void* memory) noexcept {
   give_back(memory);
 }
