@@ -97,6 +97,7 @@ for layout in "${layouts[@]}"; do
   succeeds "$layout" || continue
   same "$layout" "$work/$mode.expected" "$work/results"
 done
+cp "$work/results.json" "$work/last.json"
 
 # Two devices, each chosen before MPI starts.
 ATL_EMULATED_DEVICES=2 run_layout "$work/results" score-small 2 21
@@ -148,7 +149,7 @@ backend = lines[0]["backend"]
 assert "1 GEMMs refused" in backend and "not tried" not in backend, backend
 EOF
 
-json_check "several ranks share the device, and streams have tracks" "$work/results.json" \
+json_check "several ranks share the device, and streams have tracks" "$work/last.json" \
   "$work/trace.json" <<'EOF'
 report, trace = lines
 assert "shared by 5 ranks" in report["backend"], report["backend"]
