@@ -15,13 +15,13 @@ the table, OUTPUT/placements.md and OUTPUT/placements.json.
 
 import argparse
 import json
-import random
 import sys
 from collections import Counter
 from pathlib import Path
 from statistics import median
 
 from harness_lib.folded_routing import fold_routing, read_npy
+from harness_lib.rounds import in_order_of
 from harness_lib.shaped_hosts import ROOT, ShapedHosts, command, make_model, make_requests, mixtral
 
 LAYERS, EXPERTS, VOCAB, HIDDEN, INNER = 4, 16, 256, 512, 512
@@ -113,9 +113,7 @@ def main():
         pace, rate = BOUNDS[bound]
         with hosts.up(rate):
             for number in range(options.rounds):
-                cases = list(CASES)
-                random.Random(number).shuffle(cases)
-                for case in cases:
+                for case in in_order_of(number, CASES):
                     measured, results = run(hosts, folder, case, pace)
                     expected = expected or results
                     if results != expected:
